@@ -1,0 +1,114 @@
+"""Files that are either whole or untouched: write beside, flush, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from frostline.errors import OutputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a sibling temporary path; rename it over `path` when the block ends without an error.
+
+    A reader, or a crash at any instant, sees the old file or the new one, never a part. A file
+    that is memory-mapped elsewhere keeps its old content there.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or the disk is full.
+    """
+    with _output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with _output_errors(path):
+            yield temporary
+            _flush(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+            _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all.
+
+    Raises:
+        OutputError: as `replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all.
+
+    Raises:
+        OutputError: as `replacing`.
+    """
+    write_bytes(path, text.encode())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a log and hand it to the system.
+
+    Raises:
+        OutputError: as `replacing`.
+    """
+    with _output_errors(path), path.open("a", encoding="utf-8") as log:
+        log.write(line + "\n")
+
+
+def file_digest(path: Path, make_hash: Callable[[], _Hash]) -> str:
+    """Hexadecimal digest of a file's content, read in 1 MiB pieces."""
+    digest = make_hash()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class _Hash(Protocol):
+    """What `file_digest` needs of hashlib's and xxhash's objects."""
+
+    def update(self, piece: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    # Some network file systems cannot flush a folder; the rename has happened all the same.
+    try:
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    """The process's file mode mask; reading it without setting it needs /proc, so ask for 0o022's rule."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    return 0o022
+
+
+@contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"cannot write {path}: {reason}. Nothing was overwritten. "
+            "Choose a folder you can write to, with room on its disk."
+        ) from error

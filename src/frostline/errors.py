@@ -1,0 +1,106 @@
+"""Every error Frostline raises, in one tree; a message says what was asked, what was found, what to do.
+
+FrostlineError                    exit status 1: the user can mend it
+├── SelectorError                 a selector that cannot be read, or a term that matches nothing
+├── FreezeError                   a freeze that cannot hold, or would leave nothing to train
+├── ModelError                    a model that cannot be found or built, or a head that cannot be put
+├── WeightsError                  weights that cannot be had, read or fitted
+├── DataError                     a data set that cannot be used
+│   └── ImageError                one image that cannot be decoded
+├── ConfigError                   options that contradict each other or their ranges
+├── DeltaError                    a delta that does not belong to this model, or cannot be read
+├── OutputError                   a result that cannot be written where it was asked for
+├── TrainingError                 a run that cannot go on
+│   └── NonFiniteLoss             the loss became NaN or infinite; names the batch's samples
+└── BrokenPromise                 exit status 3: what was to hold did not
+    └── DriftError                a frozen tensor or mode moved; lists each with how far
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class FrostlineError(Exception):
+    """Root of all of Frostline's errors."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class SelectorError(FrostlineError, ValueError):
+    """A selector could not be read, or one of its terms matches nothing in the model."""
+
+
+class FreezeError(FrostlineError, ValueError):
+    """A freeze cannot hold, or would leave nothing to train."""
+
+
+class ModelError(FrostlineError):
+    """A model could not be found or built, or a head could not be put on it."""
+
+
+class WeightsError(FrostlineError):
+    """Weights could not be had, read or fitted to the model."""
+
+
+class DataError(FrostlineError):
+    """A data set cannot be used as asked."""
+
+
+class ImageError(DataError):
+    """One image could not be decoded."""
+
+
+class ConfigError(FrostlineError, ValueError):
+    """Options contradict each other or lie outside their range."""
+
+
+class DeltaError(FrostlineError):
+    """A delta cannot be read or does not belong to this model."""
+
+
+class OutputError(FrostlineError):
+    """A result cannot be written where it was asked for."""
+
+
+class TrainingError(FrostlineError):
+    """A run cannot go on."""
+
+
+class NonFiniteLoss(TrainingError):  # noqa: N818 - the field's word for it, and no other reading
+    """The loss became NaN or infinite."""
+
+
+class BrokenPromise(FrostlineError):  # noqa: N818 - named for what happened
+    """Something Frostline promised did not hold."""
+
+    exit_status: ClassVar[int] = 3
+
+
+class DriftError(BrokenPromise):
+    """Frozen tensors or modes moved.
+
+    Attributes:
+        drifts: one entry for each tensor or module that moved, in the model's order; `str()` of
+            an entry is its line of the message.
+    """
+
+    def __init__(self, message: str, drifts: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.drifts = tuple(drifts)
+
+
+def nearest(word: str, known: Sequence[str], *, count: int = 3) -> list[str]:
+    """The `count` entries of `known` that are spelt most like `word`, best first."""
+    from difflib import SequenceMatcher
+
+    matcher = SequenceMatcher(autojunk=False)
+    matcher.set_seq2(word.lower())
+    scored = []
+    for candidate in dict.fromkeys(known):
+        matcher.set_seq1(candidate.lower())
+        if matcher.quick_ratio() > 0.3:
+            scored.append((matcher.ratio(), candidate))
+    scored.sort(key=lambda pair: (-pair[0], pair[1]))
+    return [candidate for _, candidate in scored[:count]]

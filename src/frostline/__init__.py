@@ -1,1 +1,110 @@
-"""Frostline: freeze any part of a pretrained PyTorch model and train the rest."""
+"""Frostline: freeze any part of a pretrained PyTorch model and train the rest.
+
+    import frostline as fl
+
+    frozen = fl.freeze(model, "backbone")
+    ...train...
+    frozen.verify()
+
+The names below are imported when they are first used, so that the command line can answer
+`--help` without loading torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from frostline._version import __version__
+
+if TYPE_CHECKING:
+    from frostline.errors import (
+        BrokenPromise,
+        ConfigError,
+        DataError,
+        DeltaError,
+        DriftError,
+        FreezeError,
+        FrostlineError,
+        ImageError,
+        ModelError,
+        NonFiniteLoss,
+        OutputError,
+        SelectorError,
+        TrainingError,
+        WeightsError,
+    )
+    from frostline.fingerprints import Fingerprint, fingerprint
+    from frostline.freezing import Frozen, freeze, frozen, thaw, train_only
+    from frostline.groups import param_groups
+    from frostline.preprocessing import Preprocessing
+    from frostline.selectors import (
+        Selection,
+        Selector,
+        depth,
+        everything,
+        exactly,
+        glob,
+        kind,
+        nothing,
+        of_type,
+        path,
+        regex,
+        select,
+        stage,
+        where,
+    )
+    from frostline.tree import summary
+
+_HOMES = {
+    "errors": (
+        "BrokenPromise",
+        "ConfigError",
+        "DataError",
+        "DeltaError",
+        "DriftError",
+        "FreezeError",
+        "FrostlineError",
+        "ImageError",
+        "ModelError",
+        "NonFiniteLoss",
+        "OutputError",
+        "SelectorError",
+        "TrainingError",
+        "WeightsError",
+    ),
+    "fingerprints": ("Fingerprint", "fingerprint"),
+    "freezing": ("Frozen", "freeze", "frozen", "thaw", "train_only"),
+    "groups": ("param_groups",),
+    "preprocessing": ("Preprocessing",),
+    "selectors": (
+        "Selection",
+        "Selector",
+        "depth",
+        "everything",
+        "exactly",
+        "glob",
+        "kind",
+        "nothing",
+        "of_type",
+        "path",
+        "regex",
+        "select",
+        "stage",
+        "where",
+    ),
+    "tree": ("summary",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'frostline' has no attribute '{name}'")
+    value = getattr(import_module(f"frostline.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])

@@ -1,9 +1,9 @@
-"""Every error Frostline raises, in one tree; a message says what was asked, what was found, what to do.
+"""Every error Frostline raises, in one tree; messages say what was asked, found, and to do.
 
 FrostlineError                    exit status 1: the user can mend it
 ├── SelectorError                 a selector that cannot be read, or a term that matches nothing
 ├── FreezeError                   a freeze that cannot hold, or would leave nothing to train
-├── ModelError                    a model that cannot be found or built, or a head that cannot be put
+├── ModelError                    a model that cannot be found or built, or given a head
 ├── WeightsError                  weights that cannot be had, read or fitted
 ├── DataError                     a data set that cannot be used
 │   └── ImageError                one image that cannot be decoded
@@ -101,6 +101,10 @@ def nearest(word: str, known: Sequence[str], *, count: int = 3) -> list[str]:
     for candidate in dict.fromkeys(known):
         matcher.set_seq1(candidate.lower())
         if matcher.quick_ratio() > 0.3:
-            scored.append((matcher.ratio(), candidate))
-    scored.sort(key=lambda pair: (-pair[0], pair[1]))
-    return [candidate for _, candidate in scored[:count]]
+            scored.append((-matcher.ratio(), _letter_distance(word, candidate), candidate))
+    return [candidate for _, _, candidate in sorted(scored)[:count]]
+
+
+def _letter_distance(word: str, candidate: str) -> int:
+    """How far the letters lie apart, so that `layer4` is nearer to `layer5` than `layer1` is."""
+    return sum(abs(ord(a) - ord(b)) for a, b in zip(word, candidate, strict=False))

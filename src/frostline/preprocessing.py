@@ -1,9 +1,9 @@
-"""How a picture becomes the tensor that the weights were trained on: data, and the one place that applies it."""
+"""How a picture becomes the tensor that the weights were trained on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +46,8 @@ class Preprocessing:
         from torchvision.transforms import functional as F
 
         pixels = F.convert_image_dtype(F.pil_to_tensor(image), torch.float)
-        return F.normalize(pixels, mean=list(self.mean), std=list(self.std), inplace=True)
+        pixels = F.normalize(pixels, mean=list(self.mean), std=list(self.std), inplace=True)
+        return cast("Tensor", pixels)
 
     @property
     def interpolation_mode(self) -> object:

@@ -1,0 +1,165 @@
+"""Content hashes of parameters and buffers, and how far a tensor is from what it was.
+
+A tensor's digest covers dtype, shape and every byte (xxh3, 128 bits, at the speed of memory); a
+fingerprint covers names and digests. NaN payloads and the sign of zero count: bits, not values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self, final
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from frostline.errors import FrostlineError
+from frostline.selectors import Selection, SelectorLike, everything, select
+
+SAMPLED_NUMBERS = 4096
+
+
+@final
+class Fingerprint(str):
+    """A content hash as text, equal when the contents are.
+
+    Attributes:
+        tensors: tensor name -> digest, in the model's order.
+    """
+
+    tensors: Mapping[str, str]
+    __slots__ = ("tensors",)
+
+    def __new__(cls, tensors: Mapping[str, str]) -> Self:
+        lines = "".join(f"{name} {digest}\n" for name, digest in tensors.items())
+        value = super().__new__(cls, f"xxh3:{xxhash.xxh3_128_hexdigest(lines.encode())}")
+        value.tensors = dict(tensors)
+        return value
+
+    def __reduce__(self) -> tuple[type[Fingerprint], tuple[Mapping[str, str]]]:
+        return Fingerprint, (self.tensors,)
+
+
+def fingerprint(model: nn.Module, selector: SelectorLike = everything) -> Fingerprint:
+    """Content hash of the selected parameters and of the buffers that belong to them.
+
+    Equal exactly when names, shapes, dtypes and bits are; the device and memory layout do not
+    count. A module's buffers belong to the selection when all its own parameters do.
+
+    Raises:
+        SelectorError: as `select`.
+        FrostlineError: a tensor has no data (it lives on the meta device).
+    """
+    return fingerprint_of(tensors_of(select(model, selector)))
+
+
+def fingerprint_of(tensors: Mapping[str, Tensor]) -> Fingerprint:
+    """Content hash of named tensors, in the given order."""
+    return Fingerprint({name: digest(tensor, name=name) for name, tensor in tensors.items()})
+
+
+def tensors_of(selection: Selection) -> dict[str, Tensor]:
+    """The selected parameters under each of their names, and the buffers that belong to them."""
+    return dict(_named_tensors(selection))
+
+
+def digest(tensor: Tensor, *, name: str = "tensor") -> str:
+    """Hash of one tensor's dtype, shape and bytes.
+
+    Raises:
+        FrostlineError: the tensor has no data.
+    """
+    state = xxhash.xxh3_128(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    if tensor.numel():
+        state.update(_bytes(tensor, name).numpy().data)
+    return state.hexdigest()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is kept of a tensor to prove later that it did not move, and say how far it did.
+
+    A hash for the proof; for the distance a sample of evenly spaced numbers (all of them in small
+    tensors) and the sum. A second copy would tell more, but would double the memory of what
+    freezing is to make free.
+    """
+
+    digest: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    sample: Tensor
+    total: float
+
+    @classmethod
+    def of(cls, tensor: Tensor, *, name: str) -> Self:
+        """Take down `tensor` as it is now."""
+        sample = _sample(tensor)
+        return cls(
+            digest(tensor, name=name), tensor.dtype, tuple(tensor.shape), sample, _sum(tensor)
+        )
+
+    def moved(self, tensor: Tensor, *, name: str) -> str | None:
+        """How far `tensor` is from this record, in words; `None` when no bit differs."""
+        if digest(tensor, name=name) == self.digest:
+            return None
+        if tensor.dtype != self.dtype:
+            return f"dtype changed from {self.dtype} to {tensor.dtype}"
+        if tuple(tensor.shape) != self.shape:
+            return f"shape changed from {self.shape} to {tuple(tensor.shape)}"
+        return self._distance(tensor)
+
+    def _distance(self, tensor: Tensor) -> str:
+        steps = (_sample(tensor) - self.sample).abs()
+        largest = float(steps.max()) if steps.numel() else 0.0
+        if steps.numel() == tensor.numel():
+            where = f"{int((steps != 0).sum())} of {tensor.numel()} numbers"
+            return (
+                f"moved by up to {largest:.3g} ({where})"
+                if largest
+                else "moved in sign bits or NaNs"
+            )
+        if largest or math.isnan(largest):
+            return f"moved by at least {largest:.3g} ({steps.numel()} of {tensor.numel()} compared)"
+        shift = abs(_sum(tensor) - self.total)
+        return f"moved in few numbers, by {shift:.3g} in sum"
+
+
+def _named_tensors(selection: Selection) -> Iterator[tuple[str, Tensor]]:
+    picked = {id(entry.tensor) for entry in selection.entries}
+    for path, module in selection.inventory.modules.items():
+        prefix = f"{path}." if path else ""
+        own = {n: p for n, p in module._parameters.items() if p is not None}
+        buffers = {n: b for n, b in module._buffers.items() if b is not None}
+        yield from ((prefix + n, p) for n, p in own.items() if id(p) in picked)
+        if _all_in(own.values() or buffers.values(), picked):
+            yield from ((prefix + n, b) for n, b in buffers.items())
+
+
+def _all_in(tensors: Iterable[Tensor], picked: set[int]) -> bool:
+    return all(id(tensor) in picked for tensor in tensors)
+
+
+def _bytes(tensor: Tensor, name: str) -> Tensor:
+    if tensor.is_meta:
+        raise FrostlineError(
+            f"{name} has no data to hash: it lives on the meta device. Load the weights first."
+        )
+    dense = tensor.detach().cpu().resolve_conj().resolve_neg()
+    return dense.contiguous().flatten().view(torch.uint8)
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Up to `SAMPLED_NUMBERS` evenly spaced numbers as float64 on the CPU."""
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() > SAMPLED_NUMBERS:
+        flat = flat[:: math.ceil(flat.numel() / SAMPLED_NUMBERS)]
+    flat = flat.cpu()
+    return (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).double()
+
+
+def _sum(tensor: Tensor) -> float:
+    numbers = tensor.detach()
+    return float((numbers.abs() if numbers.is_complex() else numbers).sum(dtype=torch.float64))

@@ -1,0 +1,81 @@
+"""Optimizer parameter groups: what is trainable, with learning rate and decay by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+from torch import nn
+
+from frostline.errors import ConfigError, FreezeError
+from frostline.selectors import SelectorLike, inventory, select, select_policy, stages
+
+
+class ParamGroup(TypedDict):
+    """One group as torch's optimizers take it; `param_names` stand beside `params`."""
+
+    params: list[nn.Parameter]
+    param_names: list[str]
+    lr: float
+    weight_decay: float
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 0.01,
+    layer_decay: float = 1.0,
+    lr_mult: Mapping[str, float] | None = None,
+    no_decay: SelectorLike = "kind:bias | kind:norm",
+) -> list[ParamGroup]:
+    """Groups of the trainable parameters, for any torch optimizer; frozen ones are in none.
+
+    A parameter's learning rate is `lr`, times `layer_decay` for each stage between its own and
+    the last, times the multiplier of each selector in `lr_mult` that matches it. Its weight
+    decay is `weight_decay`, or 0 where `no_decay` matches it; a `kind:` there that the model
+    does not have is fine.
+
+    Args:
+        lr: learning rate of the last stage, above 0.
+        layer_decay: factor in (0, 1] for each stage below the last.
+
+    Raises:
+        FreezeError: nothing is trainable.
+        ConfigError: a number is out of its range.
+        SelectorError: a selector cannot be read or a term matches nothing.
+    """
+    _check(lr, weight_decay, layer_decay)
+    stock = inventory(model)
+    exempt = select_policy(model, no_decay).picked
+    factors = {s: (select(model, s).picked, factor) for s, factor in (lr_mult or {}).items()}
+    depth = {index: n for n, members in enumerate(stages(stock)) for index in members}
+    last = max(depth.values(), default=0)
+    groups: dict[tuple[float, float], ParamGroup] = {}
+    for index, entry in enumerate(stock.entries):
+        if not (isinstance(entry.tensor, nn.Parameter) and entry.tensor.requires_grad):
+            continue
+        rate = lr * layer_decay ** (last - depth[index])
+        for picked, factor in factors.values():
+            rate *= factor if index in picked else 1.0
+        decay = 0.0 if index in exempt else weight_decay
+        group = groups.setdefault(
+            (rate, decay), ParamGroup(params=[], param_names=[], lr=rate, weight_decay=decay)
+        )
+        group["params"].append(entry.tensor)
+        group["param_names"].append(entry.name)
+    if not groups:
+        raise FreezeError(
+            f"nothing in {stock.title} is trainable, so an optimizer would have nothing to do. "
+            "Thaw something: fl.thaw(model, ...) or fl.train_only(model, ...)."
+        )
+    return list(groups.values())
+
+
+def _check(lr: float, weight_decay: float, layer_decay: float) -> None:
+    if not lr > 0:
+        raise ConfigError(f"lr is {lr}; a learning rate is above 0, as lr=1e-3.")
+    if not weight_decay >= 0:
+        raise ConfigError(f"weight_decay is {weight_decay}; it is 0 or above, as 0.01.")
+    if not 0 < layer_decay <= 1:
+        raise ConfigError(f"layer_decay is {layer_decay}; it lies above 0 and up to 1, as 0.75.")

@@ -1,0 +1,136 @@
+"""Which layer of a network makes its logits, and how wide it is."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from frostline.errors import ModelError, nearest
+
+LogitLayer: TypeAlias = nn.Linear | nn.Conv2d
+
+_INSTEAD = (
+    "Stack a head on the model's output (--on logits), or name the layer: "
+    'replace_classifier(model, classes=..., path="...").'
+)
+
+
+def find_classifier(model: nn.Module) -> tuple[str, ...]:
+    """Dotted paths of the layers that make the logits; nearly always one.
+
+    What timm says of its models is believed. Elsewhere it is the last layer with parameters in
+    the model's last child that has any, if that is a `Linear` or a 1x1 `Conv2d`.
+
+    Raises:
+        ModelError: there is no such layer.
+    """
+    named = _as_timm_names_it(model)
+    if named:
+        return _checked(model, named)
+    path = _last_layer(model)
+    if path is None or not _is_logit_layer(model.get_submodule(path)):
+        last = f"its last layer is {_kind(model, path)}" if path else "it has no layers"
+        raise ModelError(f"{_name(model)} has no classifier to be found: {last}. {_INSTEAD}")
+    return (path,)
+
+
+def logit_layer(model: nn.Module, path: str) -> LogitLayer:
+    """The layer at `path`.
+
+    Raises:
+        ModelError: there is no module there, or it is neither `Linear` nor a 1x1 `Conv2d`.
+    """
+    modules = dict(model.named_modules())
+    if not path or path not in modules:
+        close = ", ".join(nearest(path, [name for name in modules if name]))
+        raise ModelError(f"{_name(model)} has no module {path!r}. Nearest: {close or 'none'}.")
+    layer = modules[path]
+    if isinstance(layer, nn.Linear | nn.Conv2d) and _is_logit_layer(layer):
+        return layer
+    raise ModelError(
+        f"{path} of {_name(model)} is {_kind(model, path)}, not a Linear or a 1x1 Conv2d. "
+        "Name the layer that makes the logits."
+    )
+
+
+def input_width(layer: LogitLayer) -> int:
+    """Features that the layer takes."""
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+
+
+def output_width(layer: LogitLayer) -> int:
+    """Logits that the layer makes."""
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def model_width(model: nn.Module) -> int:
+    """Width of the model's output: its classifier's logits, or a headless timm model's features.
+
+    Raises:
+        ModelError: neither is known.
+    """
+    width: Any = getattr(model, "num_features", None)
+    if _timm_config(model) is not None and getattr(model, "num_classes", None) == 0:
+        width = getattr(model, "head_hidden_size", width)
+        if isinstance(width, int):
+            return width
+    return output_width(logit_layer(model, find_classifier(model)[0]))
+
+
+def _timm_config(model: nn.Module) -> dict[str, Any] | None:
+    config: Any = getattr(model, "pretrained_cfg", None)
+    return config if isinstance(config, dict) else None
+
+
+def _as_timm_names_it(model: nn.Module) -> tuple[str, ...]:
+    """The paths in `pretrained_cfg["classifier"]`, if all of them exist."""
+    named = (_timm_config(model) or {}).get("classifier")
+    paths = (named,) if isinstance(named, str) else tuple(named or ())
+    modules = {name for name, _ in model.named_modules()}
+    return paths if all(path in modules for path in paths) else ()
+
+
+def _checked(model: nn.Module, paths: tuple[str, ...]) -> tuple[str, ...]:
+    for path in paths:
+        if isinstance(model.get_submodule(path), nn.Identity):
+            raise ModelError(
+                f"{_name(model)} was built without a classifier: {path} is empty, and its output "
+                "is features. Stack a head on these (--on logits)."
+            )
+        logit_layer(model, path)
+    return paths
+
+
+def _last_layer(model: nn.Module) -> str | None:
+    """Path of the last module that has parameters of its own, in the order of definition."""
+    paths = [
+        path
+        for path, module in model.named_modules(remove_duplicate=False)
+        if path and "parametrizations" not in path.split(".") and _has_own_parameters(module)
+    ]
+    return paths[-1] if paths else None
+
+
+def _has_own_parameters(module: nn.Module) -> bool:
+    # A parametrized layer (weight norm) keeps its weight below itself.
+    own = next(module.parameters(recurse=False), None) is not None
+    return own or isinstance(module, nn.Linear | nn.Conv2d)
+
+
+def _is_logit_layer(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False  # an attention's own output, not a classifier
+    if isinstance(module, nn.Conv2d):
+        return set(module.kernel_size) == {1} and module.groups == 1
+    return isinstance(module, nn.Linear)
+
+
+def _kind(model: nn.Module, path: str | None) -> str:
+    layer = model.get_submodule(path or "")
+    size = "x".join(map(str, layer.kernel_size)) + " " if isinstance(layer, nn.Conv2d) else ""
+    return f"{path or 'the model'}, a {size}{type(layer).__name__}"
+
+
+def _name(model: nn.Module) -> str:
+    return type(model).__name__

@@ -1,0 +1,274 @@
+"""A new head on a network: in place of its classifier, or stacked on its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+from torch import Tensor, nn
+
+from frostline.errors import ConfigError, ModelError
+from frostline.models._seeds import seeded
+from frostline.models.classifiers import (
+    find_classifier,
+    input_width,
+    logit_layer,
+    model_width,
+    output_width,
+)
+
+__all__ = [
+    "HeadPlace",
+    "Headed",
+    "Stacked",
+    "build_head",
+    "find_classifier",
+    "logits_of",
+    "put_head",
+    "replace_classifier",
+    "stack_head",
+]
+
+HeadPlace = Literal["classifier", "logits", "keep"]
+
+
+@dataclass(frozen=True, slots=True)
+class Headed:
+    """A model that ends in as many logits as there are classes.
+
+    Attributes:
+        model: the given model, changed in place, or a `Stacked` around it.
+        head: dotted path of the module that makes the logits, or is put to.
+    """
+
+    model: nn.Module
+    head: str
+
+
+@final
+class Stacked(nn.Module):
+    """`head(backbone(x))`: a head on a whole network's output.
+
+    Without a hidden width, a linear head on ImageNet logits makes one linear map with the layer
+    before it: it can say no more than a replaced classifier could, from fewer numbers.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """Logits `(batch, classes)`; the backbone takes the arguments as they are."""
+        logits: Tensor = self.head(logits_of(self.backbone(*inputs, **named)))
+        return logits
+
+
+def put_head(
+    model: nn.Module,
+    *,
+    classes: int,
+    hidden: Sequence[int] = (),
+    on: HeadPlace = "classifier",
+    seed: int | None = None,
+) -> Headed:
+    """Give `model` an output of `classes` logits.
+
+    Args:
+        hidden: widths of the head's hidden layers, with ReLU between.
+        on: replace the `classifier`, stack a head on the `logits`, or `keep` the classifier.
+        seed: the new layers' values depend on it alone; None draws from torch's generator.
+
+    Raises:
+        ConfigError: a width is no positive whole number, `keep` has hidden widths, or `on` is
+            unknown.
+        ModelError: no classifier is found, it cannot be replaced, or it is kept and has another
+            number of outputs.
+    """
+    check_head(classes=classes, hidden=hidden, on=on)
+    with seeded(seed):
+        if on == "logits":
+            return Headed(stack_head(model, classes=classes, hidden=hidden), "head")
+        if on == "classifier":
+            return Headed(model, replace_classifier(model, classes=classes, hidden=hidden))
+    return Headed(model, _kept(model, classes))
+
+
+def check_head(*, classes: int, hidden: Sequence[int], on: HeadPlace) -> None:
+    """Refuse a head that cannot be, before a model is built for it.
+
+    Raises:
+        ConfigError: as `put_head`.
+    """
+    if on not in ("classifier", "logits", "keep"):
+        raise ConfigError(f"a head cannot be put on {on!r}. Use classifier, logits or keep.")
+    if on == "keep" and hidden:
+        raise ConfigError(
+            f"the classifier is kept, so it gets no hidden layers {tuple(hidden)}. "
+            "Use --on classifier or --on logits for these, or leave them out."
+        )
+    _check_widths([("classes", classes), *(("hidden width", width) for width in hidden)])
+
+
+def replace_classifier(
+    model: nn.Module, *, classes: int, hidden: Sequence[int] = (), path: str | None = None
+) -> str:
+    """Put a new head where the classifier was, and return its dotted path, which is the same.
+
+    The head is `Linear(in, classes)`, a 1x1 `Conv2d` where that was one, or a `Sequential` if
+    there are hidden widths; on the old layer's device, in its dtype and mode, and trainable.
+    Every other name stays. Counts of classes that timm and transformers keep are updated.
+
+    Args:
+        path: of the layer to replace, where `find_classifier` would not find it.
+
+    Raises:
+        ConfigError: a width is no positive whole number.
+        ModelError: no classifier or more than one is found, or it shares its tensors.
+    """
+    place = path if path is not None else _the_only(model, find_classifier(model))
+    old = logit_layer(model, place)
+    _check_not_shared(model, place)
+    new = build_head(input_width(old), classes, hidden, conv=isinstance(old, nn.Conv2d))
+    new.to(device=old.weight.device, dtype=old.weight.dtype).train(old.training)
+    model.set_submodule(place, new)
+    _update_counts(model, place, classes)
+    return place
+
+
+def stack_head(
+    model: nn.Module, *, classes: int, hidden: Sequence[int] = (), features: int | None = None
+) -> Stacked:
+    """Put a new head on the whole model's output; its own parts are untouched.
+
+    Args:
+        features: width of the model's output; None takes its classifier's.
+
+    Raises:
+        ConfigError: a width is no positive whole number.
+        ModelError: `features` is None and no classifier tells it.
+    """
+    width = model_width(model) if features is None else features
+    head = build_head(width, classes, hidden)
+    like = next((value for value in model.parameters() if value.is_floating_point()), None)
+    if like is not None:
+        head.to(device=like.device, dtype=like.dtype)
+    stacked = Stacked(model, head.train(model.training))
+    # Not by train(), which would set the modes of the model's parts.
+    stacked.training = model.training
+    return stacked
+
+
+def build_head(
+    features: int, classes: int, hidden: Sequence[int] = (), *, conv: bool = False
+) -> nn.Module:
+    """`Linear(features, classes)`, or `Sequential(Linear, ReLU, ..., Linear)` with hidden widths.
+
+    Args:
+        conv: 1x1 `Conv2d` instead of `Linear`, for `(batch, features, height, width)`.
+
+    Raises:
+        ConfigError: a width is no positive whole number.
+    """
+    named = [("features", features), *(("hidden width", width) for width in hidden)]
+    _check_widths([*named, ("classes", classes)])
+    widths = [features, *hidden, classes]
+    layers: list[nn.Module] = []
+    for i in range(len(widths) - 1):
+        layers += [nn.ReLU()] if layers else []
+        layers.append(_layer(widths[i], widths[i + 1], conv=conv))
+    return nn.Sequential(*layers) if hidden else layers[0]
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits in a model's output: the tensor itself, its `logits`, or the first of a tuple.
+
+    Raises:
+        ModelError: there is no tensor in any of these places.
+    """
+    if isinstance(output, Tensor):
+        return output
+    found = _logits_in(output)
+    if isinstance(found, Tensor):
+        return found
+    raise ModelError(
+        f"the model returned {_described(output)}, in which there are no logits. "
+        "Let it return a tensor, a tuple that starts with it, or something with .logits."
+    )
+
+
+def _logits_in(output: object) -> object:
+    if isinstance(output, Mapping):
+        return output.get("logits")
+    found = getattr(output, "logits", None)
+    if found is None and isinstance(output, tuple | list) and output:
+        return output[0]
+    return found
+
+
+def _layer(inputs: int, outputs: int, *, conv: bool) -> nn.Module:
+    return nn.Conv2d(inputs, outputs, kernel_size=1) if conv else nn.Linear(inputs, outputs)
+
+
+def _check_widths(named: Sequence[tuple[str, object]]) -> None:
+    for name, width in named:
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise ConfigError(f"{name} is {width!r}; it must be a whole number from 1 upwards.")
+
+
+def _kept(model: nn.Module, classes: int) -> str:
+    path = find_classifier(model)[0]
+    width = output_width(logit_layer(model, path))
+    if width != classes:
+        raise ModelError(
+            f"{path} of {type(model).__name__} makes {width} logits, and there are {classes} "
+            "classes, so it cannot be kept. Replace it (--on classifier)."
+        )
+    return path
+
+
+def _the_only(model: nn.Module, paths: tuple[str, ...]) -> str:
+    if len(paths) > 1:
+        raise ModelError(
+            f"{type(model).__name__} has {len(paths)} classifiers ({', '.join(paths)}), whose "
+            "outputs it combines; replacing one would break that. Stack a head on their common "
+            "output (--on logits)."
+        )
+    return paths[0]
+
+
+def _check_not_shared(model: nn.Module, path: str) -> None:
+    layer = model.get_submodule(path)
+    modules = model.named_modules(remove_duplicate=False)
+    elsewhere = [name for name, module in modules if module is layer and name != path]
+    own = {id(parameter) for parameter in layer.parameters()}
+    tied = [
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if id(parameter) in own and not name.startswith(f"{path}.")
+    ]
+    if elsewhere or tied:
+        raise ModelError(
+            f"{path} of {type(model).__name__} is shared with {(elsewhere or tied)[0]}: replacing "
+            "it would untie them. Stack a head on the logits (--on logits)."
+        )
+
+
+def _update_counts(model: nn.Module, path: str, classes: int) -> None:
+    """Other libraries' own records of how many classes there are, where they keep one."""
+    parts = path.split(".")
+    for depth in range(len(parts)):
+        module = model.get_submodule(".".join(parts[:depth]))
+        for holder in (module, getattr(module, "config", None)):
+            for attribute in ("num_classes", "num_labels"):
+                if isinstance(getattr(holder, attribute, None), int):
+                    setattr(holder, attribute, classes)
+
+
+def _described(output: object) -> str:
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with the keys {', '.join(map(str, output)) or '(none)'}"
+    if isinstance(output, tuple | list):
+        return f"a {type(output).__name__} of {', '.join(type(x).__name__ for x in output) or '0'}"
+    return f"a {type(output).__name__}"

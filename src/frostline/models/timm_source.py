@@ -1,0 +1,174 @@
+"""timm's models, with its weights and their preprocessing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+from typing import Any
+
+from torch import nn
+
+from frostline.errors import ModelError, WeightsError, nearest
+from frostline.models._built import Built
+from frostline.models.downloads import downloading, one_line
+from frostline.models.spec import ModelSpec, WeightsChoice
+from frostline.models.transforms import from_timm
+from frostline.models.weights import WeightsReport
+
+HUB_TIMEOUT_SECONDS = 5.0
+
+
+def build_timm(spec: ModelSpec, weights: WeightsChoice) -> Built:
+    """Any model that timm lists, by its name or `NAME.TAG`; see `Source`."""
+    _check_installed(spec)
+    _check_name(spec.name)
+    _check_weights(spec, weights)
+    published = weights.kind == "published"
+    model = _published(spec) if published else _create(spec, pretrained=False)
+    return Built(
+        model=model,
+        preprocessing=from_timm(_timm().data.resolve_model_data_config(model)),
+        weights=_report(spec, model) if published else WeightsReport.none(),
+        classes=_classes(model) if published else None,
+    )
+
+
+def _timm() -> Any:
+    """The package, imported when it is needed; Any, because its types come and go by version."""
+    return importlib.import_module("timm")
+
+
+def _check_installed(spec: ModelSpec) -> None:
+    if importlib.util.find_spec("timm") is None:
+        raise ModelError(
+            f'{spec} needs the package timm, which is not installed: pip install "frostline[timm]".'
+        )
+
+
+def _check_name(name: str) -> None:
+    timm = _timm()
+
+    names = [*timm.list_models(), *timm.list_models(include_tags=True)]
+    if name in names:
+        return
+    renamed = timm.models.get_deprecated_models().get(name)
+    if renamed:
+        raise ModelError(f"timm has renamed {name!r}: use timm:{renamed}.")
+    raise ModelError(
+        f"timm has no model {name!r}. Nearest: {', '.join(nearest(name, names))}. "
+        "See all: python -c \"import timm; print(*timm.list_models('*'), sep='\\n')\"."
+    )
+
+
+def _check_weights(spec: ModelSpec, weights: WeightsChoice) -> None:
+    if weights.kind == "published" and weights.name != "DEFAULT":
+        raise WeightsError(
+            f"{spec} has no weights {weights.name!r}: timm names weights by a tag of the model. "
+            f"Use timm:{spec.name.partition('.')[0]}.{weights.name} with --weights DEFAULT if that "
+            "is one; otherwise DEFAULT, none or a file."
+        )
+
+
+def _create(spec: ModelSpec, *, pretrained: bool, **options: object) -> nn.Module:
+    with warnings.catch_warnings():
+        # About timm's own insides: nobody who reads them here could act on them.
+        warnings.simplefilter("ignore")
+        try:
+            model: nn.Module = _timm().create_model(spec.name, pretrained=pretrained, **options)
+        except Exception as error:
+            if pretrained:
+                raise
+            raise ModelError(
+                f"timm cannot build {spec.name}: {one_line(error)}. "
+                "Update timm, install what it asks for, or choose another model."
+            ) from error
+    return model
+
+
+def _published(spec: ModelSpec) -> nn.Module:
+    timm = _timm()
+    config = timm.models.get_pretrained_cfg(spec.name)
+    if config is None or not config.has_weights:
+        raise _no_weights(spec)
+    with downloading(f"weights DEFAULT of {spec} from {_address(config)}"):
+        if not config.hf_hub_id:
+            return _create(spec, pretrained=True)
+        # timm's own download retries for 46 s without a network, also when the file is in the
+        # cache; so the file is fetched here and timm reads it (timm 1.0.31, huggingface_hub 2.4).
+        overlay = {"file": _hub_file(config), "custom_load": False}
+        model = _create(spec, pretrained=True, pretrained_cfg_overlay=overlay)
+    config_of_model: Any = model.pretrained_cfg
+    config_of_model.pop("file", None)
+    return model
+
+
+def _no_weights(spec: ModelSpec) -> WeightsError:
+    timm = _timm()
+    tagged = timm.list_pretrained(f"{spec.name.partition('.')[0]}.*")
+    others = f" It has some for timm:{', timm:'.join(tagged[:5])}." if tagged else ""
+    return WeightsError(
+        f"timm publishes no weights for {spec.name}.{others} "
+        "Give weights you have with --weights FILE, or use --weights none."
+    )
+
+
+def _address(config: Any) -> str:
+    return f"hub repository {config.hf_hub_id}" if config.hf_hub_id else str(config.url)
+
+
+def _hub_file(config: Any) -> str:
+    """The path of the weights in the hub's cache, fetched if need be.
+
+    Raises:
+        Exception: whatever the hub's HTTP library raises; the hub itself is tried once.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    repository, _, revision = config.hf_hub_id.partition("@")
+    names = _file_names(config.hf_hub_filename)
+    for name in names:
+        cached = try_to_load_from_cache(repository, name, revision=revision or None)
+        if isinstance(cached, str):
+            return cached
+    name = _first_on_hub(repository, names, revision=revision or None)
+    return str(hf_hub_download(repository, name, revision=revision or None))
+
+
+def _file_names(given: str | None) -> tuple[str, ...]:
+    return (given,) if given else ("model.safetensors", "pytorch_model.bin")
+
+
+def _first_on_hub(repository: str, names: tuple[str, ...], *, revision: str | None) -> str:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    # Asked directly, the hub's client does not retry.
+    for name in names[:-1]:
+        url = hf_hub_url(repository, name, revision=revision)
+        try:
+            get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
+        except EntryNotFoundError:
+            continue
+        return name
+    url = hf_hub_url(repository, names[-1], revision=revision)
+    get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
+    return names[-1]
+
+
+def _report(spec: ModelSpec, model: nn.Module) -> WeightsReport:
+    config: Any = model.pretrained_cfg
+    tag = config.get("tag")
+    name = f"{config.get('architecture', spec.name)}.{tag}" if tag else spec.name
+    return WeightsReport(source=f"timm {name}", loaded=len(model.state_dict()))
+
+
+def _classes(model: nn.Module) -> tuple[str, ...] | None:
+    """Class names where timm knows them for as many logits as the model has."""
+    data = _timm().data
+    config: Any = model.pretrained_cfg
+    names = config.get("label_names")
+    subset = None if names else data.infer_imagenet_subset(model)
+    if subset:
+        names = data.ImageNetInfo(subset).label_descriptions()
+    return tuple(names) if names and len(names) == config.get("num_classes") else None

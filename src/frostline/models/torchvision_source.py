@@ -1,0 +1,134 @@
+"""torchvision's classifiers, with its weights and their preprocessing."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import nn
+
+from frostline.errors import ModelError, WeightsError, nearest
+from frostline.models._built import Built
+from frostline.models.downloads import downloading
+from frostline.models.spec import ModelSpec, WeightsChoice
+from frostline.models.transforms import from_torchvision
+from frostline.models.weights import WeightsReport
+
+# Heads that see the picture half-way and only in training mode; their logits would come in a tuple.
+_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
+
+
+def build_torchvision(spec: ModelSpec, weights: WeightsChoice) -> Built:
+    """Any classifier that torchvision lists; see `Source`.
+
+    GoogLeNet and Inception come without their auxiliary heads, and with the input scaling that
+    their published weights were trained with, so that a file of these gives the same numbers.
+    """
+    _check_name(spec.name)
+    from torchvision import models
+
+    entries = models.get_model_weights(spec.name)
+    entry = None if weights.kind == "none" else _entry(entries, spec, weights)
+    removed = _AUXILIARY.get(spec.name, ())
+    model = _bare(spec.name) if entry is None else _published(spec.name, entry)
+    _remove(model, removed)
+    return Built(
+        model=model,
+        preprocessing=from_torchvision((entry or entries.DEFAULT).transforms()),
+        weights=_report(model, entry),
+        classes=_classes(entry),
+        removed=removed,
+    )
+
+
+def _check_name(name: str) -> None:
+    from torchvision import models
+
+    classifiers = models.list_models(module=models)
+    if name in classifiers:
+        return
+    if name in models.list_models():
+        raise ModelError(
+            f"torchvision's {name!r} is not an image classifier. Choose one that is, such as "
+            "resnet50, or write a function that returns a model and name it file.py:function."
+        )
+    if _is_in_timm(name):
+        raise ModelError(f"torchvision has no model {name!r}, but timm has: use timm:{name}.")
+    raise ModelError(
+        f"torchvision has no model {name!r}. Nearest: {', '.join(nearest(name, classifiers))}. "
+        "Other sources: timm:NAME and path/to/file.py:function."
+    )
+
+
+def _is_in_timm(name: str) -> bool:
+    if importlib.util.find_spec("timm") is None:
+        return False
+    import timm
+
+    return name in timm.list_models() or name in timm.list_models(include_tags=True)
+
+
+def _entry(entries: Any, spec: ModelSpec, weights: WeightsChoice) -> Any:
+    if weights.name == "DEFAULT":
+        return entries.DEFAULT
+    names = list(entries.__members__)
+    if weights.name not in names:
+        raise WeightsError(
+            f"{spec} has no weights {weights.name!r}. It has DEFAULT, {', '.join(names)}; "
+            "or give a file (--weights FILE), or none."
+        )
+    return entries[weights.name]
+
+
+def _bare(name: str) -> nn.Module:
+    from torchvision import models
+
+    options: dict[str, bool] = {}
+    if name in _AUXILIARY:
+        options = {"aux_logits": False, "transform_input": True, "init_weights": True}
+    model: nn.Module = models.get_model(name, weights=None, **options)
+    return model
+
+
+def _published(name: str, entry: Any) -> nn.Module:
+    from torchvision import models
+
+    copy = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(entry.url).path).name
+    cure = f"The copy at {copy} seems damaged: delete it." if copy.is_file() else ""
+    with downloading(f"weights {entry.name} of {name} from {entry.url}", cure=cure):
+        model: nn.Module = models.get_model(name, weights=entry, progress=sys.stderr.isatty())
+    _check_no_nan(model, name, entry)
+    return model
+
+
+def _check_no_nan(model: nn.Module, name: str, entry: Any) -> None:
+    # vgg16's IMAGENET1K_FEATURES has no classifier: its tensors there are NaN.
+    bad = [key for key, value in model.named_parameters() if bool(value.isnan().any())]
+    if bad:
+        raise WeightsError(
+            f"weights {entry.name} of {name} hold NaN in {', '.join(bad[:5])}. "
+            "They are made for another use; choose --weights DEFAULT."
+        )
+
+
+def _remove(model: nn.Module, paths: tuple[str, ...]) -> None:
+    if not paths:
+        return
+    model.aux_logits = False  # type: ignore[assignment]  # a plain attribute of these two models
+    for path in paths:
+        setattr(model, path, None)
+
+
+def _report(model: nn.Module, entry: Any) -> WeightsReport:
+    if entry is None:
+        return WeightsReport.none()
+    return WeightsReport(source=f"torchvision {entry}", loaded=len(model.state_dict()))
+
+
+def _classes(entry: Any) -> tuple[str, ...] | None:
+    categories = None if entry is None else entry.meta.get("categories")
+    return tuple(categories) if categories else None

@@ -1,0 +1,102 @@
+"""Other libraries' descriptions of their preprocessing, read into Frostline's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import get_args
+
+from frostline.errors import ModelError
+from frostline.preprocessing import Interpolation, Preprocessing
+
+
+def from_torchvision(transforms: object) -> Preprocessing:
+    """`weights.transforms()` of a classifier, giving the same numbers bit for bit.
+
+    Raises:
+        ModelError: `transforms` is not torchvision's preset for image classification.
+    """
+    from torchvision.transforms._presets import ImageClassification
+
+    if not isinstance(transforms, ImageClassification):
+        raise ModelError(
+            f"the preprocessing of these weights is {type(transforms).__name__}, which is not "
+            "torchvision's preset for image classification. Write a function that returns "
+            "(model, Preprocessing) and name it file.py:function."
+        )
+    sizes = [int(size) for size in transforms.resize_size]
+    crop = [int(size) for size in transforms.crop_size]
+    return Preprocessing(
+        resize=sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1]),
+        crop=(crop[0], crop[-1]),
+        mean=_three(transforms.mean, "mean"),
+        std=_three(transforms.std, "std"),
+        interpolation=_interpolation(transforms.interpolation.value),
+    )
+
+
+def from_timm(config: Mapping[str, object]) -> Preprocessing:
+    """timm's data configuration, or the `pretrained_cfg` of a model that follows timm's example.
+
+    Gives the numbers of timm's own evaluation transform bit for bit. A key that is absent takes
+    timm's default.
+
+    Raises:
+        ModelError: images are padded to a border, not RGB, or cropped to other than a square;
+            `Preprocessing` has no such step.
+    """
+    height, width = _image_size(config.get("input_size", (3, 224, 224)))
+    # timm's own default and `floor`; rounding to nearest is off by one pixel at times.
+    crop_fraction = _number(config.get("crop_pct") or 0.875)
+    scaled = math.floor(height / crop_fraction), math.floor(width / crop_fraction)
+    return Preprocessing(
+        resize=_resize(str(config.get("crop_mode") or "center"), scaled),
+        crop=(height, width),
+        mean=_three(config.get("mean") or (0.485, 0.456, 0.406), "mean"),
+        std=_three(config.get("std") or (0.229, 0.224, 0.225), "std"),
+        interpolation=_interpolation(config.get("interpolation") or "bicubic"),
+    )
+
+
+def _resize(crop_mode: str, scaled: tuple[int, int]) -> int | tuple[int, int]:
+    if crop_mode == "squash":
+        return scaled
+    if crop_mode == "center" and scaled[0] == scaled[1]:
+        return scaled[0]
+    shape = "square" if scaled[0] == scaled[1] else "oblong"
+    raise _inexpressible(f"a {shape} crop in mode {crop_mode!r}")
+
+
+def _image_size(size: object) -> tuple[int, int]:
+    sides = [int(side) for side in size] if isinstance(size, list | tuple) else []
+    if len(sides) != 3 or sides[0] != 3:
+        raise _inexpressible(f"input of size {size}, which is not (3, height, width)")
+    return sides[1], sides[2]
+
+
+def _three(values: object, what: str) -> tuple[float, float, float]:
+    numbers = [_number(value) for value in values] if isinstance(values, Iterable) else []
+    if len(numbers) != 3:
+        raise _inexpressible(f"{what} {values}, which is not three numbers")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _number(value: object) -> float:
+    if isinstance(value, int | float):
+        return float(value)
+    raise _inexpressible(f"{value!r} where a number belongs")
+
+
+def _interpolation(name: object) -> Interpolation:
+    for known in get_args(Interpolation):
+        if name == known:
+            return known  # type: ignore[no-any-return]  # get_args gives Any
+    raise _inexpressible(f"interpolation {name!r}")
+
+
+def _inexpressible(what: str) -> ModelError:
+    return ModelError(
+        f"this model's preprocessing wants {what}; Frostline resizes, crops the centre and "
+        "normalises RGB. Write a function that returns (model, Preprocessing) and name it "
+        "file.py:function."
+    )

@@ -1,0 +1,155 @@
+"""What train and eval mode means for the frozen part, and how eval is held there.
+
+A module whose whole subtree is frozen is *held*: it stays in eval however often anyone calls
+`train()` on it or on a module above. Each held module carries an instance attribute `train` (a
+`Hold`), so no class is changed, no module replaced and no `state_dict` key added, and the hold
+goes along through `copy.deepcopy` and `torch.save` of the whole module.
+
+`FROST` marks, on each module that owns frozen tensors, which of its own are frozen by Frostline;
+`settle` derives from the marks who is to be held. Norm layers have a policy of their own:
+`hold` keeps one that is frozen in any part in eval, `adapt` leaves it to follow the mode of the
+model, so that its statistics follow the data.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, final
+
+from torch import nn
+
+from frostline.selectors.inventory import keeps_running_statistics
+
+NormPolicy = Literal["hold", "adapt"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Which of a module's own tensors Frostline froze, and the norm policy it was told."""
+
+    names: frozenset[str]
+    norm: NormPolicy = "hold"
+
+
+@final
+class Hold:
+    """Stands in for `module.train`: the module stays in eval, its children get the call.
+
+    Held children ignore it likewise; a norm layer left to adapt follows it.
+
+    Attributes:
+        former: the module's own mode before it was held.
+    """
+
+    __slots__ = ("_module", "former")
+
+    def __init__(self, module: nn.Module, former: bool) -> None:
+        # Weak, since a cycle would keep a dropped model's memory until the next collection.
+        self._module = weakref.ref(module)
+        self.former = former
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        module = self._target()
+        module.training = False
+        for child in module.children():
+            child.train(mode)
+        return module
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Hold:
+        module = self._target()
+        copied = memo.get(id(module), module)
+        assert isinstance(copied, nn.Module)
+        return Hold(copied, self.former)
+
+    def __reduce__(self) -> tuple[type[Hold], tuple[nn.Module, bool]]:
+        return Hold, (self._target(), self.former)
+
+    def _target(self) -> nn.Module:
+        module = self._module()
+        if module is None:
+            raise ReferenceError("the module of this hold is gone")
+        return module
+
+
+_MARK = "_frostline"
+
+
+def mark_of(module: nn.Module) -> Mark | None:
+    """The module's mark, if it owns frozen tensors."""
+    mark = module.__dict__.get(_MARK)
+    return mark if isinstance(mark, Mark) else None
+
+
+def set_mark(module: nn.Module, names: frozenset[str], *, norm: NormPolicy) -> None:
+    """Record that exactly these of the module's own tensors are frozen; none removes the mark."""
+    if names:
+        module.__dict__[_MARK] = Mark(names, norm)
+    else:
+        module.__dict__.pop(_MARK, None)
+
+
+def is_held(module: nn.Module) -> bool:
+    """Whether the module is held in eval."""
+    return isinstance(module.__dict__.get("train"), Hold)
+
+
+def adapts(module: nn.Module) -> bool:
+    """Whether the module's statistics were left to follow the data by `norm="adapt"`."""
+    mark = mark_of(module)
+    return mark is not None and mark.norm == "adapt" and keeps_running_statistics(module)
+
+
+def is_random_in_training(module: nn.Module) -> bool:
+    """Whether a parameterless layer draws random numbers in train mode: dropouts and their kin."""
+    name = type(module).__name__.lower()
+    return any(word in name for word in ("drop", "stochasticdepth", "rrelu"))
+
+
+def settle(model: nn.Module) -> None:
+    """Hold every module that the marks below `model` say is wholly frozen, release the others.
+
+    A released module gets back the mode it had before it was held.
+    """
+    due = set(_due(model))
+    for module in model.modules():
+        if module in due and not is_held(module):
+            module.__dict__["train"] = Hold(module, module.training)
+            module.training = False
+        elif module not in due and is_held(module):
+            hold: Hold = module.__dict__.pop("train")
+            module.training = hold.former
+
+
+def _due(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules to be held: wholly frozen subtrees, and norms frozen in part."""
+    for root in _frozen_roots(model):
+        yield from (module for module in root.modules() if not adapts(module))
+    for module in model.modules():
+        if mark_of(module) is not None and keeps_running_statistics(module) and not adapts(module):
+            yield module
+
+
+def _frozen_roots(module: nn.Module) -> Iterator[nn.Module]:
+    if _is_wholly_frozen(module):
+        yield module
+    else:
+        for child in module.children():
+            yield from _frozen_roots(child)
+
+
+def _is_wholly_frozen(root: nn.Module) -> bool:
+    """No parameter wants a gradient, no statistics are free, and Frostline had a hand in it."""
+    return (
+        any(mark_of(module) is not None for module in root.modules())
+        and not any(parameter.requires_grad for parameter in root.parameters())
+        and not any(_has_free_statistics(module) for module in root.modules())
+    )
+
+
+def _has_free_statistics(module: nn.Module) -> bool:
+    """Whether a norm without parameters was not selected; one with parameters goes by those."""
+    has_parameters = next(module.parameters(recurse=False), None) is not None
+    return keeps_running_statistics(module) and not has_parameters and mark_of(module) is None

@@ -1,0 +1,255 @@
+"""Selecting parameters: text, Python values and their algebra become one selection.
+
+`select` is the single way in; `as_selector` is the one place where sugar becomes a `Selector`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from frostline.errors import SelectorError
+from frostline.selectors.grammar import parse
+from frostline.selectors.inventory import Entry, Inventory, inventory
+from frostline.selectors.stages import stages
+from frostline.selectors.terms import (
+    Depth,
+    Everything,
+    Exactly,
+    Glob,
+    Kind,
+    Nothing,
+    OfType,
+    Path,
+    Predicate,
+    Regex,
+    Selector,
+    Stage,
+    Where,
+    any_of,
+)
+from frostline.tables import Column, Table
+from frostline.units import format_bytes, format_count
+
+SelectorLike = (
+    Selector
+    | str
+    | nn.Module
+    | Tensor
+    | Predicate
+    | Iterable["str | Selector | nn.Module | Tensor"]
+)
+
+everything: Selector = Everything()
+nothing: Selector = Nothing()
+
+
+def path(name: str) -> Selector:
+    """The module at that dotted path and all below it, or the parameter of that full name."""
+    return Path(name)
+
+
+def glob(pattern: str) -> Selector:
+    """Dotted names by pattern: `*` stays inside a segment, `**` crosses segments."""
+    return Glob(pattern)
+
+
+def regex(pattern: str) -> Selector:
+    """Full names in which the regular expression is found."""
+    return Regex(pattern)
+
+
+def of_type(name: str | type[nn.Module]) -> Selector:
+    """At or below a module of that class, by name; base classes count."""
+    return OfType(name if isinstance(name, str) else name.__name__)
+
+
+def kind(name: str) -> Selector:
+    """What a parameter is: `norm`, `bias`, `conv`, `linear`, `embedding`, `attention`."""
+    return Kind(name)
+
+
+def stage(first: int, last: int | None = None) -> Selector:
+    """The model's stages `first` to `last` inclusive, in forward order; negative from the end."""
+    return Stage(first, first if last is None else last)
+
+
+def depth(percent: float) -> Selector:
+    """The first `percent` (0 to 100) of the model's stages."""
+    return Depth(percent)
+
+
+def where(predicate: Predicate) -> Selector:
+    """What `predicate(name, parameter, module)` says yes to."""
+    return Where(predicate)
+
+
+def exactly(*objects: nn.Module | Tensor) -> Selector:
+    """These very modules and parameters, by identity."""
+    return Exactly(objects)
+
+
+def as_selector(value: SelectorLike) -> Selector:
+    """Normalise what a user may pass: text, a selector, a module, a parameter, a function, a list.
+
+    Raises:
+        SelectorError: it is none of these, or its text cannot be read.
+    """
+    if isinstance(value, Selector):
+        return value
+    if isinstance(value, str):
+        return parse(value)
+    if isinstance(value, nn.Module | Tensor):
+        return Exactly([value])
+    if callable(value):
+        return Where(value)
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        terms = [as_selector(item) for item in value]
+        return any_of(*terms) if terms else nothing
+    raise SelectorError(
+        f"a selector is text, fl.path(...) and the like, a module, a parameter, a function or a "
+        f"list of these; got {type(value).__name__}."
+    )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a selector matched in one model.
+
+    Attributes:
+        selector: what was asked, in normal form.
+        inventory: everything that could have matched.
+        picked: indices into `inventory.entries`.
+    """
+
+    selector: Selector
+    inventory: Inventory = field(repr=False)
+    picked: frozenset[int] = field(repr=False)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The matched entries in the model's order."""
+        return tuple(self.inventory.entries[index] for index in sorted(self.picked))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the matched parameters, as in `named_parameters()`; a tied one once."""
+        return tuple(entry.name for entry in self.entries if entry.is_parameter)
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The matched parameters, each once."""
+        return tuple(e.tensor for e in self.entries if isinstance(e.tensor, nn.Parameter))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of the largest modules all of whose parameters are matched; `""` is the model."""
+        whole = self._whole_modules()
+        return tuple(
+            path
+            for path in whole
+            if not any(above != path and _is_above(above, path) for above in whole)
+        )
+
+    @property
+    def numel(self) -> int:
+        """How many numbers the matched parameters hold."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the matched parameters hold."""
+        return sum(parameter.nbytes for parameter in self.parameters)
+
+    def report(self) -> Table:
+        """A table of the matched parameters, with names, shapes and sizes."""
+        rows = tuple(
+            (e.name, "x".join(map(str, e.tensor.shape)) or "scalar", format_count(e.tensor.numel()))
+            for e in self.entries
+            if e.is_parameter
+        )
+        total = sum(1 for entry in self.inventory.entries if entry.is_parameter)
+        return Table(
+            title=f"{self.selector} in {self.inventory.title}",
+            columns=(Column("parameter"), Column("shape"), Column("numbers", "right")),
+            rows=rows,
+            notes=(
+                f"{len(rows)} of {total} parameters, {format_count(self.numel)} numbers, "
+                f"{format_bytes(self.nbytes)}",
+            ),
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == p.name for e in self.entries for p in e.occurrences)
+
+    def __str__(self) -> str:
+        return str(self.report())
+
+    def _whole_modules(self) -> list[str]:
+        inside: dict[str, bool] = {}
+        for index, entry in enumerate(self.inventory.entries):
+            for place in entry.occurrences:
+                for module_path in _paths_above(place.name):
+                    inside[module_path] = inside.get(module_path, True) and index in self.picked
+        return [path for path, whole in inside.items() if whole]
+
+
+def select(model: nn.Module, selector: SelectorLike) -> Selection:
+    """Match `selector` in `model`.
+
+    Every term must match something; a tied parameter is matched under each of its names and
+    counted once.
+
+    Raises:
+        SelectorError: the text cannot be read, or a term matches nothing (names the nearest).
+    """
+    return _select(inventory(model), as_selector(selector))
+
+
+def select_policy(model: nn.Module, selector: SelectorLike) -> Selection:
+    """As `select`, but a `kind:` the model does not have is fine: a rule for whatever there is."""
+    return _select(inventory(model, kinds_may_miss=True), as_selector(selector))
+
+
+def _select(stock: Inventory, selector: Selector) -> Selection:
+    return Selection(selector, stock, selector.pick(stock))
+
+
+def _paths_above(name: str) -> list[str]:
+    segments = name.split(".")[:-1]
+    return [".".join(segments[:count]) for count in range(len(segments) + 1)]
+
+
+def _is_above(path: str, other: str) -> bool:
+    return path == "" or other.startswith(f"{path}.")
+
+
+__all__ = [
+    "Entry",
+    "Inventory",
+    "Selection",
+    "Selector",
+    "SelectorLike",
+    "as_selector",
+    "depth",
+    "everything",
+    "exactly",
+    "glob",
+    "inventory",
+    "kind",
+    "nothing",
+    "of_type",
+    "parse",
+    "path",
+    "regex",
+    "select",
+    "select_policy",
+    "stage",
+    "stages",
+    "where",
+]

@@ -1,0 +1,238 @@
+r"""Text -> selector. The whole language:
+
+    selector := and ("|" and)*         a | b     either
+    and      := not ("&" not)*         a & b     both
+    not      := "~" not | atom         ~a        the others
+    atom     := "(" selector ")" | term
+    term     := "all" | "none"
+              | "re:" regex | "type:" class | "kind:" kind
+              | "stage:" n [".." n] | "depth:" number "%"
+              | path | glob
+
+A term ends at a space or an operator. Inside a `re:` term, parentheses and brackets belong to
+the regular expression while they are open; quotes (`re:'a|b'`, `'odd name.weight'`) keep all.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NoReturn
+
+from frostline.errors import SelectorError, nearest
+from frostline.selectors.terms import (
+    Depth,
+    Everything,
+    Glob,
+    Kind,
+    Nothing,
+    OfType,
+    Path,
+    Regex,
+    Selector,
+    Stage,
+    all_of,
+    any_of,
+)
+
+_PREFIXES = ("re", "type", "kind", "stage", "depth")
+_STAGE = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
+_DEPTH = re.compile(r"(\d+(?:\.\d+)?)%")
+_OPERATORS = "&|~()"
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """A piece of the text; `quoted` pieces are never operators, words or patterns."""
+
+    text: str
+    start: int
+    prefix: str = ""
+    quoted: bool = False
+
+
+def parse(text: str) -> Selector:
+    """Read a selector's text.
+
+    Raises:
+        SelectorError: the text cannot be read; shows where.
+    """
+    tokens = _Tokens(text)
+    selector = _either(tokens)
+    if (rest := tokens.peek()) is not None:
+        tokens.refuse(rest, f"'{rest.text}' was not expected here; join terms with & or |")
+    return selector
+
+
+class _Tokens:
+    """The text's tokens and how far they have been read."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._tokens = _tokenize(text)
+        self._at = 0
+
+    def peek(self) -> _Token | None:
+        return self._tokens[self._at] if self._at < len(self._tokens) else None
+
+    def next_is(self, operator: str) -> bool:
+        token = self.peek()
+        if token is None or token.quoted or token.prefix or token.text != operator:
+            return False
+        self._at += 1
+        return True
+
+    def take(self) -> _Token:
+        token = self.peek()
+        if token is None:
+            self.refuse(None, "it ends where a term was expected")
+        self._at += 1
+        return token
+
+    def refuse(self, token: _Token | None, reason: str) -> NoReturn:
+        _refuse(self.text, token.start if token else len(self.text), reason)
+
+
+def _either(tokens: _Tokens) -> Selector:
+    terms = [_both(tokens)]
+    while tokens.next_is("|"):
+        terms.append(_both(tokens))
+    return any_of(*terms)
+
+
+def _both(tokens: _Tokens) -> Selector:
+    terms = [_negated(tokens)]
+    while tokens.next_is("&"):
+        terms.append(_negated(tokens))
+    return all_of(*terms)
+
+
+def _negated(tokens: _Tokens) -> Selector:
+    if tokens.next_is("~"):
+        return ~_negated(tokens)
+    if tokens.next_is("("):
+        inner = _either(tokens)
+        if not tokens.next_is(")"):
+            tokens.refuse(tokens.peek(), "a ')' is missing")
+        return inner
+    return _term(tokens)
+
+
+def _term(tokens: _Tokens) -> Selector:
+    token = tokens.take()
+    if not token.quoted and not token.prefix and token.text in _OPERATORS:
+        tokens.refuse(token, f"'{token.text}' stands where a term was expected")
+    if token.prefix:
+        return _prefixed(tokens, token)
+    if token.quoted:
+        return Path(token.text)
+    if token.text in {"all", "none"}:
+        return Everything() if token.text == "all" else Nothing()
+    if ":" in token.text:
+        _refuse_prefix(tokens, token)
+    return Glob(token.text) if re.search(r"[*?\[]", token.text) else Path(token.text)
+
+
+def _prefixed(tokens: _Tokens, token: _Token) -> Selector:
+    if not token.text:
+        tokens.refuse(token, f"'{token.prefix}:' names nothing")
+    match token.prefix:
+        case "re":
+            return Regex(token.text)
+        case "type":
+            return OfType(token.text)
+        case "kind":
+            return Kind(token.text)
+        case "stage":
+            return _stage(tokens, token)
+        case _:
+            return _depth(tokens, token)
+
+
+def _stage(tokens: _Tokens, token: _Token) -> Selector:
+    found = _STAGE.fullmatch(token.text)
+    if found is None:
+        tokens.refuse(token, "a stage is a number or a range, as stage:0, stage:-1, stage:1..3")
+    first = int(found[1])
+    return Stage(first, first if found[2] is None else int(found[2]))
+
+
+def _depth(tokens: _Tokens, token: _Token) -> Selector:
+    found = _DEPTH.fullmatch(token.text)
+    if found is None:
+        tokens.refuse(token, "a depth is a percentage, as depth:60%")
+    return Depth(float(found[1]))
+
+
+def _refuse_prefix(tokens: _Tokens, token: _Token) -> NoReturn:
+    prefix = token.text.partition(":")[0]
+    if prefix == "rows":
+        tokens.refuse(token, "rows: selects parts of tensors, which this version cannot freeze")
+    near = nearest(prefix, _PREFIXES, count=1)
+    hint = f"; did you mean '{near[0]}:'?" if near else ""
+    known = ", ".join(f"{p}:" for p in _PREFIXES)
+    tokens.refuse(token, f"there is no '{prefix}:'{hint} (there are {known})")
+
+
+def _tokenize(text: str) -> list[_Token]:
+    tokens: list[_Token] = []
+    at = 0
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+        elif text[at] in _OPERATORS:
+            tokens.append(_Token(text[at], at))
+            at += 1
+        else:
+            token, at = _read_term(text, at)
+            tokens.append(token)
+    return tokens
+
+
+def _read_term(text: str, start: int) -> tuple[_Token, int]:
+    prefix = next((p for p in _PREFIXES if text.startswith(f"{p}:", start)), "")
+    at = start + len(prefix) + 1 if prefix else start
+    if text[at : at + 1] in {"'", '"'}:
+        content, end = _read_quoted(text, at)
+        return _Token(content, start, prefix, quoted=True), end
+    end = _regex_end(text, at) if prefix == "re" else _word_end(text, at)
+    return _Token(text[at:end], start, prefix), end
+
+
+def _read_quoted(text: str, at: int) -> tuple[str, int]:
+    end = text.find(text[at], at + 1)
+    if end < 0:
+        _refuse(text, at, f"the quote {text[at]} is never closed")
+    return text[at + 1 : end], end + 1
+
+
+def _word_end(text: str, at: int) -> int:
+    while at < len(text) and not text[at].isspace() and text[at] not in _OPERATORS:
+        at += 1
+    return at
+
+
+def _regex_end(text: str, at: int) -> int:
+    """Where a bare regular expression ends: at a space or operator outside its own brackets."""
+    open_groups, in_class = 0, False
+    while at < len(text):
+        sign = text[at]
+        inside = in_class or open_groups > 0
+        if sign == "\\":
+            at += 1
+        elif in_class:
+            in_class = sign != "]"
+        elif sign == "[":
+            in_class = True
+        elif sign == "(":
+            open_groups += 1
+        elif sign == ")" and open_groups > 0:
+            open_groups -= 1
+        elif not inside and (sign.isspace() or sign in _OPERATORS):
+            break
+        at += 1
+    return min(at, len(text))
+
+
+def _refuse(text: str, at: int, reason: str) -> NoReturn:
+    raise SelectorError(f"cannot read the selector at the mark: {reason}.\n  {text}\n  {' ' * at}^")

@@ -1,0 +1,183 @@
+"""What a model holds: each parameter once, under every name, with the modules above it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from frostline.errors import SelectorError
+
+# Names that wrappers put between a module and its content; selectors need not know them.
+_WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """One place where a tensor hangs in the module tree.
+
+    Attributes:
+        name: dotted name as in `named_parameters()`.
+        plain: the name a person would use: without wrapper segments, and with a parametrized or
+            weight-normed tensor under its own name (`conv.weight`).
+        owners: the modules above it, the root first, its direct owner last.
+    """
+
+    name: str
+    plain: str
+    owners: tuple[nn.Module, ...]
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module that holds the tensor directly."""
+        return self.owners[-1]
+
+    @property
+    def leaf(self) -> str:
+        """The last segment of `plain`: `weight`, `bias`."""
+        return self.plain.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One parameter, or one buffer of a module that has no parameter, under each of its names."""
+
+    tensor: Tensor
+    occurrences: tuple[Occurrence, ...]
+    is_parameter: bool
+
+    @property
+    def name(self) -> str:
+        """Its first name, the one `named_parameters()` gives."""
+        return self.occurrences[0].name
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All that selectors can match in one model.
+
+    Attributes:
+        model: the model itself, without compile or data-parallel wrapper.
+        entries: every parameter once, and the buffers of modules without parameters; in the
+            order of the module tree.
+        kinds_may_miss: a `kind:` term that matches nothing is fine (for policies such as "no
+            decay on norms", which hold for whatever norms there are).
+    """
+
+    model: nn.Module
+    entries: tuple[Entry, ...]
+    kinds_may_miss: bool = field(default=False)
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Each dotted module path -> module; the root is `""`."""
+        return dict(self.model.named_modules(remove_duplicate=False))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Module paths and parameter names as a person would write them, for near misses."""
+        paths = (plain_name(path) for path in self.modules if path)
+        leaves = (place.plain for entry in self.entries for place in entry.occurrences)
+        return tuple(dict.fromkeys([*paths, *leaves]))
+
+    @property
+    def title(self) -> str:
+        """The model's class name, for messages."""
+        return type(self.model).__name__
+
+
+def inventory(model: nn.Module, *, kinds_may_miss: bool = False) -> Inventory:
+    """Take stock of `model`.
+
+    Raises:
+        SelectorError: `model` is no module, or a lazy module has not seen its first batch.
+    """
+    if not isinstance(model, nn.Module):
+        raise SelectorError(
+            f"selectors work on a torch.nn.Module, got {type(model).__name__}. Pass the model."
+        )
+    root = unwrap(model)
+    entries = tuple(_entries(root))
+    lazy = [entry.name for entry in entries if is_lazy(entry.tensor)]
+    if lazy:
+        raise SelectorError(
+            f"{lazy[0]} of {type(root).__name__} has no shape yet: a lazy module gets it in its "
+            "first call. Run one batch through the model, then select."
+        )
+    return Inventory(root, entries, kinds_may_miss)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
+    inner = model
+    while isinstance(inner, DataParallel | DistributedDataParallel) or _is_compiled(inner):
+        inner = cast("nn.Module", inner._orig_mod if _is_compiled(inner) else inner.module)
+    return inner
+
+
+def plain_name(name: str) -> str:
+    """`name` without wrapper segments, and `parametrizations.weight.original0` as `weight`."""
+    segments = [part for part in name.split(".") if part not in _WRAPPER_SEGMENTS]
+    if "parametrizations" in segments:
+        at = segments.index("parametrizations")
+        segments = segments[:at] + segments[at + 1 : at + 2]
+    return ".".join(segments)
+
+
+def keeps_running_statistics(module: nn.Module) -> bool:
+    """Whether training moves the module's statistics: batch and instance norms of all kinds."""
+    return isinstance(module, _NormBase) and module.running_mean is not None
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    # torch.compile's machinery takes a second to import, and is there if a compiled model is.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    return compiler is not None and isinstance(model, compiler.OptimizedModule)
+
+
+def _entries(root: nn.Module) -> Iterator[Entry]:
+    found: dict[int, tuple[Tensor, bool, list[Occurrence]]] = {}
+    for prefix, owners in _places(root, "", ()):
+        owner = owners[-1]
+        tensors, is_parameter = _own_tensors(owner)
+        for leaf, tensor in tensors.items():
+            name = prefix + leaf
+            place = Occurrence(name, _reweighted(plain_name(name), owner), owners)
+            found.setdefault(id(tensor), (tensor, is_parameter, []))[2].append(place)
+    for tensor, is_parameter, places in found.values():
+        yield Entry(tensor, tuple(places), is_parameter)
+
+
+def _own_tensors(module: nn.Module) -> tuple[dict[str, Tensor], bool]:
+    parameters = {name: p for name, p in module._parameters.items() if p is not None}
+    if parameters:
+        return dict(parameters), True
+    return {name: b for name, b in module._buffers.items() if b is not None}, False
+
+
+def _places(
+    module: nn.Module, prefix: str, above: tuple[nn.Module, ...]
+) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
+    owners = (*above, module)
+    yield prefix, owners
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _places(child, f"{prefix}{name}.", owners)
+
+
+def _reweighted(plain: str, owner: nn.Module) -> str:
+    """Give the halves of hook-style `weight_norm` and `spectral_norm` the tensor's own name."""
+    stem, _, ending = plain.rpartition("_")
+    if ending not in {"g", "v", "orig"}:
+        return plain
+    tensor = stem.rpartition(".")[2]
+    partners = owner._parameters.keys()
+    paired = {f"{tensor}_g", f"{tensor}_v"} <= partners or f"{tensor}_orig" in partners
+    return stem if paired and tensor not in partners else plain

@@ -1,0 +1,137 @@
+"""`stage:` and `depth:` - a model's own stages in forward order: stem, blocks, head.
+
+Registration order stands for forward order, as it does in torchvision, timm and transformers.
+The rules, each for a family of models:
+
+1. Go down while a module has a single child with parameters (a bare wrapper).
+2. The last child is the head. A plain `Sequential` of several layers that stands beside the
+   feature layers (AlexNet's and VGG's `classifier`) is opened, so that its last layer is the
+   head; a child named `head` is not, nor is one that stands beside a whole network.
+3. Of the rest, a child that holds most of the layers is opened (`features`, `encoder`,
+   `backbone`), again and again, until the layers are spread; but not where three or more
+   siblings of one class already make a series (ResNet's `layer1` to `layer4`).
+4. A norm joins the stage before it, an embedding the embedding before it; parameters that hang
+   between (class token, position embedding) join the first stage of their module.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from frostline.selectors.inventory import Inventory
+from frostline.selectors.kinds import is_norm_layer
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_DOMINANT_SHARE = 0.5
+_SERIES_LENGTH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A part of the model in forward order; `path` is its dotted path."""
+
+    path: str
+    module: nn.Module
+
+
+def stages(inventory: Inventory) -> tuple[frozenset[int], ...]:
+    """The entries of each stage, as indices into `inventory.entries`; every entry is in one."""
+    paths = stage_paths(inventory.model)
+    stage_of = {path: number for number, group in enumerate(paths) for path in group}
+    members: list[set[int]] = [set() for _ in paths] or [set()]
+    for index, entry in enumerate(inventory.entries):
+        members[_stage_of_name(entry.name, stage_of)].add(index)
+    return tuple(frozenset(group) for group in members)
+
+
+def stage_paths(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """The module paths that make up each stage; `("",)` alone where the model is one layer."""
+    top = _Unit("", model)
+    while len(children := _children(top)) == 1:
+        top = children[0]
+    if not children:
+        return ((top.path,),)
+    *body, head = children
+    body = list(_open_dominant(body))
+    if _is_layer_stack(head, children):
+        body, head = [*body, *(opened := _children(head))[:-1]], opened[-1]
+    if _joins(head, body):
+        return tuple(_merge([*body, head]))
+    return (*_merge(body), (head.path,))
+
+
+def _stage_of_name(name: str, stage_of: dict[str, int]) -> int:
+    """The stage whose path holds `name`; else the first stage below the module that holds it."""
+    prefix = name
+    while prefix:
+        prefix = prefix.rpartition(".")[0]
+        if prefix in stage_of:
+            return stage_of[prefix]
+        below = [
+            at for path, at in stage_of.items() if path.startswith(f"{prefix}." if prefix else "")
+        ]
+        if below:
+            return min(below)
+    return 0
+
+
+def _children(unit: _Unit) -> list[_Unit]:
+    """Children with parameters, lists opened into their items, each module once."""
+    found: dict[int, _Unit] = {}
+    for name, child in unit.module.named_children():
+        if next(child.parameters(), None) is None:
+            continue
+        inner = _Unit(f"{unit.path}.{name}" if unit.path else name, child)
+        found.setdefault(id(child), inner)
+    return list(found.values())
+
+
+def _open_dominant(units: list[_Unit]) -> Iterator[_Unit]:
+    while units and not _has_series(units):
+        sizes = [_layer_count(unit.module) for unit in units]
+        largest = max(range(len(units)), key=sizes.__getitem__)
+        inner = _children(units[largest])
+        if sizes[largest] <= _DOMINANT_SHARE * sum(sizes) or not inner:
+            break
+        units = [*units[:largest], *inner, *units[largest + 1 :]]
+    yield from units
+
+
+def _has_series(units: list[_Unit]) -> bool:
+    """Whether three or more composite siblings of one class already stand in a row of stages."""
+    composite = Counter(type(u.module) for u in units if _children(u))
+    return any(count >= _SERIES_LENGTH for count in composite.values())
+
+
+def _layer_count(module: nn.Module) -> int:
+    return sum(1 for m in module.modules() if m._parameters and not is_norm_layer(m))
+
+
+def _is_layer_stack(head: _Unit, siblings: list[_Unit]) -> bool:
+    if type(head.module) is not nn.Sequential or head.path.rpartition(".")[2] == "head":
+        return False
+    beside_network = len(siblings) == 2 and not isinstance(siblings[0].module, _CONTAINERS)
+    return not beside_network and len(_children(head)) > 1
+
+
+def _joins(unit: _Unit, before: list[_Unit]) -> bool:
+    if not before:
+        return False
+    both_embed = isinstance(unit.module, _EMBEDDINGS) and isinstance(before[-1].module, _EMBEDDINGS)
+    return is_norm_layer(unit.module) or both_embed
+
+
+def _merge(units: list[_Unit]) -> Iterator[tuple[str, ...]]:
+    group: list[_Unit] = []
+    for unit in units:
+        if group and not _joins(unit, group):
+            yield tuple(u.path for u in group)
+            group = []
+        group.append(unit)
+    if group:
+        yield tuple(u.path for u in group)

@@ -1,0 +1,141 @@
+"""What is frozen, where, and in which mode: the model as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from torch import nn
+
+from frostline.modes import adapts, is_held
+from frostline.selectors.inventory import inventory, unwrap
+from frostline.tables import Column, Table
+from frostline.units import format_bytes, format_count
+
+State = Literal["frozen", "trainable", "partly frozen", "no parameters"]
+Mode = Literal["eval, held", "eval", "train", "mixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One module.
+
+    Attributes:
+        path: dotted path; `""` is the model.
+        type: class name.
+        parameters: numbers in the parameters at and below it, a tied one once.
+        trainable: how many of these want a gradient.
+        nbytes: bytes of these parameters and of the buffers.
+        state: by the gradients switch.
+        mode: by the mode switch; "held" is kept in eval by Frostline.
+    """
+
+    path: str
+    type: str
+    parameters: int
+    trainable: int
+    nbytes: int
+    state: State
+    mode: Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The model's modules down to a depth, and the whole in the first row."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def total(self) -> Row:
+        """The whole model."""
+        return self.rows[0]
+
+    def table(self) -> Table:
+        """The rows as a table, the totals under it."""
+        total = self.total
+        share = total.trainable / total.parameters if total.parameters else 0.0
+        return Table(
+            columns=(
+                Column("module"),
+                Column("type"),
+                Column("parameters", "right"),
+                Column("gradients"),
+                Column("mode"),
+            ),
+            rows=tuple(_cells(row) for row in self.rows),
+            notes=(
+                f"{format_count(total.trainable)} of {format_count(total.parameters)} parameters "
+                f"trainable ({share:.2%}), {format_bytes(total.nbytes)} in all",
+            ),
+        )
+
+    def as_dict(self) -> dict[str, list[dict[str, str | int]]]:
+        """Plain data for JSON."""
+        return {"modules": [asdict(row) for row in self.rows]}
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+
+def summary(model: nn.Module, *, depth: int = 2) -> Summary:
+    """The model as a tree of modules, `depth` levels deep: parameters, frozen or not, mode, bytes.
+
+    Modules without parameters are left out, except where they hold buffers.
+
+    Raises:
+        SelectorError: `model` is no module, or is lazy and has not seen a batch.
+    """
+    root = inventory(model).model
+    return Summary(tuple(_rows(root, "", depth)))
+
+
+def describe(module: nn.Module, path: str = "") -> Row:
+    """One module's row."""
+    parameters = {id(p): p for p in module.parameters()}.values()
+    buffers = {id(b): b for b in module.buffers()}.values()
+    count = sum(p.numel() for p in parameters)
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    return Row(
+        path=path,
+        type=type(module).__name__,
+        parameters=count,
+        trainable=trainable,
+        nbytes=sum(t.nbytes for t in (*parameters, *buffers)),
+        state=_state(count, trainable),
+        mode=_mode(module),
+    )
+
+
+def _rows(module: nn.Module, path: str, depth: int) -> Iterator[Row]:
+    yield describe(module, path)
+    if depth == 0:
+        return
+    for name, child in module.named_children():
+        child = unwrap(child)
+        holds_tensors = any(True for _ in child.parameters()) or any(True for _ in child.buffers())
+        if holds_tensors:
+            yield from _rows(child, f"{path}.{name}" if path else name, depth - 1)
+
+
+def _state(count: int, trainable: int) -> State:
+    if count == 0:
+        return "no parameters"
+    if trainable == 0:
+        return "frozen"
+    return "trainable" if trainable == count else "partly frozen"
+
+
+def _mode(module: nn.Module) -> Mode:
+    if is_held(module) and not any(adapts(m) for m in module.modules()):
+        return "eval, held"
+    modes = {m.training for m in module.modules() if not is_held(m)}
+    if len(modes) == 2 or (is_held(module) and True in modes):
+        return "mixed"
+    return "train" if module.training else "eval"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    level = row.path.count(".") + 1 if row.path else 0
+    name = "  " * level + row.path.rpartition(".")[2] if row.path else "(model)"
+    return name, row.type, format_count(row.parameters), row.state, row.mode

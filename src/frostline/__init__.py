@@ -13,48 +13,8 @@ The names below are imported when they are first used, so that the command line 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
-from frostline._version import __version__
-
-if TYPE_CHECKING:
-    from frostline.errors import (
-        BrokenPromise,
-        ConfigError,
-        DataError,
-        DeltaError,
-        DriftError,
-        FreezeError,
-        FrostlineError,
-        ImageError,
-        ModelError,
-        NonFiniteLoss,
-        OutputError,
-        SelectorError,
-        TrainingError,
-        WeightsError,
-    )
-    from frostline.fingerprints import Fingerprint, fingerprint
-    from frostline.freezing import Frozen, freeze, frozen, thaw, train_only
-    from frostline.groups import param_groups
-    from frostline.preprocessing import Preprocessing
-    from frostline.selectors import (
-        Selection,
-        Selector,
-        depth,
-        everything,
-        exactly,
-        glob,
-        kind,
-        nothing,
-        of_type,
-        path,
-        regex,
-        select,
-        stage,
-        where,
-    )
-    from frostline.tree import summary
+from frostline._version import __version__ as __version__
 
 _HOMES = {
     "errors": (
@@ -96,6 +56,8 @@ _HOMES = {
     "tree": ("summary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME_OF, "__version__"])  # type checkers read __init__.pyi
 
 
 def __getattr__(name: str) -> object:

@@ -19,6 +19,7 @@ from frostline.errors import FrostlineError
 from frostline.selectors import Selection, SelectorLike, everything, select
 
 SAMPLED_NUMBERS = 4096
+BLOCK_NUMBERS = 65536
 
 
 @final
@@ -83,23 +84,21 @@ class Record:
     """What is kept of a tensor to prove later that it did not move, and say how far it did.
 
     A hash for the proof; for the distance a sample of evenly spaced numbers (all of them in small
-    tensors) and the sum. A second copy would tell more, but would double the memory of what
-    freezing is to make free.
+    tensors) and the sum of each block. A second copy would tell more, but would double the memory
+    of what freezing is to make free.
     """
 
     digest: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     sample: Tensor
-    total: float
+    block_sums: Tensor
 
     @classmethod
     def of(cls, tensor: Tensor, *, name: str) -> Self:
         """Take down `tensor` as it is now."""
-        sample = _sample(tensor)
-        return cls(
-            digest(tensor, name=name), tensor.dtype, tuple(tensor.shape), sample, _sum(tensor)
-        )
+        sample, sums = _sample(tensor), _block_sums(tensor)
+        return cls(digest(tensor, name=name), tensor.dtype, tuple(tensor.shape), sample, sums)
 
     def moved(self, tensor: Tensor, *, name: str) -> str | None:
         """How far `tensor` is from this record, in words; `None` when no bit differs."""
@@ -114,17 +113,15 @@ class Record:
     def _distance(self, tensor: Tensor) -> str:
         steps = (_sample(tensor) - self.sample).abs()
         largest = float(steps.max()) if steps.numel() else 0.0
-        if steps.numel() == tensor.numel():
-            where = f"{int((steps != 0).sum())} of {tensor.numel()} numbers"
-            return (
-                f"moved by up to {largest:.3g} ({where})"
-                if largest
-                else "moved in sign bits or NaNs"
-            )
+        if steps.numel() >= tensor.numel():
+            count = int((steps != 0).sum())
+            return f"moved by up to {largest:.3g} ({count} of {steps.numel()} numbers)"
         if largest or math.isnan(largest):
             return f"moved by at least {largest:.3g} ({steps.numel()} of {tensor.numel()} compared)"
-        shift = abs(_sum(tensor) - self.total)
-        return f"moved in few numbers, by {shift:.3g} in sum"
+        shifts = (_block_sums(tensor) - self.block_sums).abs()
+        block = int(shifts.argmax())
+        first, last = block * BLOCK_NUMBERS, min((block + 1) * BLOCK_NUMBERS, tensor.numel()) - 1
+        return f"moved by about {float(shifts[block]):.3g} within numbers {first} to {last}"
 
 
 def _named_tensors(selection: Selection) -> Iterator[tuple[str, Tensor]]:
@@ -160,6 +157,11 @@ def _sample(tensor: Tensor) -> Tensor:
     return (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).double()
 
 
-def _sum(tensor: Tensor) -> float:
-    numbers = tensor.detach()
-    return float((numbers.abs() if numbers.is_complex() else numbers).sum(dtype=torch.float64))
+def _block_sums(tensor: Tensor) -> Tensor:
+    """The sum of each block of `BLOCK_NUMBERS` numbers, on the CPU."""
+    flat = tensor.detach().reshape(-1)
+    numbers = flat.abs() if flat.is_complex() else flat
+    dtype = torch.float64 if numbers.dtype == torch.float64 else torch.float32
+    whole = numbers.numel() // BLOCK_NUMBERS * BLOCK_NUMBERS
+    sums = numbers[:whole].view(-1, BLOCK_NUMBERS).sum(dim=1, dtype=dtype)
+    return torch.cat([sums, numbers[whole:].sum(dtype=dtype).reshape(1)]).cpu()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from frostline.errors import ModelError, nearest
+from frostline.errors import ModelError
 
 SourceName = Literal["torchvision", "timm", "hf", "file"]
 WeightsKind = Literal["published", "none", "file"]
@@ -104,10 +104,8 @@ def _named(name: str, *, asked: str, form: str) -> str:
 
 
 def _unknown_source(text: str, prefix: str) -> ModelError:
-    close = nearest(prefix, _PREFIXES, count=1)
-    hint = f" Nearest: {close[0]}:." if close else ""
     return ModelError(
-        f"{text!r}: there is no source {prefix!r}.{hint} "
+        f"{text!r}: there is no source {prefix!r}. "
         "Use torchvision:NAME, timm:NAME, hf:NAME or path/to/file.py:function."
     )
 

@@ -57,7 +57,7 @@ def _check_name(name: str) -> None:
         raise ModelError(f"timm has renamed {name!r}: use timm:{renamed}.")
     raise ModelError(
         f"timm has no model {name!r}. Nearest: {', '.join(nearest(name, names))}. "
-        "See all: python -c \"import timm; print(*timm.list_models('*'), sep='\\n')\"."
+        "timm.list_models() lists all."
     )
 
 

@@ -75,7 +75,7 @@ def _is_in_timm(name: str) -> bool:
 def _entry(entries: Any, spec: ModelSpec, weights: WeightsChoice) -> Any:
     if weights.name == "DEFAULT":
         return entries.DEFAULT
-    names = list(entries.__members__)
+    names = [entry.name for entry in entries]  # without the alias DEFAULT
     if weights.name not in names:
         raise WeightsError(
             f"{spec} has no weights {weights.name!r}. It has DEFAULT, {', '.join(names)}; "

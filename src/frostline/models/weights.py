@@ -89,9 +89,10 @@ def load_weights(
     found = _modern(read_state_dict(path), wanted)
     fit = _fit(found, wanted, tolerated=(*replaced, *removed))
     if problems := _problems(fit, found, wanted):
+        advice = "" if replaced else "; if only its classifier differs, use --on classifier"
         raise WeightsError(
-            f"{path.name} does not fit {type(model).__name__}: {'; '.join(problems)}. Give weights "
-            "of this network; if only its classifier differs, replace that (--on classifier)."
+            f"{path.name} does not fit {type(model).__name__}: {'; '.join(problems)}. "
+            f"Use other weights, made for this network{advice}."
         )
     _check_no_nan(path, fit, found, wanted)
     with torch.no_grad():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -106,6 +107,17 @@ def is_random_in_training(module: nn.Module) -> bool:
     """Whether a parameterless layer draws random numbers in train mode: dropouts and their kin."""
     name = type(module).__name__.lower()
     return any(word in name for word in ("drop", "stochasticdepth", "rrelu"))
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever the block does, afterwards every module has the mode it had before."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def settle(model: nn.Module) -> None:

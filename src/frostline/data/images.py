@@ -144,7 +144,7 @@ def _identify(file: IO[bytes]) -> ImageFile:
     only be silenced for all threads at once.
     """
     file.seek(0)
-    prefix = file.read(16)
+    prefix = file.read(16).ljust(16, b"\0")  # readers unpack it without asking for its length
     reason = _no_picture(prefix)
     for name, factory in _candidates(prefix):
         if isinstance(factory, str):

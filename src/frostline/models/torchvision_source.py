@@ -87,9 +87,13 @@ def _entry(entries: Any, spec: ModelSpec, weights: WeightsChoice) -> Any:
 def _bare(name: str) -> nn.Module:
     from torchvision import models
 
-    options: dict[str, bool] = {}
+    options: dict[str, Any] = {}
     if name in _AUXILIARY:
         options = {"aux_logits": False, "transform_input": True, "init_weights": True}
+    if name.startswith("vit_"):
+        # These take one size only, and vit_h_14's DEFAULT weights and preprocessing have 518.
+        entry = models.get_model_weights(name).DEFAULT
+        options = {"image_size": entry.meta["min_size"][0]}
     model: nn.Module = models.get_model(name, weights=None, **options)
     return model
 

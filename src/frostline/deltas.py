@@ -1,0 +1,205 @@
+"""Deltas: what training changed, in safetensors, with the fingerprint of the base it belongs to.
+
+A delta MUST be applied to the base it was made from; the header says which that is:
+
+    format         "frostline-delta"
+    version        "1"
+    base           fingerprint of every tensor that is not in the delta
+    base_tensors   JSON object, tensor name -> digest (see fingerprints.py)
+    about          JSON object, what its maker wanted to note: model, weights, epoch, ...
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from frostline._files import replacing
+from frostline.errors import DeltaError
+from frostline.fingerprints import Fingerprint, digest, fingerprint_of
+from frostline.modes import is_held
+from frostline.selectors import inventory
+from frostline.units import format_bytes
+
+FORMAT = "frostline-delta"
+VERSION = "1"
+_NAMED_AT_MOST = 5
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A delta's content.
+
+    Attributes:
+        tensors: name -> trained parameter or changed buffer, on the CPU.
+        base: fingerprint of everything else in the model.
+        about: what was noted when it was saved.
+    """
+
+    tensors: Mapping[str, Tensor]
+    base: Fingerprint
+    about: Mapping[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def __str__(self) -> str:
+        return f"{len(self.tensors)} tensors, {format_bytes(self.nbytes)}, on base {self.base}"
+
+
+def save_delta(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    base: Fingerprint | None = None,
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Write the trainable parameters and changed buffers of `model`, whole or not at all.
+
+    Args:
+        base: fingerprint of the whole model before training; with it, buffers that did not
+            change and are not held are left out. Without it all buffers outside the held part
+            are written.
+        about: notes that go along, text by text.
+
+    Raises:
+        DeltaError: nothing is trainable and no buffer changed: there is no delta.
+        OutputError: the file cannot be written.
+    """
+    tensors = all_tensors(model)
+    changed = _changed_names(model, tensors, base)
+    if not changed:
+        raise DeltaError(
+            f"nothing in {type(model).__name__} is trainable, so there is no delta to save. "
+            "Thaw what was trained, or save the whole state_dict."
+        )
+    rest = fingerprint_of({n: t for n, t in tensors.items() if n not in changed})
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "base": str(rest),
+        "base_tensors": json.dumps(rest.tensors),
+        "about": json.dumps(dict(about or {})),
+    }
+    content = {name: tensors[name].detach().cpu().contiguous().clone() for name in changed}
+    with replacing(Path(path)) as temporary:
+        save_file(content, temporary, metadata=header)
+
+
+def load_delta(model: nn.Module, path: str | Path, *, check_base: bool = True) -> Delta:
+    """Put a delta's tensors into `model`, the base it was made from; all of them or none.
+
+    Args:
+        check_base: compare the rest of the model with the delta's base first.
+
+    Returns:
+        What was loaded.
+    Raises:
+        DeltaError: the file is no delta or damaged, the model is another one (names the first
+            tensors that differ), or shapes do not fit. The model is as it was.
+    """
+    delta = read_delta(path)
+    tensors = all_tensors(model)
+    _check_fit(delta, tensors, Path(path))
+    if check_base:
+        _check_base(delta, tensors, Path(path))
+    with torch.no_grad():
+        for name, content in delta.tensors.items():
+            tensors[name].copy_(content)
+    return delta
+
+
+def read_delta(path: str | Path) -> Delta:
+    """Read a delta without a model.
+
+    Raises:
+        DeltaError: there is no such file, it is no delta, damaged, or of a later version.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DeltaError(f"there is no delta at {file}. A run keeps its own in best/ and last/.")
+    try:
+        with safe_open(file, framework="pt") as content:
+            header = cast("dict[str, str]", content.metadata() or {})
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DeltaError(
+            f"{file} cannot be read as safetensors: {error}. It is damaged or something else; "
+            "take another copy, or train again."
+        ) from error
+    if header.get("format") != FORMAT:
+        raise DeltaError(f"{file} is no Frostline delta. Load a full checkpoint with --weights.")
+    if header.get("version") != VERSION:
+        raise DeltaError(
+            f"{file} has delta version {header.get('version')}, this Frostline reads {VERSION}. "
+            "Use the Frostline that wrote it, or a newer one."
+        )
+    base = Fingerprint(json.loads(header["base_tensors"]))
+    return Delta(tensors, base, json.loads(header["about"]))
+
+
+def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under its first name."""
+    root = inventory(model).model
+    return {**dict(root.named_parameters()), **dict(root.named_buffers())}
+
+
+def _changed_names(
+    model: nn.Module, tensors: Mapping[str, Tensor], base: Fingerprint | None
+) -> set[str]:
+    root = inventory(model).model
+    changed = {name for name, parameter in root.named_parameters() if parameter.requires_grad}
+    for name, buffer in root.named_buffers():
+        owner = root.get_submodule(name.rpartition(".")[0])
+        unmoved = base is not None and base.tensors.get(name) == digest(buffer, name=name)
+        if not is_held(owner) and not unmoved:
+            changed.add(name)
+    return changed & tensors.keys()
+
+
+def _check_fit(delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
+    missing = [name for name in delta.tensors if name not in tensors]
+    if missing:
+        raise DeltaError(
+            f"{file} holds {_some(missing)}, which this model does not have. Build the model as "
+            "it was trained, with the same head, then load the delta."
+        )
+    wrong = [
+        f"{name} is {tuple(content.shape)} {content.dtype} there and "
+        f"{tuple(tensors[name].shape)} {tensors[name].dtype} here"
+        for name, content in delta.tensors.items()
+        if (content.shape, content.dtype) != (tensors[name].shape, tensors[name].dtype)
+    ]
+    if wrong:
+        raise DeltaError(f"{file} does not fit this model: {_some(wrong)}. Build the same head.")
+
+
+def _check_base(delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
+    rest = fingerprint_of({n: t for n, t in tensors.items() if n not in delta.tensors})
+    if rest == delta.base:
+        return
+    differing = [
+        name
+        for name in dict.fromkeys([*delta.base.tensors, *rest.tensors])
+        if delta.base.tensors.get(name) != rest.tensors.get(name)
+    ]
+    raise DeltaError(
+        f"{file} was trained on another base: {len(differing)} of {len(rest.tensors)} frozen "
+        f"tensors differ, first {_some(differing)}. Load the weights it was trained on."
+    )
+
+
+def _some(items: list[str]) -> str:
+    more = len(items) - _NAMED_AT_MOST
+    return ", ".join(items[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

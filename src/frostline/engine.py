@@ -1,0 +1,327 @@
+"""The training loop and its hooks. It knows no file and prints nothing.
+
+Every random number depends on the recipe's seed and the epoch alone, so that an epoch can be
+run again, or a run continued at an epoch, with the same bits on the same machine.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from frostline.data import Batch, Batches
+from frostline.devices import accelerator_for
+from frostline.errors import FreezeError, NonFiniteLoss, TrainingError
+from frostline.groups import ParamGroup, param_groups
+from frostline.metrics import Evaluation, evaluate_logits
+from frostline.models import logits_of
+from frostline.modes import modes_kept
+from frostline.recipe import Recipe
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """What one epoch gave.
+
+    Attributes:
+        epoch: counted from 1.
+        lr: learning rate of the last stage at the epoch's end.
+        train_loss: mean of the loss that was minimised, per sample.
+        train_accuracy: over the epoch, while the weights moved.
+        seconds: training and validation together.
+        samples_per_second: of training.
+        best: whether its validation figure is the best so far.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    validation: Evaluation
+    seconds: float
+    samples_per_second: float
+    best: bool
+
+
+@final
+@dataclass
+class Training:
+    """A training run as it goes: what hooks see, and what a resumed run starts from."""
+
+    model: nn.Module
+    recipe: Recipe
+    optimizer: torch.optim.Optimizer
+    epochs_done: int = 0
+    best_epoch: int = 0
+    best_figure: float | None = None
+    history: list[EpochRecord] = field(default_factory=list)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or patience has run out."""
+        waited = self.epochs_done - self.best_epoch
+        patience = self.recipe.patience
+        out_of_patience = patience is not None and self.best_epoch > 0 and waited >= patience
+        return self.epochs_done >= self.recipe.epochs or out_of_patience
+
+
+class Hook(ABC):
+    """What a run may call out to; each method does nothing unless it is written."""
+
+    def on_start(self, training: Training) -> None:  # noqa: B027 - optional by design
+        """Before the first step; may set the position to resume from."""
+
+    def on_batch(self, stage: str, done: int, total: int, /) -> None:  # noqa: B027
+        """After each batch of `stage` ("train" or "validate")."""
+
+    def on_epoch(self, training: Training) -> None:  # noqa: B027
+        """After each epoch; `training.history[-1]` is its record."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Logits `(samples, classes)`, targets `(samples,)` and what each sample is called."""
+
+    logits: Tensor
+    targets: Tensor
+    names: tuple[str, ...]
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    validation: Batches,
+    *,
+    recipe: Recipe,
+    classes: Sequence[str],
+    device: str = "auto",
+    class_weights: Tensor | None = None,
+    hooks: Iterable[Hook] = (),
+) -> Training:
+    """Train what is trainable in `model`, epoch by epoch, and validate after each.
+
+    The trainable part is in train mode while training; validation is in eval mode without
+    gradients. Afterwards every module has the mode it had before, and torch's random state is
+    as it was.
+
+    Raises:
+        FreezeError: nothing is trainable.
+        NonFiniteLoss: the loss is NaN or infinite, before a step is made with it.
+        TrainingError: a batch does not go through the model; says why and what to do.
+    """
+    stepper = _Stepper(model, recipe, device, class_weights)
+    training = Training(model, recipe, stepper.optimizer)
+    hooks = tuple(hooks)
+    with modes_kept(model), _random_state_kept():
+        for hook in hooks:
+            hook.on_start(training)
+        while not training.is_over:
+            record = _epoch(stepper, training, batches, validation, classes, hooks)
+            training.epochs_done = record.epoch
+            if record.best:
+                training.best_epoch = record.epoch
+                training.best_figure = record.validation.headline()[recipe.monitor]
+            training.history.append(record)
+            for hook in hooks:
+                hook.on_epoch(training)
+    return training
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    classes: Sequence[str],
+    device: str = "auto",
+    hooks: Iterable[Hook] = (),
+) -> Evaluation:
+    """Figures of `model` on data, in eval mode without gradients; every mode is restored."""
+    accelerator = accelerator_for(device)
+    model.to(accelerator.device)
+    found = _predict(model, batches, accelerator, tuple(hooks))
+    return evaluate_logits(found.logits, found.targets, classes=classes)
+
+
+def predict(
+    model: nn.Module, batches: Batches, *, device: str = "auto", hooks: Iterable[Hook] = ()
+) -> Predictions:
+    """Logits of `model` for data, in eval mode without gradients; every mode is restored."""
+    accelerator = accelerator_for(device)
+    model.to(accelerator.device)
+    return _predict(model, batches, accelerator, tuple(hooks))
+
+
+@final
+class _Stepper:
+    """The one place where a batch becomes a step."""
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, device: str, class_weights: Tensor | None
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.accelerator = accelerator_for(device, recipe.precision)
+        model.to(self.accelerator.device)
+        groups = param_groups(
+            model,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+        )
+        self.trainable = [p for group in groups for p in group["params"]]
+        self.optimizer = make_optimizer(groups, recipe)
+        self._peaks = [group["lr"] for group in groups]
+        self._scaled = self.accelerator.prepare_optimizer(self.optimizer)
+        weights = None if class_weights is None else class_weights.to(self.accelerator.device)
+        self._loss = nn.CrossEntropyLoss(weight=weights, label_smoothing=recipe.label_smoothing)
+
+    def step(self, batch: Batch, lr_factor: float) -> tuple[Tensor, Tensor]:
+        """One optimizer step; gives the batch's loss and how many it got right, as scalars."""
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * lr_factor
+        targets = batch.targets.to(self.accelerator.device, non_blocking=True)
+        with self.accelerator.autocast(), _batch_errors(batch):
+            logits = _forward(self.model, batch.inputs, self.accelerator.device)
+            loss = self._loss(logits.float(), targets)
+        if not torch.isfinite(loss):
+            raise _non_finite(loss, batch)
+        if not loss.requires_grad:
+            raise FreezeError(
+                "the loss does not depend on any trainable parameter, so nothing would be "
+                "learned. Check that what you train is used in the model's forward."
+            )
+        self.accelerator.backward(loss)
+        if self.recipe.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.trainable, self.recipe.clip_norm)
+        self._scaled.step()
+        self._scaled.zero_grad(set_to_none=True)
+        return loss.detach(), (logits.detach().argmax(dim=1) == targets).sum()
+
+
+def make_optimizer(groups: list[ParamGroup], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
+    fused = all(p.is_floating_point() for group in groups for p in group["params"])
+    options: dict[str, Any] = {"lr": recipe.lr, "fused": fused or None}
+    plain: list[dict[str, Any]] = [dict(group) for group in groups]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(plain, momentum=recipe.momentum, **options)
+    adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return adam(plain, **options)
+
+
+def _epoch(
+    stepper: _Stepper,
+    training: Training,
+    batches: Batches,
+    validation: Batches,
+    classes: Sequence[str],
+    hooks: tuple[Hook, ...],
+) -> EpochRecord:
+    start = time.perf_counter()
+    loss, accuracy = _train_epoch(stepper, training, batches, hooks)
+    seconds = time.perf_counter() - start
+    found = _predict(stepper.model, validation, stepper.accelerator, hooks)
+    evaluation = evaluate_logits(found.logits, found.targets, classes=classes)
+    figure = evaluation.headline()[training.recipe.monitor]
+    return EpochRecord(
+        epoch=training.epochs_done + 1,
+        lr=max(group["lr"] for group in stepper.optimizer.param_groups),
+        train_loss=loss,
+        train_accuracy=accuracy,
+        validation=evaluation,
+        seconds=time.perf_counter() - start,
+        samples_per_second=batches.samples / seconds,
+        best=training.recipe.is_better(figure, training.best_figure),
+    )
+
+
+def _train_epoch(
+    stepper: _Stepper, training: Training, batches: Batches, hooks: tuple[Hook, ...]
+) -> tuple[float, float]:
+    """Mean loss and accuracy of one pass over the training data."""
+    epoch, count = training.epochs_done, len(batches)
+    torch.manual_seed(training.recipe.seed + 1_000_003 * epoch)
+    stepper.model.train()
+    loss_sum, correct_sum, seen = 0.0, 0.0, 0
+    for number, batch in enumerate(batches.epoch(epoch)):
+        factor = training.recipe.lr_factor(epoch * count + number, count)
+        loss, correct = stepper.step(batch, factor)
+        loss_sum += float(loss) * len(batch.targets)
+        correct_sum += float(correct)
+        seen += len(batch.targets)
+        for hook in hooks:
+            hook.on_batch("train", number + 1, count)
+    return loss_sum / seen, correct_sum / seen
+
+
+def _predict(
+    model: nn.Module, batches: Batches, accelerator: Any, hooks: tuple[Hook, ...]
+) -> Predictions:
+    logits, targets, names = [], [], []
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        for number, batch in enumerate(batches.epoch(0)):
+            with accelerator.autocast(), _batch_errors(batch):
+                output = _forward(model, batch.inputs, accelerator.device)
+            logits.append(output.float().cpu())
+            targets.append(batch.targets)
+            names.extend(batch.names)
+            for hook in hooks:
+                hook.on_batch("validate", number + 1, len(batches))
+    return Predictions(torch.cat(logits), torch.cat(targets), tuple(names))
+
+
+def _forward(model: nn.Module, inputs: Any, device: torch.device) -> Tensor:
+    """Logits of a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
+    from accelerate.utils import send_to_device
+
+    moved = send_to_device(inputs, device, non_blocking=True)
+    if isinstance(moved, dict):
+        return logits_of(model(**moved))
+    if isinstance(moved, tuple | list):
+        return logits_of(model(*moved))
+    return logits_of(model(moved))
+
+
+@contextmanager
+def _batch_errors(batch: Batch) -> Iterator[None]:
+    """Say what to do about the two ways in which a sound model refuses a batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"a batch of {len(batch.targets)} samples does not fit into the device's memory. "
+            "Use a smaller --batch-size, or --precision bf16."
+        ) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            f"a batch holds {len(batch.targets)} sample, but a trainable batch norm needs at "
+            "least 2 to take statistics. Choose a --batch-size that leaves no single sample "
+            "at the end, or freeze the norms: kind:norm."
+        ) from error
+
+
+def _non_finite(loss: Tensor, batch: Batch) -> NonFiniteLoss:
+    named = ", ".join(batch.names[:8]) + (", ..." if len(batch.names) > 8 else "")
+    return NonFiniteLoss(
+        f"the loss became {float(loss)} on the batch of {named}. No step was made with it. Look at "
+        "these samples; else lower the learning rate (--lr) or clip gradients (--clip-norm 1)."
+    )
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices=devices):
+        yield

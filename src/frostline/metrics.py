@@ -1,0 +1,110 @@
+"""How good predictions are: loss, accuracy, F1, per class and confused with which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from frostline.tables import Column, Table
+
+
+@dataclass(frozen=True, slots=True)
+class ClassFigures:
+    """One class: of those called so how many are (precision), of those that are how many found."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures over a whole data set.
+
+    Attributes:
+        loss: mean cross-entropy per sample, in nats, without smoothing or class weights.
+        accuracy: share of samples whose most probable class is the right one.
+        macro_f1: mean F1 over the classes that occur, each counting the same.
+        samples: how many were evaluated.
+        per_class: figures of each class, in the classes' order.
+        confusion: rows are true classes, columns predicted ones, cells counts.
+    """
+
+    loss: float
+    accuracy: float
+    macro_f1: float
+    samples: int
+    per_class: tuple[ClassFigures, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def headline(self) -> dict[str, float]:
+        """The three figures that stand for the whole."""
+        return {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
+
+    def class_table(self) -> Table:
+        """Precision, recall and F1 of each class."""
+        heads = ("class", "precision", "recall", "F1", "samples")
+        rows = (
+            (c.name, f"{c.precision:.3f}", f"{c.recall:.3f}", f"{c.f1:.3f}", str(c.samples))
+            for c in self.per_class
+        )
+        columns = tuple(Column(h, "right" if i else "left") for i, h in enumerate(heads))
+        return Table(columns, tuple(rows), title="Per class")
+
+    def confusion_table(self, *, most: int = 12) -> Table:
+        """The confusion matrix up to `most` classes; beyond, the pairs most often confused."""
+        names = [c.name for c in self.per_class]
+        if len(names) > most:
+            return self._confused_pairs(names, most)
+        columns = (Column("true \\ predicted"), *(Column(name, "right") for name in names))
+        rows = ((name, *map(str, row)) for name, row in zip(names, self.confusion, strict=True))
+        return Table(columns, tuple(rows), title="Confusion")
+
+    def _confused_pairs(self, names: Sequence[str], most: int) -> Table:
+        pairs = [
+            (count, names[true], names[told])
+            for true, row in enumerate(self.confusion)
+            for told, count in enumerate(row)
+            if true != told and count
+        ]
+        pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
+        rows = tuple((true, told, str(count)) for count, true, told in pairs[:most])
+        columns = (Column("true"), Column("predicted"), Column("count", "right"))
+        return Table(columns, rows, title="Most often confused")
+
+
+def evaluate_logits(logits: Tensor, targets: Tensor, *, classes: Sequence[str]) -> Evaluation:
+    """Figures of logits `(samples, classes)` against class indices `(samples,)`.
+
+    Source: torchmetrics' definitions; a class with no sample and no prediction counts in no mean.
+    """
+    from torchmetrics.functional import classification as of
+
+    count = len(classes)
+    predicted = logits.argmax(dim=1)
+    precision = of.multiclass_precision(predicted, targets, count, average="none")
+    recall = of.multiclass_recall(predicted, targets, count, average="none")
+    f1 = of.multiclass_f1_score(predicted, targets, count, average="none")
+    confusion = of.multiclass_confusion_matrix(predicted, targets, count)
+    macro_f1 = of.multiclass_f1_score(predicted, targets, count, average="macro")
+    figures = zip(classes, precision.tolist(), recall.tolist(), f1.tolist(), strict=True)
+    support = confusion.sum(dim=1).tolist()
+    return Evaluation(
+        loss=float(torch.nn.functional.cross_entropy(logits.double(), targets)),
+        accuracy=float((predicted == targets).double().mean()),
+        macro_f1=float(macro_f1),
+        samples=len(targets),
+        per_class=tuple(
+            ClassFigures(*row, samples=n) for row, n in zip(figures, support, strict=True)
+        ),
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+    )

@@ -1,0 +1,103 @@
+"""How to train, as data: one definition for the engine, `fl.fit` and the command line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from frostline.errors import ConfigError
+
+Monitor = Literal["accuracy", "macro_f1", "loss"]
+
+
+class Recipe(BaseModel):
+    """Optimizer, schedule, loss and stopping of one training run; checked when it is made.
+
+    Raises:
+        ConfigError: from `recipe_of`, which names each option that is out of its range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(10, ge=1, description="Passes over the training data.")
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Peak learning rate.")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field(
+        "adamw", description="Optimizer, with fused kernels where torch has them."
+    )
+    weight_decay: float = Field(
+        0.01, ge=0, allow_inf_nan=False, description="Weight decay; biases and norms have none."
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Learning rate after the warm-up."
+    )
+    warmup: float = Field(0.5, ge=0, description="Epochs of linear warm-up.")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Learning-rate factor for each stage below the head."
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="Clip the gradient's norm to this; none by default."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="Weigh classes in the loss by the inverse of their frequency."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Mixed precision of the forward and backward pass."
+    )
+    monitor: Monitor = Field(
+        "accuracy", description="Validation figure that decides the best epoch."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after this many epochs without a better figure."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random in the run.")
+
+    def lr_factor(self, step: int, steps_per_epoch: int) -> float:
+        """Share of the peak learning rate at optimizer step `step` (from 0)."""
+        warmup = round(self.warmup * steps_per_epoch)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.schedule == "constant":
+            return 1.0
+        left = max(1, self.epochs * steps_per_epoch - warmup)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / left))
+
+    def is_better(self, figure: float, best: float | None) -> bool:
+        """Whether a new validation figure beats the best so far; NaN never does."""
+        if best is None:
+            return not math.isnan(figure)
+        return figure < best if self.monitor == "loss" else figure > best
+
+
+def recipe_of(**options: object) -> Recipe:
+    """A recipe from options by name.
+
+    Raises:
+        ConfigError: an option is unknown or out of its range; all of them are named.
+    """
+    with config_errors():
+        return Recipe.model_validate(options)
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """Turn pydantic's report into one `ConfigError` with a line for each option."""
+    try:
+        yield
+    except ValidationError as error:
+        found = [_one_problem(dict(problem)) for problem in error.errors(include_url=False)]
+        raise ConfigError("; ".join(found) + ".") from error
+
+
+def _one_problem(problem: dict[str, object]) -> str:
+    place = problem["loc"]
+    name = ".".join(map(str, place)) if isinstance(place, tuple) else str(place)
+    message = str(problem["msg"])
+    if problem["type"] == "extra_forbidden":
+        return f"there is no option '{name}'"
+    return f"{name}={problem['input']!r}: {message[:1].lower()}{message[1:]}"

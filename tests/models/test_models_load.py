@@ -1,0 +1,73 @@
+"""`load_model`: the order of its steps, and what is found before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import frostline.models
+import pytest
+import torch
+from frostline.errors import ConfigError, ModelError, WeightsError
+from frostline.models import Stacked, load_model
+
+
+def test_the_public_names_are_sorted_and_exist() -> None:
+    names = frostline.models.__all__
+    assert names == sorted(names)
+    assert all(name in vars(frostline.models) for name in names)
+
+
+def test_hub_models_are_recognised_and_not_yet_built() -> None:
+    with pytest.raises(
+        ModelError,
+        match="hf: models are not available yet; write a function and name it file.py:function",
+    ):
+        load_model("hf:google/vit", weights="DEFAULT", classes=2)
+
+
+@pytest.mark.parametrize("place", ["classifier", "logits"])
+def test_a_bad_width_is_found_before_the_model_is_looked_for(place: str) -> None:
+    with pytest.raises(ConfigError, match="hidden width is 0; it must be a whole number"):
+        load_model("no_such_model", weights="none", classes=2, hidden=(0,), on=place)  # type: ignore[arg-type]
+
+
+def test_a_head_on_the_logits_keeps_the_file_s_classifier(tmp_path: Path) -> None:
+    source = load_model("squeezenet1_1", weights="none", classes=1000, on="keep", seed=7)
+    torch.save(source.model.state_dict(), tmp_path / "w.pth")
+    loaded = load_model("squeezenet1_1", weights=str(tmp_path / "w.pth"), classes=2, on="logits")
+    assert isinstance(loaded.model, Stacked)
+    assert loaded.head == "head"
+    kept = loaded.model.get_parameter("backbone.classifier.1.weight")
+    assert torch.equal(kept, source.model.get_parameter("classifier.1.weight"))
+
+
+def test_a_file_with_another_number_of_classes_loads_where_the_classifier_is_replaced(
+    tmp_path: Path,
+) -> None:
+    tuned = load_model("squeezenet1_1", weights="none", classes=9, seed=7)
+    torch.save(tuned.model.state_dict(), tmp_path / "w.pth")
+    loaded = load_model("squeezenet1_1", weights=str(tmp_path / "w.pth"), classes=2)
+    assert str(loaded.weights).endswith("not used of the file: classifier.1 (it is replaced)")
+    assert torch.equal(
+        loaded.model.get_parameter("features.0.weight"),
+        tuned.model.get_parameter("features.0.weight"),
+    )
+    with pytest.raises(WeightsError, match=r"classifier\.1\.weight is \(9, .*use --on classifier"):
+        load_model("squeezenet1_1", weights=str(tmp_path / "w.pth"), classes=2, on="logits")
+
+
+def test_everything_random_follows_from_the_seed() -> None:
+    torch.manual_seed(1)
+    first = load_model("squeezenet1_1", weights="none", classes=2, seed=3).model.state_dict()
+    torch.manual_seed(2)
+    second = load_model("squeezenet1_1", weights="none", classes=2, seed=3).model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_importing_the_package_imports_neither_torchvision_nor_timm() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, frostline.models; print({'torchvision', 'timm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

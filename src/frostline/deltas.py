@@ -6,6 +6,7 @@ A delta MUST be applied to the base it was made from; the header says which that
     version        "1"
     base           fingerprint of every tensor that is not in the delta
     base_tensors   JSON object, tensor name -> digest (see fingerprints.py)
+    content        fingerprint of the tensors in the delta, checked when it is read
     about          JSON object, what its maker wanted to note: model, weights, epoch, ...
 """
 
@@ -85,14 +86,16 @@ def save_delta(
             "Thaw what was trained, or save the whole state_dict."
         )
     rest = fingerprint_of({n: t for n, t in tensors.items() if n not in changed})
+    # Names in the model's order: the same delta gives the same file, byte for byte.
+    content = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items() if n in changed}
     header = {
         "format": FORMAT,
         "version": VERSION,
         "base": str(rest),
         "base_tensors": json.dumps(rest.tensors),
+        "content": _content_hash(content),
         "about": json.dumps(dict(about or {})),
     }
-    content = {name: tensors[name].detach().cpu().contiguous().clone() for name in changed}
     with replacing(Path(path)) as temporary:
         save_file(content, temporary, metadata=header)
 
@@ -145,6 +148,10 @@ def read_delta(path: str | Path) -> Delta:
             f"{file} has delta version {header.get('version')}, this Frostline reads {VERSION}. "
             "Use the Frostline that wrote it, or a newer one."
         )
+    if header.get("content") != _content_hash(tensors):
+        raise DeltaError(
+            f"{file} is damaged: its tensors are not those that were written. Take another copy."
+        )
     base = Fingerprint(json.loads(header["base_tensors"]))
     return Delta(tensors, base, json.loads(header["about"]))
 
@@ -153,6 +160,10 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under its first name."""
     root = inventory(model).model
     return {**dict(root.named_parameters()), **dict(root.named_buffers())}
+
+
+def _content_hash(tensors: Mapping[str, Tensor]) -> str:
+    return str(fingerprint_of({name: tensors[name] for name in sorted(tensors)}))
 
 
 def _changed_names(

@@ -7,7 +7,6 @@ run again, or a run continued at an epoch, with the same bits on the same machin
 from __future__ import annotations
 
 import time
-from abc import ABC
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,17 +72,20 @@ class Training:
         return self.epochs_done >= self.recipe.epochs or out_of_patience
 
 
-class Hook(ABC):
+class Hook:
     """What a run may call out to; each method does nothing unless it is written."""
 
-    def on_start(self, training: Training) -> None:  # noqa: B027 - optional by design
+    def on_start(self, training: Training) -> None:
         """Before the first step; may set the position to resume from."""
 
-    def on_batch(self, stage: str, done: int, total: int, /) -> None:  # noqa: B027
+    def on_batch(self, stage: str, done: int, total: int, /) -> None:
         """After each batch of `stage` ("train" or "validate")."""
 
-    def on_epoch(self, training: Training) -> None:  # noqa: B027
+    def on_epoch(self, training: Training) -> None:
         """After each epoch; `training.history[-1]` is its record."""
+
+    def on_end(self) -> None:
+        """Last of all, also when the run was interrupted or failed."""
 
 
 @final
@@ -121,7 +123,7 @@ def train(
     stepper = _Stepper(model, recipe, device, class_weights)
     training = Training(model, recipe, stepper.optimizer)
     hooks = tuple(hooks)
-    with modes_kept(model), _random_state_kept():
+    with modes_kept(model), _random_state_kept(), _ended(hooks):
         for hook in hooks:
             hook.on_start(training)
         while not training.is_over:
@@ -266,7 +268,9 @@ def _train_epoch(
 def _predict(
     model: nn.Module, batches: Batches, accelerator: Any, hooks: tuple[Hook, ...]
 ) -> Predictions:
-    logits, targets, names = [], [], []
+    logits: list[Tensor] = []
+    targets: list[Tensor] = []
+    names: list[str] = []
     with modes_kept(model), torch.no_grad():
         model.eval()
         for number, batch in enumerate(batches.epoch(0)):
@@ -310,6 +314,15 @@ def _batch_errors(batch: Batch) -> Iterator[None]:
             "least 2 to take statistics. Choose a --batch-size that leaves no single sample "
             "at the end, or freeze the norms: kind:norm."
         ) from error
+
+
+@contextmanager
+def _ended(hooks: tuple[Hook, ...]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.on_end()
 
 
 def _non_finite(loss: Tensor, batch: Batch) -> NonFiniteLoss:

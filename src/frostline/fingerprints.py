@@ -97,8 +97,9 @@ class Record:
     @classmethod
     def of(cls, tensor: Tensor, *, name: str) -> Self:
         """Take down `tensor` as it is now."""
+        hashed = digest(tensor, name=name)  # first, since it refuses a tensor without data
         sample, sums = _sample(tensor), _block_sums(tensor)
-        return cls(digest(tensor, name=name), tensor.dtype, tuple(tensor.shape), sample, sums)
+        return cls(hashed, tensor.dtype, tuple(tensor.shape), sample, sums)
 
     def moved(self, tensor: Tensor, *, name: str) -> str | None:
         """How far `tensor` is from this record, in words; `None` when no bit differs."""
@@ -111,15 +112,17 @@ class Record:
         return self._distance(tensor)
 
     def _distance(self, tensor: Tensor) -> str:
-        steps = (_sample(tensor) - self.sample).abs()
-        largest = float(steps.max()) if steps.numel() else 0.0
-        if steps.numel() >= tensor.numel():
+        steps = _steps(_sample(tensor), self.sample)
+        largest = float(steps.max())
+        if largest != 0 and steps.numel() >= tensor.numel():
             count = int((steps != 0).sum())
             return f"moved by up to {largest:.3g} ({count} of {steps.numel()} numbers)"
-        if largest or math.isnan(largest):
+        if largest != 0:
             return f"moved by at least {largest:.3g} ({steps.numel()} of {tensor.numel()} compared)"
-        shifts = (_block_sums(tensor) - self.block_sums).abs()
+        shifts = _steps(_block_sums(tensor), self.block_sums)
         block = int(shifts.argmax())
+        if shifts[block] == 0:
+            return "differs in bits, by less than its numbers tell"
         first, last = block * BLOCK_NUMBERS, min((block + 1) * BLOCK_NUMBERS, tensor.numel()) - 1
         return f"moved by about {float(shifts[block]):.3g} within numbers {first} to {last}"
 
@@ -146,6 +149,12 @@ def _bytes(tensor: Tensor, name: str) -> Tensor:
         )
     dense = tensor.detach().cpu().resolve_conj().resolve_neg()
     return dense.contiguous().flatten().view(torch.uint8)
+
+
+def _steps(now: Tensor, before: Tensor) -> Tensor:
+    """Distances; 0 between equal infinities and between NaNs, whose difference would be NaN."""
+    same = (now == before) | (now.isnan() & before.isnan())
+    return (now - before).abs().masked_fill(same, 0)
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import final
+from typing import Literal, final
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from frostline.errors import DriftError, FreezeError
-from frostline.fingerprints import Fingerprint, Record, tensors_of
+from frostline.fingerprints import Fingerprint, Record
 from frostline.modes import (
     Mark,
     NormPolicy,
@@ -21,12 +21,22 @@ from frostline.modes import (
     set_mark,
     settle,
 )
-from frostline.selectors import Entry, Selection, SelectorLike, everything, select
+from frostline.selectors import (
+    Entry,
+    Selection,
+    SelectorLike,
+    everything,
+    inventory,
+    nothing,
+    select,
+)
+from frostline.selectors.inventory import wrappers
 from frostline.selectors.terms import Nothing
 from frostline.tree import Summary, summary
 from frostline.units import format_bytes
 
 _NORM_POLICIES = ("hold", "adapt")
+_LEAVINGS = ("something", "nothing")
 
 
 @final
@@ -110,8 +120,7 @@ class Frozen:
         """Thaw what this call froze, or the part of it that `selector` names."""
         chosen = self.selection
         if selector is not None:
-            named = select(self.model, selector)
-            chosen = Selection(named.selector, chosen.inventory, chosen.picked & named.picked)
+            chosen = _common(chosen, select(self.model, selector))
         _thaw(_non_empty(chosen, "thaw"))
 
     def summary(self) -> Summary:
@@ -123,22 +132,16 @@ class Frozen:
 
     def _check(self, name: str, record: Record, checked: dict[str, Tensor]) -> Drift | None:
         path, _, leaf = name.rpartition(".")
-        try:
-            owner = self.model.get_submodule(path)
-            tensor = owner._parameters.get(leaf, owner._buffers.get(leaf))
-        except AttributeError:
-            tensor = None
-        if tensor is None:
-            return Drift(name, "is gone; the module that held it was replaced")
+        owner = self.selection.inventory.modules[path]
         if not _is_owed(owner, leaf):
             return None
+        tensor = owner._parameters.get(leaf, owner._buffers.get(leaf))
+        if tensor is None or _module_at(self.model, path) is not owner:
+            return Drift(name, "is gone; it or the module that held it was replaced")
         checked[name] = tensor
-        if tensor.requires_grad:
-            return Drift(
-                name, "wants gradients again; something set requires_grad behind the freeze"
-            )
-        moved = record.moved(tensor, name=name)
-        return Drift(name, moved) if moved else None
+        wanting = "wants gradients again; something set requires_grad behind the freeze"
+        found = [wanting if tensor.requires_grad else None, record.moved(tensor, name=name)]
+        return Drift(name, ", and ".join(filter(None, found))) if any(found) else None
 
 
 def freeze(
@@ -146,7 +149,7 @@ def freeze(
     selector: SelectorLike,
     *,
     norm: NormPolicy = "hold",
-    leaving: str = "something",
+    leaving: Literal["something", "nothing"] = "something",
 ) -> Frozen:
     """Freeze the selected part: no gradient, no moving buffer, the same function in training.
 
@@ -165,11 +168,10 @@ def freeze(
         FreezeError: the selection is empty, nothing trainable would be left, or the model is
             already wrapped for data-parallel training. The model is as it was.
     """
-    _check_freezable(model)
+    _check_unwrapped(model)
+    _check_words(norm=norm, leaving=leaving)
     selection = _non_empty(select(model, selector), "freeze")
-    if norm not in _NORM_POLICIES:
-        raise FreezeError(f"norm={norm!r} is no norm policy. Use norm='hold' or norm='adapt'.")
-    if leaving != "nothing":
+    if leaving == "something":
         _check_leaves_something(selection)
     with _all_or_nothing(selection):
         return _freeze(selection, norm=norm)
@@ -182,8 +184,10 @@ def thaw(model: nn.Module, selector: SelectorLike) -> None:
 
     Raises:
         SelectorError: the selector cannot be read or a term matches nothing.
-        FreezeError: the selection is empty.
+        FreezeError: the selection is empty, or the model is already wrapped for data-parallel
+            training.
     """
+    _check_unwrapped(model)
     _thaw(_non_empty(select(model, selector), "thaw"))
 
 
@@ -196,7 +200,8 @@ def train_only(model: nn.Module, selector: SelectorLike, *, norm: NormPolicy = "
         SelectorError: the selector cannot be read or a term matches nothing.
         FreezeError: the selection is empty; the model is as it was.
     """
-    _check_freezable(model)
+    _check_unwrapped(model)
+    _check_words(norm=norm)
     wanted = _non_empty(select(model, selector), "train")
     if not wanted.parameters:
         raise FreezeError(f"'{wanted.selector}' holds no parameter that could be trained.")
@@ -207,11 +212,29 @@ def train_only(model: nn.Module, selector: SelectorLike, *, norm: NormPolicy = "
         return _freeze(rest, norm=norm)
 
 
+def frozen_part(model: nn.Module) -> Frozen:
+    """A handle on all that is frozen in `model` now, by whichever calls.
+
+    Parameters whose `requires_grad` was switched off by hand count too, and get the two other
+    switches: their modules are held in eval.
+
+    Raises:
+        FreezeError: as `freeze`, except that nothing needs to be left.
+    """
+    stock = inventory(model)
+    off = {i for i, e in enumerate(stock.entries) if e.is_parameter and not e.tensor.requires_grad}
+    marked = {i for i, e in enumerate(stock.entries) if _is_marked(e)}
+    by_hand = Selection(nothing, stock, frozenset(off - marked))
+    with _all_or_nothing(by_hand):
+        _switch_off(by_hand, norm="hold")
+        return _handle(Selection(nothing, stock, frozenset(off | marked)), norm="hold")
+
+
 @contextmanager
 def frozen(
     model: nn.Module, selector: SelectorLike, *, norm: NormPolicy = "hold"
 ) -> Iterator[Frozen]:
-    """Freeze within a `with` block; on leaving, gradients switches and modes are exactly as before.
+    """Freeze within a `with` block; on leaving, gradient switches and modes are exactly as before.
 
     May freeze the whole model, as when a discriminator only judges. Gradients that the frozen
     parameters had are given back too.
@@ -219,7 +242,8 @@ def frozen(
     Raises:
         SelectorError, FreezeError: as `freeze`.
     """
-    _check_freezable(model)
+    _check_unwrapped(model)
+    _check_words(norm=norm)
     selection = _non_empty(select(model, selector), "freeze")
     before = _Snapshot.of(selection)
     try:
@@ -267,6 +291,11 @@ def _all_or_nothing(selection: Selection) -> Iterator[None]:
 
 
 def _freeze(selection: Selection, *, norm: NormPolicy) -> Frozen:
+    _switch_off(selection, norm=norm)
+    return _handle(selection, norm=norm)
+
+
+def _switch_off(selection: Selection, *, norm: NormPolicy) -> None:
     for entry in selection.entries:
         if entry.tensor.requires_grad:
             entry.tensor.requires_grad_(False)
@@ -274,11 +303,13 @@ def _freeze(selection: Selection, *, norm: NormPolicy) -> Frozen:
         for owner, leaf in _homes(entry):
             mark = mark_of(owner)
             set_mark(owner, (mark.names if mark else frozenset()) | {leaf}, norm=norm)
+    settle(selection.inventory.model)
+    _check_shared(selection.inventory.model)
+
+
+def _handle(selection: Selection, *, norm: NormPolicy) -> Frozen:
     root = selection.inventory.model
-    settle(root)
-    _check_shared(root)
-    owed = {n: t for n, t in tensors_of(selection).items() if _is_owed(*_home(root, n))}
-    records = {name: Record.of(tensor, name=name) for name, tensor in owed.items()}
+    records = {n: Record.of(tensor, name=n) for n, tensor in _owed_tensors(selection)}
     return Frozen(root, selection, norm, records)
 
 
@@ -298,9 +329,36 @@ def _homes(entry: Entry) -> Iterator[tuple[nn.Module, str]]:
         yield place.owner, place.name.rpartition(".")[2]
 
 
-def _home(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    return root.get_submodule(path), leaf
+def _is_marked(entry: Entry) -> bool:
+    return any((mark := mark_of(owner)) and leaf in mark.names for owner, leaf in _homes(entry))
+
+
+def _owed_tensors(selection: Selection) -> Iterator[tuple[str, Tensor]]:
+    """The selected tensors under each of their names, and the buffers that are held with them."""
+    picked = {id(entry.tensor) for entry in selection.entries}
+    for path, module in selection.inventory.modules.items():
+        prefix = f"{path}." if path else ""
+        own = [(n, p) for n, p in module._parameters.items() if p is not None and id(p) in picked]
+        buffers = [(n, b) for n, b in module._buffers.items() if b is not None]
+        touched = own or any(id(buffer) in picked for _, buffer in buffers)
+        yield from ((prefix + name, parameter) for name, parameter in own)
+        if touched and is_held(module):
+            yield from ((prefix + name, buffer) for name, buffer in buffers)
+
+
+def _module_at(root: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return root.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _common(selection: Selection, other: Selection) -> Selection:
+    """What both hold, by identity: the model may have changed between the two."""
+    named = {id(entry.tensor) for entry in other.entries}
+    entries = selection.inventory.entries
+    both = frozenset(i for i in selection.picked if id(entries[i].tensor) in named)
+    return Selection(other.selector, selection.inventory, both)
 
 
 def _is_owed(owner: nn.Module, leaf: str) -> bool:
@@ -336,11 +394,22 @@ def _non_empty(selection: Selection, verb: str) -> Selection:
     )
 
 
-def _check_freezable(model: nn.Module) -> None:
-    if isinstance(model, DistributedDataParallel | DataParallel):
+def _check_unwrapped(model: nn.Module) -> None:
+    for wrapper in wrappers(model):
+        if isinstance(wrapper, DistributedDataParallel | DataParallel):
+            raise FreezeError(
+                f"the model is already wrapped in {type(wrapper).__name__}, which took note of its "
+                "trainable parameters. Freeze and thaw first, then wrap."
+            )
+
+
+def _check_words(*, norm: str, leaving: str = "something") -> None:
+    if norm not in _NORM_POLICIES:
+        raise FreezeError(f"norm={norm!r} is no norm policy. Use norm='hold' or norm='adapt'.")
+    if leaving not in _LEAVINGS:
         raise FreezeError(
-            f"the model is already wrapped in {type(model).__name__}, which took note of its "
-            "trainable parameters. Freeze first, then wrap."
+            f"leaving={leaving!r} is unknown. Use leaving='something', or leaving='nothing' to "
+            "freeze the whole model."
         )
 
 
@@ -350,14 +419,23 @@ def _check_shared(root: nn.Module) -> None:
     free: dict[nn.Module, str] = {}
     for path, module in root.named_modules(remove_duplicate=False):
         if is_random_in_training(module):
-            parent = root.get_submodule(path.rpartition(".")[0])
-            (held if is_held(parent) else free)[module] = path
+            (held if is_held(_part_around(root, path)) else free)[module] = path
     for module in held.keys() & free.keys():
         raise FreezeError(
             f"one {type(module).__name__} serves the frozen part as {held[module]} and the "
             f"trainable part as {free[module]}; it cannot be off in one and on in the other. "
             "Give each part its own."
         )
+
+
+def _part_around(root: nn.Module, path: str) -> nn.Module:
+    """The nearest module above `path` that has parameters: the part which the layer serves."""
+    while path:
+        path = path.rpartition(".")[0]
+        above = root.get_submodule(path)
+        if next(above.parameters(), None) is not None:
+            return above
+    return root
 
 
 def _check_leaves_something(selection: Selection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypedDict
 
@@ -45,7 +46,7 @@ def param_groups(
         ConfigError: a number is out of its range.
         SelectorError: a selector cannot be read or a term matches nothing.
     """
-    _check(lr, weight_decay, layer_decay)
+    _check(lr, weight_decay, layer_decay, lr_mult or {})
     stock = inventory(model)
     exempt = select_policy(model, no_decay).picked
     factors = {s: (select(model, s).picked, factor) for s, factor in (lr_mult or {}).items()}
@@ -72,10 +73,18 @@ def param_groups(
     return list(groups.values())
 
 
-def _check(lr: float, weight_decay: float, layer_decay: float) -> None:
-    if not lr > 0:
+def _check(
+    lr: float, weight_decay: float, layer_decay: float, lr_mult: Mapping[str, float]
+) -> None:
+    if not 0 < lr < math.inf:
         raise ConfigError(f"lr is {lr}; a learning rate is above 0, as lr=1e-3.")
-    if not weight_decay >= 0:
+    for selector, factor in lr_mult.items():
+        if not 0 < factor < math.inf:
+            raise ConfigError(
+                f"lr_mult[{selector!r}] is {factor}; a multiplier is above 0, as 10. To train "
+                f"nothing there, freeze it: fl.freeze(model, {selector!r})."
+            )
+    if not 0 <= weight_decay < math.inf:
         raise ConfigError(f"weight_decay is {weight_decay}; it is 0 or above, as 0.01.")
     if not 0 < layer_decay <= 1:
         raise ConfigError(f"layer_decay is {layer_decay}; it lies above 0 and up to 1, as 0.75.")

@@ -13,8 +13,9 @@ model, so that its statistics follow the data.
 
 from __future__ import annotations
 
+import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, final
@@ -43,14 +44,18 @@ class Hold:
 
     Attributes:
         former: the module's own mode before it was held.
+        shadowed: the `train` that somebody had set on the instance before, if any.
     """
 
-    __slots__ = ("_module", "former")
+    __slots__ = ("_module", "former", "shadowed")
 
-    def __init__(self, module: nn.Module, former: bool) -> None:
+    def __init__(
+        self, module: nn.Module, former: bool, shadowed: Callable[..., object] | None = None
+    ) -> None:
         # Weak, since a cycle would keep a dropped model's memory until the next collection.
         self._module = weakref.ref(module)
         self.former = former
+        self.shadowed = shadowed
 
     def __call__(self, mode: bool = True) -> nn.Module:
         module = self._target()
@@ -63,10 +68,10 @@ class Hold:
         module = self._target()
         copied = memo.get(id(module), module)
         assert isinstance(copied, nn.Module)
-        return Hold(copied, self.former)
+        return Hold(copied, self.former, copy.deepcopy(self.shadowed, memo))
 
-    def __reduce__(self) -> tuple[type[Hold], tuple[nn.Module, bool]]:
-        return Hold, (self._target(), self.former)
+    def __reduce__(self) -> tuple[type[Hold], tuple[object, ...]]:
+        return Hold, (self._target(), self.former, self.shadowed)
 
     def _target(self) -> nn.Module:
         module = self._module()
@@ -128,11 +133,22 @@ def settle(model: nn.Module) -> None:
     due = set(_due(model))
     for module in model.modules():
         if module in due and not is_held(module):
-            module.__dict__["train"] = Hold(module, module.training)
-            module.training = False
+            _hold(module)
         elif module not in due and is_held(module):
-            hold: Hold = module.__dict__.pop("train")
-            module.training = hold.former
+            _release(module)
+
+
+def _hold(module: nn.Module) -> None:
+    own = module.__dict__
+    own["train"] = Hold(module, module.training, own.get("train"))
+    module.training = False
+
+
+def _release(module: nn.Module) -> None:
+    hold: Hold = module.__dict__.pop("train")
+    if hold.shadowed is not None:
+        module.__dict__["train"] = hold.shadowed
+    module.training = hold.former
 
 
 def _due(model: nn.Module) -> Iterator[nn.Module]:

@@ -32,7 +32,10 @@ class Table:
         from rich.console import Console
 
         page = io.StringIO()
-        Console(file=page, width=width, color_system=None, legacy_windows=False).print(self)
+        # In a notebook rich would show the table at once instead of writing it to `page`.
+        Console(
+            file=page, width=width, color_system=None, legacy_windows=False, force_jupyter=False
+        ).print(self)
         return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
 
     def __str__(self) -> str:

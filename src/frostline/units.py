@@ -7,10 +7,10 @@ def format_bytes(count: float) -> str:
     """`1536` -> `1.5 KB`; decimal units, as disks and torch's own tables use."""
     size = float(count)
     for unit in ("B", "KB", "MB", "GB"):
-        if abs(size) < 1000:
+        if abs(size) < 999.5:  # from there on it would round to 1000
             return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:.3g} TB"
+    return f"{size:.3g} TB" if abs(size) < 999.5 else f"{size:,.0f} TB"
 
 
 def format_count(count: int) -> str:
@@ -20,9 +20,9 @@ def format_count(count: int) -> str:
 
 def format_seconds(seconds: float) -> str:
     """`0.0042` -> `4.2 ms`, `75` -> `1 min 15 s`."""
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torchvision  # noqa: F401 - its import sets TORCHINDUCTOR_CACHE_DIR; here, no test is blamed
 from PIL import Image
 
 MakeImage = Callable[..., Path]

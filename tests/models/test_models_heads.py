@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from frostline.errors import ConfigError, ModelError
 from frostline.models import (
     Stacked,
@@ -25,7 +27,6 @@ from frostline.models import (
     stack_head,
 )
 from frostline.models.spec import ModelSpec
-from torch import Tensor, nn
 
 Net = Callable[..., nn.Module]
 NoMemory = Callable[[], AbstractContextManager[Any]]
@@ -46,14 +47,43 @@ WHERE = {
     "inception_v3": "fc",
     "googlenet": "fc",
 }
-TIMM = (
-    "resnet10t resnetv2_18 convnext_atto efficientnet_b0 mobilenetv3_small_050 dla46_c dpn68 "
-    "mobilenetv4_conv_small vit_tiny_patch16_224 deit_tiny_patch16_224 beit_base_patch16_224 "
-    "swin_tiny_patch4_window7_224 mixer_s32_224 gmlp_s16_224 resmlp_12_224 poolformer_s12 "
-    "maxvit_pico_rw_256 coatnet_nano_rw_224 edgenext_xx_small fastvit_t8 ghostnet_050 nfnet_f0 "
-    "regnety_002 pvt_v2_b0 twins_pcpvt_small cait_xxs24_224 xcit_nano_12_p16_224 rexnet_100 "
-    "repvgg_a0 mobilevit_xxs hiera_tiny_224 tiny_vit_5m_224 lcnet_035 mambaout_femto botnet26t_256"
-).split()
+TIMM = [
+    "resnet10t",
+    "resnetv2_18",
+    "convnext_atto",
+    "efficientnet_b0",
+    "mobilenetv3_small_050",
+    "dla46_c",
+    "dpn68",
+    "mobilenetv4_conv_small",
+    "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224",
+    "beit_base_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "mixer_s32_224",
+    "gmlp_s16_224",
+    "resmlp_12_224",
+    "poolformer_s12",
+    "maxvit_pico_rw_256",
+    "coatnet_nano_rw_224",
+    "edgenext_xx_small",
+    "fastvit_t8",
+    "ghostnet_050",
+    "nfnet_f0",
+    "regnety_002",
+    "pvt_v2_b0",
+    "twins_pcpvt_small",
+    "cait_xxs24_224",
+    "xcit_nano_12_p16_224",
+    "rexnet_100",
+    "repvgg_a0",
+    "mobilevit_xxs",
+    "hiera_tiny_224",
+    "tiny_vit_5m_224",
+    "lcnet_035",
+    "mambaout_femto",
+    "botnet26t_256",
+]
 
 
 def torchvision_names() -> list[str]:

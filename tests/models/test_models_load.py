@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import frostline.models
 import pytest
 import torch
+
+import frostline.models
 from frostline.errors import ConfigError, ModelError, WeightsError
 from frostline.models import Stacked, load_model
 
@@ -20,7 +21,7 @@ def test_the_public_names_are_sorted_and_exist() -> None:
 def test_hub_models_are_recognised_and_not_yet_built() -> None:
     with pytest.raises(
         ModelError,
-        match="hf: models are not available yet; write a function and name it file.py:function",
+        match=r"hf: models are not available yet; write a function and name it file\.py:function",
     ):
         load_model("hf:google/vit", weights="DEFAULT", classes=2)
 

@@ -11,6 +11,7 @@ from textwrap import dedent
 
 import pytest
 import torch
+
 from frostline.errors import ModelError
 from frostline.models import Built, build, load_model
 from frostline.models.spec import ModelSpec
@@ -118,7 +119,7 @@ def test_a_file_named_like_a_package_hides_nothing(tmp_path: Path) -> None:
 
 
 def test_importing_leaves_the_path_and_the_folder_as_they_were(tmp_path: Path) -> None:
-    path = write(tmp_path, "import sys\nsys.path.insert(0, 'elsewhere')\n" + dedent(NET))
+    path = write(tmp_path, dedent(NET) + "\nimport sys\nsys.path.insert(0, 'elsewhere')\n")
     before = list(sys.path)
     made(path)
     assert sys.path == before

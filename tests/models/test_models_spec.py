@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from frostline.errors import ModelError
 from frostline.models import ModelSpec
 from frostline.models.spec import WeightsChoice
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def test_a_bare_name_means_torchvision() -> None:
@@ -43,7 +44,7 @@ def test_any_text_is_read_or_refused_and_never_anything_else(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "  ", "timm:", "torchvision: "])
 def test_an_empty_name_is_refused(text: str) -> None:
-    with pytest.raises(ModelError, match="names no model. Write"):
+    with pytest.raises(ModelError, match=r"names no model\. Write"):
         ModelSpec.parse(text)
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from torch import nn
+from torchvision import models
+
 from frostline.errors import ModelError, WeightsError
 from frostline.models import build, load_model, load_weights
 from frostline.models.spec import ModelSpec
 from frostline.models.transforms import from_torchvision
-from PIL import Image
-from torch import nn
-from torchvision import models
 
 NoMemory = Callable[[], AbstractContextManager[Any]]
 NAMES: list[str] = models.list_models(module=models)

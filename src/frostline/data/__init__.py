@@ -1,6 +1,6 @@
 """Data sets: image folders and tables read, split and audited; any data in replayable batches."""
 
-from frostline.data.audit import Audit, audit
+from frostline.data.audit import Audit, audit, read_files
 from frostline.data.batches import Batch, Batches, epoch_order, make_batches
 from frostline.data.dataset import ImageDataset
 from frostline.data.findings import Finding
@@ -26,6 +26,7 @@ __all__ = [
     "epoch_order",
     "make_batches",
     "open_image",
+    "read_files",
     "read_set",
     "read_splits",
     "view",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,7 +55,9 @@ def audit(
             class without a training image that can be read; no validation image; a validation or
             test class that training lacks. One message holds all that was found.
     """
-    digests, broken = _read_all(splits, threads, progress)
+    sets = (splits.train, splits.val, *([splits.test] if splits.test else []))
+    paths = [sample.path for images in sets for sample in images.samples]
+    digests, broken = read_files(paths, threads=threads, progress=progress)
     clean = _without(splits, frozenset(broken))
     found = [*_broken_finding(broken, bad_images), *find_errors(clean)]
     errors = [finding.message for finding in found if finding.level == "error"]
@@ -64,12 +66,18 @@ def audit(
     return Audit(clean, (*found, *find_oddities(clean, digests)), digests)
 
 
-def _read_all(
-    splits: Splits, threads: int | None, progress: Callable[[int, int], None] | None
+def read_files(
+    files: Iterable[Path],
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[Path, str], dict[Path, ImageError]]:
-    """Digests of the good files and errors of the others, each in the order of the splits."""
-    sets = (splits.train, splits.val, *([splits.test] if splits.test else []))
-    paths = list(dict.fromkeys(sample.path for images in sets for sample in images.samples))
+    """Content digests of the images that decode and the errors of the others, in their order.
+
+    Args:
+        threads, progress: as for `audit`.
+    """
+    paths = list(dict.fromkeys(files))
     digests: dict[Path, str] = {}
     broken: dict[Path, ImageError] = {}
     workers = count_threads(threads)

@@ -101,8 +101,9 @@ class _Jpeg(JpegImageFile):
     further pictures, and warns about damage in either; neither matters to the pixels.
     """
 
-    def _read_dpi_from_exif(self) -> None:
-        """Leave the EXIF block alone; `orientation` reads what is needed of it."""
+    def getexif(self) -> Image.Exif:
+        """No EXIF, so that nothing looks into it; `orientation` reads what is needed."""
+        return Image.Exif()
 
 
 _Factory = Callable[[IO[bytes], str], ImageFile]

@@ -11,9 +11,11 @@ import re
 import struct
 
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 _ORIENTATION = 0x0112
 _SHORT, _LONG = 3, 4
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -78,6 +80,8 @@ def _from_exif(block: bytes) -> int | None:
 
 def _from_xmp(image: Image.Image) -> int | None:
     xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp")
+    if xmp is None and isinstance(image, JpegImageFile):  # needed below Pillow 11
+        xmp = b"".join(content for _, content in image.applist if content.startswith(_XMP))
     if isinstance(xmp, str):
         xmp = xmp.encode(errors="replace")
     if not isinstance(xmp, bytes):

@@ -63,8 +63,8 @@ def _resize(crop_mode: str, scaled: tuple[int, int]) -> int | tuple[int, int]:
         return scaled
     if crop_mode == "center" and scaled[0] == scaled[1]:
         return scaled[0]
-    shape = "square" if scaled[0] == scaled[1] else "oblong"
-    raise _inexpressible(f"a {shape} crop in mode {crop_mode!r}")
+    shape = "a square" if scaled[0] == scaled[1] else "an oblong"
+    raise _inexpressible(f"{shape} crop in mode {crop_mode!r}")
 
 
 def _image_size(size: object) -> tuple[int, int]:

@@ -103,15 +103,25 @@ def as_selector(value: SelectorLike) -> Selector:
         return parse(value)
     if isinstance(value, nn.Module | Tensor):
         return Exactly([value])
+    if isinstance(value, type):
+        raise SelectorError(
+            f"the class {value.__name__} is no selector. To select the layers of a class, write "
+            f"fl.of_type({value.__name__})."
+        )
     if callable(value):
         return Where(value)
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        terms = [as_selector(item) for item in value]
-        return any_of(*terms) if terms else nothing
+        return _any_of_list([as_selector(item) for item in value])
     raise SelectorError(
         f"a selector is text, fl.path(...) and the like, a module, a parameter, a function or a "
         f"list of these; got {type(value).__name__}."
     )
+
+
+def _any_of_list(terms: list[Selector]) -> Selector:
+    if not terms:
+        raise SelectorError("the list of selectors is empty. To select nothing, write 'none'.")
+    return any_of(*terms)
 
 
 @dataclass(frozen=True)

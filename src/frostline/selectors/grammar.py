@@ -7,15 +7,19 @@ r"""Text -> selector. The whole language:
     term     := "all" | "none"
               | "re:" regex | "type:" class | "kind:" kind
               | "stage:" n [".." n] | "depth:" number "%"
-              | path | glob
+              | path | glob | "glob:" pattern
 
 A term ends at a space or an operator. Inside a `re:` term, parentheses and brackets belong to
-the regular expression while they are open; quotes (`re:'a|b'`, `'odd name.weight'`) keep all.
+the regular expression while they are open; quotes (`re:'a|b'`, `'odd name.weight'`) keep all,
+and a doubled quote inside them (`'it''s'`) is that quote. `glob:` is for patterns that cannot
+stand bare.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -35,10 +39,11 @@ from frostline.selectors.terms import (
     any_of,
 )
 
-_PREFIXES = ("re", "type", "kind", "stage", "depth")
-_STAGE = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
+_PREFIXES = ("re", "type", "kind", "stage", "depth", "glob")
+_STAGE = re.compile(r"(-?\d{1,9})(?:\.\.(-?\d{1,9}))?")
 _DEPTH = re.compile(r"(\d+(?:\.\d+)?)%")
 _OPERATORS = "&|~()"
+_DEEPEST = 50  # nested parentheses and negations; far from Python's own limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,7 @@ class _Tokens:
         self.text = text
         self._tokens = _tokenize(text)
         self._at = 0
+        self._depth = 0
 
     def peek(self) -> _Token | None:
         return self._tokens[self._at] if self._at < len(self._tokens) else None
@@ -88,6 +94,14 @@ class _Tokens:
             self.refuse(None, "it ends where a term was expected")
         self._at += 1
         return token
+
+    @contextmanager
+    def nested(self) -> Iterator[None]:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            self.refuse(self.peek(), f"terms are nested more than {_DEEPEST} deep")
+        yield
+        self._depth -= 1
 
     def refuse(self, token: _Token | None, reason: str) -> NoReturn:
         _refuse(self.text, token.start if token else len(self.text), reason)
@@ -109,9 +123,11 @@ def _both(tokens: _Tokens) -> Selector:
 
 def _negated(tokens: _Tokens) -> Selector:
     if tokens.next_is("~"):
-        return ~_negated(tokens)
+        with tokens.nested():
+            return ~_negated(tokens)
     if tokens.next_is("("):
-        inner = _either(tokens)
+        with tokens.nested():
+            inner = _either(tokens)
         if not tokens.next_is(")"):
             tokens.refuse(tokens.peek(), "a ')' is missing")
         return inner
@@ -143,6 +159,8 @@ def _prefixed(tokens: _Tokens, token: _Token) -> Selector:
             return OfType(token.text)
         case "kind":
             return Kind(token.text)
+        case "glob":
+            return Glob(token.text)
         case "stage":
             return _stage(tokens, token)
         case _:
@@ -200,10 +218,11 @@ def _read_term(text: str, start: int) -> tuple[_Token, int]:
 
 
 def _read_quoted(text: str, at: int) -> tuple[str, int]:
-    end = text.find(text[at], at + 1)
-    if end < 0:
-        _refuse(text, at, f"the quote {text[at]} is never closed")
-    return text[at + 1 : end], end + 1
+    quote = text[at]
+    found = re.compile(f"{quote}((?:[^{quote}]|{quote}{quote})*+){quote}").match(text, at)
+    if found is None:
+        _refuse(text, at, f"the quote {quote} is never closed")
+    return found[1].replace(quote * 2, quote), found.end()
 
 
 def _word_end(text: str, at: int) -> int:
@@ -235,4 +254,5 @@ def _regex_end(text: str, at: int) -> int:
 
 
 def _refuse(text: str, at: int, reason: str) -> NoReturn:
-    raise SelectorError(f"cannot read the selector at the mark: {reason}.\n  {text}\n  {' ' * at}^")
+    line = re.sub(r"\s", " ", text)  # on one line, or the mark would point elsewhere
+    raise SelectorError(f"cannot read the selector at the mark: {reason}.\n  {line}\n  {' ' * at}^")

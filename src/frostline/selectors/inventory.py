@@ -117,9 +117,24 @@ def inventory(model: nn.Module, *, kinds_may_miss: bool = False) -> Inventory:
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
     inner = model
-    while isinstance(inner, DataParallel | DistributedDataParallel) or _is_compiled(inner):
-        inner = cast("nn.Module", inner._orig_mod if _is_compiled(inner) else inner.module)
+    while (below := _inside(inner)) is not None:
+        inner = below
     return inner
+
+
+def wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """The `torch.compile`, DataParallel and DistributedDataParallel wrappers, the outer first."""
+    layer = model
+    while (inner := _inside(layer)) is not None:
+        yield layer
+        layer = inner
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """What `model` wraps, if it is a wrapper."""
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        return cast("nn.Module", model.module)
+    return cast("nn.Module", model._orig_mod) if _is_compiled(model) else None
 
 
 def plain_name(name: str) -> str:

@@ -10,8 +10,9 @@ The rules, each for a family of models:
 3. Of the rest, a child that holds most of the layers is opened (`features`, `encoder`,
    `backbone`), again and again, until the layers are spread; but not where three or more
    siblings of one class already make a series (ResNet's `layer1` to `layer4`).
-4. A norm joins the stage before it, an embedding the embedding before it; parameters that hang
-   between (class token, position embedding) join the first stage of their module.
+4. A norm, with parameters or without, joins the stage before it, an embedding the embedding
+   before it; parameters that hang between (class token, position embedding) join the first
+   stage of their module.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from frostline.selectors.inventory import Inventory
+from frostline.selectors.inventory import Inventory, keeps_running_statistics
 from frostline.selectors.kinds import is_norm_layer
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -81,10 +83,10 @@ def _stage_of_name(name: str, stage_of: dict[str, int]) -> int:
 
 
 def _children(unit: _Unit) -> list[_Unit]:
-    """Children with parameters, lists opened into their items, each module once."""
+    """Children with parameters or running statistics, each module once; no parametrizations."""
     found: dict[int, _Unit] = {}
     for name, child in unit.module.named_children():
-        if next(child.parameters(), None) is None:
+        if name == "parametrizations" or not _holds_layers(child):
             continue
         inner = _Unit(f"{unit.path}.{name}" if unit.path else name, child)
         found.setdefault(id(child), inner)
@@ -108,8 +110,19 @@ def _has_series(units: list[_Unit]) -> bool:
     return any(count >= _SERIES_LENGTH for count in composite.values())
 
 
+def _holds_layers(module: nn.Module) -> bool:
+    has_parameters = next(module.parameters(), None) is not None
+    return has_parameters or any(map(keeps_running_statistics, module.modules()))
+
+
 def _layer_count(module: nn.Module) -> int:
-    return sum(1 for m in module.modules() if m._parameters and not is_norm_layer(m))
+    return sum(1 for m in module.modules() if _is_layer(m) and not is_norm_layer(m))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    if isinstance(module, ParametrizationList):
+        return False  # part of the layer whose tensor it computes
+    return bool(module._parameters) or is_parametrized(module)
 
 
 def _is_layer_stack(head: _Unit, siblings: list[_Unit]) -> bool:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import final
 
 from torch import Tensor, nn
 
 from frostline.errors import SelectorError, nearest
-from frostline.selectors.inventory import Inventory, Occurrence, plain_name
+from frostline.selectors.inventory import Inventory, Occurrence, plain_name, unwrap
 from frostline.selectors.kinds import KINDS, class_names
 from frostline.selectors.stages import stages
 
@@ -25,6 +27,7 @@ Picked = frozenset[int]
 Predicate = Callable[[str, Tensor, nn.Module], bool]
 
 _BARE_PATH = re.compile(r"[^\s&|~()'\"*?\[\]:]+")
+_BARE_GLOB = re.compile(r"[^\s&|~()'\":]+")
 
 
 class Selector(ABC):
@@ -66,9 +69,7 @@ class Path(Selector):
         return _matching(inventory, matches) or _refuse(self, inventory, self.path)
 
     def __str__(self) -> str:
-        words = {"all", "none"}
-        bare = _BARE_PATH.fullmatch(self.path) and self.path not in words
-        return self.path if bare else _quoted(self.path)
+        return _quoted(self.path) if self.path in {"all", "none"} else _word(self.path)
 
     def __repr__(self) -> str:
         return f"fl.path({self.path!r})"
@@ -83,6 +84,9 @@ class Glob(Selector):
     """
 
     pattern: str
+
+    def __post_init__(self) -> None:
+        _refuse_empty("glob", self.pattern)
 
     def pick(self, inventory: Inventory) -> Picked:
         rule = _glob_rule(self.pattern)
@@ -103,7 +107,8 @@ class Glob(Selector):
         return _refuse(self, inventory, self.pattern)
 
     def __str__(self) -> str:
-        return self.pattern
+        bare = _BARE_GLOB.fullmatch(self.pattern) and re.search(r"[*?\[]", self.pattern)
+        return self.pattern if bare else f"glob:{_quoted(self.pattern)}"
 
     def __repr__(self) -> str:
         return f"fl.glob({self.pattern!r})"
@@ -117,16 +122,17 @@ class Regex(Selector):
     pattern: str
 
     def __post_init__(self) -> None:
+        _refuse_empty("re", self.pattern)
         try:
-            re.compile(self.pattern)
-        except re.error as error:
+            _regex_rule(self.pattern)
+        except (re.error, OverflowError, RecursionError) as error:
             raise SelectorError(
                 f"'{self}' is no regular expression: {error}. Mend the pattern; quote it if it "
                 "holds spaces: re:'...'."
             ) from error
 
     def pick(self, inventory: Inventory) -> Picked:
-        rule = re.compile(self.pattern)
+        rule = _regex_rule(self.pattern)
 
         def matches(place: Occurrence) -> bool:
             return any(rule.search(name) for name in {place.name, place.plain})
@@ -147,6 +153,9 @@ class OfType(Selector):
 
     name: str
 
+    def __post_init__(self) -> None:
+        _refuse_empty("type", self.name)
+
     def pick(self, inventory: Inventory) -> Picked:
         def matches(place: Occurrence) -> bool:
             return any(self.name in class_names(owner) for owner in place.owners)
@@ -158,7 +167,7 @@ class OfType(Selector):
         return _refuse(self, inventory, self.name, known=sorted(present))
 
     def __str__(self) -> str:
-        return f"type:{self.name}"
+        return f"type:{_word(self.name)}"
 
     def __repr__(self) -> str:
         return f"fl.of_type({self.name!r})"
@@ -244,10 +253,15 @@ class Depth(Selector):
         return frozenset().union(*groups[:count])
 
     def __str__(self) -> str:
-        return f"depth:{self.percent:g}%"
+        return f"depth:{self._digits}%"
 
     def __repr__(self) -> str:
-        return f"fl.depth({self.percent:g})"
+        return f"fl.depth({self._digits})"
+
+    @property
+    def _digits(self) -> str:
+        """All digits and no exponent, so that the text reads back as the same number."""
+        return f"{Decimal(repr(float(self.percent))).normalize():f}"
 
 
 @final
@@ -327,10 +341,11 @@ class Exactly(Selector):
         return frozenset().union(*(self._pick_one(thing, inventory) for thing in self.objects))
 
     def _pick_one(self, thing: nn.Module | Tensor, inventory: Inventory) -> Picked:
+        inner = unwrap(thing) if isinstance(thing, nn.Module) else thing
         picked = frozenset(
             index
             for index, entry in enumerate(inventory.entries)
-            if entry.tensor is thing or any(thing is o for p in entry.occurrences for o in p.owners)
+            if entry.tensor is thing or any(inner is o for p in entry.occurrences for o in p.owners)
         )
         if picked:
             return picked
@@ -455,7 +470,7 @@ def _matching(inventory: Inventory, matches: Callable[[Occurrence], bool]) -> Pi
 def _glob_rule(pattern: str) -> re.Pattern[str]:
     """A glob as a regular expression that matches a full name or a module path above it."""
     parts = re.split(r"(\*\*|\*|\?|\[[^\]]*\])", pattern)
-    return re.compile("".join(_glob_part(part) for part in parts) + r"(?:\.|$)")
+    return re.compile("".join(_glob_part(part) for part in parts) + r"(?:\.|\Z)")
 
 
 def _glob_part(part: str) -> str:
@@ -464,13 +479,32 @@ def _glob_part(part: str) -> str:
     if part in {"*", "?"}:
         return "[^.]" + ("*" if part == "*" else "")
     if part.startswith("[") and part.endswith("]"):
-        return fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z")
+        # Without `(?s:` and `)\Z` (`)\z` from Python 3.14); a dot is no part of a segment.
+        return r"(?!\.)" + fnmatch.translate(part)[4:-3]
     return re.escape(part)
+
+
+def _regex_rule(pattern: str) -> re.Pattern[str]:
+    with warnings.catch_warnings():
+        # `[[a]` works today; Python warns that it may mean something else one day.
+        warnings.simplefilter("ignore", FutureWarning)
+        return re.compile(pattern)
+
+
+def _word(text: str) -> str:
+    return text if _BARE_PATH.fullmatch(text) else _quoted(text)
 
 
 def _quoted(text: str) -> str:
     quote = '"' if "'" in text else "'"
-    return f"{quote}{text}{quote}"
+    return f"{quote}{text.replace(quote, quote * 2)}{quote}"
+
+
+def _refuse_empty(prefix: str, text: str) -> None:
+    if not text:
+        raise SelectorError(
+            f"'{prefix}:' names nothing; write what it is to match after the colon."
+        )
 
 
 def _sample(inventory: Inventory) -> str:

@@ -1,0 +1,1 @@
+"""What happens beside the loop: saving, logging, showing progress; each a hook of the engine."""

@@ -1,0 +1,97 @@
+"""Progress for people: a bar on standard error while an epoch runs, a table row when it ends."""
+
+from __future__ import annotations
+
+from typing import final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from frostline.engine import EpochRecord, Hook, Training
+from frostline.units import format_seconds
+
+_HEADINGS = ("epoch", "lr", "train loss", "train acc", "val loss", "val acc", "macro F1", "time")
+_WIDTHS = (7, 9, 10, 9, 8, 8, 8, 9)
+
+
+@final
+class EpochTable(Hook):
+    """Prints a line for each epoch, so that a pipe gets it at once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def on_start(self, training: Training) -> None:
+        self._line(_HEADINGS, style="bold")
+        for record in training.history:
+            self._line(_cells(record, training.recipe.epochs))
+
+    def on_epoch(self, training: Training) -> None:
+        self._line(_cells(training.history[-1], training.recipe.epochs))
+
+    def _line(self, cells: tuple[str, ...], *, style: str = "") -> None:
+        text = " ".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
+        self._console.print(text, style=style, highlight=False, soft_wrap=True)
+
+
+@final
+class BatchBar(Hook):
+    """A bar with rate and time left; silent where standard error is no terminal."""
+
+    def __init__(self, console: Console, *, samples_per_batch: int) -> None:
+        self._samples_per_batch = samples_per_batch
+        self._bars = Progress(
+            TextColumn("{task.description:>8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._stage = ""
+
+    def on_batch(self, stage: str, done: int, total: int, /) -> None:
+        if stage != self._stage or self._task is None:
+            self._begin(stage, total)
+        assert self._task is not None
+        speed = self._bars.tasks[-1].speed or 0.0
+        rate = f"{speed * self._samples_per_batch:.0f} samples/s" if speed else ""
+        self._bars.update(self._task, completed=done, rate=rate)
+        if done == total:
+            self.on_end()
+
+    def on_end(self) -> None:
+        if self._task is not None:
+            self._bars.stop()
+            self._bars.remove_task(self._task)
+            self._task = None
+
+    def _begin(self, stage: str, total: int) -> None:
+        self.on_end()
+        self._stage = stage
+        self._bars.start()
+        self._task = self._bars.add_task(stage, total=total, rate="")
+
+
+def _cells(record: EpochRecord, epochs: int) -> tuple[str, ...]:
+    found = record.validation
+    return (
+        f"{'*' if record.best else ''}{record.epoch}/{epochs}",
+        f"{record.lr:.2e}",
+        f"{record.train_loss:.4f}",
+        f"{record.train_accuracy:.3f}",
+        f"{found.loss:.4f}",
+        f"{found.accuracy:.3f}",
+        f"{found.macro_f1:.3f}",
+        format_seconds(record.seconds),
+    )

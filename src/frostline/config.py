@@ -1,0 +1,112 @@
+"""A run's settings, all that is needed to repeat it: `run.toml` <-> checked values."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field
+
+from frostline._files import write_text
+from frostline._version import __version__
+from frostline.errors import ConfigError
+from frostline.preprocessing import Preprocessing
+from frostline.recipe import Recipe, config_errors
+
+HeadPlace = Literal["classifier", "logits", "keep"]
+_FROM_PYTHON = "python:"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(_Section):
+    """Which network, with which weights and head.
+
+    `weights` is `DEFAULT`, `none`, a published entry or an absolute path; `weights_digest` is the
+    xxh3_128 of that file.
+    """
+
+    name: str
+    weights: str = "DEFAULT"
+    weights_digest: str = ""
+    on: HeadPlace = "classifier"
+    hidden: tuple[int, ...] = ()
+    head: str = ""
+
+    @property
+    def is_from_python(self) -> bool:
+        """Whether the model was handed over as an object, so that only its maker can rebuild it."""
+        return self.name.startswith(_FROM_PYTHON)
+
+    @classmethod
+    def from_python(cls, class_name: str) -> ModelSettings:
+        """For a model that was handed over as an object."""
+        return cls(name=f"{_FROM_PYTHON}{class_name}", weights="none")
+
+
+class DataSettings(_Section):
+    """Which pictures, how they were divided, and what the labels mean."""
+
+    path: str = ""
+    val_fraction: float = Field(0.2, gt=0, lt=1)
+    folds: int | None = Field(None, ge=2)
+    fold: int = Field(0, ge=0)
+    bad_images: Literal["skip", "error"] = "skip"
+    augment: str = "none"
+    batch_size: int = Field(32, ge=1)
+    classes: tuple[str, ...] = ()
+
+
+class FreezeSettings(_Section):
+    """What stays fixed: one selector to freeze, or one to train; by default all but the head."""
+
+    freeze: str | None = None
+    train: str | None = None
+    norm: Literal["hold", "adapt"] = "hold"
+
+
+class RunSettings(_Section):
+    """Everything about a run.
+
+    Raises:
+        ConfigError: from `read`, when the file is missing, damaged or from a later version.
+    """
+
+    frostline: str = __version__
+    model: ModelSettings
+    data: DataSettings = DataSettings()
+    freeze: FreezeSettings = FreezeSettings()
+    training: Recipe = Recipe()
+    device: str = "auto"
+    preprocessing: Preprocessing | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> RunSettings:
+        """Read `run.toml`.
+
+        Raises:
+            ConfigError: the file is missing, no TOML, or holds what this version does not know.
+        """
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path.parent} is no run: it has no {path.name}. Give the folder that "
+                "`frostline train --out` wrote."
+            ) from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}. Restore it from a copy.") from error
+        with config_errors():
+            return cls.model_validate(content)
+
+    def write(self, path: Path) -> None:
+        """Write `run.toml`, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_text(path, tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)))

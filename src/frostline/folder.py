@@ -1,0 +1,128 @@
+"""What lies where in a run folder.
+
+run.toml                     every setting, to repeat the run
+frozen.json                  digest of each frozen tensor before training
+trained_on.txt               content digest of each training file
+metrics.jsonl                one line for each epoch
+best/delta.safetensors       what was trained, at the best epoch
+last/delta.safetensors       the same at the last whole epoch
+last/state-N.pt              optimizer and position after epoch N, to resume from
+result.json                  figures of the best epoch, and the proof
+tensorboard/                 curves
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from frostline._files import write_text
+from frostline.errors import ConfigError, OutputError
+from frostline.fingerprints import Fingerprint
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The files of one run."""
+
+    root: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "run.toml"
+
+    @property
+    def frozen(self) -> Path:
+        return self.root / "frozen.json"
+
+    @property
+    def trained_on(self) -> Path:
+        return self.root / "trained_on.txt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best" / "delta.safetensors"
+
+    @property
+    def last(self) -> Path:
+        return self.root / "last" / "delta.safetensors"
+
+    def state(self, epoch: int) -> Path:
+        return self.root / "last" / f"state-{epoch}.pt"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    def check_free(self) -> None:
+        """Make sure a new run may be written here, before any work is done for it.
+
+        Raises:
+            OutputError: something is here already, or the folder cannot be written.
+        """
+        if self.root.is_dir() and not any(self.root.iterdir()):
+            pass
+        elif self.root.exists():
+            what = "a run" if self.settings.exists() else "something"
+            resume = "--resume goes on with it; " if self.settings.exists() else ""
+            raise OutputError(
+                f"{self.root} already holds {what}; nothing was overwritten. {resume}"
+                "for a new run choose another --out."
+            )
+        probe = self.root / ".writable"
+        write_text(probe, "")
+        probe.unlink()
+
+    def check_is_run(self) -> None:
+        """Make sure there is a run here.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if not self.root.is_dir():
+            raise ConfigError(f"there is no folder {self.root}. Give a folder that a run wrote.")
+        if not self.settings.is_file():
+            raise ConfigError(
+                f"{self.root} is no run: it has no {self.settings.name}. Give the folder that "
+                "`frostline train --out` wrote."
+            )
+
+    def write_frozen(self, fingerprint: Fingerprint) -> None:
+        """Note what the frozen part was before training."""
+        write_text(self.frozen, json.dumps({"tensors": fingerprint.tensors}, indent=1))
+
+    def read_frozen(self) -> Fingerprint:
+        """What the frozen part was before training.
+
+        Raises:
+            ConfigError: the note is missing or damaged.
+        """
+        try:
+            return Fingerprint(json.loads(self.frozen.read_text())["tensors"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self.frozen} is missing or damaged ({error}), so nothing can be proven. "
+                "Restore it from a copy, or train again."
+            ) from error
+
+    def write_trained_on(self, digests: Iterable[str]) -> None:
+        """Note the content of the training files."""
+        write_text(self.trained_on, "".join(f"{digest}\n" for digest in digests))
+
+    def read_trained_on(self) -> frozenset[str]:
+        """Content digests of the files the run has seen; empty where none were noted."""
+        if not self.trained_on.exists():
+            return frozenset()
+        return frozenset(self.trained_on.read_text().split())

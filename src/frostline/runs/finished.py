@@ -1,0 +1,280 @@
+"""A finished run, opened again: evaluate it on new data, predict with it, prove what it promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import final
+
+import xxhash
+from torch import Tensor
+
+from frostline._files import file_digest
+from frostline.config import RunSettings
+from frostline.data import ImageDataset, ImageSet, Sample, make_batches, read_files, read_set
+from frostline.data import read_splits as _read_splits
+from frostline.deltas import Delta, load_delta, read_delta
+from frostline.engine import Hook, evaluate, predict
+from frostline.errors import (
+    ConfigError,
+    DataError,
+    DeltaError,
+    DriftError,
+    ImageError,
+    WeightsError,
+)
+from frostline.fingerprints import Fingerprint, fingerprint_of
+from frostline.folder import RunFolder
+from frostline.metrics import Evaluation
+from frostline.models import LoadedModel
+from frostline.runs.preparing import build, freeze_as_asked
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The most probable classes of one picture, best first, with their probabilities."""
+
+    file: str
+    classes: tuple[tuple[str, float], ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was proven about a finished run."""
+
+    tensors: int
+    fingerprint: Fingerprint
+    checks: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Pictures to evaluate on.
+
+    Attributes:
+        images: those that can be read.
+        notes: what to know: which were left out, how many the run was trained on.
+    """
+
+    images: ImageSet
+    notes: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder that has been trained, at least for a while.
+
+    Attributes:
+        folder: its files.
+        settings: what it was trained with.
+    """
+
+    folder: RunFolder
+    settings: RunSettings
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The model with the best epoch's weights, in eval mode, frozen as it was.
+
+        Raises:
+            ConfigError: the model was handed over as a Python object.
+            WeightsError: the base's weights are not where they were.
+            DeltaError: there is no delta, or it does not belong to this base.
+        """
+        loaded = self._base()
+        load_delta(loaded.model, self.folder.best)
+        loaded.model.eval()
+        return loaded
+
+    def evaluate(
+        self, images: ImageSet, *, device: str = "auto", hooks: Iterable[Hook] = ()
+    ) -> Evaluation:
+        """Figures on `images`.
+
+        Raises:
+            ConfigError, WeightsError, DeltaError: as `loaded`.
+        """
+        data = ImageDataset(images, self.loaded.preprocessing)
+        batches = make_batches(data, batch_size=self._batch_size, shuffle=False, seed=0)
+        classes = self.settings.data.classes
+        return evaluate(self.loaded.model, batches, classes=classes, device=device, hooks=hooks)
+
+    def predict(
+        self,
+        files: Sequence[Path],
+        *,
+        top: int = 1,
+        device: str = "auto",
+        hooks: Iterable[Hook] = (),
+    ) -> list[Prediction]:
+        """The `top` most probable classes of each picture; all must be readable.
+
+        Raises:
+            ConfigError, WeightsError, DeltaError: as `loaded`.
+            ImageError: a file is no picture.
+        """
+        classes = self.settings.data.classes
+        images = ImageSet(classes, tuple(Sample(file, 0) for file in files))
+        data = ImageDataset(images, self.loaded.preprocessing)
+        batches = make_batches(data, batch_size=self._batch_size, shuffle=False, seed=0)
+        found = predict(self.loaded.model, batches, device=device, hooks=hooks)
+        ranked = found.logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
+        return [
+            Prediction(name, _ranking(classes, values[:top], order[:top]))
+            for name, values, order in zip(found.names, *ranked, strict=True)
+        ]
+
+    def held_out(
+        self, data: Path, *, progress: Callable[[int, int], None] | None = None
+    ) -> HeldOut:
+        """Pictures of `data` that the run may be judged on.
+
+        The folder that the run itself divided gives the part that it held out; any other data
+        set gives its test/ or val/ part, or all of it where it is not divided.
+
+        Raises:
+            DataError: there is no such data, a class is unknown to the run, or nothing is left.
+        """
+        images = self._read(data)
+        digests, broken = read_files((s.path for s in images.samples), progress=progress)
+        images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
+        if not images.samples:
+            raise DataError(f"{data} has no picture left to evaluate on. Point at other data.")
+        seen = self.folder.read_trained_on()
+        known = sum(1 for digest in digests.values() if digest in seen)
+        return HeldOut(images, tuple(_notes(broken, known, len(digests))))
+
+    def verify(self) -> Verdict:
+        """Prove that what was to stay frozen did, from the files alone.
+
+        The base, built again from its weights, has the frozen tensors that the run started with;
+        neither delta holds one of them; and each delta was saved beside these very tensors.
+
+        Raises:
+            DriftError: names the tensors for which it does not hold.
+            ConfigError, WeightsError: the proof cannot be made; says what is missing.
+            DeltaError: a delta is missing or damaged.
+        """
+        expected = self.folder.read_frozen()
+        checks = []
+        for file in (self.folder.best, self.folder.last):
+            _check_delta(read_delta(file), expected, file)
+            checks.append(f"{file.parent.name}/ holds no frozen tensor and was saved beside them")
+        if self.settings.model.is_from_python:
+            checks.append(
+                "the base itself was handed over in Python: verify it with fl.fingerprint"
+            )
+        else:
+            self._check_base(expected)
+            checks.append("the base, built again from its weights, has the same frozen tensors")
+        return Verdict(len(expected.tensors), expected, tuple(checks))
+
+    def _base(self) -> LoadedModel:
+        model = self.settings.model
+        if model.is_from_python:
+            raise ConfigError(
+                f"{self.folder.root} was trained on a model handed over in Python "
+                f"({model.name}), so the command line cannot build it. In Python: "
+                f"fl.load_delta(model, '{self.folder.best}')."
+            )
+        weights = Path(model.weights)
+        if model.weights_digest and not weights.is_file():
+            raise WeightsError(
+                f"the weights that {self.folder.root} was trained on are no longer at {weights}. "
+                "Put them back, or change `weights` in its run.toml to where they are now."
+            )
+        if model.weights_digest and file_digest(weights, xxhash.xxh3_128) != model.weights_digest:
+            raise DriftError(
+                f"{weights} is not the file that {self.folder.root} was trained on: its content "
+                "has changed. Restore it."
+            )
+        loaded = build(self.settings, classes=len(self.settings.data.classes))
+        freeze_as_asked(loaded, self.settings)
+        return loaded
+
+    def _check_base(self, expected: Fingerprint) -> None:
+        model = self._base().model
+        tensors = _named(model, expected)
+        found = fingerprint_of(tensors)
+        moved = [n for n, digest in expected.tensors.items() if found.tensors.get(n) != digest]
+        if moved:
+            raise _drift(f"the base built again from {self.settings.model.weights}", moved)
+
+    def _read(self, data: Path) -> ImageSet:
+        own = self.settings.data
+        images = read_set(data, classes=own.classes)
+        if not own.path or data.resolve() != Path(own.path).resolve():
+            return images
+        splits = _read_splits(
+            own.path,
+            val_fraction=own.val_fraction,
+            folds=own.folds,
+            fold=own.fold,
+            seed=self.settings.training.seed,
+        )
+        return splits.test or splits.val
+
+    @property
+    def _batch_size(self) -> int:
+        return self.settings.data.batch_size
+
+
+def open_run(path: str | Path) -> FinishedRun:
+    """Open a run folder.
+
+    Raises:
+        ConfigError: there is no run at `path`, or its settings are damaged.
+    """
+    folder = RunFolder(Path(path))
+    folder.check_is_run()
+    return FinishedRun(folder, RunSettings.read(folder.settings))
+
+
+def _ranking(
+    classes: Sequence[str], values: Tensor, order: Tensor
+) -> tuple[tuple[str, float], ...]:
+    return tuple((classes[i], p) for i, p in zip(order.tolist(), values.tolist(), strict=True))
+
+
+def _named(model: object, expected: Fingerprint) -> Mapping[str, Tensor]:
+    from frostline.deltas import all_tensors
+
+    tensors = all_tensors(model)
+    return {name: tensors[name] for name in expected.tensors if name in tensors}
+
+
+def _check_delta(delta: Delta, expected: Fingerprint, file: Path) -> None:
+    held = [name for name in expected.tensors if name in delta.tensors]
+    if held:
+        raise _drift(f"{file} holds tensors that were to stay frozen and", held)
+    moved = [n for n, d in expected.tensors.items() if delta.base.tensors.get(n, d) != d]
+    if moved:
+        raise _drift(f"the model that {file} was saved from", moved)
+
+
+def _drift(where: str, names: Sequence[str]) -> DriftError:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return DriftError(
+        f"{where} differs from what the run started with in {len(names)} frozen tensors: "
+        f"{', '.join(names[:5])}{more}. Do not trust this run; restore its files or train again.",
+        names,
+    )
+
+
+def _notes(broken: Mapping[Path, ImageError], known: int, count: int) -> Iterable[str]:
+    for error in broken.values():
+        yield f"left out: {error}"
+    if known:
+        yield (
+            f"{known} of {count} pictures have the content of one that the run was trained on; "
+            "the figures are better than they would be on new data"
+        )
+
+
+__all__ = ["DeltaError", "FinishedRun", "HeldOut", "Prediction", "Verdict", "open_run"]

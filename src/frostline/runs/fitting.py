@@ -1,0 +1,271 @@
+"""`fl.fit`: train what is trainable, keep the best, prove that the rest did not move."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from frostline._files import write_text
+from frostline.callbacks.logs import MetricsLog, TensorBoardLog
+from frostline.callbacks.saving import Saver
+from frostline.config import ModelSettings, RunSettings
+from frostline.data import Batch, Batches, ImageDataset, make_batches
+from frostline.deltas import load_delta
+from frostline.engine import EpochRecord, Hook, predict, train
+from frostline.errors import ConfigError, DataError, DriftError, ModelError, TrainingError
+from frostline.fingerprints import fingerprint
+from frostline.folder import RunFolder
+from frostline.freezing import Frozen, Proof, frozen_part
+from frostline.groups import param_groups
+from frostline.recipe import Recipe, recipe_of
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """What a run gave. `model` holds the weights of the best epoch.
+
+    Attributes:
+        history: a record for each epoch.
+        best: the epoch whose weights are kept.
+        proof: of the frozen part.
+        folder: where it was written; `None` if nowhere.
+    """
+
+    model: nn.Module
+    history: tuple[EpochRecord, ...]
+    best: EpochRecord
+    proof: Proof
+    folder: RunFolder | None
+
+
+def fit(
+    model: nn.Module,
+    train_data: object,
+    val_data: object,
+    *,
+    out: str | Path | None = None,
+    recipe: Recipe | None = None,
+    batch_size: int = 32,
+    classes: Sequence[str] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    hooks: Iterable[Hook] = (),
+    settings: RunSettings | None = None,
+    **options: object,
+) -> Run:
+    """Train the trainable part of `model` with cross-entropy; the frozen part stays as it is.
+
+    Freeze first (`fl.freeze`, `fl.train_only`); parameters with `requires_grad=False` set by hand
+    are frozen fully. Each epoch trains in train mode and validates in eval mode without
+    gradients. At the end the model holds the best epoch's weights and the frozen part is verified.
+
+    Args:
+        train_data: dataset of (input, class index), or an iterable of batches of these.
+        val_data: the same; never trained on.
+        out: a new folder for deltas, metrics and settings; nothing is kept if `None`.
+        recipe: how to train; or name its options here: `epochs=5, lr=1e-3, patience=3`.
+        classes: names of the classes; by default `train_data.classes`, else their numbers.
+        resume: go on with the run in `out` after its last whole epoch.
+        hooks: called by the loop, besides those that save and log.
+
+    Raises:
+        ConfigError: an option is unknown or out of range, or the run to resume is another one.
+        FreezeError: nothing is trainable.
+        DataError: labels do not fit the classes, or there is no data.
+        ModelError: the model does not give one logit for each class.
+        OutputError: `out` exists or cannot be written.
+        TrainingError: the loss is not finite, or a batch does not go through.
+        DriftError: something frozen moved; what was trained is kept in `out`.
+    """
+    recipe = _recipe(recipe, options)
+    settings = settings or _settings(model, recipe, batch_size, device)
+    batches = make_batches(train_data, batch_size=batch_size, shuffle=True, seed=recipe.seed)
+    validation = make_batches(val_data, batch_size=batch_size, shuffle=False, seed=recipe.seed)
+    names = _class_names(model, train_data, validation, classes, device)
+    weights = _class_weights(recipe, train_data, len(names))
+    param_groups(model, lr=recipe.lr)  # refuses early when nothing is trainable
+    with _folder(out, resume=resume) as folder:
+        frozen = frozen_part(model)
+        settings = settings.model_copy(
+            update={"data": settings.data.model_copy(update={"classes": tuple(names)})}
+        )
+        _begin(folder, settings, frozen, resume=resume)
+        about = {"model": settings.model.name, "weights": settings.model.weights}
+        saver = Saver(folder, fingerprint(model), about, resume=resume)
+        logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if out else ()
+        training = train(
+            model,
+            batches,
+            validation,
+            recipe=recipe,
+            classes=names,
+            device=device,
+            class_weights=weights,
+            hooks=(saver, *logs, *hooks),
+        )
+        proof = frozen.verify()
+        if not training.best_epoch:
+            raise TrainingError(
+                f"the validation {recipe.monitor} was never a number, so no epoch is the best. "
+                "Look at the metrics; lower the learning rate (--lr)."
+            )
+        load_delta(model, folder.best)
+        best = training.history[training.best_epoch - 1]
+        _write_result(folder, best, proof)
+        return Run(model, tuple(training.history), best, proof, folder if out else None)
+
+
+def _recipe(recipe: Recipe | None, options: dict[str, object]) -> Recipe:
+    if recipe is None:
+        return recipe_of(**options)
+    if options:
+        raise ConfigError(
+            f"got a recipe and {', '.join(options)} beside it. Put all into one of the two."
+        )
+    return recipe
+
+
+def _settings(model: nn.Module, recipe: Recipe, batch_size: int, device: str) -> RunSettings:
+    settings = RunSettings(
+        model=ModelSettings.from_python(type(model).__name__), training=recipe, device=device
+    )
+    data = settings.data.model_copy(update={"batch_size": batch_size})
+    return settings.model_copy(update={"data": data})
+
+
+@contextmanager
+def _folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder]:
+    if out is None:
+        if resume:
+            raise ConfigError("resume needs the run's folder. Give it as out=...")
+        with tempfile.TemporaryDirectory(prefix="frostline-") as scratch:
+            yield RunFolder(Path(scratch))
+        return
+    folder = RunFolder(Path(out))
+    if resume:
+        folder.check_is_run()
+    else:
+        folder.check_free()
+    yield folder
+
+
+def _begin(folder: RunFolder, settings: RunSettings, frozen: Frozen, *, resume: bool) -> None:
+    """Write down settings and frozen part; or make sure that a resumed run has the same."""
+    if not resume:
+        folder.write_frozen(frozen.fingerprint)
+        settings.write(folder.settings)
+        return
+    check_same_settings(RunSettings.read(folder.settings), settings)
+    before = folder.read_frozen()
+    if before != frozen.fingerprint:
+        moved = [n for n, d in before.tensors.items() if frozen.fingerprint.tensors.get(n) != d]
+        raise DriftError(
+            f"cannot resume: the frozen part is not what {folder.root} started with; "
+            f"{len(moved)} tensors differ, first {', '.join(moved[:3]) or 'in what is frozen'}. "
+            "Give the same weights, model and selector."
+        )
+
+
+def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
+    """Make sure a resumed run is the same run; the device and Frostline's version may differ.
+
+    Raises:
+        ConfigError: names each setting that differs.
+    """
+    differing = [
+        f"{section}.{key} was {old.get(key)!r} and is {new.get(key)!r}"
+        for section, (old, new) in _sections(stored, given).items()
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"cannot resume with other settings: {'; '.join(differing)}. Leave them as they were, "
+            "or start a new run with another --out."
+        )
+
+
+def _sections(a: RunSettings, b: RunSettings) -> dict[str, tuple[dict[str, object], ...]]:
+    one, other = a.model_dump(), b.model_dump()
+    return {key: (one[key], other[key]) for key in ("model", "data", "freeze", "training")}
+
+
+def _class_names(
+    model: nn.Module,
+    train_data: object,
+    validation: Batches,
+    classes: Sequence[str] | None,
+    device: str,
+) -> tuple[str, ...]:
+    """The classes' names, after one batch has shown that the model gives a logit for each."""
+    first = predict(model, _FirstBatch(validation), device=device)
+    count = first.logits.shape[1] if first.logits.dim() == 2 else 0
+    given = classes if classes is not None else getattr(train_data, "classes", None)
+    names = tuple(map(str, given)) if given is not None else tuple(map(str, range(count)))
+    if count != len(names) or first.logits.dim() != 2:
+        raise ModelError(
+            f"the model gives logits of shape {tuple(first.logits.shape)} for "
+            f"{len(first.targets)} samples, but there are {len(names)} classes. Put a head on it "
+            "that gives (batch, classes)."
+        )
+    _check_targets(first.targets, len(names))
+    return names
+
+
+def _check_targets(targets: Tensor, count: int) -> None:
+    lowest, highest = int(targets.min()), int(targets.max())
+    if lowest < 0 or highest >= count:
+        raise DataError(
+            f"labels go from {lowest} to {highest}, but the model tells {count} classes apart: "
+            f"0 to {count - 1}. Mend the labels or the head."
+        )
+
+
+@final
+@dataclass(frozen=True)
+class _FirstBatch:
+    """Only the first batch of some data."""
+
+    whole: Batches
+    samples: int = 1
+
+    def __len__(self) -> int:
+        return 1
+
+    def epoch(self, epoch: int, /) -> Iterator[Batch]:
+        yield next(self.whole.epoch(epoch))
+
+
+def _class_weights(recipe: Recipe, data: object, count: int) -> Tensor | None:
+    """Inverse class frequencies, scaled so that their mean over the samples is 1."""
+    if recipe.class_weights == "none":
+        return None
+    if not isinstance(data, ImageDataset):
+        raise ConfigError(
+            "class_weights='balanced' counts the labels of an image set; this data is of another "
+            "kind. Give class_weights='none', or weigh in a loss of your own."
+        )
+    counts = torch.bincount(torch.tensor(data.labels), minlength=count).clamp(min=1)
+    return len(data) / (count * counts.float())
+
+
+def _write_result(folder: RunFolder, best: EpochRecord, proof: Proof) -> None:
+    result = {
+        "epoch": best.epoch,
+        **best.validation.as_dict(),
+        "frozen": {
+            "tensors": proof.tensors,
+            "bytes": proof.nbytes,
+            "fingerprint": str(proof.fingerprint),
+        },
+    }
+    write_text(folder.result, json.dumps(result, indent=1))

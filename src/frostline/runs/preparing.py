@@ -1,0 +1,154 @@
+"""From settings to all that a run needs: pictures read and checked, a model built and frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from frostline.config import RunSettings
+from frostline.data import Audit, Augment, ImageDataset, audit, read_splits
+from frostline.engine import Hook
+from frostline.errors import ConfigError
+from frostline.folder import RunFolder
+from frostline.freezing import Frozen, freeze, train_only
+from frostline.models import LoadedModel, load_model
+from frostline.runs.fitting import Run, fit
+from frostline.selectors import path
+
+
+@final
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to start.
+
+    Attributes:
+        settings: as given, completed by what was found: classes, head, weights' digest.
+        loaded: the model with weights and head, frozen as asked.
+        data: the pictures after the audit, and its findings.
+        frozen: handle of the frozen part.
+    """
+
+    settings: RunSettings
+    loaded: LoadedModel
+    data: Audit
+    frozen: Frozen
+
+    def run(self, out: str | Path, *, resume: bool = False, hooks: Iterable[Hook] = ()) -> Run:
+        """Train, into the folder `out`.
+
+        Raises:
+            FrostlineError: as `fit`.
+        """
+        settings = self.settings
+        train_set, val_set = self.datasets()
+        folder = RunFolder(Path(out))
+        digests = [self.data.digests[s.path] for s in self.data.splits.train.samples]
+        if resume and folder.read_trained_on() != frozenset(digests):
+            raise ConfigError(
+                f"cannot resume: the training pictures in {settings.data.path} are not those that "
+                f"{folder.root} was trained on. Restore them, or start a new run."
+            )
+        return fit(
+            self.loaded.model,
+            train_set,
+            val_set,
+            out=out,
+            recipe=settings.training,
+            batch_size=settings.data.batch_size,
+            device=settings.device,
+            resume=resume,
+            hooks=(_Noting(folder, digests), *hooks),
+            settings=settings,
+        )
+
+    def datasets(self) -> tuple[ImageDataset, ImageDataset]:
+        """Training pictures with the augmentation asked for, validation pictures without."""
+        splits, seed = self.data.splits, self.settings.training.seed
+        augment = Augment.parse(self.settings.data.augment)
+        preprocessing = self.loaded.preprocessing
+        return (
+            ImageDataset(splits.train, preprocessing, augment=augment, seed=seed),
+            ImageDataset(splits.val, preprocessing),
+        )
+
+
+def prepare(
+    settings: RunSettings, *, progress: Callable[[int, int], None] | None = None
+) -> Prepared:
+    """Read the data, build the model, load its weights, put the head, freeze.
+
+    What is quick to check is checked first, so that a mistake shows before any long work.
+
+    Args:
+        progress: told (done, total) while the pictures are checked.
+
+    Raises:
+        DataError, ModelError, WeightsError, SelectorError, FreezeError, ConfigError: what was
+            asked cannot be done; nothing was written.
+    """
+    data, seed = settings.data, settings.training.seed
+    Augment.parse(data.augment)
+    splits = read_splits(
+        data.path, val_fraction=data.val_fraction, folds=data.folds, fold=data.fold, seed=seed
+    )
+    loaded = build(settings, classes=len(splits.train.classes))
+    frozen = freeze_as_asked(loaded, settings)
+    found = audit(splits, bad_images=data.bad_images, progress=progress)
+    completed = settings.model_copy(
+        update={
+            "model": settings.model.model_copy(
+                update={"head": loaded.head, "weights_digest": loaded.weights.digest}
+            ),
+            "data": data.model_copy(update={"classes": found.splits.train.classes}),
+            "preprocessing": loaded.preprocessing,
+        }
+    )
+    return Prepared(completed, loaded, found, frozen)
+
+
+def build(settings: RunSettings, *, classes: int) -> LoadedModel:
+    """The model of `settings` with its weights and a head for `classes` classes.
+
+    Raises:
+        ModelError, WeightsError, ConfigError: as `load_model`.
+    """
+    model = settings.model
+    return load_model(
+        model.name,
+        weights=model.weights,
+        classes=classes,
+        hidden=model.hidden,
+        on=model.on,
+        seed=settings.training.seed,
+    )
+
+
+def freeze_as_asked(loaded: LoadedModel, settings: RunSettings) -> Frozen:
+    """Freeze by the settings' selector; by default everything but the head.
+
+    Raises:
+        SelectorError, FreezeError: the selector does not fit the model, or leaves nothing.
+        ConfigError: both a selector to freeze and one to train are given.
+    """
+    wanted = settings.freeze
+    if wanted.freeze is not None and wanted.train is not None:
+        raise ConfigError("got both --freeze and --train. Give one; the other is the rest.")
+    if wanted.freeze is not None:
+        return freeze(loaded.model, wanted.freeze, norm=wanted.norm)
+    if wanted.train is not None:
+        return train_only(loaded.model, wanted.train, norm=wanted.norm)
+    return train_only(loaded.model, path(loaded.head), norm=wanted.norm)
+
+
+@final
+class _Noting(Hook):
+    """Notes at the start which pictures the run sees."""
+
+    def __init__(self, folder: RunFolder, digests: list[str]) -> None:
+        self._folder = folder
+        self._digests = digests
+
+    def on_start(self, training: object) -> None:  # noqa: ARG002 - the hook's signature
+        self._folder.write_trained_on(self._digests)

@@ -1,0 +1,50 @@
+"""What all tests share: two threads, the real data where there are any, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+_REPOSITORY = Path(__file__).parents[1]
+# Written by the test runner itself between a test's phases.
+_RUNNERS_OWN = {"PYTEST_CURRENT_TEST"}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    environment = _environment()
+    threads = set(threading.enumerate())
+    yield
+    left = [t.name for t in threading.enumerate() if t not in threads and not t.daemon]
+    changed = {name for name, _ in environment.items() ^ _environment().items()}
+    assert not changed, f"the test leaks environment variables: {sorted(changed)}"
+    assert not left, f"the test leaks threads: {left}"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data: `$FROSTLINE_DATA`, or `shared/data` beside the repository."""
+    given = os.environ.get("FROSTLINE_DATA")
+    folder = Path(given) if given else _REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no real data: neither $FROSTLINE_DATA nor ../shared/data is a folder")
+    return folder
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _RUNNERS_OWN}

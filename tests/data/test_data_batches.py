@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+)
+
+from frostline.data import (
+    Augment,
+    Batch,
+    Batches,
+    ImageDataset,
+    epoch_order,
+    make_batches,
+    read_splits,
+)
+from frostline.data.ordered import ordered_map
+from frostline.errors import ConfigError, DataError, ImageError
+from frostline.preprocessing import Preprocessing
+
+SMALL = Preprocessing(resize=12, crop=(8, 8))
+
+
+@pytest.fixture
+def image_data(make_folder: Callable[..., Path]) -> ImageDataset:
+    return ImageDataset(
+        read_splits(make_folder({"a": 14, "b": 9})).train, SMALL, augment=Augment("live")
+    )
+
+
+class Items(Dataset[Any]):
+    """Any values as a map-style dataset."""
+
+    def __init__(self, *items: object) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> object:
+        return self.items[index]
+
+
+def tensors(count: int = 23) -> TensorDataset:
+    return TensorDataset(torch.arange(count * 2.0).view(count, 2), torch.arange(count) % 3)
+
+
+def items(count: int = 23) -> Items:
+    return Items(*(tensors(count)[index] for index in range(count)))
+
+
+def batches_of(data: object, **options: Any) -> Batches:
+    return make_batches(data, **{"batch_size": 5, "shuffle": True, "seed": 0, **options})
+
+
+@pytest.fixture(params=["images", "tensors", "items"])
+def data(request: pytest.FixtureRequest) -> object:
+    if request.param == "images":
+        return request.getfixturevalue("image_data")
+    return tensors(18) if request.param == "tensors" else items(18)
+
+
+def test_every_sample_comes_once_an_epoch_and_none_is_dropped(data: object) -> None:
+    batches = batches_of(data)
+    found = list(batches.epoch(0))
+    assert len(batches) == len(found) == 4
+    assert batches.samples == 18
+    assert [len(batch.names) for batch in found] == [5, 5, 5, 3]
+    assert len({name for batch in found for name in batch.names}) == 18
+    for batch in found:
+        assert batch.targets.dtype == torch.int64
+        assert batch.targets.shape == (len(batch.inputs),) == (len(batch.names),)
+
+
+def test_last_batch_of_one_sample_is_kept() -> None:
+    assert [len(batch.targets) for batch in batches_of(tensors(11)).epoch(0)] == [5, 5, 1]
+
+
+def test_any_epoch_can_be_replayed_alone(data: object) -> None:
+    def flat(batches: Iterator[Batch]) -> Tensor:
+        return torch.cat([batch.inputs.flatten(1) for batch in batches])
+
+    first = batches_of(data)
+    for epoch in range(3):
+        list(first.epoch(epoch))
+    third = flat(first.epoch(3))
+    torch.manual_seed(9)
+    assert torch.equal(flat(batches_of(data).epoch(3)), third)
+    assert not torch.equal(flat(batches_of(data).epoch(2)), third)
+    assert not torch.equal(flat(batches_of(data, seed=1).epoch(3)), third)
+
+
+def test_all_kinds_of_data_share_one_order() -> None:
+    order = epoch_order(18, shuffle=True, seed=4, epoch=2).tolist()
+    expected = [f"sample {index}" for index in order]
+    for data in (tensors(18), items(18)):
+        found = batches_of(data, seed=4).epoch(2)
+        assert [name for batch in found for name in batch.names] == expected
+
+
+def test_order_without_shuffling_is_the_order_of_the_data(data: object) -> None:
+    batches = batches_of(data, shuffle=False)
+    assert [b.names for b in batches.epoch(0)] == [b.names for b in batches.epoch(1)]
+    first = next(iter(batches.epoch(0)))
+    names = data.names if isinstance(data, ImageDataset) else [f"sample {i}" for i in range(18)]
+    assert list(first.names) == list(names[:5])
+
+
+def test_order_moves_no_global_generator() -> None:
+    state = torch.get_rng_state()
+    epoch_order(100, shuffle=True, seed=-3, epoch=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_images_come_in_the_view_of_their_epoch(image_data: ImageDataset) -> None:
+    order = epoch_order(18, shuffle=True, seed=0, epoch=2).tolist()
+    batch = next(iter(batches_of(image_data, threads=3).epoch(2)))
+    for place, index in enumerate(order[:5]):
+        tensor, label = image_data.load(index, 2)
+        assert torch.equal(batch.inputs[place], tensor)
+        assert batch.targets[place] == label
+        assert batch.names[place] == image_data.names[index]
+
+
+def settled_threads() -> int:
+    gc.collect()
+    return threading.active_count()
+
+
+def test_no_thread_outlives_an_iterator_closed_early(image_data: ImageDataset) -> None:
+    before = settled_threads()
+    for _ in batches_of(image_data, threads=4).epoch(0):
+        break
+    assert settled_threads() == before
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_no_thread_outlives_an_error_in_the_loop(
+    image_data: ImageDataset, error: type[BaseException]
+) -> None:
+    before = settled_threads()
+    try:
+        for _ in batches_of(image_data, threads=4).epoch(0):
+            raise error
+    except error:
+        pass
+    assert settled_threads() == before
+
+
+def test_broken_image_surfaces_in_the_loop_and_ends_the_threads(image_data: ImageDataset) -> None:
+    before = settled_threads()
+    Path(image_data.names[7]).write_bytes(b"")
+    batches = batches_of(image_data, threads=4, shuffle=False).epoch(0)
+    assert len(next(batches).names) == 5
+    with pytest.raises(ImageError, match=r"it has zero bytes"):
+        list(batches)
+    assert settled_threads() == before
+
+
+def test_threads_stay_at_most_so_far_ahead() -> None:
+    begun: list[int] = []
+
+    def note(item: int) -> int:
+        begun.append(item)
+        return item
+
+    results = ordered_map(note, range(100), threads=4, ahead=6)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    results.close()
+    assert max(begun) <= 2 + 6
+
+
+def test_results_keep_the_order_of_their_items() -> None:
+    def slow_first(item: int) -> int:
+        time.sleep(0.002 * (item % 3 == 0))
+        return item
+
+    assert list(ordered_map(slow_first, range(30), threads=4, ahead=8)) == list(range(30))
+
+
+def test_dictionaries_as_inputs_are_collated() -> None:
+    data = Items(*(({"ids": torch.tensor([n, n]), "len": n}, n % 2) for n in range(4)))
+    batch = next(iter(batches_of(data, batch_size=4, shuffle=False).epoch(0)))
+    assert batch.inputs["ids"].shape == (4, 2)
+    assert batch.inputs["len"].tolist() == [0, 1, 2, 3]
+    assert batch.targets.tolist() == [0, 1, 0, 1]
+
+
+def test_plain_list_of_samples_is_a_dataset() -> None:
+    batches = batches_of([(torch.zeros(2), n % 2) for n in range(7)])
+    assert [len(batch.targets) for batch in batches.epoch(0)] == [5, 2]
+
+
+def test_subset_is_a_dataset() -> None:
+    assert batches_of(Subset(tensors(20), range(8))).samples == 8
+
+
+def test_list_of_batches_is_gone_through_as_it_is() -> None:
+    given = [(torch.zeros(3, 2), torch.tensor([0, 1, 2])), (torch.ones(1, 2), [1])]
+    batches = batches_of(given)
+    assert (len(batches), batches.samples) == (2, 4)
+    for _ in range(2):
+        found = list(batches.epoch(0))
+        assert [batch.targets.tolist() for batch in found] == [[0, 1, 2], [1]]
+        assert found[0].names[2] == "sample 2 of batch 0"
+
+
+@pytest.mark.parametrize(("drop_last", "samples", "count"), [(False, 23, 6), (True, 20, 5)])
+def test_loader_keeps_its_own_batches(drop_last: bool, samples: int, count: int) -> None:
+    loader = DataLoader(tensors(), batch_size=4, drop_last=drop_last)
+    batches = batches_of(loader)
+    found = list(batches.epoch(0))
+    assert (batches.samples, len(batches), len(found)) == (samples, count, count)
+    assert found[0].targets.tolist() == [0, 1, 2, 0]
+
+
+def test_loader_with_batches_of_its_own_is_counted() -> None:
+    loader = DataLoader(tensors(), batch_sampler=[[0, 1, 2], [3], [4, 5]])
+    assert (batches_of(loader).samples, len(batches_of(loader))) == (6, 3)
+
+
+def test_sampler_is_told_the_epoch() -> None:
+    class Told(RandomSampler):
+        epochs: list[int] = []  # noqa: RUF012 - read by the test below
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epochs.append(epoch)
+
+    batches = batches_of(DataLoader(tensors(), batch_size=4, sampler=Told(tensors())))
+    list(batches.epoch(3))
+    list(batches.epoch(5))
+    assert Told.epochs == [3, 5]
+
+
+class OneEmpty:
+    """Looks re-iterable, but gives its batches once."""
+
+    def __init__(self) -> None:
+        self.batches = iter([(torch.zeros(1, 2), torch.tensor([0]))])
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches
+
+
+def test_data_that_run_dry_are_noticed_in_the_second_epoch() -> None:
+    batches = batches_of(OneEmpty())
+    assert len(list(batches.epoch(0))) == 1
+    with pytest.raises(DataError, match=r"the OneEmpty gave no batches in epoch 1; it may be good"):
+        list(batches.epoch(1))
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(tensors())
+
+
+class Unsized(Dataset[Any]):
+    def __getitem__(self, index: int) -> object:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: iter([1]), r"list_iterator can be gone through once only.*Give a Dataset"),
+        (lambda: (n for n in "ab"), "the generator can be gone through once only"),
+        (lambda: zip([1], [2], strict=True), "the zip can be gone through once only"),
+        (lambda: 5, r"a int is no data set\. Give a Dataset, a DataLoader or a list"),
+        (lambda: None, "a NoneType is no data set"),
+        (Stream, r"the Stream gives single samples\. Wrap it: DataLoader"),
+        (lambda: DataLoader(Stream(), batch_size=2), "does not say how many batches an epoch has"),
+        (Unsized, "the Unsized does not say how many samples it holds"),
+        (Items, "the Items holds no samples"),
+        (list, "the list holds no samples"),
+        (dict, "the dict holds no samples"),
+        (lambda: Items(torch.zeros(2)), "item 0 of the Items is a Tensor, not a pair"),
+        (lambda: Items((1, 2, 3)), "item 0 of the Items is a tuple of 3, not a pair"),
+        (lambda: Items({"x": 1, "y": 2}), r"is a mapping with x, y, not a pair\. Return \(inputs"),
+        (lambda: TensorDataset(torch.zeros(3)), "the TensorDataset has 1 tensors. Give it two"),
+        (
+            lambda: TensorDataset(torch.zeros(3), torch.zeros(3)),
+            r"targets of the TensorDataset are torch.float32\. Give one class index",
+        ),
+        (
+            lambda: TensorDataset(torch.zeros(3), torch.zeros(3, 4, dtype=torch.int64)),
+            r"have the shape \(3, 4\) for 3 samples",
+        ),
+    ],
+)
+def test_unusable_data_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        batches_of(make())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Items((torch.zeros(2), 0), 5), "item 1 of the Items is a int, not a pair"),
+        (
+            Items((torch.zeros(2), 0), (torch.zeros(3), 0)),
+            r"sample 0 to sample 1 of this batch do not fit together: .*own collate_fn",
+        ),
+        (Items((torch.zeros(2), "ant"), (torch.zeros(2), "bee")), "are .*, not numbers"),
+        (Items((torch.zeros(2), 0.5)), "the targets of the Items are torch.float64"),
+        ([(torch.zeros(2, 1), torch.tensor([0, 1])), 7], "batch 1 of the list is a int, not a"),
+        ({"a": 1}, "batch 0 of the dict is a str, not a pair"),
+    ],
+)
+def test_unusable_item_is_named_when_it_comes(data: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(batches_of(data, shuffle=False).epoch(0))
+
+
+def test_targets_in_a_column_are_taken() -> None:
+    data = TensorDataset(torch.zeros(3, 2), torch.tensor([[0], [1], [2]]))
+    assert next(iter(batches_of(data, shuffle=False).epoch(0))).targets.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, r"asked for batches of 0 samples\. Use 1 or more"),
+        ({"threads": 0}, r"asked for 0 threads\. Use 1 or more"),
+    ],
+)
+def test_impossible_numbers_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        batches_of(tensors(), **options)
+
+
+def test_real_photos_come_in_batches(photos: Path) -> None:
+    splits = read_splits(photos)
+    data = ImageDataset(splits.val, Preprocessing(resize=32, crop=(28, 28)))
+    batch = next(iter(batches_of(data, batch_size=12, threads=2).epoch(0)))
+    assert batch.inputs.shape == (12, 3, 28, 28)
+    assert set(batch.targets.tolist()) == {0, 1}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -254,14 +254,15 @@ def _train_epoch(
     torch.manual_seed(training.recipe.seed + 1_000_003 * epoch)
     stepper.model.train()
     loss_sum, correct_sum, seen = 0.0, 0.0, 0
-    for number, batch in enumerate(batches.epoch(epoch)):
-        factor = training.recipe.lr_factor(epoch * count + number, count)
-        loss, correct = stepper.step(batch, factor)
-        loss_sum += float(loss) * len(batch.targets)
-        correct_sum += float(correct)
-        seen += len(batch.targets)
-        for hook in hooks:
-            hook.on_batch("train", number + 1, count)
+    with closing(batches.epoch(epoch)) as given:
+        for number, batch in enumerate(given):
+            factor = training.recipe.lr_factor(epoch * count + number, count)
+            loss, correct = stepper.step(batch, factor)
+            loss_sum += float(loss) * len(batch.targets)
+            correct_sum += float(correct)
+            seen += len(batch.targets)
+            for hook in hooks:
+                hook.on_batch("train", number + 1, count)
     return loss_sum / seen, correct_sum / seen
 
 
@@ -271,9 +272,9 @@ def _predict(
     logits: list[Tensor] = []
     targets: list[Tensor] = []
     names: list[str] = []
-    with modes_kept(model), torch.no_grad():
+    with modes_kept(model), torch.no_grad(), closing(batches.epoch(0)) as given:
         model.eval()
-        for number, batch in enumerate(batches.epoch(0)):
+        for number, batch in enumerate(given):
             with accelerator.autocast(), _batch_errors(batch):
                 output = _forward(model, batch.inputs, accelerator.device)
             logits.append(output.float().cpu())

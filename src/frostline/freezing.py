@@ -123,9 +123,9 @@ class Frozen:
             chosen = _common(chosen, select(self.model, selector))
         _thaw(_non_empty(chosen, "thaw"))
 
-    def summary(self) -> Summary:
-        """The model's table as data."""
-        return summary(self.model)
+    def summary(self, *, depth: int = 2) -> Summary:
+        """The model's table as data, `depth` levels deep."""
+        return summary(self.model, depth=depth)
 
     def __str__(self) -> str:
         return str(self.summary())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Generator, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -47,8 +47,11 @@ class Batches(Protocol):
         """Samples in an epoch."""
         ...
 
-    def epoch(self, epoch: int, /) -> Iterator[Batch]:
-        """The batches of one epoch, counted from 0; asking again gives the same ones."""
+    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
+        """The batches of one epoch, counted from 0; asking again gives the same ones.
+
+        Close it when it is left before its end, so that its threads end too.
+        """
         ...
 
 
@@ -141,7 +144,7 @@ class _ImageBatches(_Ordered):
         self._data = data
         self._threads = threads
 
-    def epoch(self, epoch: int, /) -> Iterator[Batch]:
+    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
         batches = [indices.tolist() for indices in self._order.epoch(epoch)]
         every = [index for indices in batches for index in indices]
         loaded = ordered_map(
@@ -168,7 +171,7 @@ class _TensorBatches(_Ordered):
         self._inputs, targets = data.tensors
         self._targets = class_targets(targets, len(targets), "the TensorDataset")
 
-    def epoch(self, epoch: int, /) -> Iterator[Batch]:
+    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
         for indices in self._order.epoch(epoch):
             yield Batch(self._inputs[indices], self._targets[indices], _numbered(indices))
 
@@ -180,7 +183,7 @@ class _ItemBatches(_Ordered):
         self._data = data
         as_pair(data[0], f"item 0 of the {type(data).__name__}")
 
-    def epoch(self, epoch: int, /) -> Iterator[Batch]:
+    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
         what = type(self._data).__name__
         for indices in self._order.epoch(epoch):
             items = [as_pair(self._data[i], f"item {i} of the {what}") for i in indices.tolist()]
@@ -209,7 +212,7 @@ class _Given:
     def samples(self) -> int:
         return self._given.samples
 
-    def epoch(self, epoch: int, /) -> Iterator[Batch]:
+    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
         for number, (inputs, targets) in enumerate(self._given.epoch(epoch)):
             names = tuple(f"sample {place} of batch {number}" for place in range(len(targets)))
             yield Batch(inputs, targets, names)

@@ -1,7 +1,17 @@
-"""Runs, where the parts are wired: fit a model, prepare one from settings, reopen a finished one."""
+"""Runs, where the parts are wired: fit a model, prepare from settings, reopen a finished run."""
 
-from frostline.runs.finished import FinishedRun, Verdict, open_run
+from frostline.runs.finished import FinishedRun, HeldOut, Prediction, Verdict, open_run
 from frostline.runs.fitting import Run, fit
 from frostline.runs.preparing import Prepared, prepare
 
-__all__ = ["FinishedRun", "Prepared", "Run", "Verdict", "fit", "open_run", "prepare"]
+__all__ = [
+    "FinishedRun",
+    "HeldOut",
+    "Prediction",
+    "Prepared",
+    "Run",
+    "Verdict",
+    "fit",
+    "open_run",
+    "prepare",
+]

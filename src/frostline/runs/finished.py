@@ -1,4 +1,4 @@
-"""A finished run, opened again: evaluate it on new data, predict with it, prove what it promised."""
+"""A finished run, opened again: evaluate it, predict with it, prove what it promised."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import final
 
 import xxhash
-from torch import Tensor
+from torch import Tensor, nn
 
 from frostline._files import file_digest
 from frostline.config import RunSettings
-from frostline.data import ImageDataset, ImageSet, Sample, make_batches, read_files, read_set
-from frostline.data import read_splits as _read_splits
-from frostline.deltas import Delta, load_delta, read_delta
+from frostline.data import (
+    ImageDataset,
+    ImageSet,
+    Sample,
+    make_batches,
+    read_files,
+    read_set,
+    read_splits,
+)
+from frostline.deltas import Delta, all_tensors, load_delta, read_delta
 from frostline.engine import Hook, evaluate, predict
 from frostline.errors import (
     ConfigError,
     DataError,
-    DeltaError,
     DriftError,
     ImageError,
     WeightsError,
@@ -211,7 +217,7 @@ class FinishedRun:
         images = read_set(data, classes=own.classes)
         if not own.path or data.resolve() != Path(own.path).resolve():
             return images
-        splits = _read_splits(
+        splits = read_splits(
             own.path,
             val_fraction=own.val_fraction,
             folds=own.folds,
@@ -242,9 +248,7 @@ def _ranking(
     return tuple((classes[i], p) for i, p in zip(order.tolist(), values.tolist(), strict=True))
 
 
-def _named(model: object, expected: Fingerprint) -> Mapping[str, Tensor]:
-    from frostline.deltas import all_tensors
-
+def _named(model: nn.Module, expected: Fingerprint) -> Mapping[str, Tensor]:
     tensors = all_tensors(model)
     return {name: tensors[name] for name in expected.tensors if name in tensors}
 
@@ -275,6 +279,3 @@ def _notes(broken: Mapping[Path, ImageError], known: int, count: int) -> Iterabl
             f"{known} of {count} pictures have the content of one that the run was trained on; "
             "the figures are better than they would be on new data"
         )
-
-
-__all__ = ["DeltaError", "FinishedRun", "HeldOut", "Prediction", "Verdict", "open_run"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -241,8 +241,9 @@ class _FirstBatch:
     def __len__(self) -> int:
         return 1
 
-    def epoch(self, epoch: int, /) -> Iterator[Batch]:
-        yield next(self.whole.epoch(epoch))
+    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
+        with closing(self.whole.epoch(epoch)) as batches:
+            yield next(batches)
 
 
 def _class_weights(recipe: Recipe, data: object, count: int) -> Tensor | None:

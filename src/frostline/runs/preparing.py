@@ -99,9 +99,18 @@ def prepare(
     completed = settings.model_copy(
         update={
             "model": settings.model.model_copy(
-                update={"head": loaded.head, "weights_digest": loaded.weights.digest}
+                update={
+                    "head": loaded.head,
+                    "weights": _found_at(loaded, settings.model.weights),
+                    "weights_digest": loaded.weights.digest,
+                }
             ),
-            "data": data.model_copy(update={"classes": found.splits.train.classes}),
+            "data": data.model_copy(
+                update={
+                    "path": str(Path(data.path).resolve()),
+                    "classes": found.splits.train.classes,
+                }
+            ),
             "preprocessing": loaded.preprocessing,
         }
     )
@@ -140,6 +149,11 @@ def freeze_as_asked(loaded: LoadedModel, settings: RunSettings) -> Frozen:
     if wanted.train is not None:
         return train_only(loaded.model, wanted.train, norm=wanted.norm)
     return train_only(loaded.model, path(loaded.head), norm=wanted.norm)
+
+
+def _found_at(loaded: LoadedModel, weights: str) -> str:
+    """Where the weights are, for later: a file by its absolute path, so that any folder will do."""
+    return str(Path(weights).resolve()) if loaded.weights.digest else weights
 
 
 @final

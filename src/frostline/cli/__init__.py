@@ -1,0 +1,66 @@
+"""The command line: a file per verb. Nothing here imports torch before a verb runs.
+
+Exit status: 0 done, 1 something the user can mend, 2 wrong usage, 3 a promise was broken.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from frostline._version import __version__
+from frostline.cli.demo import demo
+from frostline.cli.evaluate import evaluate
+from frostline.cli.inspect import inspect
+from frostline.cli.predict import predict
+from frostline.cli.train import train
+from frostline.cli.verify import verify
+from frostline.errors import FrostlineError
+
+app = typer.Typer(
+    help="Freeze any part of a pretrained network and train the rest.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for _verb in (demo, inspect, train, evaluate, predict, verify):
+    app.command()(_verb)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"frostline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Freeze any part of a pretrained network and train the rest."""
+
+
+def main() -> None:
+    """Run the command line; every mistake of the user's ends in one message, not a traceback."""
+    try:
+        app()
+    except FrostlineError as error:
+        _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _fail("interrupted.", 1)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); there is no one left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"Error: {message}", file=sys.stderr)  # noqa: T201 - works where nothing else may
+    sys.exit(status)

@@ -1,0 +1,75 @@
+"""Options that several verbs share, and a recipe's fields as options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+
+from frostline.recipe import Recipe
+
+_Function = TypeVar("_Function", bound=Callable[..., None])
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
+Model = Annotated[
+    str, typer.Option("--model", help="alexnet, torchvision:NAME, timm:NAME or file.py:function.")
+]
+Weights = Annotated[
+    str, typer.Option(help="DEFAULT, none, or a .safetensors or .pth FILE.", metavar="WEIGHTS")
+]
+Freeze = Annotated[
+    str | None, typer.Option("--freeze", help="Freeze what this selector matches.", metavar="SEL")
+]
+Train = Annotated[
+    str | None,
+    typer.Option(
+        "--train", help="Train what this selector matches, freeze the rest.", metavar="SEL"
+    ),
+]
+Norm = Annotated[
+    Literal["hold", "adapt"],
+    typer.Option(help="Frozen norms: hold their statistics, or let them adapt to the data."),
+]
+On = Annotated[
+    Literal["classifier", "logits", "keep"],
+    typer.Option(help="Replace the classifier, stack a head on its logits, or keep it."),
+]
+Head = Annotated[
+    str, typer.Option("--head", help="Hidden widths of the new head, as 100 or 256,64.")
+]
+Run = Annotated[Path, typer.Argument(help="A folder that `frostline train` wrote.", metavar="RUN")]
+
+
+def hidden_widths(text: str) -> tuple[int, ...]:
+    """`"256,64"` -> `(256, 64)`.
+
+    Raises:
+        typer.BadParameter: it is no list of whole numbers.
+    """
+    try:
+        return tuple(int(part) for part in text.replace(" ", "").split(",") if part)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no list of widths such as 100 or 256,64.") from None
+
+
+def with_recipe(function: _Function) -> _Function:
+    """Give a verb an option for each field of `Recipe` in place of its `**recipe`."""
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[field.annotation, typer.Option(help=field.description)],
+        )
+        for name, field in Recipe.model_fields.items()
+    ]
+    parameters = [*own, *options]
+    function.__dict__["__signature__"] = signature.replace(parameters=parameters)
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    return function

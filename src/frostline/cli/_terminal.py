@@ -1,0 +1,48 @@
+"""Where text goes: results to standard output, progress and notes to standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+def output() -> Console:
+    """Standard output; 80 columns where it is no terminal, so that tables are the same anywhere."""
+    console = Console(highlight=False, soft_wrap=False)
+    return console if console.is_terminal else Console(highlight=False, width=80)
+
+
+def notes() -> Console:
+    """Standard error, for progress, notes and warnings."""
+    return Console(stderr=True, highlight=False)
+
+
+def say(console: Console, message: str, *, style: str = "") -> None:
+    """Print one message as it is: square brackets in names are no markup, long paths not cut."""
+    console.print(Text(message, style=style), soft_wrap=True)
+
+
+def print_json(document: object) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))  # noqa: T201 - the output itself
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error for work that is counted; gives the function to report with."""
+    console = notes()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

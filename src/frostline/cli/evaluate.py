@@ -1,0 +1,50 @@
+"""`frostline evaluate RUN DATA`: how good a run is on data it has not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from frostline.cli import _options as options
+
+
+def evaluate(
+    run: options.Run,
+    data: Annotated[
+        Path, typer.Argument(help="A folder of class folders, or a CSV.", metavar="DATA")
+    ],
+    *,
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """Accuracy, loss, F1 and figures per class of a run on data it was not trained on.
+
+    Of a divided folder the test/ or else the val/ part is taken; of the folder that the run
+    divided itself, the part that it held out.
+    """
+    from frostline.callbacks.progress import BatchBar
+    from frostline.cli._terminal import counting, notes, output, print_json, say
+    from frostline.runs import open_run
+
+    opened, aside = open_run(run), notes()
+    with counting("checking pictures") as progress:
+        held = opened.held_out(data, progress=progress)
+    for note in held.notes:
+        say(aside, f"Warning: {note}", style="yellow")
+    bar = BatchBar(aside, samples_per_batch=opened.settings.data.batch_size)
+    found = opened.evaluate(held.images, device=device, hooks=(bar,))
+    if json:
+        print_json(found.as_dict())
+        return
+    page = output()
+    page.print(found.class_table())
+    page.print()
+    page.print(found.confusion_table())
+    page.print()
+    say(
+        page,
+        f"accuracy {found.accuracy:.3f}, macro F1 {found.macro_f1:.3f}, loss {found.loss:.4f} "
+        f"on {found.samples} pictures",
+    )

@@ -1,0 +1,105 @@
+"""`frostline predict RUN FILE...`: class and probability of each picture."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from frostline.cli import _options as options
+
+if TYPE_CHECKING:
+    from frostline.errors import ImageError
+    from frostline.runs import Prediction
+
+
+def predict(
+    run: options.Run,
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="Pictures, folders, or - for a list on standard input.", metavar="FILE..."
+        ),
+    ],
+    *,
+    top: Annotated[int, typer.Option(help="How many classes to name.", min=1)] = 1,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+) -> None:
+    """The most probable class of each picture, with its probability.
+
+    Pictures that cannot be read are named on standard error; the others are predicted all the
+    same, and the exit status is 1.
+    """
+    from frostline.callbacks.progress import BatchBar
+    from frostline.cli._terminal import notes, output, print_json, say
+    from frostline.runs import open_run
+
+    if json and as_csv:
+        raise typer.BadParameter("choose one of --json and --csv.")
+    opened, aside = open_run(run), notes()
+    good, broken = _readable(list(_expanded(files)))
+    for error in broken:
+        say(aside, f"Error: {error}", style="red")
+    bar = BatchBar(aside, samples_per_batch=opened.settings.data.batch_size)
+    found = opened.predict(good, top=top, device=device, hooks=(bar,)) if good else []
+    if json:
+        print_json([_document(prediction) for prediction in found])
+    elif as_csv:
+        _print_csv(found, top)
+    elif found:
+        output().print(_table(found))
+    if broken or not found:
+        raise typer.Exit(1)
+
+
+def _expanded(files: Sequence[str]) -> Iterator[Path]:
+    """The pictures meant: folders give what lies in them, `-` a line each of standard input."""
+    from frostline.data import IMAGE_SUFFIXES
+
+    for name in files:
+        if name == "-":
+            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+        elif Path(name).is_dir():
+            inside = sorted(p for p in Path(name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            yield from inside or [Path(name)]
+        else:
+            yield Path(name)
+
+
+def _readable(files: Sequence[Path]) -> tuple[list[Path], list[ImageError]]:
+    from frostline.data import read_files
+
+    digests, broken = read_files(files)
+    return [file for file in files if file in digests], list(broken.values())
+
+
+def _document(prediction: Prediction) -> dict[str, object]:
+    label, probability = prediction.classes[0]
+    ranked = [{"class": name, "probability": p} for name, p in prediction.classes]
+    return {"file": prediction.file, "class": label, "probability": probability, "top": ranked}
+
+
+def _print_csv(predictions: Sequence[Prediction], top: int) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    places = [""] if top == 1 else [f"_{place}" for place in range(1, top + 1)]
+    heads = [f"{word}{place}" for place in places for word in ("class", "probability")]
+    writer.writerow(["file", *heads])
+    for prediction in predictions:
+        cells = [cell for name, p in prediction.classes for cell in (name, f"{p:.6f}")]
+        writer.writerow([prediction.file, *cells])
+
+
+def _table(predictions: Sequence[Prediction]) -> object:
+    from frostline.tables import Column, Table
+
+    rows = tuple(
+        (prediction.file, ", ".join(f"{name} {p:.3f}" for name, p in prediction.classes))
+        for prediction in predictions
+    )
+    return Table((Column("file"), Column("class and probability")), rows)

@@ -1,0 +1,184 @@
+"""`frostline train DATA --model M`: from pictures to a verified run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from frostline.cli import _options as options
+from frostline.cli._options import hidden_widths, with_recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from frostline.config import RunSettings
+    from frostline.runs import Prepared, Run
+
+
+@with_recipe
+def train(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of class folders (or train/ and val/), or a CSV.", metavar="DATA"
+        ),
+    ],
+    *,
+    model: options.Model = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write the run to.")] = None,
+    weights: options.Weights = "DEFAULT",
+    freeze: options.Freeze = None,
+    train: options.Train = None,
+    norm: options.Norm = "hold",
+    head: options.Head = "",
+    on: options.On = "classifier",
+    batch_size: Annotated[int, typer.Option(help="Samples in a step.", min=1)] = 32,
+    augment: Annotated[str, typer.Option(help="none, views:K or live.")] = "none",
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of each class to hold out where data is undivided.")
+    ] = 0.2,
+    folds: Annotated[int | None, typer.Option(help="Divide into this many folds instead.")] = None,
+    fold: Annotated[int, typer.Option(help="Which fold to hold out, from 0.")] = 0,
+    bad_images: Annotated[
+        Literal["skip", "error"], typer.Option(help="What to do about broken pictures.")
+    ] = "skip",
+    device: options.Device = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out (or DATA, if it is one).")
+    ] = False,
+    json: options.Json = False,
+    **recipe: Any,
+) -> None:
+    """Freeze part of a pretrained network, train the rest on your pictures, prove the freeze.
+
+    By default everything is frozen but the new head. The run folder holds what was trained, the
+    figures of each epoch and all that is needed to repeat the run.
+    """
+    from frostline.config import DataSettings, FreezeSettings, ModelSettings, RunSettings
+    from frostline.recipe import config_errors, recipe_of
+
+    if resume and not model:
+        settings, folder = _stored(out or data)
+        return _go(settings, folder, resume=True, as_json=json)
+    if not model:
+        raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
+    with config_errors():
+        settings = RunSettings(
+            model=ModelSettings(name=model, weights=weights, on=on, hidden=hidden_widths(head)),
+            data=DataSettings(
+                path=str(data),
+                val_fraction=val_fraction,
+                folds=folds,
+                fold=fold,
+                bad_images=bad_images,
+                augment=augment,
+                batch_size=batch_size,
+            ),
+            freeze=FreezeSettings(freeze=freeze, train=train, norm=norm),
+            training=recipe_of(**recipe),
+            device=device,
+        )
+    return _go(settings, out or _free_folder(model), resume=resume, as_json=json)
+
+
+def _stored(folder: Path) -> tuple[RunSettings, Path]:
+    from frostline.runs import open_run
+
+    return open_run(folder).settings, folder
+
+
+def _free_folder(model: str) -> Path:
+    """`runs/resnet18-1`, or the next number that is free."""
+    stem = model.rpartition(":")[2].rpartition("/")[2]
+    number = 1
+    while Path("runs", f"{stem}-{number}").exists():
+        number += 1
+    return Path("runs", f"{stem}-{number}")
+
+
+def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> None:
+    from frostline.callbacks.progress import BatchBar, EpochTable
+    from frostline.cli._terminal import counting, notes, output, print_json, say
+    from frostline.folder import RunFolder
+    from frostline.runs import prepare
+
+    if not resume:
+        RunFolder(folder).check_free()
+    aside = notes()
+    page = aside if as_json else output()
+    with counting("checking pictures") as progress:
+        prepared = prepare(settings, progress=progress)
+    _describe(prepared, page, aside)
+    bar = BatchBar(aside, samples_per_batch=settings.data.batch_size)
+    try:
+        run = prepared.run(folder, resume=resume, hooks=(EpochTable(page), bar))
+    except KeyboardInterrupt:
+        say(aside, _interrupted(folder))
+        raise
+    if as_json:
+        print_json(_document(run, folder))
+    else:
+        _conclude(run, folder, page)
+
+
+def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
+    from frostline.cli._terminal import say
+
+    splits = prepared.data.splits
+    names = ", ".join(splits.train.classes[:8]) + (", ..." if len(splits.train.classes) > 8 else "")
+    say(page, f"Data     {len(splits.train)} to train on, {len(splits.val)} to validate")
+    say(page, f"         {splits.how}; {len(splits.train.classes)} classes: {names}")
+    for finding in prepared.data.findings:
+        say(aside, f"{finding.level.capitalize()}: {finding.message}", style="yellow")
+    say(page, f"Model    {prepared.loaded.spec}, head at {prepared.loaded.head}")
+    say(page, f"Weights  {prepared.loaded.weights}")
+    page.print()
+    page.print(prepared.frozen.summary(depth=1).table())
+    page.print()
+
+
+def _conclude(run: Run, folder: Path, page: Console) -> None:
+    from frostline.cli._terminal import say
+
+    found = run.best.validation
+    page.print()
+    page.print(found.class_table())
+    page.print()
+    page.print(found.confusion_table())
+    page.print()
+    say(
+        page,
+        f"Best epoch {run.best.epoch}: accuracy {found.accuracy:.3f}, macro F1 "
+        f"{found.macro_f1:.3f}, loss {found.loss:.4f} on {found.samples} held-out pictures",
+    )
+    say(page, f"Verified: {run.proof}")
+    say(page, f"Written to {folder}; next: frostline predict {folder} FILE...")
+
+
+def _document(run: Run, folder: Path) -> dict[str, object]:
+    from frostline.callbacks.logs import figures
+
+    return {
+        "run": str(folder),
+        "epoch": run.best.epoch,
+        **run.best.validation.as_dict(),
+        "history": [figures(record) for record in run.history],
+        "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
+    }
+
+
+def _interrupted(folder: Path) -> str:
+    from frostline.deltas import read_delta
+    from frostline.errors import DeltaError
+    from frostline.folder import RunFolder
+
+    try:
+        epoch = read_delta(RunFolder(folder).last).about["epoch"]
+    except DeltaError:
+        return "Stopped before training began; nothing was written but the settings."
+    return (
+        f"Stopped. {folder} keeps what was trained up to the end of epoch {epoch}. "
+        f"Go on with: frostline train --resume {folder}"
+    )

@@ -1,0 +1,27 @@
+"""`frostline verify RUN`: proof that what was to stay frozen did."""
+
+from __future__ import annotations
+
+from frostline.cli import _options as options
+
+
+def verify(run: options.Run, *, json: options.Json = False) -> None:
+    """Prove from the run and its base that no frozen bit moved; exit status 3 if one did."""
+    from frostline.cli._terminal import output, print_json, say
+    from frostline.runs import open_run
+
+    verdict = open_run(run).verify()
+    if json:
+        print_json(
+            {
+                "verified": True,
+                "tensors": verdict.tensors,
+                "fingerprint": str(verdict.fingerprint),
+                "checks": list(verdict.checks),
+            }
+        )
+        return
+    page = output()
+    for check in verdict.checks:
+        say(page, f"ok  {check}")
+    say(page, f"Verified: {verdict.tensors} frozen tensors, {verdict.fingerprint}")

@@ -17,6 +17,7 @@ from importlib import import_module
 from frostline._version import __version__ as __version__
 
 _HOMES = {
+    "deltas": ("load_delta", "save_delta"),
     "errors": (
         "BrokenPromise",
         "ConfigError",
@@ -37,6 +38,8 @@ _HOMES = {
     "freezing": ("Frozen", "freeze", "frozen", "thaw", "train_only"),
     "groups": ("param_groups",),
     "preprocessing": ("Preprocessing",),
+    "recipe": ("Recipe",),
+    "runs": ("Run", "fit", "open_run"),
     "selectors": (
         "Selection",
         "Selector",

@@ -1,6 +1,8 @@
 """What `import frostline as fl` offers, for type checkers."""
 
 from frostline._version import __version__ as __version__
+from frostline.deltas import load_delta as load_delta
+from frostline.deltas import save_delta as save_delta
 from frostline.errors import BrokenPromise as BrokenPromise
 from frostline.errors import ConfigError as ConfigError
 from frostline.errors import DataError as DataError
@@ -24,6 +26,10 @@ from frostline.freezing import thaw as thaw
 from frostline.freezing import train_only as train_only
 from frostline.groups import param_groups as param_groups
 from frostline.preprocessing import Preprocessing as Preprocessing
+from frostline.recipe import Recipe as Recipe
+from frostline.runs import Run as Run
+from frostline.runs import fit as fit
+from frostline.runs import open_run as open_run
 from frostline.selectors import Selection as Selection
 from frostline.selectors import Selector as Selector
 from frostline.selectors import depth as depth

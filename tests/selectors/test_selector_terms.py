@@ -101,7 +101,7 @@ def test_a_glob_that_ends_at_a_module_matches_all_below_it(net: Net) -> None:
     assert names(net, "back*.layer3") == starting(net, "backbone.layer3.")
 
 
-def test_a_dot_in_a_glob_is_a_dot(net: Net) -> None:
+def test_a_question_mark_does_not_match_a_dot(net: Net) -> None:
     with pytest.raises(fl.SelectorError, match=r"'head\?bias' matches no parameter of Net"):
         fl.select(net, "head?bias")
 
@@ -138,7 +138,7 @@ def test_type_of_a_composite_matches_all_below_it(net: Net) -> None:
     assert names(net, "type:Block") == starting(net, "backbone.layer3.", "backbone.layer4.")
 
 
-def test_of_type_takes_the_class_itself(net: Net) -> None:
+def test_of_type_takes_the_class_itself() -> None:
     assert fl.of_type(nn.LayerNorm) == fl.of_type("LayerNorm")
 
 

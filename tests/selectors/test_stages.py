@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torchvision import models
@@ -13,64 +15,122 @@ import frostline as fl
 from frostline.selectors import inventory, stages
 from frostline.selectors.stages import stage_paths
 
-VIT = models.VisionTransformer
-
-
-def tiny_vit() -> nn.Module:
-    return VIT(image_size=32, patch_size=16, num_layers=3, num_heads=2, hidden_dim=8, mlp_dim=16)
-
-
-# name -> (maker, number of stages, paths of the first stage, paths of the last)
-FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, tuple[str, ...], tuple[str, ...]]] = {
-    "alexnet": (models.alexnet, 8, ("features.0",), ("classifier.6",)),
-    "vgg11": (models.vgg11, 11, ("features.0",), ("classifier.6",)),
-    "vgg11_bn": (models.vgg11_bn, 11, ("features.0", "features.1"), ("classifier.6",)),
-    "resnet18": (models.resnet18, 6, ("conv1", "bn1"), ("fc",)),
-    "resnet50": (models.resnet50, 6, ("conv1", "bn1"), ("fc",)),
-    "vit": (tiny_vit, 5, ("conv_proj",), ("heads",)),
+# torchvision's name -> number of stages, paths of the first stage, paths of the last
+FAMILIES = {
+    "alexnet": (8, ("features.0",), ("classifier.6",)),
+    "vgg11": (11, ("features.0",), ("classifier.6",)),
+    "vgg16_bn": (16, ("features.0", "features.1"), ("classifier.6",)),
+    "resnet18": (6, ("conv1", "bn1"), ("fc",)),
+    "resnet50": (6, ("conv1", "bn1"), ("fc",)),
+    "densenet121": (9, ("features.conv0", "features.norm0"), ("classifier",)),
+    "mobilenet_v2": (20, ("features.0",), ("classifier",)),
+    "mobilenet_v3_small": (15, ("features.0",), ("classifier.3",)),
+    "squeezenet1_0": (10, ("features.0",), ("classifier",)),
+    "vit_b_16": (14, ("conv_proj",), ("heads",)),
+    "swin_t": (9, ("features.0",), ("head",)),
+    "convnext_tiny": (9, ("features.0",), ("classifier.2",)),
+    "inception_v3": (18, ("Conv2d_1a_3x3",), ("fc",)),
+    "efficientnet_b0": (10, ("features.0",), ("classifier",)),
+    "shufflenet_v2_x0_5": (6, ("conv1",), ("fc",)),
 }
 
 
 def build(name: str) -> nn.Module:
-    if name in FAMILIES:
-        return FAMILIES[name][0]()
-    return models.get_model(
-        name, weights=None, **({"init_weights": False} if "inc" in name else {})
-    )
+    options = {"init_weights": False} if name == "inception_v3" else {}
+    model: nn.Module = models.get_model(name, weights=None, **options)
+    return model
+
+
+class Stacked(nn.Module):
+    """A head stacked on a whole network."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
 
 
 @pytest.fixture(autouse=True)
-def _no_memory() -> object:
+def _no_memory() -> Iterator[None]:
     with torch.device("meta"):
         yield
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_stages_of_a_family_run_from_stem_to_head(name: str) -> None:
-    make, count, first, last = FAMILIES[name]
-    found = stage_paths(make())
-    assert (len(found), found[0], found[-1]) == (count, first, last)
+    found = stage_paths(build(name))
+    assert (len(found), found[0], found[-1]) == FAMILIES[name]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_entry_of_a_family_is_in_exactly_one_stage(name: str) -> None:
+    stock = inventory(build(name))
+    counted = Counter(index for members in stages(stock) for index in members)
+    assert counted == Counter(range(len(stock.entries)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_stage_of_a_family_is_empty(name: str) -> None:
+    assert all(stages(inventory(build(name))))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("head", ["linear", "sequential"])
+def test_a_stacked_head_is_the_last_stage_whatever_it_is_made_of(name: str, head: str) -> None:
+    layers = [nn.Linear(1000, 100), nn.ReLU(), nn.Linear(100, 2)]
+    model = Stacked(build(name), nn.Linear(1000, 2) if head == "linear" else nn.Sequential(*layers))
+    assert fl.select(model, "stage:-1").modules == ("head",)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_first_stage_of_a_stacked_model_is_that_of_its_backbone(name: str) -> None:
+    first = FAMILIES[name][1]
+    model = Stacked(build(name), nn.Linear(1000, 2))
+    assert stage_paths(model)[0] == tuple(f"backbone.{path}" for path in first)
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("densenet121", 0),
-        ("mobilenet_v2", 0),
-        ("mobilenet_v3_small", 0),
-        ("squeezenet1_0", 0),
-        ("swin_t", 0),
-        ("convnext_tiny", 0),
-        ("inception_v3", 0),
-        ("googlenet", 0),
-        ("efficientnet_b0", 0),
-        ("regnet_y_400mf", 0),
-        ("shufflenet_v2_x0_5", 0),
-        ("mnasnet0_5", 0),
-        ("maxvit_t", 0),
-    ],
+    "name", ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"]
 )
-def test_show(name: str, count: int) -> None:
-    found = stage_paths(build(name))
-    print(name, len(found), found)
-    assert count
+def test_timms_models_end_in_their_head(name: str) -> None:
+    with torch.device("cpu"):
+        model = timm.create_model(name)
+    assert stage_paths(model)[-1] == ("head",)
+
+
+def test_class_token_and_position_embedding_are_not_in_the_head() -> None:
+    model = build("vit_b_16")
+    head = fl.select(model, "stage:-1")
+    assert set(head.names) == {"heads.head.weight", "heads.head.bias"}
+
+
+def test_a_norm_without_parameters_is_in_the_stage_of_the_layer_before_it() -> None:
+    model = nn.Sequential(
+        nn.Linear(2, 2),
+        nn.BatchNorm1d(2, affine=False),
+        nn.Linear(2, 2),
+        nn.BatchNorm1d(2, affine=False),
+        nn.Linear(2, 2),
+    )
+    assert stage_paths(model) == (("0", "1"), ("2", "3"), ("4",))
+
+
+def test_a_model_of_one_layer_is_one_stage() -> None:
+    assert fl.select(nn.Linear(2, 2), "stage:0").modules == ("",)
+
+
+def test_a_wrapper_with_a_single_child_adds_no_stage() -> None:
+    inner = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert stage_paths(nn.ModuleDict({"model": inner})) == (("model.0",), ("model.1",))
+
+
+def test_a_shared_layer_is_in_one_stage() -> None:
+    shared = nn.Linear(2, 2)
+    stock = inventory(nn.Sequential(shared, nn.Linear(2, 2), shared, nn.Linear(2, 2)))
+    counted = Counter(index for members in stages(stock) for index in members)
+    assert counted == Counter(range(len(stock.entries)))
+
+
+def test_a_compiled_backbone_keeps_its_stages() -> None:
+    compiled = torch.compile(build("resnet18"), backend="eager")
+    assert len(stage_paths(Stacked(compiled, nn.Linear(1000, 2)))) == 7

@@ -59,6 +59,14 @@ def main() -> None:
         # The reader of our output went away (`| head`); there is no one left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if "FROSTLINE_TRACEBACK" in os.environ:
+            raise
+        _fail(
+            f"unexpected {type(error).__name__}: {error}. If the model or its file is your own, "
+            "look there; else please report it. FROSTLINE_TRACEBACK=1 shows where it came from.",
+            1,
+        )
 
 
 def _fail(message: str, status: int) -> None:

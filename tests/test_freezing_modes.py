@@ -1,0 +1,281 @@
+"""The frozen part computes the same function in training as in evaluation, layer by layer.
+
+Each kind of layer that behaves otherwise in training is frozen and then taken through each of
+the ways in which users, trainers and torch itself put models in train mode, copy or wrap them.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm.layers
+import torch
+import torchvision.ops
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import is_parametrized
+
+import frostline as fl
+
+
+class Net(nn.Module):
+    """A part to freeze and a head to train."""
+
+    def __init__(self, part: nn.Module, features: int) -> None:
+        super().__init__()
+        self.part = part
+        self.head = nn.Linear(features, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.part(x).flatten(1))
+        return out
+
+
+class FirstOutput(nn.Module):
+    """A recurrent layer without its state."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)[0]
+        return out
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of a sequence with itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(6, 2, dropout=0.5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x, x, x, need_weights=False)[0]
+        return out
+
+
+class FunctionalDropout(nn.Module):
+    """Dropout without a dropout module, as densenet and many others have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.linear(x), 0.5, training=self.training)
+
+
+def hook_style_spectral_norm(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # superseded, and still in many models
+        return nn.utils.spectral_norm(layer)
+
+
+def after(first: nn.Module, *others: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(copy.deepcopy(first), *map(copy.deepcopy, others))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A part, the shape of its input, and how many numbers it gives per sample."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...] = (8, 6)
+    features: int = 6
+
+
+FLAT, SERIES = nn.Linear(6, 6), nn.Conv1d(3, 3, 1)
+IMAGE, VOLUME = nn.Conv2d(3, 3, 1), nn.Conv3d(3, 3, 1)
+SERIES_OF = {"shape": (8, 3, 4), "features": 12}
+IMAGE_OF: dict[str, Any] = {"shape": (8, 3, 2, 2), "features": 12}
+VOLUME_OF: dict[str, Any] = {"shape": (8, 3, 2, 2, 2), "features": 24}
+SEQUENCE_OF: dict[str, Any] = {"shape": (8, 5, 6), "features": 30}
+
+CASES = {
+    "BatchNorm1d": Case(after(FLAT, nn.BatchNorm1d(6))),
+    "BatchNorm2d": Case(after(IMAGE, nn.BatchNorm2d(3)), **IMAGE_OF),
+    "BatchNorm3d": Case(after(VOLUME, nn.BatchNorm3d(3)), **VOLUME_OF),
+    "BatchNorm without momentum": Case(after(FLAT, nn.BatchNorm1d(6, momentum=None))),
+    "BatchNorm without affine": Case(after(FLAT, nn.BatchNorm1d(6, affine=False))),
+    "SyncBatchNorm": Case(after(IMAGE, nn.SyncBatchNorm(3)), **IMAGE_OF),
+    "InstanceNorm2d": Case(
+        after(IMAGE, nn.InstanceNorm2d(3, affine=True, track_running_stats=True)), **IMAGE_OF
+    ),
+    "InstanceNorm2d without affine": Case(
+        after(IMAGE, nn.InstanceNorm2d(3, track_running_stats=True)), **IMAGE_OF
+    ),
+    "Dropout": Case(after(FLAT, nn.Dropout(0.5))),
+    "Dropout1d": Case(after(SERIES, nn.Dropout1d(0.5)), (8, 3, 4), 12),
+    "Dropout2d": Case(after(IMAGE, nn.Dropout2d(0.5)), **IMAGE_OF),
+    "Dropout3d": Case(after(VOLUME, nn.Dropout3d(0.5)), **VOLUME_OF),
+    "AlphaDropout": Case(after(FLAT, nn.AlphaDropout(0.5))),
+    "FeatureAlphaDropout": Case(after(IMAGE, nn.FeatureAlphaDropout(0.5)), **IMAGE_OF),
+    "functional dropout": Case(FunctionalDropout),
+    "RReLU": Case(after(FLAT, nn.RReLU())),
+    "StochasticDepth": Case(after(FLAT, torchvision.ops.StochasticDepth(0.5, "row"))),
+    "DropPath": Case(after(FLAT, timm.layers.DropPath(0.5))),
+    "MultiheadAttention": Case(SelfAttention, **SEQUENCE_OF),
+    "LSTM": Case(
+        lambda: FirstOutput(nn.LSTM(6, 6, 2, dropout=0.5, batch_first=True)), **SEQUENCE_OF
+    ),
+    "GRU": Case(lambda: FirstOutput(nn.GRU(6, 6, 2, dropout=0.5, batch_first=True)), **SEQUENCE_OF),
+    "spectral_norm hook": Case(lambda: hook_style_spectral_norm(nn.Linear(6, 6))),
+    "spectral_norm": Case(lambda: parametrizations.spectral_norm(nn.Linear(6, 6))),
+    "nested": Case(after(nn.Sequential(FLAT, nn.BatchNorm1d(6), nn.Dropout()), FLAT, nn.Dropout())),
+}
+
+
+def as_it_is(model: nn.Module) -> nn.Module:
+    return model
+
+
+def whole_in_train_mode(model: nn.Module) -> nn.Module:
+    return model.train()
+
+
+def each_module_in_train_mode(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        module.train()
+    return model
+
+
+def through_eval_and_back(model: nn.Module) -> nn.Module:
+    return model.eval().train()
+
+
+def copied(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).train()
+
+
+def saved_and_loaded(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded: nn.Module = torch.load(file, weights_only=False)
+    return loaded.train()
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager").train()  # type: ignore[return-value]
+
+
+WAYS = (
+    as_it_is,
+    whole_in_train_mode,
+    each_module_in_train_mode,
+    through_eval_and_back,
+    copied,
+    saved_and_loaded,
+    compiled,
+)
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
+    return found
+
+
+@pytest.fixture
+def net(case: Case) -> nn.Module:
+    return Net(case.make(), case.features)
+
+
+@pytest.fixture
+def batch(case: Case) -> Tensor:
+    return torch.randn(case.shape) + 3
+
+
+def buffers(model: nn.Module) -> list[Tensor]:
+    return [buffer.clone() for buffer in model.buffers()]
+
+
+def assert_constant(model: nn.Module, batch: Tensor) -> Tensor:
+    """Two passes give the same bits and move no buffer."""
+    before = buffers(model)
+    one: Tensor = model(batch)
+    two = model(batch)
+    assert torch.equal(one, two)
+    assert all(map(torch.equal, before, buffers(model)))
+    return one
+
+
+def test_the_layer_does_behave_otherwise_in_training(net: nn.Module, batch: Tensor) -> None:
+    """A control: what the other tests show would be no feat otherwise."""
+    before = buffers(net)
+    moved = not torch.equal(net(batch), net(batch))
+    assert moved or not all(map(torch.equal, before, buffers(net)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_frozen_part_gives_in_training_what_it_gives_in_evaluation(
+    way: Callable[[nn.Module], nn.Module], net: nn.Module, batch: Tensor
+) -> None:
+    if way is saved_and_loaded and any(map(is_parametrized, net.modules())):
+        pytest.skip("torch itself cannot pickle a parametrized module")
+    net.train()
+    fl.freeze(net, "part")
+    wanted = net.eval()(batch)
+    model = way(net.train())
+    assert torch.equal(assert_constant(model, batch), wanted)
+
+
+def test_an_exported_model_keeps_its_frozen_part_constant(net: nn.Module, batch: Tensor) -> None:
+    fl.freeze(net, "part")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, on its way through the model
+        exported = torch.export.export(net.train(), (batch,), strict=False).module()
+    assert_constant(exported, batch)
+
+
+def test_a_ddp_wrapped_model_keeps_its_frozen_part_constant(
+    net: nn.Module, batch: Tensor, tmp_path: Path
+) -> None:
+    if any(isinstance(module, nn.SyncBatchNorm) for module in net.modules()):
+        pytest.skip("torch lets DDP wrap SyncBatchNorm on GPUs only")
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        fl.freeze(net, "part")
+        wrapped = nn.parallel.DistributedDataParallel(net).train()
+        assert_constant(wrapped, batch).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(parameter.grad is None for parameter in net.part.parameters())
+
+
+def test_a_thawed_part_behaves_as_before(net: nn.Module, batch: Tensor) -> None:
+    net.train()
+    twin = copy.deepcopy(net)
+    fl.freeze(net, "part").thaw()
+    results = []
+    for model in (net, twin):
+        torch.manual_seed(1)
+        results.append(model(batch))
+    assert torch.equal(*results)
+
+
+def test_freezing_changes_no_class_key_name_or_order(net: nn.Module) -> None:
+    def seen() -> list[object]:
+        return [
+            [type(module) for module in net.modules()],
+            list(net.state_dict()),
+            [name for name, _ in net.named_parameters()],
+            [id(parameter) for parameter in net.parameters()],
+            [id(module) for module in net.modules()],
+            [len(module._forward_pre_hooks) for module in net.modules()],
+            [len(module._forward_hooks) for module in net.modules()],
+        ]
+
+    before = seen()
+    fl.freeze(net, "part")
+    assert seen() == before

@@ -390,7 +390,7 @@ def test_an_unknown_leaving_is_refused(net: Net) -> None:
 
 @pytest.mark.parametrize("call", [fl.freeze, fl.train_only])
 def test_an_unknown_norm_policy_is_refused(net: Net, call: Any) -> None:
-    with pytest.raises(fl.FreezeError, match="norm='held' is no norm policy. Use norm='hold' or"):
+    with pytest.raises(fl.FreezeError, match=r"norm='held' is no norm policy\. Use norm='hold' or"):
         call(net, "body", norm="held")
     assert len(wanting(net)) == 10
 

@@ -121,7 +121,9 @@ def test_a_bit_too_small_for_any_sum_is_caught_and_placed_nowhere() -> None:
 def test_gradients_switched_back_on_are_caught(net: Net) -> None:
     frozen = fl.freeze(net, "body")
     net.body.requires_grad_(True)
-    with pytest.raises(fl.DriftError, match="4 things.*\n  body.0.weight: wants gradients again"):
+    with pytest.raises(
+        fl.DriftError, match=r"4 things.*\n  body\.0\.weight: wants gradients again"
+    ):
         frozen.verify()
 
 

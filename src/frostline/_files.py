@@ -58,6 +58,24 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def check_writable(folder: Path) -> None:
+    """Make sure files can be written in `folder`, and leave everything as it was.
+
+    Raises:
+        OutputError: as `replacing`.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with _output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
 def append_line(path: Path, line: str) -> None:
     """Add one line to a log and hand it to the system.
 

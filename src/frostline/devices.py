@@ -46,14 +46,19 @@ def resolve_device(device: str) -> torch.device:
         ConfigError: there is no such device here; names those there are.
     """
     if device == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return _accelerator() or torch.device("cpu")
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        found = torch.accelerator.current_accelerator()
+        found = _accelerator()
         known = f"cpu, {found.type}" if found else "cpu"
         raise ConfigError(
             f"there is no device '{device}' here. Use auto, or one of: {known}."
         ) from error
     return wanted
+
+
+def _accelerator() -> torch.device | None:
+    """What torch finds on this machine, not what it was built for."""
+    return torch.accelerator.current_accelerator(check_available=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from frostline._files import write_text
+from frostline._files import check_writable, write_text
 from frostline.errors import ConfigError, OutputError
 from frostline.fingerprints import Fingerprint
 
@@ -81,9 +81,7 @@ class RunFolder:
                 f"{self.root} already holds {what}; nothing was overwritten. {resume}"
                 "for a new run choose another --out."
             )
-        probe = self.root / ".writable"
-        write_text(probe, "")
-        probe.unlink()
+        check_writable(self.root)
 
     def check_is_run(self) -> None:
         """Make sure there is a run here.

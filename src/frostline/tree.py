@@ -129,7 +129,7 @@ def _state(count: int, trainable: int) -> State:
 def _mode(module: nn.Module) -> Mode:
     if is_held(module) and not any(m.training or adapts(m) for m in module.modules()):
         return "eval, held"
-    modes = {m.training for m in module.modules() if not is_held(m)}
+    modes = {m.training for m in module.modules() if m.training or not is_held(m)}
     if len(modes) == 2 or (is_held(module) and True in modes):
         return "mixed"
     return "train" if module.training else "eval"

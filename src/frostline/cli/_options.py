@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from frostline.recipe import Recipe
+from frostline.errors import ConfigError
+from frostline.recipe import Recipe, config_errors
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -54,6 +56,16 @@ def hidden_widths(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.replace(" ", "").split(",") if part)
     except ValueError:
         raise typer.BadParameter(f"'{text}' is no list of widths such as 100 or 256,64.") from None
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Option values out of their range are wrong usage: exit status 2."""
+    try:
+        with config_errors():
+            yield
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def with_recipe(function: _Function) -> _Function:

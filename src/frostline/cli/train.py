@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from frostline.cli import _options as options
-from frostline.cli._options import hidden_widths, with_recipe
+from frostline.cli._options import hidden_widths, usage_errors, with_recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,14 +57,14 @@ def train(
     figures of each epoch and all that is needed to repeat the run.
     """
     from frostline.config import DataSettings, FreezeSettings, ModelSettings, RunSettings
-    from frostline.recipe import config_errors, recipe_of
+    from frostline.recipe import recipe_of
 
     if resume and not model:
         settings, folder = _stored(out or data)
         return _go(settings, folder, resume=True, as_json=json)
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
-    with config_errors():
+    with usage_errors():
         settings = RunSettings(
             model=ModelSettings(name=model, weights=weights, on=on, hidden=hidden_widths(head)),
             data=DataSettings(

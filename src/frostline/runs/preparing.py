@@ -9,6 +9,7 @@ from typing import final
 
 from frostline.config import RunSettings
 from frostline.data import Audit, Augment, ImageDataset, audit, read_splits
+from frostline.devices import resolve_device
 from frostline.engine import Hook
 from frostline.errors import ConfigError
 from frostline.folder import RunFolder
@@ -90,6 +91,7 @@ def prepare(
     """
     data, seed = settings.data, settings.training.seed
     Augment.parse(data.augment)
+    resolve_device(settings.device)
     splits = read_splits(
         data.path, val_fraction=data.val_fraction, folds=data.folds, fold=data.fold, seed=seed
     )

@@ -1,0 +1,110 @@
+"""A module imports only from floors below its own, and no import goes in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import frostline
+
+FLOORS = {
+    "_files": 0,
+    "_version": 0,
+    "devices": 0,
+    "errors": 0,
+    "preprocessing": 0,
+    "recipe": 0,
+    "tables": 0,
+    "units": 0,
+    "metrics": 1,
+    "selectors": 1,
+    "fingerprints": 2,
+    "modes": 2,
+    "folder": 3,
+    "groups": 3,
+    "tree": 3,
+    "data": 4,
+    "freezing": 4,
+    "models": 4,
+    "costs": 5,
+    "deltas": 5,
+    "engine": 6,
+    "callbacks": 7,
+    "config": 7,
+    "report": 7,
+    "runs": 8,
+    "cli": 9,
+}
+# Every module may raise: errors stand under the ground floor too.
+CELLAR = "errors"
+# Names of the package itself that hold no module.
+OWN_NAMES = {"__version__"}
+
+ROOT = Path(frostline.__file__).parent
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def module_of(path: Path) -> str:
+    """`selectors/terms.py` -> `selectors.terms`; a package's `__init__.py` is the package."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of ours that the file imports anywhere in it, also under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "frostline":
+                    yield alias.name.partition(".")[2]
+        elif isinstance(node, ast.ImportFrom) and (node.level or _is_ours(node.module)):
+            assert not node.level, f"{path.name}: a relative import; write it in full"
+            base = str(node.module).partition(".")[2]
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".strip(".")
+                if inner not in OWN_NAMES:
+                    yield inner if inner in MODULES else base
+
+
+def _is_ours(module: str | None) -> bool:
+    return str(module).split(".")[0] == "frostline"
+
+
+def floor_name(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_stands_on_a_floor(module: str) -> None:
+    assert floor_name(module) in FLOORS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_floors_below_its_own(module: str) -> None:
+    own = floor_name(module)
+    others = {floor_name(name) for name in imported(MODULES[module])} - {own, CELLAR}
+    assert "" not in others, "imports the package itself, which stands above all"
+    assert {name: FLOORS[name] for name in others if FLOORS[name] >= FLOORS[own]} == {}
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    graph = {module: set(imported(path)) - {module} for module, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports go in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_no_package_is_imported_by_its_own_modules() -> None:
+    """It would find the package half made."""
+    inside = {
+        module: [name for name in imported(path) if module.startswith(f"{name}.")]
+        for module, path in MODULES.items()
+    }
+    assert not any(inside.values()), inside

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 _REPOSITORY = Path(__file__).parents[1]
-# Written by the test runner itself between a test's phases.
-_RUNNERS_OWN = {"PYTEST_CURRENT_TEST"}
+# Written by the test runner between a test's phases, and by torch when it first compiles.
+_NOT_OURS = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -47,4 +47,4 @@ def data_dir() -> Path:
 
 
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in _RUNNERS_OWN}
+    return {name: value for name, value in os.environ.items() if name not in _NOT_OURS}

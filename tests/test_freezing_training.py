@@ -66,10 +66,10 @@ JOBS = {
         lambda: models.alexnet(num_classes=3), images(64), "classifier.4 | classifier.6", "features"
     ),
     "resnet18, layer4 and head": Job(
-        lambda: models.resnet18(num_classes=3), images(64), "layer4 | fc", "layer3"
+        lambda: models.resnet18(num_classes=3), images(32), "layer4 | fc", "layer3"
     ),
     "resnet18, only the stem": Job(
-        lambda: models.resnet18(num_classes=3), images(64), "conv1 | bn1", "layer2"
+        lambda: models.resnet18(num_classes=3), images(32), "conv1 | bn1", "layer2"
     ),
     "vit": Job(tiny_vit, images(32), "heads", "encoder"),
     "lstm": Job(SequenceClassifier, lambda: torch.randint(20, (12, 7)), "head", "lstm"),

@@ -35,13 +35,8 @@ def test_every_trainable_parameter_is_in_one_group(net: nn.Module) -> None:
 def test_names_stand_beside_their_parameters(net: nn.Module) -> None:
     by_name = dict(net.named_parameters())
     for group in fl.param_groups(net, lr=0.1, layer_decay=0.5):
-        assert [
-            by_name[name] is p
-            for name, p in zip(group["param_names"], group["params"], strict=True)
-        ]
-        assert all(
-            by_name[n] is p for n, p in zip(group["param_names"], group["params"], strict=True)
-        )
+        pairs = zip(group["param_names"], group["params"], strict=True)
+        assert all(by_name[name] is parameter for name, parameter in pairs)
 
 
 def test_frozen_parameters_are_in_no_group(net: nn.Module) -> None:

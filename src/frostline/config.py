@@ -100,8 +100,15 @@ class RunSettings(_Section):
             ) from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path} cannot be read: {error}. Restore it from a copy.") from error
-        with config_errors():
-            return cls.model_validate(content)
+        try:
+            with config_errors():
+                return cls.model_validate(content)
+        except ConfigError as error:
+            written = content.get("frostline", "an unknown version")
+            raise ConfigError(
+                f"{path} does not fit this Frostline ({__version__}; it was written by {written}): "
+                f"{error} Mend it, or use the Frostline that wrote it."
+            ) from error
 
     def write(self, path: Path) -> None:
         """Write `run.toml`, whole or not at all.

@@ -152,14 +152,28 @@ def read_delta(path: str | Path) -> Delta:
         raise DeltaError(
             f"{file} is damaged: its tensors are not those that were written. Take another copy."
         )
-    base = Fingerprint(json.loads(header["base_tensors"]))
-    return Delta(tensors, base, json.loads(header["about"]))
+    base, about = _read_header(header, file)
+    return Delta(tensors, base, about)
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under its first name."""
     root = inventory(model).model
     return {**dict(root.named_parameters()), **dict(root.named_buffers())}
+
+
+def _read_header(header: Mapping[str, str], file: Path) -> tuple[Fingerprint, dict[str, str]]:
+    """The base's fingerprint, checked against its hash, and the notes."""
+    try:
+        base = Fingerprint(json.loads(header["base_tensors"]))
+        about = dict(json.loads(header["about"]))
+        if base == header["base"]:
+            return base, about
+    except (KeyError, ValueError, TypeError, AttributeError):
+        pass
+    raise DeltaError(
+        f"{file} is damaged: its header is not the one that was written. Take another copy."
+    )
 
 
 def _content_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -198,17 +212,16 @@ def _check_fit(delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
 
 def _check_base(delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
     rest = fingerprint_of({n: t for n, t in tensors.items() if n not in delta.tensors})
-    if rest == delta.base:
-        return
     differing = [
         name
         for name in dict.fromkeys([*delta.base.tensors, *rest.tensors])
         if delta.base.tensors.get(name) != rest.tensors.get(name)
     ]
-    raise DeltaError(
-        f"{file} was trained on another base: {len(differing)} of {len(rest.tensors)} frozen "
-        f"tensors differ, first {_some(differing)}. Load the weights it was trained on."
-    )
+    if differing:
+        raise DeltaError(
+            f"{file} was trained on another base: {len(differing)} of {len(rest.tensors)} frozen "
+            f"tensors differ, first {_some(differing)}. Load the weights it was trained on."
+        )
 
 
 def _some(items: list[str]) -> str:

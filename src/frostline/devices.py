@@ -49,7 +49,7 @@ def resolve_device(device: str) -> torch.device:
         return _accelerator() or torch.device("cpu")
     try:
         wanted = torch.device(device)
-        torch.empty(0, device=wanted)
+        torch.empty(1, device=wanted).item()  # "meta" can be allocated, but not read
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         found = _accelerator()
         known = f"cpu, {found.type}" if found else "cpu"

@@ -7,7 +7,7 @@ run again, or a run continued at an epoch, with the same bits on the same machin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from frostline.data import Batch, Batches
-from frostline.devices import accelerator_for
-from frostline.errors import FreezeError, NonFiniteLoss, TrainingError
-from frostline.groups import ParamGroup, param_groups
+from frostline.devices import Precision, accelerator_for
+from frostline.errors import DataError, FreezeError, NonFiniteLoss, TrainingError
+from frostline.groups import ParamGroup, default_lr, param_groups
 from frostline.metrics import Evaluation, evaluate_logits
 from frostline.models import logits_of
 from frostline.modes import modes_kept
@@ -117,7 +117,9 @@ def train(
 
     Raises:
         FreezeError: nothing is trainable.
-        NonFiniteLoss: the loss is NaN or infinite, before a step is made with it.
+        NonFiniteLoss: the loss is NaN or infinite, before a step is made with it; or an output
+            is NaN in validation, before the epoch is reported.
+        DataError: a label is outside the classes.
         TrainingError: a batch does not go through the model; says why and what to do.
     """
     stepper = _Stepper(model, recipe, device, class_weights)
@@ -144,20 +146,34 @@ def evaluate(
     *,
     classes: Sequence[str],
     device: str = "auto",
+    precision: Precision = "fp32",
     hooks: Iterable[Hook] = (),
 ) -> Evaluation:
-    """Figures of `model` on data, in eval mode without gradients; every mode is restored."""
-    accelerator = accelerator_for(device)
+    """Figures of `model` on data, in eval mode without gradients; every mode is restored.
+
+    Raises:
+        DataError: a label is outside the classes.
+        NonFiniteLoss: an output is NaN; names its batch.
+    """
+    accelerator = accelerator_for(device, precision)
     model.to(accelerator.device)
-    found = _predict(model, batches, accelerator, tuple(hooks))
-    return evaluate_logits(found.logits, found.targets, classes=classes)
+    return _judge(_predict(model, batches, accelerator, tuple(hooks)), classes)
 
 
 def predict(
-    model: nn.Module, batches: Batches, *, device: str = "auto", hooks: Iterable[Hook] = ()
+    model: nn.Module,
+    batches: Batches,
+    *,
+    device: str = "auto",
+    precision: Precision = "fp32",
+    hooks: Iterable[Hook] = (),
 ) -> Predictions:
-    """Logits of `model` for data, in eval mode without gradients; every mode is restored."""
-    accelerator = accelerator_for(device)
+    """Logits of `model` for data, in eval mode without gradients; every mode is restored.
+
+    Raises:
+        NonFiniteLoss: an output is NaN; names its batch.
+    """
+    accelerator = accelerator_for(device, precision)
     model.to(accelerator.device)
     return _predict(model, batches, accelerator, tuple(hooks))
 
@@ -175,7 +191,7 @@ class _Stepper:
         model.to(self.accelerator.device)
         groups = param_groups(
             model,
-            lr=recipe.lr,
+            lr=recipe.lr or default_lr(model, optimizer=recipe.optimizer),
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay,
         )
@@ -183,6 +199,8 @@ class _Stepper:
         self.optimizer = make_optimizer(groups, recipe)
         self._peaks = [group["lr"] for group in groups]
         self._scaled = self.accelerator.prepare_optimizer(self.optimizer)
+        # What a backward before this run left behind is no part of the first step.
+        self.optimizer.zero_grad(set_to_none=True)
         weights = None if class_weights is None else class_weights.to(self.accelerator.device)
         self._loss = nn.CrossEntropyLoss(weight=weights, label_smoothing=recipe.label_smoothing)
 
@@ -191,11 +209,17 @@ class _Stepper:
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * lr_factor
         targets = batch.targets.to(self.accelerator.device, non_blocking=True)
-        with self.accelerator.autocast(), _batch_errors(batch):
-            logits = _forward(self.model, batch.inputs, self.accelerator.device)
-            loss = self._loss(logits.float(), targets)
+        with _batch_errors(batch):
+            with self.accelerator.autocast():
+                logits = _forward(self.model, batch.inputs, self.accelerator.device)
+                check_targets(batch.targets, logits.shape[1], batch.names)
+                loss = self._loss(logits.float(), targets)
+            self._update(loss, batch)
+        return loss.detach(), (logits.detach().argmax(dim=1) == targets).sum()
+
+    def _update(self, loss: Tensor, batch: Batch) -> None:
         if not torch.isfinite(loss):
-            raise _non_finite(loss, batch)
+            raise _non_finite(f"the loss became {float(loss)}", batch.names)
         if not loss.requires_grad:
             raise FreezeError(
                 "the loss does not depend on any trainable parameter, so nothing would be "
@@ -206,13 +230,27 @@ class _Stepper:
             self.accelerator.clip_grad_norm_(self.trainable, self.recipe.clip_norm)
         self._scaled.step()
         self._scaled.zero_grad(set_to_none=True)
-        return loss.detach(), (logits.detach().argmax(dim=1) == targets).sum()
+
+
+def check_targets(targets: Tensor, classes: int, names: Sequence[str]) -> None:
+    """Make sure that class indices count through `classes` classes.
+
+    Raises:
+        DataError: one does not; names its sample.
+    """
+    outside = (targets < 0) | (targets >= classes)
+    if outside.any():
+        first = int(outside.nonzero()[0])
+        raise DataError(
+            f"the label of {names[first]} is {int(targets[first])}, but the model tells {classes} "
+            f"classes apart: 0 to {classes - 1}. Mend the labels or the head."
+        )
 
 
 def make_optimizer(groups: list[ParamGroup], recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
     fused = all(p.is_floating_point() for group in groups for p in group["params"])
-    options: dict[str, Any] = {"lr": recipe.lr, "fused": fused or None}
+    options: dict[str, Any] = {"fused": fused or None}
     plain: list[dict[str, Any]] = [dict(group) for group in groups]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(plain, momentum=recipe.momentum, **options)
@@ -232,7 +270,7 @@ def _epoch(
     loss, accuracy = _train_epoch(stepper, training, batches, hooks)
     seconds = time.perf_counter() - start
     found = _predict(stepper.model, validation, stepper.accelerator, hooks)
-    evaluation = evaluate_logits(found.logits, found.targets, classes=classes)
+    evaluation = _judge(found, classes)
     figure = evaluation.headline()[training.recipe.monitor]
     return EpochRecord(
         epoch=training.epochs_done + 1,
@@ -277,12 +315,19 @@ def _predict(
         for number, batch in enumerate(given):
             with accelerator.autocast(), _batch_errors(batch):
                 output = _forward(model, batch.inputs, accelerator.device)
+            if output.isnan().any():
+                raise _non_finite("the model's output became NaN", batch.names)
             logits.append(output.float().cpu())
-            targets.append(batch.targets)
+            targets.append(batch.targets.cpu())
             names.extend(batch.names)
             for hook in hooks:
                 hook.on_batch("validate", number + 1, len(batches))
     return Predictions(torch.cat(logits), torch.cat(targets), tuple(names))
+
+
+def _judge(found: Predictions, classes: Sequence[str]) -> Evaluation:
+    check_targets(found.targets, len(classes), found.names)
+    return evaluate_logits(found.logits, found.targets, classes=classes)
 
 
 def _forward(model: nn.Module, inputs: Any, device: torch.device) -> Tensor:
@@ -290,7 +335,7 @@ def _forward(model: nn.Module, inputs: Any, device: torch.device) -> Tensor:
     from accelerate.utils import send_to_device
 
     moved = send_to_device(inputs, device, non_blocking=True)
-    if isinstance(moved, dict):
+    if isinstance(moved, Mapping):
         return logits_of(model(**moved))
     if isinstance(moved, tuple | list):
         return logits_of(model(*moved))
@@ -326,11 +371,11 @@ def _ended(hooks: tuple[Hook, ...]) -> Iterator[None]:
             hook.on_end()
 
 
-def _non_finite(loss: Tensor, batch: Batch) -> NonFiniteLoss:
-    named = ", ".join(batch.names[:8]) + (", ..." if len(batch.names) > 8 else "")
+def _non_finite(what: str, names: Sequence[str]) -> NonFiniteLoss:
+    named = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return NonFiniteLoss(
-        f"the loss became {float(loss)} on the batch of {named}. No step was made with it. Look at "
-        "these samples; else lower the learning rate (--lr) or clip gradients (--clip-norm 1)."
+        f"{what} on the batch of {named}. No step was made with it. Look at these samples; else "
+        "lower the learning rate (--lr) or clip gradients (--clip-norm 1)."
     )
 
 

@@ -72,9 +72,7 @@ class RunFolder:
         Raises:
             OutputError: something is here already, or the folder cannot be written.
         """
-        if self.root.is_dir() and not any(self.root.iterdir()):
-            pass
-        elif self.root.exists():
+        if self.root.exists() and not self._is_empty_folder():
             what = "a run" if self.settings.exists() else "something"
             resume = "--resume goes on with it; " if self.settings.exists() else ""
             raise OutputError(
@@ -82,6 +80,14 @@ class RunFolder:
                 "for a new run choose another --out."
             )
         check_writable(self.root)
+
+    def _is_empty_folder(self) -> bool:
+        try:
+            return self.root.is_dir() and not any(self.root.iterdir())
+        except OSError as error:
+            raise OutputError(
+                f"cannot look into {self.root}: {error.strerror}. Choose another --out."
+            ) from error
 
     def check_is_run(self) -> None:
         """Make sure there is a run here.
@@ -109,7 +115,7 @@ class RunFolder:
         """
         try:
             return Fingerprint(json.loads(self.frozen.read_text())["tensors"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{self.frozen} is missing or damaged ({error}), so nothing can be proven. "
                 "Restore it from a copy, or train again."

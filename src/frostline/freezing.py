@@ -221,8 +221,9 @@ def frozen_part(model: nn.Module) -> Frozen:
     Raises:
         FreezeError: as `freeze`, except that nothing needs to be left.
     """
+    _check_unwrapped(model)
     stock = inventory(model)
-    off = {i for i, e in enumerate(stock.entries) if e.is_parameter and not e.tensor.requires_grad}
+    off = {index for index, entry in enumerate(stock.entries) if _is_off(entry)}
     marked = {i for i, e in enumerate(stock.entries) if _is_marked(e)}
     by_hand = Selection(nothing, stock, frozenset(off - marked))
     with _all_or_nothing(by_hand):
@@ -274,7 +275,8 @@ class _Snapshot:
     def restore(self) -> None:
         for tensor, wanted, gradient in self.gradients:
             tensor.requires_grad_(wanted)
-            tensor.grad = gradient
+            # Inside the block the model may have been cast or moved to another device.
+            tensor.grad = None if gradient is None else gradient.to(tensor.device, tensor.dtype)
         for owner, mark in self.marks:
             set_mark(owner, mark.names if mark else frozenset(), norm=mark.norm if mark else "hold")
         settle(self.model)
@@ -327,6 +329,19 @@ def _thaw(selection: Selection) -> None:
 def _homes(entry: Entry) -> Iterator[tuple[nn.Module, str]]:
     for place in entry.occurrences:
         yield place.owner, place.name.rpartition(".")[2]
+
+
+def _is_off(entry: Entry) -> bool:
+    """Whether the parameter wants no gradient; statistics go with the part frozen by hand."""
+    if entry.is_parameter:
+        return not entry.tensor.requires_grad
+    owners = reversed(entry.occurrences[0].owners)
+    part = next((o for o in owners if next(o.parameters(), None) is not None), None)
+    return (
+        part is not None
+        and not any(parameter.requires_grad for parameter in part.parameters())
+        and not any(mark_of(module) for module in part.modules())
+    )
 
 
 def _is_marked(entry: Entry) -> bool:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from frostline.tables import Column, Table
 
+_MATRIX_COLUMNS = 60  # of 80, which leaves 20 for the names of the rows
+
 
 @dataclass(frozen=True, slots=True)
 class ClassFigures:
@@ -61,13 +63,21 @@ class Evaluation:
         return Table(columns, tuple(rows), title="Per class")
 
     def confusion_table(self, *, most: int = 12) -> Table:
-        """The confusion matrix up to `most` classes; beyond, the pairs most often confused."""
+        """The confusion matrix up to `most` classes; beyond, the pairs most often confused.
+
+        Columns are headed by the classes' numbers where names would not fit into 80 columns.
+        """
         names = [c.name for c in self.per_class]
-        if len(names) > most:
+        counts = [tuple(map(str, row)) for row in self.confusion]
+        if len(names) > most or _columns_wide(counts) > _MATRIX_COLUMNS:
             return self._confused_pairs(names, most)
-        columns = (Column("true \\ predicted"), *(Column(name, "right") for name in names))
-        rows = ((name, *map(str, row)) for name, row in zip(names, self.confusion, strict=True))
-        return Table(columns, tuple(rows), title="Confusion")
+        heads, told = names, names
+        if _columns_wide([*counts, names]) > _MATRIX_COLUMNS:
+            heads = [f"{number} {name}" for number, name in enumerate(names)]
+            told = [str(number) for number in range(len(names))]
+        columns = (Column("true \\ predicted"), *(Column(name, "right") for name in told))
+        rows = tuple((head, *row) for head, row in zip(heads, counts, strict=True))
+        return Table(columns, rows, title="Confusion")
 
     def _confused_pairs(self, names: Sequence[str], most: int) -> Table:
         pairs = [
@@ -80,6 +90,11 @@ class Evaluation:
         rows = tuple((true, told, str(count)) for count, true, told in pairs[:most])
         columns = (Column("true"), Column("predicted"), Column("count", "right"))
         return Table(columns, rows, title="Most often confused")
+
+
+def _columns_wide(rows: Sequence[Sequence[str]]) -> int:
+    """Terminal columns that these cells take, with three between."""
+    return sum(3 + max(map(len, cells)) for cells in zip(*rows, strict=True))
 
 
 def evaluate_logits(logits: Tensor, targets: Tensor, *, classes: Sequence[str]) -> Evaluation:

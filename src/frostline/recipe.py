@@ -24,7 +24,12 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(10, ge=1, description="Passes over the training data.")
-    lr: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Peak learning rate.")
+    lr: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Peak learning rate; by default 3e-3 for a head alone, else 3e-4.",
+    )
     optimizer: Literal["adamw", "adam", "sgd"] = Field(
         "adamw", description="Optimizer, with fused kernels where torch has them."
     )
@@ -35,7 +40,7 @@ class Recipe(BaseModel):
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="Learning rate after the warm-up."
     )
-    warmup: float = Field(0.5, ge=0, description="Epochs of linear warm-up.")
+    warmup: float = Field(0.5, ge=0, allow_inf_nan=False, description="Epochs of linear warm-up.")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="Learning-rate factor for each stage below the head."
     )
@@ -100,4 +105,6 @@ def _one_problem(problem: dict[str, object]) -> str:
     message = str(problem["msg"])
     if problem["type"] == "extra_forbidden":
         return f"there is no option '{name}'"
+    if problem["type"] == "missing":
+        return f"the option '{name}' is missing"
     return f"{name}={problem['input']!r}: {message[:1].lower()}{message[1:]}"

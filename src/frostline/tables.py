@@ -49,7 +49,7 @@ class Table:
 
         grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for column in self.columns:
-            grid.add_column(column.heading, justify=column.justify, overflow="fold")
+            grid.add_column(Text(column.heading), justify=column.justify, overflow="fold")
         for row in self.rows:
             grid.add_row(*map(Text, row))
         title = [Text(self.title, style="bold")] if self.title else []

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import frostline as fl
+from frostline.selectors.stages import stage_paths
 
 
 class Tied(nn.Module):
@@ -116,6 +117,11 @@ def test_reweighting_does_not_change_the_stages() -> None:
     for wrap in (None, *REWEIGHTED.values()):
         assert fl.select(net(wrap), "stage:0..2").modules == ("body",)
         assert fl.select(net(wrap), "stage:1").modules == ("body.1",)
+
+
+def test_a_parametrized_layer_is_not_opened_into_its_parts() -> None:
+    layer = parametrizations.spectral_norm(nn.Conv2d(2, 2, 1, bias=False))
+    assert stage_paths(nn.Sequential(layer)) == (("0",),)
 
 
 def test_a_parameter_that_only_ends_like_a_weight_norm_keeps_its_name() -> None:

@@ -22,6 +22,7 @@ FAMILIES = {
     "vgg16_bn": (16, ("features.0", "features.1"), ("classifier.6",)),
     "resnet18": (6, ("conv1", "bn1"), ("fc",)),
     "resnet50": (6, ("conv1", "bn1"), ("fc",)),
+    "resnet101": (6, ("conv1", "bn1"), ("fc",)),  # layer3 holds two thirds of all its layers
     "densenet121": (9, ("features.conv0", "features.norm0"), ("classifier",)),
     "mobilenet_v2": (20, ("features.0",), ("classifier",)),
     "mobilenet_v3_small": (15, ("features.0",), ("classifier.3",)),

@@ -7,10 +7,11 @@ run killed at any instant has one delta with its state.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pickle import UnpicklingError
 from typing import final
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from torch import nn
 
 from frostline._files import replacing
@@ -20,7 +21,10 @@ from frostline.errors import ConfigError
 from frostline.fingerprints import Fingerprint
 from frostline.folder import RunFolder
 
-_HISTORY = TypeAdapter(list[EpochRecord])
+# A loss can be infinite, which plain JSON would turn into null.
+_HISTORY = TypeAdapter(list[EpochRecord], config=ConfigDict(ser_json_inf_nan="constants"))
+# What a cut or overwritten state file makes torch, pickle and pydantic raise.
+_DAMAGES = (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError, TypeError)
 
 
 @final
@@ -41,7 +45,8 @@ class Saver(Hook):
         self._resume = resume
 
     def on_start(self, training: Training) -> None:
-        if self._resume:
+        # A run that was killed before it began has nothing to go on from, and begins.
+        if self._resume and (self._folder.last.exists() or self._folder.best.exists()):
             restore(training, self._folder)
         else:
             self._save_last(training)
@@ -76,16 +81,17 @@ def restore(training: Training, folder: RunFolder) -> None:
     file = folder.state(int(delta.about["epoch"]))
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
+        training.optimizer.load_state_dict(state["optimizer"])
+        training.epochs_done = state["epochs_done"]
+        training.best_epoch = state["best_epoch"]
+        training.best_figure = state["best_figure"]
+        training.history[:] = _HISTORY.validate_json(state["history"])
+    except _DAMAGES as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(
-            f"cannot resume: {file} is missing or damaged ({error}). Start a new run with another "
+            f"cannot resume: {file} is missing or damaged ({reason}). Start a new run with another "
             f"--out; what was trained so far is in {folder.best.parent}."
         ) from error
-    training.optimizer.load_state_dict(state["optimizer"])
-    training.epochs_done = state["epochs_done"]
-    training.best_epoch = state["best_epoch"]
-    training.best_figure = state["best_figure"]
-    training.history[:] = _HISTORY.validate_json(state["history"])
 
 
 def _state(training: Training) -> dict[str, object]:

@@ -64,10 +64,11 @@ def _expanded(files: Sequence[str]) -> Iterator[Path]:
 
     for name in files:
         if name == "-":
-            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+            yield from (Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip())
         elif Path(name).is_dir():
-            inside = sorted(p for p in Path(name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            yield from inside or [Path(name)]
+            inside = (p for p in Path(name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            shown = sorted(p for p in inside if not p.name.startswith("."))
+            yield from shown or [Path(name)]
         else:
             yield Path(name)
 

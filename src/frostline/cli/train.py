@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
     from frostline.runs import Prepared, Run
 
 
+# All that may stand beside `--resume RUN`; the rest is in the run's settings.
+_BESIDE_RESUME = frozenset({"data", "out", "resume", "device", "json"})
+
+
 @with_recipe
 def train(
+    context: typer.Context,
     data: Annotated[
         Path,
         typer.Argument(
@@ -59,9 +65,14 @@ def train(
     from frostline.config import DataSettings, FreezeSettings, ModelSettings, RunSettings
     from frostline.recipe import recipe_of
 
+    if freeze is not None and train is not None:
+        raise typer.BadParameter("give one of --freeze and --train; the other is the rest.")
     if resume and not model:
-        settings, folder = _stored(out or data)
-        return _go(settings, folder, resume=True, as_json=json)
+        _check_alone(context)
+        settings = _stored(out or data, None if out is None else data)
+        if _was_given(context, "device"):
+            settings = settings.model_copy(update={"device": device})
+        return _go(settings, out or data, resume=True, as_json=json)
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
     with usage_errors():
@@ -83,10 +94,38 @@ def train(
     return _go(settings, out or _free_folder(model), resume=resume, as_json=json)
 
 
-def _stored(folder: Path) -> tuple[RunSettings, Path]:
+def _check_alone(context: typer.Context) -> None:
+    """Refuse options that a run which is resumed by its folder alone would not heed."""
+    names = [name for name in context.params if name not in _BESIDE_RESUME]
+    given = [f"--{name.replace('_', '-')}" for name in names if _was_given(context, name)]
+    if given:
+        raise typer.BadParameter(
+            f"--resume goes on with the run's own settings; leave out {', '.join(given)}."
+        )
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _stored(folder: Path, data: Path | None) -> RunSettings:
+    """The settings of a run; `data`, if given, must be what it was trained on."""
+    from frostline.errors import ConfigError
     from frostline.runs import open_run
 
-    return open_run(folder).settings, folder
+    settings = open_run(folder).settings
+    if settings.model.is_from_python:
+        raise ConfigError(
+            f"{folder} was trained on a model handed over in Python ({settings.model.name}). "
+            "Resume it there: fl.fit(model, ..., resume=True)."
+        )
+    if data is not None and data.expanduser().resolve() != Path(settings.data.path):
+        raise ConfigError(
+            f"cannot resume with other data: {folder} was trained on {settings.data.path}, not on "
+            f"{data}. Give that, or start a new run with another --out."
+        )
+    return settings
 
 
 def _free_folder(model: str) -> Path:
@@ -104,7 +143,9 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
     from frostline.folder import RunFolder
     from frostline.runs import prepare
 
-    if not resume:
+    if resume:
+        RunFolder(folder).check_is_run()
+    else:
         RunFolder(folder).check_free()
     aside = notes()
     page = aside if as_json else output()
@@ -180,5 +221,5 @@ def _interrupted(folder: Path) -> str:
         return "Stopped before training began; nothing was written but the settings."
     return (
         f"Stopped. {folder} keeps what was trained up to the end of epoch {epoch}. "
-        f"Go on with: frostline train --resume {folder}"
+        f"Go on with: frostline train --resume {shlex.quote(str(folder))}"
     )

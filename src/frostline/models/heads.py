@@ -178,6 +178,7 @@ def build_head(
     for i in range(len(widths) - 1):
         layers += [nn.ReLU()] if layers else []
         layers.append(_layer(widths[i], widths[i + 1], conv=conv))
+    _start_undecided(layers[-1])
     return nn.Sequential(*layers) if hidden else layers[0]
 
 
@@ -209,6 +210,17 @@ def _logits_in(output: object) -> object:
 
 def _layer(inputs: int, outputs: int, *, conv: bool) -> nn.Module:
     return nn.Conv2d(inputs, outputs, kernel_size=1) if conv else nn.Linear(inputs, outputs)
+
+
+def _start_undecided(layer: nn.Module) -> None:
+    """Small logits at the start, as torchvision gives its own classifiers.
+
+    SqueezeNet puts a ReLU on its logits; with torch's larger default some classes start dead.
+    """
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    nn.init.normal_(layer.weight, std=0.01)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _check_widths(named: Sequence[tuple[str, object]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import final
 
 import xxhash
-from torch import Tensor, nn
+from torch import Tensor
 
 from frostline._files import file_digest
 from frostline.config import RunSettings
@@ -22,7 +22,7 @@ from frostline.data import (
     read_set,
     read_splits,
 )
-from frostline.deltas import Delta, all_tensors, load_delta, read_delta
+from frostline.deltas import Delta, load_delta, read_delta
 from frostline.engine import Hook, evaluate, predict
 from frostline.errors import (
     ConfigError,
@@ -31,8 +31,9 @@ from frostline.errors import (
     ImageError,
     WeightsError,
 )
-from frostline.fingerprints import Fingerprint, fingerprint_of
+from frostline.fingerprints import Fingerprint
 from frostline.folder import RunFolder
+from frostline.freezing import frozen_part
 from frostline.metrics import Evaluation
 from frostline.models import LoadedModel
 from frostline.runs.preparing import build, freeze_as_asked
@@ -94,9 +95,11 @@ class FinishedRun:
             DeltaError: there is no delta, or it does not belong to this base.
         """
         loaded = self._base()
+        self._check_weights()
         load_delta(loaded.model, self.folder.best)
         loaded.model.eval()
-        return loaded
+        # As it was then: an own file or a later library may come with another one.
+        return replace(loaded, preprocessing=self.settings.preprocessing or loaded.preprocessing)
 
     def evaluate(
         self, images: ImageSet, *, device: str = "auto", hooks: Iterable[Hook] = ()
@@ -109,7 +112,14 @@ class FinishedRun:
         data = ImageDataset(images, self.loaded.preprocessing)
         batches = make_batches(data, batch_size=self._batch_size, shuffle=False, seed=0)
         classes = self.settings.data.classes
-        return evaluate(self.loaded.model, batches, classes=classes, device=device, hooks=hooks)
+        return evaluate(
+            self.loaded.model,
+            batches,
+            classes=classes,
+            device=device,
+            precision=self.settings.training.precision,
+            hooks=hooks,
+        )
 
     def predict(
         self,
@@ -129,7 +139,8 @@ class FinishedRun:
         images = ImageSet(classes, tuple(Sample(file, 0) for file in files))
         data = ImageDataset(images, self.loaded.preprocessing)
         batches = make_batches(data, batch_size=self._batch_size, shuffle=False, seed=0)
-        found = predict(self.loaded.model, batches, device=device, hooks=hooks)
+        precision = self.settings.training.precision
+        found = predict(self.loaded.model, batches, device=device, precision=precision, hooks=hooks)
         ranked = found.logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
         return [
             Prediction(name, _ranking(classes, values[:top], order[:top]))
@@ -189,28 +200,42 @@ class FinishedRun:
                 f"({model.name}), so the command line cannot build it. In Python: "
                 f"fl.load_delta(model, '{self.folder.best}')."
             )
-        weights = Path(model.weights)
-        if model.weights_digest and not weights.is_file():
+        if model.weights_digest and not Path(model.weights).is_file():
             raise WeightsError(
-                f"the weights that {self.folder.root} was trained on are no longer at {weights}. "
-                "Put them back, or change `weights` in its run.toml to where they are now."
-            )
-        if model.weights_digest and file_digest(weights, xxhash.xxh3_128) != model.weights_digest:
-            raise DriftError(
-                f"{weights} is not the file that {self.folder.root} was trained on: its content "
-                "has changed. Restore it."
+                f"the weights that {self.folder.root} was trained on are no longer at "
+                f"{model.weights}. Put them back, or change `weights` in its run.toml to where "
+                "they are now."
             )
         loaded = build(self.settings, classes=len(self.settings.data.classes))
         freeze_as_asked(loaded, self.settings)
         return loaded
 
+    def _check_weights(self) -> None:
+        """The weights' file is the one that the run was trained on, byte for byte."""
+        model = self.settings.model
+        if not model.weights_digest:
+            return
+        if file_digest(Path(model.weights), xxhash.xxh3_128) != model.weights_digest:
+            raise DriftError(
+                f"{model.weights} is not the file that {self.folder.root} was trained on: its "
+                "content has changed. Restore it."
+            )
+
     def _check_base(self, expected: Fingerprint) -> None:
-        model = self._base().model
-        tensors = _named(model, expected)
-        found = fingerprint_of(tensors)
-        moved = [n for n, digest in expected.tensors.items() if found.tensors.get(n) != digest]
+        try:
+            found = frozen_part(self._base().model).fingerprint
+        except WeightsError:
+            if Path(self.settings.model.weights).is_file():
+                self._check_weights()  # says more than that a changed file cannot be read
+            raise
+        moved = [
+            name
+            for name in dict.fromkeys([*expected.tensors, *found.tensors])
+            if found.tensors.get(name) != expected.tensors.get(name)
+        ]
         if moved:
             raise _drift(f"the base built again from {self.settings.model.weights}", moved)
+        self._check_weights()
 
     def _read(self, data: Path) -> ImageSet:
         own = self.settings.data
@@ -246,11 +271,6 @@ def _ranking(
     classes: Sequence[str], values: Tensor, order: Tensor
 ) -> tuple[tuple[str, float], ...]:
     return tuple((classes[i], p) for i, p in zip(order.tolist(), values.tolist(), strict=True))
-
-
-def _named(model: nn.Module, expected: Fingerprint) -> Mapping[str, Tensor]:
-    tensors = all_tensors(model)
-    return {name: tensors[name] for name in expected.tensors if name in tensors}
 
 
 def _check_delta(delta: Delta, expected: Fingerprint, file: Path) -> None:

@@ -19,7 +19,7 @@ from frostline.callbacks.saving import Saver
 from frostline.config import ModelSettings, RunSettings
 from frostline.data import Batch, Batches, ImageDataset, make_batches
 from frostline.deltas import load_delta
-from frostline.engine import EpochRecord, Hook, predict, train
+from frostline.engine import EpochRecord, Hook, check_targets, predict, train
 from frostline.errors import ConfigError, DataError, DriftError, ModelError, TrainingError
 from frostline.fingerprints import fingerprint
 from frostline.folder import RunFolder
@@ -92,7 +92,7 @@ def fit(
     validation = make_batches(val_data, batch_size=batch_size, shuffle=False, seed=recipe.seed)
     names = _class_names(model, train_data, validation, classes, device)
     weights = _class_weights(recipe, train_data, len(names))
-    param_groups(model, lr=recipe.lr)  # refuses early when nothing is trainable
+    param_groups(model, lr=1.0)  # refuses early when nothing is trainable
     with _folder(out, resume=resume) as folder:
         frozen = frozen_part(model)
         settings = settings.model_copy(
@@ -217,17 +217,13 @@ def _class_names(
             f"{len(first.targets)} samples, but there are {len(names)} classes. Put a head on it "
             "that gives (batch, classes)."
         )
-    _check_targets(first.targets, len(names))
-    return names
-
-
-def _check_targets(targets: Tensor, count: int) -> None:
-    lowest, highest = int(targets.min()), int(targets.max())
-    if lowest < 0 or highest >= count:
+    if count < 2:
         raise DataError(
-            f"labels go from {lowest} to {highest}, but the model tells {count} classes apart: "
-            f"0 to {count - 1}. Mend the labels or the head."
+            "there is one class, so nothing to tell apart. Give at least two, with a logit for "
+            "each."
         )
+    check_targets(first.targets, len(names), first.names)
+    return names
 
 
 @final

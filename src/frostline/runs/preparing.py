@@ -14,7 +14,7 @@ from frostline.engine import Hook
 from frostline.errors import ConfigError
 from frostline.folder import RunFolder
 from frostline.freezing import Frozen, freeze, train_only
-from frostline.models import LoadedModel, load_model
+from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.runs.fitting import Run, fit
 from frostline.selectors import path
 
@@ -46,7 +46,8 @@ class Prepared:
         train_set, val_set = self.datasets()
         folder = RunFolder(Path(out))
         digests = [self.data.digests[s.path] for s in self.data.splits.train.samples]
-        if resume and folder.read_trained_on() != frozenset(digests):
+        seen = folder.read_trained_on()
+        if resume and seen and seen != frozenset(digests):
             raise ConfigError(
                 f"cannot resume: the training pictures in {settings.data.path} are not those that "
                 f"{folder.root} was trained on. Restore them, or start a new run."
@@ -102,6 +103,7 @@ def prepare(
         update={
             "model": settings.model.model_copy(
                 update={
+                    "name": _absolute(loaded.spec),
                     "head": loaded.head,
                     "weights": _found_at(loaded, settings.model.weights),
                     "weights_digest": loaded.weights.digest,
@@ -109,7 +111,7 @@ def prepare(
             ),
             "data": data.model_copy(
                 update={
-                    "path": str(Path(data.path).resolve()),
+                    "path": str(Path(data.path).expanduser().resolve()),
                     "classes": found.splits.train.classes,
                 }
             ),
@@ -155,7 +157,14 @@ def freeze_as_asked(loaded: LoadedModel, settings: RunSettings) -> Frozen:
 
 def _found_at(loaded: LoadedModel, weights: str) -> str:
     """Where the weights are, for later: a file by its absolute path, so that any folder will do."""
-    return str(Path(weights).resolve()) if loaded.weights.digest else weights
+    return str(Path(weights).expanduser().resolve()) if loaded.weights.digest else weights
+
+
+def _absolute(spec: ModelSpec) -> str:
+    """The model's name, with an own file by its absolute path."""
+    if spec.source != "file":
+        return str(spec)
+    return f"{Path(spec.path).expanduser().resolve()}:{spec.name}"
 
 
 @final

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from frostline.errors import SelectorError, nearest
+from frostline.selectors.patterns import is_pattern
 from frostline.selectors.terms import (
     Depth,
     Everything,
@@ -146,7 +147,7 @@ def _term(tokens: _Tokens) -> Selector:
         return Everything() if token.text == "all" else Nothing()
     if ":" in token.text:
         _refuse_prefix(tokens, token)
-    return Glob(token.text) if re.search(r"[*?\[]", token.text) else Path(token.text)
+    return Glob(token.text) if is_pattern(token.text) else Path(token.text)
 
 
 def _prefixed(tokens: _Tokens, token: _Token) -> Selector:

@@ -7,9 +7,7 @@ text, `repr()` reads back as code, equal selectors are equal and hash alike (`a 
 
 from __future__ import annotations
 
-import fnmatch
 import re
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,13 +19,11 @@ from torch import Tensor, nn
 from frostline.errors import SelectorError, nearest
 from frostline.selectors.inventory import Inventory, Occurrence, plain_name, unwrap
 from frostline.selectors.kinds import KINDS, class_names
+from frostline.selectors.patterns import glob_rule, is_bare_glob, quoted, regex_rule, word
 from frostline.selectors.stages import stages
 
 Picked = frozenset[int]
 Predicate = Callable[[str, Tensor, nn.Module], bool]
-
-_BARE_PATH = re.compile(r"[^\s&|~()'\"*?\[\]:]+")
-_BARE_GLOB = re.compile(r"[^\s&|~()'\":]+")
 
 
 class Selector(ABC):
@@ -69,7 +65,7 @@ class Path(Selector):
         return _matching(inventory, matches) or _refuse(self, inventory, self.path)
 
     def __str__(self) -> str:
-        return _quoted(self.path) if self.path in {"all", "none"} else _word(self.path)
+        return quoted(self.path) if self.path in {"all", "none"} else word(self.path)
 
     def __repr__(self) -> str:
         return f"fl.path({self.path!r})"
@@ -89,7 +85,7 @@ class Glob(Selector):
         _refuse_empty("glob", self.pattern)
 
     def pick(self, inventory: Inventory) -> Picked:
-        rule = _glob_rule(self.pattern)
+        rule = glob_rule(self.pattern)
 
         def matches(place: Occurrence) -> bool:
             return any(rule.match(name) for name in {place.name, place.plain})
@@ -98,7 +94,7 @@ class Glob(Selector):
 
     def _refuse(self, inventory: Inventory) -> Picked:
         wider = re.sub(r"(?<!\*)\*(?!\*)", "**", self.pattern)
-        rule = _glob_rule(wider)
+        rule = glob_rule(wider)
         if any(rule.match(p.name) for e in inventory.entries for p in e.occurrences):
             raise SelectorError(
                 f"'{self}' matches no parameter of {inventory.title}: `*` stays inside one segment "
@@ -107,8 +103,7 @@ class Glob(Selector):
         return _refuse(self, inventory, self.pattern)
 
     def __str__(self) -> str:
-        bare = _BARE_GLOB.fullmatch(self.pattern) and re.search(r"[*?\[]", self.pattern)
-        return self.pattern if bare else f"glob:{_quoted(self.pattern)}"
+        return self.pattern if is_bare_glob(self.pattern) else f"glob:{quoted(self.pattern)}"
 
     def __repr__(self) -> str:
         return f"fl.glob({self.pattern!r})"
@@ -124,7 +119,7 @@ class Regex(Selector):
     def __post_init__(self) -> None:
         _refuse_empty("re", self.pattern)
         try:
-            _regex_rule(self.pattern)
+            regex_rule(self.pattern)
         except (re.error, OverflowError, RecursionError) as error:
             raise SelectorError(
                 f"'{self}' is no regular expression: {error}. Mend the pattern; quote it if it "
@@ -132,7 +127,7 @@ class Regex(Selector):
             ) from error
 
     def pick(self, inventory: Inventory) -> Picked:
-        rule = _regex_rule(self.pattern)
+        rule = regex_rule(self.pattern)
 
         def matches(place: Occurrence) -> bool:
             return any(rule.search(name) for name in {place.name, place.plain})
@@ -140,7 +135,7 @@ class Regex(Selector):
         return _matching(inventory, matches) or _refuse(self, inventory, self.pattern)
 
     def __str__(self) -> str:
-        return f"re:{_quoted(self.pattern)}"
+        return f"re:{quoted(self.pattern)}"
 
     def __repr__(self) -> str:
         return f"fl.regex({self.pattern!r})"
@@ -167,7 +162,7 @@ class OfType(Selector):
         return _refuse(self, inventory, self.name, known=sorted(present))
 
     def __str__(self) -> str:
-        return f"type:{_word(self.name)}"
+        return f"type:{word(self.name)}"
 
     def __repr__(self) -> str:
         return f"fl.of_type({self.name!r})"
@@ -465,39 +460,6 @@ def _matching(inventory: Inventory, matches: Callable[[Occurrence], bool]) -> Pi
         for index, entry in enumerate(inventory.entries)
         if any(matches(place) for place in entry.occurrences)
     )
-
-
-def _glob_rule(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression that matches a full name or a module path above it."""
-    parts = re.split(r"(\*\*|\*|\?|\[[^\]]*\])", pattern)
-    return re.compile("".join(_glob_part(part) for part in parts) + r"(?:\.|\Z)")
-
-
-def _glob_part(part: str) -> str:
-    if part == "**":
-        return ".*"
-    if part in {"*", "?"}:
-        return "[^.]" + ("*" if part == "*" else "")
-    if part.startswith("[") and part.endswith("]"):
-        # Without `(?s:` and `)\Z` (`)\z` from Python 3.14); a dot is no part of a segment.
-        return r"(?!\.)" + fnmatch.translate(part)[4:-3]
-    return re.escape(part)
-
-
-def _regex_rule(pattern: str) -> re.Pattern[str]:
-    with warnings.catch_warnings():
-        # `[[a]` works today; Python warns that it may mean something else one day.
-        warnings.simplefilter("ignore", FutureWarning)
-        return re.compile(pattern)
-
-
-def _word(text: str) -> str:
-    return text if _BARE_PATH.fullmatch(text) else _quoted(text)
-
-
-def _quoted(text: str) -> str:
-    quote = '"' if "'" in text else "'"
-    return f"{quote}{text.replace(quote, quote * 2)}{quote}"
 
 
 def _refuse_empty(prefix: str, text: str) -> None:

@@ -1,0 +1,115 @@
+"""How to train, as data: ranges, unknown options, learning rate, what is better."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+import frostline as fl
+from frostline.recipe import recipe_of
+
+OUTSIDE = [
+    ("epochs", 0),
+    ("epochs", 2.5),
+    ("lr", 0.0),
+    ("lr", math.inf),
+    ("lr", math.nan),
+    ("optimizer", "adagrad"),
+    ("weight_decay", -0.1),
+    ("momentum", 1.0),
+    ("schedule", "linear"),
+    ("warmup", -1),
+    ("warmup", math.inf),
+    ("layer_decay", 0.0),
+    ("layer_decay", 1.1),
+    ("clip_norm", 0.0),
+    ("clip_norm", math.nan),
+    ("label_smoothing", 1.0),
+    ("class_weights", "inverse"),
+    ("precision", "fp64"),
+    ("monitor", "f1"),
+    ("patience", 0),
+    ("seed", -1),
+    ("seed", 2**32),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), OUTSIDE)
+def test_a_value_out_of_its_range_is_named(name: str, value: object) -> None:
+    with pytest.raises(fl.ConfigError, match=rf"^{name}={value!r}: input should be "):
+        recipe_of(**{name: value})
+
+
+def test_one_error_names_every_option_that_is_wrong() -> None:
+    with pytest.raises(fl.ConfigError) as caught:
+        recipe_of(epochs=0, lr=-1, learning_rate=0.1)
+    message = str(caught.value)
+    assert "epochs=0: input should be greater than or equal to 1" in message
+    assert "lr=-1: input should be greater than 0" in message
+    assert "there is no option 'learning_rate'" in message
+    assert "\n" not in message
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        fl.Recipe().lr = 1.0
+
+
+def test_warm_up_rises_in_equal_steps_to_the_peak() -> None:
+    recipe = recipe_of(epochs=4, warmup=1.0)
+    factors = [recipe.lr_factor(step, 4) for step in range(5)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_without_warm_up_the_first_step_has_the_peak() -> None:
+    assert recipe_of(warmup=0).lr_factor(0, 10) == 1.0
+
+
+def test_cosine_is_nearly_zero_at_the_last_step() -> None:
+    recipe = recipe_of(epochs=10, warmup=0.5)
+    assert 0 < recipe.lr_factor(10 * 50 - 1, 50) < 1e-4
+
+
+def test_cosine_never_rises_after_the_warm_up() -> None:
+    recipe = recipe_of(epochs=3, warmup=1.0)
+    factors = [recipe.lr_factor(step, 7) for step in range(7, 21)]
+    assert factors == sorted(factors, reverse=True)
+
+
+def test_constant_stays_at_the_peak() -> None:
+    recipe = recipe_of(schedule="constant", warmup=0, epochs=5)
+    assert {recipe.lr_factor(step, 3) for step in range(15)} == {1.0}
+
+
+def test_a_warm_up_longer_than_the_run_never_passes_the_peak() -> None:
+    recipe = recipe_of(epochs=1, warmup=5.0)
+    assert all(0 < recipe.lr_factor(step, 8) <= 1 for step in range(8))
+
+
+def test_a_single_step_has_a_learning_rate() -> None:
+    assert recipe_of(epochs=1).lr_factor(0, 1) > 0
+
+
+@pytest.mark.parametrize("monitor", ["accuracy", "macro_f1"])
+def test_more_is_better_for_accuracy_and_f1(monitor: str) -> None:
+    recipe = recipe_of(monitor=monitor)
+    assert recipe.is_better(0.6, 0.5)
+    assert not recipe.is_better(0.5, 0.5)
+    assert not recipe.is_better(0.4, 0.5)
+
+
+def test_less_is_better_for_the_loss() -> None:
+    recipe = recipe_of(monitor="loss")
+    assert recipe.is_better(0.4, 0.5)
+    assert not recipe.is_better(0.6, 0.5)
+
+
+@pytest.mark.parametrize("monitor", ["accuracy", "loss"])
+@pytest.mark.parametrize("best", [None, 0.5])
+def test_nan_is_never_better(monitor: str, best: float | None) -> None:
+    assert not recipe_of(monitor=monitor).is_better(math.nan, best)
+
+
+def test_the_first_number_is_the_best_so_far() -> None:
+    assert recipe_of(monitor="loss").is_better(1e9, None)

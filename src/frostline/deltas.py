@@ -86,7 +86,6 @@ def save_delta(
             "Thaw what was trained, or save the whole state_dict."
         )
     rest = fingerprint_of({n: t for n, t in tensors.items() if n not in changed})
-    # Names in the model's order: the same delta gives the same file, byte for byte.
     content = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items() if n in changed}
     header = {
         "format": FORMAT,

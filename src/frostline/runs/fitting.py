@@ -19,7 +19,8 @@ from frostline.callbacks.saving import Saver
 from frostline.config import ModelSettings, RunSettings
 from frostline.data import Batch, Batches, ImageDataset, make_batches
 from frostline.deltas import load_delta
-from frostline.engine import EpochRecord, Hook, check_targets, predict, train
+from frostline.engine import EpochRecord, Hook, check_targets, predict
+from frostline.engine import train as run_epochs
 from frostline.errors import ConfigError, DataError, DriftError, ModelError, TrainingError
 from frostline.fingerprints import fingerprint
 from frostline.folder import RunFolder
@@ -49,8 +50,8 @@ class Run:
 
 def fit(
     model: nn.Module,
-    train_data: object,
-    val_data: object,
+    train: object,
+    val: object,
     *,
     out: str | Path | None = None,
     recipe: Recipe | None = None,
@@ -69,11 +70,11 @@ def fit(
     gradients. At the end the model holds the best epoch's weights and the frozen part is verified.
 
     Args:
-        train_data: dataset of (input, class index), or an iterable of batches of these.
-        val_data: the same; never trained on.
+        train: dataset of (input, class index), or an iterable of batches of these.
+        val: the same; never trained on.
         out: a new folder for deltas, metrics and settings; nothing is kept if `None`.
         recipe: how to train; or name its options here: `epochs=5, lr=1e-3, patience=3`.
-        classes: names of the classes; by default `train_data.classes`, else their numbers.
+        classes: names of the classes; by default `train.classes`, else their numbers.
         resume: go on with the run in `out` after its last whole epoch.
         hooks: called by the loop, besides those that save and log.
 
@@ -88,10 +89,10 @@ def fit(
     """
     recipe = _recipe(recipe, options)
     settings = settings or _settings(model, recipe, batch_size, device)
-    batches = make_batches(train_data, batch_size=batch_size, shuffle=True, seed=recipe.seed)
-    validation = make_batches(val_data, batch_size=batch_size, shuffle=False, seed=recipe.seed)
-    names = _class_names(model, train_data, validation, classes, device)
-    weights = _class_weights(recipe, train_data, len(names))
+    batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
+    validation = make_batches(val, batch_size=batch_size, shuffle=False, seed=recipe.seed)
+    names = _class_names(model, train, validation, classes, device)
+    weights = _class_weights(recipe, train, len(names))
     param_groups(model, lr=1.0)  # refuses early when nothing is trainable
     with _folder(out, resume=resume) as folder:
         frozen = frozen_part(model)
@@ -102,7 +103,7 @@ def fit(
         about = {"model": settings.model.name, "weights": settings.model.weights}
         saver = Saver(folder, fingerprint(model), about, resume=resume)
         logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if out else ()
-        training = train(
+        training = run_epochs(
             model,
             batches,
             validation,

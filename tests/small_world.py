@@ -20,7 +20,7 @@ from PIL import Image
 from frostline.cli import main
 
 # `features` is frozen in most tests; `middle` has all that must follow the mode when it trains.
-NET = '''
+NET = """
 import os
 import signal
 
@@ -56,7 +56,7 @@ def net():
 
 def other():
     return nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), Preprocessing(resize=16, crop=(16, 16))
-'''
+"""
 
 
 @dataclass(frozen=True)

@@ -416,7 +416,7 @@ def test_lower_stages_learn_more_slowly_with_layer_decay() -> None:
         model = net()
         before = model.neck[0].weight.detach().clone()
         fitted(model, epochs=1, lr=1e-3, weight_decay=0.0, **options)
-        return float((model.neck[0].weight - before).norm())
+        return float((model.neck[0].weight.detach() - before).norm())
 
     assert moved(layer_decay=0.1) < 0.5 * moved()
 
@@ -446,8 +446,6 @@ def test_a_loss_that_is_not_finite_stops_before_a_step_and_names_the_files(tmp_p
 
 def test_an_output_of_nan_in_validation_names_the_samples_and_is_no_best_epoch() -> None:
     class Late(Net):
-        epochs = 0
-
         def forward(self, x: Tensor) -> Tensor:
             logits = super().forward(x)
             return logits if self.training or x.shape[0] != 4 else logits * math.nan
@@ -460,7 +458,9 @@ def test_an_output_of_nan_in_validation_names_the_samples_and_is_no_best_epoch()
 
 
 def test_a_single_sample_at_the_end_says_what_to_do_about_batch_norm() -> None:
-    with pytest.raises(fl.TrainingError, match=r"holds 1 sample, but a trainable batch norm.*-batc"):
+    with pytest.raises(
+        fl.TrainingError, match=r"holds 1 sample, but a trainable batch norm.*-batc"
+    ):
         fitted(batch_size=25)
 
 
@@ -566,7 +566,9 @@ def test_an_output_that_is_no_row_of_logits_is_refused() -> None:
             return super().forward(x)[:, 0]
 
     model = Flat()
-    with pytest.raises(fl.ModelError, match=r"shape \(8,\).*Put a head on it that gives \(batch, c"):
+    with pytest.raises(
+        fl.ModelError, match=r"shape \(8,\).*Put a head on it that gives \(batch, c"
+    ):
         fitted(model)
 
 
@@ -603,7 +605,9 @@ def test_a_loss_that_no_trainable_parameter_changes_is_refused() -> None:
 
     model = Unused()
     fl.train_only(model, "unused")
-    with pytest.raises(fl.FreezeError, match=r"the loss does not depend on any trainable parameter"):
+    with pytest.raises(
+        fl.FreezeError, match=r"the loss does not depend on any trainable parameter"
+    ):
         fitted(model)
 
 

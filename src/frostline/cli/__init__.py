@@ -31,6 +31,9 @@ for _verb in (demo, inspect, train, evaluate, predict, verify):
     app.command()(_verb)
 
 
+_TYPER_INTERRUPTED = 130  # how typer leaves on Ctrl-C; our own statuses are 0 to 3
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"frostline {__version__}")
@@ -53,7 +56,9 @@ def main() -> None:
         app()
     except FrostlineError as error:
         _fail(str(error), error.exit_status)
-    except KeyboardInterrupt:
+    except SystemExit as leaving:
+        if leaving.code != _TYPER_INTERRUPTED:
+            raise
         _fail("interrupted.", 1)
     except BrokenPipeError:
         # The reader of our output went away (`| head`); there is no one left to tell.

@@ -157,7 +157,7 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
         run = prepared.run(folder, resume=resume, hooks=(EpochTable(page), bar))
     except KeyboardInterrupt:
         say(aside, _interrupted(folder))
-        raise
+        raise typer.Exit(1) from None
     if as_json:
         print_json(_document(run, folder))
     else:

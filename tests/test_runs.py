@@ -1,0 +1,622 @@
+"""Run folders: what they hold, that they repeat, resume and prove, and survive being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import frostline as fl
+from frostline.config import DataSettings, FreezeSettings, ModelSettings, RunSettings
+from frostline.deltas import read_delta
+from frostline.engine import Hook, Training
+from frostline.models import load_model
+from frostline.recipe import recipe_of
+from frostline.runs import open_run, prepare
+from small_world import start, write_net, write_picture, write_pictures
+
+
+class StopAfter(Hook):
+    """Interrupts the run at the end of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_epoch(self, training: Training) -> None:
+        if training.epochs_done == self.epoch:
+            raise KeyboardInterrupt
+
+
+class World:
+    """Pictures, a network with a file of weights, and runs of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.photos = write_pictures(root / "photos")
+        self.model = write_net(root)
+        self.weights = root / "weights.safetensors"
+        loaded = load_model(self.model, weights="none", classes=5, on="keep", seed=3)
+        save_file(loaded.model.state_dict(), self.weights)
+
+    def settings(self, **changes: Any) -> RunSettings:
+        recipe = {"epochs": 3, "lr": 0.02, **changes.pop("recipe", {})}
+        model = {"name": self.model, "weights": str(self.weights), **changes.pop("model", {})}
+        data = {"path": str(self.photos), "batch_size": 6, **changes.pop("data", {})}
+        return RunSettings(
+            model=ModelSettings(**model),
+            data=DataSettings(**data),
+            freeze=FreezeSettings(**{"freeze": "features", **changes.pop("freeze", {})}),
+            training=recipe_of(**recipe),
+            device="cpu",
+            **changes,
+        )
+
+    def run(self, out: str = "run", *, resume: bool = False, stop: int = 0, **changes: Any) -> Path:
+        folder = self.root / out
+        hooks = [StopAfter(stop)] if stop else []
+        prepare(self.settings(**changes)).run(folder, resume=resume, hooks=hooks)
+        return folder
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world with a finished `run`; read it only."""
+    made = World(tmp_path_factory.mktemp("world"))
+    made.run()
+    return made
+
+
+@pytest.fixture
+def spoiled(finished: World, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    return Path(shutil.copytree(finished.root / "run", tmp_path / "run"))
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The figures of each epoch, without times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    times = {"seconds", "samples_per_second"}
+    return [{k: v for k, v in line.items() if k not in times} for line in lines]
+
+
+def weights(run: Path, which: str = "last") -> str:
+    """The content hash of a delta."""
+    with safe_open(run / which / "delta.safetensors", framework="pt") as content:
+        return content.metadata()["content"]
+
+
+def edit(file: Path, change: Callable[[str], str]) -> None:
+    before = file.read_text()
+    file.write_text(change(before))
+    assert file.read_text() != before
+
+
+# What a run folder holds
+
+
+def test_a_run_folder_holds_what_it_says(finished: World) -> None:
+    run = finished.root / "run"
+    files = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    curves = {name for name in files if name.startswith("tensorboard/events")}
+    assert curves
+    assert files - curves == {
+        "run.toml",
+        "frozen.json",
+        "trained_on.txt",
+        "metrics.jsonl",
+        "result.json",
+        "best/delta.safetensors",
+        "last/delta.safetensors",
+        "last/state-3.pt",
+    }
+
+
+def test_metrics_have_a_line_for_each_epoch(finished: World) -> None:
+    found = metrics(finished.root / "run")
+    assert [line["epoch"] for line in found] == [1, 2, 3]
+    assert set(found[0]) == {
+        *("epoch", "lr", "train_loss", "train_accuracy"),
+        *("val_loss", "val_accuracy", "val_macro_f1", "best"),
+    }
+
+
+def test_a_result_is_that_of_the_best_epoch(finished: World) -> None:
+    run = finished.root / "run"
+    result = json.loads((run / "result.json").read_text())
+    best = [line for line in metrics(run) if line["best"]][-1]
+    assert result["epoch"] == best["epoch"]
+    assert (result["accuracy"], result["loss"]) == (best["val_accuracy"], best["val_loss"])
+    assert int(read_delta(run / "best/delta.safetensors").about["epoch"]) == best["epoch"]
+
+
+def test_the_last_delta_is_that_of_the_last_epoch(finished: World) -> None:
+    assert read_delta(finished.root / "run/last/delta.safetensors").about["epoch"] == "3"
+
+
+def test_curves_can_be_read_by_tensorboard(finished: World) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = EventAccumulator(str(finished.root / "run/tensorboard"))
+    curves.Reload()
+    found = [scalar.value for scalar in curves.Scalars("val/loss")]
+    assert found == pytest.approx([line["val_loss"] for line in metrics(finished.root / "run")])
+
+
+def test_settings_are_read_as_they_were_written(finished: World) -> None:
+    run = finished.root / "run"
+    settings = RunSettings.read(run / "run.toml")
+    settings.write(finished.root / "again.toml")
+    assert RunSettings.read(finished.root / "again.toml") == settings
+    assert settings.data.classes == ("dark", "light")
+    assert settings.preprocessing == fl.Preprocessing(resize=16, crop=(16, 16))
+    assert settings.model.head == "head"
+
+
+def test_every_path_in_the_settings_is_absolute(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world.root)
+    settings = world.settings(
+        model={"name": "small_net.py:net", "weights": "weights.safetensors"},
+        data={"path": "photos"},
+    )
+    found = prepare(settings).settings
+    assert found.model.name == world.model
+    assert found.model.weights == str(world.weights)
+    assert found.data.path == str(world.photos)
+
+
+def test_a_tilde_stands_for_the_home_folder(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(world.root))
+    settings = world.settings(model={"weights": "~/weights.safetensors"}, data={"path": "~/photos"})
+    found = prepare(settings).settings
+    assert (found.model.weights, found.data.path) == (str(world.weights), str(world.photos))
+
+
+def test_a_run_repeated_from_its_settings_gives_the_same_numbers(finished: World) -> None:
+    run = finished.root / "run"
+    again = finished.root / "repeated"
+    prepare(RunSettings.read(run / "run.toml")).run(again)
+    assert metrics(again) == metrics(run)
+    assert weights(again) == weights(run)
+    assert weights(again, "best") == weights(run, "best")
+
+
+# A finished run, opened again
+
+
+@pytest.mark.parametrize("changes", [{}, {"recipe": {"precision": "bf16"}}], ids=["fp32", "bf16"])
+def test_evaluating_gives_exactly_the_figures_of_training(
+    world: World, changes: dict[str, Any]
+) -> None:
+    run = world.run(**changes)
+    opened = open_run(run)
+    found = opened.evaluate(opened.held_out(world.photos).images, device="cpu").as_dict()
+    result = json.loads((run / "result.json").read_text())
+    assert json.loads(json.dumps(found)) == {key: result[key] for key in found}
+
+
+def test_the_held_out_part_of_an_undivided_folder_is_what_evaluate_takes(world: World) -> None:
+    flat = world.photos / "train"
+    run = world.run(data={"path": str(flat), "val_fraction": 0.25})
+    opened = open_run(run)
+    held = opened.held_out(flat)
+    assert len(held.images) == 4
+    assert held.notes == ()
+    found = opened.evaluate(held.images, device="cpu")
+    result = json.loads((run / "result.json").read_text())
+    assert (found.loss, found.accuracy) == (result["loss"], result["accuracy"])
+
+
+def test_pictures_that_were_trained_on_are_counted_in_other_data(finished: World) -> None:
+    held = open_run(finished.root / "run").held_out(finished.photos / "train")
+    assert len(held.images) == 16
+    assert "16 of 16 pictures have the content of one that the run was trained on" in held.notes[0]
+
+
+def test_a_run_works_from_any_folder(finished: World, tmp_path: Path) -> None:
+    moved = shutil.copytree(finished.root / "run", tmp_path / "elsewhere")
+    opened = open_run(moved)
+    assert opened.verify().tensors == 7
+    picture = next((finished.photos / "val" / "dark").iterdir())
+    assert opened.predict([picture], device="cpu")[0].file == str(picture)
+
+
+def test_moved_data_are_evaluated_where_they_are_now(world: World) -> None:
+    run = world.run()
+    before = json.loads((run / "result.json").read_text())
+    moved = world.photos.rename(world.root / "moved")
+    opened = open_run(run)
+    found = opened.evaluate(opened.held_out(moved).images, device="cpu")
+    assert (found.loss, found.accuracy) == (before["loss"], before["accuracy"])
+
+
+def test_the_preprocessing_is_that_of_training_whatever_the_file_says_now(world: World) -> None:
+    run = world.run()
+    edit(world.root / "small_net.py", lambda text: text.replace("crop=(16, 16)", "crop=(8, 8)"))
+    assert open_run(run).loaded.preprocessing.crop == (16, 16)
+
+
+def test_moved_weights_say_where_they_were(world: World) -> None:
+    run = world.run()
+    world.weights.rename(world.root / "moved.safetensors")
+    with pytest.raises(fl.WeightsError, match=r"no longer at .*weights\.safetensors\. Put them ba"):
+        _ = open_run(run).loaded
+    edit(run / "run.toml", lambda text: text.replace("weights.safetensors", "moved.safetensors"))
+    assert open_run(run).verify().tensors == 7
+
+
+def test_other_weights_are_refused_for_prediction(world: World) -> None:
+    run = world.run()
+    loaded = load_model(world.model, weights="none", classes=5, on="keep", seed=4)
+    save_file(loaded.model.state_dict(), world.weights)
+    with pytest.raises((fl.DriftError, fl.DeltaError), match=r"content has changed|another base"):
+        _ = open_run(run).loaded
+
+
+def test_predictions_are_probabilities_best_first(finished: World) -> None:
+    files = sorted((finished.photos / "val").rglob("*.png"))
+    found = open_run(finished.root / "run").predict(files, top=5, device="cpu")
+    assert [p.file for p in found] == list(map(str, files))
+    for prediction in found:
+        shares = [share for _, share in prediction.classes]
+        assert len(shares) == 2
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1.0)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(fl.ConfigError, match=r"there is no folder .*nowhere"):
+        open_run(tmp_path / "nowhere")
+    with pytest.raises(fl.ConfigError, match=r"is no run: it has no run\.toml"):
+        open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 3", "epochs = 0", r"training\.epochs=0: input should be greater than"),
+        ("epochs = 3", "epochs = 3\nwarp = 9", r"there is no option 'training\.warp'"),
+        ("[model]", "[modell]", r"the option 'model' is missing"),
+        ("[model]", "[model", r"run\.toml cannot be read: "),
+    ],
+)
+def test_damaged_settings_say_what_is_wrong_and_where(
+    spoiled: Path, old: str, new: str, message: str
+) -> None:
+    edit(spoiled / "run.toml", lambda text: text.replace(old, new))
+    with pytest.raises(fl.ConfigError, match=message) as caught:
+        open_run(spoiled)
+    assert str(spoiled / "run.toml") in str(caught.value)
+
+
+# New runs and resumed ones
+
+
+def test_an_existing_run_is_not_overwritten(finished: World) -> None:
+    before = {p: p.read_bytes() for p in (finished.root / "run").rglob("*") if p.is_file()}
+    with pytest.raises(
+        fl.OutputError, match=r"already holds a run; nothing was overwritten\. --re"
+    ):
+        finished.run()
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_folder_with_something_in_it_is_not_written_to(world: World) -> None:
+    (world.root / "run").mkdir()
+    (world.root / "run" / "thesis.txt").write_text("")
+    with pytest.raises(fl.OutputError, match=r"already holds something; nothing was overwritten"):
+        world.run()
+
+
+def test_an_empty_folder_may_be_written_to(world: World) -> None:
+    (world.root / "run").mkdir()
+    assert (world.run(recipe={"epochs": 1}) / "result.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"recipe": {"lr": 0.5, "epochs": 9}},
+            r"training\.epochs was 3 and is 9; training\.lr was",
+        ),
+        ({"data": {"batch_size": 3}}, r"data\.batch_size was 6 and is 3"),
+        ({"freeze": {"freeze": "features | middle"}}, r"freeze\.freeze was 'features' and is 'fe"),
+        ({"model": {"weights": "none"}}, r"model\.weights was '.*' and is 'none'"),
+        ({"model": {"hidden": (4,)}}, r"model\.hidden was \(\) and is \(4,\)"),
+    ],
+)
+def test_other_settings_are_refused_by_name_on_a_resume(
+    finished: World, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(fl.ConfigError, match=rf"cannot resume with other settings: .*{message}"):
+        finished.run(resume=True, **changes)
+
+
+def test_a_changed_training_picture_is_refused_on_a_resume(world: World) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=1)
+    write_picture(world.photos / "train" / "dark" / "0.png", 90, seed=99)
+    with pytest.raises(fl.ConfigError, match=r"cannot resume: the training pictures in .*photos"):
+        world.run(resume=True)
+
+
+def test_a_changed_weights_file_is_refused_on_a_resume(world: World) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=1)
+    loaded = load_model(world.model, weights="none", classes=5, on="keep", seed=4)
+    save_file(loaded.model.state_dict(), world.weights)
+    with pytest.raises(fl.ConfigError, match=r"model\.weights_digest was"):
+        world.run(resume=True)
+
+
+def test_a_resume_without_a_run_says_so(world: World) -> None:
+    with pytest.raises(fl.ConfigError, match=r"there is no folder .*run"):
+        world.run(resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle at all", b"PK\x03\x04 cut"])
+def test_a_damaged_state_says_what_is_kept(world: World, content: bytes) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=2)
+    (world.root / "run" / "last" / "state-2.pt").write_bytes(content)
+    with pytest.raises(fl.ConfigError, match=r"cannot resume: .*state-2\.pt is missing or damaged"):
+        world.run(resume=True)
+
+
+def test_a_missing_state_says_what_is_kept(world: World) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=2)
+    (world.root / "run" / "last" / "state-2.pt").unlink()
+    with pytest.raises(fl.ConfigError, match=r"state-2\.pt is missing or damaged .*best"):
+        world.run(resume=True)
+
+
+def test_metrics_of_a_resumed_run_have_no_line_twice(world: World) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=2)
+    edit(world.root / "run" / "metrics.jsonl", lambda text: text + text.splitlines()[-1] + "\n")
+    world.run(resume=True)
+    assert [line["epoch"] for line in metrics(world.root / "run")] == [1, 2, 3]
+
+
+# Verify
+
+
+def drift(run: Path) -> fl.DriftError:
+    with pytest.raises(fl.DriftError) as caught:
+        open_run(run).verify()
+    assert caught.value.exit_status == 3
+    return caught.value
+
+
+def test_a_finished_run_verifies(finished: World) -> None:
+    verdict = open_run(finished.root / "run").verify()
+    assert verdict.tensors == 7
+    assert len(verdict.checks) == 3
+
+
+def test_a_run_with_trainable_norms_verifies(world: World) -> None:
+    run = world.run(freeze={"freeze": None, "train": "kind:norm | head"}, recipe={"epochs": 1})
+    assert open_run(run).verify().tensors > 0
+
+
+def test_a_flipped_bit_in_the_weights_file_is_found_by_its_tensor(world: World) -> None:
+    run = world.run(recipe={"epochs": 1})
+    tensors = load_file(world.weights)
+    bits = tensors["features.0.weight"].view(torch.int32)
+    bits[0, 0, 0, 0] ^= 1
+    save_file(tensors, world.weights)
+    assert "features.0.weight" in str(drift(run))
+    assert "1 frozen tensors" in str(drift(run))
+
+
+@pytest.mark.parametrize("place", [-3, 9])
+def test_any_flipped_bit_in_the_weights_file_is_drift(world: World, place: int) -> None:
+    run = world.run(recipe={"epochs": 1})
+    content = bytearray(world.weights.read_bytes())
+    content[place] ^= 1
+    world.weights.write_bytes(content)
+    drift(run)
+
+
+def test_a_changed_digest_in_frozen_json_is_found_by_its_tensor(spoiled: Path) -> None:
+    def flip(text: str) -> str:
+        digests = json.loads(text)["tensors"]
+        digests["features.1.running_var"] = "f" * 32
+        return json.dumps({"tensors": digests})
+
+    edit(spoiled / "frozen.json", flip)
+    assert "features.1.running_var" in str(drift(spoiled))
+
+
+def test_a_tensor_left_out_of_frozen_json_is_found(spoiled: Path) -> None:
+    def drop(text: str) -> str:
+        digests = json.loads(text)["tensors"]
+        del digests["features.0.bias"]
+        return json.dumps({"tensors": digests})
+
+    edit(spoiled / "frozen.json", drop)
+    assert "features.0.bias" in str(drift(spoiled))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tensors": [1]}', '{"tensors": 3}'])
+def test_a_damaged_frozen_json_says_that_nothing_can_be_proven(spoiled: Path, text: str) -> None:
+    (spoiled / "frozen.json").write_text(text)
+    with pytest.raises(fl.ConfigError, match=r"frozen\.json is missing or damaged"):
+        open_run(spoiled).verify()
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_a_frozen_tensor_in_a_delta_is_found(finished: World, spoiled: Path, which: str) -> None:
+    file = spoiled / which / "delta.safetensors"
+    model = open_run(finished.root / "run").loaded.model
+    fl.thaw(model, "features.0")
+    fl.save_delta(model, file, about={"epoch": "1"})
+    assert "holds tensors that were to stay frozen" in str(drift(spoiled))
+    assert "features.0.weight" in str(drift(spoiled))
+
+
+def test_a_delta_saved_beside_another_frozen_tensor_is_found(
+    finished: World, spoiled: Path
+) -> None:
+    model = open_run(finished.root / "run").loaded.model
+    with torch.no_grad():
+        model.get_parameter("features.0.weight")[0] += 1
+    fl.save_delta(model, spoiled / "last" / "delta.safetensors", about={"epoch": "3"})
+    assert "features.0.weight" in str(drift(spoiled))
+
+
+def test_a_flipped_bit_in_a_delta_is_found(spoiled: Path) -> None:
+    file = spoiled / "best" / "delta.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(fl.DeltaError, match=r"best/delta\.safetensors is damaged"):
+        open_run(spoiled).verify()
+
+
+def test_a_frozen_tensor_that_moves_in_training_is_drift_and_what_was_trained_is_kept(
+    world: World,
+) -> None:
+    class Meddling(Hook):
+        def on_epoch(self, training: Training) -> None:
+            with torch.no_grad():
+                training.model.get_parameter("features.0.weight")[0] += 1e-3
+
+    with pytest.raises(fl.DriftError, match=r"features\.0\.weight: moved by "):
+        prepare(world.settings()).run(world.root / "run", hooks=[Meddling()])
+    assert (world.root / "run" / "last" / "delta.safetensors").is_file()
+
+
+# A model that was made in Python
+
+
+def python_run(root: Path, *, epochs: int = 2, resume: bool = False, stop: int = 0) -> fl.Run:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    fl.freeze(model, "0 | 1")
+    inputs = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
+    data = torch.utils.data.TensorDataset(inputs, (inputs[:, 0] > 0).long())
+    hooks = [StopAfter(stop)] if stop else []
+    return fl.fit(
+        model, data, data, out=root / "run", epochs=epochs, resume=resume, hooks=hooks, device="cpu"
+    )
+
+
+def test_a_run_of_a_python_model_is_loaded_in_python(tmp_path: Path) -> None:
+    run = python_run(tmp_path)
+    assert run.folder is not None
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    fl.load_delta(model, run.folder.best)
+    assert fl.fingerprint(model) == fl.fingerprint(run.model)
+
+
+def test_a_run_of_a_python_model_cannot_be_built_and_says_how_to_load_it(tmp_path: Path) -> None:
+    python_run(tmp_path)
+    with pytest.raises(fl.ConfigError, match=r"handed over in Python.*fl\.load_delta\(model, '.*'"):
+        _ = open_run(tmp_path / "run").loaded
+
+
+def test_the_proof_of_a_python_model_says_what_it_does_not_prove(tmp_path: Path) -> None:
+    python_run(tmp_path)
+    verdict = open_run(tmp_path / "run").verify()
+    assert "the base itself was handed over in Python" in verdict.checks[-1]
+
+
+def test_a_run_of_a_python_model_is_resumed_in_python(tmp_path: Path) -> None:
+    whole = python_run(tmp_path / "whole", epochs=3)
+    with pytest.raises(KeyboardInterrupt):
+        python_run(tmp_path, epochs=3, stop=1)
+    resumed = python_run(tmp_path, epochs=3, resume=True)
+    assert fl.fingerprint(resumed.model) == fl.fingerprint(whole.model)
+
+
+def test_another_frozen_part_is_refused_on_a_resume(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        python_run(tmp_path, stop=1)
+    edit(tmp_path / "run" / "frozen.json", lambda text: text.replace('"0.bias"', '"0.bios"'))
+    with pytest.raises(fl.DriftError, match=r"cannot resume: the frozen part is not what"):
+        python_run(tmp_path, resume=True)
+
+
+def test_nothing_is_left_behind_where_no_folder_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    fl.freeze(model, "0")
+    data = [(torch.randn(6, 4), torch.tensor([0, 1] * 3))]
+    assert fl.fit(model, data, data, epochs=1, device="cpu").folder is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resume_needs_a_folder() -> None:
+    model = nn.Linear(4, 2)
+    data = [(torch.randn(6, 4), torch.tensor([0, 1] * 3))]
+    with pytest.raises(fl.ConfigError, match=r"resume needs the run's folder\. Give it as out="):
+        fl.fit(model, data, data, resume=True, device="cpu")
+
+
+# Killed
+
+# Ends the process at the N-th rename, of which each whole file is one: nothing is flushed, no
+# `finally` runs.
+KILL_AT_RENAME = """
+import os, pathlib, signal
+count, whole = 0, pathlib.Path.replace
+def replace(path, target):
+    global count
+    count += 1
+    if count == {number}:
+        if {after}:
+            whole(path, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(path, target)
+pathlib.Path.replace = replace
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "after"),
+    # The renames of a run: frozen.json, run.toml; state-0, last; metrics, trained_on; then
+    # best, state, last for an epoch that is the best, and state, last for another.
+    [(2, True), (4, True), (8, False), (9, True), (11, False)],
+)
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
+    finished: World, tmp_path: Path, number: int, after: bool
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", finished.photos, "--model", finished.model, "--out", out]
+    arguments += ["--weights", finished.weights, "--freeze", "features", "--batch-size", 6]
+    arguments += ["--epochs", 3, "--lr", 0.02, "--device", "cpu"]
+    code = KILL_AT_RENAME.format(number=number, after=after)
+    killed = start(
+        arguments, dict(os.environ), code=f"import torch\ntorch.set_num_threads(2)\n{code}"
+    )
+    assert killed.returncode == -9, killed.stderr
+    if number > 4:
+        read_delta(out / "last" / "delta.safetensors")
+    prepare(open_run(out).settings).run(out, resume=True)
+    assert weights(out) == weights(finished.root / "run")
+    assert weights(out, "best") == weights(finished.root / "run", "best")
+    assert metrics(out) == metrics(finished.root / "run")
+    assert open_run(out).verify().tensors == 7

@@ -5,6 +5,7 @@ Exit status: 0 done, 1 something the user can mend, 2 wrong usage, 3 a promise w
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -52,6 +53,10 @@ def _root(
 
 def main() -> None:
     """Run the command line; every mistake of the user's ends in one message, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file's name need not be text in the terminal's encoding, nor in any.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except FrostlineError as error:

@@ -28,8 +28,8 @@ def say(console: Console, message: str, *, style: str = "") -> None:
 
 
 def print_json(document: object) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))  # noqa: T201 - the output itself
+    """One JSON document on standard output, in ASCII, which any stream and file name will bear."""
+    print(json.dumps(document, indent=2))  # noqa: T201 - the output itself
 
 
 @contextmanager

@@ -1,0 +1,33 @@
+"""The examples run as they stand."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from small_world import write_pictures
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_freezing_alexnet_trains_a_head_and_proves_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_pictures(tmp_path, train=4, val=2)
+    script = str(EXAMPLES / "01_freeze_alexnet.py")
+    monkeypatch.setattr(sys, "argv", [script, str(photos), "--weights", "none", "--epochs", "1"])
+    runpy.run_path(script, run_name="__main__")
+    out = capsys.readouterr().out
+    assert "epoch 1: training loss" in out
+    assert "16 frozen tensors (244 MB) are bit for bit as they were" in out
+    trainable = re.findall(r"^(\S+) +trainable$", out, flags=re.MULTILINE)
+    assert trainable == ["head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias"]
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    text = Path(__file__).read_text()
+    assert all(path.name in text for path in EXAMPLES.glob("*.py"))

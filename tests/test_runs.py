@@ -210,6 +210,15 @@ def test_evaluating_gives_exactly_the_figures_of_training(
     assert json.loads(json.dumps(found)) == {key: result[key] for key in found}
 
 
+def test_norms_that_adapt_are_evaluated_with_the_statistics_they_took(world: World) -> None:
+    run = world.run(freeze={"norm": "adapt"})
+    opened = open_run(run)
+    found = opened.evaluate(opened.held_out(world.photos).images, device="cpu")
+    assert found.loss == json.loads((run / "result.json").read_text())["loss"]
+    assert "features.1.running_mean" in read_delta(run / "best" / "delta.safetensors").tensors
+    assert opened.verify().tensors == 4
+
+
 def test_the_held_out_part_of_an_undivided_folder_is_what_evaluate_takes(world: World) -> None:
     flat = world.photos / "train"
     run = world.run(data={"path": str(flat), "val_fraction": 0.25})

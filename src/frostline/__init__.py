@@ -21,6 +21,7 @@ _HOMES = {
     "errors": (
         "BrokenPromise",
         "ConfigError",
+        "CorruptDelta",
         "DataError",
         "DeltaError",
         "DriftError",

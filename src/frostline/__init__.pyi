@@ -5,6 +5,7 @@ from frostline.deltas import load_delta as load_delta
 from frostline.deltas import save_delta as save_delta
 from frostline.errors import BrokenPromise as BrokenPromise
 from frostline.errors import ConfigError as ConfigError
+from frostline.errors import CorruptDelta as CorruptDelta
 from frostline.errors import DataError as DataError
 from frostline.errors import DeltaError as DeltaError
 from frostline.errors import DriftError as DriftError

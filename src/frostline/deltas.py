@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from frostline._files import replacing
-from frostline.errors import DeltaError
+from frostline.errors import CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.modes import is_held
 from frostline.selectors import inventory
@@ -108,8 +108,9 @@ def load_delta(model: nn.Module, path: str | Path, *, check_base: bool = True) -
     Returns:
         What was loaded.
     Raises:
-        DeltaError: the file is no delta or damaged, the model is another one (names the first
-            tensors that differ), or shapes do not fit. The model is as it was.
+        DeltaError: the file is no delta, the model is another one (names the first tensors that
+            differ), or shapes do not fit. The model is as it was.
+        CorruptDelta: the file is damaged; likewise.
     """
     delta = read_delta(path)
     tensors = all_tensors(model)
@@ -126,7 +127,8 @@ def read_delta(path: str | Path) -> Delta:
     """Read a delta without a model.
 
     Raises:
-        DeltaError: there is no such file, it is no delta, damaged, or of a later version.
+        DeltaError: there is no such file, it is no delta, or of a later version.
+        CorruptDelta: the file is damaged.
     """
     file = Path(path)
     if not file.is_file():
@@ -136,7 +138,7 @@ def read_delta(path: str | Path) -> Delta:
             header = cast("dict[str, str]", content.metadata() or {})
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise DeltaError(
+        raise CorruptDelta(
             f"{file} cannot be read as safetensors: {error}. It is damaged or something else; "
             "take another copy, or train again."
         ) from error
@@ -148,7 +150,7 @@ def read_delta(path: str | Path) -> Delta:
             "Use the Frostline that wrote it, or a newer one."
         )
     if header.get("content") != _content_hash(tensors):
-        raise DeltaError(
+        raise CorruptDelta(
             f"{file} is damaged: its tensors are not those that were written. Take another copy."
         )
     base, about = _read_header(header, file)
@@ -170,7 +172,7 @@ def _read_header(header: Mapping[str, str], file: Path) -> tuple[Fingerprint, di
             return base, about
     except (KeyError, ValueError, TypeError, AttributeError):
         pass
-    raise DeltaError(
+    raise CorruptDelta(
         f"{file} is damaged: its header is not the one that was written. Take another copy."
     )
 

@@ -219,7 +219,7 @@ class _Stepper:
 
     def _update(self, loss: Tensor, batch: Batch) -> None:
         if not torch.isfinite(loss):
-            raise _non_finite(f"the loss became {float(loss)}", batch.names)
+            raise _non_finite(f"the loss became {float(loss.detach())}", batch.names)
         if not loss.requires_grad:
             raise FreezeError(
                 "the loss does not depend on any trainable parameter, so nothing would be "

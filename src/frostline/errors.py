@@ -8,7 +8,8 @@ FrostlineError                    exit status 1: the user can mend it
 ├── DataError                     a data set that cannot be used
 │   └── ImageError                one image that cannot be decoded
 ├── ConfigError                   options that contradict each other or their ranges
-├── DeltaError                    a delta that does not belong to this model, or cannot be read
+├── DeltaError                    a delta that does not belong to this model, or is none
+│   └── CorruptDelta              its bytes are not those that were written; a broken promise, 3
 ├── OutputError                   a result that cannot be written where it was asked for
 ├── TrainingError                 a run that cannot go on
 │   └── NonFiniteLoss             the loss became NaN or infinite; names the batch's samples
@@ -76,6 +77,10 @@ class BrokenPromise(FrostlineError):  # noqa: N818 - named for what happened
     """Something Frostline promised did not hold."""
 
     exit_status: ClassVar[int] = 3
+
+
+class CorruptDelta(DeltaError, BrokenPromise):
+    """A delta's bytes are not those that were written."""
 
 
 class DriftError(BrokenPromise):

@@ -79,7 +79,7 @@ class BrokenPromise(FrostlineError):  # noqa: N818 - named for what happened
     exit_status: ClassVar[int] = 3
 
 
-class CorruptDelta(DeltaError, BrokenPromise):
+class CorruptDelta(DeltaError, BrokenPromise):  # noqa: N818 - named for what was found
     """A delta's bytes are not those that were written."""
 
 

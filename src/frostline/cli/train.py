@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -195,7 +196,7 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
         f"{found.macro_f1:.3f}, loss {found.loss:.4f} on {found.samples} held-out pictures",
     )
     say(page, f"Verified: {run.proof}")
-    say(page, f"Written to {folder}; next: frostline predict {folder} FILE...")
+    say(page, f"Written to {folder}; next: frostline predict {quote(str(folder))} FILE...")
 
 
 def _document(run: Run, folder: Path) -> dict[str, object]:

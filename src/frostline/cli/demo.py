@@ -28,6 +28,8 @@ def demo() -> None:
     Weights and pictures come in packages, so nothing is downloaded. Takes about a minute on two
     cores and leaves nothing behind.
     """
+    import torch
+
     import frostline as fl
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._digits import SIDE_PIXELS, efficientnet, write_digits
@@ -45,7 +47,9 @@ def demo() -> None:
         say(page, f"Data     scikit-learn's handwritten digits as {SIDE_PIXELS} px pictures:")
         say(page, f"         {len(train)} train, {len(val)} validate, {len(test)} held out")
         say(page, "Model    EfficientNet-Lite0 with its ImageNet weights, new head for 10 digits")
-        replace_classifier(network, classes=10, path=_HEAD)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)  # the same head each time, so that the demo repeats
+            replace_classifier(network, classes=10, path=_HEAD)
         everything = _step_cost(network, train)
         frozen = fl.train_only(network, _HEAD)
         page.print()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import final
 
 import xxhash
-from torch import Tensor
+from torch import Tensor, nn
 
 from frostline._files import file_digest
 from frostline.config import RunSettings
@@ -96,7 +96,7 @@ class FinishedRun:
         """
         loaded = self._base()
         self._check_weights()
-        load_delta(loaded.model, self.folder.best)
+        _check_trained(load_delta(loaded.model, self.folder.best), loaded.model, self.folder.best)
         loaded.model.eval()
         # As it was then: an own file or a later library may come with another one.
         return replace(loaded, preprocessing=self.settings.preprocessing or loaded.preprocessing)
@@ -223,11 +223,14 @@ class FinishedRun:
 
     def _check_base(self, expected: Fingerprint) -> None:
         try:
-            found = frozen_part(self._base().model).fingerprint
+            model = self._base().model
+            found = frozen_part(model).fingerprint
         except WeightsError:
             if Path(self.settings.model.weights).is_file():
                 self._check_weights()  # says more than that a changed file cannot be read
             raise
+        for file in (self.folder.best, self.folder.last):
+            _check_trained(read_delta(file), model, file)
         moved = [
             name
             for name in dict.fromkeys([*expected.tensors, *found.tensors])
@@ -277,9 +280,20 @@ def _check_delta(delta: Delta, expected: Fingerprint, file: Path) -> None:
     held = [name for name in expected.tensors if name in delta.tensors]
     if held:
         raise _drift(f"{file} holds tensors that were to stay frozen and", held)
-    moved = [n for n, d in expected.tensors.items() if delta.base.tensors.get(n, d) != d]
+    moved = [n for n, d in expected.tensors.items() if delta.base.tensors.get(n) != d]
     if moved:
         raise _drift(f"the model that {file} was saved from", moved)
+
+
+def _check_trained(delta: Delta, model: nn.Module, file: Path) -> None:
+    """Make sure the delta holds each trained parameter of this run and no frozen one."""
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    missing = [name for name, wanted in trained.items() if wanted and name not in delta.tensors]
+    if missing:
+        raise _drift(f"{file}, which lacks what this run trained,", missing)
+    held = [name for name in delta.tensors if trained.get(name) is False]
+    if held:
+        raise _drift(f"{file} holds tensors that were to stay frozen and", held)
 
 
 def _drift(where: str, names: Sequence[str]) -> DriftError:

@@ -11,7 +11,7 @@ from frostline.config import RunSettings
 from frostline.data import Audit, Augment, ImageDataset, audit, read_splits
 from frostline.devices import resolve_device
 from frostline.engine import Hook
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, FreezeError
 from frostline.folder import RunFolder
 from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model
@@ -145,6 +145,18 @@ def freeze_as_asked(loaded: LoadedModel, settings: RunSettings) -> Frozen:
         SelectorError, FreezeError: the selector does not fit the model, or leaves nothing.
         ConfigError: both a selector to freeze and one to train are given.
     """
+    frozen = _freeze_as_asked(loaded, settings)
+    head = loaded.model.get_submodule(loaded.head)
+    is_new = settings.model.on != "keep"
+    if is_new and not any(p.requires_grad for p in head.parameters()):
+        raise FreezeError(
+            f"the new head at {loaded.head} would stay frozen at its random start. Train it too: "
+            f"--train '... | {loaded.head}', or leave it out of --freeze."
+        )
+    return frozen
+
+
+def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings) -> Frozen:
     wanted = settings.freeze
     if wanted.freeze is not None and wanted.train is not None:
         raise ConfigError("got both --freeze and --train. Give one; the other is the rest.")

@@ -6,6 +6,8 @@ from frostline.deltas import save_delta as save_delta
 from frostline.errors import BrokenPromise as BrokenPromise
 from frostline.errors import ConfigError as ConfigError
 from frostline.errors import CorruptDelta as CorruptDelta
+from frostline.errors import CorruptFeatures as CorruptFeatures
+from frostline.errors import CutError as CutError
 from frostline.errors import DataError as DataError
 from frostline.errors import DeltaError as DeltaError
 from frostline.errors import DriftError as DriftError
@@ -14,8 +16,10 @@ from frostline.errors import FrostlineError as FrostlineError
 from frostline.errors import ImageError as ImageError
 from frostline.errors import ModelError as ModelError
 from frostline.errors import NonFiniteLoss as NonFiniteLoss
+from frostline.errors import NothingFrozen as NothingFrozen
 from frostline.errors import OutputError as OutputError
 from frostline.errors import SelectorError as SelectorError
+from frostline.errors import StoreError as StoreError
 from frostline.errors import TrainingError as TrainingError
 from frostline.errors import WeightsError as WeightsError
 from frostline.fingerprints import Fingerprint as Fingerprint

@@ -10,6 +10,10 @@ FrostlineError                    exit status 1: the user can mend it
 ├── ConfigError                   options that contradict each other or their ranges
 ├── DeltaError                    a delta that does not belong to this model, or is none
 │   └── CorruptDelta              its bytes are not those that were written; a broken promise, 3
+├── CutError                      no frost line can be drawn through the model; says why
+│   └── NothingFrozen             nothing below the first trainable parameter is worth keeping
+├── StoreError                    a feature store that cannot be read or used as asked
+│   └── CorruptFeatures           stored features are not those that were written; a broken promise, 3
 ├── OutputError                   a result that cannot be written where it was asked for
 ├── TrainingError                 a run that cannot go on
 │   └── NonFiniteLoss             the loss became NaN or infinite; names the batch's samples
@@ -61,6 +65,18 @@ class DeltaError(FrostlineError):
     """A delta cannot be read or does not belong to this model."""
 
 
+class CutError(FrostlineError):
+    """No frost line can be drawn through the model as asked."""
+
+
+class NothingFrozen(CutError):  # noqa: N818 - named for what was found
+    """No value below the first trainable parameter is worth keeping."""
+
+
+class StoreError(FrostlineError):
+    """A feature store cannot be read or used as asked."""
+
+
 class OutputError(FrostlineError):
     """A result cannot be written where it was asked for."""
 
@@ -81,6 +97,10 @@ class BrokenPromise(FrostlineError):  # noqa: N818 - named for what happened
 
 class CorruptDelta(DeltaError, BrokenPromise):  # noqa: N818 - named for what was found
     """A delta's bytes are not those that were written."""
+
+
+class CorruptFeatures(StoreError, BrokenPromise):  # noqa: N818 - named for what was found
+    """Stored features are not those that were written."""
 
 
 class DriftError(BrokenPromise):

@@ -13,7 +13,7 @@ FrostlineError                    exit status 1: the user can mend it
 ├── CutError                      no frost line can be drawn through the model; says why
 │   └── NothingFrozen             nothing below the first trainable parameter is worth keeping
 ├── StoreError                    a feature store that cannot be read or used as asked
-│   └── CorruptFeatures           stored features are not those that were written; a broken promise, 3
+│   └── CorruptFeatures           stored features are not what was written; broken promise, 3
 ├── OutputError                   a result that cannot be written where it was asked for
 ├── TrainingError                 a run that cannot go on
 │   └── NonFiniteLoss             the loss became NaN or infinite; names the batch's samples

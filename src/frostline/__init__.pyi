@@ -1,6 +1,8 @@
 """What `import frostline as fl` offers, for type checkers."""
 
 from frostline._version import __version__ as __version__
+from frostline.cutting import Cut as Cut
+from frostline.cutting import cut as cut
 from frostline.deltas import load_delta as load_delta
 from frostline.deltas import save_delta as save_delta
 from frostline.errors import BrokenPromise as BrokenPromise

@@ -1,0 +1,350 @@
+"""The frost line: a model cut in two where the computation that is frozen ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from math import isnan
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor, fx, nn
+
+from frostline.cutting.at_module import ModuleSplit, cut_at
+from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
+from frostline.cutting.checking import check, state_kept
+from frostline.cutting.halves import Line, build_prefix, build_suffix
+from frostline.cutting.signatures import prefix_key, prefix_tensors, signatures
+from frostline.cutting.structures import Inputs, InputSpec, flatten_output, read_inputs, rows_of
+from frostline.cutting.sweep import Swept, sweep
+from frostline.cutting.tracing import Traced, module_path, trace
+from frostline.cutting.trial import Trial, row_shape, run_trial
+from frostline.errors import CutError, NothingFrozen
+from frostline.fingerprints import fingerprint_of
+from frostline.modes import modes_kept
+from frostline.units import format_bytes
+
+__all__ = ["Cut", "Frontier", "FrontierValue", "Prefix", "Suffix", "cut"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FrontierValue:
+    """One value that crosses the frost line.
+
+    Attributes:
+        name: the module and operation that give it.
+        shape: of one sample; None for a size that varies with the sample.
+        dtype: as computed.
+        nbytes: of one sample as computed, before any storage dtype.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+    nbytes: int
+
+    def __str__(self) -> str:
+        sizes = " x ".join("?" if size is None else str(size) for size in self.shape) or "1"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.name}: {sizes} {dtype}, {format_bytes(self.nbytes)} per sample"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """All that crosses the line, in the order in which prefix and suffix hand it over."""
+
+    values: tuple[FrontierValue, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes per sample, as computed."""
+        return sum(value.nbytes for value in self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+class Prefix(nn.Module):
+    """The frozen side: `prefix(*inputs)`, called as the model is, gives the frontier's values.
+
+    Runs without gradients. Holds no parameter of its own; `graph` reads the model's.
+
+    Attributes:
+        graph: flat inputs to the tuple of values, for tuning; None behind a named submodule.
+    """
+
+    def __init__(self, spec: InputSpec, graph: fx.GraphModule | None, run: _Run) -> None:
+        super().__init__()
+        self.spec = spec
+        object.__setattr__(self, "graph", graph)  # not a submodule: nothing here is owned
+        self._run = run
+
+    graph: fx.GraphModule | None
+
+    def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
+        """The values, each `(batch, *shape)`.
+
+        Raises:
+            CutError: the inputs are built otherwise than the example was.
+        """
+        return self.run_flat(self.spec.flatten(named or inputs))
+
+    def run_flat(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """The values for the inputs' tensors, in the order of `spec`."""
+        with torch.no_grad():
+            return self._run(tensors)
+
+
+class Suffix(nn.Module):
+    """The rest: `suffix(*values)` gives what the model gives, in the mode that the model is in.
+
+    Its only submodule is the model itself, so `train()`, `eval()` and `parameters()` are the
+    model's; gradients, buffers and random numbers are those of the plain forward.
+    """
+
+    def __init__(self, model: nn.Module, training: _Forward, evaluation: _Forward) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        object.__setattr__(self, "_forwards", (evaluation, training))
+
+    _forwards: tuple[_Forward, _Forward]
+
+    def forward(self, *values: Tensor) -> Any:
+        """The model's output.
+
+        Args:
+            values: the frontier's, each `(batch, *shape)`; they are not written into.
+        """
+        return self._forwards[self.model.training](list(values))
+
+
+class _Run(Protocol):
+    def __call__(self, tensors: list[Tensor], /) -> tuple[Tensor, ...]: ...
+
+
+class _Forward(Protocol):
+    def __call__(self, values: list[Tensor], /) -> Any: ...
+
+
+@final
+@dataclass(frozen=True)
+class Cut:
+    """A model in two halves.
+
+    Attributes:
+        prefix: the frozen side.
+        suffix: the rest, over the model's own parameters and buffers.
+        frontier: what crosses the line.
+        why: where the line runs and why it runs there, in one line.
+        share: share of the forward's cost that lies below, by counted operations; NaN where
+            these were not counted.
+        error: relative error against the model on the example; 0.0 is bit for bit, gradients,
+            buffers and random numbers included.
+        samples: on how many samples that was checked.
+        key: what the prefix computes (`prefix`) and on which tensors (`tensors`), as hashes.
+    """
+
+    prefix: Prefix
+    suffix: Suffix
+    frontier: Frontier
+    why: str
+    share: float
+    error: float
+    samples: int
+    key: Mapping[str, str] = field(repr=False)
+
+    def __str__(self) -> str:
+        crossing = [f"crosses  {value}" for value in self.frontier.values]
+        total = [f"         {format_bytes(self.frontier.nbytes)} per sample in all"]
+        below = [] if isnan(self.share) else [f"below    {self.share:.1%} of the forward's cost"]
+        exact = "bit for bit" if self.error == 0 else f"to a relative error of {self.error:.1g}"
+        return "\n".join(
+            [
+                f"Frost line of {type(self.suffix.model).__name__}",
+                f"where    {self.why}",
+                *below,
+                *crossing,
+                *(total if len(crossing) > 1 else []),
+                f"checked  {exact} on {self.samples} samples, in training and in evaluation",
+            ]
+        )
+
+
+def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
+    """Cut `model` along its frost line.
+
+    `suffix(*prefix(x))` equals `model(x)` in train and in eval mode, with the gradients, buffers
+    and random numbers of the plain forward; checked on `example` before returning. The line is a
+    minimum cut: reading what crosses it, and computing again what is frozen above it, costs an
+    epoch least there. Parameters stay the model's own objects; a cut is valid as long as the
+    model's frozen tensors, modes and device stay as they are.
+
+    Args:
+        example: one batch as the model takes it: a tensor `(batch, ...)`, a tuple of positional
+            arguments, or a mapping of keyword arguments; best of samples that differ.
+        at: dotted path of a frozen submodule; the line then runs behind its output. For models
+            that torch.export cannot follow.
+    Raises:
+        NothingFrozen: no value below the first trainable parameter is worth keeping; names that.
+        CutError: the model cannot be followed, or the cut model does not give what the model
+            gives; says why.
+    Source: torch.export's graph; Ford and Fulkerson for the minimum cut.
+    """
+    model = _unwrapped(model)
+    spec, tensors = read_inputs(example)
+    # What torch.compile makes of a part draws other random numbers; the line is the plain model's.
+    with modes_kept(model), state_kept(model), torch.compiler.set_stance("force_eager"):
+        model.train()
+        made = _cut_at(model, spec, at, tensors) if at else _cut_graph(model, spec, tensors)
+        return _checked(made, model, spec, tensors)
+
+
+def _cut_graph(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
+    traced = trace(model, spec, tensors)
+    trial = run_trial(traced, tensors, mixing=True)
+    swept = sweep(traced, trial)
+    choice = choose(traced.nodes, swept, trial)
+    if all(node.op == "placeholder" for node in choice.below):
+        raise NothingFrozen(_nothing(model, traced, swept))
+    hashes = signatures(traced, trial)
+    line = Line(choice.below, swept.free, _alike(choice, hashes), trial.values)
+    graph, held = build_prefix(traced, line)
+    training = build_suffix(traced, line)
+    model.eval()
+    evaluated, eval_line = _same_line(model, spec, tensors, line, hashes)
+    evaluation = build_suffix(evaluated, eval_line)
+    return Cut(
+        Prefix(spec, graph, lambda given: tuple(graph(*given))),
+        Suffix(model, _forward(training, traced), _forward(evaluation, evaluated)),
+        Frontier(tuple(_value(nodes[0], trial) for nodes in line.crossing)),
+        _why(choice, swept),
+        forward_share(choice.below, trial),
+        0.0,
+        rows_of(tensors),
+        {
+            "prefix": prefix_key(traced, held, [nodes[0] for nodes in line.crossing]),
+            "tensors": str(prefix_tensors(traced, held)),
+        },
+    )
+
+
+def _forward(graph: fx.GraphModule, traced: Traced) -> _Forward:
+    return lambda values: traced.rebuild(iter(graph(*values)))
+
+
+def _alike(choice: Choice, hashes: Mapping[fx.Node, str]) -> tuple[tuple[fx.Node, ...], ...]:
+    """The crossing nodes, with those of equal content together: one of them is enough."""
+    groups: dict[str, list[fx.Node]] = {}
+    for node in choice.crossing:
+        groups.setdefault(hashes[node], []).append(node)
+    return tuple(tuple(nodes) for nodes in groups.values())
+
+
+def _same_line(
+    model: nn.Module,
+    spec: InputSpec,
+    tensors: list[Tensor],
+    line: Line,
+    hashes: Mapping[fx.Node, str],
+) -> tuple[Traced, Line]:
+    """The graph in eval mode, and the training graph's line in it, found by content."""
+    traced = trace(model, spec, tensors)
+    trial = run_trial(traced, tensors, mixing=False)
+    swept = sweep(traced, trial)
+    found = signatures(traced, trial)
+    wanted = {hashes[node] for node in line.below}
+    below = frozenset(node for node in traced.nodes if found[node] in wanted)
+    crossing = tuple(
+        tuple(node for node in traced.nodes if found[node] == hashes[nodes[0]])
+        for nodes in line.crossing
+    )
+    if not all(crossing):
+        # Read in training only; evaluation is handed it all the same.
+        placeholder = next(iter(traced.module.graph.find_nodes(op="placeholder")))
+        raise CutError(
+            f"a value that crosses the line in training is not computed in evaluation "
+            f"({placeholder.graph.owning_module.__class__.__name__}). Cut behind a frozen "
+            'submodule instead: fl.cut(model, example, at="...").'
+        )
+    return traced, Line(below, swept.free - below, crossing, trial.values)
+
+
+def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -> Cut:
+    split: ModuleSplit = cut_at(model, spec, at, tensors)
+    values = split.prefix(tensors)
+    rows = rows_of(tensors)
+    if any(value.dim() == 0 or value.shape[0] != rows for value in values):
+        raise CutError(
+            f"{at} answers without a row for each sample: "
+            f"{', '.join(str(tuple(v.shape)) for v in values)}. Name another submodule."
+        )
+    frontier = Frontier(
+        tuple(
+            FrontierValue(
+                f"{at}[{i}]" if len(values) > 1 else at,
+                tuple(v.shape[1:]),
+                v.dtype,
+                v.nbytes // rows,
+            )
+            for i, v in enumerate(values)
+        )
+    )
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    held = {**frozen, **dict(model.get_submodule(at).named_buffers(prefix=at))}
+    return Cut(
+        Prefix(spec, None, split.prefix),
+        Suffix(model, split.suffix, split.suffix),
+        frontier,
+        f"behind {at}, as asked",
+        float("nan"),
+        0.0,
+        rows,
+        {"prefix": f"{type(model).__qualname__} up to {at}", "tensors": str(fingerprint_of(held))},
+    )
+
+
+def _checked(made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
+    values = made.prefix.run_flat([t.clone() for t in tensors])
+
+    def halves(_: list[Tensor]) -> object:
+        return made.suffix(*values)
+
+    compare = partial(check, model, spec, tensors, halves)
+    error = max(compare(training=True), compare(training=False))
+    return Cut(
+        made.prefix, made.suffix, made.frontier, made.why, made.share, error, made.samples, made.key
+    )
+
+
+def _value(node: fx.Node, trial: Trial) -> FrontierValue:
+    where = module_path(node)
+    word = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    name = node.name if node.op == "placeholder" else f"{where} ({word})" if where else word
+    return FrontierValue(name, row_shape(node), trial.values[node].dtype, row_bytes(node, trial))
+
+
+def _why(choice: Choice, swept: Swept) -> str:
+    last = choice.crossing[-1]
+    reader = next((u for u in last.users if u in swept.reasons), None)
+    reason = swept.reasons[reader] if reader is not None else "the rest is cheaper to compute again"
+    where = module_path(last) or last.name
+    return f"behind {where}, since {reason}"
+
+
+def _nothing(model: nn.Module, traced: Traced, swept: Swept) -> str:
+    reason = next((swept.reasons[n] for n in traced.nodes if n in swept.reasons), "")
+    return (
+        f"nothing in {type(model).__name__} is worth keeping: {reason or 'it has no frozen part'}, "
+        "and what is frozen below that costs no more to compute than to read. Freeze from the "
+        'input upwards, as fl.train_only(model, "stage:-1").'
+    )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`'s wrapper: the same parameters, and a forward to follow."""
+    inner = model.__dict__.get("_modules", {}).get("_orig_mod")
+    return inner if isinstance(inner, nn.Module) else model

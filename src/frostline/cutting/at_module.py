@@ -1,0 +1,164 @@
+"""The user's own split: the prefix ends with the output of a named frozen submodule.
+
+For models that torch.export cannot follow. The prefix runs the model until the submodule has
+answered; the suffix runs it with that answer given, and with inputs that can be handed to the
+submodule and asked for their shape, but not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from frostline.cutting.structures import InputSpec, Rebuild, flatten_output, same_bits
+from frostline.errors import CutError
+from frostline.modes import modes_kept
+
+
+@final
+class ModuleSplit:
+    """A model divided at the output of one of its submodules."""
+
+    def __init__(self, model: nn.Module, spec: InputSpec, path: str, tensors: list[Tensor]) -> None:
+        self._model = model
+        self._spec = spec
+        self._path = path
+        self._module = _find(model, path)
+        self._shapes = [(t.shape[1:], t.dtype, t.device) for t in tensors]
+        self._rebuild: Rebuild | None = None
+        self._check_fixed(tensors)
+
+    def prefix(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """The submodule's output, flat; computed without gradients, in the model's mode."""
+        answered: list[object] = []
+
+        def stop(_module: nn.Module, _inputs: object, output: object) -> None:
+            answered.append(output)
+            raise _ReachedError
+
+        with self._hooked(stop), torch.no_grad(), suppress(_ReachedError):
+            self._spec.call(self._model, tensors)
+        if not answered:
+            raise CutError(f"{self._path} is not used in the forward. Name one that is.")
+        flat, self._rebuild = flatten_output(answered[0])
+        return tuple(flat)
+
+    def suffix(self, features: list[Tensor]) -> object:
+        """The model's output, with `features` as the submodule's answer."""
+        assert self._rebuild is not None
+        rows = features[0].shape[0]
+        stubs = [_Unread.make(shape, dtype, rows) for shape, dtype, _ in self._shapes]
+        answer = self._rebuild(iter(f.clone() for f in features))
+        calls: list[int] = []
+
+        def forward(*_: object, **__: object) -> object:
+            calls.append(1)
+            return answer
+
+        with _replaced_forward(self._module, forward):
+            output = self._spec.call(self._model, stubs)
+        if len(calls) != 1:
+            raise CutError(
+                f"{self._path} is used {len(calls)} times in one forward, and one answer cannot "
+                "stand for all. Name a submodule that is used once."
+            )
+        return output
+
+    def _check_fixed(self, tensors: list[Tensor]) -> None:
+        """The answer depends on nothing trainable and on no chance."""
+        if any(p.requires_grad for p in self._module.parameters()):
+            raise CutError(f"{self._path} is not wholly frozen. Freeze it, or name another part.")
+        answers: list[list[Tensor]] = []
+
+        def note(_module: nn.Module, _inputs: object, output: object) -> None:
+            answers.append(flatten_output(output)[0])
+            raise _ReachedError
+
+        with modes_kept(self._model), self._hooked(note), torch.random.fork_rng(devices=()):
+            self._model.train()
+            for seed in (0, 1):
+                torch.manual_seed(seed)
+                with suppress(_ReachedError):
+                    self._spec.call(self._model, [t.clone() for t in tensors])
+        if len(answers) != 2:
+            raise CutError(f"{self._path} is not used in the forward. Name one that is.")
+        first, second = answers
+        if any(t.requires_grad for t in first):
+            raise CutError(f"what goes into {self._path} is trainable. Name a lower part.")
+        if not all(map(same_bits, first, second)):
+            raise CutError(
+                f"{self._path} answers differently each time in training: something in it or below "
+                "is random. Freeze it with fl.freeze, which holds dropout and norms."
+            )
+
+    @contextmanager
+    def _hooked(self, hook: Callable[..., None]) -> Iterator[None]:
+        handle = self._module.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def cut_at(model: nn.Module, spec: InputSpec, path: str, tensors: list[Tensor]) -> ModuleSplit:
+    """Divide `model` behind its submodule `path`.
+
+    Raises:
+        CutError: there is no such submodule, it is trainable, random or unused, or what is put
+            into it depends on trainable parts.
+    """
+    return ModuleSplit(model, spec, path, tensors)
+
+
+class _ReachedError(Exception):
+    """The submodule has answered; the rest of the forward is not wanted."""
+
+
+class _Unread(Tensor):
+    """Stands for an input above the line: it has a shape, but no numbers to read."""
+
+    @staticmethod
+    def make(shape: torch.Size, dtype: torch.dtype, rows: int) -> _Unread:
+        empty = torch.empty((rows, *shape), dtype=dtype, device="meta")
+        return empty.as_subclass(_Unread)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        except (RuntimeError, NotImplementedError) as error:
+            name = getattr(func, "__name__", str(func))
+            raise CutError(
+                f"what stands above the line reads the model's input itself (by {name}), so the "
+                "features alone do not do. Name another submodule, or train with features off."
+            ) from error
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    former = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]  # for the time of one call
+    try:
+        yield
+    finally:
+        if former is None:
+            del module.__dict__["forward"]
+        else:
+            module.forward = former
+
+
+def _find(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        from frostline.errors import nearest
+
+        names = nearest(path, [name for name, _ in model.named_modules() if name])
+        raise CutError(
+            f"{type(model).__name__} has no submodule '{path}' to cut behind. Nearest: "
+            f"{', '.join(names) or 'none'}."
+        ) from None

@@ -1,0 +1,104 @@
+"""Is the cut model the model? Both are run on the same batch, in both modes, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from frostline.cutting.structures import InputSpec, flatten_output, same_bits
+from frostline.errors import CutError
+
+# Above it, it is another function; below, kernels that sum in another order.
+_LARGEST_ERROR = 1e-4
+
+CutForward = Callable[[list[Tensor]], object]
+
+
+def check(
+    model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward, *, training: bool
+) -> float:
+    """Relative error of `halves` against the model in one mode; 0.0 means bit for bit.
+
+    In training the gradients, the buffers afterwards and the random numbers drawn count as well.
+    Nothing of the model stays moved.
+
+    Raises:
+        CutError: they differ by more than the order of summation explains.
+    """
+    with state_kept(model):
+        model.train(training)
+        try:
+            plain = _outcome(
+                model, lambda given: spec.call(model, given), tensors, training=training
+            )
+        except RuntimeError as broken:
+            raise CutError(
+                f"{type(model).__name__} cannot be trained on the example as it is: {broken}"
+            ) from broken
+        cut = _outcome(model, halves, tensors, training=training)
+    error = max((_error(a, b) for a, b in zip(plain, cut, strict=False)), default=float("inf"))
+    if len(plain) != len(cut) or not error <= _LARGEST_ERROR:
+        mode = "training" if training else "evaluation"
+        raise CutError(
+            f"the cut {type(model).__name__} does not give what the model gives in {mode} "
+            f"(relative error {error:.2g}), so it is not used. Cut behind a frozen submodule "
+            'instead: fl.cut(model, example, at="..."), and please report this model.'
+        )
+    return error
+
+
+def _outcome(
+    model: nn.Module, forward: CutForward, tensors: list[Tensor], *, training: bool
+) -> list[Tensor]:
+    """Outputs; in training also gradients, buffers and the random state afterwards."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    devices = [t.device for t in tensors[:1] if t.device.type == "cuda"]
+    with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(training):
+        torch.manual_seed(0)
+        outputs, _ = flatten_output(forward([t.clone() for t in tensors]))
+        found = [output.detach() for output in outputs]
+        if training:
+            found += _gradients(outputs, parameters)
+            found += [buffer.clone() for buffer in model.buffers()]
+            found.append(torch.get_rng_state())
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    return found
+
+
+def _gradients(outputs: list[Tensor], parameters: list[nn.Parameter]) -> list[Tensor]:
+    scores = [o.float().square().mean() for o in outputs if o.requires_grad and o.numel()]
+    if not scores:
+        return []
+    found = torch.autograd.grad(torch.stack(scores).sum(), parameters, allow_unused=True)
+    return [torch.zeros(()) if gradient is None else gradient for gradient in found]
+
+
+def _error(plain: Tensor, cut: Tensor) -> float:
+    if same_bits(plain, cut):
+        return 0.0
+    if plain.shape != cut.shape or plain.dtype != cut.dtype or not plain.is_floating_point():
+        return float("inf")
+    away = (plain - cut).double().norm() / plain.double().norm().clamp(min=1e-30)
+    return float(away) if away.isfinite() else float("inf")
+
+
+@contextmanager
+def state_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever the block does, afterwards gradients and buffers of the model are as before."""
+    gradients = [(p, p.grad) for p in model.parameters()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not same_bits(buffer, before):
+                    buffer.copy_(before)

@@ -1,0 +1,208 @@
+"""The graph in two: a prefix that gives the crossing values, and a suffix that takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx
+
+from frostline.cutting import effects
+from frostline.cutting.sweep import is_constant
+from frostline.cutting.tracing import Traced
+from frostline.cutting.trial import sizes_of
+from frostline.errors import CutError
+
+
+@final
+@dataclass(frozen=True)
+class Line:
+    """Where the line runs in one graph.
+
+    Attributes:
+        below: frozen nodes of the prefix that samples reach.
+        free: frozen nodes that depend on no sample; both halves may compute them.
+        crossing: for each frontier value, the nodes that hold it; the first stands for all.
+        values: what each node gave in the trial.
+    """
+
+    below: Collection[fx.Node]
+    free: frozenset[fx.Node]
+    crossing: tuple[tuple[fx.Node, ...], ...]
+    values: Mapping[fx.Node, Any]
+
+
+def build_prefix(traced: Traced, line: Line) -> tuple[fx.GraphModule, frozenset[fx.Node]]:
+    """Flat inputs -> the crossing values; also the nodes of `traced` that it holds."""
+    wanted = [nodes[0] for nodes in line.crossing]
+    inputs = list(traced.module.graph.find_nodes(op="placeholder"))
+    held = _needed([*wanted, *inputs], set(line.below) | line.free, line) | set(inputs)
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in traced.nodes:
+        if node in held:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    graph.output(tuple(copies[node] for node in wanted))
+    return fx.GraphModule(traced.module, graph), frozenset(held)
+
+
+def build_suffix(traced: Traced, line: Line) -> fx.GraphModule:
+    """The crossing values -> flat outputs, over the model's own parameters and buffers.
+
+    It never writes into the values it is given.
+
+    Raises:
+        CutError: it needs a size that no crossing value tells, or a value that does not cross.
+    """
+    return _Suffix(traced, line).build()
+
+
+class _Suffix:
+    def __init__(self, traced: Traced, line: Line) -> None:
+        self.graph = fx.Graph()
+        self._constants: dict[str, Any] = {}
+        self._traced = traced
+        self._line = line
+        self._copies: dict[fx.Node, fx.Node] = {}
+        self._written = {
+            self._storage(base)
+            for node in traced.nodes
+            if node not in line.below
+            for base in effects.written(node)
+        }
+        self._above = [n for n in traced.nodes if n not in line.below and n not in line.free]
+        starts = [a for n in self._above for a in n.all_input_nodes if a in line.free]
+        self._held = _needed(starts, line.free, line) | set(self._above)
+
+    def build(self) -> fx.GraphModule:
+        self._placeholders()
+        for node in self._traced.nodes:
+            if node in self._held and node.op != "output":
+                self._copies[node] = self._copy(node)
+        output = self._traced.module.graph.output_node()
+        values: Any = fx.map_arg(output.args[0], self._find)
+        self.graph.output(values)
+        read = {str(n.target) for n in self.graph.find_nodes(op="get_attr")}
+        own = {name: _attribute(self._traced.module, name) for name in read - set(self._constants)}
+        return fx.GraphModule({**own, **self._constants}, self.graph)
+
+    def _placeholders(self) -> None:
+        for number, nodes in enumerate(self._line.crossing):
+            given = self.graph.placeholder(f"feature_{number}")
+            given.meta["val"] = nodes[0].meta["val"]
+            laid = self._as_laid_out(given, self._line.values[nodes[0]])
+            if any(self._storage(node) in self._written for node in nodes):
+                # Whoever holds the feature keeps it as it is.
+                laid = self.graph.call_function(torch.ops.aten.clone.default, (laid,))
+            for node in nodes:
+                self._copies[node] = laid
+
+    def _storage(self, node: fx.Node) -> int:
+        value = self._line.values.get(node)
+        return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else 0
+
+    def _as_laid_out(self, given: fx.Node, seen: Tensor) -> fx.Node:
+        """The value in the memory order that it has in the plain model; kernels may go by it."""
+        order = _memory_order(seen)
+        if order is None:
+            return given
+        back = [order.index(dim) for dim in range(len(order))]
+        aten = torch.ops.aten
+        turned = self.graph.call_function(aten.permute.default, (given, order))
+        dense = self.graph.call_function(aten.clone.default, (turned,), _CONTIGUOUS)
+        return self.graph.call_function(aten.permute.default, (dense, back))
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        if node in self._line.free:
+            value = self._line.values.get(node)
+            if effects.is_symbolic(node) and effects.reads_only_shape(node):
+                return self._size(node)
+            if node.op != "get_attr" and is_constant(node, self._line.free, value):
+                return self._constant(node, value)
+        elif effects.reads_only_shape(node):
+            return self._size(node)
+        return self.graph.node_copy(node, self._find)
+
+    def _find(self, node: fx.Node) -> fx.Node:
+        found = self._copies.get(node)
+        if found is None:
+            raise CutError(
+                f"the part above the line reads {node.name}, which does not cross it. Cut behind "
+                'a frozen submodule instead: fl.cut(model, example, at="...").'
+            )
+        return found
+
+    def _size(self, node: fx.Node) -> fx.Node:
+        """A size that the plain graph reads off a tensor which may lie below the line."""
+        tensor = node.args[0]
+        assert isinstance(tensor, fx.Node)
+        if tensor in self._copies:
+            return self.graph.node_copy(node, self._find)
+        wanted = dict(sizes_of(tensor)).get(node.args[1])
+        for nodes in self._line.crossing:
+            for dim, size in sizes_of(nodes[0]):
+                if size == wanted:
+                    given = (self._copies[nodes[0]], dim)
+                    made = self.graph.call_function(torch.ops.aten.sym_size.int, given)
+                    made.meta = dict(node.meta)
+                    return made
+        raise CutError(
+            f"the part above the line needs the size {wanted}, which no value that crosses it "
+            'has. Cut behind a frozen submodule instead: fl.cut(model, example, at="...").'
+        )
+
+    def _constant(self, node: fx.Node, value: Tensor) -> fx.Node:
+        name = f"constant_{node.name}"
+        self._constants[name] = value.detach().clone()
+        made = self.graph.get_attr(name)
+        made.meta = dict(node.meta)
+        return made
+
+
+def _attribute(module: fx.GraphModule, name: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+_CONTIGUOUS = {"memory_format": torch.contiguous_format}
+
+
+def _needed(starts: Collection[fx.Node], allowed: Collection[fx.Node], line: Line) -> set[fx.Node]:
+    """`starts` and all they are computed from, with what writes into any of it, within `allowed`."""
+    held: set[fx.Node] = set()
+    pending = [node for node in starts if node in allowed]
+    writers = dict(_writers(allowed, line))
+    while pending:
+        node = pending.pop()
+        if node in held:
+            continue
+        held.add(node)
+        value = line.values.get(node)
+        inputs = list(node.all_input_nodes)
+        if isinstance(value, Tensor):
+            inputs += writers.get(value.untyped_storage().data_ptr(), [])
+        pending.extend(n for n in inputs if n in allowed)
+    return held
+
+
+def _writers(allowed: Collection[fx.Node], line: Line) -> Iterator[tuple[int, list[fx.Node]]]:
+    found: dict[int, list[fx.Node]] = {}
+    for node in allowed:
+        for base in effects.written(node):
+            value = line.values.get(base)
+            if isinstance(value, Tensor):
+                found.setdefault(value.untyped_storage().data_ptr(), []).append(node)
+    yield from found.items()
+
+
+def _memory_order(tensor: Tensor) -> list[int] | None:
+    """Dimensions from the outermost in memory inwards; None where that is their own order."""
+    if tensor.is_contiguous() or tensor.dim() < 2:
+        return None
+    order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
+    if not tensor.permute(order).is_contiguous():
+        return None  # not dense: a slice of a larger value
+    return order if order != list(range(tensor.dim())) else None

@@ -1,0 +1,98 @@
+"""Content hashes of the graph's nodes: equal for equal computations on equal tensors.
+
+They find the frost line of one mode's graph in another's, and name the prefix for the store.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+import xxhash
+from torch import fx
+
+from frostline.cutting import effects
+from frostline.cutting.tracing import Traced
+from frostline.cutting.trial import Trial
+from frostline.fingerprints import Fingerprint, digest
+
+
+def signatures(traced: Traced, trial: Trial) -> dict[fx.Node, str]:
+    """A hash for each node, of the computation that gives it from the inputs.
+
+    Tensors that the graph reads count by identity. A value that has been written into has another
+    hash for whatever reads it afterwards.
+    """
+    members: dict[int, list[fx.Node]] = defaultdict(list)
+    for node, storage in trial.storage.items():
+        members[storage].append(node)
+    own: dict[fx.Node, str] = {}
+    current: dict[fx.Node, str] = {}
+    inputs = list(traced.module.graph.find_nodes(op="placeholder"))
+    for node in traced.nodes:
+        if node.op == "placeholder":
+            text = f"input {inputs.index(node)}"
+        elif node.op == "get_attr":
+            tensor = traced.tensor(node)
+            text = f"read {id(tensor)}" if tensor is not None else f"graph {_inner(traced, node)}"
+        else:
+            text = _call(node, lambda argument: current[argument])
+        own[node] = current[node] = xxhash.xxh3_128_hexdigest(text.encode())
+        for base in effects.written(node):
+            for member in members.get(trial.storage.get(base, 0), ()):
+                if member in current:
+                    current[member] = xxhash.xxh3_128_hexdigest(
+                        f"{current[member]} after {own[node]}".encode()
+                    )
+    return own
+
+
+def prefix_key(traced: Traced, below: Collection[fx.Node], crossing: Collection[fx.Node]) -> str:
+    """A hash of what the nodes below the line compute; names of modules do not count."""
+    numbers: dict[fx.Node, str] = {}
+    lines = []
+    for node in traced.nodes:
+        if node not in below:
+            continue
+        if node.op == "call_function":
+            lines.append(_call(node, lambda argument: numbers.get(argument, "?")))
+        elif node.op == "get_attr" and traced.tensor(node) is None:
+            lines.append(f"graph {_inner(traced, node)}")
+        else:
+            lines.append(node.op)
+        numbers[node] = f"%{len(numbers)}"
+    lines.append("out " + " ".join(numbers[node] for node in crossing))
+    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+
+
+def prefix_tensors(traced: Traced, below: Collection[fx.Node]) -> Fingerprint:
+    """Content hash of every tensor that the nodes below the line read, in their order."""
+    read = (traced.tensor(node) for node in traced.nodes if node in below and node.op == "get_attr")
+    found = [tensor for tensor in read if tensor is not None]
+    return Fingerprint({str(place): digest(tensor) for place, tensor in enumerate(found)})
+
+
+def _call(node: fx.Node, name: Callable[[fx.Node], str]) -> str:
+    arguments = _text(node.args, name)
+    named = _text({key: node.kwargs[key] for key in sorted(node.kwargs)}, name)
+    return f"{node.target} {arguments} {named}"
+
+
+def _text(value: Any, name: Callable[[fx.Node], str]) -> str:
+    if isinstance(value, fx.Node):
+        return name(value)
+    if isinstance(value, tuple | list):
+        return "[" + ",".join(_text(part, name) for part in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{_text(v, name)}" for k, v in value.items()) + "}"
+    if isinstance(value, torch.SymInt):
+        return str(value.node.expr)
+    return repr(value)
+
+
+def _inner(traced: Traced, node: fx.Node) -> str:
+    """The code of a graph that a higher-order operation runs."""
+    found: Any = traced.module.get_submodule(str(node.target))
+    return str(found.graph)

@@ -1,0 +1,146 @@
+"""A model's inputs and outputs as flat lists of tensors, and back.
+
+Inputs are what a batch holds: one tensor, a tuple of positional ones, or a dict of keyword ones.
+Outputs may be tensors, tuples, dicts, dataclasses or the output classes of transformers, nested.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from frostline.errors import CutError
+
+Inputs = Any  # a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments
+Rebuild = Callable[[Iterator[Tensor]], Any]
+
+
+@final
+@dataclass(frozen=True)
+class InputSpec:
+    """How a batch's flat tensors stand in the model's arguments."""
+
+    tree: pytree.TreeSpec
+    leaves: tuple[object, ...]  # None where a tensor stands; anything else is passed as it is
+
+    def flatten(self, inputs: Inputs) -> list[Tensor]:
+        """The tensors of `inputs`, which must be built like the example.
+
+        Raises:
+            CutError: they are built otherwise.
+        """
+        leaves, tree = pytree.tree_flatten(_arguments(inputs))
+        mismatched = tree != self.tree or any(
+            isinstance(leaf, Tensor) != (known is None) or (known is not None and leaf != known)
+            for leaf, known in zip(leaves, self.leaves, strict=False)
+        )
+        if mismatched:
+            raise CutError(
+                "these inputs are not built like the example that the model was cut with. Give "
+                "the same arguments with the same names, or cut it again with these."
+            )
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    def call(self, model: nn.Module, tensors: list[Tensor]) -> Any:
+        """`model` called with the tensors in their places."""
+        given = iter(tensors)
+        leaves = [next(given) if leaf is None else leaf for leaf in self.leaves]
+        positional, named = pytree.tree_unflatten(leaves, self.tree)
+        return model(*positional, **named)
+
+
+def read_inputs(inputs: Inputs) -> tuple[InputSpec, list[Tensor]]:
+    """How `inputs` are built, and their tensors.
+
+    Raises:
+        CutError: there is no tensor in them, or None stands for one.
+    """
+    leaves, tree = pytree.tree_flatten(_arguments(inputs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors or any(leaf is None for leaf in leaves):
+        raise CutError(
+            f"a model cannot be cut on an example without tensors, or with None in it; found "
+            f"{type(inputs).__name__}. Give one batch as the model takes it."
+        )
+    known = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    return InputSpec(tree, known), tensors
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), {name: inputs[name] for name in sorted(inputs)}
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def flatten_output(output: Any) -> tuple[list[Tensor], Rebuild]:
+    """The tensors of a model's output in a fixed order, and what builds the output from such.
+
+    Raises:
+        CutError: something in it is neither a tensor, a plain value nor a known container.
+    """
+    tensors: list[Tensor] = []
+    return tensors, _read(output, tensors)
+
+
+def _read(output: Any, found: list[Tensor]) -> Rebuild:
+    if isinstance(output, Tensor):
+        found.append(output)
+        return lambda given: next(given)
+    if output is None or isinstance(output, bool | int | float | str):
+        return lambda _: output
+    if isinstance(output, Mapping):
+        return _read_mapping(output, found)
+    if isinstance(output, tuple | list):
+        return _read_sequence(output, found)
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        names = [field.name for field in dataclasses.fields(output) if field.init]
+        parts = {name: _read(getattr(output, name), found) for name in names}
+        kind = type(output)
+        return lambda given: kind(**{name: part(given) for name, part in parts.items()})
+    raise CutError(
+        f"the model returns a {type(output).__name__}, which cannot be taken apart. Let it return "
+        "tensors, tuples, dicts or dataclasses; with transformers, pass use_cache=False."
+    )
+
+
+def _read_mapping(output: Mapping[Any, Any], found: list[Tensor]) -> Rebuild:
+    parts = {name: _read(value, found) for name, value in output.items()}
+    kind = type(output)
+    if dataclasses.is_dataclass(output):  # transformers' ModelOutput is both
+        return lambda given: kind(**{name: part(given) for name, part in parts.items()})
+    return lambda given: {name: part(given) for name, part in parts.items()}
+
+
+def _read_sequence(output: Any, found: list[Tensor]) -> Rebuild:
+    parts = [_read(value, found) for value in output]
+    kind = type(output)
+    if isinstance(output, tuple) and hasattr(output, "_fields"):  # a named tuple
+        return lambda given: kind(*(part(given) for part in parts))
+    return lambda given: kind([part(given) for part in parts])
+
+
+def rows_of(tensors: list[Tensor]) -> int:
+    """Samples in a batch.
+
+    Raises:
+        CutError: the first tensor has no batch dimension.
+    """
+    if tensors[0].dim() == 0:
+        raise CutError("the example's first tensor has no batch dimension. Give a batch.")
+    return int(tensors[0].shape[0])
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have one dtype, shape and content, bit by bit."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    a, b = (t.detach().contiguous().flatten().view(torch.uint8) for t in (one, other))
+    return torch.equal(a, b)

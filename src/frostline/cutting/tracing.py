@@ -1,0 +1,187 @@
+"""A model -> the graph of operations of one forward, over its own parameters, by torch.export."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import CodeGen
+
+from frostline.cutting.structures import InputSpec, Rebuild, flatten_output
+from frostline.errors import CutError
+
+_PREFIX = "model."
+
+
+@final
+@dataclass(frozen=True)
+class Traced:
+    """One forward of a model in one mode.
+
+    Attributes:
+        module: flat tensors in, a tuple of tensors out; its parameters and buffers are the
+            model's own objects.
+        rebuild: makes the model's output from that tuple.
+    """
+
+    module: fx.GraphModule
+    rebuild: Rebuild = field(repr=False)
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return list(self.module.graph.nodes)
+
+    def tensor(self, node: fx.Node) -> Tensor | None:
+        """What a `get_attr` node reads, if that is a tensor."""
+        found: Any = self.module
+        for part in str(node.target).split("."):
+            found = getattr(found, part)
+        return found if isinstance(found, Tensor) else None
+
+
+class _Note:
+    """What a forward leaves behind. An object of its own: export puts lists and dicts back."""
+
+    rebuild: Rebuild | None = None
+
+
+class _Flat(nn.Module):
+    """The model with flat tensors in and out, so that any of its signatures can be exported."""
+
+    def __init__(self, model: nn.Module, spec: InputSpec) -> None:
+        super().__init__()
+        self.model = model
+        self.spec = spec
+        self.note = _Note()
+
+    def forward(self, flat: list[Tensor]) -> list[Tensor]:
+        tensors, rebuild = flatten_output(self.spec.call(self.model, flat))
+        self.note.rebuild = rebuild
+        return tensors
+
+
+def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
+    """The graph of one forward of `model` in the modes it is in now.
+
+    Raises:
+        CutError: torch.export cannot follow the model; says why in one line.
+    """
+    flat = _Flat(model, spec)
+    try:
+        module = _export(flat, tensors)
+    except CutError:
+        raise
+    except Exception as error:  # export raises whatever the model's own code does with fakes
+        raise CutError(
+            f"torch.export cannot follow {type(model).__name__}: {_one_line(error)}. Name a frozen "
+            'submodule to cut behind: fl.cut(model, example, at="backbone").'
+        ) from error
+    if not isinstance(next(iter(_batch_sizes(module))), torch.SymInt):
+        raise CutError(
+            f"the forward of {type(model).__name__} only holds for batches of {tensors[0].shape[0]}"
+            ' samples. Name a frozen submodule to cut behind: fl.cut(model, example, at="...").'
+        )
+    _tidy(module.graph)
+    assert flat.note.rebuild is not None
+    return Traced(module, flat.note.rebuild)
+
+
+def _export(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:
+    rows = tensors[0].shape[0]
+    last: Exception | None = None
+    for dynamic in _dynamic_shapes(tensors, rows):
+        try:
+            with _quiet():
+                program = torch.export.export(
+                    flat, (tensors,), dynamic_shapes=(dynamic,), strict=False
+                )
+                module = program.module(check_guards=False)
+        except CutError:
+            raise
+        except Exception as error:
+            last = error
+            continue
+        assert isinstance(module, fx.GraphModule)
+        graph = module.graph
+        graph.set_codegen(CodeGen())
+        _flatten_output_node(graph)
+        module.recompile()
+        return module
+    assert last is not None
+    raise last
+
+
+def _dynamic_shapes(tensors: list[Tensor], rows: int) -> Iterator[list[dict[int, Any]]]:
+    """Token ids and masks vary in length as well; where that does not go, the batch alone."""
+    auto = torch.export.Dim.AUTO
+    batch = [{0: auto} if t.dim() and t.shape[0] == rows else {} for t in tensors]
+    lengths = [
+        {**dims, 1: auto} if t.dim() == 2 and not t.is_floating_point() and t.shape[1] > 1 else dims
+        for t, dims in zip(tensors, batch, strict=True)
+    ]
+    if lengths != batch:
+        yield lengths
+    yield batch
+
+
+def _flatten_output_node(graph: fx.Graph) -> None:
+    """`((a, b),)` of the exported list -> `(a, b)`."""
+    output = graph.output_node()
+    values = output.args[0]
+    assert isinstance(values, tuple | list)
+    output.args = (tuple(values),)
+
+
+def _batch_sizes(module: fx.GraphModule) -> Iterator[Any]:
+    for node in module.graph.find_nodes(op="placeholder"):
+        yield node.meta["val"].shape[0]
+
+
+def _tidy(graph: fx.Graph) -> None:
+    """Drop what computes nothing that is used: assertions and dead, harmless operations."""
+    from frostline.cutting.effects import is_assertion, is_pure
+
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users:
+            if is_assertion(node) or is_pure(node):
+                graph.erase_node(node)
+        elif node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path in the model of the module that the operation stands in; "" for its forward."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = ""
+    for name, _ in stack.values():
+        path = str(name)
+    return path.removeprefix("model").removeprefix(".")
+
+
+def own_name(target: object) -> str:
+    """The model's own name of a parameter or buffer that a `get_attr` node reads."""
+    return str(target).removeprefix(_PREFIX)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What export warns of and logs while it traces is no matter of the user's."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -97,6 +98,13 @@ def test_the_installed_command_is_this_one() -> None:
         pytest.skip("frostline's command is not installed beside this Python")
     found = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert found.stdout.startswith("frostline ")
+
+
+def test_the_package_can_be_run_as_a_module() -> None:
+    command = [sys.executable, "-m", "frostline", "train"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "Usage: python -m frostline train" in found.stderr
 
 
 @pytest.mark.parametrize("verb", ["demo", "inspect", "train", "evaluate", "predict", "verify"])
@@ -276,6 +284,34 @@ def test_inspect_lists_every_parameter_when_asked(finished: World) -> None:
     assert "features.0.weight" not in call("inspect", finished.model, "--depth", 0).out
 
 
+def test_inspect_shows_a_head_where_train_would_put_it(finished: World) -> None:
+    arguments = ["--on", "logits", "--head", "7", "--classes", 3, "--freeze", "backbone", "--json"]
+    found = call("inspect", finished.model, *arguments).json
+    shapes = {p["name"]: p["shape"] for p in found["parameters"] if p["trainable"]}
+    assert shapes["head.0.weight"] == [7, 5]
+    assert shapes["head.2.weight"] == [3, 7]
+    assert all(name.startswith("head.") for name in shapes)
+    found = call("inspect", finished.model, "--on", "classifier", "--json").json
+    assert {"name": "head.bias", "shape": [10], "numbers": 10, "trainable": True} in found[
+        "parameters"
+    ]
+
+
+def test_inspect_loads_weights_that_fit_but_for_the_classifier_that_is_replaced(
+    finished: World, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    from frostline.models import load_model
+
+    weights = tmp_path / "weights.safetensors"
+    loaded = load_model(finished.model, weights="none", classes=3)
+    save_file(loaded.model.state_dict(), weights)
+    assert call("inspect", finished.model, "--weights", weights).status == 1
+    answer = call("inspect", finished.model, "--weights", weights, "--on", "classifier")
+    assert answer.status == 0, answer.err
+
+
 # evaluate and verify
 
 
@@ -314,6 +350,34 @@ def test_json_of_verify_is_one_document(finished: World) -> None:
     answer = call("verify", finished.run, "--json")
     assert answer.json["verified"] is True
     assert answer.json["tensors"] == 7
+
+
+def test_a_run_that_froze_nothing_says_so(world: World) -> None:
+    answer = world.train("--train", "all")
+    assert "Verified: nothing was frozen" in answer.out
+    assert call("verify", world.run).out.splitlines()[-1] == "Verified: nothing was frozen"
+
+
+@pytest.mark.parametrize(
+    ("trained", "message"),
+    [
+        ("head", "lacks tensors that this run trained: middle.0.weight, middle.0.bias"),
+        ("features | middle | head", "holds tensors that were to stay frozen: features.0.weight"),
+    ],
+)
+def test_a_delta_of_another_run_is_a_broken_promise(
+    world: World, trained: str, message: str
+) -> None:
+    world.train("--train", "middle | head")
+    other = world.root / "other"
+    world.train("--train", trained, out=other)
+    shutil.copy(other / "best" / "delta.safetensors", world.run / "best" / "delta.safetensors")
+    for arguments in (["verify", world.run], ["evaluate", world.run, world.photos]):
+        answer = call(*arguments)
+        assert answer.status == 3
+        assert answer.out == ""
+        assert f"best/delta.safetensors {message}" in answer.message
+        assert "It is another run's, or was changed; restore it" in answer.message
 
 
 def test_verify_exits_with_3_where_a_promise_was_broken(world: World) -> None:

@@ -130,7 +130,10 @@ def test_a_misspelt_selector_names_the_nearest(world: World, verb: str) -> None:
 
 
 def test_a_selector_that_cannot_be_read_is_refused(world: World) -> None:
-    refused(world.train("--freeze", "features & ("), "features & (")
+    for option in ("--freeze", "--train"):
+        answer = world.train(option, "features & (")
+        refused(answer, f"'{option}'", "features & (", "it ends where a term", status=2)
+    assert untouched(world)
 
 
 def test_freezing_all_leaves_nothing_to_train(world: World) -> None:
@@ -213,6 +216,45 @@ def test_a_run_that_was_made_in_python_says_how_to_resume_it(finished: World) ->
     shutil.rmtree(copy)
 
 
+@pytest.mark.parametrize("place", ["run", "train/run", "train/dark/run", "."])
+def test_a_run_is_not_written_among_the_classes_of_its_data(world: World, place: str) -> None:
+    world.run = world.photos / place
+    before = sorted(world.photos.rglob("*"))
+    answer = world.train()
+    refused(answer, "lies inside the data in", "take it for a class", "Choose an --out outside")
+    assert sorted(world.photos.rglob("*")) == before
+
+
+def test_a_run_beside_a_table_of_its_pictures_is_fine(world: World) -> None:
+    table = world.photos / "table.csv"
+    rows = [f"train/{n}/{i}.png,{n}" for n in ("dark", "light") for i in range(4)]
+    table.write_text("\n".join(["file,label", *rows]))
+    world.run = world.photos / "run"
+    assert world.train(data=table).status == 0
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_never_finished_an_epoch_says_what_to_do(world: World, resume: bool) -> None:
+    environment = {**os.environ, "TEST_KILL_AT": "2", "TEST_SIGNAL": "SIGKILL"}
+    assert start(world.arguments("--epochs", 2), environment).returncode == -9
+    if resume:
+        assert call("train", "--resume", world.run).status == 0
+        return
+    refused(
+        world.train("--lr", "0.5"),
+        "holds a run that has not finished an epoch; nothing was overwritten",
+        "--resume with the same settings begins it again",
+        "For other settings delete that folder, in which nothing is trained yet",
+    )
+
+
+def test_a_run_that_fails_in_its_first_epoch_does_not_block_its_folder(world: World) -> None:
+    answer = world.train("--lr", "1e30", "--optimizer", "sgd", "--batch-size", 2, "--train", "all")
+    assert "--lr" in answer.message
+    assert untouched(world)
+    assert world.train().status == 0
+
+
 # Wrong usage
 
 
@@ -226,6 +268,15 @@ def test_a_run_that_was_made_in_python_says_how_to_resume_it(finished: World) ->
         (["train", "photos", "--model", "x", "--epochs", "many"], ["--epochs"]),
         (["train", "photos", "--model", "x", "--on", "top"], ["--on"]),
         (["train", "photos", "--model", "x", "--head", "a,b"], ["no list of widths"]),
+        (["train", "photos", "--model", "x", "--head", "100,,5"], ["'100,,5' is no list of width"]),
+        (
+            ["train", "photos", "--model", "x", "--head", "8", "--on", "keep"],
+            ["classifier is kept"],
+        ),
+        (["inspect", "x", "--head", "8"], ["the classifier is kept, so it gets no hidden layers"]),
+        (["inspect", "x", "--freeze", "a &"], ["--freeze", "cannot read the selector"]),
+        (["evaluate", "r", "d", "--device", "nonsense"], ["'nonsense' names no device. Use auto"]),
+        (["predict", "r", "f", "--device", "cpu:x"], ["'cpu:x' names no device"]),
         (["train", "photos", "--model", "x", "--batch-size", "0"], ["--batch-size"]),
         (["train", "d", "--model", "x", "--freeze", "a", "--train", "b"], ["--freeze and --train"]),
         (["inspect", "x", "--freeze", "a", "--train", "b"], ["--freeze and --train"]),
@@ -254,11 +305,14 @@ def test_wrong_usage_exits_with_2_and_says_why(arguments: list[str], words: list
         ("--patience", "0", "patience=0", 2),
         ("--seed", "-5", "seed=-5", 2),
         ("--val-fraction", "1", "val_fraction=1.0", 2),
-        ("--augment", "views", "cannot read augment 'views'", 1),
-        ("--augment", "views:0", "0 views", 1),
-        ("--fold", "2", "fold 2 without folds", 1),
-        ("--head", "-3", "hidden width is -3", 1),
-        ("--device", "cuda:99", "no device 'cuda:99'", 1),
+        ("--augment", "views", "cannot read augment 'views'", 2),
+        ("--augment", "views:0", "0 views", 2),
+        ("--fold", "2", "fold 2 without folds", 2),
+        ("--head", "-3", "hidden width is -3", 2),
+        ("--head", "0", "hidden width is 0", 2),
+        ("--head", "8,0", "hidden width is 0", 2),
+        ("--device", "nonsense", "'nonsense' names no device", 2),
+        ("--device", "cuda:99", "no device 'cuda:99'", 1),  # that takes the machine to know
     ],
 )
 def test_a_value_out_of_range_is_named(
@@ -268,6 +322,18 @@ def test_a_value_out_of_range_is_named(
     assert answer.status == status
     assert word in answer.message
     assert untouched(world)
+
+
+def test_a_fold_beyond_the_last_is_wrong_usage(world: World) -> None:
+    answer = world.train("--folds", 3, "--fold", 3)
+    refused(answer, "asked for fold 3 of 3; they are counted from 0", status=2)
+    assert untouched(world)
+
+
+def test_an_empty_list_of_files_is_wrong_usage(finished: World) -> None:
+    for stdin in ("", "\n \n"):
+        answer = call("predict", finished.run, "-", stdin=stdin)
+        refused(answer, "standard input is empty", "frostline predict RUN -", status=2)
 
 
 def test_resume_of_other_data_is_refused(finished: World, tmp_path: Path) -> None:
@@ -306,6 +372,35 @@ def test_an_error_of_the_users_own_model_is_one_message_and_can_be_traced(
     shutil.rmtree(world.run, ignore_errors=True)
     with pytest.raises(KeyError, match="mine"):
         world.train("--on", "keep", "--train", "all")
+
+
+def test_shapes_that_do_not_fit_are_told_as_the_models_own_error(world: World) -> None:
+    (world.root / "small_net.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2))\n"
+    )
+    answer = world.train("--on", "keep", "--train", "all")
+    refused(
+        Answer(answer.status, "", answer.err),
+        "small_net.py:net: the model's own forward failed on pictures of shape (batch, 3, 224, 22",
+        "mat1 and mat2 shapes cannot be multiplied",
+        "return (model, Preprocessing) with the size that they take",
+    )
+    assert untouched(world)
+
+
+def test_an_error_in_the_models_own_forward_names_its_line(world: World) -> None:
+    (world.root / "small_net.py").write_text(
+        "from torch import nn\n"
+        "class Bad(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        return x.view(-1, 13)\n"
+        "def net():\n"
+        "    return Bad(nn.Linear(4, 2))\n"
+    )
+    answer = world.train("--on", "keep", "--train", "all")
+    assert "forward failed (line 4) on pictures" in answer.message
 
 
 # Interrupted

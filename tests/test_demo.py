@@ -38,7 +38,35 @@ def test_the_demo_proves_that_nothing_frozen_moved(demo: Answer) -> None:
 
 
 def test_the_demo_measures_what_freezing_saved(demo: Answer) -> None:
-    assert re.search(r"Freezing saved, measured on steps of \d+ pictures: time .* -> .*", demo.out)
+    found = re.search(
+        r"Freezing saved, measured on steps of \d+ pictures:\n"
+        r"  time +.* -> .*\n  memory besides the weights +.* -> .*\n",
+        demo.out,
+    )
+    assert found, demo.out
+
+
+def test_the_demo_fits_80_columns(demo: Answer) -> None:
+    assert max(map(len, demo.out.splitlines())) <= 80
+
+
+def test_the_new_head_of_the_demo_is_the_same_each_time() -> None:
+    import torch
+    from torch import nn
+
+    from frostline.cli.demo import put_new_head
+
+    heads = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        network = nn.Sequential()
+        network.add_module("_fc", nn.Linear(4, 3))
+        before = torch.get_rng_state()
+        put_new_head(network)
+        assert torch.equal(torch.get_rng_state(), before)
+        heads.append(network.get_parameter("_fc.weight"))
+    assert heads[0].shape == (10, 4)
+    assert torch.equal(*heads)
 
 
 def test_the_demo_shows_a_line_for_each_epoch(demo: Answer) -> None:

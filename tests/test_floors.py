@@ -43,6 +43,7 @@ FLOORS = {
     "": 8,  # the package itself: what a user imports as `fl`
     "runs": 8,
     "cli": 9,
+    "__main__": 10,
 }
 # Every module may raise: errors stand under the ground floor too.
 CELLAR = "errors"

@@ -36,6 +36,10 @@ def test_an_untouched_part_is_proved_with_its_size(net: Net) -> None:
     assert str(proof) == "7 frozen tensors (152 B) are bit for bit as they were"
 
 
+def test_a_proof_of_nothing_says_that_nothing_was_frozen(net: Net) -> None:
+    assert str(fl.train_only(net, "all").verify()) == "nothing was frozen"
+
+
 def test_the_proof_carries_the_fingerprint(net: Net) -> None:
     assert fl.freeze(net, "body").verify().fingerprint == fl.fingerprint(net, "body")
 

@@ -26,14 +26,18 @@ from small_world import start, write_net, write_picture, write_pictures
 
 
 class StopAfter(Hook):
-    """Interrupts the run at the end of an epoch."""
+    """Ends the run at the end of an epoch; 0 is before the first."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.epoch = epoch
+        self.error = error
+
+    def on_start(self, training: Training) -> None:
+        self.on_epoch(training)
 
     def on_epoch(self, training: Training) -> None:
         if training.epochs_done == self.epoch:
-            raise KeyboardInterrupt
+            raise self.error
 
 
 class World:
@@ -60,9 +64,17 @@ class World:
             **changes,
         )
 
-    def run(self, out: str = "run", *, resume: bool = False, stop: int = 0, **changes: Any) -> Path:
+    def run(
+        self,
+        out: str = "run",
+        *,
+        resume: bool = False,
+        stop: int | None = None,
+        error: type[BaseException] = KeyboardInterrupt,
+        **changes: Any,
+    ) -> Path:
         folder = self.root / out
-        hooks = [StopAfter(stop)] if stop else []
+        hooks = [] if stop is None else [StopAfter(stop, error)]
         prepare(self.settings(**changes)).run(folder, resume=resume, hooks=hooks)
         return folder
 
@@ -313,6 +325,24 @@ def test_damaged_settings_say_what_is_wrong_and_where(
     assert str(spoiled / "run.toml") in str(caught.value)
 
 
+def test_a_new_head_that_would_stay_frozen_is_refused(world: World) -> None:
+    for freeze in ({"freeze": "head | features"}, {"freeze": None, "train": "middle"}):
+        with pytest.raises(
+            fl.FreezeError,
+            match=r"the new head at head would stay frozen at its random start\. Train it too: "
+            r"--train '\.\.\. \| head', or leave it out of --freeze",
+        ):
+            prepare(world.settings(freeze=freeze))
+
+
+def test_a_head_that_is_kept_may_stay_frozen(world: World) -> None:
+    names = ("a", "b", "c", "d", "e")
+    photos = write_pictures(world.root / "five", names=names, train=1, val=1)
+    changes = {"model": {"on": "keep"}, "data": {"path": str(photos)}}
+    found = prepare(world.settings(freeze={"freeze": "head"}, **changes))
+    assert found.frozen.names == ("head.weight", "head.bias")
+
+
 # New runs and resumed ones
 
 
@@ -330,6 +360,48 @@ def test_a_folder_with_something_in_it_is_not_written_to(world: World) -> None:
     (world.root / "run" / "thesis.txt").write_text("")
     with pytest.raises(fl.OutputError, match=r"already holds something; nothing was overwritten"):
         world.run()
+
+
+def test_what_failed_before_its_first_epoch_leaves_only_what_is_not_its_own(world: World) -> None:
+    class Noting(Hook):
+        def on_start(self, training: Training) -> None:  # noqa: ARG002 - the hook's signature
+            (world.root / "run" / "thesis.txt").write_text("mine")
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        prepare(world.settings()).run(world.root / "run", hooks=[Noting()])
+    assert [p.name for p in (world.root / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_what_failed_after_an_epoch_is_kept(world: World) -> None:
+    with pytest.raises(MemoryError):
+        world.run(stop=1, error=MemoryError)
+    assert weights(world.root / "run", "best")
+    with pytest.raises(fl.OutputError, match=r"already holds a run; .* --resume goes on with it"):
+        world.run()
+
+
+def test_a_failing_resume_keeps_the_run_that_it_was_to_go_on_with(world: World) -> None:
+    for resume, error in ((False, KeyboardInterrupt), (True, MemoryError)):
+        with pytest.raises(error):
+            world.run(stop=0, error=error, resume=resume)
+        assert (world.root / "run" / "run.toml").is_file()
+    world.run(resume=True)
+
+
+@pytest.mark.parametrize(
+    "file", ["best/delta.safetensors", "last/state-3.pt", "metrics.jsonl", "result.json"]
+)
+def test_a_folder_with_anything_trained_is_never_cleared(tmp_path: Path, file: str) -> None:
+    from frostline.folder import RunFolder
+
+    (tmp_path / "last").mkdir()
+    (tmp_path / "best").mkdir()
+    for name in ("run.toml", "last/state-0.pt", "last/delta.safetensors", file):
+        (tmp_path / name).write_text("something")
+    before = sorted(tmp_path.rglob("*"))
+    RunFolder(tmp_path).discard_start()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_empty_folder_may_be_written_to(world: World) -> None:

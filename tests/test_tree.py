@@ -61,6 +61,31 @@ def test_a_layer_without_tensors_has_no_row() -> None:
     assert "0.2" not in {r.path for r in fl.summary(net()).rows}
 
 
+class WithToken(nn.Module):
+    """A parameter of the model's own, beside its modules, one of which has one too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = net()
+        self.layers.register_parameter("scale", nn.Parameter(torch.ones(3)))
+        self.token = nn.Parameter(torch.zeros(1, 7))
+
+
+def test_a_parameter_that_a_module_holds_itself_has_a_row() -> None:
+    model = WithToken()
+    fl.freeze(model, "token")
+    paths = [r.path for r in fl.summary(model).rows]
+    assert paths == ["", "token", "layers", "layers.scale", "layers.0", "layers.1"]
+    assert row(model, "token") == Row("token", "Parameter", 7, 0, 28, "frozen", "none")
+    assert row(model, "layers.scale").state == "trainable"
+    assert sum(r.parameters for r in fl.summary(model, depth=1).rows[1:]) == 7 + 16 + 3
+    assert "\n  token" in str(fl.summary(model))
+
+
+def test_a_layer_without_modules_in_it_has_one_row() -> None:
+    assert [r.path for r in fl.summary(nn.Linear(2, 2)).rows] == [""]
+
+
 def test_a_held_part_says_so() -> None:
     model = net()
     fl.freeze(model, "0")
@@ -130,6 +155,51 @@ def test_a_model_without_parameters_has_a_table() -> None:
 def test_no_line_is_wider_than_80_columns(model: nn.Module) -> None:
     text = str(fl.summary(model, depth=40))
     assert max(map(len, text.splitlines())) <= 80
+
+
+def lines(model: nn.Module, width: int) -> list[str]:
+    return fl.summary(model, depth=2).table().render(width=width).splitlines()
+
+
+def test_a_narrow_table_is_broken_between_words_before_anything_else() -> None:
+    model = models.resnet18(weights=None)
+    fl.freeze(model, "stage:0..-2")
+    text = "\n".join(lines(model, 60))
+    assert max(map(len, lines(model, 60))) <= 60
+    assert all(word in text for word in ("BatchNorm2d", "gradients", "11,689,512", "partly"))
+
+
+def test_a_narrower_table_is_broken_within_names_before_anywhere() -> None:
+    model = models.resnet18(weights=None)
+    fl.freeze(model, "stage:0..-2")
+    text = "\n".join(lines(model, 54))
+    assert max(map(len, lines(model, 54))) <= 54
+    assert all(part in text for part in ("Batch ", " Norm2d", "gradients", "11,689,512"))
+
+
+def test_a_dotted_name_is_broken_behind_a_dot() -> None:
+    report = fl.select(models.alexnet(weights=None), "all").report().render(width=40)
+    cells = {line.partition(" ")[0] for line in report.splitlines()[3:-2]}
+    stages = {f"features.{n}." for n in (0, 3, 6, 8, 10)} | {f"classifier.{n}." for n in (1, 4, 6)}
+    assert cells == stages | {"weight", "bias"}
+    assert max(map(len, report.splitlines())) <= 40
+
+
+@pytest.mark.parametrize("width", [20, 30, 45])
+def test_a_figure_is_broken_last_of_all(width: int) -> None:
+    table = Table((Column("name"), Column("count", "right")), (("averylongname" * 5, "1,234,567"),))
+    assert "1,234,567" in table.render(width=width)
+    assert max(map(len, table.render(width=width).splitlines())) <= width
+
+
+def test_a_cell_in_lines_keeps_its_indentation() -> None:
+    table = Table((Column("name"),), (("    one_name of_two",),))
+    assert table.render(width=12).splitlines()[2:] == ["    one_name", "    of_two"]
+
+
+def test_wide_characters_are_measured_as_they_are_shown() -> None:
+    table = Table((Column("name"),), (("蚂蚁" * 10,),))
+    assert table.render(width=20).splitlines()[2:] == ["蚂蚁" * 5, "蚂蚁" * 5]
 
 
 def test_a_long_name_is_folded_and_not_cut() -> None:

@@ -13,6 +13,7 @@ tensorboard/                 curves
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -73,13 +74,49 @@ class RunFolder:
             OutputError: something is here already, or the folder cannot be written.
         """
         if self.root.exists() and not self._is_empty_folder():
-            what = "a run" if self.settings.exists() else "something"
-            resume = "--resume goes on with it; " if self.settings.exists() else ""
-            raise OutputError(
-                f"{self.root} already holds {what}; nothing was overwritten. {resume}"
-                "for a new run choose another --out."
-            )
+            raise OutputError(f"{self.root} already holds {self._content()} choose another --out.")
         check_writable(self.root)
+
+    def _content(self) -> str:
+        if not self.settings.exists():
+            return "something; nothing was overwritten. For a new run"
+        if self.has_trained:
+            return "a run; nothing was overwritten. --resume goes on with it; for a new run"
+        return (
+            "a run that has not finished an epoch; nothing was overwritten. If it is not running "
+            "now, --resume with the same settings begins it again. For other settings delete that "
+            "folder, in which nothing is trained yet, or"
+        )
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether an epoch was finished here, as far as the files tell; if in doubt, yes."""
+        states = set(self.last.parent.glob("state-*.pt"))
+        return (
+            self.best.exists()
+            or self.result.exists()
+            or bool(states - {self.state(0)})
+            or (self.last.exists() and not states)
+            or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+        )
+
+    def discard_start(self) -> None:
+        """Take away what a run wrote that failed before its first epoch was finished.
+
+        Only files that a run writes, and none where anything was trained. What cannot be removed
+        stays: there is a failure to tell already.
+        """
+        if self.has_trained:
+            return
+        started = (self.last, self.state(0), self.metrics, self.trained_on, self.frozen)
+        curves = self.tensorboard.glob("events.out.tfevents.*")
+        with contextlib.suppress(OSError):
+            # The settings last: as long as they are there, it is seen to be a run.
+            for file in (*started, *curves, self.settings):
+                file.unlink(missing_ok=True)
+        for folder in (self.last.parent, self.tensorboard, self.root):
+            with contextlib.suppress(OSError):  # something else lies in it
+                folder.rmdir()
 
     def _is_empty_folder(self) -> bool:
         try:

@@ -61,6 +61,8 @@ class Proof:
     fingerprint: Fingerprint
 
     def __str__(self) -> str:
+        if not self.tensors:
+            return "nothing was frozen"
         size = format_bytes(self.nbytes)
         return f"{self.tensors} frozen tensors ({size}) are bit for bit as they were"
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+_GAP_COLUMNS = 3  # what rich puts between two columns
+# Where a cell may be broken, best first: between words and folders; then within a name, behind a
+# dot that is not in a number, behind _ or -, and before a capital as in Batch|Norm2d.
+_BREAKS = (
+    re.compile(r"(?<=\s)(?=\S)|(?<=/)"),
+    re.compile(r"(?<=[_-])|(?<=\.)(?!\d)|(?<=\D\.)|(?<=[a-z\d])(?=[A-Z])"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +38,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def render(self, *, width: int = 80) -> str:
-        """Plain text, no line wider than `width` columns; long cells are folded, never cut."""
+        """Plain text, no line wider than `width` columns; long cells are folded, never lost."""
         from rich.console import Console
 
         page = io.StringIO()
@@ -41,16 +51,104 @@ class Table:
     def __str__(self) -> str:
         return self.render()
 
-    def __rich__(self) -> Group:
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         from rich import box
-        from rich.console import Group
         from rich.table import Table as RichTable
         from rich.text import Text
 
         grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for column in self.columns:
-            grid.add_column(Text(column.heading), justify=column.justify, overflow="fold")
+        room = options.max_width - _GAP_COLUMNS * (len(self.columns) - 1)
+        widths = _column_widths(self.columns, self.rows, room)
+        for column, width in zip(self.columns, widths, strict=True):
+            heading = Text(_folded(column.heading, width))
+            grid.add_column(heading, justify=column.justify, overflow="fold", width=width)
         for row in self.rows:
-            grid.add_row(*map(Text, row))
-        title = [Text(self.title, style="bold")] if self.title else []
-        return Group(*title, grid, *(Text(note) for note in self.notes))
+            cells = zip(row, widths, strict=True)
+            grid.add_row(*(Text(_folded(cell, width)) for cell, width in cells))
+        if self.title:
+            yield Text(self.title, style="bold")
+        yield grid
+        yield from map(Text, self.notes)
+
+
+def _column_widths(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int
+) -> list[int]:
+    """Terminal columns for each of the table's, the widest shrunk first until they fit `room`.
+
+    They shrink as far as cells need be broken only between words; if that is not enough, within
+    names; then anywhere, but figures, which stand to the right, last.
+    """
+    cells = [
+        (column.heading, *(row[number] for row in rows)) for number, column in enumerate(columns)
+    ]
+    natural, words, names = (
+        [max(_longest_part(cell, breaks) for cell in own) for own in cells]
+        for breaks in ((), _BREAKS[:1], _BREAKS)
+    )
+    figures = [
+        least if column.justify == "right" else 1
+        for column, least in zip(columns, names, strict=True)
+    ]
+    widths = natural
+    for least in (words, names, figures, [1] * len(columns)):
+        widths = _shrunk(widths, least, room)
+    return widths
+
+
+def _shrunk(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    found = list(widths)
+    while sum(found) > room:
+        slack = [(width, n) for n, width in enumerate(found) if width > least[n]]
+        if not slack:
+            break
+        found[max(slack)[1]] -= 1
+    return found
+
+
+def _longest_part(text: str, breaks: Sequence[re.Pattern[str]]) -> int:
+    """Terminal columns of the longest part that is left after breaking at all of `breaks`."""
+    from rich.cells import cell_len
+
+    indent, parts = _indent(text), text.lstrip(" ").splitlines() or [""]
+    for pattern in breaks:
+        parts = [piece for part in parts for piece in pattern.split(part)]
+    return len(indent) + max(cell_len(part.rstrip()) for part in parts)
+
+
+def _folded(text: str, width: int) -> str:
+    """`text` in lines of at most `width` terminal columns, each as far to the right as the first.
+
+    Broken between words; a word that is too long, within its name; a name that is, anywhere.
+    """
+    indent = _indent(text)[: width // 2]
+    lines = text.lstrip(" ").splitlines() or [""]
+    folded = (part for line in lines for part in _fill(line, width - len(indent), _BREAKS))
+    return "\n".join(indent + part for part in folded)
+
+
+def _fill(text: str, width: int, breaks: Sequence[re.Pattern[str]]) -> Iterator[str]:
+    from rich.cells import cell_len, chop_cells
+
+    if cell_len(text.rstrip()) <= width:
+        yield text.rstrip()
+        return
+    if not breaks:
+        yield from chop_cells(text.rstrip(), width)
+        return
+    line = ""
+    for piece in breaks[0].split(text):
+        if cell_len((line + piece).rstrip()) <= width:
+            line += piece
+            continue
+        if line.strip():
+            yield line.rstrip()
+        *whole, line = _fill(piece, width, breaks[1:])
+        yield from whole
+        line += piece[len(piece.rstrip()) :]
+    if line.strip():
+        yield line.rstrip()
+
+
+def _indent(text: str) -> str:
+    return text[: len(text) - len(text.lstrip(" "))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Literal
 
 from torch import nn
@@ -14,21 +15,21 @@ from frostline.tables import Column, Table
 from frostline.units import format_bytes, format_count
 
 State = Literal["frozen", "trainable", "partly frozen", "no parameters"]
-Mode = Literal["eval, held", "eval", "train", "mixed"]
+Mode = Literal["eval, held", "eval", "train", "mixed", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One module.
+    """One module, or one parameter that a module holds itself, beside its modules.
 
     Attributes:
         path: dotted path; `""` is the model.
-        type: class name.
+        type: class name; `Parameter` for a parameter.
         parameters: numbers in the parameters at and below it, a tied one once.
         trainable: how many of these want a gradient.
         nbytes: bytes of these parameters and of the buffers.
         state: by the gradients switch.
-        mode: by the mode switch; "held" is kept in eval by Frostline.
+        mode: by the mode switch; "held" is kept in eval by Frostline; a parameter has none.
     """
 
     path: str
@@ -81,7 +82,8 @@ class Summary:
 def summary(model: nn.Module, *, depth: int = 2) -> Summary:
     """The model as a tree of modules, `depth` levels deep: parameters, frozen or not, mode, bytes.
 
-    Modules without parameters are left out, except where they hold buffers.
+    Modules without parameters are left out, except where they hold buffers. A parameter that a
+    module with modules in it holds itself, such as a class token, has a row before theirs.
 
     Raises:
         SelectorError: `model` is no module, or is lazy and has not seen a batch.
@@ -109,13 +111,27 @@ def describe(module: nn.Module, path: str = "") -> Row:
 
 def _rows(module: nn.Module, path: str, depth: int) -> Iterator[Row]:
     yield describe(module, path)
-    if depth == 0:
+    children = [(name, unwrap(child)) for name, child in module.named_children()]
+    children = [(name, child) for name, child in children if _holds_tensors(child)]
+    if depth == 0 or not children:
         return
-    for name, child in module.named_children():
-        child = unwrap(child)
-        holds_tensors = any(True for _ in child.parameters()) or any(True for _ in child.buffers())
-        if holds_tensors:
-            yield from _rows(child, f"{path}.{name}" if path else name, depth - 1)
+    prefix = f"{path}." if path else ""
+    for name, parameter in module.named_parameters(recurse=False):
+        yield _parameter_row(parameter, prefix + name)
+    for name, child in children:
+        yield from _rows(child, prefix + name, depth - 1)
+
+
+def _holds_tensors(module: nn.Module) -> bool:
+    tensors = chain(module.parameters(), module.buffers())
+    return next(tensors, None) is not None
+
+
+def _parameter_row(parameter: nn.Parameter, path: str) -> Row:
+    count = parameter.numel()
+    trainable = count if parameter.requires_grad else 0
+    state = _state(count, trainable)
+    return Row(path, "Parameter", count, trainable, parameter.nbytes, state, "none")
 
 
 def _state(count: int, trainable: int) -> State:
@@ -138,4 +154,5 @@ def _mode(module: nn.Module) -> Mode:
 def _cells(row: Row) -> tuple[str, ...]:
     level = row.path.count(".") + 1 if row.path else 0
     name = "  " * level + row.path.rpartition(".")[2] if row.path else "(model)"
-    return name, row.type, format_count(row.parameters), row.state, row.mode
+    mode = "" if row.mode == "none" else row.mode
+    return name, row.type, format_count(row.parameters), row.state, mode

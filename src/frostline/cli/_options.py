@@ -6,17 +6,59 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
 from frostline.errors import ConfigError
 from frostline.recipe import Recipe, config_errors
 
+if TYPE_CHECKING:
+    from frostline.config import HeadPlace
+
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
+
+
+def _device(text: str) -> str:
+    """Refuse what names no device on any machine; whether it is here, a run finds out."""
+    if text != "auto":
+        from torch import device
+
+        try:
+            device(text)
+        except RuntimeError:
+            raise typer.BadParameter(
+                f"'{text}' names no device. Use auto, cpu, cuda, cuda:1, mps, ..."
+            ) from None
+    return text
+
+
+def _selector(text: str | None) -> str | None:
+    """Refuse what cannot be read; whether it matches, the model tells."""
+    if text is not None:
+        from frostline.errors import SelectorError
+        from frostline.selectors.grammar import parse
+
+        try:
+            parse(text)
+        except SelectorError as error:
+            raise typer.BadParameter(str(error)) from None
+    return text
+
+
+def _augment(text: str) -> str:
+    if text != "none":
+        from frostline.data import Augment
+
+        with usage_errors():
+            Augment.parse(text)
+    return text
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", callback=_device)]
+Augment = Annotated[str, typer.Option(help="none, views:K or live.", callback=_augment)]
 Model = Annotated[
     str, typer.Option("--model", help="alexnet, torchvision:NAME, timm:NAME or file.py:function.")
 ]
@@ -24,12 +66,18 @@ Weights = Annotated[
     str, typer.Option(help="DEFAULT, none, or a .safetensors or .pth FILE.", metavar="WEIGHTS")
 ]
 Freeze = Annotated[
-    str | None, typer.Option("--freeze", help="Freeze what this selector matches.", metavar="SEL")
+    str | None,
+    typer.Option(
+        "--freeze", help="Freeze what this selector matches.", metavar="SEL", callback=_selector
+    ),
 ]
 Train = Annotated[
     str | None,
     typer.Option(
-        "--train", help="Train what this selector matches, freeze the rest.", metavar="SEL"
+        "--train",
+        help="Train what this selector matches, freeze the rest.",
+        metavar="SEL",
+        callback=_selector,
     ),
 ]
 Norm = Annotated[
@@ -46,16 +94,23 @@ Head = Annotated[
 Run = Annotated[Path, typer.Argument(help="A folder that `frostline train` wrote.", metavar="RUN")]
 
 
-def hidden_widths(text: str) -> tuple[int, ...]:
+def hidden_widths(text: str, *, on: HeadPlace) -> tuple[int, ...]:
     """`"256,64"` -> `(256, 64)`.
 
     Raises:
-        typer.BadParameter: it is no list of whole numbers.
+        typer.BadParameter: it is no list of whole numbers from 1 upwards, or no new head is put.
     """
+    from frostline.models import check_head
+
     try:
-        return tuple(int(part) for part in text.replace(" ", "").split(",") if part)
+        widths = tuple(int(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
-        raise typer.BadParameter(f"'{text}' is no list of widths such as 100 or 256,64.") from None
+        raise typer.BadParameter(
+            f"'{text}' is no list of widths such as 100 or 256,64.", param_hint="--head"
+        ) from None
+    with usage_errors():
+        check_head(classes=2, hidden=widths, on=on)
+    return widths
 
 
 @contextmanager

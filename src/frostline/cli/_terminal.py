@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from frostline.metrics import Evaluation
 
 
 def output() -> Console:
@@ -30,6 +34,13 @@ def say(console: Console, message: str, *, style: str = "") -> None:
 def print_json(document: object) -> None:
     """One JSON document on standard output, in ASCII, which any stream and file name will bear."""
     print(json.dumps(document, indent=2))  # noqa: T201 - the output itself
+
+
+def print_evaluation(console: Console, found: Evaluation) -> None:
+    """The figures of each class, what was confused with what, and an empty line after each."""
+    for table in (found.class_table(), found.confusion_table()):
+        console.print(table)
+        console.print()
 
 
 @contextmanager

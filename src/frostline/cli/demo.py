@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,12 @@ def demo() -> None:
     Weights and pictures come in packages, so nothing is downloaded. Takes about a minute on two
     cores and leaves nothing behind.
     """
-    import torch
-
     import frostline as fl
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._digits import SIDE_PIXELS, efficientnet, write_digits
     from frostline.cli._terminal import notes, output, say
     from frostline.engine import predict
     from frostline.metrics import evaluate_logits
-    from frostline.models import replace_classifier
 
     start, page = time.perf_counter(), output()
     with tempfile.TemporaryDirectory(prefix="frostline-demo-") as scratch:
@@ -47,9 +45,7 @@ def demo() -> None:
         say(page, f"Data     scikit-learn's handwritten digits as {SIDE_PIXELS} px pictures:")
         say(page, f"         {len(train)} train, {len(val)} validate, {len(test)} held out")
         say(page, "Model    EfficientNet-Lite0 with its ImageNet weights, new head for 10 digits")
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)  # the same head each time, so that the demo repeats
-            replace_classifier(network, classes=10, path=_HEAD)
+        put_new_head(network)
         everything = _step_cost(network, train)
         frozen = fl.train_only(network, _HEAD)
         page.print()
@@ -73,9 +69,21 @@ def demo() -> None:
         page.print()
         say(page, f"Held-out accuracy {found.accuracy:.3f} on {found.samples} pictures")
         say(page, f"Verified: {run.proof}")
-        say(page, _saving(everything, _step_cost(network, train)))
+        for line in _savings(everything, _step_cost(network, train)):
+            say(page, line)
         say(page, f"Done in {time.perf_counter() - start:.0f} s. Next, your own pictures:")
         say(page, "  frostline train FOLDER --model resnet18 --out runs/mine")
+
+
+def put_new_head(network: nn.Module) -> None:
+    """A head for 10 digits, the same each time, so that the demo repeats."""
+    import torch
+
+    from frostline.models import replace_classifier
+
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        replace_classifier(network, classes=10, path=_HEAD)
 
 
 def _dataset(folder: Path, preprocessing: Preprocessing) -> ImageDataset:
@@ -121,12 +129,11 @@ def _step_cost(network: nn.Module, data: ImageDataset) -> StepCost:
     return measure_step(network, batch.inputs, batch.targets)
 
 
-def _saving(everything: StepCost, head_only: StepCost) -> str:
+def _savings(everything: StepCost, head_only: StepCost) -> Iterator[str]:
     from frostline.units import format_bytes, format_seconds
 
-    return (
-        f"Freezing saved, measured on steps of {_BATCH_SIZE} pictures: "
-        f"time {format_seconds(everything.seconds)} -> {format_seconds(head_only.seconds)}, "
-        f"memory besides the weights {format_bytes(everything.nbytes)} -> "
-        f"{format_bytes(head_only.nbytes)}"
-    )
+    yield f"Freezing saved, measured on steps of {_BATCH_SIZE} pictures:"
+    before, after = format_seconds(everything.seconds), format_seconds(head_only.seconds)
+    yield f"  time                        {before} -> {after}"
+    before, after = format_bytes(everything.nbytes), format_bytes(head_only.nbytes)
+    yield f"  memory besides the weights  {before} -> {after}"

@@ -25,7 +25,14 @@ def evaluate(
     divided itself, the part that it held out.
     """
     from frostline.callbacks.progress import BatchBar
-    from frostline.cli._terminal import counting, notes, output, print_json, say
+    from frostline.cli._terminal import (
+        counting,
+        notes,
+        output,
+        print_evaluation,
+        print_json,
+        say,
+    )
     from frostline.runs import open_run
 
     opened, aside = open_run(run), notes()
@@ -39,10 +46,7 @@ def evaluate(
         print_json(found.as_dict())
         return
     page = output()
-    page.print(found.class_table())
-    page.print()
-    page.print(found.confusion_table())
-    page.print()
+    print_evaluation(page, found)
     say(
         page,
         f"accuracy {found.accuracy:.3f}, macro F1 {found.macro_f1:.3f}, loss {found.loss:.4f} "

@@ -11,6 +11,7 @@ from frostline.cli import _options as options
 if TYPE_CHECKING:
     from torch import nn
 
+    from frostline.config import HeadPlace
     from frostline.tables import Table
 
 
@@ -25,24 +26,28 @@ def inspect(
     freeze: options.Freeze = None,
     train: options.Train = None,
     weights: options.Weights = "none",
+    on: options.On = "keep",
+    head: options.Head = "",
+    classes: Annotated[int, typer.Option(help="Logits of the new head.", min=1)] = 10,
     depth: Annotated[int, typer.Option(help="Levels of modules to show.", min=0)] = 2,
     names: Annotated[bool, typer.Option("--names", help="List every parameter.")] = False,
     json: options.Json = False,
 ) -> None:
     """Show a model's layers and stages, what a selector matches and what freezing it saves.
 
-    Without --freeze or --train nothing is frozen. Weights are not needed, so none are loaded.
+    Without --freeze or --train nothing is frozen. Weights are not needed, so none are loaded; the
+    classifier is kept unless --on says where `train` would put a new head.
     """
     from frostline.cli._terminal import output, print_json
     from frostline.freezing import freeze as freeze_part
     from frostline.freezing import train_only
-    from frostline.models import ModelSpec, build
     from frostline.selectors import select
     from frostline.tree import summary
 
     if freeze is not None and train is not None:
         raise typer.BadParameter("give one of --freeze and --train; the other is the rest.")
-    network = build(ModelSpec.parse(model), weights=weights, seed=0).model
+    hidden = options.hidden_widths(head, on=on)
+    network = _built(model, weights, on, hidden, classes)
     if freeze is not None:
         freeze_part(network, freeze)
     elif train is not None:
@@ -59,6 +64,16 @@ def inspect(
         page.print(select(network, "all").report())
     page.print()
     page.print(_savings(network))
+
+
+def _built(
+    model: str, weights: str, on: HeadPlace, hidden: tuple[int, ...], classes: int
+) -> nn.Module:
+    from frostline.models import ModelSpec, build, load_model
+
+    if on == "keep":
+        return build(ModelSpec.parse(model), weights=weights, seed=0).model
+    return load_model(model, weights=weights, classes=classes, hidden=hidden, on=on).model
 
 
 def _document(network: nn.Module, depth: int) -> dict[str, object]:

@@ -64,13 +64,23 @@ def _expanded(files: Sequence[str]) -> Iterator[Path]:
 
     for name in files:
         if name == "-":
-            yield from (Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip())
+            yield from _listed()
         elif Path(name).is_dir():
             inside = (p for p in Path(name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             shown = sorted(p for p in inside if not p.name.startswith("."))
             yield from shown or [Path(name)]
         else:
             yield Path(name)
+
+
+def _listed() -> list[Path]:
+    files = [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]
+    if not files:
+        raise typer.BadParameter(
+            "standard input is empty; - takes a file's name from each line of it, as in "
+            "`ls new/*.jpg | frostline predict RUN -`."
+        )
+    return files
 
 
 def _readable(files: Sequence[Path]) -> tuple[list[Path], list[ImageError]]:

@@ -42,7 +42,7 @@ def train(
     head: options.Head = "",
     on: options.On = "classifier",
     batch_size: Annotated[int, typer.Option(help="Samples in a step.", min=1)] = 32,
-    augment: Annotated[str, typer.Option(help="none, views:K or live.")] = "none",
+    augment: options.Augment = "none",
     val_fraction: Annotated[
         float, typer.Option(help="Share of each class to hold out where data is undivided.")
     ] = 0.2,
@@ -76,9 +76,12 @@ def train(
         return _go(settings, out or data, resume=True, as_json=json)
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
+    _check_fold(folds, fold)
     with usage_errors():
         settings = RunSettings(
-            model=ModelSettings(name=model, weights=weights, on=on, hidden=hidden_widths(head)),
+            model=ModelSettings(
+                name=model, weights=weights, on=on, hidden=hidden_widths(head, on=on)
+            ),
             data=DataSettings(
                 path=str(data),
                 val_fraction=val_fraction,
@@ -93,6 +96,18 @@ def train(
             device=device,
         )
     return _go(settings, out or _free_folder(model), resume=resume, as_json=json)
+
+
+def _check_fold(folds: int | None, fold: int) -> None:
+    if fold and folds is None:
+        raise typer.BadParameter(
+            f"asked for fold {fold} without folds. Say into how many to divide, as --folds 5.",
+            param_hint="--fold",
+        )
+    if folds is not None and fold >= max(2, folds):
+        raise typer.BadParameter(
+            f"asked for fold {fold} of {folds}; they are counted from 0.", param_hint="--fold"
+        )
 
 
 def _check_alone(context: typer.Context) -> None:
@@ -147,6 +162,7 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
     if resume:
         RunFolder(folder).check_is_run()
     else:
+        _check_apart(folder, Path(settings.data.path))
         RunFolder(folder).check_free()
     aside = notes()
     page = aside if as_json else output()
@@ -163,6 +179,18 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
         print_json(_document(run, folder))
     else:
         _conclude(run, folder, page)
+
+
+def _check_apart(folder: Path, data: Path) -> None:
+    """Refuse to write a run where a later one would read it as pictures of a class."""
+    from frostline.errors import OutputError
+
+    where = data.expanduser().resolve()
+    if where.is_dir() and folder.resolve().is_relative_to(where):
+        raise OutputError(
+            f"{folder} lies inside the data in {data}, where a later run would take it for a "
+            "class. Choose an --out outside."
+        )
 
 
 def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
@@ -182,14 +210,11 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
 
 
 def _conclude(run: Run, folder: Path, page: Console) -> None:
-    from frostline.cli._terminal import say
+    from frostline.cli._terminal import print_evaluation, say
 
     found = run.best.validation
     page.print()
-    page.print(found.class_table())
-    page.print()
-    page.print(found.confusion_table())
-    page.print()
+    print_evaluation(page, found)
     say(
         page,
         f"Best epoch {run.best.epoch}: accuracy {found.accuracy:.3f}, macro F1 "

@@ -24,4 +24,5 @@ def verify(run: options.Run, *, json: options.Json = False) -> None:
     page = output()
     for check in verdict.checks:
         say(page, f"ok  {check}")
-    say(page, f"Verified: {verdict.tensors} frozen tensors, {verdict.fingerprint}")
+    frozen = f"{verdict.tensors} frozen tensors, {verdict.fingerprint}"
+    say(page, f"Verified: {frozen if verdict.tensors else 'nothing was frozen'}")

@@ -16,7 +16,7 @@ from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
 from frostline.cutting.checking import check, state_kept
 from frostline.cutting.halves import Line, build_prefix, build_suffix
 from frostline.cutting.signatures import prefix_key, prefix_tensors, signatures
-from frostline.cutting.structures import Inputs, InputSpec, flatten_output, read_inputs, rows_of
+from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
 from frostline.cutting.sweep import Swept, sweep
 from frostline.cutting.tracing import Traced, module_path, trace
 from frostline.cutting.trial import Trial, row_shape, run_trial
@@ -70,7 +70,8 @@ class Frontier:
 class Prefix(nn.Module):
     """The frozen side: `prefix(*inputs)`, called as the model is, gives the frontier's values.
 
-    Runs without gradients. Holds no parameter of its own; `graph` reads the model's.
+    Computes in the gradient mode it is called in, since some kernels (LSTM's) give other last
+    bits under `no_grad`; what it gives never wants a gradient. Holds no parameter of its own.
 
     Attributes:
         graph: flat inputs to the tuple of values, for tuning; None behind a named submodule.
@@ -94,8 +95,7 @@ class Prefix(nn.Module):
 
     def run_flat(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         """The values for the inputs' tensors, in the order of `spec`."""
-        with torch.no_grad():
-            return self._run(tensors)
+        return tuple(value.detach() for value in self._run(tensors))
 
 
 class Suffix(nn.Module):
@@ -308,10 +308,8 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
 
 
 def _checked(made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
-    values = made.prefix.run_flat([t.clone() for t in tensors])
-
-    def halves(_: list[Tensor]) -> object:
-        return made.suffix(*values)
+    def halves(given: list[Tensor]) -> object:
+        return made.suffix(*made.prefix.run_flat(given))
 
     compare = partial(check, model, spec, tensors, halves)
     error = max(compare(training=True), compare(training=False))

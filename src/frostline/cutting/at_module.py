@@ -33,14 +33,14 @@ class ModuleSplit:
         self._check_fixed(tensors)
 
     def prefix(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
-        """The submodule's output, flat; computed without gradients, in the model's mode."""
+        """The submodule's output, flat."""
         answered: list[object] = []
 
         def stop(_module: nn.Module, _inputs: object, output: object) -> None:
             answered.append(output)
             raise _ReachedError
 
-        with self._hooked(stop), torch.no_grad(), suppress(_ReachedError):
+        with self._hooked(stop), suppress(_ReachedError):
             self._spec.call(self._model, tensors)
         if not answered:
             raise CutError(f"{self._path} is not used in the forward. Name one that is.")
@@ -51,7 +51,7 @@ class ModuleSplit:
         """The model's output, with `features` as the submodule's answer."""
         assert self._rebuild is not None
         rows = features[0].shape[0]
-        stubs = [_Unread.make(shape, dtype, rows) for shape, dtype, _ in self._shapes]
+        stubs: list[Tensor] = [_Unread.make(shape, dtype, rows) for shape, dtype, _ in self._shapes]
         answer = self._rebuild(iter(f.clone() for f in features))
         calls: list[int] = []
 
@@ -129,7 +129,7 @@ class _Unread(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
-            return super().__torch_function__(func, types, args, kwargs or {})
+            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]  # torch's own
         except (RuntimeError, NotImplementedError) as error:
             name = getattr(func, "__name__", str(func))
             raise CutError(
@@ -141,7 +141,7 @@ class _Unread(Tensor):
 @contextmanager
 def _replaced_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
     former = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]  # for the time of one call
+    module.forward = forward
     try:
         yield
     finally:

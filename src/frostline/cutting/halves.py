@@ -139,7 +139,8 @@ class _Suffix:
         assert isinstance(tensor, fx.Node)
         if tensor in self._copies:
             return self.graph.node_copy(node, self._find)
-        wanted = dict(sizes_of(tensor)).get(node.args[1])
+        dimension: Any = node.args[1]
+        wanted = dict(sizes_of(tensor)).get(dimension)
         for nodes in self._line.crossing:
             for dim, size in sizes_of(nodes[0]):
                 if size == wanted:
@@ -152,7 +153,7 @@ class _Suffix:
             'has. Cut behind a frozen submodule instead: fl.cut(model, example, at="...").'
         )
 
-    def _constant(self, node: fx.Node, value: Tensor) -> fx.Node:
+    def _constant(self, node: fx.Node, value: Any) -> fx.Node:
         name = f"constant_{node.name}"
         self._constants[name] = value.detach().clone()
         made = self.graph.get_attr(name)
@@ -167,11 +168,11 @@ def _attribute(module: fx.GraphModule, name: str) -> Any:
     return found
 
 
-_CONTIGUOUS = {"memory_format": torch.contiguous_format}
+_CONTIGUOUS: dict[str, Any] = {"memory_format": torch.contiguous_format}
 
 
 def _needed(starts: Collection[fx.Node], allowed: Collection[fx.Node], line: Line) -> set[fx.Node]:
-    """`starts` and all they are computed from, with what writes into any of it, within `allowed`."""
+    """`starts`, all they are computed from and what writes into any of it, within `allowed`."""
     held: set[fx.Node] = set()
     pending = [node for node in starts if node in allowed]
     writers = dict(_writers(allowed, line))
@@ -202,7 +203,8 @@ def _memory_order(tensor: Tensor) -> list[int] | None:
     """Dimensions from the outermost in memory inwards; None where that is their own order."""
     if tensor.is_contiguous() or tensor.dim() < 2:
         return None
-    order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
     if not tensor.permute(order).is_contiguous():
         return None  # not dense: a slice of a larger value
     return order if order != list(range(tensor.dim())) else None

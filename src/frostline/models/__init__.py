@@ -35,6 +35,7 @@ __all__ = [
     "WeightsReport",
     "build",
     "build_head",
+    "check_head",
     "find_classifier",
     "load_model",
     "load_weights",

@@ -92,7 +92,7 @@ def _load(path: Path, spec: ModelSpec) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ModelError(
-            f"cannot import {path.name}{_line(error, path)}: {one_line(error)}. "
+            f"cannot import {path.name}{line_in(path, error)}: {one_line(error)}. "
             f"Mend the file; python {path.name} shows more."
         ) from error
     except BaseException:
@@ -107,7 +107,7 @@ def _module_name(path: Path, source: bytes) -> str:
     return f"_frostline_{stem}_{digest}"
 
 
-def _line(error: BaseException, path: Path) -> str:
+def line_in(path: Path, error: BaseException) -> str:
     """` (line 3)` where the error passed through the file."""
     if isinstance(error, SyntaxError):
         return f" (line {error.lineno})" if error.filename == str(path) else ""
@@ -157,7 +157,7 @@ def _call(function: Callable[[], object], spec: ModelSpec, path: Path) -> object
         return function()
     except (Exception, SystemExit) as error:
         raise ModelError(
-            f"{spec}: the function failed{_line(error, path)}: {one_line(error)}. Mend it there."
+            f"{spec}: the function failed{line_in(path, error)}: {one_line(error)}. Mend it there."
         ) from error
 
 

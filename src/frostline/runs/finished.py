@@ -38,6 +38,8 @@ from frostline.metrics import Evaluation
 from frostline.models import LoadedModel
 from frostline.runs.preparing import build, freeze_as_asked
 
+_NOT_THIS_RUNS = "It is another run's, or was changed; restore it from a copy, or train again."
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -93,10 +95,16 @@ class FinishedRun:
             ConfigError: the model was handed over as a Python object.
             WeightsError: the base's weights are not where they were.
             DeltaError: there is no delta, or it does not belong to this base.
+            DriftError: the delta is not that of this run: it lacks what was trained, or holds
+                what was to stay frozen.
         """
         loaded = self._base()
         self._check_weights()
-        _check_trained(load_delta(loaded.model, self.folder.best), loaded.model, self.folder.best)
+        delta = read_delta(self.folder.best)
+        _check_trained(delta, loaded.model, self.folder.best)
+        frozen = [n for n, p in loaded.model.named_parameters() if not p.requires_grad]
+        _check_left_out(delta, frozen, self.folder.best)
+        load_delta(loaded.model, self.folder.best)
         loaded.model.eval()
         # As it was then: an own file or a later library may come with another one.
         return replace(loaded, preprocessing=self.settings.preprocessing or loaded.preprocessing)
@@ -107,7 +115,7 @@ class FinishedRun:
         """Figures on `images`.
 
         Raises:
-            ConfigError, WeightsError, DeltaError: as `loaded`.
+            ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
         """
         data = ImageDataset(images, self.loaded.preprocessing)
         batches = make_batches(data, batch_size=self._batch_size, shuffle=False, seed=0)
@@ -132,7 +140,7 @@ class FinishedRun:
         """The `top` most probable classes of each picture; all must be readable.
 
         Raises:
-            ConfigError, WeightsError, DeltaError: as `loaded`.
+            ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
             ImageError: a file is no picture.
         """
         classes = self.settings.data.classes
@@ -171,7 +179,8 @@ class FinishedRun:
         """Prove that what was to stay frozen did, from the files alone.
 
         The base, built again from its weights, has the frozen tensors that the run started with;
-        neither delta holds one of them; and each delta was saved beside these very tensors.
+        neither delta holds one of them or lacks one of the others' parameters; and each delta was
+        saved beside these very tensors.
 
         Raises:
             DriftError: names the tensors for which it does not hold.
@@ -277,32 +286,43 @@ def _ranking(
 
 
 def _check_delta(delta: Delta, expected: Fingerprint, file: Path) -> None:
-    held = [name for name in expected.tensors if name in delta.tensors]
-    if held:
-        raise _drift(f"{file} holds tensors that were to stay frozen and", held)
+    _check_left_out(delta, expected.tensors, file)
     moved = [n for n, d in expected.tensors.items() if delta.base.tensors.get(n) != d]
     if moved:
         raise _drift(f"the model that {file} was saved from", moved)
 
 
-def _check_trained(delta: Delta, model: nn.Module, file: Path) -> None:
-    """Make sure the delta holds each trained parameter of this run and no frozen one."""
-    trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    missing = [name for name, wanted in trained.items() if wanted and name not in delta.tensors]
-    if missing:
-        raise _drift(f"{file}, which lacks what this run trained,", missing)
-    held = [name for name in delta.tensors if trained.get(name) is False]
+def _check_left_out(delta: Delta, frozen: Iterable[str], file: Path) -> None:
+    """Make sure the delta holds no tensor that was to stay frozen."""
+    held = [name for name in frozen if name in delta.tensors]
     if held:
-        raise _drift(f"{file} holds tensors that were to stay frozen and", held)
+        raise DriftError(
+            f"{file} holds tensors that were to stay frozen: {_some(held)}. {_NOT_THIS_RUNS}", held
+        )
+
+
+def _check_trained(delta: Delta, model: nn.Module, file: Path) -> None:
+    """Make sure the delta holds each parameter that this run trained."""
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    missing = [name for name in trained if name not in delta.tensors]
+    if missing:
+        raise DriftError(
+            f"{file} lacks tensors that this run trained: {_some(missing)}. {_NOT_THIS_RUNS}",
+            missing,
+        )
 
 
 def _drift(where: str, names: Sequence[str]) -> DriftError:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return DriftError(
         f"{where} differs from what the run started with in {len(names)} frozen tensors: "
-        f"{', '.join(names[:5])}{more}. Do not trust this run; restore its files or train again.",
+        f"{_some(names)}. Do not trust this run; restore its files or train again.",
         names,
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def _notes(broken: Mapping[Path, ImageError], known: int, count: int) -> Iterable[str]:

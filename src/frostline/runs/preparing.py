@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from frostline.config import RunSettings
 from frostline.data import Audit, Augment, ImageDataset, audit, read_splits
 from frostline.devices import resolve_device
 from frostline.engine import Hook
-from frostline.errors import ConfigError, FreezeError
+from frostline.errors import ConfigError, FreezeError, ModelError
 from frostline.folder import RunFolder
 from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model
+from frostline.models.downloads import one_line
+from frostline.models.file_source import line_in
 from frostline.runs.fitting import Run, fit
 from frostline.selectors import path
 
@@ -39,8 +42,13 @@ class Prepared:
     def run(self, out: str | Path, *, resume: bool = False, hooks: Iterable[Hook] = ()) -> Run:
         """Train, into the folder `out`.
 
+        A new run that fails before its first epoch is finished leaves no folder behind, so that
+        it can be started again with other settings.
+
         Raises:
             FrostlineError: as `fit`.
+            ModelError: the forward of the user's own model raised RuntimeError, as where shapes
+                do not fit.
         """
         settings = self.settings
         train_set, val_set = self.datasets()
@@ -52,18 +60,26 @@ class Prepared:
                 f"cannot resume: the training pictures in {settings.data.path} are not those that "
                 f"{folder.root} was trained on. Restore them, or start a new run."
             )
-        return fit(
-            self.loaded.model,
-            train_set,
-            val_set,
-            out=out,
-            recipe=settings.training,
-            batch_size=settings.data.batch_size,
-            device=settings.device,
-            resume=resume,
-            hooks=(_Noting(folder, digests), *hooks),
-            settings=settings,
-        )
+        noting = _Noting(folder, digests)
+        try:
+            return fit(
+                self.loaded.model,
+                train_set,
+                val_set,
+                out=out,
+                recipe=settings.training,
+                batch_size=settings.data.batch_size,
+                device=settings.device,
+                resume=resume,
+                hooks=(noting, *hooks),
+                settings=settings,
+            )
+        except Exception as error:
+            if noting.has_started and not resume:
+                folder.discard_start()
+            if isinstance(error, RuntimeError) and _is_of_own_forward(error, self.loaded):
+                raise _own_error(error, self.loaded) from error
+            raise
 
     def datasets(self) -> tuple[ImageDataset, ImageDataset]:
         """Training pictures with the augmentation asked for, validation pictures without."""
@@ -179,13 +195,34 @@ def _absolute(spec: ModelSpec) -> str:
     return f"{Path(spec.path).expanduser().resolve()}:{spec.name}"
 
 
+def _is_of_own_forward(error: BaseException, loaded: LoadedModel) -> bool:
+    """Whether the error passed through the forward of a model from the user's own file."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return loaded.spec.source == "file" and any(
+        frame.f_code.co_name == "forward" and frame.f_locals.get("self") is loaded.model
+        for frame in frames
+    )
+
+
+def _own_error(error: BaseException, loaded: LoadedModel) -> ModelError:
+    file = Path(loaded.spec.path).expanduser().resolve()
+    shape = ", ".join(map(str, ("batch", 3, *loaded.preprocessing.crop)))
+    return ModelError(
+        f"{loaded.spec}: the model's own forward failed{line_in(file, error)} on pictures of shape "
+        f"({shape}): {one_line(error)}. Make its layers fit that shape, or let the function return "
+        "(model, Preprocessing) with the size that they take."
+    )
+
+
 @final
 class _Noting(Hook):
-    """Notes at the start which pictures the run sees."""
+    """Notes at the start which pictures the run sees, and that it has started."""
 
     def __init__(self, folder: RunFolder, digests: list[str]) -> None:
         self._folder = folder
         self._digests = digests
+        self.has_started = False
 
     def on_start(self, training: object) -> None:  # noqa: ARG002 - the hook's signature
+        self.has_started = True
         self._folder.write_trained_on(self._digests)

@@ -40,6 +40,7 @@ _HOMES = {
         "TrainingError",
         "WeightsError",
     ),
+    "features": ("extract",),
     "fingerprints": ("Fingerprint", "fingerprint"),
     "freezing": ("Frozen", "freeze", "frozen", "thaw", "train_only"),
     "groups": ("param_groups",),
@@ -62,6 +63,7 @@ _HOMES = {
         "stage",
         "where",
     ),
+    "store": ("FeatureStore",),
     "tree": ("summary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -24,6 +24,7 @@ from frostline.errors import SelectorError as SelectorError
 from frostline.errors import StoreError as StoreError
 from frostline.errors import TrainingError as TrainingError
 from frostline.errors import WeightsError as WeightsError
+from frostline.features import extract as extract
 from frostline.fingerprints import Fingerprint as Fingerprint
 from frostline.fingerprints import fingerprint as fingerprint
 from frostline.freezing import Frozen as Frozen
@@ -51,4 +52,5 @@ from frostline.selectors import regex as regex
 from frostline.selectors import select as select
 from frostline.selectors import stage as stage
 from frostline.selectors import where as where
+from frostline.store import FeatureStore as FeatureStore
 from frostline.tree import summary as summary

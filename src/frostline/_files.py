@@ -1,16 +1,20 @@
-"""Files that are either whole or untouched: write beside, flush, rename."""
+"""Files that are either whole or untouched: write beside, flush, rename. And locks on files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, Self, final
 
 from frostline.errors import OutputError
+
+LockMode = Literal["exclusive", "shared"]
 
 
 @contextmanager
@@ -95,6 +99,54 @@ def file_digest(path: Path, make_hash: Callable[[], _Hash]) -> str:
     return digest.hexdigest()
 
 
+@final
+class FileLock:
+    """A held lock on a file; the system releases it when its holder ends, however it ends.
+
+    Locks exclude each other between processes and between holders in one process. A forked child
+    shares its parent's lock until both let go.
+    """
+
+    __slots__ = ("__weakref__", "_close")
+
+    def __init__(self, handle: int) -> None:
+        self._close = weakref.finalize(self, os.close, handle)
+
+    def release(self) -> None:
+        """Let go; a second call does nothing."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def lock(path: Path, *, mode: LockMode = "exclusive", wait: bool = True) -> FileLock | None:
+    """Lock the file at `path`, made if it is missing; `None` when it is taken and `wait` is false.
+
+    The lock is on the file that stands at `path` when it is given, never on one that was removed
+    or moved meanwhile. A shared lock needs no permission to write.
+
+    Raises:
+        OSError: the file cannot be opened, or its file system has no locks.
+    """
+    while True:
+        handle = _open_lock(path, mode)
+        try:
+            taken = _lock_handle(handle, mode, wait)
+            current = taken and _stands_at(handle, path)
+        except BaseException:
+            os.close(handle)
+            raise
+        if current:
+            return FileLock(handle)
+        os.close(handle)
+        if not taken:
+            return None
+
+
 class _Hash(Protocol):
     """What `file_digest` needs of hashlib's and xxhash's objects."""
 
@@ -130,3 +182,51 @@ def _output_errors(path: Path) -> Iterator[None]:
             f"cannot write {path}: {reason}. Nothing was overwritten. "
             "Choose a folder you can write to, with room on its disk."
         ) from error
+
+
+def _open_lock(path: Path, mode: LockMode) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        if mode == "exclusive":
+            raise
+        return os.open(path, os.O_RDONLY)
+
+
+def _stands_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+if sys.platform == "win32":
+    import msvcrt
+    import random
+    import time
+
+    _SHARES = 1000
+
+    def _lock_handle(handle: int, mode: LockMode, wait: bool) -> bool:
+        """Windows locks bytes, never shared: a share is one byte of many, exclusive is all."""
+        while True:
+            count, first = (1, random.randrange(_SHARES)) if mode == "shared" else (_SHARES, 0)
+            os.lseek(handle, first, os.SEEK_SET)
+            try:
+                msvcrt.locking(handle, msvcrt.LK_NBLCK, count)
+                return True
+            except OSError:
+                if not wait:
+                    return False
+            time.sleep(0.01)
+
+else:
+    import fcntl
+
+    def _lock_handle(handle: int, mode: LockMode, wait: bool) -> bool:
+        operation = fcntl.LOCK_EX if mode == "exclusive" else fcntl.LOCK_SH
+        try:
+            fcntl.flock(handle, operation if wait else operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

@@ -69,6 +69,20 @@ class FreezeSettings(_Section):
     norm: Literal["hold", "adapt"] = "hold"
 
 
+class FeatureSettings(_Section):
+    """What is kept of the frozen part, and where.
+
+    `store` is `auto` (the user's cache folder), `off` or a folder; `form` is how the frozen part
+    was computed, `model` where the model did it: written when the run begins.
+    """
+
+    store: str = "auto"
+    storage: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    budget_bytes: int | None = Field(None, ge=1)
+    compile: bool = False
+    form: str = ""
+
+
 class RunSettings(_Section):
     """Everything about a run.
 
@@ -81,6 +95,7 @@ class RunSettings(_Section):
     data: DataSettings = DataSettings()
     freeze: FreezeSettings = FreezeSettings()
     training: Recipe = Recipe()
+    features: FeatureSettings = FeatureSettings()
     device: str = "auto"
     preprocessing: Preprocessing | None = None
 

@@ -65,6 +65,7 @@ def save_delta(
     *,
     base: Fingerprint | None = None,
     about: Mapping[str, str] | None = None,
+    content: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the trainable parameters and changed buffers of `model`, whole or not at all.
 
@@ -73,20 +74,16 @@ def save_delta(
             change and are not held are left out. Without it all buffers outside the held part
             are written.
         about: notes that go along, text by text.
+        content: what `delta_content` gave earlier, to write that state rather than the present.
 
     Raises:
         DeltaError: nothing is trainable and no buffer changed: there is no delta.
         OutputError: the file cannot be written.
     """
+    if content is None:
+        content = delta_content(model, base=base)
     tensors = all_tensors(model)
-    changed = _changed_names(model, tensors, base)
-    if not changed:
-        raise DeltaError(
-            f"nothing in {type(model).__name__} is trainable, so there is no delta to save. "
-            "Thaw what was trained, or save the whole state_dict."
-        )
-    rest = fingerprint_of({n: t for n, t in tensors.items() if n not in changed})
-    content = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items() if n in changed}
+    rest = fingerprint_of({n: t for n, t in tensors.items() if n not in content})
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -96,7 +93,26 @@ def save_delta(
         "about": json.dumps(dict(about or {})),
     }
     with replacing(Path(path)) as temporary:
-        save_file(content, temporary, metadata=header)
+        save_file(dict(content), temporary, metadata=header)
+
+
+def delta_content(model: nn.Module, *, base: Fingerprint | None = None) -> dict[str, Tensor]:
+    """Copies, on the CPU, of what a delta of `model` would hold now.
+
+    Args:
+        base: as for `save_delta`.
+
+    Raises:
+        DeltaError: nothing is trainable and no buffer changed: there is no delta.
+    """
+    tensors = all_tensors(model)
+    changed = _changed_names(model, tensors, base)
+    if not changed:
+        raise DeltaError(
+            f"nothing in {type(model).__name__} is trainable, so there is no delta to save. "
+            "Thaw what was trained, or save the whole state_dict."
+        )
+    return {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items() if n in changed}
 
 
 def load_delta(model: nn.Module, path: str | Path, *, check_base: bool = True) -> Delta:

@@ -1,10 +1,14 @@
-"""Where a run computes: the device, mixed precision and its gradient scaling, by accelerate."""
+"""Where a run computes, and in which precision; mixed precision and its scaling by accelerate."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
+from torch import Tensor
 
 from frostline.errors import ConfigError, TrainingError
 
@@ -14,29 +18,62 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def accelerator_for(device: str, precision: Precision = "fp32") -> Accelerator:
-    """An accelerator for `auto`, `cpu`, `cuda`, `cuda:1`, `mps`, ...
+@final
+class Arithmetic:
+    """Forward, backward and step on one device.
+
+    Attributes:
+        device: where tensors belong.
 
     Raises:
         ConfigError: there is no such device here.
         TrainingError: started with several processes, which this version does not train with.
     """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
 
-    wanted = resolve_device(device)
-    if wanted.index is not None and wanted.type == "cuda":
-        torch.cuda.set_device(wanted)
-    # accelerate keeps its state for the whole process, and refuses a second, different run in it.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    accelerator = Accelerator(mixed_precision=mixed, cpu=wanted.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise TrainingError(
-            f"started with {accelerator.num_processes} processes, but this version trains in one. "
-            "Start it without a launcher."
-        )
-    return accelerator
+    def __init__(self, device: str, precision: Precision = "fp32") -> None:
+        self.device = resolve_device(device)
+        _refuse_several_processes()
+        # Plain float32 needs nothing of accelerate, whose import takes half a second.
+        self._mixed = None if precision == "fp32" else _accelerator_for(self.device, precision)
+        self._optimizer: Any = None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Around a forward."""
+        return nullcontext() if self._mixed is None else self._mixed.autocast()
+
+    def take(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer that `step` steps."""
+        self._optimizer = optimizer
+        if self._mixed is not None:
+            self._optimizer = self._mixed.prepare_optimizer(optimizer)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss, scaled where the precision asks for it."""
+        if self._mixed is None:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        else:
+            self._mixed.backward(loss)
+
+    def clip(self, parameters: Sequence[Tensor], norm: float) -> None:
+        """Clip the gradients' norm."""
+        if self._mixed is None:
+            torch.nn.utils.clip_grad_norm_(parameters, norm)
+        else:
+            self._mixed.clip_grad_norm_(parameters, norm)
+
+    def step(self) -> None:
+        """One optimizer step, left out where scaled gradients overflowed."""
+        self._optimizer.step()
+
+    def to_device(self, inputs: Any) -> Any:
+        """A batch's tensors on the device, in their containers."""
+        if isinstance(inputs, Tensor):
+            return inputs.to(self.device, non_blocking=True)
+        if type(inputs) in (tuple, list):
+            return type(inputs)([self.to_device(part) for part in inputs])
+        from accelerate.utils import send_to_device
+
+        return send_to_device(inputs, self.device, non_blocking=True)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -62,3 +99,26 @@ def resolve_device(device: str) -> torch.device:
 def _accelerator() -> torch.device | None:
     """What torch finds on this machine, not what it was built for."""
     return torch.accelerator.current_accelerator(check_available=True)
+
+
+def _accelerator_for(wanted: torch.device, precision: Precision) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if wanted.index is not None and wanted.type == "cuda":
+        torch.cuda.set_device(wanted)
+    # accelerate keeps its state for the whole process, and refuses a second, different run in it.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=precision, cpu=wanted.type == "cpu")
+
+
+def _refuse_several_processes() -> None:
+    """As launchers announce them, or as they were set up already."""
+    count = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = torch.distributed.get_world_size()
+    if count > 1:
+        raise TrainingError(
+            f"started with {count} processes, but this version trains in one. "
+            "Start it without a launcher."
+        )

@@ -6,8 +6,9 @@ run again, or a run continued at an epoch, with the same bits on the same machin
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from frostline.data import Batch, Batches
-from frostline.devices import Precision, accelerator_for
+from frostline.devices import Arithmetic, Precision
 from frostline.errors import DataError, FreezeError, NonFiniteLoss, TrainingError
 from frostline.groups import ParamGroup, default_lr, param_groups
 from frostline.metrics import Evaluation, evaluate_logits
 from frostline.models import logits_of
 from frostline.modes import modes_kept
 from frostline.recipe import Recipe
+
+Forward = Callable[..., Any]
 
 
 @final
@@ -78,8 +81,11 @@ class Hook:
     def on_start(self, training: Training) -> None:
         """Before the first step; may set the position to resume from."""
 
+    def on_notice(self, text: str, /) -> None:
+        """One line for people on how the run will go, before the first step."""
+
     def on_batch(self, stage: str, done: int, total: int, /) -> None:
-        """After each batch of `stage` ("train" or "validate")."""
+        """After each batch of `stage` ("features", "train" or "validate")."""
 
     def on_epoch(self, training: Training) -> None:
         """After each epoch; `training.history[-1]` is its record."""
@@ -107,6 +113,7 @@ def train(
     classes: Sequence[str],
     device: str = "auto",
     class_weights: Tensor | None = None,
+    forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Training:
     """Train what is trainable in `model`, epoch by epoch, and validate after each.
@@ -115,6 +122,10 @@ def train(
     gradients. Afterwards every module has the mode it had before, and torch's random state is
     as it was.
 
+    Args:
+        forward: what batches go through, if not `model` itself: the suffix of a cut, whose mode
+            and parameters are the model's.
+
     Raises:
         FreezeError: nothing is trainable.
         NonFiniteLoss: the loss is NaN or infinite, before a step is made with it; or an output
@@ -122,7 +133,7 @@ def train(
         DataError: a label is outside the classes.
         TrainingError: a batch does not go through the model; says why and what to do.
     """
-    stepper = _Stepper(model, recipe, device, class_weights)
+    stepper = _Stepper(model, recipe, device, class_weights, forward or model)
     training = Training(model, recipe, stepper.optimizer)
     hooks = tuple(hooks)
     with modes_kept(model), _random_state_kept(), _ended(hooks):
@@ -147,17 +158,22 @@ def evaluate(
     classes: Sequence[str],
     device: str = "auto",
     precision: Precision = "fp32",
+    forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Evaluation:
     """Figures of `model` on data, in eval mode without gradients; every mode is restored.
+
+    Args:
+        forward: as for `train`.
 
     Raises:
         DataError: a label is outside the classes.
         NonFiniteLoss: an output is NaN; names its batch.
     """
-    accelerator = accelerator_for(device, precision)
-    model.to(accelerator.device)
-    return _judge(_predict(model, batches, accelerator, tuple(hooks)), classes)
+    found = predict(
+        model, batches, device=device, precision=precision, forward=forward, hooks=hooks
+    )
+    return _judge(found, classes)
 
 
 def predict(
@@ -166,16 +182,20 @@ def predict(
     *,
     device: str = "auto",
     precision: Precision = "fp32",
+    forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Predictions:
     """Logits of `model` for data, in eval mode without gradients; every mode is restored.
 
+    Args:
+        forward: as for `train`.
+
     Raises:
         NonFiniteLoss: an output is NaN; names its batch.
     """
-    accelerator = accelerator_for(device, precision)
-    model.to(accelerator.device)
-    return _predict(model, batches, accelerator, tuple(hooks))
+    arithmetic = Arithmetic(device, precision)
+    model.to(arithmetic.device)
+    return _predict(model, batches, arithmetic, forward or model, tuple(hooks))
 
 
 @final
@@ -183,12 +203,18 @@ class _Stepper:
     """The one place where a batch becomes a step."""
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, device: str, class_weights: Tensor | None
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        device: str,
+        class_weights: Tensor | None,
+        forward: Forward,
     ) -> None:
         self.model = model
+        self.forward = forward
         self.recipe = recipe
-        self.accelerator = accelerator_for(device, recipe.precision)
-        model.to(self.accelerator.device)
+        self.arithmetic = Arithmetic(device, recipe.mixed)
+        model.to(self.arithmetic.device)
         groups = param_groups(
             model,
             lr=recipe.lr or default_lr(model, optimizer=recipe.optimizer),
@@ -198,38 +224,41 @@ class _Stepper:
         self.trainable = [p for group in groups for p in group["params"]]
         self.optimizer = make_optimizer(groups, recipe)
         self._peaks = [group["lr"] for group in groups]
-        self._scaled = self.accelerator.prepare_optimizer(self.optimizer)
+        self.arithmetic.take(self.optimizer)
         # What a backward before this run left behind is no part of the first step.
         self.optimizer.zero_grad(set_to_none=True)
-        weights = None if class_weights is None else class_weights.to(self.accelerator.device)
+        weights = None if class_weights is None else class_weights.to(self.arithmetic.device)
         self._loss = nn.CrossEntropyLoss(weight=weights, label_smoothing=recipe.label_smoothing)
 
-    def step(self, batch: Batch, lr_factor: float) -> tuple[Tensor, Tensor]:
-        """One optimizer step; gives the batch's loss and how many it got right, as scalars."""
+    def step(self, batch: Batch, lr_factor: float) -> tuple[float, Tensor]:
+        """One optimizer step; gives the batch's loss and how many it got right."""
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * lr_factor
-        targets = batch.targets.to(self.accelerator.device, non_blocking=True)
+        targets = batch.targets.to(self.arithmetic.device, non_blocking=True)
         with _batch_errors(batch):
-            with self.accelerator.autocast():
-                logits = _forward(self.model, batch.inputs, self.accelerator.device)
+            with self.arithmetic.autocast():
+                logits = _call(self.forward, batch.inputs, self.arithmetic)
                 check_targets(batch.targets, logits.shape[1], batch.names)
                 loss = self._loss(logits.float(), targets)
-            self._update(loss, batch)
-        return loss.detach(), (logits.detach().argmax(dim=1) == targets).sum()
+            value = self._update(loss, batch)
+        return value, (logits.detach().argmax(dim=1) == targets).sum()
 
-    def _update(self, loss: Tensor, batch: Batch) -> None:
-        if not torch.isfinite(loss):
-            raise _non_finite(f"the loss became {float(loss.detach())}", batch.names)
+    def _update(self, loss: Tensor, batch: Batch) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            raise _non_finite(f"the loss became {value}", batch.names)
         if not loss.requires_grad:
             raise FreezeError(
                 "the loss does not depend on any trainable parameter, so nothing would be "
                 "learned. Check that what you train is used in the model's forward."
             )
-        self.accelerator.backward(loss)
+        self.arithmetic.backward(loss)
         if self.recipe.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.trainable, self.recipe.clip_norm)
-        self._scaled.step()
-        self._scaled.zero_grad(set_to_none=True)
+            self.arithmetic.clip(self.trainable, self.recipe.clip_norm)
+        self.arithmetic.step()
+        for parameter in self.trainable:
+            parameter.grad = None
+        return value
 
 
 def check_targets(targets: Tensor, classes: int, names: Sequence[str]) -> None:
@@ -238,8 +267,11 @@ def check_targets(targets: Tensor, classes: int, names: Sequence[str]) -> None:
     Raises:
         DataError: one does not; names its sample.
     """
-    outside = (targets < 0) | (targets >= classes)
-    if outside.any():
+    if not len(targets):
+        return
+    lowest, highest = (int(end) for end in targets.aminmax())
+    if lowest < 0 or highest >= classes:
+        outside = (targets < 0) | (targets >= classes)
         first = int(outside.nonzero()[0])
         raise DataError(
             f"the label of {names[first]} is {int(targets[first])}, but the model tells {classes} "
@@ -269,7 +301,7 @@ def _epoch(
     start = time.perf_counter()
     loss, accuracy = _train_epoch(stepper, training, batches, hooks)
     seconds = time.perf_counter() - start
-    found = _predict(stepper.model, validation, stepper.accelerator, hooks)
+    found = _predict(stepper.model, validation, stepper.arithmetic, stepper.forward, hooks)
     evaluation = _judge(found, classes)
     figure = evaluation.headline()[training.recipe.monitor]
     return EpochRecord(
@@ -291,21 +323,26 @@ def _train_epoch(
     epoch, count = training.epochs_done, len(batches)
     torch.manual_seed(training.recipe.seed + 1_000_003 * epoch)
     stepper.model.train()
-    loss_sum, correct_sum, seen = 0.0, 0.0, 0
+    loss_sum, seen = 0.0, 0
+    correct_sum = torch.zeros((), dtype=torch.int64, device=stepper.arithmetic.device)
     with closing(batches.epoch(epoch)) as given:
         for number, batch in enumerate(given):
             factor = training.recipe.lr_factor(epoch * count + number, count)
             loss, correct = stepper.step(batch, factor)
-            loss_sum += float(loss) * len(batch.targets)
-            correct_sum += float(correct)
+            loss_sum += loss * len(batch.targets)
+            correct_sum += correct
             seen += len(batch.targets)
             for hook in hooks:
                 hook.on_batch("train", number + 1, count)
-    return loss_sum / seen, correct_sum / seen
+    return loss_sum / seen, float(correct_sum) / seen
 
 
 def _predict(
-    model: nn.Module, batches: Batches, accelerator: Any, hooks: tuple[Hook, ...]
+    model: nn.Module,
+    batches: Batches,
+    arithmetic: Arithmetic,
+    forward: Forward,
+    hooks: tuple[Hook, ...],
 ) -> Predictions:
     logits: list[Tensor] = []
     targets: list[Tensor] = []
@@ -313,8 +350,8 @@ def _predict(
     with modes_kept(model), torch.no_grad(), closing(batches.epoch(0)) as given:
         model.eval()
         for number, batch in enumerate(given):
-            with accelerator.autocast(), _batch_errors(batch):
-                output = _forward(model, batch.inputs, accelerator.device)
+            with arithmetic.autocast(), _batch_errors(batch):
+                output = _call(forward, batch.inputs, arithmetic)
             if output.isnan().any():
                 raise _non_finite("the model's output became NaN", batch.names)
             logits.append(output.float().cpu())
@@ -330,16 +367,14 @@ def _judge(found: Predictions, classes: Sequence[str]) -> Evaluation:
     return evaluate_logits(found.logits, found.targets, classes=classes)
 
 
-def _forward(model: nn.Module, inputs: Any, device: torch.device) -> Tensor:
+def _call(forward: Forward, inputs: Any, arithmetic: Arithmetic) -> Tensor:
     """Logits of a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
-    from accelerate.utils import send_to_device
-
-    moved = send_to_device(inputs, device, non_blocking=True)
+    moved = arithmetic.to_device(inputs)
     if isinstance(moved, Mapping):
-        return logits_of(model(**moved))
+        return logits_of(forward(**moved))
     if isinstance(moved, tuple | list):
-        return logits_of(model(*moved))
-    return logits_of(model(moved))
+        return logits_of(forward(*moved))
+    return logits_of(forward(moved))
 
 
 @contextmanager

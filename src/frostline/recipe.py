@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from frostline.errors import ConfigError
 
 Monitor = Literal["accuracy", "macro_f1", "loss"]
+MixedPrecision = Literal["fp32", "bf16", "fp16"]
+_PRECISIONS = ("auto", "exact", "bf16", "fp16")
 
 
 class Recipe(BaseModel):
@@ -51,8 +53,10 @@ class Recipe(BaseModel):
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="Weigh classes in the loss by the inverse of their frequency."
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="Mixed precision of the forward and backward pass."
+    precision: str = Field(
+        "auto",
+        description="auto: float32, the frozen part in the fastest form within 2 % error; exact: "
+        "float32 throughout, bit for bit; a number: that error; bf16 or fp16: mixed precision.",
     )
     monitor: Monitor = Field(
         "accuracy", description="Validation figure that decides the best epoch."
@@ -61,6 +65,32 @@ class Recipe(BaseModel):
         None, ge=1, description="Stop after this many epochs without a better figure."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random in the run.")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _known_precision(cls, given: object) -> str:
+        text = str(given)
+        if text == "fp32":  # as runs before 0.2 wrote it
+            return "exact"
+        try:
+            known = text in _PRECISIONS or 0 < float(text) < math.inf
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("use auto, exact, bf16, fp16 or the relative error to allow, as 0.01")
+        return text
+
+    @property
+    def mixed(self) -> MixedPrecision:
+        """The mixed precision of forward and backward."""
+        return {"bf16": "bf16", "fp16": "fp16"}.get(self.precision, "fp32")  # type: ignore[return-value]  # a str to mypy
+
+    @property
+    def prefix_precision(self) -> Literal["exact", "auto"] | float:
+        """How faithful the frozen part must be to its float32."""
+        if self.precision == "exact":
+            return "exact"
+        return "auto" if self.precision in _PRECISIONS else float(self.precision)
 
     def lr_factor(self, step: int, steps_per_epoch: int) -> float:
         """Share of the peak learning rate at optimizer step `step` (from 0)."""
@@ -102,7 +132,7 @@ def config_errors() -> Iterator[None]:
 def _one_problem(problem: dict[str, object]) -> str:
     place = problem["loc"]
     name = ".".join(map(str, place)) if isinstance(place, tuple) else str(place)
-    message = str(problem["msg"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"there is no option '{name}'"
     if problem["type"] == "missing":

@@ -29,3 +29,21 @@ def format_seconds(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+_BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_BINARY_BYTES = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """`10GB`, `1.5 MB`, `2GiB` or a plain number of bytes.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    compact = text.replace(" ", "").upper()
+    number = compact.rstrip("BKMGTI")
+    try:
+        return int(float(number) * {**_BYTES, **_BINARY_BYTES}[compact[len(number) :]])
+    except (ValueError, KeyError, OverflowError):
+        raise ValueError(f"'{text}' is no size such as 10GB, 500MB or 2GiB.") from None

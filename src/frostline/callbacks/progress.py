@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import final
 
 from rich.console import Console
@@ -13,10 +14,12 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from frostline.engine import EpochRecord, Hook, Training
 from frostline.units import format_seconds
 
+_DRAWN_EVERY_SECONDS = 0.1
 _HEADINGS = ("epoch", "lr", "train loss", "train acc", "val loss", "val acc", "macro F1", "time")
 _WIDTHS = (7, 9, 10, 9, 8, 8, 8, 9)
 
@@ -32,6 +35,9 @@ class EpochTable(Hook):
         self._line(_HEADINGS, style="bold")
         for record in training.history:
             self._line(_cells(record, training.recipe.epochs))
+
+    def on_notice(self, text: str, /) -> None:
+        self._console.print(Text(text), soft_wrap=True)
 
     def on_epoch(self, training: Training) -> None:
         self._line(_cells(training.history[-1], training.recipe.epochs))
@@ -59,8 +65,14 @@ class BatchBar(Hook):
         )
         self._task: TaskID | None = None
         self._stage = ""
+        self._drawn_at = 0.0
 
     def on_batch(self, stage: str, done: int, total: int, /) -> None:
+        # Steps on stored features take less than drawing the bar.
+        now = time.monotonic()
+        if self._bars.disable or (done < total and now - self._drawn_at < _DRAWN_EVERY_SECONDS):
+            return
+        self._drawn_at = now
         if stage != self._stage or self._task is None:
             self._begin(stage, total)
         assert self._task is not None

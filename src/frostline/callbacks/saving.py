@@ -1,21 +1,26 @@
 """Keeps the best and the last delta, and what is needed to go on from the last whole epoch.
 
 `last/delta.safetensors` is written after the state of the same epoch and names that epoch, so a
-run killed at any instant has one delta with its state.
+run killed at any instant has one delta with its state. Where epochs last milliseconds, writing
+each would cost more than training it: the best is kept in memory, and files are written at most
+every few seconds and at the end. A killed run then goes on from a few epochs earlier, to the same
+bits.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import final
 
 import torch
 from pydantic import ConfigDict, TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from frostline._files import replacing
-from frostline.deltas import load_delta, save_delta
+from frostline.deltas import all_tensors, delta_content, load_delta, save_delta
 from frostline.engine import EpochRecord, Hook, Training
 from frostline.errors import ConfigError
 from frostline.fingerprints import Fingerprint
@@ -27,47 +32,90 @@ _HISTORY = TypeAdapter(list[EpochRecord], config=ConfigDict(ser_json_inf_nan="co
 _DAMAGES = (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError, TypeError)
 
 
+SAVE_SECONDS = 5.0
+
+
 @final
 class Saver(Hook):
-    """Writes deltas after each epoch; with `resume`, starts from the last ones written.
+    """Writes deltas as a run goes; with `resume`, starts from the last ones written.
 
     Args:
+        folder: where to; None keeps the best in memory alone.
         base: fingerprint of the whole model before training.
         about: notes for every delta.
     """
 
     def __init__(
-        self, folder: RunFolder, base: Fingerprint, about: Mapping[str, str], *, resume: bool
+        self,
+        folder: RunFolder | None,
+        base: Fingerprint | None,
+        about: Mapping[str, str],
+        *,
+        resume: bool,
     ) -> None:
         self._folder = folder
         self._base = base
         self._about = dict(about)
         self._resume = resume
+        self._best: tuple[int, dict[str, Tensor]] | None = None
+        self._training: Training | None = None
+        self._written = -1  # the epoch whose files are there
+        self._written_at = time.monotonic()
 
     def on_start(self, training: Training) -> None:
         # A run that was killed before it began has nothing to go on from, and begins.
-        if self._resume and (self._folder.last.exists() or self._folder.best.exists()):
-            restore(training, self._folder)
-        else:
-            self._save_last(training)
+        folder = self._folder
+        if self._resume and folder and (folder.last.exists() or folder.best.exists()):
+            restore(training, folder)
+            self._written = training.epochs_done
+        self._training = training
 
     def on_epoch(self, training: Training) -> None:
         if training.history[-1].best:
-            self._save(training.model, self._folder.best, training.epochs_done)
-        self._save_last(training)
+            self._best = training.epochs_done, delta_content(training.model, base=self._base)
+        if training.is_over or time.monotonic() - self._written_at >= SAVE_SECONDS:
+            self._write()
 
-    def _save_last(self, training: Training) -> None:
+    def on_end(self) -> None:
+        """Also after an error or an interrupt: what was trained is not lost."""
+        self._write()
+
+    def put_best(self, model: nn.Module) -> None:
+        """Give `model` the best epoch's weights.
+
+        Raises:
+            DeltaError: as `load_delta`, where the folder holds them.
+        """
+        if self._folder is not None:
+            load_delta(model, self._folder.best)
+            return
+        assert self._best is not None
+        tensors = all_tensors(model)
+        with torch.no_grad():
+            for name, content in self._best[1].items():
+                tensors[name].copy_(content)
+
+    def _write(self) -> None:
+        folder, training = self._folder, self._training
+        if folder is None or training is None or training.epochs_done <= max(0, self._written):
+            return
         epoch = training.epochs_done
-        with replacing(self._folder.state(epoch)) as temporary:
+        if self._best is not None:
+            self._save(training.model, folder.best, *self._best)
+            self._best = None
+        with replacing(folder.state(epoch)) as temporary:
             torch.save(_state(training), temporary)
-        self._save(training.model, self._folder.last, epoch)
-        for state in self._folder.last.parent.glob("state-*.pt"):
-            if state != self._folder.state(epoch):
+        self._save(training.model, folder.last, epoch)
+        for state in folder.last.parent.glob("state-*.pt"):
+            if state != folder.state(epoch):
                 state.unlink(missing_ok=True)
+        self._written, self._written_at = epoch, time.monotonic()
 
-    def _save(self, model: nn.Module, path: object, epoch: int) -> None:
+    def _save(
+        self, model: nn.Module, path: Path, epoch: int, content: dict[str, Tensor] | None = None
+    ) -> None:
         about = {**self._about, "epoch": str(epoch)}
-        save_delta(model, str(path), base=self._base, about=about)
+        save_delta(model, path, base=self._base, about=about, content=content)
 
 
 def restore(training: Training, folder: RunFolder) -> None:

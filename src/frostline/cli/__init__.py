@@ -17,6 +17,7 @@ import typer
 from frostline._version import __version__
 from frostline.cli.demo import demo
 from frostline.cli.evaluate import evaluate
+from frostline.cli.features import features
 from frostline.cli.inspect import inspect
 from frostline.cli.predict import predict
 from frostline.cli.train import train
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 for _verb in (demo, inspect, train, evaluate, predict, verify):
     app.command()(_verb)
+app.add_typer(features, name="features")
 
 
 _TYPER_INTERRUPTED = 130  # how typer leaves on Ctrl-C; our own statuses are 0 to 3

@@ -51,6 +51,20 @@ def train(
     bad_images: Annotated[
         Literal["skip", "error"], typer.Option(help="What to do about broken pictures.")
     ] = "skip",
+    features: Annotated[
+        str,
+        typer.Option(
+            help="Folder of stored features; auto: in your cache folder; off: none.",
+            metavar="DIR|off",
+        ),
+    ] = "auto",
+    storage: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16", "int8"],
+        typer.Option(help="How stored features lie on disk; auto keeps every bit."),
+    ] = "auto",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile what is trained with torch.compile.")
+    ] = False,
     device: options.Device = "auto",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out (or DATA, if it is one).")
@@ -63,7 +77,13 @@ def train(
     By default everything is frozen but the new head. The run folder holds what was trained, the
     figures of each epoch and all that is needed to repeat the run.
     """
-    from frostline.config import DataSettings, FreezeSettings, ModelSettings, RunSettings
+    from frostline.config import (
+        DataSettings,
+        FeatureSettings,
+        FreezeSettings,
+        ModelSettings,
+        RunSettings,
+    )
     from frostline.recipe import recipe_of
 
     if freeze is not None and train is not None:
@@ -93,6 +113,7 @@ def train(
             ),
             freeze=FreezeSettings(freeze=freeze, train=train, norm=norm),
             training=recipe_of(**recipe),
+            features=FeatureSettings(store=_absolute(features), storage=storage, compile=compile_),
             device=device,
         )
     return _go(settings, out or _free_folder(model), resume=resume, as_json=json)
@@ -108,6 +129,13 @@ def _check_fold(folds: int | None, fold: int) -> None:
         raise typer.BadParameter(
             f"asked for fold {fold} of {folds}; they are counted from 0.", param_hint="--fold"
         )
+
+
+def _absolute(features: str) -> str:
+    """A store's folder by its absolute path, so that the run can be resumed from anywhere."""
+    if features in ("auto", "off"):
+        return features
+    return str(Path(features).expanduser().resolve())
 
 
 def _check_alone(context: typer.Context) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import isnan
+from textwrap import fill
 from typing import Any, Protocol, final
 
 import torch
@@ -15,15 +16,17 @@ from frostline.cutting.at_module import ModuleSplit, cut_at
 from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
 from frostline.cutting.checking import check, state_kept
 from frostline.cutting.halves import Line, build_prefix, build_suffix
-from frostline.cutting.signatures import prefix_key, prefix_tensors, signatures
+from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, signatures
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
 from frostline.cutting.sweep import Swept, sweep
-from frostline.cutting.tracing import Traced, module_path, trace
-from frostline.cutting.trial import Trial, row_shape, run_trial
+from frostline.cutting.tracing import Traced, module_path, operation, trace
+from frostline.cutting.trial import Trial, mixed, row_shape, run_trial
 from frostline.errors import CutError, NothingFrozen
 from frostline.fingerprints import fingerprint_of
 from frostline.modes import modes_kept
 from frostline.units import format_bytes
+
+_COLUMNS = 80
 
 __all__ = ["Cut", "Frontier", "FrontierValue", "Prefix", "Suffix", "cut"]
 
@@ -158,20 +161,21 @@ class Cut:
     key: Mapping[str, str] = field(repr=False)
 
     def __str__(self) -> str:
-        crossing = [f"crosses  {value}" for value in self.frontier.values]
-        total = [f"         {format_bytes(self.frontier.nbytes)} per sample in all"]
-        below = [] if isnan(self.share) else [f"below    {self.share:.1%} of the forward's cost"]
         exact = "bit for bit" if self.error == 0 else f"to a relative error of {self.error:.1g}"
-        return "\n".join(
-            [
-                f"Frost line of {type(self.suffix.model).__name__}",
-                f"where    {self.why}",
-                *below,
-                *crossing,
-                *(total if len(crossing) > 1 else []),
-                f"checked  {exact} on {self.samples} samples, in training and in evaluation",
-            ]
-        )
+        lines = [("where", self.why)]
+        if not isnan(self.share):
+            lines.append(("below", f"{self.share:.1%} of the forward's cost"))
+        lines += [("crosses", str(value)) for value in self.frontier.values]
+        if len(self.frontier) > 1:
+            lines.append(("", f"{format_bytes(self.frontier.nbytes)} per sample in all"))
+        many = "1 sample" if self.samples == 1 else f"{self.samples} samples"
+        lines.append(("checked", f"{exact} on {many}, in training and in evaluation"))
+        title = f"Frost line of {type(self.suffix.model).__name__}"
+        return "\n".join([title, *(_wrapped(word, text) for word, text in lines)])
+
+
+def _wrapped(word: str, text: str) -> str:
+    return fill(f"{word:9}{text}", _COLUMNS, subsequent_indent=" " * 9, break_on_hyphens=False)
 
 
 def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
@@ -196,6 +200,9 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
     """
     model = _unwrapped(model)
     spec, tensors = read_inputs(example)
+    if rows_of(tensors) == 1:
+        # From one sample nothing tells which sizes are the batch's.
+        tensors = [t.repeat(2, *[1] * (t.dim() - 1)) if t.dim() else t for t in tensors]
     # What torch.compile makes of a part draws other random numbers; the line is the plain model's.
     with modes_kept(model), state_kept(model), torch.compiler.set_stance("force_eager"):
         model.train()
@@ -205,8 +212,10 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
 
 def _cut_graph(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
     traced = trace(model, spec, tensors)
-    trial = run_trial(traced, tensors, mixing=True)
+    trial = run_trial(traced, tensors, judging=True)
     swept = sweep(traced, trial)
+    if found := mixed(traced, trial, [n for n in traced.nodes if swept.is_frozen(n)]):
+        swept = sweep(traced, trial, mixed=found)
     choice = choose(traced.nodes, swept, trial)
     if all(node.op == "placeholder" for node in choice.below):
         raise NothingFrozen(_nothing(model, traced, swept))
@@ -215,8 +224,12 @@ def _cut_graph(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
     graph, held = build_prefix(traced, line)
     training = build_suffix(traced, line)
     model.eval()
-    evaluated, eval_line = _same_line(model, spec, tensors, line, hashes)
-    evaluation = build_suffix(evaluated, eval_line)
+    evaluated = trace(model, spec, tensors)
+    evaluation = (
+        training
+        if outline(evaluated) == outline(traced)
+        else build_suffix(evaluated, _same_line(evaluated, tensors, line, hashes))
+    )
     return Cut(
         Prefix(spec, graph, lambda given: tuple(graph(*given))),
         Suffix(model, _forward(training, traced), _forward(evaluation, evaluated)),
@@ -245,15 +258,10 @@ def _alike(choice: Choice, hashes: Mapping[fx.Node, str]) -> tuple[tuple[fx.Node
 
 
 def _same_line(
-    model: nn.Module,
-    spec: InputSpec,
-    tensors: list[Tensor],
-    line: Line,
-    hashes: Mapping[fx.Node, str],
-) -> tuple[Traced, Line]:
-    """The graph in eval mode, and the training graph's line in it, found by content."""
-    traced = trace(model, spec, tensors)
-    trial = run_trial(traced, tensors, mixing=False)
+    traced: Traced, tensors: list[Tensor], line: Line, hashes: Mapping[fx.Node, str]
+) -> Line:
+    """The line of the training graph, whose `hashes` these are, in another graph."""
+    trial = run_trial(traced, tensors, judging=False)
     swept = sweep(traced, trial)
     found = signatures(traced, trial)
     wanted = {hashes[node] for node in line.below}
@@ -262,15 +270,7 @@ def _same_line(
         tuple(node for node in traced.nodes if found[node] == hashes[nodes[0]])
         for nodes in line.crossing
     )
-    if not all(crossing):
-        # Read in training only; evaluation is handed it all the same.
-        placeholder = next(iter(traced.module.graph.find_nodes(op="placeholder")))
-        raise CutError(
-            f"a value that crosses the line in training is not computed in evaluation "
-            f"({placeholder.graph.owning_module.__class__.__name__}). Cut behind a frozen "
-            'submodule instead: fl.cut(model, example, at="...").'
-        )
-    return traced, Line(below, swept.free - below, crossing, trial.values)
+    return Line(below, swept.free - below, crossing, trial.values)
 
 
 def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -> Cut:
@@ -319,18 +319,32 @@ def _checked(made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]
 
 
 def _value(node: fx.Node, trial: Trial) -> FrontierValue:
-    where = module_path(node)
-    word = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
-    name = node.name if node.op == "placeholder" else f"{where} ({word})" if where else word
-    return FrontierValue(name, row_shape(node), trial.values[node].dtype, row_bytes(node, trial))
+    return FrontierValue(
+        operation(node), row_shape(node), trial.values[node].dtype, row_bytes(node, trial)
+    )
 
 
 def _why(choice: Choice, swept: Swept) -> str:
-    last = choice.crossing[-1]
-    reader = next((u for u in last.users if u in swept.reasons), None)
-    reason = swept.reasons[reader] if reader is not None else "the rest is cheaper to compute again"
-    where = module_path(last) or last.name
-    return f"behind {where}, since {reason}"
+    computed = [n for n in choice.crossing if n.op != "placeholder"] or list(choice.crossing)
+    names = list(dict.fromkeys(module_path(n) or operation(n) for n in reversed(computed)))
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    where = ", ".join(names[:2]) if more else " and ".join(names[:2])
+    reason, steps = _first_reason(computed, choice, swept)
+    between = "; what lies between costs less to compute again than to read" if steps else ""
+    return f"behind {where}{more}, since {reason}{between}"
+
+
+def _first_reason(crossing: list[fx.Node], choice: Choice, swept: Swept) -> tuple[str, int]:
+    """Why the nearest operation above the line is not frozen, and how many steps off it is."""
+    level = [user for node in reversed(crossing) for user in node.users if user not in choice.below]
+    steps = 0
+    while level:
+        for node in level:
+            if node in swept.reasons and node.op != "output":
+                return swept.reasons[node], steps
+        level = list(dict.fromkeys(user for node in level for user in node.users))
+        steps += 1
+    return "what follows is the model's output", 0
 
 
 def _nothing(model: nn.Module, traced: Traced, swept: Swept) -> str:

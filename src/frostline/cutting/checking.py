@@ -55,9 +55,12 @@ def _outcome(
 ) -> list[Tensor]:
     """Outputs; in training also gradients, buffers and the random state afterwards."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    buffers = [buffer.clone() for buffer in model.buffers()]
     devices = [t.device for t in tensors[:1] if t.device.type == "cuda"]
-    with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(training):
+    with (
+        state_kept(model),
+        torch.random.fork_rng(devices=devices),
+        torch.set_grad_enabled(training),
+    ):
         torch.manual_seed(0)
         outputs, _ = flatten_output(forward([t.clone() for t in tensors]))
         found = [output.detach() for output in outputs]
@@ -65,9 +68,6 @@ def _outcome(
             found += _gradients(outputs, parameters)
             found += [buffer.clone() for buffer in model.buffers()]
             found.append(torch.get_rng_state())
-    with torch.no_grad():
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
     return found
 
 
@@ -90,12 +90,18 @@ def _error(plain: Tensor, cut: Tensor) -> float:
 
 @contextmanager
 def state_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever the block does, afterwards gradients and buffers of the model are as before."""
+    """Whatever the block does, afterwards gradients and buffers of the model are as before.
+
+    The buffers are the same objects, also where a forward puts new ones in their place.
+    """
     gradients = [(p, p.grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    places = [(module, dict(module._buffers)) for module in model.modules()]
     try:
         yield
     finally:
+        for module, own in places:
+            module._buffers.update(own)
         for parameter, gradient in gradients:
             parameter.grad = gradient
         with torch.no_grad():

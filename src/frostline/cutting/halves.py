@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from frostline.cutting import effects
 from frostline.cutting.sweep import is_constant
-from frostline.cutting.tracing import Traced
+from frostline.cutting.tracing import Traced, operation
 from frostline.cutting.trial import sizes_of
 from frostline.errors import CutError
 
@@ -24,7 +24,8 @@ class Line:
     Attributes:
         below: frozen nodes of the prefix that samples reach.
         free: frozen nodes that depend on no sample; both halves may compute them.
-        crossing: for each frontier value, the nodes that hold it; the first stands for all.
+        crossing: for each frontier value, the nodes that hold it; the first stands for all. None
+            hold it in a graph that does without, as an evaluation without auxiliary outputs.
         values: what each node gave in the trial.
     """
 
@@ -71,7 +72,15 @@ class _Suffix:
             if node not in line.below
             for base in effects.written(node)
         }
-        self._above = [n for n in traced.nodes if n not in line.below and n not in line.free]
+        # Memory that any operation writes into has no one value to keep as a constant.
+        self._changing = {
+            self._storage(base) for node in traced.nodes for base in effects.written(node)
+        }
+        self._above = [
+            n
+            for n in traced.nodes
+            if n not in line.below and n not in line.free and (n.op != "placeholder" or n.users)
+        ]
         starts = [a for n in self._above for a in n.all_input_nodes if a in line.free]
         self._held = _needed(starts, line.free, line) | set(self._above)
 
@@ -90,6 +99,8 @@ class _Suffix:
     def _placeholders(self) -> None:
         for number, nodes in enumerate(self._line.crossing):
             given = self.graph.placeholder(f"feature_{number}")
+            if not nodes:
+                continue
             given.meta["val"] = nodes[0].meta["val"]
             laid = self._as_laid_out(given, self._line.values[nodes[0]])
             if any(self._storage(node) in self._written for node in nodes):
@@ -118,8 +129,17 @@ class _Suffix:
             value = self._line.values.get(node)
             if effects.is_symbolic(node) and effects.reads_only_shape(node):
                 return self._size(node)
-            if node.op != "get_attr" and is_constant(node, self._line.free, value):
+            if (
+                node.op != "get_attr"
+                and self._storage(node) not in self._changing
+                and is_constant(node, self._line.free, value)
+            ):
                 return self._constant(node, value)
+        elif node.op == "placeholder":
+            raise CutError(
+                f"{operation(node)} has no row for each sample of the batch, so it cannot be "
+                "kept with the features. Build it inside the model, or give it as a batch."
+            )
         elif effects.reads_only_shape(node):
             return self._size(node)
         return self.graph.node_copy(node, self._find)
@@ -128,8 +148,8 @@ class _Suffix:
         found = self._copies.get(node)
         if found is None:
             raise CutError(
-                f"the part above the line reads {node.name}, which does not cross it. Cut behind "
-                'a frozen submodule instead: fl.cut(model, example, at="...").'
+                f"the part above the line reads {operation(node)}, which does not cross it. Cut "
+                'behind a frozen submodule instead: fl.cut(model, example, at="...").'
             )
         return found
 
@@ -141,7 +161,7 @@ class _Suffix:
             return self.graph.node_copy(node, self._find)
         dimension: Any = node.args[1]
         wanted = dict(sizes_of(tensor)).get(dimension)
-        for nodes in self._line.crossing:
+        for nodes in filter(None, self._line.crossing):
             for dim, size in sizes_of(nodes[0]):
                 if size == wanted:
                     given = (self._copies[nodes[0]], dim)

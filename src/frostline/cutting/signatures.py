@@ -49,6 +49,20 @@ def signatures(traced: Traced, trial: Trial) -> dict[fx.Node, str]:
     return own
 
 
+def outline(traced: Traced) -> list[str]:
+    """What the graph computes on which tensors, node by node; names of modules do not count."""
+    numbers: dict[fx.Node, str] = {}
+    lines = []
+    for node in traced.nodes:
+        if node.op == "get_attr":
+            tensor = traced.tensor(node)
+            lines.append(f"read {id(tensor)}" if tensor is not None else _inner(traced, node))
+        else:
+            lines.append(f"{node.op} {_call(node, lambda argument: numbers[argument])}")
+        numbers[node] = f"%{len(numbers)}"
+    return lines
+
+
 def prefix_key(traced: Traced, below: Collection[fx.Node], crossing: Collection[fx.Node]) -> str:
     """A hash of what the nodes below the line compute; names of modules do not count."""
     numbers: dict[fx.Node, str] = {}

@@ -47,6 +47,19 @@ class InputSpec:
             )
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What to call each tensor: the argument's name, or its place among several."""
+        positional, named = pytree.tree_unflatten(list(range(len(self.leaves))), self.tree)
+        found: dict[int, str] = {}
+        alone = self.leaves.count(None) == 1
+        for place, part in enumerate(positional):
+            word = "the input" if alone else f"input {place}"
+            found |= dict.fromkeys(pytree.tree_leaves(part), word)
+        for name, part in named.items():
+            found |= dict.fromkeys(pytree.tree_leaves(part), name)
+        return tuple(found[i] for i, leaf in enumerate(self.leaves) if leaf is None)
+
     def call(self, model: nn.Module, tensors: list[Tensor]) -> Any:
         """`model` called with the tensors in their places."""
         given = iter(tensors)

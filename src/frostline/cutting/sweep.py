@@ -8,14 +8,14 @@ their memory: what is written to becomes another value at that place in the grap
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
 from torch import Tensor, fx
 
 from frostline.cutting import effects
-from frostline.cutting.tracing import Traced, module_path, own_name
+from frostline.cutting.tracing import Traced, module_path, operation, own_name
 from frostline.cutting.trial import Trial, is_per_sample
 
 
@@ -39,10 +39,14 @@ class Swept:
         return node not in self.reasons
 
 
-def sweep(traced: Traced, trial: Trial) -> Swept:
-    """Judge every node of the graph."""
+def sweep(traced: Traced, trial: Trial, *, mixed: Collection[fx.Node] = ()) -> Swept:
+    """Judge every node of the graph.
+
+    Args:
+        mixed: nodes that were seen to give a sample what depends on its batch.
+    """
     memory = _Memory.of(traced, trial)
-    pinned: dict[fx.Node, str] = {}
+    pinned = {node: _mixing(node) for node in mixed}
     while True:
         reasons = _reasons(traced, trial, memory, pinned)
         more = {n: why for n, why in _to_pin(memory, reasons) if n not in pinned}
@@ -129,7 +133,7 @@ def _why_not(
     spoilt: Mapping[int, str],
 ) -> str | None:
     if node.op == "placeholder":
-        return None if is_per_sample(node) else f"the input {node.name} has no row for each sample"
+        return None if is_per_sample(node) else f"{operation(node)} has no row for each sample"
     if node.op == "output":
         return "the model's output"
     storage = trial.storage.get(node)
@@ -160,9 +164,12 @@ def _own_reason(node: fx.Node, trial: Trial, memory: _Memory) -> str | None:
         return f"{_word(node)}{place} is random in training"
     if any(trial.storage.get(base) in memory.state for base in effects.written(node)):
         return f"{_word(node)}{place} writes into the model's state"
-    if node in trial.mixed:
-        return f"{_word(node)}{place} gives a sample what depends on its batch mates or on chance"
     return None
+
+
+def _mixing(node: fx.Node) -> str:
+    place = f" in {where}" if (where := module_path(node)) else ""
+    return f"{_word(node)}{place} gives a sample what depends on its batch or on chance"
 
 
 def _word(node: fx.Node) -> str:

@@ -61,9 +61,22 @@ class _Flat(nn.Module):
         self.note = _Note()
 
     def forward(self, flat: list[Tensor]) -> list[Tensor]:
-        tensors, rebuild = flatten_output(self.spec.call(self.model, flat))
+        try:
+            tensors, rebuild = flatten_output(self.spec.call(self.model, flat))
+        except CutError:
+            raise
+        except Exception as error:
+            raise _RefusedError from error
         self.note.rebuild = rebuild
         return tensors
+
+
+class _RefusedError(Exception):
+    """The forward failed. torch (2.15) prints the graph so far if it can hang it on the error."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "partial_fx_graph":
+            super().__setattr__(name, value)
 
 
 def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
@@ -77,12 +90,14 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
         module = _export(flat, tensors)
     except CutError:
         raise
-    except Exception as error:  # export raises whatever the model's own code does with fakes
+    except Exception as raised:  # export raises whatever the model's own code does with fakes
+        error = (raised.__cause__ or raised) if isinstance(raised, _RefusedError) else raised
         raise CutError(
             f"torch.export cannot follow {type(model).__name__}: {_one_line(error)}. Name a frozen "
             'submodule to cut behind: fl.cut(model, example, at="backbone").'
         ) from error
-    if not isinstance(next(iter(_batch_sizes(module))), torch.SymInt):
+    _mark_inputs(module, spec, tensors)
+    if next(iter(module.graph.find_nodes(op="placeholder"))).meta["batch"] is None:
         raise CutError(
             f"the forward of {type(model).__name__} only holds for batches of {tensors[0].shape[0]}"
             ' samples. Name a frozen submodule to cut behind: fl.cut(model, example, at="...").'
@@ -138,9 +153,14 @@ def _flatten_output_node(graph: fx.Graph) -> None:
     output.args = (tuple(values),)
 
 
-def _batch_sizes(module: fx.GraphModule) -> Iterator[Any]:
-    for node in module.graph.find_nodes(op="placeholder"):
-        yield node.meta["val"].shape[0]
+def _mark_inputs(module: fx.GraphModule, spec: InputSpec, tensors: list[Tensor]) -> None:
+    """Note on each input its name, and the symbol that counts its samples if one does."""
+    rows = tensors[0].shape[0]
+    inputs = module.graph.find_nodes(op="placeholder")
+    for node, tensor, name in zip(inputs, tensors, spec.names, strict=True):
+        first = node.meta["val"].shape[0] if tensor.dim() and tensor.shape[0] == rows else None
+        node.meta["batch"] = first.node.expr if isinstance(first, torch.SymInt) else None
+        node.meta["name"] = name
 
 
 def _tidy(graph: fx.Graph) -> None:
@@ -162,6 +182,18 @@ def module_path(node: fx.Node) -> str:
     for name, _ in stack.values():
         path = str(name)
     return path.removeprefix("model").removeprefix(".")
+
+
+def operation(node: fx.Node) -> str:
+    """`layer4.1.relu (relu_)`: the module and what it does, or what the model's forward does.
+
+    An input goes by its name.
+    """
+    if node.op == "placeholder":
+        return str(node.meta["name"])
+    word = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    where = module_path(node)
+    return f"{where} ({word})" if where else f"{word} in the forward"
 
 
 def own_name(target: object) -> str:

@@ -1,13 +1,14 @@
 """The graph run on a few samples: which values share memory, which mix samples, what each costs.
 
 Nothing here is assumed of an operation: aliases are seen as shared storage, and whether a value
-of a sample depends on its batch mates is tried, with the samples in other places and beside
-other mates.
+of a sample depends on its batch is tried, with the samples in other places, beside other mates
+and in a smaller batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -18,6 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from frostline.cutting.tracing import Traced
 
 _ROWS = 3
+# Beside the three samples in their order, each of these leaves out two of them, puts others in
+# the first and the last place, and is a smaller batch: a sum, a maximum, a roll, a flip, the
+# first or last sample, or the size of the batch comes out otherwise in one of the two.
+_REARRANGED = ([2, 2], [0, 0])
 # Floating-point sums in another order differ in the last bits; a real dependence is far above.
 _TOLERANCE = 1e-4
 
@@ -28,36 +33,35 @@ class Trial:
     """What was seen.
 
     Attributes:
-        values: what each node gave on the trial samples.
+        samples: what the graph was run on.
+        values: what each node gave, as it is after the whole forward.
         storage: node -> number of the storage its tensor lives in; nodes of one number alias.
-        flops: of each node, for one sample.
-        mixed: values of a sample that depend on its batch mates or on chance.
+        flops: of each node, for one sample; empty where they were not counted.
+        computed: values with a row for each sample, before anything wrote into them.
+        noised: those whose rows were all alike, as they were made to differ.
     """
 
+    samples: tuple[Tensor, ...]
     values: Mapping[fx.Node, Any]
     storage: Mapping[fx.Node, int]
     flops: Mapping[fx.Node, float]
-    mixed: frozenset[fx.Node]
+    computed: Mapping[fx.Node, Tensor]
+    noised: Mapping[fx.Node, Tensor]
 
 
-def run_trial(traced: Traced, tensors: list[Tensor], *, mixing: bool) -> Trial:
+def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Trial:
     """Run the graph on a few samples made from `tensors`; the model's buffers may move.
 
     Args:
-        mixing: also find the values that depend on batch mates, which takes two more runs.
+        judging: also take down what `mixed` and the costs go by.
     """
     samples = _samples(tensors)
-    with (
-        torch.random.fork_rng(devices=_devices(samples)),
-        torch.no_grad(),
-        FlopCounterMode(display=False) as counter,
-    ):
+    counter = FlopCounterMode(display=False) if judging else None
+    with _chance_kept(samples), counter or nullcontext():
         runner = _Runner(traced, counter)
         # A graph may write into its inputs.
         runner.run(*(sample.clone() for sample in samples), enable_io_processing=False)
     values = dict(runner.env)
-    with torch.random.fork_rng(devices=_devices(samples)), torch.no_grad():
-        mixed = _mixed(traced, samples, runner.first) if mixing else frozenset()
     storage = {
         node: value.untyped_storage().data_ptr()
         for node, value in values.items()
@@ -65,61 +69,98 @@ def run_trial(traced: Traced, tensors: list[Tensor], *, mixing: bool) -> Trial:
     }
     rows = samples[0].shape[0]
     flops = {node: count / rows for node, count in runner.flops.items()}
-    return Trial(values, storage, flops, mixed)
+    return Trial(tuple(samples), values, storage, flops, runner.computed, runner.noised)
+
+
+def mixed(traced: Traced, trial: Trial, among: Collection[fx.Node]) -> frozenset[fx.Node]:
+    """Which of the nodes give a sample a value that depends on its batch, or on chance."""
+    rows = trial.samples[0].shape[0]
+    wanted = _ancestors(among)
+    found: set[fx.Node] = set()
+    for places in _REARRANGED:
+        order = torch.tensor(places)
+        moved = [
+            s[order.to(s.device)] if s.dim() and s.shape[0] == rows else s.clone()
+            for s in trial.samples
+        ]
+        with _chance_kept(moved):
+            runner = _Rearranged(traced, trial, wanted, order)
+            runner.run(*moved, enable_io_processing=False)
+        found |= runner.mixed
+    return frozenset(found.intersection(among))
 
 
 class _Runner(fx.Interpreter):
     """Keeps every node's value, and counts its floating-point operations."""
 
-    def __init__(self, traced: Traced, counter: FlopCounterMode) -> None:
+    def __init__(self, traced: Traced, counter: FlopCounterMode | None) -> None:
         super().__init__(traced.module, garbage_collect_values=False)
         self.flops: dict[fx.Node, float] = {}
-        self.first: dict[fx.Node, Tensor] = {}  # as computed, before anything writes into it
+        self.computed: dict[fx.Node, Tensor] = {}
+        self.noised: dict[fx.Node, Tensor] = {}
         self._counter = counter
+        self._draw = torch.Generator().manual_seed(1)
 
     def run_node(self, n: fx.Node) -> Any:
+        if self._counter is None:
+            return super().run_node(n)
         before = self._counter.get_total_flops()
         value = super().run_node(n)
         self.flops[n] = self._counter.get_total_flops() - before
         if isinstance(value, Tensor) and is_per_sample(n):
-            self.first[n] = value.clone()
+            self.computed[n] = value.clone()
+            if _rows_are_alike(value) and not _overlaps(value):
+                # Rows that are all alike (equal tokens, a layer that starts at zero) would not
+                # show that an operation mixes them.
+                noise = torch.rand(value.shape, generator=self._draw).to(value)
+                value.add_(noise * (0.1 * max(_largest(value), 1.0)))
+                self.noised[n] = value.clone()
         return value
 
 
 class _Rearranged(fx.Interpreter):
-    """Runs the samples in another order, operation by operation, and notes what came out otherwise.
+    """Runs the samples in another batch, operation by operation; notes what comes out otherwise.
 
     After each operation its value is set to what it should be, so that an error in the last bits
     does not grow from one operation to the next.
     """
 
-    def __init__(self, traced: Traced, first: Mapping[fx.Node, Tensor], places: list[int]) -> None:
+    def __init__(
+        self, traced: Traced, trial: Trial, wanted: Collection[fx.Node], order: Tensor
+    ) -> None:
         super().__init__(traced.module, garbage_collect_values=False)
         self.mixed: set[fx.Node] = set()
-        self._first = first
-        self._places = torch.tensor(places)
+        self._trial = trial
+        self._wanted = wanted
+        self._order = order
 
     def run_node(self, n: fx.Node) -> Any:
-        inputs = [self.env[a] for a in n.all_input_nodes]
-        scale = max([_largest(i) for i in inputs if isinstance(i, Tensor)], default=0.0)
+        if n not in self._wanted and n.op != "placeholder":
+            return None
         value = super().run_node(n)
-        if n in self._first:
-            expected = self._first[n][self._places.to(value.device)]
-            if not _alike(expected, value, scale):
+        if n in self._trial.computed:
+            expected = self._rows(self._trial.computed[n], value)
+            if not _same(expected, value) and not _close(expected, value, self._scale(n)):
                 self.mixed.add(n)
-            if not any(s == 0 < d - 1 for s, d in zip(value.stride(), value.shape, strict=True)):
-                value.copy_(expected)
+            if not _overlaps(value):
+                value.copy_(self._rows(self._trial.noised.get(n, self._trial.computed[n]), value))
         return value
+
+    def _scale(self, node: fx.Node) -> float:
+        return max((_largest(self.env[a]) for a in node.all_input_nodes), default=0.0)
+
+    def _rows(self, tensor: Tensor, like: Tensor) -> Tensor:
+        return tensor[self._order.to(like.device)]
 
 
 def is_per_sample(node: fx.Node) -> bool:
     """Whether the node's tensor has one row for each sample, and no other dimension counts them."""
-    batch = _batch_symbol(node)
     value = node.meta.get("val")
-    if batch is None or not isinstance(value, Tensor) or value.dim() == 0:
+    if not isinstance(value, Tensor) or value.dim() == 0:
         return False
+    batch = _batch_symbols(node)
     first, rest = value.shape[0], value.shape[1:]
-    return _expression(first) == batch and not any(batch in _symbols(size) for size in rest)
+    return _expression(first) in batch and not any(batch & _symbols(size) for size in rest)
 
 
 def row_shape(node: fx.Node) -> tuple[int | None, ...]:
@@ -129,9 +170,10 @@ def row_shape(node: fx.Node) -> tuple[int | None, ...]:
     )
 
 
-def _batch_symbol(node: fx.Node) -> Any:
-    first = next(iter(node.graph.find_nodes(op="placeholder")))
-    return _expression(first.meta["val"].shape[0])
+def _batch_symbols(node: fx.Node) -> frozenset[Any]:
+    """What counts the samples: inputs that never meet keep a symbol each."""
+    inputs = node.graph.find_nodes(op="placeholder")
+    return frozenset(i.meta["batch"] for i in inputs if i.meta.get("batch") is not None)
 
 
 def _expression(size: Any) -> Any:
@@ -161,38 +203,51 @@ def _sample(tensor: Tensor, chosen: Tensor, rows: int, draw: torch.Generator) ->
     return few + 0.1 * scale * noise
 
 
-def _mixed(
-    traced: Traced, samples: list[Tensor], first: Mapping[fx.Node, Tensor]
-) -> frozenset[fx.Node]:
-    rows = samples[0].shape[0]
+@contextmanager
+def _chance_kept(samples: list[Tensor]) -> Iterator[None]:
+    devices = [s.device for s in samples[:1] if s.device.type == "cuda"]
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        yield
+
+
+def _ancestors(nodes: Collection[fx.Node]) -> frozenset[fx.Node]:
     found: set[fx.Node] = set()
-    for places in ([2, 1, 0], [0, 0, 0]):
-        order = torch.tensor(places)
-        moved = [
-            s[order.to(s.device)] if s.dim() and s.shape[0] == rows else s.clone() for s in samples
-        ]
-        runner = _Rearranged(traced, first, places)
-        runner.run(*moved, enable_io_processing=False)
-        found |= runner.mixed
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending.extend(node.all_input_nodes)
     return frozenset(found)
 
 
-def _alike(one: Tensor, other: Tensor, scale: float) -> bool:
+def _rows_are_alike(value: Tensor) -> bool:
+    if not value.is_floating_point() or not value.numel() or value.shape[0] < 2:
+        return False
+    return _same(value[0], value[1]) or _same(value[1], value[-1]) or _same(value[0], value[-1])
+
+
+def _overlaps(value: Tensor) -> bool:
+    """Whether several places of the tensor are one number in memory, as `expand` makes them."""
+    return any(s == 0 and d > 1 for s, d in zip(value.stride(), value.shape, strict=True))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _close(one: Tensor, other: Tensor, scale: float) -> bool:
     """Whether two values are equal but for the order of summation over inputs of that size."""
-    if not one.is_floating_point():
-        return torch.equal(one, other)
+    if one.shape != other.shape or not one.is_floating_point():
+        return False
     room = max(scale, _largest(one)) * _TOLERANCE
     return torch.allclose(one, other, rtol=_TOLERANCE, atol=room, equal_nan=True)
 
 
-def _largest(tensor: Tensor) -> float:
-    if not tensor.is_floating_point() or not tensor.numel():
+def _largest(value: Any) -> float:
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
         return 0.0
-    return float(tensor.detach().abs().nan_to_num(0, 0, 0).max())
-
-
-def _devices(samples: list[Tensor]) -> list[torch.device]:
-    return [s.device for s in samples[:1] if s.device.type == "cuda"]
+    return float(value.detach().abs().nan_to_num(0, 0, 0).max())
 
 
 def sizes_of(node: fx.Node) -> Iterator[tuple[int, Any]]:

@@ -1,12 +1,15 @@
 """Data sets: image folders and tables read, split and audited; any data in replayable batches."""
 
 from frostline.data.audit import Audit, audit, read_files
-from frostline.data.batches import Batch, Batches, epoch_order, make_batches
+from frostline.data.batches import Batch, Batches, Order, epoch_order, make_batches
 from frostline.data.dataset import ImageDataset
 from frostline.data.findings import Finding
 from frostline.data.folder import read_set, read_splits
 from frostline.data.images import IMAGE_SUFFIXES, check_image, open_image
+from frostline.data.loaders import as_pair
+from frostline.data.ordered import ordered_map
 from frostline.data.samples import ImageSet, Sample, Splits, UnknownClass
+from frostline.data.targets import class_targets
 from frostline.data.views import Augment, view
 
 __all__ = [
@@ -18,14 +21,18 @@ __all__ = [
     "Finding",
     "ImageDataset",
     "ImageSet",
+    "Order",
     "Sample",
     "Splits",
     "UnknownClass",
+    "as_pair",
     "audit",
     "check_image",
+    "class_targets",
     "epoch_order",
     "make_batches",
     "open_image",
+    "ordered_map",
     "read_files",
     "read_set",
     "read_splits",

@@ -86,7 +86,7 @@ def make_batches(
     workers = count_threads(threads)
     if isinstance(data, DataLoader | IterableDataset) or not _is_dataset(data):
         return _Given(GivenBatches(data))
-    order = _Order(_count(data), batch_size, shuffle, seed)
+    order = Order(_count(data), batch_size, shuffle, seed)
     if isinstance(data, ImageDataset):
         return _ImageBatches(data, order, workers)
     if isinstance(data, TensorDataset):
@@ -106,7 +106,7 @@ def epoch_order(count: int, *, shuffle: bool, seed: int, epoch: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class Order:
     """Which samples make up which batch."""
 
     samples: int
@@ -126,7 +126,7 @@ class _Order:
 class _Ordered:
     """What all data with an order of our making share."""
 
-    def __init__(self, order: _Order) -> None:
+    def __init__(self, order: Order) -> None:
         self._order = order
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ class _Ordered:
 
 @final
 class _ImageBatches(_Ordered):
-    def __init__(self, data: ImageDataset, order: _Order, threads: int) -> None:
+    def __init__(self, data: ImageDataset, order: Order, threads: int) -> None:
         super().__init__(order)
         self._data = data
         self._threads = threads
@@ -162,7 +162,7 @@ class _ImageBatches(_Ordered):
 
 @final
 class _TensorBatches(_Ordered):
-    def __init__(self, data: TensorDataset, order: _Order) -> None:
+    def __init__(self, data: TensorDataset, order: Order) -> None:
         super().__init__(order)
         if len(data.tensors) != 2:
             raise DataError(
@@ -178,7 +178,7 @@ class _TensorBatches(_Ordered):
 
 @final
 class _ItemBatches(_Ordered):
-    def __init__(self, data: Any, order: _Order) -> None:
+    def __init__(self, data: Any, order: Order) -> None:
         super().__init__(order)
         self._data = data
         as_pair(data[0], f"item 0 of the {type(data).__name__}")

@@ -1,5 +1,6 @@
 """Runs, where the parts are wired: fit a model, prepare from settings, reopen a finished run."""
 
+from frostline.runs.feeding import default_store
 from frostline.runs.finished import FinishedRun, HeldOut, Prediction, Verdict, open_run
 from frostline.runs.fitting import Run, fit
 from frostline.runs.preparing import Prepared, prepare
@@ -11,6 +12,7 @@ __all__ = [
     "Prepared",
     "Run",
     "Verdict",
+    "default_store",
     "fit",
     "open_run",
     "prepare",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from frostline._files import file_digest
 from frostline.config import RunSettings
 from frostline.data import (
+    Batches,
     ImageDataset,
     ImageSet,
     Sample,
@@ -23,7 +24,8 @@ from frostline.data import (
     read_splits,
 )
 from frostline.deltas import Delta, load_delta, read_delta
-from frostline.engine import Hook, evaluate, predict
+from frostline.devices import resolve_device
+from frostline.engine import Forward, Hook, evaluate, predict
 from frostline.errors import (
     ConfigError,
     DataError,
@@ -36,6 +38,7 @@ from frostline.folder import RunFolder
 from frostline.freezing import frozen_part
 from frostline.metrics import Evaluation
 from frostline.models import LoadedModel
+from frostline.runs.feeding import prefixed
 from frostline.runs.preparing import build, freeze_as_asked
 
 _NOT_THIS_RUNS = "It is another run's, or was changed; restore it from a copy, or train again."
@@ -119,13 +122,14 @@ class FinishedRun:
         """
         data = ImageDataset(images, self.loaded.preprocessing)
         batches = make_batches(data, batch_size=self._batch_size, shuffle=False, seed=0)
-        classes = self.settings.data.classes
+        given, forward = self._prefixed(batches, device)
         return evaluate(
             self.loaded.model,
-            batches,
-            classes=classes,
+            given,
+            classes=self.settings.data.classes,
             device=device,
-            precision=self.settings.training.precision,
+            precision=self.settings.training.mixed,
+            forward=forward,
             hooks=hooks,
         )
 
@@ -147,13 +151,25 @@ class FinishedRun:
         images = ImageSet(classes, tuple(Sample(file, 0) for file in files))
         data = ImageDataset(images, self.loaded.preprocessing)
         batches = make_batches(data, batch_size=self._batch_size, shuffle=False, seed=0)
-        precision = self.settings.training.precision
-        found = predict(self.loaded.model, batches, device=device, precision=precision, hooks=hooks)
+        given, forward = self._prefixed(batches, device)
+        found = predict(
+            self.loaded.model,
+            given,
+            device=device,
+            precision=self.settings.training.mixed,
+            forward=forward,
+            hooks=hooks,
+        )
         ranked = found.logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
         return [
             Prediction(name, _ranking(classes, values[:top], order[:top]))
             for name, values, order in zip(found.names, *ranked, strict=True)
         ]
+
+    def _prefixed(self, batches: Batches, device: str) -> tuple[Batches, Forward]:
+        """The frozen part in the form that the run was trained and judged with."""
+        form = self.settings.features.form
+        return prefixed(self.loaded.model, batches, form, device=resolve_device(device))
 
     def held_out(
         self, data: Path, *, progress: Callable[[int, int], None] | None = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from frostline._files import write_text
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
-from frostline.config import ModelSettings, RunSettings
+from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
 from frostline.data import Batch, Batches, ImageDataset, make_batches
-from frostline.deltas import load_delta
-from frostline.engine import EpochRecord, Hook, check_targets, predict
+from frostline.devices import resolve_device
+from frostline.engine import EpochRecord, Hook, Predictions, check_targets, predict
 from frostline.engine import train as run_epochs
 from frostline.errors import ConfigError, DataError, DriftError, ModelError, TrainingError
 from frostline.fingerprints import fingerprint
@@ -27,6 +27,7 @@ from frostline.folder import RunFolder
 from frostline.freezing import Frozen, Proof, frozen_part
 from frostline.groups import param_groups
 from frostline.recipe import Recipe, recipe_of
+from frostline.runs.feeding import CHECKED_SAMPLES, Feed, Wanted, feed, few_of
 
 
 @final
@@ -39,6 +40,8 @@ class Run:
         best: the epoch whose weights are kept.
         proof: of the frozen part.
         folder: where it was written; `None` if nowhere.
+        says: lines for people on what was computed once, or why nothing could be.
+        computed: rows of features that this run computed; the others were in the store.
     """
 
     model: nn.Module
@@ -46,6 +49,8 @@ class Run:
     best: EpochRecord
     proof: Proof
     folder: RunFolder | None
+    says: tuple[str, ...] = ()
+    computed: int = 0
 
 
 def fit(
@@ -59,6 +64,8 @@ def fit(
     classes: Sequence[str] | None = None,
     device: str = "auto",
     resume: bool = False,
+    features: str | Path = "auto",
+    compile: bool = False,  # noqa: A002 - the field's word
     hooks: Iterable[Hook] = (),
     settings: RunSettings | None = None,
     **options: object,
@@ -69,6 +76,10 @@ def fit(
     are frozen fully. Each epoch trains in train mode and validates in eval mode without
     gradients. At the end the model holds the best epoch's weights and the frozen part is verified.
 
+    What lies below the frost line is computed once for each sample, in the fastest form that is
+    faithful, and kept in a feature store; the epochs train from there. With `precision="exact"`
+    the figures are those of the plain loop (`features="off"`).
+
     Args:
         train: dataset of (input, class index), or an iterable of batches of these.
         val: the same; never trained on.
@@ -76,6 +87,9 @@ def fit(
         recipe: how to train; or name its options here: `epochs=5, lr=1e-3, patience=3`.
         classes: names of the classes; by default `train.classes`, else their numbers.
         resume: go on with the run in `out` after its last whole epoch.
+        features: folder of the feature store; `auto` is one in the user's cache folder, `off` is
+            the plain loop.
+        compile: compile what is trained with `torch.compile`.
         hooks: called by the loop, besides those that save and log.
 
     Raises:
@@ -88,29 +102,42 @@ def fit(
         DriftError: something frozen moved; what was trained is kept in `out`.
     """
     recipe = _recipe(recipe, options)
-    settings = settings or _settings(model, recipe, batch_size, device)
+    settings = settings or _settings(model, recipe, batch_size, device, features, compile)
     batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
     validation = make_batches(val, batch_size=batch_size, shuffle=False, seed=recipe.seed)
-    names = _class_names(model, train, validation, classes, device)
-    weights = _class_weights(recipe, train, len(names))
     param_groups(model, lr=1.0)  # refuses early when nothing is trainable
+    first = _FirstSamples.of(model, val, validation, device=device)
+    names = _class_names(first.found, train, classes)
+    weights = _class_weights(recipe, train, len(names))
     with _folder(out, resume=resume) as folder:
         frozen = frozen_part(model)
-        settings = settings.model_copy(
-            update={"data": settings.data.model_copy(update={"classes": tuple(names)})}
+        wanted = Wanted(
+            settings.features,
+            recipe,
+            batch_size,
+            resolve_device(device),
+            form=_form_before(folder) if resume else "",
+            seconds_per_sample=first.seconds,
+            hooks=tuple(hooks := tuple(hooks)),
         )
+        fed = feed(model, first.inputs, (train, val), (batches, validation), wanted)
+        settings = _completed(settings, names, fed)
         _begin(folder, settings, frozen, resume=resume)
         about = {"model": settings.model.name, "weights": settings.model.weights}
-        saver = Saver(folder, fingerprint(model), about, resume=resume)
-        logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if out else ()
+        saver = Saver(folder, fingerprint(model) if folder else None, about, resume=resume)
+        logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if folder else ()
+        for hook in hooks:
+            for line in fed.says:
+                hook.on_notice(line)
         training = run_epochs(
             model,
-            batches,
-            validation,
+            fed.train,
+            fed.validation,
             recipe=recipe,
             classes=names,
             device=device,
             class_weights=weights,
+            forward=torch.compile(fed.forward) if settings.features.compile else fed.forward,
             hooks=(saver, *logs, *hooks),
         )
         proof = frozen.verify()
@@ -119,10 +146,12 @@ def fit(
                 f"the validation {recipe.monitor} was never a number, so no epoch is the best. "
                 "Look at the metrics; lower the learning rate (--lr)."
             )
-        load_delta(model, folder.best)
+        saver.put_best(model)
         best = training.history[training.best_epoch - 1]
-        _write_result(folder, best, proof)
-        return Run(model, tuple(training.history), best, proof, folder if out else None)
+        if folder:
+            _write_result(folder, best, proof)
+        history = tuple(training.history)
+        return Run(model, history, best, proof, folder, fed.says, fed.computed)
 
 
 def _recipe(recipe: Recipe | None, options: dict[str, object]) -> Recipe:
@@ -135,21 +164,36 @@ def _recipe(recipe: Recipe | None, options: dict[str, object]) -> Recipe:
     return recipe
 
 
-def _settings(model: nn.Module, recipe: Recipe, batch_size: int, device: str) -> RunSettings:
-    settings = RunSettings(
-        model=ModelSettings.from_python(type(model).__name__), training=recipe, device=device
+def _settings(
+    model: nn.Module,
+    recipe: Recipe,
+    batch_size: int,
+    device: str,
+    features: str | Path,
+    compile_suffix: bool,
+) -> RunSettings:
+    return RunSettings(
+        model=ModelSettings.from_python(type(model).__name__),
+        data=DataSettings(batch_size=batch_size),
+        training=recipe,
+        features=FeatureSettings(store=str(features), compile=compile_suffix),
+        device=device,
     )
-    data = settings.data.model_copy(update={"batch_size": batch_size})
-    return settings.model_copy(update={"data": data})
+
+
+def _completed(settings: RunSettings, names: Sequence[str], fed: Feed) -> RunSettings:
+    """With what was found: the classes, and the form of the frozen part."""
+    data = settings.data.model_copy(update={"classes": tuple(names)})
+    features = settings.features.model_copy(update={"form": fed.form})
+    return settings.model_copy(update={"data": data, "features": features})
 
 
 @contextmanager
-def _folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder]:
+def _folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | None]:
     if out is None:
         if resume:
             raise ConfigError("resume needs the run's folder. Give it as out=...")
-        with tempfile.TemporaryDirectory(prefix="frostline-") as scratch:
-            yield RunFolder(Path(scratch))
+        yield None
         return
     folder = RunFolder(Path(out))
     if resume:
@@ -159,8 +203,17 @@ def _folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder]:
     yield folder
 
 
-def _begin(folder: RunFolder, settings: RunSettings, frozen: Frozen, *, resume: bool) -> None:
+def _form_before(folder: RunFolder | None) -> str:
+    """The form in which the run to be resumed computes its frozen part."""
+    return RunSettings.read(folder.settings).features.form if folder else ""
+
+
+def _begin(
+    folder: RunFolder | None, settings: RunSettings, frozen: Frozen, *, resume: bool
+) -> None:
     """Write down settings and frozen part; or make sure that a resumed run has the same."""
+    if folder is None:
+        return
     if not resume:
         folder.write_frozen(frozen.fingerprint)
         settings.write(folder.settings)
@@ -201,14 +254,9 @@ def _sections(a: RunSettings, b: RunSettings) -> dict[str, tuple[dict[str, objec
 
 
 def _class_names(
-    model: nn.Module,
-    train_data: object,
-    validation: Batches,
-    classes: Sequence[str] | None,
-    device: str,
+    first: Predictions, train_data: object, classes: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The classes' names, after one batch has shown that the model gives a logit for each."""
-    first = predict(model, _FirstBatch(validation), device=device)
+    """The classes' names, after a few samples have shown that the model gives a logit for each."""
     count = first.logits.shape[1] if first.logits.dim() == 2 else 0
     given = classes if classes is not None else getattr(train_data, "classes", None)
     names = tuple(map(str, given)) if given is not None else tuple(map(str, range(count)))
@@ -229,18 +277,44 @@ def _class_names(
 
 @final
 @dataclass(frozen=True)
-class _FirstBatch:
-    """Only the first batch of some data."""
+class _FirstSamples:
+    """A few validation samples, what the model makes of them, and how long it takes for one."""
 
-    whole: Batches
-    samples: int = 1
+    inputs: Any
+    found: Predictions
+    seconds: float
+
+    @classmethod
+    def of(cls, model: nn.Module, data: object, whole: Batches, *, device: str) -> _FirstSamples:
+        if isinstance(data, ImageDataset):  # do not decode a whole batch for a few
+            whole = make_batches(data, batch_size=CHECKED_SAMPLES, shuffle=False, seed=0)
+        with closing(whole.epoch(0)) as batches:
+            batch = next(batches)
+        few = few_of(batch.inputs, resolve_device(device))
+        count = min(CHECKED_SAMPLES, len(batch.targets))
+        small = _OneBatch(Batch(few, batch.targets[:count], batch.names[:count]))
+        found = predict(model, small, device=device)
+        start = time.perf_counter()
+        predict(model, small, device=device)
+        return cls(few, found, (time.perf_counter() - start) / count)
+
+
+@final
+@dataclass(frozen=True)
+class _OneBatch:
+    """A single batch."""
+
+    batch: Batch
 
     def __len__(self) -> int:
         return 1
 
-    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
-        with closing(self.whole.epoch(epoch)) as batches:
-            yield next(batches)
+    @property
+    def samples(self) -> int:
+        return len(self.batch.targets)
+
+    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:  # noqa: ARG002
+        yield self.batch
 
 
 def _class_weights(recipe: Recipe, data: object, count: int) -> Tensor | None:

@@ -1,0 +1,269 @@
+"""How batches reach the model: through stored features, a tuned prefix, or plainly.
+
+Whatever stands in the way of a cut or a store is no error: the run then trains plainly, to the
+same figures, and says in one line why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from frostline.config import FeatureSettings
+from frostline.cutting import Cut, cut
+from frostline.data import Batches
+from frostline.engine import Forward, Hook
+from frostline.errors import CutError, DataError, OutputError, StoreError
+from frostline.features import (
+    Computing,
+    Decisions,
+    PrefixedBatches,
+    computing,
+    extract,
+    first_samples,
+    source_of,
+)
+from frostline.recipe import Recipe
+from frostline.store import FeatureStore
+from frostline.tuning import PLAIN, Form
+from frostline.units import format_bytes, format_seconds
+
+CHECKED_SAMPLES = 4  # on which a cut is checked against the model
+DEFAULT_BUDGET_BYTES = 50 * 10**9
+BY_MODEL = "model"  # in place of a form: the model computes its frozen part itself
+# A run whose plain forwards take less altogether is over before a cut would be made.
+WORTH_SECONDS = 2.0
+
+
+@final
+@dataclass(frozen=True)
+class Feed:
+    """Batches, and what they go through.
+
+    Attributes:
+        forward: the suffix of a cut, or the model itself.
+        form: in which the frozen part is computed: `model` where the model does it.
+        says: lines for people: what was saved, or why nothing could be.
+        computed: rows that were computed for it; the others were in the store.
+    """
+
+    train: Batches
+    validation: Batches
+    forward: Forward
+    form: str = BY_MODEL
+    says: tuple[str, ...] = ()
+    computed: int = 0
+
+
+@final
+@dataclass(frozen=True)
+class Wanted:
+    """What a run wants of its features.
+
+    Attributes:
+        form: as decided when the run began; empty at its beginning.
+        seconds_per_sample: of one plain forward.
+    """
+
+    settings: FeatureSettings
+    recipe: Recipe
+    batch_size: int
+    device: torch.device
+    form: str
+    seconds_per_sample: float
+    hooks: tuple[Hook, ...] = ()
+
+    def store(self) -> FeatureStore:
+        """The store to use."""
+        given = self.settings.store
+        root = default_store() if given == "auto" else Path(given).expanduser()
+        return FeatureStore(root, budget_bytes=self.settings.budget_bytes or DEFAULT_BUDGET_BYTES)
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell hooks in batches, as of every other stage."""
+        for hook in self.hooks:
+            hook.on_batch("features", -(-done // self.batch_size), -(-total // self.batch_size))
+
+
+def feed(
+    model: nn.Module,
+    example: Any,
+    data: tuple[object, object],
+    plain: tuple[Batches, Batches],
+    wanted: Wanted,
+) -> Feed:
+    """The fastest way for `data` (training, validation) through `model`.
+
+    Args:
+        example: a few samples, on the device, to cut on.
+        plain: the batches of a plain loop over the same data.
+    Raises:
+        OutputError, StoreError: the store that was named cannot be used.
+    """
+    by_model = Feed(*plain, model)
+    if wanted.settings.store == "off" or wanted.form == BY_MODEL:
+        return by_model
+    if wanted.settings.store == "auto" and not wanted.form:
+        seconds = wanted.seconds_per_sample * plain[0].samples * wanted.recipe.epochs
+        if seconds < WORTH_SECONDS:
+            return by_model
+    try:
+        return _Feeding(cut(model, example), wanted).feed(data, plain)
+    except CutError as error:
+        return replace(by_model, says=(f"Features  none are stored: {error}",))
+    except (StoreError, OutputError) as error:
+        if wanted.settings.store != "auto":
+            raise
+        return replace(by_model, says=(f"Features  none are stored: {error}",))
+
+
+def prefixed(
+    model: nn.Module, batches: Batches, form: str, *, device: torch.device
+) -> tuple[Batches, Forward]:
+    """Batches through the frozen part in the form that a run was trained with, and the suffix.
+
+    The model itself where that form is its own float32, or where it cannot be cut any more.
+    """
+    if form in ("", BY_MODEL, str(PLAIN)):
+        return batches, model
+    try:
+        made = cut(model.to(device), first_inputs(batches, device))
+    except CutError:
+        return batches, model
+    return PrefixedBatches(batches, in_form(made, Form.parse(form), device)), made.suffix
+
+
+def first_inputs(batches: Batches, device: torch.device) -> Any:
+    """The first few samples of some batches, on the device."""
+    with closing(batches.epoch(0)) as given:
+        return few_of(next(given).inputs, device)
+
+
+def default_store() -> Path:
+    """`$FROSTLINE_FEATURES`, or `frostline/features` in the user's cache folder."""
+    given = os.environ.get("FROSTLINE_FEATURES")
+    if given:
+        return Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "frostline" / "features"
+
+
+class _Feeding:
+    """One run's data through one cut."""
+
+    def __init__(self, made: Cut, wanted: Wanted) -> None:
+        self._cut = made
+        self._wanted = wanted
+        self._store = wanted.store()
+        self._computed = 0
+        self._seconds = 0.0
+        self._nbytes = 0
+        self._notes: list[str] = []
+
+    def feed(self, data: tuple[object, object], plain: tuple[Batches, Batches]) -> Feed:
+        compute = self._compute(data, plain)
+        train_compute, val_compute = self._of_each_mode(compute, plain)
+        train = self._batches(data[0], plain[0], train_compute, shuffle=True)
+        validation = self._batches(data[1], plain[1], val_compute, shuffle=False)
+        return Feed(
+            train,
+            validation,
+            self._cut.suffix,
+            str(compute.tuned.form),
+            tuple(self._says(compute)),
+            self._computed,
+        )
+
+    def _compute(self, data: tuple[object, object], plain: tuple[Batches, Batches]) -> Computing:
+        wanted = self._wanted
+        if wanted.form:
+            return in_form(self._cut, Form.parse(wanted.form), wanted.device, wanted.batch_size)
+        try:
+            samples = first_samples(source_of(data[0]))
+        except DataError:
+            samples = first_inputs(plain[0], wanted.device)
+        return computing(
+            self._cut,
+            samples,
+            precision=wanted.recipe.prefix_precision,
+            batch_size=wanted.batch_size,
+            device=wanted.device,
+            planned_samples=plain[0].samples + plain[1].samples,
+            decisions=Decisions(self._store.root),
+        )
+
+    def _of_each_mode(
+        self, compute: Computing, plain: tuple[Batches, Batches]
+    ) -> tuple[Computing, Computing]:
+        """Plain float32 as a training step and as evaluation compute it, where that differs."""
+        if compute.tuned.form != PLAIN:
+            return compute, compute
+        training = replace(compute, training=True, mode="training")
+        inputs = first_inputs(plain[1], self._wanted.device)
+        pairs = zip(training(inputs), compute(inputs), strict=True)
+        if all(torch.equal(a, b) for a, b in pairs):
+            return compute, compute
+        return training, compute
+
+    def _batches(
+        self, data: object, plain: Batches, compute: Computing, *, shuffle: bool
+    ) -> Batches:
+        wanted = self._wanted
+        try:
+            found = extract(
+                self._cut,
+                data,
+                self._store,
+                storage=wanted.settings.storage,
+                progress=wanted.progress,
+                compute=compute,
+            )
+        except DataError as error:
+            self._notes.append(str(error))
+            return PrefixedBatches(plain, compute)
+        self._computed += found.computed
+        self._seconds += found.seconds
+        self._nbytes += found.nbytes
+        if found.why:
+            self._notes.append(found.why)
+        return found.batches(batch_size=wanted.batch_size, shuffle=shuffle, seed=wanted.recipe.seed)
+
+    def _says(self, compute: Computing) -> Iterator[str]:
+        yield f"Frost     {self._cut.why}"
+        wanted, tuned = self._wanted, compute.tuned
+        made = (
+            f"{self._computed} rows computed in {format_seconds(self._seconds)}"
+            if self._computed
+            else "all in the store, no forward pass of the frozen part"
+        )
+        yield f"Features  {made}; {format_bytes(self._nbytes)}; {tuned}"
+        for note in dict.fromkeys(self._notes):
+            yield f"          {note}"
+        plain = wanted.seconds_per_sample * wanted.recipe.epochs
+        yield (
+            f"Saved     about {format_seconds(plain)} of forward passes for each sample "
+            f"in {wanted.recipe.epochs} epochs"
+        )
+
+
+def in_form(made: Cut, form: Form, device: torch.device, batch_size: int = 32) -> Computing:
+    """The prefix in a form that was chosen before."""
+    return computing(made, None, precision="auto", batch_size=batch_size, device=device, form=form)
+
+
+def few_of(inputs: Any, device: torch.device) -> Any:
+    """The first samples of a batch."""
+    if isinstance(inputs, torch.Tensor):
+        return inputs[:CHECKED_SAMPLES].to(device)
+    if isinstance(inputs, Mapping):
+        return {name: few_of(part, device) for name, part in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)([few_of(part, device) for part in inputs])
+    return inputs

@@ -1,0 +1,174 @@
+"""What a store holds, whether it is intact, and what may go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from frostline.errors import CorruptFeatures, StoreError
+from frostline.store.catalogue import Catalogue, SegmentRows
+from frostline.store.keys import ValueSpec
+from frostline.store.layout import header_fits, key_folders, value_name
+from frostline.store.manifest import Manifest, read_manifest
+from frostline.store.records import unit_totals
+from frostline.store.removal import folder_bytes, used_at
+from frostline.tables import Column, Table
+from frostline.units import format_bytes, format_count
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One key of a store.
+
+    Attributes:
+        digest: the folder's name.
+        parts: the key's parts; empty when the manifest cannot be read.
+        rows: complete rows, as the log says; their data are not read.
+        nbytes: of all its files.
+        used_at: when it was last opened, in seconds since the epoch.
+        damage: what is wrong with its manifest; empty when nothing is.
+    """
+
+    digest: str
+    path: Path
+    parts: Mapping[str, str]
+    values: tuple[ValueSpec, ...]
+    note: Mapping[str, str]
+    rows: int
+    nbytes: int
+    used_at: float
+    damage: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something stored that is not what was written.
+
+    Attributes:
+        folder: of the key.
+        value: name of the damaged value; empty when it is not one value.
+        row_id: empty when it is not known.
+        what: in words.
+    """
+
+    folder: Path
+    value: str
+    row_id: bytes
+    what: str
+
+    def __str__(self) -> str:
+        row = f", row {self.row_id.hex()}" if self.row_id else ""
+        value = f", value '{self.value}'" if self.value else ""
+        return f"{self.folder}{row}{value}: {self.what}"
+
+
+def list_stored(root: Path) -> tuple[Stored, ...]:
+    """Every key under `root`, most recently used first."""
+    found = [_stored(folder) for folder in key_folders(root)]
+    return tuple(sorted(found, key=lambda stored: -stored.used_at))
+
+
+def find_damage(folder: Path) -> Iterator[Damage]:
+    """Read every row of a key and tell what does not match its checksum."""
+    try:
+        manifest = read_manifest(folder)
+    except (CorruptFeatures, StoreError) as error:
+        yield Damage(folder, "", b"", str(error))
+        return
+    if manifest is None:
+        yield Damage(folder, "", b"", _NO_MANIFEST)
+        return
+    catalogue = Catalogue(folder, manifest)
+    catalogue.refresh()
+    for segment in catalogue.segments:
+        yield from _segment_damage(folder, segment, manifest.values)
+    for flaw in catalogue.check(catalogue.row_ids()):
+        what = f"its bytes in {flaw.segment.name} do not match their checksum"
+        yield Damage(folder, flaw.value, flaw.row_id, what)
+
+
+def stored_table(stored: Sequence[Stored]) -> Table:
+    """What a store holds, as a table."""
+    columns = (
+        Column("Key"),
+        Column("Rows", "right"),
+        Column("Size", "right"),
+        Column("Last used"),
+        Column("Holds"),
+    )
+    rows = tuple(
+        (
+            entry.digest[:12],
+            format_count(entry.rows),
+            format_bytes(entry.nbytes),
+            f"{datetime.fromtimestamp(entry.used_at):%Y-%m-%d %H:%M}",
+            entry.damage or _told(entry.note or entry.parts),
+        )
+        for entry in stored
+    )
+    total = sum(entry.nbytes for entry in stored)
+    return Table(columns, rows, notes=(f"{len(rows)} keys, {format_bytes(total)}",))
+
+
+_NO_MANIFEST = (
+    "the manifest is gone, so its rows cannot be checked. Opening the store for writing with the "
+    "same key mends it; or delete the folder"
+)
+
+
+def _segment_damage(
+    folder: Path, segment: SegmentRows, values: Sequence[ValueSpec]
+) -> Iterator[Damage]:
+    for at in np.flatnonzero(~segment.log.sound & ~segment.log.void).tolist():
+        what = f"record {at} of {segment.folder.name} does not match its checksum"
+        yield Damage(folder, "", b"", what)
+    units = unit_totals(values, segment.log)
+    for number, value in enumerate(values):
+        path = segment.folder / value_name(number)
+        with suppress(OSError):  # a data file that is gone shows in its rows
+            if segment.log.sound.any() and not header_fits(path, value, units[number]):
+                what = (
+                    f"the header of {segment.folder.name}/{path.name} is not what was written; "
+                    "Frostline does not use it, but other programs would misread the file"
+                )
+                yield Damage(folder, value.name, b"", what)
+
+
+def _stored(folder: Path) -> Stored:
+    manifest, damage, rows = None, "", 0
+    try:
+        manifest = read_manifest(folder)
+        damage = "" if manifest else _NO_MANIFEST
+    except StoreError as error:
+        damage = str(error)
+    if manifest is not None:
+        rows = _row_count(folder, manifest)
+    return Stored(
+        digest=folder.name,
+        path=folder,
+        parts=manifest.key.parts if manifest else {},
+        values=manifest.values if manifest else (),
+        note=manifest.note if manifest else {},
+        rows=rows,
+        nbytes=folder_bytes(folder),
+        used_at=used_at(folder),
+        damage=damage,
+    )
+
+
+def _row_count(folder: Path, manifest: Manifest) -> int:
+    catalogue = Catalogue(folder, manifest)
+    catalogue.refresh()
+    return len(catalogue)
+
+
+def _told(parts: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}: {text}" for name, text in parts.items())

@@ -1,0 +1,228 @@
+"""Rows for training: gathered straight from memory-mapped files.
+
+Only the page cache holds the features; what this process keeps of a row is where it lies.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from frostline._files import FileLock
+from frostline.store.catalogue import Catalogue
+from frostline.store.keys import ValueSpec
+from frostline.store.layout import HEADER_BYTES, value_name
+from frostline.store.numbers import decode
+from frostline.store.records import leading_shapes, unit_offsets
+
+Words: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
+
+
+@final
+class Rows:
+    """A read-only view of stored rows in a fixed order; a row may be there several times."""
+
+    def __init__(self, columns: Sequence[Column], count: int, held: FileLock | None) -> None:
+        self._columns, self._count = tuple(columns), count
+        self._held = held  # keeps `prune` away as long as these rows live
+
+    def __len__(self) -> int:
+        return self._count
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, ...]:
+        """The rows at `indices` `(batch,)`: one tensor for each value, in fresh memory.
+
+        `(batch, *shape)` in the dtype that was computed. Ragged dimensions are as long as the
+        batch's longest row; what is shorter is padded with zeros at its end (see `shapes`).
+
+        Raises:
+            IndexError: an index is negative or beyond the last row.
+        """
+        return tuple(column.gather(indices) for column in self._columns)
+
+    def shapes(self, value: int = 0) -> Tensor:
+        """Each row's own shape of a value, `(rows, dimensions)` int64."""
+        return self._columns[value].shapes()
+
+
+class Column(Protocol):
+    """One value of all rows."""
+
+    def gather(self, indices: Tensor) -> Tensor: ...
+    def shapes(self) -> Tensor: ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Units:
+    """A value's units over all segments.
+
+    Attributes:
+        maps: of each segment, `(units, words)`.
+        segment: of each row; `None` when there is one.
+    """
+
+    maps: tuple[Words, ...]
+    segment: Tensor | None
+
+    def fetch(self, offsets: Tensor, rows: Tensor) -> Tensor:
+        """A fresh copy of the units at `offsets`, which belong to `rows`, `(units, bytes)`.
+
+        NumPy copies them: torch would wake all its threads for each batch, which took 20 times
+        as long on a busy machine.
+        """
+        places = offsets.numpy()
+        if self.segment is None:
+            return torch.from_numpy(self.maps[0].take(places, axis=0).view(np.uint8))
+        segments = self.segment.index_select(0, rows).numpy()
+        found = np.empty((len(places), self.maps[0].shape[1]), dtype=self.maps[0].dtype)
+        for number, units in enumerate(self.maps):
+            here = np.flatnonzero(segments == number)
+            found[here] = units.take(places[here], axis=0)
+        return torch.from_numpy(found.view(np.uint8))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FixedColumn:
+    """A value whose rows all have one shape."""
+
+    spec: ValueSpec
+    units: Units
+    offsets: Tensor
+    scales: Tensor | None
+
+    def gather(self, indices: Tensor) -> Tensor:
+        offsets = self.offsets.index_select(0, indices)
+        content = self.units.fetch(offsets, indices)
+        scales = None if self.scales is None else self.scales.index_select(0, indices)
+        return decode(self.spec, content, self.spec.unit_shape, scales)
+
+    def shapes(self) -> Tensor:
+        return torch.tensor([self.spec.unit_shape], dtype=torch.int64).repeat(len(self.offsets), 1)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RaggedColumn:
+    """A value whose rows differ in shape."""
+
+    spec: ValueSpec
+    units: Units
+    offsets: Tensor
+    leading: Tensor
+    scales: Tensor | None
+
+    def gather(self, indices: Tensor) -> Tensor:
+        leading = self.leading.index_select(0, indices)
+        starts = self.offsets.index_select(0, indices)
+        padded = leading.amax(dim=0).tolist() if len(indices) else [0] * leading.shape[1]
+        inside, unit = _grid(leading, padded)
+        spots = inside.flatten().nonzero().squeeze(1)
+        units_per_row = math.prod(padded)
+        rows = spots // max(1, units_per_row)
+        offsets = unit.flatten().index_select(0, spots) + starts.index_select(0, rows)
+        size = self.spec.unit_nbytes
+        content = torch.zeros((len(indices), units_per_row * size), dtype=torch.uint8)
+        found = self.units.fetch(offsets, indices.index_select(0, rows))
+        content.view(inside.numel(), size).index_copy_(0, spots, found)
+        scales = None if self.scales is None else self.scales.index_select(0, indices)
+        shape = (*padded, *self.spec.unit_shape)
+        return decode(self.spec, content, shape, scales)
+
+    def shapes(self) -> Tensor:
+        fixed = torch.tensor([self.spec.unit_shape], dtype=torch.int64).repeat(len(self.offsets), 1)
+        return torch.cat([self.leading, fixed], dim=1)
+
+
+def make_rows(catalogue: Catalogue, row_ids: Sequence[bytes], held: FileLock | None) -> Rows:
+    """Rows in the order of `row_ids`, all of which must be complete and checked.
+
+    Raises:
+        OSError: a data file cannot be mapped.
+    """
+    if not row_ids:
+        columns: list[Column] = [_empty(spec) for spec in catalogue.values]
+        return Rows(columns, 0, held)
+    segments, places = catalogue.places(row_ids)
+    used, segment_of = np.unique(segments, return_inverse=True)
+    chosen = [(s, np.flatnonzero(segments == s)) for s in used.tolist()]
+    columns = []
+    for number, spec in enumerate(catalogue.values):
+        offsets = np.empty(len(row_ids), dtype=np.int64)
+        leading = np.empty((len(row_ids), len(spec.leading)), dtype=np.int64)
+        scales = np.zeros(len(row_ids), dtype=np.float32)
+        maps = []
+        for segment, here in chosen:
+            rows = catalogue.segments[segment]
+            records = rows.log.records[places[here]]
+            offsets[here], counts = unit_offsets(spec, number, records, places[here])
+            leading[here] = leading_shapes(spec, number, records)
+            if spec.is_scaled:
+                scales[here] = records[f"scale{number}"]
+            end = int((offsets[here] + counts).max())
+            maps.append(_map(rows.folder / value_name(number), end, spec.unit_nbytes))
+        segment = None if len(maps) == 1 else torch.from_numpy(segment_of.astype(np.int64))
+        columns.append(
+            _column(
+                spec,
+                Units(tuple(maps), segment),
+                torch.from_numpy(offsets),
+                torch.from_numpy(leading),
+                torch.from_numpy(scales) if spec.is_scaled else None,
+            )
+        )
+    return Rows(columns, len(row_ids), held)
+
+
+def _column(
+    spec: ValueSpec, units: Units, offsets: Tensor, leading: Tensor, scales: Tensor | None
+) -> Column:
+    if spec.ragged_count:
+        return RaggedColumn(spec, units, offsets, leading, scales)
+    return FixedColumn(spec, units, offsets, scales)
+
+
+def _empty(spec: ValueSpec) -> Column:
+    none = torch.empty(0, dtype=torch.int64)
+    units = Units((_map(Path(), 0, spec.unit_nbytes),), None)
+    leading = torch.empty((0, len(spec.leading)), dtype=torch.int64)
+    return _column(spec, units, none, leading, torch.empty(0) if spec.is_scaled else None)
+
+
+def _grid(leading: Tensor, padded: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Over `(batch, *padded)`: what lies inside each row, and its unit counted from the row's."""
+    rank = len(padded)
+    inside = torch.ones((len(leading), *padded), dtype=torch.bool)
+    unit = torch.zeros((len(leading), *padded), dtype=torch.int64)
+    for at, size in enumerate(padded):
+        own = leading[:, at].view(-1, *[1] * rank)
+        along = torch.arange(size).view(*[1] * (at + 1), -1, *[1] * (rank - at - 1))
+        inside &= along < own
+        unit = unit * own + along
+    return inside, unit
+
+
+def _map(path: Path, units: int, unit_nbytes: int) -> Words:
+    """The units as the widest words that divide them, `(units, words)`.
+
+    Mapped for reading only: a map that could be written counts against the memory that the system
+    promises, so a store larger than memory could not be mapped.
+    """
+    width = next(width for width in (8, 4, 2, 1) if unit_nbytes % width == 0)
+    shape = (units, unit_nbytes // width)
+    if units * unit_nbytes == 0:
+        return np.empty(shape, dtype=f"<u{width}")
+    with path.open("rb") as file:
+        size = HEADER_BYTES + units * unit_nbytes
+        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, dtype=f"<u{width}", offset=HEADER_BYTES).reshape(shape)

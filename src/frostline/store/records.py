@@ -1,0 +1,145 @@
+"""The log of complete rows: fixed-size records that prove themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from frostline.store.keys import ValueSpec
+from frostline.store.layout import HEADER_BYTES
+from frostline.store.numbers import Block, Integers
+
+ID_BYTES = 16
+
+Records: TypeAlias = npt.NDArray[np.void]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+
+def record_dtype(values: Sequence[ValueSpec]) -> np.dtype[np.void]:
+    """The layout of one record; little-endian, packed."""
+    fields: list[Any] = [("id", f"V{ID_BYTES}")]
+    for number, value in enumerate(values):
+        if value.ragged_count:
+            fields += [(f"offset{number}", "<u8"), (f"lengths{number}", "<u8", value.ragged_count)]
+        if value.is_scaled:
+            fields.append((f"scale{number}", "<f8"))
+        fields.append((f"sum{number}", "<u8"))
+    # The lengths of one ragged dimension would otherwise be no array of their own.
+    fields = [(f[0], f[1], (f[2],)) if len(f) == 3 else f for f in fields]
+    return np.dtype([*fields, ("check", "<u8")])
+
+
+def make_records(
+    values: Sequence[ValueSpec],
+    row_ids: Sequence[bytes],
+    blocks: Sequence[Block],
+    *,
+    starts: Sequence[int],
+    identity: int,
+    first: int,
+) -> Records:
+    """Sealed records `first`, `first + 1`, ... of rows whose units begin at `starts`."""
+    records = np.zeros(len(row_ids), dtype=record_dtype(values))
+    records["id"] = np.frombuffer(b"".join(row_ids), dtype=f"V{ID_BYTES}")
+    for number, (value, block) in enumerate(zip(values, blocks, strict=True)):
+        if value.ragged_count:
+            records[f"offset{number}"] = starts[number] + np.cumsum(block.counts) - block.counts
+            records[f"lengths{number}"] = block.lengths
+        if value.is_scaled:
+            records[f"scale{number}"] = block.scales
+        records[f"sum{number}"] = _sums(block, value.unit_nbytes)
+    records["check"] = _checks(records, identity, first)
+    return records
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Records `first` ... of a log as they were read.
+
+    Attributes:
+        sound: which of them prove themselves.
+        void: which are all zeros, and say nothing.
+    """
+
+    records: Records
+    sound: Mask
+    void: Mask
+
+
+def parse(values: Sequence[ValueSpec], raw: bytes, *, identity: int, first: int = 0) -> Log:
+    """Read whole records; a torn one at the end is left out."""
+    dtype = record_dtype(values)
+    count = len(raw) // dtype.itemsize
+    records = np.frombuffer(raw, dtype=dtype, count=count)
+    flat = np.frombuffer(raw, dtype=np.uint8, count=count * dtype.itemsize)
+    void: Mask = np.logical_not(flat.reshape(count, dtype.itemsize).any(axis=1))
+    matches: Mask = np.equal(records["check"], _checks(records, identity, first))
+    return Log(records, matches & ~void, void)
+
+
+def ids(records: Records) -> list[bytes]:
+    """The row ids, in order."""
+    return list(records["id"].tolist())
+
+
+def unit_offsets(
+    value: ValueSpec, number: int, records: Records, places: Integers
+) -> tuple[Integers, Integers]:
+    """Where the rows' units begin, and how many there are; `places` are the records' own."""
+    if not value.ragged_count:
+        return places, np.ones(len(records), dtype=np.int64)
+    shapes = leading_shapes(value, number, records)
+    return records[f"offset{number}"].astype(np.int64), shapes.prod(axis=1)
+
+
+def leading_shapes(value: ValueSpec, number: int, records: Records) -> Integers:
+    """Each row's own sizes in the dimensions up to the last ragged one."""
+    shapes = np.empty((len(records), len(value.leading)), dtype=np.int64)
+    ragged = 0
+    for at, size in enumerate(value.leading):
+        shapes[:, at] = records[f"lengths{number}"][:, ragged] if size is None else size
+        ragged += size is None
+    return shapes
+
+
+def unit_totals(values: Sequence[ValueSpec], log: Log) -> list[int]:
+    """How many units of each value a log's rows take, from the start of the data file."""
+    totals = []
+    for number, value in enumerate(values):
+        records = log.records[log.sound]
+        if not value.ragged_count:
+            totals.append(len(log.records))
+            continue
+        offsets, counts = unit_offsets(value, number, records, np.arange(len(records)))
+        totals.append(int((offsets + counts).max(initial=0)))
+    return totals
+
+
+def data_bytes(value: ValueSpec, offsets: Integers, counts: Integers) -> tuple[Integers, Integers]:
+    """Where rows begin in the value's file, and how many bytes they have."""
+    size = value.unit_nbytes
+    return HEADER_BYTES + offsets * size, counts * size
+
+
+def _sums(block: Block, unit_nbytes: int) -> list[int]:
+    ends = np.cumsum(block.counts * unit_nbytes).tolist()
+    view = block.content.data
+    hashed = xxhash.xxh3_64_intdigest
+    return [hashed(view[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _checks(records: Records, identity: int, first: int) -> npt.NDArray[np.uint64]:
+    size = records.dtype.itemsize
+    view = np.ascontiguousarray(records).view(np.uint8).reshape(-1).data
+    hashed, mask = xxhash.xxh3_64_intdigest, (1 << 64) - 1
+    found = [
+        hashed(view[at * size : (at + 1) * size - 8], (identity + first + at) & mask)
+        for at in range(len(records))
+    ]
+    return np.array(found, dtype=np.uint64)

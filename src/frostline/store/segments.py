@@ -1,0 +1,236 @@
+"""One writer's data: files that only grow, and a log that says which rows are complete.
+
+Nothing is written through a memory map, so a full disk is an error and not a signal, and nothing
+is allocated ahead, so a file-size limit harms no complete row.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import Final, Self, final
+
+import numpy as np
+
+from frostline._files import FileLock, lock
+from frostline.errors import OutputError
+from frostline.store.claims import CLAIM_TOKEN_BYTES
+from frostline.store.keys import ValueSpec
+from frostline.store.layout import (
+    CLAIMS,
+    HEADER_BYTES,
+    ROWS,
+    SEGMENT_LOCK,
+    header,
+    segment_folders,
+    segment_name,
+    value_name,
+)
+from frostline.store.manifest import Manifest
+from frostline.store.numbers import Block, Bytes
+from frostline.store.records import (
+    Log,
+    Records,
+    make_records,
+    parse,
+    record_dtype,
+    unit_totals,
+)
+
+_FLUSH: Final = os.fdatasync if sys.platform == "linux" else os.fsync
+
+
+@final
+class Segment:
+    """A segment open for appending; its lock is held until it is closed."""
+
+    def __init__(self, folder: Path, manifest: Manifest, held: FileLock) -> None:
+        self.folder = folder
+        self._manifest, self._held = manifest, held
+        self._count, self._units = 0, [0] * len(manifest.values)
+        with ExitStack() as undo:
+            self._log = undo.enter_context(_opened(folder / ROWS))
+            self._claims = undo.enter_context(_opened(folder / CLAIMS))
+            self._data = [
+                undo.enter_context(_opened(folder / value_name(number)))
+                for number in range(len(manifest.values))
+            ]
+            self._mend()
+            self._files = undo.pop_all()
+
+    @classmethod
+    def take(cls, folder: Path, manifest: Manifest) -> Self:
+        """Go on with an abandoned segment of the key, or begin a new one.
+
+        All abandoned segments are mended. To be called while the key's turn is held.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        with stored_or_kept(folder):
+            taken = [cls._open(path, manifest) for path in segment_folders(folder)]
+            free = [segment for segment in taken if segment is not None]
+            for segment in free[1:]:
+                segment.close()
+            if free:
+                return free[0]
+            path = folder / segment_name(secrets.token_hex(8))
+            path.mkdir()
+            made = cls._open(path, manifest)
+            assert made is not None  # nobody else takes one in this turn
+            return made
+
+    @classmethod
+    def _open(cls, folder: Path, manifest: Manifest) -> Self | None:
+        """The segment mended and ready to append to; `None` while another writer holds it."""
+        held = lock(folder / SEGMENT_LOCK, wait=False)
+        return None if held is None else cls(folder, manifest, held)
+
+    def append(self, row_ids: Sequence[bytes], blocks: Sequence[Block]) -> None:
+        """Store rows; on return they are complete.
+
+        Raises:
+            OutputError: the disk is full or a file too large. Complete rows are kept.
+        """
+        records = self._sealed(row_ids, blocks)
+        ends = [
+            start + int(block.counts.sum())
+            for start, block in zip(self._units, blocks, strict=True)
+        ]
+        with stored_or_kept(self.folder):
+            try:
+                self._write_data(blocks, ends)
+                size = record_dtype(self._manifest.values).itemsize
+                _write_at(self._log, self._count * size, records.tobytes())
+            except OSError:
+                self._keep_whole_records(len(records))
+                raise
+        self._count += len(records)
+        self._units = ends
+
+    def claim(self, row_ids: Sequence[bytes]) -> None:
+        """Say that this writer will compute these rows.
+
+        Raises:
+            OutputError: as `append`.
+        """
+        with stored_or_kept(self.folder):
+            _write_at(self._claims, self._claims.seek(0, os.SEEK_END), b"".join(row_ids))
+
+    def flush(self) -> None:
+        """Bring everything to the disk, data before the records that vouch for them.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        with stored_or_kept(self.folder):
+            for file in [*self._data, self._log]:
+                _FLUSH(file.fileno())
+
+    def close(self) -> None:
+        """Let go of the segment; one without rows is removed. To be called in the key's turn."""
+        self._files.close()
+        if self._count == 0:
+            with suppress(OSError):
+                for path in self.folder.iterdir():
+                    path.unlink()
+                self.folder.rmdir()
+        self._held.release()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its files."""
+        return sum(os.fstat(file.fileno()).st_size for file in [*self._data, self._log])
+
+    def _mend(self) -> None:
+        """Take away what a killed writer left half done, and void what is no record.
+
+        Data that are shorter than the log says are filled up with zeros; the rows that lost bytes
+        do not match their checksums.
+        """
+        log = self._count_rows()
+        dtype = record_dtype(self._manifest.values)
+        for at in np.flatnonzero(~log.sound & ~log.void).tolist():
+            _write_at(self._log, at * dtype.itemsize, bytes(dtype.itemsize))
+        self._log.truncate(self._count * dtype.itemsize)
+        self._claims.truncate(0)
+        _write_at(self._claims, 0, secrets.token_bytes(CLAIM_TOKEN_BYTES))
+        self._write_headers(self._units)
+        for file, (value, units) in zip(self._data, self._sizes(self._units), strict=True):
+            file.truncate(HEADER_BYTES + units * value.unit_nbytes)
+
+    def _sealed(self, row_ids: Sequence[bytes], blocks: Sequence[Block]) -> Records:
+        return make_records(
+            self._manifest.values,
+            row_ids,
+            blocks,
+            starts=self._units,
+            identity=self._manifest.identity,
+            first=self._count,
+        )
+
+    def _write_data(self, blocks: Sequence[Block], ends: Sequence[int]) -> None:
+        for file, block, (value, units) in zip(
+            self._data, blocks, self._sizes(self._units), strict=True
+        ):
+            _write_at(file, HEADER_BYTES + units * value.unit_nbytes, block.content)
+        self._write_headers(ends)
+
+    def _write_headers(self, units: Sequence[int]) -> None:
+        for file, (value, count) in zip(self._data, self._sizes(units), strict=True):
+            _write_at(file, 0, header(value, count))
+
+    def _sizes(self, units: Sequence[int]) -> Iterator[tuple[ValueSpec, int]]:
+        return zip(self._manifest.values, units, strict=True)
+
+    def _count_rows(self, most: int | None = None) -> Log:
+        """Read the log, up to `most` records, and set where to go on."""
+        size = record_dtype(self._manifest.values).itemsize
+        self._log.seek(0)
+        raw = self._log.read()
+        if most is not None:
+            raw = raw[: most * size]
+        log = parse(self._manifest.values, raw, identity=self._manifest.identity)
+        self._count = len(log.records)
+        self._units = unit_totals(self._manifest.values, log)
+        return log
+
+    def _keep_whole_records(self, count: int) -> None:
+        """After a failed append: rows whose records got through stay, a torn record goes."""
+        dtype = record_dtype(self._manifest.values)
+        size = self._log.seek(0, os.SEEK_END)
+        whole = min(size // dtype.itemsize, self._count + count)
+        with suppress(OSError):
+            self._log.truncate(whole * dtype.itemsize)
+        self._count_rows(whole)
+
+
+@contextmanager
+def stored_or_kept(folder: Path) -> Iterator[None]:
+    """Say of a write that failed what became of the rows."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"cannot write features to {folder}: {reason}. Rows that were complete are kept. "
+            "Make room on the disk (see `frostline features prune`) or choose a folder you can "
+            "write to, and run it again: it goes on where it stopped."
+        ) from error
+
+
+def _opened(path: Path) -> FileIO:
+    path.touch()
+    return path.open("r+b", buffering=0)
+
+
+def _write_at(file: FileIO, position: int, content: bytes | Bytes) -> None:
+    file.seek(position)
+    rest = content.data if isinstance(content, np.ndarray) else memoryview(content)
+    while len(rest):
+        rest = rest[file.write(rest) :]

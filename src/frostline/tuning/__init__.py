@@ -1,0 +1,23 @@
+"""The fastest faithful form of a prefix: precision, layout and folding, measured on real samples.
+
+`tune` decides, `realise` carries it out: `realise(prefix, tune(prefix, samples).form)(*inputs)`.
+"""
+
+from frostline.tuning.forms import PLAIN, Form
+from frostline.tuning.machines import machine
+from frostline.tuning.realising import Realised, realise
+from frostline.tuning.results import Trial, Tuned
+from frostline.tuning.search import DEFAULT_TOLERANCE, Precision, tune
+
+__all__ = [
+    "DEFAULT_TOLERANCE",
+    "PLAIN",
+    "Form",
+    "Precision",
+    "Realised",
+    "Trial",
+    "Tuned",
+    "machine",
+    "realise",
+    "tune",
+]

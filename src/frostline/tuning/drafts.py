@@ -1,0 +1,96 @@
+"""A draft: a copy of a prefix's graph that may be rewritten, with the values it reads.
+
+The graph is the draft's own. The values are the model's own tensors until a rewriting puts copies
+in their place; none may write into them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A graph in the making.
+
+    Attributes:
+        graph: placeholders are the flat inputs; the output is a tuple.
+        values: what the graph's `get_attr` and `call_module` nodes read, by their target.
+    """
+
+    graph: Graph
+    values: dict[str, Any]
+
+    def constant(self, node: object) -> Tensor | None:
+        """The tensor a node reads, if it is one that does."""
+        if not isinstance(node, Node) or node.op != "get_attr":
+            return None
+        value = self.values[str(node.target)]
+        return value if isinstance(value, Tensor) else None
+
+    def add_constant(self, value: Tensor, name: str, *, before: Node) -> Node:
+        """A new `get_attr` node for `value`, under a name of its own."""
+        while name in self.values:
+            name += "_"
+        self.values[name] = value
+        with self.graph.inserting_before(before):
+            return self.graph.create_node("get_attr", name)
+
+    def build(self) -> GraphModule:
+        """A module that computes the draft."""
+        return GraphModule(self.values, self.graph)
+
+
+def draft_of(prefix: GraphModule) -> Draft:
+    """Copy the graph of `prefix`, less the values nobody reads, and note the values it reads."""
+    graph = Graph()
+    result = graph.graph_copy(prefix.graph, {})
+    graph.output(result)
+    values = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+        elif node.op in ("get_attr", "call_module"):
+            values[str(node.target)] = reduce(getattr, str(node.target).split("."), prefix)
+    return Draft(graph, values)
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The arguments of an aten call by the names in its schema, in order, defaults filled in."""
+    schema = schema_of(node)
+    if schema is None:
+        return {}
+    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
+    given.update(node.kwargs)
+    return {a.name: given.get(a.name, a.default_value) for a in schema.arguments}
+
+
+def schema_of(node: Node) -> torch.FunctionSchema | None:
+    """The schema of an aten call; `None` for any other node."""
+    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema
+    return None
+
+
+def calls(node: object, *operators: str) -> bool:
+    """Whether `node` calls one of those aten operators, in any overload: `conv2d`, `view`."""
+    schema = schema_of(node) if isinstance(node, Node) else None
+    return schema is not None and schema.name.removeprefix("aten::") in operators
+
+
+def sample_of(node: object) -> Tensor | None:
+    """The tensor without data that the export noted for a node, if it noted one."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value if isinstance(value, Tensor) else None
+
+
+def use_instead(node: Node, derived: Node) -> None:
+    """Let all users of `node` read `derived`, which is computed from it, instead."""
+    node.replace_all_uses_with(derived, delete_user_cb=lambda user: user is not derived)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from frostline import OutputError
-from frostline._files import append_line, file_digest, replacing, write_bytes, write_text
+from frostline._files import append_line, file_digest, lock, replacing, write_bytes, write_text
 
 
 def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
@@ -129,6 +129,62 @@ def test_a_files_digest_is_that_of_its_bytes(tmp_path: Path, size: int) -> None:
     (tmp_path / "file").write_bytes(content)
     found = file_digest(tmp_path / "file", hashlib.sha256)
     assert found == hashlib.sha256(content).hexdigest()
+
+
+def test_an_exclusive_lock_is_had_by_one(tmp_path: Path) -> None:
+    held = lock(tmp_path / "lock")
+    assert held is not None
+    assert lock(tmp_path / "lock", wait=False) is None
+    assert lock(tmp_path / "lock", mode="shared", wait=False) is None
+    held.release()
+    assert lock(tmp_path / "lock", wait=False) is not None
+
+
+def test_a_shared_lock_is_had_by_many_and_keeps_an_exclusive_one_out(tmp_path: Path) -> None:
+    with lock(tmp_path / "lock", mode="shared"), lock(tmp_path / "lock", mode="shared"):
+        assert lock(tmp_path / "lock", wait=False) is None
+    assert lock(tmp_path / "lock", wait=False) is not None
+
+
+def test_a_lock_that_is_forgotten_is_released(tmp_path: Path) -> None:
+    held = lock(tmp_path / "lock")
+    del held
+    assert lock(tmp_path / "lock", wait=False) is not None
+
+
+def test_a_lock_is_released_once(tmp_path: Path) -> None:
+    held = lock(tmp_path / "lock")
+    assert held is not None
+    held.release()
+    with (tmp_path / "other").open("w") as other:  # may get the number of the lock's handle
+        held.release()
+        other.write("still open")
+    assert (tmp_path / "other").read_text() == "still open"
+
+
+def test_a_lock_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        lock(tmp_path / "missing" / "lock")
+
+
+def test_a_lock_is_on_the_file_that_stands_there_and_not_on_a_removed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock"
+    real, calls = os.fstat, []
+
+    def remove_first(handle: int) -> os.stat_result:
+        if not calls:
+            path.unlink()
+        calls.append(handle)
+        return real(handle)
+
+    monkeypatch.setattr(os, "fstat", remove_first)
+    held = lock(path)
+    assert len(calls) == 2
+    assert path.exists()
+    assert held is not None
+    assert lock(path, wait=False) is None
 
 
 def _write_half_and_raise(path: Path, error: BaseException) -> None:

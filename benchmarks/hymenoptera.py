@@ -1,0 +1,154 @@
+"""How long do 25 epochs on 244 + 153 photos take? Plain loop, hand-made floor, Frostline, in one run.
+
+    python benchmarks/hymenoptera.py [--networks alexnet ...] [--repeats 3] [--json FILE]
+
+`plain_loop` is the usual tutorial: DataLoader with 2 workers, the frozen network recomputed in each
+epoch (a few epochs are timed, and scaled to 25: all cost the same). `floor` is what a careful person
+writes by hand, knowing the fastest form beforehand: decode once in 2 workers, bfloat16 channels-last
+forward once, then bare steps on tensors. `cold` is `fl.fit` with an empty store, `warm` a second
+run with another learning rate. All inside one process that has everything imported.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+
+import torch
+from shared import median, network, options, photos, report, seconds, table, threads
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import frostline as fl
+from frostline.data import ImageDataset
+from frostline.models import LoadedModel
+
+EPOCHS = 25
+BATCH = 32
+NETWORKS = (
+    "alexnet",
+    "resnet18",
+    "mobilenet_v2",
+    "resnet18+layer4",
+    "vit_b_16+encoder.layers.encoder_layer_10+encoder.layers.encoder_layer_11+encoder.ln",
+)
+
+
+def main() -> None:
+    chosen = options(__doc__, networks=NETWORKS, plain_epochs=2)
+    threads()
+    rows = [("network", "plain_loop", "floor", "cold", "warm", "cold x", "warm x", "cold/floor")]
+    result: dict[str, object] = {"epochs": EPOCHS, "repeats": chosen.repeats}
+    warm_up()
+    for name in chosen.networks:
+        found = compare(name, chosen.repeats, chosen.plain_epochs)
+        result[name] = found
+        times = [f"{found[key]:.2f} s" for key in ("plain_loop", "floor", "cold", "warm")]
+        ratios = [found["plain_loop"] / found["cold"], found["plain_loop"] / found["warm"]]
+        rows.append(
+            (
+                name.partition("+")[0] + (" (part)" if "+" in name else ""),
+                *times,
+                *(f"{ratio:.0f}" for ratio in ratios),
+                f"{found['cold'] / found['floor']:.2f}",
+            )
+        )
+    table(rows)
+    report(result, chosen.json)
+
+
+def warm_up() -> None:
+    """Imports and first calls, which no side is to pay for."""
+    with tempfile.TemporaryDirectory() as store:
+        loaded = network("alexnet")
+        train, val = photos(loaded)
+        fl.fit(loaded.model, train, val, features=store, epochs=1)
+
+
+def compare(name: str, repeats: int, plain_epochs: int) -> dict[str, float]:
+    """Median seconds of each side."""
+    sides: dict[str, list[float]] = {"plain_loop": [], "floor": [], "cold": [], "warm": []}
+    for _ in range(repeats):
+        loaded = network(name)
+        train, val = photos(loaded)
+        model = copy.deepcopy(loaded.model)
+        plain = seconds(lambda: plain_loop(model, train, val, plain_epochs))
+        sides["plain_loop"].append(plain * EPOCHS / plain_epochs)
+        if "+" not in name:
+            model = copy.deepcopy(loaded.model)
+            sides["floor"].append(seconds(lambda: floor(loaded, model, train, val)))
+        else:
+            sides["floor"].append(float("nan"))
+        with tempfile.TemporaryDirectory() as store:
+            sides["cold"].append(seconds(lambda: frostline(loaded, train, val, store, 1e-3)))
+            again = network(name)
+            sides["warm"].append(seconds(lambda: frostline(again, train, val, store, 3e-3)))
+        print({side: round(times[-1], 2) for side, times in sides.items()}, flush=True)
+    return {side: median(times) for side, times in sides.items()}
+
+
+def plain_loop(model: nn.Module, train: ImageDataset, val: ImageDataset, epochs: int) -> None:
+    """The tutorial's loop, done right: frozen part in eval mode, validation without gradients."""
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    loss_of = nn.CrossEntropyLoss()
+    train_loader = DataLoader(train, batch_size=BATCH, shuffle=True, num_workers=2)
+    val_loader = DataLoader(val, batch_size=BATCH, num_workers=2)
+    for _ in range(epochs):
+        model.train()
+        for inputs, targets in train_loader:
+            optimizer.zero_grad()
+            loss = loss_of(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            for inputs, targets in val_loader:
+                loss_of(model(inputs), targets)
+
+
+def floor(loaded: LoadedModel, model: nn.Module, train: ImageDataset, val: ImageDataset) -> None:
+    """By hand for a head alone: features once, in the form known to be fastest, then bare steps."""
+    head = model.get_submodule(loaded.head)
+    if hasattr(model, "backbone"):
+        body: nn.Module = model.backbone
+    else:
+        model.set_submodule(loaded.head, nn.Identity())
+        body = model
+    body = body.eval().to(torch.bfloat16, memory_format=torch.channels_last)
+    sets = [features_of(body, data) for data in (train, val)]
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-3, fused=True)
+    for _ in range(EPOCHS):
+        head.train()
+        features, targets = sets[0].tensors
+        for picked in torch.randperm(len(features)).split(BATCH):
+            loss = nn.functional.cross_entropy(head(features[picked]), targets[picked])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        head.eval()
+        with torch.no_grad():
+            features, targets = sets[1].tensors
+            for start in range(0, len(features), BATCH):
+                part = slice(start, start + BATCH)
+                nn.functional.cross_entropy(head(features[part]), targets[part])
+
+
+def features_of(body: nn.Module, data: ImageDataset) -> TensorDataset:
+    found, labels = [], []
+    with torch.inference_mode(False), torch.no_grad():
+        for inputs, targets in DataLoader(data, batch_size=BATCH, num_workers=2):
+            given = inputs.to(torch.bfloat16, memory_format=torch.channels_last)
+            found.append(body(given).float())
+            labels.append(targets)
+    return TensorDataset(torch.cat(found), torch.cat(labels))
+
+
+def frostline(
+    loaded: LoadedModel, train: ImageDataset, val: ImageDataset, store: str, lr: float
+) -> None:
+    fl.fit(loaded.model, train, val, features=Path(store), epochs=EPOCHS, batch_size=BATCH, lr=lr)
+
+
+if __name__ == "__main__":
+    main()

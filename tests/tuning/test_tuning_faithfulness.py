@@ -1,0 +1,61 @@
+"""How far outputs are from the reference, and what cannot stand for it at all."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from frostline.tuning.faithfulness import NO_DISTANCE, distance
+
+HALF = torch.tensor([[3.0, 4.0]])
+
+
+def test_the_error_is_that_of_the_worst_output() -> None:
+    near, far = HALF * 1.01, HALF * 1.5
+    assert distance([near, far], [HALF, HALF]).error == pytest.approx(0.5)
+
+
+def test_batches_add_up_to_the_error_of_the_whole() -> None:
+    outputs, reference = torch.randn(8, 5), torch.randn(8, 5)
+    parts = NO_DISTANCE
+    for rows in (slice(0, 3), slice(3, 8)):
+        parts += distance([outputs[rows]], [reference[rows]])
+    assert parts.error == pytest.approx(distance([outputs], [reference]).error)
+
+
+def test_any_output_is_infinitely_far_from_zero() -> None:
+    zero = torch.zeros(1, 2)
+    assert distance([zero], [zero]).error == 0
+    assert distance([HALF], [zero]).error == math.inf
+
+
+def test_infinities_and_nan_in_the_same_places_are_no_error() -> None:
+    reference = torch.tensor([1.0, math.inf, math.nan, -math.inf])
+    assert distance([reference.clone()], [reference]).error == 0
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_nan_or_infinity_elsewhere_is_refused(number: float) -> None:
+    with pytest.raises(ValueError, match="NaN or infinity where plain float32 has none"):
+        distance([torch.tensor([number, 4.0])], [HALF[0]])
+
+
+def test_infinities_of_another_sign_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        distance([torch.tensor([math.inf])], [torch.tensor([-math.inf])])
+
+
+def test_integers_that_differ_are_refused() -> None:
+    ids = torch.tensor([1, 2])
+    assert distance([ids], [ids]).error == 0
+    with pytest.raises(ValueError, match="integers differ"):
+        distance([ids + 1], [ids])
+
+
+def test_other_shapes_dtypes_and_numbers_of_outputs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"torch.float64 \(1, 2\) instead of torch.float32 \(1, 2"):
+        distance([HALF.double()], [HALF])
+    with pytest.raises(ValueError, match="2 outputs instead of 1"):
+        distance([HALF, HALF], [HALF])

@@ -1,0 +1,306 @@
+"""Which form wins: only one that was measured faster, and is as exact as was asked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from tuning_prefixes import Known, prefix_of, tensors_of
+
+from frostline.errors import ConfigError
+from frostline.tuning import (
+    PLAIN,
+    Form,
+    Realised,
+    Trial,
+    Tuned,
+    machine,
+    realising,
+    search,
+    trials,
+    tune,
+)
+from frostline.tuning import batches as batches_module
+from frostline.tuning import candidates as candidates_module
+from frostline.tuning.candidates import candidates
+
+CPU = torch.device("cpu")
+REDUCED = Form("bfloat16", channels_last=True, folded=True)
+FLOAT32 = Form(channels_last=True, folded=True)
+FORMS = (REDUCED, FLOAT32, Form("bfloat16"), Form(folded=True))
+
+
+class Clock:
+    """Gives each form its seconds per sample, however long it really takes."""
+
+    def __init__(self, seconds: dict[Form, float]) -> None:
+        self.seconds = seconds
+        self.runs: list[tuple[Form, int]] = []
+
+    def timed(self, run: Realised, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], float]:
+        assert isinstance(run, realising._Function)
+        self.runs.append((run.form, len(inputs[0])))
+        return run(*inputs), self.seconds.get(run.form, 0.5) * len(inputs[0])
+
+    def count(self, form: Form) -> int:
+        return sum(form == run for run, _ in self.runs)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Plain float32 takes a second per sample; the four forms to try, half of one."""
+    clock = Clock({PLAIN: 1.0})
+    monkeypatch.setattr(trials, "timed", clock.timed)
+    monkeypatch.setattr(batches_module, "timed", clock.timed)
+    monkeypatch.setattr(search, "candidates", lambda *_, **__: FORMS)
+    return clock
+
+
+def trial_of(tuned: Tuned, form: Form) -> Trial:
+    (trial,) = (trial for trial in tuned.trials if trial.form == form)
+    return trial
+
+
+def test_exact_is_plain_float32_and_nothing_is_timed(small: Known, clock: Clock) -> None:
+    _, prefix, inputs = small
+    assert tune(prefix, inputs, precision="exact", batch_size=7) == Tuned(PLAIN, 0.0, 7)
+    assert clock.runs == []
+
+
+def test_the_fastest_form_within_tolerance_wins(small: Known, clock: Clock) -> None:
+    _, prefix, inputs = small
+    clock.seconds |= {REDUCED: 0.25, FLOAT32: 0.5}
+    tuned = tune(prefix, inputs)
+    assert tuned.form == REDUCED
+    assert tuned.speedup == pytest.approx(4)
+    assert 1e-4 < tuned.error < 0.02
+    assert trial_of(tuned, FLOAT32).refused == ""
+
+
+def test_a_form_slower_than_plain_float32_never_wins(small: Known, clock: Clock) -> None:
+    _, prefix, inputs = small
+    clock.seconds |= dict.fromkeys(FORMS, 0.97)
+    tuned = tune(prefix, inputs)
+    assert (tuned.form, tuned.error) == (PLAIN, 0.0)
+    assert {trial.refused for trial in tuned.trials} == {"no faster than plain float32"}
+
+
+def test_a_hopeless_form_is_run_once(small: Known, clock: Clock) -> None:
+    _, prefix, inputs = small
+    clock.seconds |= {REDUCED: 0.2, FLOAT32: 0.9}
+    tuned = tune(prefix, inputs)
+    assert tuned.form == REDUCED
+    assert clock.count(FLOAT32) == 1
+
+
+def test_a_close_race_is_run_again_and_may_be_lost(
+    small: Known, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain float32 looked slow at first; side by side it is not."""
+    _, prefix, inputs = small
+    clock.seconds |= dict.fromkeys(FORMS, 0.9)
+    seen = itertools.count()
+
+    def timed(run: Realised, given: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], float]:
+        outputs, seconds = clock.timed(run, given)
+        late = any(form != PLAIN for form, _ in clock.runs)
+        is_plain = clock.runs[next(seen)][0] == PLAIN
+        return outputs, seconds * (0.9 if is_plain and late else 1)
+
+    monkeypatch.setattr(trials, "timed", timed)
+    assert tune(prefix, inputs).form == PLAIN
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
+def test_a_tolerance_below_bfloat16_is_kept(small: Known, clock: Clock, tolerance: float) -> None:
+    _, prefix, inputs = small
+    clock.seconds |= {REDUCED: 0.01, FLOAT32: 0.5}
+    tuned = tune(prefix, inputs, precision=tolerance)
+    assert tuned.form == FLOAT32
+    assert 0 < tuned.error < tolerance
+    refused = trial_of(tuned, REDUCED).refused
+    assert refused.startswith("relative error 0.")
+    assert refused.endswith(f"where {tolerance * 100:.2g} % is allowed")
+
+
+def test_a_tolerance_below_any_rounding_leaves_plain_float32(small: Known, clock: Clock) -> None:
+    _, prefix, inputs = small
+    tuned = tune(prefix, inputs, precision=1e-9)
+    assert (tuned.form, clock.count(FLOAT32)) == (PLAIN, 1)
+    assert all(trial.refused.endswith("1.0e-09 is allowed") for trial in tuned.trials)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "left"),
+    [
+        (0.02, {"bfloat16", "float16", "float32"}),
+        (5e-4, {"float16", "float32"}),
+        (1e-5, {"float32"}),
+    ],
+)
+def test_dtypes_that_round_more_than_is_allowed_are_not_even_tried(
+    small: Known, monkeypatch: pytest.MonkeyPatch, tolerance: float, left: set[str]
+) -> None:
+    monkeypatch.setattr(candidates_module, "fast_dtypes", lambda _: ("bfloat16", "float16"))
+    forms = candidates(small[1], CPU, tolerance=tolerance, allow_compile=False)
+    assert {form.dtype for form in forms} == left
+
+
+def test_compiling_is_tried_only_when_asked_for(small: Known) -> None:
+    quiet = candidates(small[1], CPU, tolerance=0.02, allow_compile=False)
+    asked = candidates(small[1], CPU, tolerance=0.02, allow_compile=True)
+    assert not any(form.compiled for form in quiet)
+    assert any(form.compiled for form in asked)
+
+
+def test_a_network_without_convolutions_or_norms_is_tried_in_other_dtypes_only(
+    words: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates_module, "fast_dtypes", lambda _: ("bfloat16",))
+    forms = candidates(words[1], CPU, tolerance=0.02, allow_compile=False)
+    assert forms == (Form("bfloat16"),)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_form_that_fails_is_refused_with_the_reason(
+    small: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no kernel for this\nand a long traceback")
+
+    monkeypatch.setattr(realising, "cast", broken)
+    _, prefix, inputs = small
+    tuned = tune(prefix, inputs)
+    assert tuned.form == FLOAT32
+    assert trial_of(tuned, REDUCED).refused == "failed with RuntimeError: no kernel for this"
+    assert trial_of(tuned, REDUCED).error is None
+
+
+class Overflowing(nn.Module):
+    """In float16 beyond its range, in float32 within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x * 300) * 300
+        return y
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_form_that_overflows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "candidates", lambda *_, **__: (Form("float16"),))
+    x = torch.rand(8, 4) + 1
+    tuned = tune(prefix_of(Overflowing(), x), [x])
+    assert tuned.form == PLAIN
+    assert tuned.trials[0].refused == "NaN or infinity where plain float32 has none"
+
+
+def test_samples_that_are_not_timed_are_compared_too(clock: Clock) -> None:
+    """Small numbers first, which bfloat16 keeps; then such as it cannot tell apart."""
+
+    class Parity(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.floor() + 1e-3
+
+    x = torch.full((40, 4), 0.5)
+    x[20:] = 1000.5
+    clock.seconds |= {REDUCED: 0.01, FLOAT32: 0.5}
+    tuned = tune(prefix_of(Parity(), x), [x])
+    assert trial_of(tuned, REDUCED).refused.endswith("where 2 % is allowed")
+    assert tuned.form == FLOAT32
+    assert tune(prefix_of(Parity(), x[:20]), [x[:20]]).form == REDUCED
+
+
+def test_a_prefix_that_is_cheap_already_is_not_searched_for(small: Known, clock: Clock) -> None:
+    _, prefix, inputs = small
+    clock.seconds[PLAIN] = 0.0001
+    tuned = tune(prefix, inputs)
+    assert (tuned.form, tuned.trials) == (PLAIN, ())
+
+
+@pytest.mark.usefixtures("clock")
+def test_few_planned_samples_are_not_worth_a_search(small: Known) -> None:
+    _, prefix, inputs = small
+    assert tune(prefix, inputs, planned_samples=10).trials == ()
+    assert tune(prefix, inputs, planned_samples=10_000).trials != ()
+
+
+def test_the_search_ends_when_what_is_left_to_gain_is_less_than_a_trial(
+    small: Known, clock: Clock
+) -> None:
+    _, prefix, inputs = small
+    clock.seconds |= {REDUCED: 0.1}
+    tuned = tune(prefix, inputs, planned_samples=100)
+    assert [trial.form for trial in tuned.trials] == [REDUCED]
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_batch_size_that_is_quickest_per_sample_is_taken(
+    words: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(_: Realised, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], float]:
+        size = len(inputs[0])
+        return (), size * (1 if size == 64 else 2)
+
+    monkeypatch.setattr(batches_module, "timed", timed)
+    _, prefix, (ids, mask) = words
+    many = [ids.repeat(25, 1), mask.repeat(25, 1)]
+    assert tune(prefix, many, batch_size=32).batch_size == 64
+    assert tune(prefix, many, batch_size=32, planned_samples=500).batch_size == 32
+    assert tune(prefix, [ids, mask], batch_size=32).batch_size == 32
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_batch_that_does_not_fit_into_memory_is_not_taken(
+    words: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed(_: Realised, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], float]:
+        if len(inputs[0]) > 50:
+            raise torch.OutOfMemoryError("no memory left")
+        return (), 1.0
+
+    monkeypatch.setattr(batches_module, "timed", timed)
+    _, prefix, (ids, mask) = words
+    many = [ids.repeat(25, 1), mask.repeat(25, 1)]
+    assert tune(prefix, many, batch_size=16).batch_size == 32
+
+
+def test_a_real_search_ends_with_a_form_it_measured(network: Known) -> None:
+    model, prefix, inputs = network
+    before = tensors_of(model)
+    tuned = tune(prefix, inputs)
+    assert tuned.error <= 0.02
+    if tuned.form != PLAIN:
+        assert tuned.seconds_per_sample == trial_of(tuned, tuned.form).seconds_per_sample
+        assert tuned.speedup > 1
+    assert all(torch.equal(before[name], now) for name, now in tensors_of(model).items())
+
+
+@pytest.mark.parametrize("precision", [0, 0.0, -1.0, float("nan"), float("inf"), True, "fast"])
+def test_a_precision_that_is_none_is_refused(words: Known, precision: float) -> None:
+    with pytest.raises(ConfigError, match="'exact', 'auto' or the relative error to allow"):
+        tune(words[1], words[2], precision=precision)
+
+
+def test_no_samples_and_no_batch_are_refused(words: Known) -> None:
+    _, prefix, (ids, mask) = words
+    with pytest.raises(ConfigError, match=r"was given none\. Give it 16 or so"):
+        tune(prefix, [])
+    with pytest.raises(ConfigError, match="was given none"):
+        tune(prefix, [ids[:0], mask[:0]])
+    with pytest.raises(ConfigError, match=r"hold 4, 3 samples\. Give each the same number"):
+        tune(prefix, [ids, mask[:3]])
+    with pytest.raises(ConfigError, match="batch size is at least 1; got 0"):
+        tune(prefix, [ids, mask], batch_size=0)
+
+
+def test_a_machine_is_named_by_what_decides() -> None:
+    text = machine()
+    assert f"torch {torch.__version__}" in text
+    assert f"{torch.get_num_threads()} threads" in text
+    assert machine("cpu") == text

@@ -99,8 +99,9 @@ def stored(features: torch.Tensor, targets: torch.Tensor, folder: str) -> Featur
         for start in range(0, SAMPLES, 1000):
             part = slice(start, start + 1000)
             writer.put(ids[part], [features[part]])
+    names = tuple(f"sample {number}" for number in range(SAMPLES))
     return FeatureData(
-        kept.read(ids), source.targets(), 1, 0, 0.0, "float32", 4 * WIDTH * SAMPLES, 0.0, "", source
+        kept.read(ids), source.targets(), 1, 0, 0.0, "float32", 4 * WIDTH * SAMPLES, 0.0, "", names
     )
 
 

@@ -2,15 +2,17 @@
 
 `last/delta.safetensors` is written after the state of the same epoch and names that epoch, so a
 run killed at any instant has one delta with its state. Where epochs last milliseconds, writing
-each would cost more than training it: the best is kept in memory, and files are written at most
-every few seconds and at the end. A killed run then goes on from a few epochs earlier, to the same
-bits.
+each would cost more than training it: the ends of the last and the best epoch are kept in memory,
+and files are written at most every few seconds and at the end. A killed run then goes on from a few
+epochs earlier, to the same bits.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import final
@@ -30,9 +32,17 @@ from frostline.folder import RunFolder
 _HISTORY = TypeAdapter(list[EpochRecord], config=ConfigDict(ser_json_inf_nan="constants"))
 # What a cut or overwritten state file makes torch, pickle and pydantic raise.
 _DAMAGES = (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError, TypeError)
-
-
 SAVE_SECONDS = 5.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _EpochEnd:
+    """What the files of an epoch will hold; the run goes on while they are not written."""
+
+    epoch: int
+    content: Mapping[str, Tensor]
+    state: Mapping[str, object]
 
 
 @final
@@ -58,8 +68,8 @@ class Saver(Hook):
         self._about = dict(about)
         self._resume = resume
         self._best: tuple[int, dict[str, Tensor]] | None = None
+        self._last: _EpochEnd | None = None
         self._training: Training | None = None
-        self._written = -1  # the epoch whose files are there
         self._written_at = time.monotonic()
 
     def on_start(self, training: Training) -> None:
@@ -67,12 +77,18 @@ class Saver(Hook):
         folder = self._folder
         if self._resume and folder and (folder.last.exists() or folder.best.exists()):
             restore(training, folder)
-            self._written = training.epochs_done
         self._training = training
 
     def on_epoch(self, training: Training) -> None:
-        if training.history[-1].best:
-            self._best = training.epochs_done, delta_content(training.model, base=self._base)
+        is_best = training.history[-1].best
+        if self._folder is None and not is_best:
+            return
+        content = delta_content(training.model, base=self._base)
+        if is_best:
+            self._best = training.epochs_done, content
+        if self._folder is not None:
+            # Copies: an interrupt comes within a later epoch, when weights have moved on.
+            self._last = _EpochEnd(training.epochs_done, content, deepcopy(_state(training)))
         if training.is_over or time.monotonic() - self._written_at >= SAVE_SECONDS:
             self._write()
 
@@ -96,23 +112,22 @@ class Saver(Hook):
                 tensors[name].copy_(content)
 
     def _write(self) -> None:
-        folder, training = self._folder, self._training
-        if folder is None or training is None or training.epochs_done <= max(0, self._written):
+        folder, training, last = self._folder, self._training, self._last
+        if folder is None or training is None or last is None:
             return
-        epoch = training.epochs_done
         if self._best is not None:
             self._save(training.model, folder.best, *self._best)
             self._best = None
-        with replacing(folder.state(epoch)) as temporary:
-            torch.save(_state(training), temporary)
-        self._save(training.model, folder.last, epoch)
+        with replacing(folder.state(last.epoch)) as temporary:
+            torch.save(dict(last.state), temporary)
+        self._save(training.model, folder.last, last.epoch, last.content)
         for state in folder.last.parent.glob("state-*.pt"):
-            if state != folder.state(epoch):
+            if state != folder.state(last.epoch):
                 state.unlink(missing_ok=True)
-        self._written, self._written_at = epoch, time.monotonic()
+        self._last, self._written_at = None, time.monotonic()
 
     def _save(
-        self, model: nn.Module, path: Path, epoch: int, content: dict[str, Tensor] | None = None
+        self, model: nn.Module, path: Path, epoch: int, content: Mapping[str, Tensor]
     ) -> None:
         about = {**self._about, "epoch": str(epoch)}
         save_delta(model, path, base=self._base, about=about, content=content)

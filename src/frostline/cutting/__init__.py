@@ -19,7 +19,7 @@ from frostline.cutting.halves import Line, build_prefix, build_suffix
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, signatures
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
 from frostline.cutting.sweep import Swept, sweep
-from frostline.cutting.tracing import Traced, module_path, operation, trace
+from frostline.cutting.tracing import Traced, module_path, one_line, operation, trace
 from frostline.cutting.trial import Trial, mixed, row_shape, run_trial
 from frostline.errors import CutError, NothingFrozen
 from frostline.fingerprints import fingerprint_of
@@ -212,9 +212,18 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
 
 def _cut_graph(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
     traced = trace(model, spec, tensors)
-    trial = run_trial(traced, tensors, judging=True)
-    swept = sweep(traced, trial)
-    if found := mixed(traced, trial, [n for n in traced.nodes if swept.is_frozen(n)]):
+    try:
+        trial = run_trial(traced, tensors, judging=True)
+        swept = sweep(traced, trial)
+        reached = [n for n in traced.nodes if swept.is_frozen(n) and n not in swept.free]
+        found = mixed(traced, trial, reached)
+    except RuntimeError as error:
+        raise CutError(
+            f"the forward of {type(model).__name__} does not hold for batches of 2 or 3 samples: "
+            f"{one_line(error)}. Name a frozen submodule to cut behind: fl.cut(model, example, "
+            'at="...").'
+        ) from error
+    if found:
         swept = sweep(traced, trial, mixed=found)
     choice = choose(traced.nodes, swept, trial)
     if all(node.op == "placeholder" for node in choice.below):
@@ -309,7 +318,8 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
 
 def _checked(made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
     def halves(given: list[Tensor]) -> object:
-        return made.suffix(*made.prefix.run_flat(given))
+        # As a store gives them back.
+        return made.suffix(*(value.contiguous() for value in made.prefix.run_flat(given)))
 
     compare = partial(check, model, spec, tensors, halves)
     error = max(compare(training=True), compare(training=False))

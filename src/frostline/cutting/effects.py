@@ -16,6 +16,9 @@ from torch import fx
 # Arguments that switch an operation's randomness off: by a false mode, or by a zero probability.
 _MODES = frozenset({"train", "training", "is_training"})
 _PROBABILITIES = frozenset({"p", "dropout", "dropout_p"})
+_DROPOUTS = frozenset(
+    f"aten::{kind}dropout" for kind in ("", "alpha_", "feature_", "feature_alpha_")
+)
 # Operations that move the running statistics they are given, when told to use the batch's own.
 _MOVES_STATISTICS = {
     "batch_norm": "training",
@@ -39,6 +42,12 @@ def is_pure(node: fx.Node) -> bool:
 def is_random(node: fx.Node) -> bool:
     """Whether the operation draws random numbers, given its arguments."""
     return any(_draws(inner) for inner in _operations(node))
+
+
+def hands_on(node: fx.Node) -> bool:
+    """Whether the operation is a dropout that drops nothing: its value is its input, no copy."""
+    name = node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
+    return name.removesuffix("_") in _DROPOUTS and not is_random(node)
 
 
 def moves_statistics(node: fx.Node) -> bool:

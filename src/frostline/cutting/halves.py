@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from frostline.cutting import effects
 from frostline.cutting.sweep import is_constant
 from frostline.cutting.tracing import Traced, operation
-from frostline.cutting.trial import sizes_of
+from frostline.cutting.trial import row_shape, sizes_of
 from frostline.errors import CutError
 
 
@@ -114,15 +114,19 @@ class _Suffix:
         return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else 0
 
     def _as_laid_out(self, given: fx.Node, seen: Tensor) -> fx.Node:
-        """The value in the memory order that it has in the plain model; kernels may go by it."""
-        order = _memory_order(seen)
-        if order is None:
-            return given
-        back = [order.index(dim) for dim in range(len(order))]
+        """The value with the strides that it has in the plain model; kernels may go by them."""
         aten = torch.ops.aten
-        turned = self.graph.call_function(aten.permute.default, (given, order))
-        dense = self.graph.call_function(aten.clone.default, (turned,), _CONTIGUOUS)
-        return self.graph.call_function(aten.permute.default, (dense, back))
+        if (order := _memory_order(seen)) is not None:
+            back = [order.index(dim) for dim in range(len(order))]
+            turned = self.graph.call_function(aten.permute.default, (given, order))
+            dense = self.graph.call_function(aten.clone.default, (turned,), _CONTIGUOUS)
+            return self.graph.call_function(aten.permute.default, (dense, back))
+        if _has_gaps(seen) and None not in (shape := row_shape(given)):
+            rows = self.graph.call_function(aten.sym_size.int, (given, 0))
+            room = (given, [rows, *shape], list(seen.stride()))
+            spaced = self.graph.call_function(aten.new_empty_strided.default, room)
+            return self.graph.call_function(aten.copy_.default, (spaced, given))
+        return given
 
     def _copy(self, node: fx.Node) -> fx.Node:
         if node in self._line.free:
@@ -188,6 +192,8 @@ def _attribute(module: fx.GraphModule, name: str) -> Any:
     return found
 
 
+# One token of many is copied as it is: room for the others would cost more than it is worth.
+_WIDEST_GAP = 16
 _CONTIGUOUS: dict[str, Any] = {"memory_format": torch.contiguous_format}
 
 
@@ -228,3 +234,12 @@ def _memory_order(tensor: Tensor) -> list[int] | None:
     if not tensor.permute(order).is_contiguous():
         return None  # not dense: a slice of a larger value
     return order if order != list(range(tensor.dim())) else None
+
+
+def _has_gaps(tensor: Tensor) -> bool:
+    """Whether it is a slice, sample by sample, of a value not much larger than itself."""
+    strides, sizes = tensor.stride(), tensor.shape
+    if tensor.is_contiguous() or tensor.dim() < 2 or 0 in strides or 0 in sizes:
+        return False
+    inner = sum(stride * (size - 1) for stride, size in zip(strides[1:], sizes[1:], strict=True))
+    return inner < strides[0] <= _WIDEST_GAP * sizes[1:].numel()

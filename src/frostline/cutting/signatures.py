@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ def signatures(traced: Traced, trial: Trial) -> dict[fx.Node, str]:
         elif node.op == "get_attr":
             tensor = traced.tensor(node)
             text = f"read {id(tensor)}" if tensor is not None else f"graph {_inner(traced, node)}"
+        elif effects.hands_on(node):
+            own[node] = current[node] = current[node.all_input_nodes[0]]
+            continue
         else:
             text = _call(node, lambda argument: current[argument])
         own[node] = current[node] = xxhash.xxh3_128_hexdigest(text.encode())
@@ -107,6 +111,21 @@ def _text(value: Any, name: Callable[[fx.Node], str]) -> str:
 
 
 def _inner(traced: Traced, node: fx.Node) -> str:
-    """The code of a graph that a higher-order operation runs."""
-    found: Any = traced.module.get_submodule(str(node.target))
-    return str(found.graph)
+    """What a graph that a higher-order operation runs computes; names do not count."""
+    return _inner_text(traced.module.get_submodule(str(node.target)))
+
+
+def _inner_text(owner: Any) -> str:
+    numbers: dict[fx.Node, str] = {}
+    lines = []
+    for node in owner.graph.nodes:
+        if node.op == "get_attr":
+            found = attrgetter(str(node.target))(owner)
+            inside = isinstance(found, fx.GraphModule)
+            lines.append(_inner_text(found) if inside else digest(found))
+        elif node.op == "placeholder":
+            lines.append(node.op)
+        else:
+            lines.append(f"{node.op} {_call(node, lambda argument: numbers[argument])}")
+        numbers[node] = f"%{len(numbers)}"
+    return "(" + "; ".join(lines) + ")"

@@ -93,7 +93,7 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     except Exception as raised:  # export raises whatever the model's own code does with fakes
         error = (raised.__cause__ or raised) if isinstance(raised, _RefusedError) else raised
         raise CutError(
-            f"torch.export cannot follow {type(model).__name__}: {_one_line(error)}. Name a frozen "
+            f"torch.export cannot follow {type(model).__name__}: {one_line(error)}. Name a frozen "
             'submodule to cut behind: fl.cut(model, example, at="backbone").'
         ) from error
     _mark_inputs(module, spec, tensors)
@@ -159,7 +159,8 @@ def _mark_inputs(module: fx.GraphModule, spec: InputSpec, tensors: list[Tensor])
     inputs = module.graph.find_nodes(op="placeholder")
     for node, tensor, name in zip(inputs, tensors, spec.names, strict=True):
         first = node.meta["val"].shape[0] if tensor.dim() and tensor.shape[0] == rows else None
-        node.meta["batch"] = first.node.expr if isinstance(first, torch.SymInt) else None
+        counted = first.node.expr if isinstance(first, torch.SymInt) else None
+        node.meta["batch"] = None if counted is None or counted.is_number else counted
         node.meta["name"] = name
 
 
@@ -214,6 +215,7 @@ def _quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The first line of what an error says, with its class."""
     text = str(error).strip().partition("\n")[0].rstrip(".")
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from frostline.cutting import effects
 from frostline.cutting.tracing import Traced
 
 _ROWS = 3
@@ -73,9 +74,12 @@ def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Trial:
 
 
 def mixed(traced: Traced, trial: Trial, among: Collection[fx.Node]) -> frozenset[fx.Node]:
-    """Which of the nodes give a sample a value that depends on its batch, or on chance."""
+    """Which of the nodes give a sample a value that depends on its batch, or on chance.
+
+    Args:
+        among: nodes that samples reach; what depends on the batch's size alone is computed anew.
+    """
     rows = trial.samples[0].shape[0]
-    wanted = _ancestors(among)
     found: set[fx.Node] = set()
     for places in _REARRANGED:
         order = torch.tensor(places)
@@ -84,10 +88,10 @@ def mixed(traced: Traced, trial: Trial, among: Collection[fx.Node]) -> frozenset
             for s in trial.samples
         ]
         with _chance_kept(moved):
-            runner = _Rearranged(traced, trial, wanted, order)
+            runner = _Rearranged(traced, trial, among, order)
             runner.run(*moved, enable_io_processing=False)
         found |= runner.mixed
-    return frozenset(found.intersection(among))
+    return frozenset(found)
 
 
 class _Runner(fx.Interpreter):
@@ -99,6 +103,7 @@ class _Runner(fx.Interpreter):
         self.computed: dict[fx.Node, Tensor] = {}
         self.noised: dict[fx.Node, Tensor] = {}
         self._counter = counter
+        self._reached: set[fx.Node] = set()
         self._draw = torch.Generator().manual_seed(1)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -107,15 +112,25 @@ class _Runner(fx.Interpreter):
         before = self._counter.get_total_flops()
         value = super().run_node(n)
         self.flops[n] = self._counter.get_total_flops() - before
+        reached = self._is_reached(n)
         if isinstance(value, Tensor) and is_per_sample(n):
             self.computed[n] = value.clone()
-            if _rows_are_alike(value) and not _overlaps(value):
+            if reached and _rows_are_alike(value) and not _overlaps(value):
                 # Rows that are all alike (equal tokens, a layer that starts at zero) would not
                 # show that an operation mixes them.
                 noise = torch.rand(value.shape, generator=self._draw).to(value)
                 value.add_(noise * (0.1 * max(_largest(value), 1.0)))
                 self.noised[n] = value.clone()
         return value
+
+    def _is_reached(self, node: fx.Node) -> bool:
+        """Whether a sample's numbers go into the node."""
+        from_samples = not effects.reads_only_shape(node) and any(
+            argument in self._reached for argument in node.all_input_nodes
+        )
+        if node.op == "placeholder" or from_samples:
+            self._reached.add(node)
+        return node in self._reached
 
 
 class _Rearranged(fx.Interpreter):
@@ -126,23 +141,24 @@ class _Rearranged(fx.Interpreter):
     """
 
     def __init__(
-        self, traced: Traced, trial: Trial, wanted: Collection[fx.Node], order: Tensor
+        self, traced: Traced, trial: Trial, among: Collection[fx.Node], order: Tensor
     ) -> None:
         super().__init__(traced.module, garbage_collect_values=False)
         self.mixed: set[fx.Node] = set()
         self._trial = trial
-        self._wanted = wanted
+        self._wanted = _ancestors(among)
+        self._compared = trial.computed.keys() & set(among)
         self._order = order
 
     def run_node(self, n: fx.Node) -> Any:
         if n not in self._wanted and n.op != "placeholder":
             return None
         value = super().run_node(n)
-        if n in self._trial.computed:
+        if n in self._compared:
             expected = self._rows(self._trial.computed[n], value)
             if not _same(expected, value) and not _close(expected, value, self._scale(n)):
                 self.mixed.add(n)
-            if not _overlaps(value):
+            elif not _overlaps(value):
                 value.copy_(self._rows(self._trial.noised.get(n, self._trial.computed[n]), value))
         return value
 

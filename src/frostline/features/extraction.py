@@ -43,6 +43,7 @@ class FeatureData:
         nbytes: that these rows take as they are read, without what is kept beside them.
         storage_error: relative error of the storage dtype, on the first batch; 0 if none.
         why: why rows had to be computed; empty if none had to be.
+        names: what to call each sample in messages.
     """
 
     rows: Rows
@@ -54,7 +55,7 @@ class FeatureData:
     nbytes: int
     storage_error: float
     why: str
-    source: Source
+    names: tuple[str, ...]
 
     def __len__(self) -> int:
         """Samples, not views."""
@@ -89,9 +90,10 @@ class FeatureBatches:
         """The batches of one epoch, counted from 0."""
         data = self.data
         first = (epoch % data.views) * len(data)
+        name_of = data.names.__getitem__
         for indices in self.order.epoch(epoch):
             values = data.rows.gather(indices + first if first else indices)
-            names = tuple([data.source.name(index) for index in indices.tolist()])
+            names = tuple(map(name_of, indices.tolist()))
             yield Batch(values, data.targets[indices], names)
 
 
@@ -198,7 +200,7 @@ class _Extraction:
             sum(spec.unit_nbytes for spec in self._specs) * len(ids),
             self._storage_error,
             why if self._computed else "",
-            source,
+            tuple(source.name(sample) for sample in range(source.samples)),
         )
 
     def _key(self) -> FeatureKey:

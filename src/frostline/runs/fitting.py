@@ -293,9 +293,8 @@ class _FirstSamples:
         few = few_of(batch.inputs, resolve_device(device))
         count = min(CHECKED_SAMPLES, len(batch.targets))
         small = _OneBatch(Batch(few, batch.targets[:count], batch.names[:count]))
-        found = predict(model, small, device=device)
         start = time.perf_counter()
-        predict(model, small, device=device)
+        found = predict(model, small, device=device)
         return cls(few, found, (time.perf_counter() - start) / count)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from textwrap import fill
 from typing import final
 
 from rich.console import Console
@@ -20,6 +21,8 @@ from frostline.engine import EpochRecord, Hook, Training
 from frostline.units import format_seconds
 
 _DRAWN_EVERY_SECONDS = 0.1
+_COLUMNS = 80
+_INDENT = 10  # of what follows the first word of a notice
 _HEADINGS = ("epoch", "lr", "train loss", "train acc", "val loss", "val acc", "macro F1", "time")
 _WIDTHS = (7, 9, 10, 9, 8, 8, 8, 9)
 
@@ -37,7 +40,14 @@ class EpochTable(Hook):
             self._line(_cells(record, training.recipe.epochs))
 
     def on_notice(self, text: str, /) -> None:
-        self._console.print(Text(text), soft_wrap=True)
+        lines = fill(
+            text,
+            _COLUMNS,
+            subsequent_indent=" " * _INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        self._console.print(Text(lines), soft_wrap=True)
 
     def on_epoch(self, training: Training) -> None:
         self._line(_cells(training.history[-1], training.recipe.epochs))

@@ -73,10 +73,9 @@ class Saver(Hook):
         self._written_at = time.monotonic()
 
     def on_start(self, training: Training) -> None:
-        # A run that was killed before it began has nothing to go on from, and begins.
-        folder = self._folder
-        if self._resume and folder and (folder.last.exists() or folder.best.exists()):
-            restore(training, folder)
+        # A run that was killed before `last` was there has nothing to go on from, and begins.
+        if self._resume and self._folder and self._folder.last.exists():
+            restore(training, self._folder)
         self._training = training
 
     def on_epoch(self, training: Training) -> None:

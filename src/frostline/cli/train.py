@@ -272,7 +272,12 @@ def _interrupted(folder: Path) -> str:
     try:
         epoch = read_delta(RunFolder(folder).last).about["epoch"]
     except DeltaError:
-        return "Stopped before training began; nothing was written but the settings."
+        if not RunFolder(folder).settings.exists():
+            return "Stopped before training began; nothing was written."
+        return (
+            "Stopped within the first epoch; only the settings are written. "
+            f"Begin again with: frostline train --resume {shlex.quote(str(folder))}"
+        )
     return (
         f"Stopped. {folder} keeps what was trained up to the end of epoch {epoch}. "
         f"Go on with: frostline train --resume {shlex.quote(str(folder))}"

@@ -7,7 +7,7 @@ from frostline.data.findings import Finding
 from frostline.data.folder import read_set, read_splits
 from frostline.data.images import IMAGE_SUFFIXES, check_image, open_image
 from frostline.data.loaders import as_pair
-from frostline.data.ordered import ordered_map
+from frostline.data.ordered import count_threads, ordered_map
 from frostline.data.samples import ImageSet, Sample, Splits, UnknownClass
 from frostline.data.targets import class_targets
 from frostline.data.views import Augment, view
@@ -29,6 +29,7 @@ __all__ = [
     "audit",
     "check_image",
     "class_targets",
+    "count_threads",
     "epoch_order",
     "make_batches",
     "open_image",

@@ -1,5 +1,6 @@
 """Features: the frozen part computed once per sample, stored, and read in batches."""
 
+from frostline.features.ahead import ahead
 from frostline.features.computing import Computing, computing
 from frostline.features.decisions import Decisions
 from frostline.features.extraction import (
@@ -7,6 +8,7 @@ from frostline.features.extraction import (
     FeatureData,
     Storage,
     extract,
+    extract_source,
     first_samples,
 )
 from frostline.features.live import PrefixedBatches
@@ -20,9 +22,11 @@ __all__ = [
     "PrefixedBatches",
     "Source",
     "Storage",
+    "ahead",
     "collate",
     "computing",
     "extract",
+    "extract_source",
     "first_samples",
     "source_of",
 ]

@@ -23,7 +23,7 @@ from frostline.tuning import PLAIN, Precision
 Storage = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Progress = Callable[[int, int], None]
 
-_TUNING_SAMPLES = 16
+_TUNING_SAMPLES = 8
 _CLAIMED_BATCHES = 4
 _WAIT_SECONDS = 600.0
 
@@ -144,6 +144,19 @@ def extract(
             planned_samples=count,
             decisions=Decisions(store.root),
         )
+    return extract_source(cut, source, store, compute=compute, storage=storage, progress=progress)
+
+
+def extract_source(
+    cut: Cut,
+    source: Source,
+    store: FeatureStore,
+    *,
+    compute: Computing,
+    storage: Storage = "auto",
+    progress: Progress | None = None,
+) -> FeatureData:
+    """`extract` where it was decided what is read and how it is computed."""
     return _Extraction(cut, source, store, compute, storage, progress).run()
 
 

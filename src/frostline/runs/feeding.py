@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -25,8 +25,10 @@ from frostline.features import (
     Computing,
     Decisions,
     PrefixedBatches,
+    Source,
+    ahead,
     computing,
-    extract,
+    extract_source,
     first_samples,
     source_of,
 )
@@ -115,7 +117,9 @@ def feed(
         if seconds < WORTH_SECONDS:
             return by_model
     try:
-        return _Feeding(cut(model, example), wanted).feed(data, plain)
+        feeding = _Feeding(wanted, tuple(map(_Side.of, data, plain)))
+        with feeding.reading_ahead():
+            return feeding.feed(cut(model, example))
     except CutError as error:
         return replace(by_model, says=(f"Features  none are stored: {error}",))
     except (StoreError, OutputError) as error:
@@ -155,102 +159,136 @@ def default_store() -> Path:
     return Path(cache).expanduser() / "frostline" / "features"
 
 
+@final
+@dataclass
+class _Side:
+    """Training or validation data: as a source of rows where it can be one, and in batches."""
+
+    source: Source | None
+    plain: Batches
+    why_not: str = ""
+
+    @classmethod
+    def of(cls, data: object, plain: Batches) -> _Side:
+        try:
+            return cls(source_of(data), plain)
+        except DataError as error:
+            return cls(None, plain, str(error))
+
+    def first(self, device: torch.device) -> Any:
+        """A batch of a few samples."""
+        if self.source is not None:
+            return first_samples(self.source)
+        return first_inputs(self.plain, device)
+
+
 class _Feeding:
     """One run's data through one cut."""
 
-    def __init__(self, made: Cut, wanted: Wanted) -> None:
-        self._cut = made
+    def __init__(self, wanted: Wanted, sides: tuple[_Side, ...]) -> None:
         self._wanted = wanted
+        self._train, self._validation = sides
         self._store = wanted.store()
         self._computed = 0
         self._seconds = 0.0
         self._nbytes = 0
         self._notes: list[str] = []
 
-    def feed(self, data: tuple[object, object], plain: tuple[Batches, Batches]) -> Feed:
-        compute = self._compute(data, plain)
-        train_compute, val_compute = self._of_each_mode(compute, plain)
-        train = self._batches(data[0], plain[0], train_compute, shuffle=True)
-        validation = self._batches(data[1], plain[1], val_compute, shuffle=False)
+    @contextmanager
+    def reading_ahead(self) -> Iterator[None]:
+        """Decode pictures while the model is cut and tuned, unless features may be there."""
+        sides = [side for side in (self._train, self._validation) if side.source is not None]
+        sources = [side.source for side in sides if side.source is not None]
+        kept = {entry.parts.get("transform") for entry in self._store.ls()}
+        if any(source.transform == "none" or source.transform in kept for source in sources):
+            yield
+            return
+        with ahead(sources) as started:
+            for side, source in zip(sides, started, strict=True):
+                side.source = source
+            yield
+
+    def feed(self, made: Cut) -> Feed:
+        compute = self._compute(made)
+        of_training, of_evaluation = self._of_each_mode(compute)
+        train = self._batches(made, self._train, of_training, shuffle=True)
+        validation = self._batches(made, self._validation, of_evaluation, shuffle=False)
         return Feed(
             train,
             validation,
-            self._cut.suffix,
+            made.suffix,
             str(compute.tuned.form),
-            tuple(self._says(compute)),
+            tuple(self._says(made, compute)),
             self._computed,
         )
 
-    def _compute(self, data: tuple[object, object], plain: tuple[Batches, Batches]) -> Computing:
+    def _compute(self, made: Cut) -> Computing:
         wanted = self._wanted
         if wanted.form:
-            return in_form(self._cut, Form.parse(wanted.form), wanted.device, wanted.batch_size)
-        try:
-            samples = first_samples(source_of(data[0]))
-        except DataError:
-            samples = first_inputs(plain[0], wanted.device)
+            return in_form(made, Form.parse(wanted.form), wanted.device, wanted.batch_size)
         return computing(
-            self._cut,
-            samples,
+            made,
+            self._train.first(wanted.device),
             precision=wanted.recipe.prefix_precision,
             batch_size=wanted.batch_size,
             device=wanted.device,
-            planned_samples=plain[0].samples + plain[1].samples,
+            planned_samples=self._train.plain.samples + self._validation.plain.samples,
             decisions=Decisions(self._store.root),
         )
 
-    def _of_each_mode(
-        self, compute: Computing, plain: tuple[Batches, Batches]
-    ) -> tuple[Computing, Computing]:
+    def _of_each_mode(self, compute: Computing) -> tuple[Computing, Computing]:
         """Plain float32 as a training step and as evaluation compute it, where that differs."""
         if compute.tuned.form != PLAIN:
             return compute, compute
         training = replace(compute, training=True, mode="training")
-        inputs = first_inputs(plain[1], self._wanted.device)
+        inputs = self._validation.first(self._wanted.device)
         pairs = zip(training(inputs), compute(inputs), strict=True)
         if all(torch.equal(a, b) for a, b in pairs):
             return compute, compute
         return training, compute
 
-    def _batches(
-        self, data: object, plain: Batches, compute: Computing, *, shuffle: bool
-    ) -> Batches:
+    def _batches(self, made: Cut, side: _Side, compute: Computing, *, shuffle: bool) -> Batches:
         wanted = self._wanted
-        try:
-            found = extract(
-                self._cut,
-                data,
-                self._store,
-                storage=wanted.settings.storage,
-                progress=wanted.progress,
-                compute=compute,
-            )
-        except DataError as error:
-            self._notes.append(str(error))
-            return PrefixedBatches(plain, compute)
+        if side.source is None:
+            self._notes.append(side.why_not)
+            return PrefixedBatches(side.plain, compute)
+        found = extract_source(
+            made,
+            side.source,
+            self._store,
+            storage=wanted.settings.storage,
+            progress=wanted.progress,
+            compute=compute,
+        )
         self._computed += found.computed
         self._seconds += found.seconds
         self._nbytes += found.nbytes
-        if found.why:
-            self._notes.append(found.why)
+        if found.why and not self._notes:
+            self._notes.append(f"computed, since {found.why}")
         return found.batches(batch_size=wanted.batch_size, shuffle=shuffle, seed=wanted.recipe.seed)
 
-    def _says(self, compute: Computing) -> Iterator[str]:
-        yield f"Frost     {self._cut.why}"
-        wanted, tuned = self._wanted, compute.tuned
-        made = (
+    def _says(self, made: Cut, compute: Computing) -> Iterator[str]:
+        wanted = self._wanted
+        yield f"Frost     {made.why}"
+        how = (
             f"{self._computed} rows computed in {format_seconds(self._seconds)}"
             if self._computed
             else "all in the store, no forward pass of the frozen part"
         )
-        yield f"Features  {made}; {format_bytes(self._nbytes)}; {tuned}"
+        if self._nbytes:
+            yield f"Features  {how}; {format_bytes(self._nbytes)}"
+        yield f"          {compute.tuned}"
         for note in dict.fromkeys(self._notes):
             yield f"          {note}"
-        plain = wanted.seconds_per_sample * wanted.recipe.epochs
-        yield (
-            f"Saved     about {format_seconds(plain)} of forward passes for each sample "
-            f"in {wanted.recipe.epochs} epochs"
-        )
+        samples = sum(side.plain.samples for side in (self._train, self._validation) if side.source)
+        epochs = wanted.recipe.epochs
+        each = compute.tuned.plain_seconds_per_sample or wanted.seconds_per_sample
+        saved = each * samples * epochs - self._seconds
+        if saved > 0:
+            yield (
+                f"Saved     about {format_seconds(saved)}: the frozen part does not run in each of "
+                f"{epochs} epochs"
+            )
 
 
 def in_form(made: Cut, form: Form, device: torch.device, batch_size: int = 32) -> Computing:

@@ -57,6 +57,7 @@ def demo() -> None:
             train,
             val,
             out=Path(scratch) / "run",
+            features=Path(scratch) / "features",
             batch_size=_BATCH_SIZE,
             hooks=(EpochTable(page), bar),
             epochs=_EPOCHS,

@@ -16,7 +16,7 @@ from frostline.cutting.at_module import ModuleSplit, cut_at
 from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
 from frostline.cutting.checking import check, state_kept
 from frostline.cutting.halves import Line, build_prefix, build_suffix
-from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, signatures
+from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
 from frostline.cutting.sweep import Swept, sweep
 from frostline.cutting.tracing import Traced, module_path, one_line, operation, trace
@@ -229,7 +229,8 @@ def _cut_graph(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
     if all(node.op == "placeholder" for node in choice.below):
         raise NothingFrozen(_nothing(model, traced, swept))
     hashes = signatures(traced, trial)
-    line = Line(choice.below, swept.free, _alike(choice, hashes), trial.values)
+    ends = settled(traced, trial, hashes, choice.below)
+    line = Line(choice.below, swept.free, _alike(choice, ends), trial.values)
     graph, held = build_prefix(traced, line)
     training = build_suffix(traced, line)
     model.eval()
@@ -237,7 +238,7 @@ def _cut_graph(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
     evaluation = (
         training
         if outline(evaluated) == outline(traced)
-        else build_suffix(evaluated, _same_line(evaluated, tensors, line, hashes))
+        else build_suffix(evaluated, _same_line(evaluated, tensors, line, hashes, ends))
     )
     return Cut(
         Prefix(spec, graph, lambda given: tuple(graph(*given))),
@@ -267,16 +268,23 @@ def _alike(choice: Choice, hashes: Mapping[fx.Node, str]) -> tuple[tuple[fx.Node
 
 
 def _same_line(
-    traced: Traced, tensors: list[Tensor], line: Line, hashes: Mapping[fx.Node, str]
+    traced: Traced,
+    tensors: list[Tensor],
+    line: Line,
+    hashes: Mapping[fx.Node, str],
+    ends: Mapping[fx.Node, str],
 ) -> Line:
-    """The line of the training graph, whose `hashes` these are, in another graph."""
+    """The line of the training graph, whose hashes these are, in another graph."""
     trial = run_trial(traced, tensors, judging=False)
     swept = sweep(traced, trial)
     found = signatures(traced, trial)
+    # Of equal computations one may lie below and another above; both are then above here.
     wanted = {hashes[node] for node in line.below}
+    wanted -= {hashed for node, hashed in hashes.items() if node not in line.below}
     below = frozenset(node for node in traced.nodes if found[node] in wanted)
+    found_ends = settled(traced, trial, found, below)
     crossing = tuple(
-        tuple(node for node in traced.nodes if found[node] == hashes[nodes[0]])
+        tuple(node for node in traced.nodes if found_ends[node] == ends[nodes[0]])
         for nodes in line.crossing
     )
     return Line(below, swept.free - below, crossing, trial.values)

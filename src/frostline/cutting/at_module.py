@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output, same_bits
+from frostline.cutting.trial import REARRANGED, few_samples, is_close, rows_at
 from frostline.errors import CutError
 from frostline.modes import modes_kept
 
@@ -72,6 +73,32 @@ class ModuleSplit:
         """The answer depends on nothing trainable and on no chance."""
         if any(p.requires_grad for p in self._module.parameters()):
             raise CutError(f"{self._path} is not wholly frozen. Freeze it, or name another part.")
+        first, second = (self._answers(tensors, seed=seed) for seed in (0, 1))
+        if any(t.requires_grad for t in first):
+            raise CutError(f"what goes into {self._path} is trainable. Name a lower part.")
+        if not all(map(same_bits, first, second)):
+            raise CutError(
+                f"{self._path} answers differently each time in training: something in it or below "
+                "is random. Freeze it with fl.freeze, which holds dropout and norms."
+            )
+        self._check_batches(tensors)
+
+    def _check_batches(self, tensors: list[Tensor]) -> None:
+        """A sample's answer is the same in whatever batch."""
+        samples = few_samples(tensors)
+        whole = self._answers(samples)
+        for places in REARRANGED:
+            some = self._answers(rows_at(samples, places))
+            for one, other in zip(whole, some, strict=True):
+                if one.dim() and one.shape[0] == samples[0].shape[0]:
+                    expected = one[torch.tensor(places, device=one.device)]
+                    if not is_close(expected, other):
+                        raise CutError(
+                            f"{self._path} gives a sample what depends on its batch. Freeze it "
+                            "with fl.freeze, which holds norms, or name a lower part."
+                        )
+
+    def _answers(self, tensors: list[Tensor], *, seed: int = 0) -> list[Tensor]:
         answers: list[list[Tensor]] = []
 
         def note(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -80,20 +107,12 @@ class ModuleSplit:
 
         with modes_kept(self._model), self._hooked(note), torch.random.fork_rng(devices=()):
             self._model.train()
-            for seed in (0, 1):
-                torch.manual_seed(seed)
-                with suppress(_ReachedError):
-                    self._spec.call(self._model, [t.clone() for t in tensors])
-        if len(answers) != 2:
+            torch.manual_seed(seed)
+            with suppress(_ReachedError):
+                self._spec.call(self._model, [t.clone() for t in tensors])
+        if not answers:
             raise CutError(f"{self._path} is not used in the forward. Name one that is.")
-        first, second = answers
-        if any(t.requires_grad for t in first):
-            raise CutError(f"what goes into {self._path} is trainable. Name a lower part.")
-        if not all(map(same_bits, first, second)):
-            raise CutError(
-                f"{self._path} answers differently each time in training: something in it or below "
-                "is random. Freeze it with fl.freeze, which holds dropout and norms."
-            )
+        return answers[0]
 
     @contextmanager
     def _hooked(self, hook: Callable[..., None]) -> Iterator[None]:

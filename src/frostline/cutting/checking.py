@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -58,6 +59,7 @@ def _outcome(
     devices = [t.device for t in tensors[:1] if t.device.type == "cuda"]
     with (
         state_kept(model),
+        warnings.catch_warnings(action="ignore"),  # the user's to see when training, not now
         torch.random.fork_rng(devices=devices),
         torch.set_grad_enabled(training),
     ):

@@ -87,7 +87,8 @@ class _Suffix:
     def build(self) -> fx.GraphModule:
         self._placeholders()
         for node in self._traced.nodes:
-            if node in self._held and node.op != "output":
+            given = node in self._copies  # a feature, or of equal content
+            if node in self._held and not given and node.op != "output":
                 self._copies[node] = self._copy(node)
         output = self._traced.module.graph.output_node()
         values: Any = fx.map_arg(output.args[0], self._find)

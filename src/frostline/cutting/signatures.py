@@ -53,6 +53,25 @@ def signatures(traced: Traced, trial: Trial) -> dict[fx.Node, str]:
     return own
 
 
+def settled(
+    traced: Traced, trial: Trial, hashes: Mapping[fx.Node, str], below: Collection[fx.Node]
+) -> dict[fx.Node, str]:
+    """The hashes of the nodes' values when all that is below the line has been computed.
+
+    Two values that are equal as computed are no longer so when one of them is written into.
+    """
+    found: dict[fx.Node, str] = {}
+    for node in traced.nodes:
+        found[node] = hashes[node]
+        for base in effects.written(node) if node in below else ():
+            storage = trial.storage.get(base)
+            for member in found:
+                if storage is not None and trial.storage.get(member) == storage:
+                    text = f"{found[member]} after {hashes[node]}"
+                    found[member] = xxhash.xxh3_128_hexdigest(text.encode())
+    return found
+
+
 def outline(traced: Traced) -> list[str]:
     """What the graph computes on which tensors, node by node; names of modules do not count."""
     numbers: dict[fx.Node, str] = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 
@@ -112,7 +113,7 @@ def _export(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:
     last: Exception | None = None
     for dynamic in _dynamic_shapes(tensors, rows):
         try:
-            with _quiet():
+            with _quiet(), _checkpoints_undone():
                 program = torch.export.export(
                     flat, (tensors,), dynamic_shapes=(dynamic,), strict=False
                 )
@@ -200,6 +201,23 @@ def operation(node: fx.Node) -> str:
 def own_name(target: object) -> str:
     """The model's own name of a parameter or buffer that a `get_attr` node reads."""
     return str(target).removeprefix(_PREFIX)
+
+
+@contextmanager
+def _checkpoints_undone() -> Iterator[None]:
+    """Reentrant checkpoints run without gradients, and export (2.15) would keep it so."""
+    own = torch.utils.checkpoint.CheckpointFunction
+    torch.utils.checkpoint.CheckpointFunction = _Unchecked  # type: ignore[assignment, misc]  # its stand-in
+    try:
+        yield
+    finally:
+        torch.utils.checkpoint.CheckpointFunction = own  # type: ignore[misc]  # a class
+
+
+class _Unchecked:
+    @staticmethod
+    def apply(function: Any, _preserve: bool, *inputs: Any) -> Any:
+        return function(*inputs)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ and in a smaller batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
@@ -23,7 +23,7 @@ _ROWS = 3
 # Beside the three samples in their order, each of these leaves out two of them, puts others in
 # the first and the last place, and is a smaller batch: a sum, a maximum, a roll, a flip, the
 # first or last sample, or the size of the batch comes out otherwise in one of the two.
-_REARRANGED = ([2, 2], [0, 0])
+REARRANGED = ([2, 2], [0, 0])
 # Floating-point sums in another order differ in the last bits; a real dependence is far above.
 _TOLERANCE = 1e-4
 
@@ -56,7 +56,7 @@ def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Trial:
     Args:
         judging: also take down what `mixed` and the costs go by.
     """
-    samples = _samples(tensors)
+    samples = few_samples(tensors)
     counter = FlopCounterMode(display=False) if judging else None
     with _chance_kept(samples), counter or nullcontext():
         runner = _Runner(traced, counter)
@@ -79,19 +79,30 @@ def mixed(traced: Traced, trial: Trial, among: Collection[fx.Node]) -> frozenset
     Args:
         among: nodes that samples reach; what depends on the batch's size alone is computed anew.
     """
-    rows = trial.samples[0].shape[0]
     found: set[fx.Node] = set()
-    for places in _REARRANGED:
-        order = torch.tensor(places)
-        moved = [
-            s[order.to(s.device)] if s.dim() and s.shape[0] == rows else s.clone()
-            for s in trial.samples
-        ]
+    for places in REARRANGED:
+        moved = rows_at(trial.samples, places)
         with _chance_kept(moved):
-            runner = _Rearranged(traced, trial, among, order)
+            runner = _Rearranged(traced, trial, among, torch.tensor(places))
             runner.run(*moved, enable_io_processing=False)
         found |= runner.mixed
     return frozenset(found)
+
+
+def rows_at(samples: Sequence[Tensor], places: list[int]) -> list[Tensor]:
+    """These rows of each tensor that has a row for each sample; copies."""
+    rows = samples[0].shape[0]
+    return [s[places].clone() if s.dim() and s.shape[0] == rows else s.clone() for s in samples]
+
+
+def is_close(one: Tensor, other: Tensor, scale: float = 0.0) -> bool:
+    """Whether two values are equal but for the order of summation over inputs of that size."""
+    if _same(one, other):
+        return True
+    if one.shape != other.shape or not one.is_floating_point():
+        return False
+    room = max(scale, _largest(one)) * _TOLERANCE
+    return torch.allclose(one, other, rtol=_TOLERANCE, atol=room, equal_nan=True)
 
 
 class _Runner(fx.Interpreter):
@@ -156,7 +167,7 @@ class _Rearranged(fx.Interpreter):
         value = super().run_node(n)
         if n in self._compared:
             expected = self._rows(self._trial.computed[n], value)
-            if not _same(expected, value) and not _close(expected, value, self._scale(n)):
+            if not _same(expected, value) and not is_close(expected, value, self._scale(n)):
                 self.mixed.add(n)
             elif not _overlaps(value):
                 value.copy_(self._rows(self._trial.noised.get(n, self._trial.computed[n]), value))
@@ -200,7 +211,7 @@ def _symbols(size: Any) -> frozenset[Any]:
     return frozenset(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else frozenset()
 
 
-def _samples(tensors: list[Tensor]) -> list[Tensor]:
+def few_samples(tensors: list[Tensor]) -> list[Tensor]:
     """Three samples that differ: those of the example, with a little noise on real numbers."""
     draw = torch.Generator().manual_seed(0)
     rows = tensors[0].shape[0]
@@ -250,14 +261,6 @@ def _overlaps(value: Tensor) -> bool:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
-
-
-def _close(one: Tensor, other: Tensor, scale: float) -> bool:
-    """Whether two values are equal but for the order of summation over inputs of that size."""
-    if one.shape != other.shape or not one.is_floating_point():
-        return False
-    room = max(scale, _largest(one)) * _TOLERANCE
-    return torch.allclose(one, other, rtol=_TOLERANCE, atol=room, equal_nan=True)
 
 
 def _largest(value: Any) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import isnan
@@ -16,6 +17,7 @@ from frostline.cutting.at_module import ModuleSplit, cut_at
 from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
 from frostline.cutting.checking import check, state_kept
 from frostline.cutting.halves import Line, build_prefix, build_suffix
+from frostline.cutting.reuse import Drawn, Forward, keep, recall
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
 from frostline.cutting.sweep import Swept, sweep
@@ -108,13 +110,13 @@ class Suffix(nn.Module):
     model's; gradients, buffers and random numbers are those of the plain forward.
     """
 
-    def __init__(self, model: nn.Module, training: _Forward, evaluation: _Forward) -> None:
+    def __init__(self, model: nn.Module, training: Forward, evaluation: Forward) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
         object.__setattr__(self, "_forwards", (evaluation, training))
 
-    _forwards: tuple[_Forward, _Forward]
+    _forwards: tuple[Forward, Forward]
 
     def forward(self, *values: Tensor) -> Any:
         """The model's output.
@@ -127,10 +129,6 @@ class Suffix(nn.Module):
 
 class _Run(Protocol):
     def __call__(self, tensors: list[Tensor], /) -> tuple[Tensor, ...]: ...
-
-
-class _Forward(Protocol):
-    def __call__(self, values: list[Tensor], /) -> Any: ...
 
 
 @final
@@ -206,11 +204,34 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
     # What torch.compile makes of a part draws other random numbers; the line is the plain model's.
     with modes_kept(model), state_kept(model), torch.compiler.set_stance("force_eager"):
         model.train()
-        made = _cut_at(model, spec, at, tensors) if at else _cut_graph(model, spec, tensors)
-        return _checked(made, model, spec, tensors)
+        if at:
+            return _checked(_cut_at(model, spec, at, tensors), model, spec, tensors)
+        known = recall(model, spec, tensors)
+        if known is not None:
+            with suppress(CutError):  # something that identities do not tell has changed
+                return _checked(_made(known, model, spec, tensors), model, spec, tensors)
+        model.train()
+        drawn = _draw(model, spec, tensors)
+        model.train()
+        keep(model, spec, tensors, drawn)
+        return _checked(_made(drawn, model, spec, tensors), model, spec, tensors)
 
 
-def _cut_graph(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
+def _made(drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
+    graph = drawn.graph
+    return Cut(
+        Prefix(spec, graph, lambda given: tuple(graph(*given))),
+        Suffix(model, drawn.training, drawn.evaluation),
+        Frontier(drawn.frontier),
+        drawn.why,
+        drawn.share,
+        0.0,
+        rows_of(tensors),
+        drawn.key,
+    )
+
+
+def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     traced = trace(model, spec, tensors)
     try:
         trial = run_trial(traced, tensors, judging=True)
@@ -240,23 +261,31 @@ def _cut_graph(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
         if outline(evaluated) == outline(traced)
         else build_suffix(evaluated, _same_line(evaluated, tensors, line, hashes, ends))
     )
-    return Cut(
-        Prefix(spec, graph, lambda given: tuple(graph(*given))),
-        Suffix(model, _forward(training, traced), _forward(evaluation, evaluated)),
-        Frontier(tuple(_value(nodes[0], trial) for nodes in line.crossing)),
+    return Drawn(
+        graph,
+        _forward(training, traced),
+        _forward(evaluation, evaluated),
+        tuple(_value(nodes[0], trial) for nodes in line.crossing),
         _why(choice, swept),
         forward_share(choice.below, trial),
-        0.0,
-        rows_of(tensors),
         {
             "prefix": prefix_key(traced, held, [nodes[0] for nodes in line.crossing]),
             "tensors": str(prefix_tensors(traced, held)),
         },
+        tuple(_frozen_tensors(traced, swept)),
     )
 
 
-def _forward(graph: fx.GraphModule, traced: Traced) -> _Forward:
-    return lambda values: traced.rebuild(iter(graph(*values)))
+def _frozen_tensors(traced: Traced, swept: Swept) -> Iterator[Tensor]:
+    for node in traced.module.graph.find_nodes(op="get_attr"):
+        tensor = traced.tensor(node)
+        if tensor is not None and swept.is_frozen(node):
+            yield tensor
+
+
+def _forward(graph: fx.GraphModule, traced: Traced) -> Forward:
+    rebuild = traced.rebuild
+    return lambda values: rebuild(iter(graph(*values)))
 
 
 def _alike(choice: Choice, hashes: Mapping[fx.Node, str]) -> tuple[tuple[fx.Node, ...], ...]:

@@ -1,0 +1,75 @@
+"""A second cut of the same model is not followed again, unless something has changed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+import frostline as fl
+from frostline.cutting import tracing
+
+
+def net() -> nn.Sequential:
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 2)
+    )
+    fl.train_only(model, "4")
+    return model
+
+
+def follows(model: nn.Module, example: torch.Tensor) -> int:
+    """How often cutting the model follows its forward."""
+    with mock.patch.object(tracing, "_export", wraps=tracing._export) as export:
+        fl.cut(model, example)
+    return export.call_count
+
+
+def test_a_second_cut_of_an_unchanged_model_follows_nothing() -> None:
+    model, example = net(), torch.randn(3, 4)
+    assert follows(model, example) == 2
+    assert follows(model, torch.randn(5, 4)) == 0
+
+
+def test_a_trained_head_changes_nothing_of_the_line() -> None:
+    model, example = net(), torch.randn(3, 4)
+    before = fl.cut(model, example)
+    with torch.no_grad():
+        model[4].weight.add_(1.0)
+    assert follows(model, example) == 0
+    again = fl.cut(model, example)
+    assert again.key == before.key
+    assert torch.equal(again.suffix.eval()(*again.prefix(example)), model.eval()(example))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: fl.thaw(model, "2"),
+        lambda model: model[0].weight.data.add_(1.0),
+        lambda model: model.__setitem__(4, nn.Linear(8, 2)),
+        lambda model: setattr(model[3], "p", 0.25),
+        lambda model: model[2].register_forward_hook(lambda *_: None),
+        lambda model: model.append(nn.ReLU()),
+    ],
+    ids=["thawed", "frozen weight", "new head", "attribute", "hook", "new layer"],
+)
+def test_a_changed_model_is_followed_again(change: Callable[[nn.Module], object]) -> None:
+    model, example = net(), torch.randn(3, 4)
+    fl.cut(model, example)
+    change(model)
+    assert follows(model, example) == 2
+
+
+def test_what_is_kept_of_a_cut_does_not_keep_the_model() -> None:
+    model = net()
+    fl.cut(model, torch.randn(3, 4))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

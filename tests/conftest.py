@@ -20,6 +20,14 @@ def _two_threads() -> None:
     torch.set_num_threads(2)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_features(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A feature store for this session, so that no test reads or fills the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FROSTLINE_FEATURES", str(tmp_path_factory.mktemp("features")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)

@@ -424,7 +424,8 @@ def test_ctrl_c_before_the_first_epoch_leaves_a_run_that_can_be_resumed(world: W
     environment = {**os.environ, "TEST_KILL_AT": "2", "TEST_SIGNAL": "SIGINT"}
     stopped = start(world.arguments("--epochs", 2), environment)
     assert stopped.returncode == 1
-    assert "end of epoch 0" in stopped.stderr
+    assert "Stopped within the first epoch; only the settings are written" in stopped.stderr
+    assert f"Begin again with: frostline train --resume {world.run}" in stopped.stderr
     assert call("train", "--resume", world.run).status == 0
 
 

@@ -27,7 +27,6 @@ OUTSIDE = [
     ("clip_norm", math.nan),
     ("label_smoothing", 1.0),
     ("class_weights", "inverse"),
-    ("precision", "fp64"),
     ("monitor", "f1"),
     ("patience", 0),
     ("seed", -1),
@@ -39,6 +38,27 @@ OUTSIDE = [
 def test_a_value_out_of_its_range_is_named(name: str, value: object) -> None:
     with pytest.raises(fl.ConfigError, match=rf"^{name}={value!r}: input should be "):
         recipe_of(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["fp64", "0", "-0.01", "inf", "nan", ""])
+def test_a_precision_that_is_none_says_which_there_are(value: str) -> None:
+    told = rf"^precision='{value}': use auto, exact, bf16, fp16 or the relative error to allow"
+    with pytest.raises(fl.ConfigError, match=told):
+        recipe_of(precision=value)
+
+
+def test_a_precision_says_how_the_frozen_part_and_the_steps_compute() -> None:
+    asked: list[object] = ["auto", "exact", "fp32", "bf16", "fp16", "0.01", 0.01]
+    found = [(r.prefix_precision, r.mixed) for r in (recipe_of(precision=p) for p in asked)]
+    assert found == [
+        ("auto", "fp32"),
+        ("exact", "fp32"),
+        ("exact", "fp32"),  # as runs before 0.2 wrote it
+        ("auto", "bf16"),
+        ("auto", "fp16"),
+        (0.01, "fp32"),
+        (0.01, "fp32"),
+    ]
 
 
 def test_one_error_names_every_option_that_is_wrong() -> None:

@@ -676,24 +676,33 @@ pathlib.Path.replace = replace
 
 
 @pytest.mark.parametrize(
-    ("number", "after"),
-    # The renames of a run: frozen.json, run.toml; state-0, last; metrics, trained_on; then
-    # best, state, last for an epoch that is the best, and state, last for another.
-    [(2, True), (4, True), (8, False), (9, True), (12, False)],
+    ("number", "after", "save_seconds"),
+    # The renames of a run: frozen.json, run.toml; metrics, trained_on; then best, state, last for
+    # an epoch that is the best, and state, last for another, where an epoch is saved.
+    [
+        (2, True, 0.0),
+        (4, True, 5.0),
+        (6, True, 0.0),  # best and state are there, last is not
+        (6, True, 5.0),
+        (8, False, 0.0),
+        (9, True, 0.0),
+    ],
 )
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
-    finished: World, tmp_path: Path, number: int, after: bool
+    finished: World, tmp_path: Path, number: int, after: bool, save_seconds: float
 ) -> None:
     out = tmp_path / "run"
     arguments = ["train", finished.photos, "--model", finished.model, "--out", out]
     arguments += ["--weights", finished.weights, "--freeze", "features", "--batch-size", 6]
     arguments += ["--epochs", 3, "--lr", 0.02, "--device", "cpu"]
-    code = KILL_AT_RENAME.format(number=number, after=after)
-    killed = start(
-        arguments, dict(os.environ), code=f"import torch\ntorch.set_num_threads(2)\n{code}"
+    code = (
+        f"import torch; torch.set_num_threads(2)\n"
+        f"from frostline.callbacks import saving; saving.SAVE_SECONDS = {save_seconds}\n"
+        f"{KILL_AT_RENAME.format(number=number, after=after)}"
     )
+    killed = start(arguments, dict(os.environ), code=code)
     assert killed.returncode == -9, killed.stderr
-    if number > 4:
+    if number > 7:
         read_delta(out / "last" / "delta.safetensors")
     prepare(open_run(out).settings).run(out, resume=True)
     assert weights(out) == weights(finished.root / "run")

@@ -209,7 +209,8 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
         known = recall(model, spec, tensors)
         if known is not None:
             with suppress(CutError):  # something that identities do not tell has changed
-                return _checked(_made(known, model, spec, tensors), model, spec, tensors)
+                made = _made(known, model, spec, tensors)
+                return _checked(made, model, spec, tensors, evaluation=False)
         model.train()
         drawn = _draw(model, spec, tensors)
         model.train()
@@ -353,13 +354,19 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
     )
 
 
-def _checked(made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
+def _checked(
+    made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor], *, evaluation: bool = True
+) -> Cut:
+    """The cut with its error against the model; in evaluation too, where that is not known."""
+
     def halves(given: list[Tensor]) -> object:
         # As a store gives them back.
         return made.suffix(*(value.contiguous() for value in made.prefix.run_flat(given)))
 
     compare = partial(check, model, spec, tensors, halves)
-    error = max(compare(training=True), compare(training=False))
+    error = compare(training=True)
+    if evaluation:
+        error = max(error, compare(training=False))
     return Cut(
         made.prefix, made.suffix, made.frontier, made.why, made.share, error, made.samples, made.key
     )

@@ -1,7 +1,7 @@
 """Features: the frozen part computed once per sample, stored, and read in batches."""
 
 from frostline.features.ahead import ahead
-from frostline.features.computing import Computing, computing
+from frostline.features.computing import Computing, computing, first_rows, in_whole_passes
 from frostline.features.decisions import Decisions
 from frostline.features.extraction import (
     FeatureBatches,
@@ -11,7 +11,7 @@ from frostline.features.extraction import (
     extract_source,
     first_samples,
 )
-from frostline.features.live import PrefixedBatches
+from frostline.features.live import LiveLastBatches, PrefixedBatches
 from frostline.features.sources import Source, collate, source_of
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Decisions",
     "FeatureBatches",
     "FeatureData",
+    "LiveLastBatches",
     "PrefixedBatches",
     "Source",
     "Storage",
@@ -27,6 +28,8 @@ __all__ = [
     "computing",
     "extract",
     "extract_source",
+    "first_rows",
     "first_samples",
+    "in_whole_passes",
     "source_of",
 ]

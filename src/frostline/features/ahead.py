@@ -6,7 +6,7 @@ they turn out to be stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, final
@@ -36,6 +36,13 @@ class AheadSource:
 
     def ids(self, rows: Sequence[int], *, keep: bool) -> list[bytes]:
         return self._source.ids(rows, keep=keep)
+
+    def drop(self, rows: Iterable[int]) -> None:
+        some = list(rows)
+        for row in some:
+            if started := self._started.pop(row, None):
+                started.cancel()
+        self._source.drop(some)
 
     def load(self, row: int) -> Any:
         started = self._started.pop(row, None)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import isnan
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from frostline.cutting import Cut
 from frostline.features.decisions import Decisions
+from frostline.features.sources import collate
 from frostline.tuning import PLAIN, Form, Precision, Tuned, machine, realise, tune
 
 
@@ -25,6 +28,8 @@ class Computing:
             give other last bits in evaluation.
         device: where it runs.
         mode: names `training` in the key; empty where it makes no difference.
+        whole: whether each pass has all of `tuned.batch_size` rows, filled up where there are
+            fewer; for kernels that give other last bits for another number of rows.
     """
 
     cut: Cut
@@ -33,12 +38,26 @@ class Computing:
     device: torch.device
     mode: str
     _run: Callable[..., tuple[Tensor, ...]]
+    whole: bool = False
 
     def __call__(self, inputs: Any) -> tuple[Tensor, ...]:
         """The frontier's values of a batch, each `(batch, *shape)`, on the device."""
         tensors = [t.to(self.device) for t in self.cut.prefix.spec.flatten(inputs)]
         with torch.set_grad_enabled(self.training):
             return tuple(value.detach() for value in self._run(*tensors))
+
+    @property
+    def words(self) -> str:
+        """The form and what was measured of it, for people."""
+        if isnan(self.tuned.error):
+            return f"{self.tuned.form}, as chosen before"
+        return str(self.tuned)
+
+    def rows(self, samples: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The values of single samples in one pass, each `(samples, *shape)`."""
+        missing = self.tuned.batch_size - len(samples) if self.whole else 0
+        values = self(collate([*samples, *[samples[0]] * missing]))
+        return tuple(value[: len(samples)] for value in values)
 
     @property
     def key(self) -> dict[str, str]:
@@ -49,12 +68,14 @@ class Computing:
             parts["kernels"] = f"{self.device.type} {torch.backends.cpu.get_cpu_capability()}"
         if self.mode:
             parts["mode"] = self.mode
+        if self.whole:
+            parts["pass"] = f"{self.tuned.batch_size} samples"
         return parts
 
 
 def computing(
     cut: Cut,
-    samples: Any,
+    samples: Callable[[], Any],
     *,
     precision: Precision,
     batch_size: int,
@@ -66,7 +87,7 @@ def computing(
     """Choose how to compute the prefix of `cut`, by measuring on `samples`.
 
     Args:
-        samples: a batch of real inputs; not needed with `form`.
+        samples: gives a batch of real inputs, where there is something to measure.
         precision: `"exact"`, `"auto"` or the relative error to allow.
         decisions: what was decided before under the same name is not measured again.
         form: use this one, as chosen before.
@@ -77,10 +98,10 @@ def computing(
     if form is not None:
         tuned: Tuned | None = Tuned(form, float("nan"), batch_size)
     else:
-        tensors = [t.to(device) for t in cut.prefix.spec.flatten(samples)]
-        name = _name(cut, tensors, precision, device)
+        name = _name(cut, precision, device)
         tuned = decisions.find(name) if decisions else None
     if tuned is None:
+        tensors = [t.to(device) for t in cut.prefix.spec.flatten(samples())]
         tuned = tune(
             graph,
             tensors,
@@ -92,7 +113,22 @@ def computing(
             decisions.keep(name, tuned)
     if tuned.form == PLAIN:
         return _plain(cut, tuned.batch_size, device)
-    return Computing(cut, tuned, False, device, "", realise(graph, tuned.form))
+    return Computing(cut, tuned, False, device, "", _Realised(graph, tuned.form))
+
+
+class _Realised:
+    """The prefix in a form, converted when it is first run: where all is stored it never is."""
+
+    def __init__(self, graph: fx.GraphModule, form: Form) -> None:
+        self._graph = graph
+        self._form = form
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self._run(*tensors)
+
+    @cached_property
+    def _run(self) -> Callable[..., tuple[Tensor, ...]]:
+        return realise(self._graph, self._form)
 
 
 def _plain(cut: Cut, batch_size: int, device: torch.device) -> Computing:
@@ -101,6 +137,51 @@ def _plain(cut: Cut, batch_size: int, device: torch.device) -> Computing:
     return Computing(cut, tuned, False, device, "", plain)
 
 
-def _name(cut: Cut, tensors: list[Tensor], precision: Precision, device: torch.device) -> str:
-    shapes = " ".join(str(tuple(t.shape[1:])) for t in tensors)
+def _name(cut: Cut, precision: Precision, device: torch.device) -> str:
+    shapes = " ".join(str(value.shape) for value in cut.frontier.values)
     return f"{cut.key['prefix']} {cut.key['tensors']} {shapes} {precision} on {machine(device)}"
+
+
+def in_whole_passes(compute: Computing, inputs: Any, last: int) -> tuple[Computing, float]:
+    """As `compute`, but its rows do not depend on how many are computed at a time.
+
+    Kernels for few rows may sum in another order. Where they do here, every pass is filled up to
+    as many rows as `inputs` has: those of a whole batch.
+
+    Args:
+        inputs: a whole batch of samples.
+        last: how many are in the smaller last batch of an epoch; 0 if there is none.
+    Returns:
+        Also the largest relative difference of the rows in a batch of `last`; 0 if there is none.
+    """
+    whole = compute(inputs)
+    count = len(whole[0])
+    one, few = (
+        _difference(compute(first_rows(inputs, size)), whole) for size in (1, last or count)
+    )
+    if one or few:
+        tuned = replace(compute.tuned, batch_size=count)
+        compute = replace(compute, tuned=tuned, whole=True)
+    return compute, few
+
+
+def first_rows(inputs: Any, count: int) -> Any:
+    """The first samples of a batch."""
+    if isinstance(inputs, Tensor):
+        return inputs[:count]
+    if isinstance(inputs, Mapping):
+        return {name: first_rows(part, count) for name, part in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)([first_rows(part, count) for part in inputs])
+    return inputs
+
+
+def _difference(few: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> float:
+    """The largest difference from the same rows of a larger batch, relative to the largest."""
+    pairs = [(a, b[: len(a)]) for a, b in zip(few, whole, strict=True)]
+    found = [
+        float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-300))
+        for a, b in pairs
+        if not torch.equal(a, b)
+    ]
+    return max(found, default=0.0)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from frostline.cutting import Cut
 from frostline.data import Batch, Order, ordered_map
 from frostline.errors import CorruptFeatures, StoreError
-from frostline.features.computing import Computing, computing
+from frostline.features.computing import Computing, computing, in_whole_passes
 from frostline.features.decisions import Decisions
 from frostline.features.sources import Source, collate, source_of
 from frostline.store import FeatureKey, Features, FeatureStore, Rows, ValueSpec, storage_error
@@ -133,17 +134,19 @@ def extract(
     source = source_of(dataset, views=views)
     count = source.samples * source.views
     if compute is None:
-        first = first_samples(source)
         device = next(cut.suffix.model.parameters()).device
         compute = computing(
             cut,
-            first,
+            partial(first_samples, source),
             precision=precision,
             batch_size=batch_size,
             device=device,
             planned_samples=count,
             decisions=Decisions(store.root),
         )
+        if precision == "exact":
+            size = min(batch_size, source.samples)
+            compute, _ = in_whole_passes(compute, first_samples(source, size), 0)
     return extract_source(cut, source, store, compute=compute, storage=storage, progress=progress)
 
 
@@ -209,7 +212,7 @@ class _Extraction:
             source.views,
             self._computed,
             self._seconds,
-            str(self._compute.tuned),
+            self._compute.words,
             sum(spec.unit_nbytes for spec in self._specs) * len(ids),
             self._storage_error,
             why if self._computed else "",
@@ -223,7 +226,7 @@ class _Extraction:
 
     def _note(self) -> dict[str, str]:
         model = type(self._cut.suffix.model).__name__
-        return {"model": model, "line": self._cut.why, "form": str(self._compute.tuned)}
+        return {"model": model, "line": self._cut.why, "form": self._compute.words}
 
     def _fill(self, features: Features, known: list[bytes]) -> list[bytes]:
         """Compute what is missing; gives the ids of all rows."""
@@ -255,9 +258,11 @@ class _Extraction:
                 rows = missing[start : start + chunk]
                 ids = self._source.ids(rows, keep=True)
                 found.update(zip(rows, ids, strict=True))
-                for position in writer.claim(ids, len(ids)):
-                    pending.append(rows[position])
-                    yield rows[position]
+                mine = [rows[position] for position in writer.claim(ids, len(ids))]
+                self._source.drop(set(rows).difference(mine))
+                for row in mine:
+                    pending.append(row)
+                    yield row
 
         pending: list[int] = []
         loaded = ordered_map(self._source.load, claimed(), ahead=2 * size)
@@ -279,7 +284,7 @@ class _Extraction:
         total: int,
     ) -> None:
         rows, pending[: len(batch)] = pending[: len(batch)], []
-        values = [value.cpu() for value in self._compute(collate(batch))]
+        values = [value.cpu() for value in self._compute.rows(batch)]
         if not self._computed:
             stored = zip(values, self._specs, strict=True)
             self._storage_error = max(storage_error(value, spec.storage) for value, spec in stored)

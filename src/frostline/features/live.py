@@ -1,14 +1,19 @@
-"""Batches whose frozen part is computed as they come, in the tuned form; nothing is stored."""
+"""Batches whose frozen part is computed as they come: all of them, or only the last of an epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
-from frostline.data import Batch, Batches
+import torch
+from torch import Tensor
+
+from frostline.data import Batch, Batches, ordered_map
 from frostline.features.computing import Computing
+from frostline.features.extraction import FeatureBatches
+from frostline.features.sources import Source, collate
 
 
 @final
@@ -31,3 +36,44 @@ class PrefixedBatches:
         with closing(self.whole.epoch(epoch)) as batches:
             for batch in batches:
                 yield Batch(self.compute(batch.inputs), batch.targets, batch.names)
+
+
+@final
+@dataclass(frozen=True)
+class LiveLastBatches:
+    """Stored features, but for the last batch of an epoch where that has fewer samples.
+
+    For float32 kernels that give other last bits for another number of rows.
+    """
+
+    stored: FeatureBatches
+    source: Source
+    compute: Computing
+    _kept: list[tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @property
+    def samples(self) -> int:
+        return self.stored.samples
+
+    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
+        """The batches of one epoch, counted from 0."""
+        stored = self.stored
+        view = epoch % stored.data.views
+        last = stored.order.epoch(epoch)[-1] + view * stored.samples
+        whole = min(stored.order.batch_size, stored.samples)
+        for batch in stored.epoch(epoch):
+            fits = len(batch.targets) == whole
+            yield batch if fits else Batch(self._values(last), batch.targets, batch.names)
+
+    def _values(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Computed once for rows that are the same in each epoch, as in validation."""
+        if not self._kept or not torch.equal(self._kept[0][0], rows):
+            some = rows.tolist()
+            self.source.ids(some, keep=True)
+            with closing(ordered_map(self.source.load, some, ahead=len(some))) as loaded:
+                values = self.compute(collate(list(loaded)))
+            self._kept[:] = [(rows, tuple(value.cpu() for value in values))]
+        return self._kept[0][1]

@@ -5,7 +5,7 @@ Rows run through the views: row `view * samples + sample` is a view of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol, final
 
@@ -37,7 +37,11 @@ class Source(Protocol):
     transform: str
 
     def ids(self, rows: Sequence[int], *, keep: bool) -> list[bytes]:
-        """Content hash of each row, 16 bytes; with `keep`, `load` of these rows comes next."""
+        """Content hash of each row, 16 bytes; with `keep`, `load` or `drop` of each comes next."""
+        ...
+
+    def drop(self, rows: Iterable[int]) -> None:
+        """These rows are not loaded after all."""
         ...
 
     def load(self, row: int) -> Any:
@@ -64,6 +68,11 @@ def source_of(data: object, *, views: int | None = None) -> Source:
     """
     if isinstance(data, ImageDataset):
         return ImageSource(data, views)
+    if views not in (None, 1):
+        raise DataError(
+            f"asked for {views} views of a {type(data).__name__}, but views are made of pictures. "
+            "Give an ImageDataset, or leave views out."
+        )
     if isinstance(data, TensorDataset):
         return TensorSource(data)
     is_map = isinstance(data, Dataset) or (
@@ -110,6 +119,9 @@ class ImageSource:
                 self._digests = list(digests)
         return [self._id(row) for row in rows]
 
+    def drop(self, rows: Iterable[int]) -> None:
+        """Nothing is held."""
+
     def load(self, row: int) -> Tensor:
         view, sample = divmod(row, self.samples)
         return self._data.load(sample, view)[0]
@@ -134,11 +146,18 @@ class TensorSource:
     transform = "none"
 
     def __init__(self, data: TensorDataset) -> None:
+        if len(data.tensors) != 2:
+            raise DataError(
+                f"the TensorDataset has {len(data.tensors)} tensors. Give it two: inputs, targets."
+            )
         self._inputs, self._targets = data.tensors
         self.samples = len(data)
 
     def ids(self, rows: Sequence[int], *, keep: bool) -> list[bytes]:  # noqa: ARG002
         return [content_id(self._inputs[row]) for row in rows]
+
+    def drop(self, rows: Iterable[int]) -> None:
+        """Nothing is held."""
 
     def load(self, row: int) -> Tensor:
         return self._inputs[row]
@@ -182,6 +201,10 @@ class ItemSource:
             if keep:
                 self._kept[row] = item
         return found
+
+    def drop(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            self._kept.pop(row, None)
 
     def load(self, row: int) -> Any:
         kept = self._kept.pop(row, None)

@@ -7,14 +7,16 @@ same figures, and says in one line why.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from frostline.config import FeatureSettings
 from frostline.cutting import Cut, cut
@@ -24,12 +26,15 @@ from frostline.errors import CutError, DataError, OutputError, StoreError
 from frostline.features import (
     Computing,
     Decisions,
+    LiveLastBatches,
     PrefixedBatches,
     Source,
     ahead,
     computing,
     extract_source,
+    first_rows,
     first_samples,
+    in_whole_passes,
     source_of,
 )
 from frostline.recipe import Recipe
@@ -228,7 +233,7 @@ class _Feeding:
             return in_form(made, Form.parse(wanted.form), wanted.device, wanted.batch_size)
         return computing(
             made,
-            self._train.first(wanted.device),
+            partial(self._train.first, wanted.device),
             precision=wanted.recipe.prefix_precision,
             batch_size=wanted.batch_size,
             device=wanted.device,
@@ -248,13 +253,14 @@ class _Feeding:
         return training, compute
 
     def _batches(self, made: Cut, side: _Side, compute: Computing, *, shuffle: bool) -> Batches:
-        wanted = self._wanted
-        if side.source is None:
+        wanted, source = self._wanted, side.source
+        if source is None:
             self._notes.append(side.why_not)
             return PrefixedBatches(side.plain, compute)
+        compute, difference = self._of_batch_size(source, compute)
         found = extract_source(
             made,
-            side.source,
+            source,
             self._store,
             storage=wanted.settings.storage,
             progress=wanted.progress,
@@ -265,7 +271,26 @@ class _Feeding:
         self._nbytes += found.nbytes
         if found.why and not self._notes:
             self._notes.append(f"computed, since {found.why}")
-        return found.batches(batch_size=wanted.batch_size, shuffle=shuffle, seed=wanted.recipe.seed)
+        batches = found.batches(
+            batch_size=wanted.batch_size, shuffle=shuffle, seed=wanted.recipe.seed
+        )
+        if not difference:
+            return batches
+        self._notes.append(
+            f"rows differ by up to {difference:.0e} with the number of rows in a pass, so the last "
+            f"{source.samples % wanted.batch_size} of {source.samples} are computed in each epoch"
+        )
+        return LiveLastBatches(batches, source, compute)
+
+    def _of_batch_size(self, source: Source, compute: Computing) -> tuple[Computing, float]:
+        """Where exactness is asked for: rows as whole batches give them.
+
+        Also by how much those in the plain loop's smaller last batch then differ.
+        """
+        if self._wanted.recipe.prefix_precision != "exact":
+            return compute, 0.0
+        size = min(self._wanted.batch_size, source.samples)
+        return in_whole_passes(compute, first_samples(source, size), source.samples % size)
 
     def _says(self, made: Cut, compute: Computing) -> Iterator[str]:
         wanted = self._wanted
@@ -277,7 +302,7 @@ class _Feeding:
         )
         if self._nbytes:
             yield f"Features  {how}; {format_bytes(self._nbytes)}"
-        yield f"          {compute.tuned}"
+        yield f"          {compute.words}"
         for note in dict.fromkeys(self._notes):
             yield f"          {note}"
         samples = sum(side.plain.samples for side in (self._train, self._validation) if side.source)
@@ -293,15 +318,10 @@ class _Feeding:
 
 def in_form(made: Cut, form: Form, device: torch.device, batch_size: int = 32) -> Computing:
     """The prefix in a form that was chosen before."""
-    return computing(made, None, precision="auto", batch_size=batch_size, device=device, form=form)
+    return computing(made, tuple, precision="auto", batch_size=batch_size, device=device, form=form)
 
 
 def few_of(inputs: Any, device: torch.device) -> Any:
-    """The first samples of a batch."""
-    if isinstance(inputs, torch.Tensor):
-        return inputs[:CHECKED_SAMPLES].to(device)
-    if isinstance(inputs, Mapping):
-        return {name: few_of(part, device) for name, part in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return type(inputs)([few_of(part, device) for part in inputs])
-    return inputs
+    """The first samples of a batch, on the device."""
+    few = first_rows(inputs, CHECKED_SAMPLES)
+    return tree_map(lambda part: part.to(device) if isinstance(part, torch.Tensor) else part, few)

@@ -286,10 +286,13 @@ class _FirstSamples:
 
     @classmethod
     def of(cls, model: nn.Module, data: object, whole: Batches, *, device: str) -> _FirstSamples:
-        if isinstance(data, ImageDataset):  # do not decode a whole batch for a few
-            whole = make_batches(data, batch_size=CHECKED_SAMPLES, shuffle=False, seed=0)
-        with closing(whole.epoch(0)) as batches:
-            batch = next(batches)
+        if isinstance(data, ImageDataset):  # do not decode whole batches for a few
+            few_of_them = [data[i] for i in range(min(CHECKED_SAMPLES, len(data)))]
+            inputs, labels = zip(*few_of_them, strict=True)
+            batch = Batch(torch.stack(inputs), torch.tensor(labels), data.names[: len(labels)])
+        else:
+            with closing(whole.epoch(0)) as batches:
+                batch = next(batches)
         few = few_of(batch.inputs, resolve_device(device))
         count = min(CHECKED_SAMPLES, len(batch.targets))
         small = _OneBatch(Batch(few, batch.targets[:count], batch.names[:count]))

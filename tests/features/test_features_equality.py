@@ -1,0 +1,194 @@
+"""Training on stored features gives the bits of the plain loop where exactness is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from feature_world import (
+    Pictures,
+    both,
+    figures,
+    images,
+    pictures_net,
+    word_data,
+    words_net,
+    write_images,
+)
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import frostline as fl
+from frostline.data import Augment, ImageDataset, ImageSet, read_set
+from frostline.engine import Hook, Training
+from frostline.models import load_model
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 pictures to train on, 10 to validate: no multiple of the batch size."""
+    root = tmp_path_factory.mktemp("photos")
+    write_images(root / "train", 10)
+    write_images(root / "val", 5, seed=1)
+    return root
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_stored_features_train_to_the_bits_of_the_plain_loop(
+    photos: Path, tmp_path: Path, optimizer: str
+) -> None:
+    found = both(
+        pictures_net,
+        images(photos / "train"),
+        images(photos / "val"),
+        tmp_path,
+        optimizer=optimizer,
+    )
+    found.assert_equal()
+    assert found.stored.computed == 30
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 19, 20, 64])
+def test_no_batch_size_changes_a_bit(photos: Path, tmp_path: Path, batch_size: int) -> None:
+    def make() -> Pictures:
+        model = pictures_net()
+        fl.freeze(model, "kind:norm")  # which cannot be trained on one sample
+        return model
+
+    train, val = images(photos / "train"), images(photos / "val")
+    both(make, train, val, tmp_path, batch_size=batch_size).assert_equal()
+
+
+def test_views_are_stored_each_and_train_to_the_bits_of_the_plain_loop(
+    photos: Path, tmp_path: Path
+) -> None:
+    train = images(photos / "train", augment="views:2")
+    found = both(pictures_net, train, images(photos / "val"), tmp_path, epochs=4)
+    found.assert_equal()
+    assert found.stored.computed == 2 * 20 + 10
+    losses = [line[1] for line in figures(found.stored)]
+    assert len(set(losses)) == 4
+
+
+def test_live_views_go_through_the_prefix_to_the_bits_of_the_plain_loop(
+    photos: Path, tmp_path: Path
+) -> None:
+    train = images(photos / "train", augment="live")
+    found = both(pictures_net, train, images(photos / "val"), tmp_path)
+    found.assert_equal()
+    assert found.stored.computed == 10  # validation only
+    assert any("augment live makes a new view every epoch" in line for line in found.stored.says)
+
+
+def test_weighted_classes_and_smoothed_labels_change_nothing_of_that(
+    photos: Path, tmp_path: Path
+) -> None:
+    train = images(photos / "train")
+    labels = [s for s in train.images.samples if s.label == 0 or s.path.stem in "1234"]
+    uneven = ImageDataset(ImageSet(train.classes, tuple(labels)), train.preprocessing)
+    options = {"class_weights": "balanced", "label_smoothing": 0.1, "clip_norm": 0.5}
+    both(pictures_net, uneven, images(photos / "val"), tmp_path, **options).assert_equal()
+
+
+def test_sequences_train_to_the_bits_of_the_plain_loop(tmp_path: Path) -> None:
+    found = both(words_net, word_data(38, 1), word_data(20, 2), tmp_path, batch_size=8)
+    found.assert_equal()
+
+
+def test_rows_that_depend_on_the_size_of_their_batch_are_computed_in_it(tmp_path: Path) -> None:
+    """A matrix product of few rows sums in another order than one of many."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Dropout(0.1), nn.Linear(256, 2))
+        fl.freeze(model, "0")
+        return model
+
+    inputs = torch.randn(66, 512)
+    data = TensorDataset(inputs, (inputs.sum(dim=1) > 0).long())
+    few, many = (make()[0](inputs[:n])[:2] for n in (2, 32))
+    found = both(make, data, data, tmp_path, batch_size=32)
+    found.assert_equal()
+    told = [line for line in found.stored.says if "with the number of rows in a pass" in line]
+    assert bool(told) == (not torch.equal(few, many))
+    assert all("the last 2 of 66 are computed in each epoch" in line for line in told)
+    parts = fl.FeatureStore(tmp_path).ls()[0].parts
+    assert parts.get("pass", "32 samples") == "32 samples"
+
+
+class StopAfter(Hook):
+    """Interrupts the run when so many epochs are done."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_epoch(self, training: Training) -> None:
+        if training.epochs_done == self.epochs:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("augment", ["none", "views:2", "live"])
+@pytest.mark.parametrize(("first", "then"), [("store", "store"), ("off", "off"), ("store", "new")])
+def test_a_resumed_run_ends_at_the_bits_of_the_plain_loop(
+    photos: Path, tmp_path: Path, first: str, then: str, augment: str
+) -> None:
+    train, val = images(photos / "train", augment=augment), images(photos / "val")
+    options: dict[str, Any] = {"epochs": 4, "batch_size": 6, "device": "cpu", "lr": 0.02}
+    options["precision"] = "exact"
+    whole = fl.fit(pictures_net(), train, val, features="off", **options)
+    where = {"off": "off", "store": tmp_path / "store", "new": tmp_path / "another"}
+    options["out"] = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fl.fit(pictures_net(), train, val, features=where[first], hooks=[StopAfter(2)], **options)
+    resumed = fl.fit(pictures_net(), train, val, features=where[then], resume=True, **options)
+    assert figures(resumed) == figures(whole)
+    assert fl.fingerprint(resumed.model) == fl.fingerprint(whole.model)
+    views = {"none": 1, "views:2": 2, "live": 0}[augment]
+    assert resumed.computed == (10 + 20 * views if then == "new" else 0)
+
+
+# Real photos and weights
+
+
+def some_photos(
+    data_dir: Path, preprocessing: fl.Preprocessing, *, augment: str = "none"
+) -> tuple[ImageDataset, ImageDataset]:
+    """40 pictures to train on, 15 to validate."""
+    found = []
+    for part, count in (("train", 40), ("val", 15)):
+        every = read_set(data_dir / "hymenoptera" / part, classes=("ants", "bees"))
+        few = every.samples[:: len(every.samples) // count][:count]
+        view = Augment.parse(augment if part == "train" else "none")
+        found.append(ImageDataset(ImageSet(every.classes, few), preprocessing, augment=view))
+    return found[0], found[1]
+
+
+REAL = {
+    "head with live dropout": ("squeezenet1_1", "squeezenet1_1.pth", "{head}"),
+    "upper blocks with batch norm": (
+        "mobilenet_v2",
+        "mobilenet_v2.features.safetensors",
+        "features.18 | {head}",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", REAL)
+def test_real_photos_train_to_the_bits_of_the_plain_loop(
+    data_dir: Path, tmp_path: Path, which: str
+) -> None:
+    name, file, train = REAL[which]
+    preprocessing = fl.Preprocessing(resize=112, crop=(96, 96))
+
+    def make() -> nn.Module:
+        weights = str(data_dir / "weights" / file)
+        loaded = load_model(name, weights=weights, classes=2, seed=0)
+        fl.train_only(loaded.model, train.format(head=loaded.head))
+        return loaded.model
+
+    data = some_photos(data_dir, preprocessing, augment="views:2")
+    found = both(make, *data, tmp_path, epochs=3, batch_size=11, lr=1e-3)
+    found.assert_equal()
+    assert found.stored.computed == 2 * 40 + 15

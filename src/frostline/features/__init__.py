@@ -1,6 +1,5 @@
 """Features: the frozen part computed once per sample, stored, and read in batches."""
 
-from frostline.features.ahead import ahead
 from frostline.features.computing import Computing, computing, first_rows, in_whole_passes
 from frostline.features.decisions import Decisions
 from frostline.features.extraction import (
@@ -23,7 +22,6 @@ __all__ = [
     "PrefixedBatches",
     "Source",
     "Storage",
-    "ahead",
     "collate",
     "computing",
     "extract",

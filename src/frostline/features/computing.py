@@ -14,7 +14,16 @@ from torch import Tensor, fx
 from frostline.cutting import Cut
 from frostline.features.decisions import Decisions
 from frostline.features.sources import collate
-from frostline.tuning import PLAIN, Form, Precision, Tuned, machine, realise, tune
+from frostline.tuning import (
+    PLAIN,
+    Form,
+    Precision,
+    Realised,
+    Tuned,
+    machine,
+    realise,
+    tune_and_realise,
+)
 
 
 @final
@@ -95,6 +104,7 @@ def computing(
     graph = cut.prefix.graph
     if graph is None or precision == "exact":
         return _plain(cut, batch_size, device)
+    run: Realised | None = None
     if form is not None:
         tuned: Tuned | None = Tuned(form, float("nan"), batch_size)
     else:
@@ -102,7 +112,7 @@ def computing(
         tuned = decisions.find(name) if decisions else None
     if tuned is None:
         tensors = [t.to(device) for t in cut.prefix.spec.flatten(samples())]
-        tuned = tune(
+        tuned, run = tune_and_realise(
             graph,
             tensors,
             precision=precision,
@@ -113,7 +123,7 @@ def computing(
             decisions.keep(name, tuned)
     if tuned.form == PLAIN:
         return _plain(cut, tuned.batch_size, device)
-    return Computing(cut, tuned, False, device, "", _Realised(graph, tuned.form))
+    return Computing(cut, tuned, False, device, "", run or _Realised(graph, tuned.form))
 
 
 class _Realised:

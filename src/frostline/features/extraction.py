@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +18,15 @@ from frostline.data import Batch, Order, ordered_map
 from frostline.errors import CorruptFeatures, StoreError
 from frostline.features.computing import Computing, computing, in_whole_passes
 from frostline.features.decisions import Decisions
+from frostline.features.side_by_side import is_worth_it, side_by_side
 from frostline.features.sources import Source, collate, source_of
 from frostline.store import FeatureKey, Features, FeatureStore, Rows, ValueSpec, storage_error
 from frostline.tuning import PLAIN, Precision
 
 Storage = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Progress = Callable[[int, int], None]
+
+_Computed = tuple[list[int], list[Tensor]]  # rows of a batch, and their values
 
 _TUNING_SAMPLES = 8
 _CLAIMED_BATCHES = 4
@@ -249,50 +253,59 @@ class _Extraction:
 
     def _fill_claimed(self, writer: Any, missing: Sequence[int], found: dict[int, bytes]) -> None:
         """Compute those of the missing rows that no other process is computing."""
+        batches = self._claimed(writer, missing, found)
+        computed = (
+            side_by_side(self._from_file, batches)
+            if is_worth_it(self._compute)
+            else self._overlapping(batches)
+        )
+        with closing(computed):
+            for rows, values in computed:
+                if not self._computed:
+                    stored = zip(values, self._specs, strict=True)
+                    errors = [storage_error(value, spec.storage) for value, spec in stored]
+                    self._storage_error = max(errors)
+                writer.put([found[row] for row in rows], values)
+                self._computed += len(rows)
+                if self._progress:
+                    self._progress(self._computed, len(missing))
+
+    def _claimed(
+        self, writer: Any, missing: Sequence[int], found: dict[int, bytes]
+    ) -> Generator[list[int], None, None]:
+        """The missing rows in batches, claimed a few batches at a time."""
         size = self._compute.tuned.batch_size
-        total = len(missing)
+        chunk = size * _CLAIMED_BATCHES
+        for start in range(0, len(missing), chunk):
+            rows = missing[start : start + chunk]
+            ids = self._source.ids(rows, keep=True)
+            found.update(zip(rows, ids, strict=True))
+            mine = [rows[position] for position in writer.claim(ids, len(ids))]
+            self._source.drop(set(rows).difference(mine))
+            for first in range(0, len(mine), size):
+                yield mine[first : first + size]
 
-        def claimed() -> Iterator[int]:
-            chunk = size * _CLAIMED_BATCHES
-            for start in range(0, len(missing), chunk):
-                rows = missing[start : start + chunk]
-                ids = self._source.ids(rows, keep=True)
-                found.update(zip(rows, ids, strict=True))
-                mine = [rows[position] for position in writer.claim(ids, len(ids))]
-                self._source.drop(set(rows).difference(mine))
-                for row in mine:
-                    pending.append(row)
-                    yield row
+    def _from_file(self, rows: list[int]) -> _Computed:
+        """A batch from its files to its values, by the calling thread."""
+        values = self._compute.rows([self._source.load(row) for row in rows])
+        return rows, [value.cpu() for value in values]
 
-        pending: list[int] = []
-        loaded = ordered_map(self._source.load, claimed(), ahead=2 * size)
-        batch: list[Any] = []
-        with closing(loaded):
+    def _overlapping(self, batches: Iterable[list[int]]) -> Generator[_Computed, None, None]:
+        """Values batch by batch; the next samples are loaded in threads meanwhile."""
+        pending: deque[list[int]] = deque()
+
+        def rows() -> Iterator[int]:
+            for batch in batches:
+                pending.append(batch)
+                yield from batch
+
+        ahead = 2 * self._compute.tuned.batch_size
+        with closing(ordered_map(self._source.load, rows(), ahead=ahead)) as loaded:
             for sample in loaded:
-                batch.append(sample)
-                if len(batch) == size:
-                    self._store_batch(writer, pending, batch, found, total)
-            if batch:
-                self._store_batch(writer, pending, batch, found, total)
-
-    def _store_batch(
-        self,
-        writer: Any,
-        pending: list[int],
-        batch: list[Any],
-        found: dict[int, bytes],
-        total: int,
-    ) -> None:
-        rows, pending[: len(batch)] = pending[: len(batch)], []
-        values = [value.cpu() for value in self._compute.rows(batch)]
-        if not self._computed:
-            stored = zip(values, self._specs, strict=True)
-            self._storage_error = max(storage_error(value, spec.storage) for value, spec in stored)
-        writer.put([found[row] for row in rows], values)
-        self._computed += len(rows)
-        batch.clear()
-        if self._progress:
-            self._progress(self._computed, total)
+                batch = pending.popleft()
+                rest = (next(loaded) for _ in batch[1:])
+                values = self._compute.rows([sample, *rest])
+                yield batch, [value.cpu() for value in values]
 
 
 def _try_read(features: Features, ids: list[bytes]) -> Rows | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,6 @@ from frostline.features import (
     LiveLastBatches,
     PrefixedBatches,
     Source,
-    ahead,
     computing,
     extract_source,
     first_rows,
@@ -122,9 +121,7 @@ def feed(
         if seconds < WORTH_SECONDS:
             return by_model
     try:
-        feeding = _Feeding(wanted, tuple(map(_Side.of, data, plain)))
-        with feeding.reading_ahead():
-            return feeding.feed(cut(model, example))
+        return _Feeding(wanted, tuple(map(_Side.of, data, plain))).feed(cut(model, example))
     except CutError as error:
         return replace(by_model, says=(f"Features  none are stored: {error}",))
     except (StoreError, OutputError) as error:
@@ -198,20 +195,6 @@ class _Feeding:
         self._seconds = 0.0
         self._nbytes = 0
         self._notes: list[str] = []
-
-    @contextmanager
-    def reading_ahead(self) -> Iterator[None]:
-        """Decode pictures while the model is cut and tuned, unless features may be there."""
-        sides = [side for side in (self._train, self._validation) if side.source is not None]
-        sources = [side.source for side in sides if side.source is not None]
-        kept = {entry.parts.get("transform") for entry in self._store.ls()}
-        if any(source.transform == "none" or source.transform in kept for source in sources):
-            yield
-            return
-        with ahead(sources) as started:
-            for side, source in zip(sides, started, strict=True):
-                side.source = source
-            yield
 
     def feed(self, made: Cut) -> Feed:
         compute = self._compute(made)

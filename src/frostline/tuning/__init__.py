@@ -7,7 +7,7 @@ from frostline.tuning.forms import PLAIN, Form
 from frostline.tuning.machines import machine
 from frostline.tuning.realising import Realised, realise
 from frostline.tuning.results import Trial, Tuned
-from frostline.tuning.search import DEFAULT_TOLERANCE, Precision, tune
+from frostline.tuning.search import DEFAULT_TOLERANCE, Precision, tune, tune_and_realise
 
 __all__ = [
     "DEFAULT_TOLERANCE",
@@ -20,4 +20,5 @@ __all__ = [
     "machine",
     "realise",
     "tune",
+    "tune_and_realise",
 ]

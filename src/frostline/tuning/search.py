@@ -13,6 +13,7 @@ from frostline.errors import ConfigError
 from frostline.tuning.batches import choose_batch_size
 from frostline.tuning.candidates import candidates
 from frostline.tuning.forms import PLAIN, Form
+from frostline.tuning.realising import Realised
 from frostline.tuning.results import Tuned
 from frostline.tuning.trials import Attempt, Bench, attempt, confirm, prepare
 
@@ -24,6 +25,7 @@ Precision = Literal["exact", "auto"] | float
 
 _WORTH_SECONDS: Final = 0.003  # a plain run quicker than this is not worth a search
 _TRIAL_SHARE: Final = 0.25  # of the seconds still to be gained is what a further trial may cost
+_OUT_OF_REACH: Final = 2.0  # float32 in another layout gained 1.3 times, rarely twice
 _TIE: Final = 1.05  # of the quickest time: among these the smallest error wins
 
 
@@ -36,6 +38,26 @@ def tune(
     planned_samples: int | None = None,
     allow_compile: bool = False,
 ) -> Tuned:
+    """As `tune_and_realise`, for the decision alone."""
+    return tune_and_realise(
+        prefix,
+        samples,
+        precision=precision,
+        batch_size=batch_size,
+        planned_samples=planned_samples,
+        allow_compile=allow_compile,
+    )[0]
+
+
+def tune_and_realise(
+    prefix: GraphModule,
+    samples: Sequence[Tensor],
+    *,
+    precision: Precision = "auto",
+    batch_size: int = 32,
+    planned_samples: int | None = None,
+    allow_compile: bool = False,
+) -> tuple[Tuned, Realised | None]:
     """Find the fastest form of `prefix` within tolerance, on this machine.
 
     The form was measured to be faster than plain float32, and its error on all of `samples` is
@@ -53,13 +75,15 @@ def tune(
             more than it can gain over them. `None`: so many that the search does not matter.
         allow_compile: try `torch.compile` as well, which takes tens of seconds.
 
+    Returns:
+        The decision, and the prefix in the form that was chosen; None for plain float32.
     Raises:
         ConfigError: no such precision, no samples, or a batch size below 1.
     """
     tolerance = _tolerance(precision)
     _check(samples, batch_size)
     if tolerance is None:
-        return Tuned(PLAIN, 0.0, batch_size)
+        return Tuned(PLAIN, 0.0, batch_size), None
     bench = prepare(prefix, samples, tolerance=tolerance, batch_size=batch_size)
     device = samples[0].device
     forms = candidates(prefix, device, tolerance=tolerance, allow_compile=allow_compile)
@@ -68,10 +92,11 @@ def tune(
     trials = tuple(attempt.trial for attempt in attempts)
     plain = bench.seconds / bench.count
     if chosen is None or chosen.run is None:
-        return Tuned(PLAIN, 0.0, batch_size, trials, plain, plain)
+        return Tuned(PLAIN, 0.0, batch_size, trials, plain, plain), None
     size = choose_batch_size(chosen.run, samples, batch_size, planned_samples=planned_samples)
     error = chosen.distance.error
-    return Tuned(chosen.trial.form, error, size, trials, chosen.seconds, plain)
+    tuned = Tuned(chosen.trial.form, error, size, trials, chosen.seconds, plain)
+    return tuned, chosen.run
 
 
 def _tolerance(precision: Precision) -> float | None:
@@ -108,7 +133,7 @@ def _try_all(bench: Bench, forms: Sequence[Form], planned: int | None) -> list[A
     for form in forms:
         if not _is_worth_it(bench, best, planned):
             break
-        if not _is_covered(form, attempts):
+        if not _is_covered(bench, form, attempts):
             attempts.append(attempt(bench, form, best_seconds=best))
             best = min(best, attempts[-1].seconds * bench.count)
     return attempts
@@ -121,8 +146,11 @@ def _is_worth_it(bench: Bench, best_seconds: float, planned: int | None) -> bool
     return bench.seconds < _TRIAL_SHARE * best_seconds / bench.count * planned
 
 
-def _is_covered(form: Form, attempts: Sequence[Attempt]) -> bool:
-    """Whether a form that does the same and more has passed already."""
+def _is_covered(bench: Bench, form: Form, attempts: Sequence[Attempt]) -> bool:
+    """Whether a form that does the same and more has passed, or one out of this one's reach."""
+    reduced = [a.seconds * bench.count for a in attempts if a.trial.form.dtype != "float32"]
+    if form.dtype == "float32" and any(s * _OUT_OF_REACH < bench.seconds for s in reduced):
+        return not form.compiled
     passed = [attempt.trial.form for attempt in attempts if not attempt.trial.refused]
     return not form.compiled and any(
         form.dtype == other.dtype

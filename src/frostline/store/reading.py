@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +27,25 @@ from frostline.store.records import leading_shapes, unit_offsets
 
 Words: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
+RESIDENT_BYTES = 1 << 30
+_ASKED_EVERY = 4  # batches
+_CAN_GIVE_BACK = sys.platform == "linux"
+
 
 @final
 class Rows:
     """A read-only view of stored rows in a fixed order; a row may be there several times."""
 
-    def __init__(self, columns: Sequence[Column], count: int, held: FileLock | None) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        count: int,
+        held: FileLock | None,
+        pages: MappedPages | None = None,
+    ) -> None:
         self._columns, self._count = tuple(columns), count
         self._held = held  # keeps `prune` away as long as these rows live
+        self._pages = pages
 
     def __len__(self) -> int:
         return self._count
@@ -47,11 +59,47 @@ class Rows:
         Raises:
             IndexError: an index is negative or beyond the last row.
         """
-        return tuple(column.gather(indices) for column in self._columns)
+        found = tuple(column.gather(indices) for column in self._columns)
+        if self._pages is not None:
+            self._pages.touched()
+        return found
 
     def shapes(self, value: int = 0) -> Tensor:
         """Each row's own shape of a value, `(rows, dimensions)` int64."""
         return self._columns[value].shapes()
+
+
+class MappedPages:
+    """Gives pages back to the system, so that a store larger than memory does not fill it.
+
+    Mapped pages count as resident until they are given back; the page cache keeps them all the
+    same. How many a read maps is the system's affair (up to megabytes around it), so what is
+    resident is asked for. A store of less than `RESIDENT_BYTES` is left alone.
+    """
+
+    def __init__(self) -> None:
+        self._mapped: list[mmap.mmap] = []
+        self._bytes = 0
+        self._gathers = 0
+
+    def add(self, mapped: mmap.mmap) -> None:
+        """Take charge of one map."""
+        self._mapped.append(mapped)
+        self._bytes += len(mapped)
+
+    def touched(self) -> None:
+        """After each batch that was read."""
+        self._gathers += 1
+        if self._bytes <= RESIDENT_BYTES or self._gathers % _ASKED_EVERY or not _CAN_GIVE_BACK:
+            return
+        if _resident_file_bytes() > RESIDENT_BYTES:
+            for mapped in self._mapped:
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _resident_file_bytes() -> int:
+    """Resident bytes of this process that belong to mapped files (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE
 
 
 class Column(Protocol):
@@ -157,6 +205,7 @@ def make_rows(catalogue: Catalogue, row_ids: Sequence[bytes], held: FileLock | N
     used, segment_of = np.unique(segments, return_inverse=True)
     chosen = [(s, np.flatnonzero(segments == s)) for s in used.tolist()]
     columns = []
+    pages = MappedPages()
     for number, spec in enumerate(catalogue.values):
         offsets = np.empty(len(row_ids), dtype=np.int64)
         leading = np.empty((len(row_ids), len(spec.leading)), dtype=np.int64)
@@ -170,7 +219,8 @@ def make_rows(catalogue: Catalogue, row_ids: Sequence[bytes], held: FileLock | N
             if spec.is_scaled:
                 scales[here] = records[f"scale{number}"]
             end = int((offsets[here] + counts).max())
-            maps.append(_map(rows.folder / value_name(number), end, spec.unit_nbytes))
+            file = rows.folder / value_name(number)
+            maps.append(_map(file, end, spec.unit_nbytes, pages=pages))
         segment = None if len(maps) == 1 else torch.from_numpy(segment_of.astype(np.int64))
         columns.append(
             _column(
@@ -181,7 +231,7 @@ def make_rows(catalogue: Catalogue, row_ids: Sequence[bytes], held: FileLock | N
                 torch.from_numpy(scales) if spec.is_scaled else None,
             )
         )
-    return Rows(columns, len(row_ids), held)
+    return Rows(columns, len(row_ids), held, pages)
 
 
 def _column(
@@ -194,7 +244,7 @@ def _column(
 
 def _empty(spec: ValueSpec) -> Column:
     none = torch.empty(0, dtype=torch.int64)
-    units = Units((_map(Path(), 0, spec.unit_nbytes),), None)
+    units = Units((_map(Path(), 0, spec.unit_nbytes, pages=MappedPages()),), None)
     leading = torch.empty((0, len(spec.leading)), dtype=torch.int64)
     return _column(spec, units, none, leading, torch.empty(0) if spec.is_scaled else None)
 
@@ -212,7 +262,7 @@ def _grid(leading: Tensor, padded: Sequence[int]) -> tuple[Tensor, Tensor]:
     return inside, unit
 
 
-def _map(path: Path, units: int, unit_nbytes: int) -> Words:
+def _map(path: Path, units: int, unit_nbytes: int, *, pages: MappedPages) -> Words:
     """The units as the widest words that divide them, `(units, words)`.
 
     Mapped for reading only: a map that could be written counts against the memory that the system
@@ -225,4 +275,5 @@ def _map(path: Path, units: int, unit_nbytes: int) -> Words:
     with path.open("rb") as file:
         size = HEADER_BYTES + units * unit_nbytes
         mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    pages.add(mapped)
     return np.frombuffer(mapped, dtype=f"<u{width}", offset=HEADER_BYTES).reshape(shape)

@@ -35,13 +35,13 @@ NETWORKS = (
 
 
 def main() -> None:
-    chosen = options(__doc__, networks=NETWORKS, plain_epochs=2)
+    chosen = options(__doc__, networks=NETWORKS, epochs=EPOCHS, plain_epochs=2)
     threads()
     rows = [("network", "plain_loop", "floor", "cold", "warm", "cold x", "warm x", "cold/floor")]
-    result: dict[str, object] = {"epochs": EPOCHS, "repeats": chosen.repeats}
+    result: dict[str, object] = {"epochs": chosen.epochs, "repeats": chosen.repeats}
     warm_up()
     for name in chosen.networks:
-        found = compare(name, chosen.repeats, chosen.plain_epochs)
+        found = compare(name, chosen.repeats, chosen.epochs, chosen.plain_epochs)
         result[name] = found
         times = [f"{found[key]:.2f} s" for key in ("plain_loop", "floor", "cold", "warm")]
         ratios = [found["plain_loop"] / found["cold"], found["plain_loop"] / found["warm"]]
@@ -65,28 +65,28 @@ def warm_up() -> None:
         fl.fit(loaded.model, train, val, features=store, epochs=1)
 
 
-def compare(name: str, repeats: int, plain_epochs: int) -> dict[str, float]:
+def compare(name: str, repeats: int, epochs: int, plain_epochs: int) -> dict[str, float]:
     """Median seconds of each side."""
-    runs = [one_run(name, plain_epochs) for _ in range(repeats)]
+    runs = [one_run(name, epochs, plain_epochs) for _ in range(repeats)]
     return {side: median([run[side] for run in runs]) for side in runs[0]}
 
 
-def one_run(name: str, plain_epochs: int) -> dict[str, float]:
+def one_run(name: str, epochs: int, plain_epochs: int) -> dict[str, float]:
     """Seconds of each side, each on a copy of the network."""
     loaded = network(name)
     train, val = photos(loaded)
     found = {}
     model = copy.deepcopy(loaded.model)
     plain = seconds(lambda: plain_loop(model, train, val, plain_epochs))
-    found["plain_loop"] = plain * EPOCHS / plain_epochs
+    found["plain_loop"] = plain * epochs / plain_epochs
     found["floor"] = float("nan")
     if "+" not in name:
         by_hand = copy.deepcopy(loaded.model)
-        found["floor"] = seconds(lambda: floor(loaded.head, by_hand, train, val))
+        found["floor"] = seconds(lambda: floor(loaded.head, by_hand, train, val, epochs))
     with tempfile.TemporaryDirectory() as store:
-        found["cold"] = seconds(lambda: frostline(loaded.model, train, val, store, 1e-3))
+        found["cold"] = seconds(lambda: frostline(loaded.model, train, val, store, 1e-3, epochs))
         renew(loaded.model.get_submodule(loaded.head))
-        found["warm"] = seconds(lambda: frostline(loaded.model, train, val, store, 3e-3))
+        found["warm"] = seconds(lambda: frostline(loaded.model, train, val, store, 3e-3, epochs))
     print(name, {side: round(value, 2) for side, value in found.items()}, flush=True)
     return found
 
@@ -117,7 +117,7 @@ def plain_loop(model: nn.Module, train: ImageDataset, val: ImageDataset, epochs:
                 loss_of(model(inputs), targets)
 
 
-def floor(path: str, model: nn.Module, train: ImageDataset, val: ImageDataset) -> None:
+def floor(path: str, model: nn.Module, train: ImageDataset, val: ImageDataset, epochs: int) -> None:
     """By hand for a head alone: features once, in the form known to be fastest, then bare steps."""
     head = model.get_submodule(path)
     if hasattr(model, "backbone"):
@@ -128,7 +128,7 @@ def floor(path: str, model: nn.Module, train: ImageDataset, val: ImageDataset) -
     body = body.eval().to(torch.bfloat16, memory_format=torch.channels_last)
     sets = [features_of(body, data) for data in (train, val)]
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3, fused=True)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         head.train()
         features, targets = sets[0].tensors
         for picked in torch.randperm(len(features)).split(BATCH):
@@ -155,9 +155,9 @@ def features_of(body: nn.Module, data: ImageDataset) -> TensorDataset:
 
 
 def frostline(
-    model: nn.Module, train: ImageDataset, val: ImageDataset, store: str, lr: float
+    model: nn.Module, train: ImageDataset, val: ImageDataset, store: str, lr: float, epochs: int
 ) -> None:
-    fl.fit(model, train, val, features=store, epochs=EPOCHS, batch_size=BATCH, lr=lr)
+    fl.fit(model, train, val, features=store, epochs=epochs, batch_size=BATCH, lr=lr)
 
 
 if __name__ == "__main__":

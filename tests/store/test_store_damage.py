@@ -206,7 +206,7 @@ def test_a_row_stored_twice_is_read_while_one_copy_is_intact(tmp_path: Path) -> 
 def test_a_map_that_the_system_refuses_is_a_store_error(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr("frostline.store.reading._map", refuse)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import mmap
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, final
+from typing import Protocol, final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,8 +24,6 @@ from frostline.store.keys import ValueSpec
 from frostline.store.layout import HEADER_BYTES, value_name
 from frostline.store.numbers import decode
 from frostline.store.records import leading_shapes, unit_offsets
-
-Words: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
 RESIDENT_BYTES = 1 << 30
 _ASKED_EVERY = 4  # batches
@@ -119,24 +117,19 @@ class Units:
         segment: of each row; `None` when there is one.
     """
 
-    maps: tuple[Words, ...]
+    maps: tuple[Tensor, ...]
     segment: Tensor | None
 
     def fetch(self, offsets: Tensor, rows: Tensor) -> Tensor:
-        """A fresh copy of the units at `offsets`, which belong to `rows`, `(units, bytes)`.
-
-        NumPy copies them: torch would wake all its threads for each batch, which took 20 times
-        as long on a busy machine.
-        """
-        places = offsets.numpy()
+        """A fresh copy of the units at `offsets`, which belong to `rows`, `(units, bytes)`."""
         if self.segment is None:
-            return torch.from_numpy(self.maps[0].take(places, axis=0).view(np.uint8))
-        segments = self.segment.index_select(0, rows).numpy()
-        found = np.empty((len(places), self.maps[0].shape[1]), dtype=self.maps[0].dtype)
+            return self.maps[0].index_select(0, offsets).view(torch.uint8)
+        segments = self.segment.index_select(0, rows)
+        found = self.maps[0].new_empty((len(offsets), self.maps[0].shape[1]))
         for number, units in enumerate(self.maps):
-            here = np.flatnonzero(segments == number)
-            found[here] = units.take(places[here], axis=0)
-        return torch.from_numpy(found.view(np.uint8))
+            here = (segments == number).nonzero().squeeze(1)
+            found[here] = units.index_select(0, offsets[here])
+        return found.view(torch.uint8)
 
 
 @final
@@ -262,18 +255,20 @@ def _grid(leading: Tensor, padded: Sequence[int]) -> tuple[Tensor, Tensor]:
     return inside, unit
 
 
-def _map(path: Path, units: int, unit_nbytes: int, *, pages: MappedPages) -> Words:
-    """The units as the widest words that divide them, `(units, words)`.
+def _map(path: Path, units: int, unit_nbytes: int, *, pages: MappedPages) -> Tensor:
+    """The units in words, `(units, words)`: float32, which torch copies fastest, or bytes.
 
     Mapped for reading only: a map that could be written counts against the memory that the system
     promises, so a store larger than memory could not be mapped.
     """
-    width = next(width for width in (8, 4, 2, 1) if unit_nbytes % width == 0)
-    shape = (units, unit_nbytes // width)
+    dtype = np.dtype(np.float32 if unit_nbytes % 4 == 0 else np.uint8)
+    shape = (units, unit_nbytes // dtype.itemsize)
     if units * unit_nbytes == 0:
-        return np.empty(shape, dtype=f"<u{width}")
+        return torch.from_numpy(np.empty(shape, dtype=dtype))
     with path.open("rb") as file:
         size = HEADER_BYTES + units * unit_nbytes
         mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     pages.add(mapped)
-    return np.frombuffer(mapped, dtype=f"<u{width}", offset=HEADER_BYTES).reshape(shape)
+    words = np.frombuffer(mapped, dtype=dtype, offset=HEADER_BYTES).reshape(shape)
+    with warnings.catch_warnings(action="ignore"):  # that it may not be written, and nothing does
+        return torch.from_numpy(words)

@@ -43,7 +43,9 @@ def main() -> None:
 
 
 def dataset(folder: Path) -> ImageDataset:
-    return ImageDataset(read_set(folder), Preprocessing(resize=PIXELS, crop=(PIXELS, PIXELS)))
+    classes = sorted(path.name for path in folder.iterdir())
+    preprocessing = Preprocessing(resize=PIXELS, crop=(PIXELS, PIXELS))
+    return ImageDataset(read_set(folder, classes=classes), preprocessing)
 
 
 def every(data: ImageDataset, step: int) -> ImageDataset:

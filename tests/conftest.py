@@ -12,7 +12,12 @@ import torch
 
 _REPOSITORY = Path(__file__).parents[1]
 # Written by the test runner between a test's phases, and by torch when it first compiles.
-_NOT_OURS = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+_NOT_OURS = {
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+}
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -133,7 +133,7 @@ def train(
         DataError: a label is outside the classes.
         TrainingError: a batch does not go through the model; says why and what to do.
     """
-    stepper = _Stepper(model, recipe, device, class_weights, forward or model)
+    stepper = _Stepper(model, recipe, device, class_weights, model if forward is None else forward)
     training = Training(model, recipe, stepper.optimizer)
     hooks = tuple(hooks)
     with modes_kept(model), _random_state_kept(), _ended(hooks):
@@ -195,7 +195,7 @@ def predict(
     """
     arithmetic = Arithmetic(device, precision)
     model.to(arithmetic.device)
-    return _predict(model, batches, arithmetic, forward or model, tuple(hooks))
+    return _predict(model, batches, arithmetic, model if forward is None else forward, tuple(hooks))
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,30 @@ def test_real_photos_train_to_the_bits_of_the_plain_loop(
     found = both(make, *data, tmp_path, epochs=3, batch_size=11, lr=1e-3)
     found.assert_equal()
     assert found.stored.computed == 2 * 40 + 15
+
+
+def test_what_is_trained_can_be_compiled(tmp_path: Path) -> None:
+    """The compiled suffix computes what the plain one does, up to the order of summation."""
+    if not any(map(shutil.which, ("g++", "clang++"))):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is none")
+    data = TensorDataset(torch.randn(40, 16), torch.arange(40) % 2)
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8), nn.Linear(8, 2))
+        fl.freeze(model, "0")
+        run = fl.fit(
+            model, data, data, features=tmp_path, compile=compiled, epochs=2, batch_size=16
+        )
+        losses.append([record.train_loss for record in run.history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.delenv("CXX", raising=False)
+    data = TensorDataset(torch.randn(8, 4), torch.arange(8) % 2)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    fl.freeze(model, "0")
+    with pytest.raises(fl.ConfigError, match=r"needs a C\+\+ compiler .* Install g\+\+"):
+        fl.fit(model, data, data, compile=True, device="cpu")

@@ -46,6 +46,7 @@ DEFAULT_BUDGET_BYTES = 50 * 10**9
 BY_MODEL = "model"  # in place of a form: the model computes its frozen part itself
 # A run whose plain forwards take less altogether is over before a cut would be made.
 WORTH_SECONDS = 2.0
+_SINCE = "computed, since"
 
 
 @final
@@ -252,8 +253,12 @@ class _Feeding:
         self._computed += found.computed
         self._seconds += found.seconds
         self._nbytes += found.nbytes
-        if found.why and not self._notes:
-            self._notes.append(f"computed, since {found.why}")
+        if found.storage_error:
+            self._notes.append(
+                f"stored as {wanted.settings.storage}, relative error {found.storage_error:.2g}"
+            )
+        if found.why and not any(note.startswith(_SINCE) for note in self._notes):
+            self._notes.append(f"{_SINCE} {found.why}")
         batches = found.batches(
             batch_size=wanted.batch_size, shuffle=shuffle, seed=wanted.recipe.seed
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -106,6 +108,8 @@ def fit(
     batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
     validation = make_batches(val, batch_size=batch_size, shuffle=False, seed=recipe.seed)
     param_groups(model, lr=1.0)  # refuses early when nothing is trainable
+    if settings.features.compile:
+        _check_compiler(device)
     first = _FirstSamples.of(model, val, validation, device=device)
     names = _class_names(first.found, train, classes)
     weights = _class_weights(recipe, train, len(names))
@@ -162,6 +166,17 @@ def _recipe(recipe: Recipe | None, options: dict[str, object]) -> Recipe:
             f"got a recipe and {', '.join(options)} beside it. Put all into one of the two."
         )
     return recipe
+
+
+def _check_compiler(device: str) -> None:
+    """Refuse at once what torch.compile would refuse after the features were computed."""
+    known = ("g++", "clang++", "c++")
+    there = "CXX" in os.environ or any(map(shutil.which, known))
+    if resolve_device(device).type == "cpu" and not there:
+        raise ConfigError(
+            "torch.compile needs a C++ compiler on a CPU, and none of "
+            f"{', '.join(known)} is there. Install g++, or leave --compile out."
+        )
 
 
 def _settings(

@@ -63,7 +63,8 @@ def settled(
     found: dict[fx.Node, str] = {}
     for node in traced.nodes:
         found[node] = hashes[node]
-        for base in effects.written(node) if node in below else ():
+        writes = node in below and not effects.hands_on(node)
+        for base in effects.written(node) if writes else ():
             storage = trial.storage.get(base)
             for member in found:
                 if storage is not None and trial.storage.get(member) == storage:

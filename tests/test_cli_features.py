@@ -134,20 +134,20 @@ def test_a_run_is_evaluated_and_predicts_in_the_form_it_was_trained_in(
 def test_a_run_resumed_or_evaluated_uses_the_form_it_began_with(
     world: World, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    from frostline.tuning import Form, Tuned
+    from frostline.tuning import Form, Realised, Tuned
 
     module = sys.modules["frostline.features.computing"]  # the package has a function of that name
 
-    def tuned(*_: object, batch_size: int, **__: object) -> Tuned:
-        return Tuned(Form.parse(form), 0.001, batch_size, (), 1e-6, 2e-6)
+    def tuned(*_: object, batch_size: int, **__: object) -> tuple[Tuned, Realised | None]:
+        return Tuned(Form.parse(form), 0.001, batch_size, (), 1e-6, 2e-6), None
 
-    monkeypatch.setattr(module, "tune", tuned)
+    monkeypatch.setattr(module, "tune_and_realise", tuned)
     found = world.train("--json").json
     assert tomllib.loads((world.run / "run.toml").read_text())["features"]["form"] == form
     (entry,) = call("features", "ls", world.store, "--json").json["keys"]
     assert entry["parts"]["form"] == form
     assert entry["parts"]["storage"] == form.split()[0]
-    monkeypatch.setattr(module, "tune", None)  # it is not asked again
+    monkeypatch.setattr(module, "tune_and_realise", None)  # it is not asked again
     (world.store / "forms.json").unlink()
     judged = call("evaluate", world.run, world.photos, "--json")
     assert judged.status == 0, judged.err

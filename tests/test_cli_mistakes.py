@@ -236,7 +236,7 @@ def test_a_run_beside_a_table_of_its_pictures_is_fine(world: World) -> None:
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_that_never_finished_an_epoch_says_what_to_do(world: World, resume: bool) -> None:
     environment = {**os.environ, "TEST_KILL_AT": "2", "TEST_SIGNAL": "SIGKILL"}
-    assert start(world.arguments("--epochs", 2), environment).returncode == -9
+    assert start(world.arguments("--epochs", 2, "--features", "off"), environment).returncode == -9
     if resume:
         assert call("train", "--resume", world.run).status == 0
         return
@@ -409,7 +409,8 @@ def test_an_error_in_the_models_own_forward_names_its_line(world: World) -> None
 def test_ctrl_c_within_an_epoch_keeps_the_last_whole_epoch(world: World) -> None:
     # Passes: 1 to look at the output, then 2 to train and 1 to validate in each epoch.
     environment = {**os.environ, "TEST_KILL_AT": "9", "TEST_SIGNAL": "SIGINT"}
-    stopped = start(world.arguments("--epochs", 5, "--batch-size", 4), environment)
+    options = ("--epochs", 5, "--batch-size", 4, "--features", "off")
+    stopped = start(world.arguments(*options), environment)
     assert stopped.returncode == 1
     assert "keeps what was trained up to the end of epoch 2" in stopped.stderr
     assert f"Go on with: frostline train --resume {world.run}" in stopped.stderr
@@ -422,7 +423,7 @@ def test_ctrl_c_within_an_epoch_keeps_the_last_whole_epoch(world: World) -> None
 
 def test_ctrl_c_before_the_first_epoch_leaves_a_run_that_can_be_resumed(world: World) -> None:
     environment = {**os.environ, "TEST_KILL_AT": "2", "TEST_SIGNAL": "SIGINT"}
-    stopped = start(world.arguments("--epochs", 2), environment)
+    stopped = start(world.arguments("--epochs", 2, "--features", "off"), environment)
     assert stopped.returncode == 1
     assert "Stopped within the first epoch; only the settings are written" in stopped.stderr
     assert f"Begin again with: frostline train --resume {world.run}" in stopped.stderr
@@ -431,7 +432,7 @@ def test_ctrl_c_before_the_first_epoch_leaves_a_run_that_can_be_resumed(world: W
 
 def test_ctrl_c_before_anything_is_written_leaves_nothing(world: World) -> None:
     environment = {**os.environ, "TEST_KILL_AT": "1", "TEST_SIGNAL": "SIGINT"}
-    stopped = start(world.arguments("--epochs", 2), environment)
+    stopped = start(world.arguments("--epochs", 2, "--features", "off"), environment)
     assert stopped.returncode == 1
     assert "Stopped before training began" in stopped.stderr
     assert "Traceback" not in stopped.stderr

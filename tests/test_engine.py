@@ -650,7 +650,7 @@ def test_a_dataloader_is_used_as_it_is() -> None:
     torch.manual_seed(0)
     model = Spied(net())
     loader = DataLoader(data(), batch_size=13, shuffle=True)
-    fit(model, loader, DataLoader(data(12, seed=2), batch_size=6), epochs=1, device="cpu")
+    fit(model, loader, DataLoader(data(12, seed=2), batch_size=6), epochs=1, features="off")
     sizes = [(training, len(x)) for training, _, x in model.passes]
     looked = (False, 4)  # a few samples, at the output
     assert sizes == [looked, (True, 13), (True, 13), (False, 6), (False, 6)]

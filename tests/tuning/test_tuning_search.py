@@ -72,12 +72,21 @@ def test_exact_is_plain_float32_and_nothing_is_timed(small: Known, clock: Clock)
 
 def test_the_fastest_form_within_tolerance_wins(small: Known, clock: Clock) -> None:
     _, prefix, inputs = small
-    clock.seconds |= {REDUCED: 0.25, FLOAT32: 0.5}
+    clock.seconds |= {REDUCED: 0.55, FLOAT32: 0.7}
     tuned = tune(prefix, inputs)
     assert tuned.form == REDUCED
-    assert tuned.speedup == pytest.approx(4)
+    assert tuned.speedup == pytest.approx(1 / 0.55)
     assert 1e-4 < tuned.error < 0.02
     assert trial_of(tuned, FLOAT32).refused == ""
+
+
+def test_float32_is_not_tried_where_a_reduced_form_is_out_of_its_reach(
+    small: Known, clock: Clock
+) -> None:
+    _, prefix, inputs = small
+    clock.seconds |= {REDUCED: 0.25, FLOAT32: 0.1}
+    assert tune(prefix, inputs).form == REDUCED
+    assert clock.count(FLOAT32) == 0
 
 
 def test_a_form_slower_than_plain_float32_never_wins(small: Known, clock: Clock) -> None:
@@ -90,7 +99,7 @@ def test_a_form_slower_than_plain_float32_never_wins(small: Known, clock: Clock)
 
 def test_a_hopeless_form_is_run_once(small: Known, clock: Clock) -> None:
     _, prefix, inputs = small
-    clock.seconds |= {REDUCED: 0.2, FLOAT32: 0.9}
+    clock.seconds |= {REDUCED: 0.5, FLOAT32: 2.5}
     tuned = tune(prefix, inputs)
     assert tuned.form == REDUCED
     assert clock.count(FLOAT32) == 1

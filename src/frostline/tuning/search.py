@@ -89,6 +89,11 @@ def tune_and_realise(
     forms = candidates(prefix, device, tolerance=tolerance, allow_compile=allow_compile)
     attempts = _try_all(bench, forms, planned_samples)
     attempts, chosen = _choose(bench, attempts)
+    if chosen is None:  # what a refused form had put out of reach
+        tried = [attempt.trial.form for attempt in attempts]
+        rest = [form for form in forms if form not in tried]
+        more, chosen = _choose(bench, _try_all(bench, rest, planned_samples))
+        attempts += more
     trials = tuple(attempt.trial for attempt in attempts)
     plain = bench.seconds / bench.count
     if chosen is None or chosen.run is None:

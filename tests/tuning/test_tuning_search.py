@@ -99,7 +99,7 @@ def test_a_form_slower_than_plain_float32_never_wins(small: Known, clock: Clock)
 
 def test_a_hopeless_form_is_run_once(small: Known, clock: Clock) -> None:
     _, prefix, inputs = small
-    clock.seconds |= {REDUCED: 0.5, FLOAT32: 2.5}
+    clock.seconds |= {REDUCED: 0.5, FLOAT32: 2.5, Form(folded=True): 0.9}
     tuned = tune(prefix, inputs)
     assert tuned.form == REDUCED
     assert clock.count(FLOAT32) == 1

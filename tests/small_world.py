@@ -104,7 +104,9 @@ def start(
     arguments: Sequence[object], environment: dict[str, str], *, code: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """`frostline ARGUMENTS` in a process of its own, to its end; `code` runs before it."""
-    program = f"import sys\n{code}\nfrom frostline.cli import main\nmain()"
+    # A test run in the background of a shell has interrupts switched off; its children would too.
+    heeding = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"import sys\n{heeding}\n{code}\nfrom frostline.cli import main\nmain()"
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
         env=environment,

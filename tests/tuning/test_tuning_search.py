@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from tuning_prefixes import Known, prefix_of, tensors_of
 
 from frostline.errors import ConfigError
@@ -21,7 +23,7 @@ from frostline.tuning import (
     realising,
     search,
     trials,
-    tune,
+    tune_and_realise,
 )
 from frostline.tuning import batches as batches_module
 from frostline.tuning import candidates as candidates_module
@@ -31,6 +33,11 @@ CPU = torch.device("cpu")
 REDUCED = Form("bfloat16", channels_last=True, folded=True)
 FLOAT32 = Form(channels_last=True, folded=True)
 FORMS = (REDUCED, FLOAT32, Form("bfloat16"), Form(folded=True))
+
+
+def tune(prefix: GraphModule, samples: Sequence[Tensor], **options: Any) -> Tuned:
+    """The decision alone."""
+    return tune_and_realise(prefix, samples, **options)[0]
 
 
 class Clock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, final
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from frostline.cutting import Cut
 from frostline.data import Batch, Order, ordered_map
-from frostline.errors import CorruptFeatures, StoreError
+from frostline.errors import StoreError
 from frostline.features.computing import Computing, computing, in_whole_passes
 from frostline.features.decisions import Decisions
 from frostline.features.side_by_side import is_worth_it, side_by_side
@@ -309,12 +309,10 @@ class _Extraction:
 
 
 def _try_read(features: Features, ids: list[bytes]) -> Rows | None:
-    try:
+    """The rows, unless some are missing or damaged."""
+    with suppress(StoreError):
         return features.read(ids)
-    except CorruptFeatures:
-        return None
-    except StoreError:
-        return None
+    return None
 
 
 def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, ...]:

@@ -123,10 +123,8 @@ def feed(
             return by_model
     try:
         return _Feeding(wanted, tuple(map(_Side.of, data, plain))).feed(cut(model, example))
-    except CutError as error:
-        return replace(by_model, says=(f"Features  none are stored: {error}",))
-    except (StoreError, OutputError) as error:
-        if wanted.settings.store != "auto":
+    except (CutError, StoreError, OutputError) as error:
+        if wanted.settings.store != "auto" and not isinstance(error, CutError):
             raise
         return replace(by_model, says=(f"Features  none are stored: {error}",))
 
@@ -163,7 +161,7 @@ def default_store() -> Path:
 
 
 @final
-@dataclass
+@dataclass(frozen=True)
 class _Side:
     """Training or validation data: as a source of rows where it can be one, and in batches."""
 

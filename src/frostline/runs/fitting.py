@@ -103,7 +103,7 @@ def fit(
         TrainingError: the loss is not finite, or a batch does not go through.
         DriftError: something frozen moved; what was trained is kept in `out`.
     """
-    recipe = _recipe(recipe, options)
+    recipe, hooks = _recipe(recipe, options), tuple(hooks)
     settings = settings or _settings(model, recipe, batch_size, device, features, compile)
     batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
     validation = make_batches(val, batch_size=batch_size, shuffle=False, seed=recipe.seed)
@@ -124,7 +124,7 @@ def fit(
             resolve_device(device),
             form=_form_before(folder) if resume else "",
             seconds_per_sample=first.seconds,
-            hooks=tuple(hooks := tuple(hooks)),
+            hooks=hooks,
         )
         fed = feed(model, first.inputs, (train, val), (batches, validation), wanted)
         settings = _completed(settings, names, fed)

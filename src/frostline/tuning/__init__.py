@@ -1,13 +1,13 @@
 """The fastest faithful form of a prefix: precision, layout and folding, measured on real samples.
 
-`tune` decides, `realise` carries it out: `realise(prefix, tune(prefix, samples).form)(*inputs)`.
+`tune_and_realise` decides and gives the prefix in the form that it chose; `realise` gives any form.
 """
 
 from frostline.tuning.forms import PLAIN, Form
 from frostline.tuning.machines import machine
 from frostline.tuning.realising import Realised, realise
 from frostline.tuning.results import Trial, Tuned
-from frostline.tuning.search import DEFAULT_TOLERANCE, Precision, tune, tune_and_realise
+from frostline.tuning.search import DEFAULT_TOLERANCE, Precision, tune_and_realise
 
 __all__ = [
     "DEFAULT_TOLERANCE",
@@ -19,6 +19,5 @@ __all__ = [
     "Tuned",
     "machine",
     "realise",
-    "tune",
     "tune_and_realise",
 ]

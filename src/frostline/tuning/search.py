@@ -29,26 +29,6 @@ _OUT_OF_REACH: Final = 2.0  # float32 in another layout gained 1.3 times, rarely
 _TIE: Final = 1.05  # of the quickest time: among these the smallest error wins
 
 
-def tune(
-    prefix: GraphModule,
-    samples: Sequence[Tensor],
-    *,
-    precision: Precision = "auto",
-    batch_size: int = 32,
-    planned_samples: int | None = None,
-    allow_compile: bool = False,
-) -> Tuned:
-    """As `tune_and_realise`, for the decision alone."""
-    return tune_and_realise(
-        prefix,
-        samples,
-        precision=precision,
-        batch_size=batch_size,
-        planned_samples=planned_samples,
-        allow_compile=allow_compile,
-    )[0]
-
-
 def tune_and_realise(
     prefix: GraphModule,
     samples: Sequence[Tensor],

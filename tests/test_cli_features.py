@@ -119,7 +119,7 @@ def test_a_run_is_evaluated_and_predicts_in_the_form_it_was_trained_in(
     settings = tomllib.loads((world.run / "run.toml").read_text())
     assert settings["training"]["precision"] == precision
     assert settings["features"]["store"] == str(world.store)
-    assert re.match(r"float32|bfloat16|float16", settings["features"]["form"])
+    assert re.match(r"float32|bfloat16|float16", settings["features"]["forms"][0])
     judged = call("evaluate", world.run, world.photos, "--json").json
     assert (judged["accuracy"], judged["loss"]) == pytest.approx((found["accuracy"], found["loss"]))
     files = sorted((world.photos / "val").rglob("*.png"))
@@ -143,7 +143,7 @@ def test_a_run_resumed_or_evaluated_uses_the_form_it_began_with(
 
     monkeypatch.setattr(module, "tune_and_realise", tuned)
     found = world.train("--json").json
-    assert tomllib.loads((world.run / "run.toml").read_text())["features"]["form"] == form
+    assert tomllib.loads((world.run / "run.toml").read_text())["features"]["forms"] == [form]
     (entry,) = call("features", "ls", world.store, "--json").json["keys"]
     assert entry["parts"]["form"] == form
     assert entry["parts"]["storage"] == form.split()[0]

@@ -155,8 +155,8 @@ def test_a_plain_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_later_version_is_refused_with_both_versions(saved: Path) -> None:
-    rewrite(saved, lambda header: header.update(version="2"))
-    with pytest.raises(fl.DeltaError, match=r"delta version 2, this Frostline reads 1"):
+    rewrite(saved, lambda header: header.update(version="3"))
+    with pytest.raises(fl.DeltaError, match=r"delta version 3, this Frostline reads 2"):
         read_delta(saved)
 
 

@@ -98,6 +98,34 @@ def test_a_misspelt_multiplier_is_an_error(net: nn.Module) -> None:
         fl.param_groups(net, lr=0.1, lr_mult={"haed": 10})
 
 
+def test_the_rule_is_carried_as_text_and_numbers(net: nn.Module) -> None:
+    groups = fl.param_groups(
+        net, lr=1, weight_decay=0, layer_decay=0.5, lr_mult={"head": 10}, no_decay=fl.kind("bias")
+    )
+    rule = {"lr": 1, "weight_decay": 0, "layer_decay": 0.5}
+    texts = {"lr_mult": {"head": 10}, "no_decay": "kind:bias"}
+    assert all(group["rule"] == {**rule, **texts} for group in groups)
+    assert len({id(group["rule"]) for group in groups}) == len(groups)
+
+
+def test_a_list_of_selectors_is_carried_as_text(net: nn.Module) -> None:
+    groups = fl.param_groups(net, lr=1, no_decay=["kind:bias", "head & ~kind:bias"])
+    assert groups[0]["rule"]["no_decay"] == "kind:bias | head & ~kind:bias"
+
+
+def test_a_function_or_object_has_no_text_to_be_carried(net: nn.Module) -> None:
+    head: Any = net.get_submodule("head")
+    for no_decay in (head, fl.where(lambda name, *_: "head" in name)):
+        assert fl.param_groups(net, lr=1, no_decay=no_decay)[0]["rule"]["no_decay"] is None
+    mult: Any = {fl.exactly(head): 10}
+    assert fl.param_groups(net, lr=1, lr_mult=mult)[0]["rule"]["lr_mult"] is None
+
+
+def test_the_base_rate_is_written_beside_the_rate(net: nn.Module) -> None:
+    groups = fl.param_groups(net, lr=0.8, layer_decay=0.5)
+    assert [group["base_lr"] for group in groups] == [group["lr"] for group in groups]
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
 def test_torchs_optimizers_take_the_groups(net: nn.Module, optimizer: Any) -> None:
     made = optimizer(fl.param_groups(net, lr=0.1, layer_decay=0.5), lr=1.0)

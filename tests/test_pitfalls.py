@@ -166,10 +166,18 @@ def test_stale_gradients_are_not_counted_by_clipping(net: Net) -> None:
     assert torch.equal(nn.utils.clip_grad_norm_(net.parameters(), 1e9), own)
 
 
-def test_rows_are_refused_rather_than_masked(net: Net) -> None:
+def test_frozen_rows_are_held_rather_than_masked(net: Net) -> None:
     """Pitfall 6: weight decay moves rows whose gradients are only masked."""
-    with pytest.raises(fl.SelectorError, match="rows: selects parts of tensors, which this vers"):
-        fl.freeze(net, "rows:head.weight[0:1]")
+    frozen = fl.freeze(net, "rows:head.weight[0:1]")
+    before = net.head.weight.detach().clone()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.5)
+    for _step in range(5):
+        optimizer.zero_grad()
+        loss(net).backward()
+        optimizer.step()
+    frozen.verify()
+    assert torch.equal(net.head.weight[0], before[0])
+    assert not torch.equal(net.head.weight[1], before[1])
 
 
 def test_freezing_reaches_the_parameters_and_not_the_module_alone(net: Net) -> None:

@@ -85,7 +85,7 @@ class Shown(nn.Module):
         super().__init__()
         self.backbone = resnet18()
         self.layer3 = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(nn.Conv2d(1, 1, 1)))
-        self.conv5 = nn.Conv2d(1, 1, 1)
+        self.conv5 = nn.Conv2d(1, 2, 1)
         self.a = nn.Linear(1, 1)
         self.b = nn.Linear(1, 1)
 

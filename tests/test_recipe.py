@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -76,60 +77,41 @@ def test_a_recipe_cannot_be_changed() -> None:
         fl.Recipe().lr = 1.0
 
 
+def phase_of(*, epochs: int = 10, **options: Any) -> fl.Phase:
+    """A run's only phase, which is as long as its recipe says."""
+    return fl.Phase(epochs=epochs).completed(recipe_of(**options))
+
+
 def test_warm_up_rises_in_equal_steps_to_the_peak() -> None:
-    recipe = recipe_of(epochs=4, warmup=1.0)
-    factors = [recipe.lr_factor(step, 4) for step in range(5)]
+    phase = phase_of(epochs=4, warmup=1.0)
+    factors = [phase.lr_factor(step, 4) for step in range(5)]
     assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
 def test_without_warm_up_the_first_step_has_the_peak() -> None:
-    assert recipe_of(warmup=0).lr_factor(0, 10) == 1.0
+    assert phase_of(warmup=0).lr_factor(0, 10) == 1.0
 
 
 def test_cosine_is_nearly_zero_at_the_last_step() -> None:
-    recipe = recipe_of(epochs=10, warmup=0.5)
-    assert 0 < recipe.lr_factor(10 * 50 - 1, 50) < 1e-4
+    phase = phase_of(epochs=10, warmup=0.5)
+    assert 0 < phase.lr_factor(10 * 50 - 1, 50) < 1e-4
 
 
 def test_cosine_never_rises_after_the_warm_up() -> None:
-    recipe = recipe_of(epochs=3, warmup=1.0)
-    factors = [recipe.lr_factor(step, 7) for step in range(7, 21)]
+    phase = phase_of(epochs=3, warmup=1.0)
+    factors = [phase.lr_factor(step, 7) for step in range(7, 21)]
     assert factors == sorted(factors, reverse=True)
 
 
 def test_constant_stays_at_the_peak() -> None:
-    recipe = recipe_of(schedule="constant", warmup=0, epochs=5)
-    assert {recipe.lr_factor(step, 3) for step in range(15)} == {1.0}
+    phase = phase_of(schedule="constant", warmup=0, epochs=5)
+    assert {phase.lr_factor(step, 3) for step in range(15)} == {1.0}
 
 
 def test_a_warm_up_longer_than_the_run_never_passes_the_peak() -> None:
-    recipe = recipe_of(epochs=1, warmup=5.0)
-    assert all(0 < recipe.lr_factor(step, 8) <= 1 for step in range(8))
+    phase = phase_of(epochs=1, warmup=5.0)
+    assert all(0 < phase.lr_factor(step, 8) <= 1 for step in range(8))
 
 
 def test_a_single_step_has_a_learning_rate() -> None:
-    assert recipe_of(epochs=1).lr_factor(0, 1) > 0
-
-
-@pytest.mark.parametrize("monitor", ["accuracy", "macro_f1"])
-def test_more_is_better_for_accuracy_and_f1(monitor: str) -> None:
-    recipe = recipe_of(monitor=monitor)
-    assert recipe.is_better(0.6, 0.5)
-    assert not recipe.is_better(0.5, 0.5)
-    assert not recipe.is_better(0.4, 0.5)
-
-
-def test_less_is_better_for_the_loss() -> None:
-    recipe = recipe_of(monitor="loss")
-    assert recipe.is_better(0.4, 0.5)
-    assert not recipe.is_better(0.6, 0.5)
-
-
-@pytest.mark.parametrize("monitor", ["accuracy", "loss"])
-@pytest.mark.parametrize("best", [None, 0.5])
-def test_nan_is_never_better(monitor: str, best: float | None) -> None:
-    assert not recipe_of(monitor=monitor).is_better(math.nan, best)
-
-
-def test_the_first_number_is_the_best_so_far() -> None:
-    assert recipe_of(monitor="loss").is_better(1e9, None)
+    assert phase_of(epochs=1).lr_factor(0, 1) > 0

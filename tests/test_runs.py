@@ -129,6 +129,7 @@ def test_a_run_folder_holds_what_it_says(finished: World) -> None:
         "run.toml",
         "frozen.json",
         "trained_on.txt",
+        "validated_on.txt",
         "metrics.jsonl",
         "result.json",
         "best/delta.safetensors",
@@ -141,7 +142,7 @@ def test_metrics_have_a_line_for_each_epoch(finished: World) -> None:
     found = metrics(finished.root / "run")
     assert [line["epoch"] for line in found] == [1, 2, 3]
     assert set(found[0]) == {
-        *("epoch", "lr", "train_loss", "train_accuracy"),
+        *("epoch", "phase", "lr", "train_loss", "train_accuracy"),
         *("val_loss", "val_accuracy", "val_macro_f1", "best"),
     }
 
@@ -429,11 +430,13 @@ def test_other_settings_are_refused_by_name_on_a_resume(
         finished.run(resume=True, **changes)
 
 
-def test_a_changed_training_picture_is_refused_on_a_resume(world: World) -> None:
+@pytest.mark.parametrize(("part", "called"), [("train", "training"), ("val", "validation")])
+def test_a_changed_picture_is_refused_on_a_resume(world: World, part: str, called: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         world.run(stop=1)
-    write_picture(world.photos / "train" / "dark" / "0.png", 90, seed=99)
-    with pytest.raises(fl.ConfigError, match=r"cannot resume: the training pictures in .*photos"):
+    write_picture(world.photos / part / "dark" / "0.png", 90, seed=99)
+    told = rf"cannot resume: the {called} pictures in .*photos are not those that .*run began with"
+    with pytest.raises(fl.ConfigError, match=told):
         world.run(resume=True)
 
 
@@ -677,15 +680,16 @@ pathlib.Path.replace = replace
 
 @pytest.mark.parametrize(
     ("number", "after", "save_seconds"),
-    # The renames of a run: frozen.json, run.toml; metrics, trained_on; then best, state, last for
-    # an epoch that is the best, and state, last for another, where an epoch is saved.
+    # The renames of a run: frozen.json, run.toml; metrics, trained_on, validated_on; run.toml with
+    # the form; then, where it is saved, best if there is a new one, state, last.
     [
         (2, True, 0.0),
-        (4, True, 5.0),
-        (6, True, 0.0),  # best and state are there, last is not
-        (6, True, 5.0),
-        (8, False, 0.0),
-        (9, True, 0.0),
+        (5, True, 5.0),
+        (7, True, 0.0),
+        (8, True, 0.0),
+        (8, True, 5.0),
+        (9, False, 0.0),
+        (10, True, 0.0),
     ],
 )
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
@@ -702,7 +706,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
     )
     killed = start(arguments, dict(os.environ), code=code)
     assert killed.returncode == -9, killed.stderr
-    if number > 7:
+    if (out / "last" / "delta.safetensors").exists():
         read_delta(out / "last" / "delta.safetensors")
     prepare(open_run(out).settings).run(out, resume=True)
     assert weights(out) == weights(finished.root / "run")

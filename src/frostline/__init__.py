@@ -44,6 +44,7 @@ _HOMES = {
     "fingerprints": ("Fingerprint", "fingerprint"),
     "freezing": ("Frozen", "freeze", "frozen", "thaw", "train_only"),
     "groups": ("param_groups",),
+    "plans": ("Phase", "Plan", "Until"),
     "preprocessing": ("Preprocessing",),
     "recipe": ("Recipe",),
     "runs": ("Run", "fit", "open_run"),
@@ -59,11 +60,13 @@ _HOMES = {
         "of_type",
         "path",
         "regex",
+        "rows",
         "select",
         "stage",
         "where",
     ),
     "store": ("FeatureStore",),
+    "surgery": ("load_optimizer_state", "optimizer_state", "sync"),
     "tree": ("summary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -33,6 +33,9 @@ from frostline.freezing import frozen as frozen
 from frostline.freezing import thaw as thaw
 from frostline.freezing import train_only as train_only
 from frostline.groups import param_groups as param_groups
+from frostline.plans import Phase as Phase
+from frostline.plans import Plan as Plan
+from frostline.plans import Until as Until
 from frostline.preprocessing import Preprocessing as Preprocessing
 from frostline.recipe import Recipe as Recipe
 from frostline.runs import Run as Run
@@ -49,8 +52,12 @@ from frostline.selectors import nothing as nothing
 from frostline.selectors import of_type as of_type
 from frostline.selectors import path as path
 from frostline.selectors import regex as regex
+from frostline.selectors import rows as rows
 from frostline.selectors import select as select
 from frostline.selectors import stage as stage
 from frostline.selectors import where as where
 from frostline.store import FeatureStore as FeatureStore
+from frostline.surgery import load_optimizer_state as load_optimizer_state
+from frostline.surgery import optimizer_state as optimizer_state
+from frostline.surgery import sync as sync
 from frostline.tree import summary as summary

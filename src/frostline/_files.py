@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import tempfile
 import weakref
@@ -60,6 +61,20 @@ def write_text(path: Path, text: str) -> None:
         OutputError: as `replacing`.
     """
     write_bytes(path, text.encode())
+
+
+def keep_as(path: Path, other: Path) -> None:
+    """Let a file be found under another name too; written again only where links cannot be made.
+
+    Raises:
+        OutputError: as `replacing`.
+    """
+    try:
+        other.unlink(missing_ok=True)
+        other.hardlink_to(path)
+    except OSError:
+        with replacing(other) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def check_writable(folder: Path) -> None:

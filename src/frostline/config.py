@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from frostline._files import write_text
 from frostline._version import __version__
 from frostline.errors import ConfigError
+from frostline.plans import Phase
 from frostline.preprocessing import Preprocessing
 from frostline.recipe import Recipe, config_errors
 
@@ -72,15 +73,15 @@ class FreezeSettings(_Section):
 class FeatureSettings(_Section):
     """What is kept of the frozen part, and where.
 
-    `store` is `auto` (the user's cache folder), `off` or a folder; `form` is how the frozen part
-    was computed, `model` where the model did it: written when the run begins.
+    `store` is `auto` (the user's cache folder), `off` or a folder; `forms` is how the frozen part
+    was computed in each phase, `model` where the model did it: written when the phase begins.
     """
 
     store: str = "auto"
     storage: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     budget_bytes: int | None = Field(None, ge=1)
     compile: bool = False
-    form: str = ""
+    forms: tuple[str, ...] = ()
 
 
 class RunSettings(_Section):
@@ -96,6 +97,7 @@ class RunSettings(_Section):
     freeze: FreezeSettings = FreezeSettings()
     training: Recipe = Recipe()
     features: FeatureSettings = FeatureSettings()
+    plan: tuple[Phase, ...] = ()
     device: str = "auto"
     preprocessing: Preprocessing | None = None
 
@@ -131,4 +133,6 @@ class RunSettings(_Section):
         Raises:
             OutputError: it cannot be written.
         """
-        write_text(path, tomli_w.dumps(self.model_dump(mode="json", exclude_none=True)))
+        content = self.model_dump(mode="json", exclude_none=True)
+        content["plan"] = [phase.as_dict() for phase in self.plan]
+        write_text(path, tomli_w.dumps(content))

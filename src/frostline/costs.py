@@ -48,7 +48,8 @@ def measure_step(
         repeats: timed steps after one to warm up.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    buffers = [(b, b.clone()) for b in model.buffers()]
+    # A step of zero may still turn -0.0 into 0.0.
+    moving = [(t, t.detach().clone()) for t in (*parameters, *model.buffers())]
     gradients = [p.grad for p in parameters]
     with modes_kept(model), torch.random.fork_rng(devices=()):
         model.train()
@@ -57,8 +58,9 @@ def measure_step(
         times = [_step(model, optimizer, inputs, targets) for _ in range(repeats + 1)][1:]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    for buffer, before in buffers:
-        buffer.copy_(before)
+    with torch.no_grad():
+        for tensor, before in moving:
+            tensor.copy_(before)
     size = sum(p.nbytes for p in parameters)
     return StepCost(statistics.median(times), saved, size, 2 * size)
 

@@ -3,20 +3,23 @@
 A delta MUST be applied to the base it was made from; the header says which that is:
 
     format         "frostline-delta"
-    version        "1"
+    version        "2"; "1" lacked `trainable`, `tied` and `unsaved`
     base           fingerprint of every tensor that is not in the delta
     base_tensors   JSON object, tensor name -> digest (see fingerprints.py)
     content        fingerprint of the tensors in the delta, checked when it is read
-    about          JSON object, what its maker wanted to note: model, weights, epoch, ...
+    trainable      JSON array, names of the parameters that were trainable
+    tied           JSON object, each further name of a shared tensor -> its first name
+    unsaved        JSON array, names of buffers that a state_dict does not hold
+    about          JSON object, what its maker wanted to note: model, weights, epoch, plan, ...
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast, final
+from typing import Literal, cast, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,12 +29,14 @@ from torch import Tensor, nn
 from frostline._files import replacing
 from frostline.errors import CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
+from frostline.freezing import train_only
 from frostline.modes import is_held
-from frostline.selectors import inventory
+from frostline.selectors import exactly, inventory
 from frostline.units import format_bytes
 
 FORMAT = "frostline-delta"
-VERSION = "1"
+VERSION = "2"
+_READ = ("1", "2")
 _NAMED_AT_MOST = 5
 
 
@@ -44,11 +49,17 @@ class Delta:
         tensors: name -> trained parameter or changed buffer, on the CPU.
         base: fingerprint of everything else in the model.
         about: what was noted when it was saved.
+        trainable: names of the parameters that were trainable; a `state_dict` carries no flags.
+        tied: each further name of a shared tensor -> the name under which it stands here.
+        unsaved: buffers of the model that a `state_dict` does not hold.
     """
 
     tensors: Mapping[str, Tensor]
     base: Fingerprint
     about: Mapping[str, str]
+    trainable: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    unsaved: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -90,23 +101,29 @@ def save_delta(
         "base": str(rest),
         "base_tensors": json.dumps(rest.tensors),
         "content": _content_hash(content),
+        "trainable": json.dumps([n for n, t in tensors.items() if t.requires_grad]),
+        "tied": json.dumps(_tied_names(model)),
+        "unsaved": json.dumps(_unsaved_names(model)),
         "about": json.dumps(dict(about or {})),
     }
     with replacing(Path(path)) as temporary:
         save_file(dict(content), temporary, metadata=header)
 
 
-def delta_content(model: nn.Module, *, base: Fingerprint | None = None) -> dict[str, Tensor]:
+def delta_content(
+    model: nn.Module, *, base: Fingerprint | None = None, also: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Copies, on the CPU, of what a delta of `model` would hold now.
 
     Args:
         base: as for `save_delta`.
+        also: tensors to hold besides, as those that were trained before they were frozen.
 
     Raises:
         DeltaError: nothing is trainable and no buffer changed: there is no delta.
     """
     tensors = all_tensors(model)
-    changed = _changed_names(model, tensors, base)
+    changed = _changed_names(model, tensors, base).union(also)
     if not changed:
         raise DeltaError(
             f"nothing in {type(model).__name__} is trainable, so there is no delta to save. "
@@ -115,11 +132,19 @@ def delta_content(model: nn.Module, *, base: Fingerprint | None = None) -> dict[
     return {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items() if n in changed}
 
 
-def load_delta(model: nn.Module, path: str | Path, *, check_base: bool = True) -> Delta:
+def load_delta(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    check_base: bool = True,
+    freeze: Literal["as it is", "as saved"] = "as it is",
+) -> Delta:
     """Put a delta's tensors into `model`, the base it was made from; all of them or none.
 
     Args:
         check_base: compare the rest of the model with the delta's base first.
+        freeze: leave what is frozen in `model` as it is, or train only what was trainable when
+            the delta was saved.
 
     Returns:
         What was loaded.
@@ -133,10 +158,44 @@ def load_delta(model: nn.Module, path: str | Path, *, check_base: bool = True) -
     _check_fit(delta, tensors, Path(path))
     if check_base:
         _check_base(delta, tensors, Path(path))
-    with torch.no_grad():
-        for name, content in delta.tensors.items():
-            tensors[name].copy_(content)
+    if freeze == "as saved":
+        _freeze_as_saved(model, delta, Path(path))
+    put_tensors(model, delta.tensors)
     return delta
+
+
+def merge_tensors(delta: Delta, base: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
+    """The full `state_dict` of a delta on its base, given as named tensors.
+
+    Args:
+        where: what to call the base in messages.
+
+    Raises:
+        DeltaError: the base lacks tensors, or holds others; names the first.
+    """
+    needed = [name for name in delta.base.tensors if name not in delta.unsaved]
+    differing = [
+        name
+        for name in needed
+        if name not in base or digest(base[name], name=name) != delta.base.tensors[name]
+    ]
+    if differing:
+        raise DeltaError(
+            f"{where} is not the base that this delta was trained on: {len(differing)} of "
+            f"{len(needed)} tensors are missing or differ, first {_some(differing)}. Give the "
+            "weights it was trained on."
+        )
+    trained = {n: t for n, t in delta.tensors.items() if n not in delta.unsaved}
+    whole = {**{name: base[name] for name in needed}, **trained}
+    return {**whole, **{name: whole[first] for name, first in delta.tied.items() if first in whole}}
+
+
+def put_tensors(model: nn.Module, content: Mapping[str, Tensor]) -> None:
+    """Copy tensors into those of the same names, in place."""
+    tensors = all_tensors(model)
+    with torch.no_grad():
+        for name, values in content.items():
+            tensors[name].copy_(values)
 
 
 def read_delta(path: str | Path) -> Delta:
@@ -160,7 +219,7 @@ def read_delta(path: str | Path) -> Delta:
         ) from error
     if header.get("format") != FORMAT:
         raise DeltaError(f"{file} is no Frostline delta. Load a full checkpoint with --weights.")
-    if header.get("version") != VERSION:
+    if header.get("version") not in _READ:
         raise DeltaError(
             f"{file} has delta version {header.get('version')}, this Frostline reads {VERSION}. "
             "Use the Frostline that wrote it, or a newer one."
@@ -169,8 +228,7 @@ def read_delta(path: str | Path) -> Delta:
         raise CorruptDelta(
             f"{file} is damaged: its tensors are not those that were written. Take another copy."
         )
-    base, about = _read_header(header, file)
-    return Delta(tensors, base, about)
+    return _with_header(tensors, header, file)
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -179,18 +237,48 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(root.named_parameters()), **dict(root.named_buffers())}
 
 
-def _read_header(header: Mapping[str, str], file: Path) -> tuple[Fingerprint, dict[str, str]]:
-    """The base's fingerprint, checked against its hash, and the notes."""
+def _with_header(tensors: dict[str, Tensor], header: Mapping[str, str], file: Path) -> Delta:
+    """The delta with the base's fingerprint, checked against its hash, and the notes."""
     try:
         base = Fingerprint(json.loads(header["base_tensors"]))
         about = dict(json.loads(header["about"]))
+        trainable = tuple(json.loads(header.get("trainable", "[]")))
+        tied = dict(json.loads(header.get("tied", "{}")))
+        unsaved = tuple(json.loads(header.get("unsaved", "[]")))
         if base == header["base"]:
-            return base, about
+            return Delta(tensors, base, about, trainable, tied, unsaved)
     except (KeyError, ValueError, TypeError, AttributeError):
         pass
     raise CorruptDelta(
         f"{file} is damaged: its header is not the one that was written. Take another copy."
     )
+
+
+def _tied_names(model: nn.Module) -> dict[str, str]:
+    """Each further name of a shared tensor -> its first."""
+    root = inventory(model).model
+    named = (
+        *root.named_parameters(remove_duplicate=False),
+        *root.named_buffers(remove_duplicate=False),
+    )
+    first: dict[int, str] = {}
+    tied = {name: first.setdefault(id(tensor), name) for name, tensor in named}
+    return {name: known for name, known in tied.items() if name != known}
+
+
+def _unsaved_names(model: nn.Module) -> list[str]:
+    saved = inventory(model).model.state_dict(keep_vars=True).keys()
+    return [name for name in all_tensors(model) if name not in saved]
+
+
+def _freeze_as_saved(model: nn.Module, delta: Delta, file: Path) -> None:
+    if not delta.trainable:
+        raise DeltaError(
+            f"{file} does not say what was trainable. Freeze with fl.train_only(model, ...), and "
+            "load it with freeze='as it is'."
+        )
+    tensors = all_tensors(model)
+    train_only(model, exactly(*(tensors[name] for name in delta.trainable)))
 
 
 def _content_hash(tensors: Mapping[str, Tensor]) -> str:

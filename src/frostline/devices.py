@@ -47,6 +47,11 @@ class Arithmetic:
         if self._mixed is not None:
             self._optimizer = self._mixed.prepare_optimizer(optimizer)
 
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """Scales float16 gradients; None where nothing does."""
+        return None if self._mixed is None else self._mixed.scaler
+
     def backward(self, loss: Tensor) -> None:
         """Gradients of a loss, scaled where the precision asks for it."""
         if self._mixed is None:

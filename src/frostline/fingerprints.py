@@ -7,7 +7,7 @@ fingerprint covers names and digests. NaN payloads and the sign of zero count: b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -16,7 +16,8 @@ import xxhash
 from torch import Tensor, nn
 
 from frostline.errors import FrostlineError
-from frostline.selectors import Selection, SelectorLike, everything, select
+from frostline.selectors import Entry, Selection, SelectorLike, everything, select
+from frostline.selectors.ranges import suffix
 
 SAMPLED_NUMBERS = 4096
 BLOCK_NUMBERS = 65536
@@ -62,7 +63,10 @@ def fingerprint_of(tensors: Mapping[str, Tensor]) -> Fingerprint:
 
 
 def tensors_of(selection: Selection) -> dict[str, Tensor]:
-    """The selected parameters under each of their names, and the buffers that belong to them."""
+    """The selected parameters under each of their names, and the buffers that belong to them.
+
+    Selected rows of a parameter are under its name with the rows, as `embed.weight[0:100]`.
+    """
     return dict(_named_tensors(selection))
 
 
@@ -86,6 +90,9 @@ class Record:
     A hash for the proof; for the distance a sample of evenly spaced numbers (all of them in small
     tensors) and the sum of each block. A second copy would tell more, but would double the memory
     of what freezing is to make free.
+
+    Attributes:
+        rows: for a record of some rows of a tensor, which; all else is of these rows alone.
     """
 
     digest: str
@@ -93,16 +100,27 @@ class Record:
     shape: tuple[int, ...]
     sample: Tensor
     block_sums: Tensor
+    rows: range | None = None
 
     @classmethod
-    def of(cls, tensor: Tensor, *, name: str) -> Self:
-        """Take down `tensor` as it is now."""
+    def of(cls, tensor: Tensor, *, name: str, at: range | None = None) -> Self:
+        """Take down `tensor` as it is now; with `at`, it is these rows of a larger one."""
         hashed = digest(tensor, name=name)  # first, since it refuses a tensor without data
         sample, sums = _sample(tensor), _block_sums(tensor)
-        return cls(hashed, tensor.dtype, tuple(tensor.shape), sample, sums)
+        return cls(hashed, tensor.dtype, tuple(tensor.shape), sample, sums, at)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes were recorded."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def moved(self, tensor: Tensor, *, name: str) -> str | None:
-        """How far `tensor` is from this record, in words; `None` when no bit differs."""
+        """How far `tensor` is from this record, in words; `None` when no bit differs.
+
+        Of a record of rows, `tensor` is the whole tensor now.
+        """
+        if self.rows is not None:
+            tensor = tensor.detach()[self.rows.start : self.rows.stop]
         if digest(tensor, name=name) == self.digest:
             return None
         if tensor.dtype != self.dtype:
@@ -128,18 +146,20 @@ class Record:
 
 
 def _named_tensors(selection: Selection) -> Iterator[tuple[str, Tensor]]:
-    picked = {id(entry.tensor) for entry in selection.entries}
+    pieces: dict[int, list[Entry]] = {}
+    for entry in selection.entries:
+        pieces.setdefault(id(entry.tensor), []).append(entry)
+    whole = {id(entry.tensor) for entry in selection.entries if entry.rows is None}
     for path, module in selection.inventory.modules.items():
         prefix = f"{path}." if path else ""
         own = {n: p for n, p in module._parameters.items() if p is not None}
         buffers = {n: b for n, b in module._buffers.items() if b is not None}
-        yield from ((prefix + n, p) for n, p in own.items() if id(p) in picked)
-        if _all_in(own.values() or buffers.values(), picked):
+        for name, parameter in own.items():
+            for entry in pieces.get(id(parameter), ()):
+                rows = parameter if entry.rows is None else entry.content
+                yield prefix + name + suffix(entry.rows), rows
+        if all(id(tensor) in whole for tensor in own.values() or buffers.values()):
             yield from ((prefix + n, b) for n, b in buffers.items())
-
-
-def _all_in(tensors: Iterable[Tensor], picked: set[int]) -> bool:
-    return all(id(tensor) in picked for tensor in tensors)
 
 
 def _bytes(tensor: Tensor, name: str) -> Tensor:

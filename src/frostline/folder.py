@@ -3,10 +3,13 @@
 run.toml                     every setting, to repeat the run
 frozen.json                  digest of each frozen tensor before training
 trained_on.txt               content digest of each training file
+validated_on.txt             the same of each validation file
 metrics.jsonl                one line for each epoch
 best/delta.safetensors       what was trained, at the best epoch
-last/delta.safetensors       the same at the last whole epoch
-last/state-N.pt              optimizer and position after epoch N, to resume from
+last/delta.safetensors       the same where the run was last written
+last/state-N.pt              optimizer and position after epoch N, to resume from; N.B after B
+                             batches more
+last/delta-N.safetensors     earlier ones, with their states, where several are kept
 result.json                  figures of the best epoch, and the proof
 tensorboard/                 curves
 """
@@ -45,6 +48,10 @@ class RunFolder:
         return self.root / "trained_on.txt"
 
     @property
+    def validated_on(self) -> Path:
+        return self.root / "validated_on.txt"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 
@@ -56,8 +63,24 @@ class RunFolder:
     def last(self) -> Path:
         return self.root / "last" / "delta.safetensors"
 
-    def state(self, epoch: int) -> Path:
-        return self.root / "last" / f"state-{epoch}.pt"
+    def state(self, position: str) -> Path:
+        return self.root / "last" / f"state-{position}.pt"
+
+    def earlier(self, position: str) -> Path:
+        return self.root / "last" / f"delta-{position}.safetensors"
+
+    def earlier_ones(self) -> list[Path]:
+        """Deltas that were kept from before the last one, the latest first."""
+        return sorted(self.last.parent.glob("delta-*.safetensors"), key=_order, reverse=True)
+
+    def forget_old(self, last: str, *, keep: int) -> None:
+        """Take away all but the last `keep` deltas and their states; `last` is the newest's."""
+        stay = {self.last, self.state(last)}
+        for file in self.earlier_ones()[: keep - 1]:
+            stay |= {file, self.state(_mark(file))}
+        for file in (*self.last.parent.glob("state-*.pt"), *self.earlier_ones()):
+            if file not in stay:
+                file.unlink(missing_ok=True)
 
     @property
     def result(self) -> Path:
@@ -95,7 +118,7 @@ class RunFolder:
         return (
             self.best.exists()
             or self.result.exists()
-            or bool(states - {self.state(0)})
+            or bool(states - {self.state("0")})
             or (self.last.exists() and not states)
             or (self.metrics.exists() and self.metrics.stat().st_size > 0)
         )
@@ -108,7 +131,8 @@ class RunFolder:
         """
         if self.has_trained:
             return
-        started = (self.last, self.state(0), self.metrics, self.trained_on, self.frozen)
+        noted = (self.metrics, self.trained_on, self.validated_on, self.frozen)
+        started = (self.last, self.state("0"), *noted)
         curves = self.tensorboard.glob("events.out.tfevents.*")
         with contextlib.suppress(OSError):
             # The settings last: as long as they are there, it is seen to be a run.
@@ -158,12 +182,28 @@ class RunFolder:
                 "Restore it from a copy, or train again."
             ) from error
 
-    def write_trained_on(self, digests: Iterable[str]) -> None:
-        """Note the content of the training files."""
-        write_text(self.trained_on, "".join(f"{digest}\n" for digest in digests))
+    def write_data(self, trained_on: Iterable[str], validated_on: Iterable[str]) -> None:
+        """Note the content of the training and validation files."""
+        for file, digests in ((self.trained_on, trained_on), (self.validated_on, validated_on)):
+            write_text(file, "".join(f"{digest}\n" for digest in digests))
 
     def read_trained_on(self) -> frozenset[str]:
-        """Content digests of the files the run has seen; empty where none were noted."""
-        if not self.trained_on.exists():
-            return frozenset()
-        return frozenset(self.trained_on.read_text().split())
+        """Content digests of the files the run has trained on; empty where none were noted."""
+        return _lines(self.trained_on)
+
+    def read_validated_on(self) -> frozenset[str]:
+        """Content digests of the files it was judged by; empty where none were noted."""
+        return _lines(self.validated_on)
+
+
+def _lines(file: Path) -> frozenset[str]:
+    return frozenset(file.read_text().split()) if file.exists() else frozenset()
+
+
+def _mark(file: Path) -> str:
+    """`3.17` of `delta-3.17.safetensors`."""
+    return file.name.partition("-")[2].removesuffix(".safetensors")
+
+
+def _order(file: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in _mark(file).split(".") if part.isdigit())

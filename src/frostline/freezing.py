@@ -7,31 +7,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, final
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from frostline.errors import DriftError, FreezeError
 from frostline.fingerprints import Fingerprint, Record
-from frostline.modes import (
-    Mark,
-    NormPolicy,
-    is_held,
-    is_random_in_training,
-    mark_of,
-    set_mark,
-    settle,
-)
+from frostline.modes import NormPolicy, is_held, is_random_in_training, mark_of, settle
+from frostline.row_holds import held_rows, holds_of, kept_within
 from frostline.selectors import (
     Entry,
     Selection,
     SelectorLike,
+    common,
     everything,
     inventory,
     nothing,
     select,
 )
 from frostline.selectors.inventory import wrappers
+from frostline.selectors.pieces import cut_at
+from frostline.selectors.ranges import common as common_rows
+from frostline.selectors.ranges import suffix
 from frostline.selectors.terms import Nothing
+from frostline.switches import Snapshot, is_marked, is_off, switch_off, switch_on, trains
 from frostline.tree import Summary, summary
 from frostline.units import format_bytes
 
@@ -76,8 +74,8 @@ class Frozen:
         model: the model, unwrapped.
         selection: what was frozen.
         norm: the norm policy.
-        records: tensor name -> what it was when it was frozen; parameters of the selection and
-            the buffers that are held with them.
+        records: tensor name -> what it was when it was frozen; parameters of the selection, rows
+            of them as `embed.weight[0:100]`, and the buffers that are held with them.
     """
 
     model: nn.Module = field(repr=False)
@@ -99,30 +97,30 @@ class Frozen:
         """Prove that nothing frozen moved: every bit, every gradient switch, every mode.
 
         What was thawed since, by `fl.thaw` or leaving `fl.frozen`, is no longer owed and left out.
+        Where rows of a recorded tensor were thawed, its other rows are compared with what they
+        were at that thaw.
 
         Raises:
             DriftError: lists each tensor that moved with how far, each parameter that wants
                 gradients again and each held module found in train mode.
         """
-        checked: dict[str, Tensor] = {}
-        drifts: list[Drift] = []
-        for name, record in self.records.items():
-            drift = self._check(name, record, checked)
-            drifts.extend([drift] if drift else [])
+        checks = [self._check(name, record) for name, record in self.records.items()]
+        drifts = [drift for found, _ in checks for drift in found]
         drifts.extend(_mode_drifts(self.model))
         if drifts:
             raise _drift_error(self.model, drifts)
+        proved = {name: record for _, found in checks for name, record in found.items()}
         return Proof(
-            len(checked),
-            sum(tensor.nbytes for tensor in checked.values()),
-            Fingerprint({name: self.records[name].digest for name in checked}),
+            len(proved),
+            sum(record.nbytes for record in proved.values()),
+            Fingerprint({name: record.digest for name, record in proved.items()}),
         )
 
     def thaw(self, selector: SelectorLike | None = None) -> None:
         """Thaw what this call froze, or the part of it that `selector` names."""
         chosen = self.selection
         if selector is not None:
-            chosen = _common(chosen, select(self.model, selector))
+            chosen = common(chosen, select(self.model, selector))
         _thaw(_non_empty(chosen, "thaw"))
 
     def summary(self, *, depth: int = 2) -> Summary:
@@ -132,18 +130,27 @@ class Frozen:
     def __str__(self) -> str:
         return str(self.summary())
 
-    def _check(self, name: str, record: Record, checked: dict[str, Tensor]) -> Drift | None:
-        path, _, leaf = name.rpartition(".")
+    def _check(self, name: str, record: Record) -> tuple[list[Drift], dict[str, Record]]:
+        """What is wrong with one recorded tensor, and what of it was to be proved."""
+        place = name.removesuffix(suffix(record.rows))
+        path, _, leaf = place.rpartition(".")
         owner = self.selection.inventory.modules[path]
-        if not _is_owed(owner, leaf):
-            return None
+        proofs = {
+            place + suffix(owed.rows): owed for owed in _owed(owner, leaf, record, name=place)
+        }
+        if not proofs:
+            return [], proofs
         tensor = owner._parameters.get(leaf, owner._buffers.get(leaf))
         if tensor is None or _module_at(self.model, path) is not owner:
-            return Drift(name, "is gone; it or the module that held it was replaced")
-        checked[name] = tensor
+            return [Drift(name, "is gone; it or the module that held it was replaced")], {}
         wanting = "wants gradients again; something set requires_grad behind the freeze"
-        found = [wanting if tensor.requires_grad else None, record.moved(tensor, name=name)]
-        return Drift(name, ", and ".join(filter(None, found))) if any(found) else None
+        wants = tensor.requires_grad and leaf not in holds_of(owner)
+        found = {
+            part: [wanting if wants else None, owed.moved(tensor, name=part)]
+            for part, owed in proofs.items()
+        }
+        lines = {part: ", and ".join(filter(None, words)) for part, words in found.items()}
+        return [Drift(part, line) for part, line in lines.items() if line], proofs
 
 
 def freeze(
@@ -160,6 +167,11 @@ def freeze(
     mode, except norm layers: `norm="hold"` keeps their statistics, `norm="adapt"` lets them
     follow the data. No module is replaced. Freezing twice is the same as once.
 
+    Of a tensor of which only some rows are selected (`rows:embed.weight[0:100]`), these rows are
+    held: their gradients are zeroed, and after each step of a `torch.optim.Optimizer` they are put
+    back bit for bit from a copy, which takes as much memory as the frozen rows. The tensor itself
+    stays trainable, and its module follows the model's mode as one that is frozen in part.
+
     Args:
         leaving: `"nothing"` allows freezing the whole model, as before putting a head on it.
 
@@ -167,8 +179,9 @@ def freeze(
         A handle: `print` it for the table, `verify()` proves that nothing moved.
     Raises:
         SelectorError: the selector cannot be read or a term matches nothing.
-        FreezeError: the selection is empty, nothing trainable would be left, or the model is
-            already wrapped for data-parallel training. The model is as it was.
+        FreezeError: the selection is empty, nothing trainable would be left, the model is already
+            wrapped for data-parallel training, or a tensor of which rows are selected is sharded
+            or has no data. The model is as it was.
     """
     _check_unwrapped(model)
     _check_words(norm=norm, leaving=leaving)
@@ -186,8 +199,9 @@ def thaw(model: nn.Module, selector: SelectorLike) -> None:
 
     Raises:
         SelectorError: the selector cannot be read or a term matches nothing.
-        FreezeError: the selection is empty, or the model is already wrapped for data-parallel
-            training.
+        FreezeError: the selection is empty, the model is already wrapped for data-parallel
+            training, or a tensor of which rows are selected is sharded or has no data. The model
+            is as it was.
     """
     _check_unwrapped(model)
     _thaw(_non_empty(select(model, selector), "thaw"))
@@ -224,9 +238,10 @@ def frozen_part(model: nn.Module) -> Frozen:
         FreezeError: as `freeze`, except that nothing needs to be left.
     """
     _check_unwrapped(model)
-    stock = inventory(model)
-    off = {index for index, entry in enumerate(stock.entries) if _is_off(entry)}
-    marked = {i for i, e in enumerate(stock.entries) if _is_marked(e)}
+    whole = inventory(model)
+    stock = cut_at(whole, {id(e.tensor): held_rows(e.tensor) for e in whole.entries})
+    off = {index for index, entry in enumerate(stock.entries) if is_off(entry)}
+    marked = {index for index, entry in enumerate(stock.entries) if is_marked(entry)}
     by_hand = Selection(nothing, stock, frozenset(off - marked))
     with _all_or_nothing(by_hand):
         _switch_off(by_hand, norm="hold")
@@ -248,45 +263,27 @@ def frozen(
     _check_unwrapped(model)
     _check_words(norm=norm)
     selection = _non_empty(select(model, selector), "freeze")
-    before = _Snapshot.of(selection)
+    before = Snapshot.of(selection)
     try:
         yield _freeze(selection, norm=norm)
     finally:
         before.restore()
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """Gradient switches, gradients and marks of what a selection touches; modes follow marks."""
-
-    model: nn.Module
-    gradients: tuple[tuple[Tensor, bool, Tensor | None], ...]
-    marks: tuple[tuple[nn.Module, Mark | None], ...]
-
-    @classmethod
-    def of(cls, selection: Selection) -> _Snapshot:
-        tensors = [entry.tensor for entry in selection.entries]
-        owners = {owner for entry in selection.entries for owner, _ in _homes(entry)}
-        return cls(
-            selection.inventory.model,
-            tuple((tensor, tensor.requires_grad, tensor.grad) for tensor in tensors),
-            tuple((owner, mark_of(owner)) for owner in owners),
-        )
-
-    def restore(self) -> None:
-        for tensor, wanted, gradient in self.gradients:
-            tensor.requires_grad_(wanted)
-            # Inside the block the model may have been cast or moved to another device.
-            tensor.grad = None if gradient is None else gradient.to(tensor.device, tensor.dtype)
-        for owner, mark in self.marks:
-            set_mark(owner, mark.names if mark else frozenset(), norm=mark.norm if mark else "hold")
-        settle(self.model)
+@contextmanager
+def freezes_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever the block freezes and thaws, afterwards all is switched and held as before."""
+    stock = inventory(model)
+    before = Snapshot.of(Selection(everything, stock, everything.pick(stock)))
+    try:
+        yield
+    finally:
+        before.restore()
 
 
 @contextmanager
 def _all_or_nothing(selection: Selection) -> Iterator[None]:
-    before = _Snapshot.of(selection)
+    before = Snapshot.of(selection)
     try:
         yield
     except BaseException:
@@ -300,67 +297,36 @@ def _freeze(selection: Selection, *, norm: NormPolicy) -> Frozen:
 
 
 def _switch_off(selection: Selection, *, norm: NormPolicy) -> None:
-    for entry in selection.entries:
-        if entry.tensor.requires_grad:
-            entry.tensor.requires_grad_(False)
-        entry.tensor.grad = None
-        for owner, leaf in _homes(entry):
-            mark = mark_of(owner)
-            set_mark(owner, (mark.names if mark else frozenset()) | {leaf}, norm=norm)
+    switch_off(selection, norm=norm)
     settle(selection.inventory.model)
     _check_shared(selection.inventory.model)
 
 
 def _handle(selection: Selection, *, norm: NormPolicy) -> Frozen:
     root = selection.inventory.model
-    records = {n: Record.of(tensor, name=n) for n, tensor in _owed_tensors(selection)}
-    return Frozen(root, selection, norm, records)
+    return Frozen(root, selection, norm, dict(_owed_records(selection)))
 
 
 def _thaw(selection: Selection) -> None:
+    with _all_or_nothing(selection):
+        switch_on(selection)
+        settle(selection.inventory.model)
+
+
+def _owed_records(selection: Selection) -> Iterator[tuple[str, Record]]:
+    """What is frozen under each of its names, and the buffers that are held with it."""
+    pieces: dict[int, list[Entry]] = {}
     for entry in selection.entries:
-        tensor = entry.tensor
-        if entry.is_parameter and (tensor.is_floating_point() or tensor.is_complex()):
-            tensor.requires_grad_(True)
-        for owner, leaf in _homes(entry):
-            if mark := mark_of(owner):
-                set_mark(owner, mark.names - {leaf}, norm=mark.norm)
-    settle(selection.inventory.model)
-
-
-def _homes(entry: Entry) -> Iterator[tuple[nn.Module, str]]:
-    for place in entry.occurrences:
-        yield place.owner, place.name.rpartition(".")[2]
-
-
-def _is_off(entry: Entry) -> bool:
-    """Whether the parameter wants no gradient; statistics go with the part frozen by hand."""
-    if entry.is_parameter:
-        return not entry.tensor.requires_grad
-    owners = reversed(entry.occurrences[0].owners)
-    part = next((o for o in owners if next(o.parameters(), None) is not None), None)
-    return (
-        part is not None
-        and not any(parameter.requires_grad for parameter in part.parameters())
-        and not any(mark_of(module) for module in part.modules())
-    )
-
-
-def _is_marked(entry: Entry) -> bool:
-    return any((mark := mark_of(owner)) and leaf in mark.names for owner, leaf in _homes(entry))
-
-
-def _owed_tensors(selection: Selection) -> Iterator[tuple[str, Tensor]]:
-    """The selected tensors under each of their names, and the buffers that are held with them."""
-    picked = {id(entry.tensor) for entry in selection.entries}
+        pieces.setdefault(id(entry.tensor), []).append(entry)
     for path, module in selection.inventory.modules.items():
         prefix = f"{path}." if path else ""
-        own = [(n, p) for n, p in module._parameters.items() if p is not None and id(p) in picked]
+        own = [(n, e) for n, p in module._parameters.items() for e in pieces.get(id(p), ())]
         buffers = [(n, b) for n, b in module._buffers.items() if b is not None]
-        touched = own or any(id(buffer) in picked for _, buffer in buffers)
-        yield from ((prefix + name, parameter) for name, parameter in own)
-        if touched and is_held(module):
-            yield from ((prefix + name, buffer) for name, buffer in buffers)
+        for leaf, entry in own:
+            name = prefix + leaf + suffix(entry.rows)
+            yield name, Record.of(entry.content, name=name, at=entry.rows)
+        if (own or any(id(buffer) in pieces for _, buffer in buffers)) and is_held(module):
+            yield from ((prefix + n, Record.of(b, name=prefix + n)) for n, b in buffers)
 
 
 def _module_at(root: nn.Module, path: str) -> nn.Module | None:
@@ -370,20 +336,25 @@ def _module_at(root: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _common(selection: Selection, other: Selection) -> Selection:
-    """What both hold, by identity: the model may have changed between the two."""
-    named = {id(entry.tensor) for entry in other.entries}
-    entries = selection.inventory.entries
-    both = frozenset(i for i in selection.picked if id(entries[i].tensor) in named)
-    return Selection(other.selector, selection.inventory, both)
+def _owed(owner: nn.Module, leaf: str, record: Record, *, name: str) -> Iterator[Record]:
+    """What is frozen still of what was recorded: all of it, rows of it, or nothing.
 
-
-def _is_owed(owner: nn.Module, leaf: str) -> bool:
-    """Whether that tensor of `owner` is to stay as it is: a marked parameter, a held buffer."""
-    if leaf in owner._buffers:
-        return is_held(owner)
+    Rows that a later thaw of their neighbours left are owed as their hold keeps them.
+    """
     mark = mark_of(owner)
-    return mark is not None and leaf in mark.names
+    one = holds_of(owner).get(leaf)
+    if leaf in owner._buffers:
+        yield from [record] if is_held(owner) else []
+    elif mark is not None and leaf in mark.names:
+        yield record
+    elif one is not None:
+        recorded = range(record.shape[0]) if record.rows is None else record.rows
+        left = common_rows([recorded], (piece.rows for piece in one.kept))
+        if left == (record.rows,):
+            yield record
+        else:
+            for piece in kept_within(one.kept, left):
+                yield Record.of(piece.values, name=name, at=piece.rows)
 
 
 def _mode_drifts(root: nn.Module) -> Iterator[Drift]:
@@ -456,9 +427,9 @@ def _part_around(root: nn.Module, path: str) -> nn.Module:
 
 
 def _check_leaves_something(selection: Selection) -> None:
-    gone = {id(parameter) for parameter in selection.parameters}
-    left = (e.tensor for e in selection.inventory.entries if id(e.tensor) not in gone)
-    if selection.parameters and not any(tensor.requires_grad for tensor in left):
+    entries = enumerate(selection.inventory.entries)
+    left = (entry for index, entry in entries if index not in selection.picked)
+    if selection.parameters and not any(trains(entry) for entry in left):
         title = selection.inventory.title
         raise FreezeError(
             f"freezing '{selection.selector}' would leave nothing trainable in {title}. Add the "

@@ -4,19 +4,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypedDict
+from dataclasses import dataclass
+from typing import TypedDict, final
 
 from torch import nn
 
-from frostline.errors import ConfigError, FreezeError
-from frostline.selectors import SelectorLike, inventory, select, select_policy, stages
+from frostline.errors import ConfigError, FreezeError, SelectorError
+from frostline.selectors import (
+    SelectorLike,
+    as_selector,
+    inventory,
+    parse,
+    select_policy,
+    select_whole,
+    stages,
+)
+
+DEFAULT_NO_DECAY = "kind:bias | kind:norm"
+
+
+class Rule(TypedDict):
+    """What `param_groups` was asked, as text and numbers, so that any `torch.load` reads it.
+
+    `lr_mult` or `no_decay` is None where a selector in it has no text that reads back.
+    """
+
+    lr: float
+    weight_decay: float
+    layer_decay: float
+    lr_mult: dict[str, float] | None
+    no_decay: str | None
 
 
 class ParamGroup(TypedDict):
-    """One group as torch's optimizers take it; `param_names` stand beside `params`."""
+    """One group as torch's optimizers take it; `param_names` stand beside `params`.
+
+    `base_lr` stays where schedules move `lr`; by `rule`, `fl.sync` finds the group of a parameter
+    that is thawed later.
+    """
 
     params: list[nn.Parameter]
     param_names: list[str]
+    lr: float
+    weight_decay: float
+    base_lr: float
+    rule: Rule
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Rate:
+    """The learning rate and weight decay that a rule gives one trainable parameter."""
+
+    name: str
+    parameter: nn.Parameter
     lr: float
     weight_decay: float
 
@@ -28,7 +69,7 @@ def param_groups(
     weight_decay: float = 0.01,
     layer_decay: float = 1.0,
     lr_mult: Mapping[str, float] | None = None,
-    no_decay: SelectorLike = "kind:bias | kind:norm",
+    no_decay: SelectorLike = DEFAULT_NO_DECAY,
 ) -> list[ParamGroup]:
     """Groups of the trainable parameters, for any torch optimizer; frozen ones are in none.
 
@@ -46,31 +87,67 @@ def param_groups(
         ConfigError: a number is out of its range.
         SelectorError: a selector cannot be read or a term matches nothing.
     """
-    _check(lr, weight_decay, layer_decay, lr_mult or {})
+    factors = dict(lr_mult or {})
+    rates = rates_by_rule(
+        model,
+        lr=lr,
+        weight_decay=weight_decay,
+        layer_decay=layer_decay,
+        lr_mult=factors,
+        no_decay=no_decay,
+    )
+    groups: dict[tuple[float, float], ParamGroup] = {}
+    for rate in rates:
+        group = groups.setdefault(
+            (rate.lr, rate.weight_decay),
+            ParamGroup(
+                params=[],
+                param_names=[],
+                lr=rate.lr,
+                weight_decay=rate.weight_decay,
+                base_lr=float(rate.lr),
+                rule=_rule(lr, weight_decay, layer_decay, factors, no_decay),
+            ),
+        )
+        group["params"].append(rate.parameter)
+        group["param_names"].append(rate.name)
+    return list(groups.values())
+
+
+def rates_by_rule(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    lr_mult: Mapping[str, float],
+    no_decay: SelectorLike,
+) -> tuple[Rate, ...]:
+    """What each trainable parameter gets, in the model's order; the same call, the same numbers.
+
+    Raises: as `param_groups`.
+    """
+    _check(lr, weight_decay, layer_decay, lr_mult)
     stock = inventory(model)
     exempt = select_policy(model, no_decay).picked
-    factors = {s: (select(model, s).picked, factor) for s, factor in (lr_mult or {}).items()}
+    factors = [(select_whole(model, s).picked, factor) for s, factor in lr_mult.items()]
     depth = {index: n for n, members in enumerate(stages(stock)) for index in members}
     last = max(depth.values(), default=0)
-    groups: dict[tuple[float, float], ParamGroup] = {}
+    rates = []
     for index, entry in enumerate(stock.entries):
         if not (isinstance(entry.tensor, nn.Parameter) and entry.tensor.requires_grad):
             continue
         rate = lr * layer_decay ** (last - depth[index])
-        for picked, factor in factors.values():
+        for picked, factor in factors:
             rate *= factor if index in picked else 1.0
         decay = 0.0 if index in exempt else weight_decay
-        group = groups.setdefault(
-            (rate, decay), ParamGroup(params=[], param_names=[], lr=rate, weight_decay=decay)
-        )
-        group["params"].append(entry.tensor)
-        group["param_names"].append(entry.name)
-    if not groups:
+        rates.append(Rate(entry.name, entry.tensor, rate, decay))
+    if not rates:
         raise FreezeError(
             f"nothing in {stock.title} is trainable, so an optimizer would have nothing to do. "
             "Thaw something: fl.thaw(model, ...) or fl.train_only(model, ...)."
         )
-    return list(groups.values())
+    return tuple(rates)
 
 
 def default_lr(model: nn.Module, *, optimizer: str) -> float:
@@ -84,6 +161,33 @@ def default_lr(model: nn.Module, *, optimizer: str) -> float:
     trainable = {i for i, entry in enumerate(stock.entries) if entry.tensor.requires_grad}
     rate = 3e-3 if trainable <= last else 3e-4
     return rate * (10 if optimizer == "sgd" else 1)
+
+
+def _rule(
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    lr_mult: Mapping[str, float],
+    no_decay: SelectorLike,
+) -> Rule:
+    factors = {_text(selector): float(factor) for selector, factor in lr_mult.items()}
+    texts = {text: factor for text, factor in factors.items() if text is not None}
+    return Rule(
+        lr=float(lr),
+        weight_decay=float(weight_decay),
+        layer_decay=float(layer_decay),
+        lr_mult=texts if len(texts) == len(lr_mult) else None,
+        no_decay=_text(no_decay),
+    )
+
+
+def _text(selector: SelectorLike) -> str | None:
+    """The selector's text if it reads back as the same; functions and objects have none."""
+    normal = as_selector(selector)
+    try:
+        return str(normal) if parse(str(normal)) == normal else None
+    except SelectorError:
+        return None
 
 
 def _check(

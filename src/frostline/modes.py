@@ -30,10 +30,16 @@ NormPolicy = Literal["hold", "adapt"]
 @final
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Which of a module's own tensors Frostline froze, and the norm policy it was told."""
+    """Which of a module's own tensors Frostline froze, and the norm policy it was told.
+
+    Attributes:
+        names: those that are frozen whole.
+        partly: those of which some rows are frozen (see row_holds/), the others trained.
+    """
 
     names: frozenset[str]
     norm: NormPolicy = "hold"
+    partly: frozenset[str] = frozenset()
 
 
 @final
@@ -89,10 +95,10 @@ def mark_of(module: nn.Module) -> Mark | None:
     return mark if isinstance(mark, Mark) else None
 
 
-def set_mark(module: nn.Module, names: frozenset[str], *, norm: NormPolicy) -> None:
+def set_mark(module: nn.Module, mark: Mark | None) -> None:
     """Record that exactly these of the module's own tensors are frozen; none removes the mark."""
-    if names:
-        module.__dict__[_MARK] = Mark(names, norm)
+    if mark is not None and (mark.names or mark.partly):
+        module.__dict__[_MARK] = mark
     else:
         module.__dict__.pop(_MARK, None)
 
@@ -116,13 +122,25 @@ def is_random_in_training(module: nn.Module) -> bool:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever the block does, afterwards every module has the mode it had before."""
-    before = [(module, module.training) for module in model.modules()]
+    """Whatever the block does, afterwards every module has the mode of its own that it had before.
+
+    One that is held then is in eval, and gets that mode when it is thawed.
+    """
+    before = [(module, own_mode(module)) for module in model.modules()]
     try:
         yield
     finally:
         for module, training in before:
-            module.training = training
+            hold = module.__dict__.get("train")
+            if isinstance(hold, Hold):
+                hold.former = training
+            module.training = training and not isinstance(hold, Hold)
+
+
+def own_mode(module: nn.Module) -> bool:
+    """Whether the module is in train mode, or was before it was held."""
+    hold = module.__dict__.get("train")
+    return hold.former if isinstance(hold, Hold) else module.training
 
 
 def settle(model: nn.Module) -> None:

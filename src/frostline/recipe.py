@@ -64,6 +64,9 @@ class Recipe(BaseModel):
     patience: int | None = Field(
         None, ge=1, description="Stop after this many epochs without a better figure."
     )
+    keep: int = Field(
+        1, ge=1, description="How many of the last checkpoints stay, beside the best."
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random in the run.")
 
     @field_validator("precision", mode="before")
@@ -91,22 +94,6 @@ class Recipe(BaseModel):
         if self.precision == "exact":
             return "exact"
         return "auto" if self.precision in _PRECISIONS else float(self.precision)
-
-    def lr_factor(self, step: int, steps_per_epoch: int) -> float:
-        """Share of the peak learning rate at optimizer step `step` (from 0)."""
-        warmup = round(self.warmup * steps_per_epoch)
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if self.schedule == "constant":
-            return 1.0
-        left = max(1, self.epochs * steps_per_epoch - warmup)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / left))
-
-    def is_better(self, figure: float, best: float | None) -> bool:
-        """Whether a new validation figure beats the best so far; NaN never does."""
-        if best is None:
-            return not math.isnan(figure)
-        return figure < best if self.monitor == "loss" else figure > best
 
 
 def recipe_of(**options: object) -> Recipe:

@@ -10,6 +10,7 @@ from typing import Literal
 from torch import nn
 
 from frostline.modes import adapts, is_held
+from frostline.row_holds import held_numel
 from frostline.selectors.inventory import inventory, unwrap
 from frostline.tables import Column, Table
 from frostline.units import format_bytes, format_count
@@ -26,7 +27,7 @@ class Row:
         path: dotted path; `""` is the model.
         type: class name; `Parameter` for a parameter.
         parameters: numbers in the parameters at and below it, a tied one once.
-        trainable: how many of these want a gradient.
+        trainable: how many of these want a gradient and are in no frozen row.
         nbytes: bytes of these parameters and of the buffers.
         state: by the gradients switch.
         mode: by the mode switch; "held" is kept in eval by Frostline; a parameter has none.
@@ -97,7 +98,7 @@ def describe(module: nn.Module, path: str = "") -> Row:
     parameters = {id(p): p for p in module.parameters()}.values()
     buffers = {id(b): b for b in module.buffers()}.values()
     count = sum(p.numel() for p in parameters)
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    trainable = sum(_trainable_numel(p) for p in parameters)
     return Row(
         path=path,
         type=type(module).__name__,
@@ -129,9 +130,13 @@ def _holds_tensors(module: nn.Module) -> bool:
 
 def _parameter_row(parameter: nn.Parameter, path: str) -> Row:
     count = parameter.numel()
-    trainable = count if parameter.requires_grad else 0
+    trainable = _trainable_numel(parameter)
     state = _state(count, trainable)
     return Row(path, "Parameter", count, trainable, parameter.nbytes, state, "none")
+
+
+def _trainable_numel(parameter: nn.Parameter) -> int:
+    return parameter.numel() - held_numel(parameter) if parameter.requires_grad else 0
 
 
 def _state(count: int, trainable: int) -> State:

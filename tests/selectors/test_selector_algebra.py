@@ -38,6 +38,12 @@ terms = st.one_of(
     st.builds(fl.kind, st.sampled_from(sorted(KINDS))),
     st.builds(fl.stage, st.integers(-99, 99), st.none() | st.integers(-99, 99)),
     st.builds(fl.depth, st.floats(0, 100, exclude_min=True) | st.integers(1, 100)),
+    st.builds(
+        lambda name, start, length: fl.rows(name, start, start + length or None),
+        odd_text | plain_text,
+        st.integers(-99, 99),
+        st.integers(1, 99),
+    ).filter(lambda term: term.stop is None or (term.start < 0) == (term.stop < 0)),
     st.just(fl.everything),
     st.just(fl.nothing),
 )

@@ -17,6 +17,7 @@ def figures(record: EpochRecord) -> dict[str, float]:
     """One epoch as flat numbers."""
     return {
         "epoch": record.epoch,
+        "phase": record.phase,
         "lr": record.lr,
         "train_loss": record.train_loss,
         "train_accuracy": record.train_accuracy,
@@ -61,7 +62,7 @@ class TensorBoardLog(Hook):
         assert self._writer is not None
         record = training.history[-1]
         for name, value in figures(record).items():
-            if name not in {"epoch", "best"}:
+            if name not in {"epoch", "phase", "best"}:
                 self._writer.add_scalar(name.replace("_", "/", 1), value, record.epoch)
         self._writer.flush()
 

@@ -33,11 +33,11 @@ class EpochTable(Hook):
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._is_headed = False
 
     def on_start(self, training: Training) -> None:
-        self._line(_HEADINGS, style="bold")
         for record in training.history:
-            self._line(_cells(record, training.recipe.epochs))
+            self._row(record, training.planned_epochs)
 
     def on_notice(self, text: str, /) -> None:
         lines = fill(
@@ -48,9 +48,16 @@ class EpochTable(Hook):
             break_on_hyphens=False,
         )
         self._console.print(Text(lines), soft_wrap=True)
+        self._is_headed = False
 
     def on_epoch(self, training: Training) -> None:
-        self._line(_cells(training.history[-1], training.recipe.epochs))
+        self._row(training.history[-1], training.planned_epochs)
+
+    def _row(self, record: EpochRecord, epochs: int | None) -> None:
+        if not self._is_headed:
+            self._line(_HEADINGS, style="bold")
+            self._is_headed = True
+        self._line(_cells(record, epochs))
 
     def _line(self, cells: tuple[str, ...], *, style: str = "") -> None:
         text = " ".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
@@ -105,10 +112,11 @@ class BatchBar(Hook):
         self._task = self._bars.add_task(stage, total=total, rate="")
 
 
-def _cells(record: EpochRecord, epochs: int) -> tuple[str, ...]:
+def _cells(record: EpochRecord, epochs: int | None) -> tuple[str, ...]:
     found = record.validation
+    of_all = "" if epochs is None else f"/{epochs}"
     return (
-        f"{'*' if record.best else ''}{record.epoch}/{epochs}",
+        f"{'*' if record.best else ''}{record.epoch}{of_all}",
         f"{record.lr:.2e}",
         f"{record.train_loss:.4f}",
         f"{record.train_accuracy:.3f}",

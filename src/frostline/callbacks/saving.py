@@ -1,17 +1,16 @@
-"""Keeps the best and the last delta, and what is needed to go on from the last whole epoch.
+"""Keeps the best and the last delta, and what is needed to go on from where the last was written.
 
-`last/delta.safetensors` is written after the state of the same epoch and names that epoch, so a
-run killed at any instant has one delta with its state. Where epochs last milliseconds, writing
-each would cost more than training it: the ends of the last and the best epoch are kept in memory,
-and files are written at most every few seconds and at the end. A killed run then goes on from a few
-epochs earlier, to the same bits.
+`last/delta.safetensors` is written after the state of the same position and names it, so a run
+killed at any instant has one delta with its state. Where epochs last milliseconds, writing each
+would cost more than training it: the ends of the last and the best epoch are kept in memory, and
+files are written at the end and, within epochs too, at most every few seconds, less often where
+writing takes long. A killed run then goes on from a little earlier, to the same bits.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,26 +20,31 @@ import torch
 from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
-from frostline._files import replacing
-from frostline.deltas import all_tensors, delta_content, load_delta, save_delta
-from frostline.engine import EpochRecord, Hook, Training
-from frostline.errors import ConfigError
+from frostline._files import keep_as, replacing
+from frostline.deltas import Delta, delta_content, load_delta, put_tensors, save_delta
+from frostline.engine import EpochRecord, Hook, PhaseRecord, Position, Training, random_state
+from frostline.errors import ConfigError, CorruptDelta
 from frostline.fingerprints import Fingerprint
 from frostline.folder import RunFolder
+from frostline.surgery import optimizer_state
 
 # A loss can be infinite, which plain JSON would turn into null.
-_HISTORY = TypeAdapter(list[EpochRecord], config=ConfigDict(ser_json_inf_nan="constants"))
+_PROGRESS = TypeAdapter(
+    tuple[Position, list[EpochRecord], list[PhaseRecord]],
+    config=ConfigDict(ser_json_inf_nan="constants"),
+)
 # What a cut or overwritten state file makes torch, pickle and pydantic raise.
 _DAMAGES = (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError, TypeError)
 SAVE_SECONDS = 5.0
+_SHARE_OF_TIME = 20  # writing takes at most a twentieth of it
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class _EpochEnd:
-    """What the files of an epoch will hold; the run goes on while they are not written."""
+class _Moment:
+    """What the files of a position will hold; the run goes on while they are not written."""
 
-    epoch: int
+    about: Mapping[str, str]
     content: Mapping[str, Tensor]
     state: Mapping[str, object]
 
@@ -53,6 +57,9 @@ class Saver(Hook):
         folder: where to; None keeps the best in memory alone.
         base: fingerprint of the whole model before training.
         about: notes for every delta.
+        start: what will be trained, as it is before the run: a best epoch of an early phase has
+            the rest like that.
+        keep: how many of the last deltas and states stay, to go back to.
     """
 
     def __init__(
@@ -62,34 +69,58 @@ class Saver(Hook):
         about: Mapping[str, str],
         *,
         resume: bool,
+        start: Mapping[str, Tensor] | None = None,
+        keep: int = 1,
     ) -> None:
         self._folder = folder
         self._base = base
         self._about = dict(about)
+        self._start = start or {}
         self._resume = resume
-        self._best: tuple[int, dict[str, Tensor]] | None = None
-        self._last: _EpochEnd | None = None
+        self._keep = keep
+        self._best: _Moment | None = None
+        self._phase_best: Mapping[str, Tensor] = {}
+        self._last: _Moment | None = None
         self._training: Training | None = None
+        self._mark = ""  # the position that `last/delta.safetensors` holds
+        self._wait_seconds = SAVE_SECONDS
         self._written_at = time.monotonic()
 
     def on_start(self, training: Training) -> None:
+        self._training = training
         # A run that was killed before `last` was there has nothing to go on from, and begins.
         if self._resume and self._folder and self._folder.last.exists():
-            restore(training, self._folder)
-        self._training = training
+            self._phase_best = restore(training, self._folder)
+            self._mark = training.position.mark
+
+    def on_step(self, training: Training) -> None:
+        """Within an epoch, where that lasts long."""
+        ends = training.position.batches >= training.steps_per_epoch or training.stops_within_epoch
+        if self._folder is not None and self._is_due and not ends:
+            self._last = self._moment(training, self._content(training))
+            self._write()
 
     def on_epoch(self, training: Training) -> None:
-        is_best = training.history[-1].best
-        if self._folder is None and not is_best:
+        at = training.position
+        is_best, is_phase_best = at.best_epoch == at.epochs, at.phase_best_epoch == at.epochs
+        if self._folder is None and not is_best and not is_phase_best:
             return
-        content = delta_content(training.model, base=self._base)
+        content = self._content(training)
         if is_best:
-            self._best = training.epochs_done, content
+            self._best = self._moment(training, content, state=False)
+        if is_phase_best:
+            self._phase_best = content
         if self._folder is not None:
             # Copies: an interrupt comes within a later epoch, when weights have moved on.
-            self._last = _EpochEnd(training.epochs_done, content, deepcopy(_state(training)))
-        if training.is_over or time.monotonic() - self._written_at >= SAVE_SECONDS:
+            self._last = self._moment(training, content)
+        if training.is_over or self._is_due:
             self._write()
+
+    def on_phase(self, training: Training) -> None:
+        """With the record of the phase, and before the next one is prepared, which may fail."""
+        if self._last is not None:
+            self._last = self._moment(training, self._last.content)
+        self._write()
 
     def on_end(self) -> None:
         """Also after an error or an interrupt: what was trained is not lost."""
@@ -101,66 +132,111 @@ class Saver(Hook):
         Raises:
             DeltaError: as `load_delta`, where the folder holds them.
         """
+        put_tensors(model, self._start)
         if self._folder is not None:
             load_delta(model, self._folder.best)
-            return
-        assert self._best is not None
-        tensors = all_tensors(model)
-        with torch.no_grad():
-            for name, content in self._best[1].items():
-                tensors[name].copy_(content)
+        elif self._best is not None:
+            put_tensors(model, self._best.content)
+
+    def put_phase_best(self, model: nn.Module) -> None:
+        """Give `model` the weights of the best epoch of the phase that has ended."""
+        put_tensors(model, self._phase_best)
+
+    @property
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._written_at >= self._wait_seconds
+
+    def _content(self, training: Training) -> dict[str, Tensor]:
+        return delta_content(training.model, base=self._base, also=training.position.moved)
+
+    def _moment(
+        self, training: Training, content: Mapping[str, Tensor], *, state: bool = True
+    ) -> _Moment:
+        at = training.position
+        about = {
+            **self._about,
+            "epoch": str(at.epochs),
+            "phase": str(at.phase + 1),
+            "position": at.mark,
+        }
+        return _Moment(about, content, self._state(training) if state else {})
+
+    def _state(self, training: Training) -> dict[str, object]:
+        training.settle_sums()
+        assert training.optimizer is not None
+        at, scaler = training.position, training.scaler
+        follows = training.phases[at.phase + 1 : at.phase + 2]
+        return {
+            "version": 2,
+            "progress": _PROGRESS.dump_json(
+                (at, training.history, training.phase_history)
+            ).decode(),
+            "optimizer": optimizer_state(training.optimizer, training.model),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "random": random_state() if at.batches else {},
+            "phase_best": dict(self._phase_best) if any(p.start == "best" for p in follows) else {},
+        }
 
     def _write(self) -> None:
         folder, training, last = self._folder, self._training, self._last
         if folder is None or training is None or last is None:
             return
+        start = time.monotonic()
         if self._best is not None:
-            self._save(training.model, folder.best, *self._best)
+            self._save(training.model, folder.best, self._best)
             self._best = None
-        with replacing(folder.state(last.epoch)) as temporary:
+        with replacing(folder.state(last.about["position"])) as temporary:
             torch.save(dict(last.state), temporary)
-        self._save(training.model, folder.last, last.epoch, last.content)
-        for state in folder.last.parent.glob("state-*.pt"):
-            if state != folder.state(last.epoch):
-                state.unlink(missing_ok=True)
+        if self._keep > 1 and self._mark and folder.last.exists():
+            keep_as(folder.last, folder.earlier(self._mark))
+        self._save(training.model, folder.last, last)
+        self._mark = last.about["position"]
+        folder.forget_old(self._mark, keep=self._keep)
         self._last, self._written_at = None, time.monotonic()
+        self._wait_seconds = max(SAVE_SECONDS, _SHARE_OF_TIME * (self._written_at - start))
 
-    def _save(
-        self, model: nn.Module, path: Path, epoch: int, content: Mapping[str, Tensor]
-    ) -> None:
-        about = {**self._about, "epoch": str(epoch)}
-        save_delta(model, path, base=self._base, about=about, content=content)
+    def _save(self, model: nn.Module, path: Path, moment: _Moment) -> None:
+        save_delta(model, path, base=self._base, about=moment.about, content=moment.content)
 
 
-def restore(training: Training, folder: RunFolder) -> None:
-    """Put the model, the optimizer and the position to where the run's last whole epoch ended.
+def restore(training: Training, folder: RunFolder) -> Mapping[str, Tensor]:
+    """Put the model and the position to where the run was last written; the optimizer follows.
 
+    Where the last files are damaged and earlier ones were kept, those are taken.
+
+    Returns:
+        The best weights of the phase that the run is in, where a later phase needs them.
     Raises:
         ConfigError: there is nothing to go on from.
         DeltaError: the last delta is damaged or belongs to another model.
     """
-    delta = load_delta(training.model, folder.last)
-    file = folder.state(int(delta.about["epoch"]))
+    refusals: list[ConfigError | CorruptDelta] = []
+    for file in (folder.last, *folder.earlier_ones()):
+        try:
+            return _restore_from(training, folder, file)
+        except (ConfigError, CorruptDelta) as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _restore_from(training: Training, folder: RunFolder, file: Path) -> Mapping[str, Tensor]:
+    delta = load_delta(training.model, file)
+    state_file = folder.state(position_of(delta))
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        training.optimizer.load_state_dict(state["optimizer"])
-        training.epochs_done = state["epochs_done"]
-        training.best_epoch = state["best_epoch"]
-        training.best_figure = state["best_figure"]
-        training.history[:] = _HISTORY.validate_json(state["history"])
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        position, history, phases = _PROGRESS.validate_json(state["progress"])
+        phase_best: dict[str, Tensor] = state["phase_best"]
     except _DAMAGES as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(
-            f"cannot resume: {file} is missing or damaged ({reason}). Start a new run with another "
-            f"--out; what was trained so far is in {folder.best.parent}."
+            f"cannot resume: {state_file} is missing or damaged ({reason}). Start a new run with "
+            f"another --out; what was trained so far is in {folder.best.parent}."
         ) from error
+    training.position, training.history[:], training.phase_history[:] = position, history, phases
+    training.restored = state
+    return phase_best
 
 
-def _state(training: Training) -> dict[str, object]:
-    return {
-        "optimizer": training.optimizer.state_dict(),
-        "epochs_done": training.epochs_done,
-        "best_epoch": training.best_epoch,
-        "best_figure": training.best_figure,
-        "history": _HISTORY.dump_json(training.history).decode(),
-    }
+def position_of(delta: Delta) -> str:
+    """Where in its run a delta was saved: `3` after three epochs, `3.17` 17 batches later."""
+    return delta.about.get("position") or delta.about.get("epoch", "")

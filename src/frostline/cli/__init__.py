@@ -19,6 +19,8 @@ from frostline.cli.demo import demo
 from frostline.cli.evaluate import evaluate
 from frostline.cli.features import features
 from frostline.cli.inspect import inspect
+from frostline.cli.merge import merge
+from frostline.cli.plan import plan
 from frostline.cli.predict import predict
 from frostline.cli.train import train
 from frostline.cli.verify import verify
@@ -31,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _verb in (demo, inspect, train, evaluate, predict, verify):
+for _verb in (demo, inspect, plan, train, evaluate, predict, verify, merge):
     app.command()(_verb)
 app.add_typer(features, name="features")
 

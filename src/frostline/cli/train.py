@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,6 +14,8 @@ from frostline.cli import _options as options
 from frostline.cli._options import hidden_widths, usage_errors, with_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
     from frostline.config import RunSettings
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 # All that may stand beside `--resume RUN`; the rest is in the run's settings.
 _BESIDE_RESUME = frozenset({"data", "out", "resume", "device", "json"})
+# What each phase of a plan says for itself.
+_IN_A_PLAN = ("freeze", "train", "norm", "epochs")
 
 
 @with_recipe
@@ -39,6 +44,10 @@ def train(
     freeze: options.Freeze = None,
     train: options.Train = None,
     norm: options.Norm = "hold",
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Phases to train in, as `frostline plan` writes them.", metavar="FILE"),
+    ] = None,
     head: options.Head = "",
     on: options.On = "classifier",
     batch_size: Annotated[int, typer.Option(help="Samples in a step.", min=1)] = 32,
@@ -84,10 +93,13 @@ def train(
         ModelSettings,
         RunSettings,
     )
+    from frostline.plans import Plan
     from frostline.recipe import recipe_of
 
     if freeze is not None and train is not None:
         raise typer.BadParameter("give one of --freeze and --train; the other is the rest.")
+    if plan is not None:
+        _check_beside_plan(context)
     if resume and not model:
         _check_alone(context)
         settings = _stored(out or data, None if out is None else data)
@@ -97,6 +109,7 @@ def train(
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
     _check_fold(folds, fold)
+    phases = Plan.load(plan).phases if plan is not None else ()
     with usage_errors():
         settings = RunSettings(
             model=ModelSettings(
@@ -112,6 +125,7 @@ def train(
                 batch_size=batch_size,
             ),
             freeze=FreezeSettings(freeze=freeze, train=train, norm=norm),
+            plan=phases,
             training=recipe_of(**recipe),
             features=FeatureSettings(store=_absolute(features), storage=storage, compile=compile_),
             device=device,
@@ -145,6 +159,16 @@ def _check_alone(context: typer.Context) -> None:
     if given:
         raise typer.BadParameter(
             f"--resume goes on with the run's own settings; leave out {', '.join(given)}."
+        )
+
+
+def _check_beside_plan(context: typer.Context) -> None:
+    """Refuse options that say what each phase of a plan says for itself."""
+    given = [f"--{name}" for name in _IN_A_PLAN if _was_given(context, name)]
+    if given:
+        raise typer.BadParameter(
+            f"a plan's phases say this for themselves; leave out {', '.join(given)}, or write it "
+            "into the plan."
         )
 
 
@@ -223,6 +247,7 @@ def _check_apart(folder: Path, data: Path) -> None:
 
 def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
     from frostline.cli._terminal import say
+    from frostline.plans import Plan
 
     splits = prepared.data.splits
     names = ", ".join(splits.train.classes[:8]) + (", ..." if len(splits.train.classes) > 8 else "")
@@ -235,10 +260,14 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
     page.print()
     page.print(prepared.frozen.summary(depth=1).table())
     page.print()
+    if prepared.settings.plan:
+        page.print(Plan(prepared.settings.plan).table(prepared.loaded.model))
+        page.print()
 
 
 def _conclude(run: Run, folder: Path, page: Console) -> None:
     from frostline.cli._terminal import print_evaluation, say
+    from frostline.engine import phase_table
 
     found = run.best.validation
     page.print()
@@ -248,6 +277,8 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
         f"Best epoch {run.best.epoch}: accuracy {found.accuracy:.3f}, macro F1 "
         f"{found.macro_f1:.3f}, loss {found.loss:.4f} on {found.samples} held-out pictures",
     )
+    if len(run.phases) > 1:
+        page.print(phase_table(run.phases))
     say(page, f"Verified: {run.proof}")
     say(page, f"Written to {folder}; next: frostline predict {quote(str(folder))} FILE...")
 
@@ -260,6 +291,7 @@ def _document(run: Run, folder: Path) -> dict[str, object]:
         "epoch": run.best.epoch,
         **run.best.validation.as_dict(),
         "history": [figures(record) for record in run.history],
+        "phases": [asdict(record) for record in run.phases],
         "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
     }
 
@@ -270,7 +302,7 @@ def _interrupted(folder: Path) -> str:
     from frostline.folder import RunFolder
 
     try:
-        epoch = read_delta(RunFolder(folder).last).about["epoch"]
+        about = read_delta(RunFolder(folder).last).about
     except DeltaError:
         if not RunFolder(folder).settings.exists():
             return "Stopped before training began; nothing was written."
@@ -279,6 +311,14 @@ def _interrupted(folder: Path) -> str:
             f"Begin again with: frostline train --resume {shlex.quote(str(folder))}"
         )
     return (
-        f"Stopped. {folder} keeps what was trained up to the end of epoch {epoch}. "
+        f"Stopped. {folder} keeps what was trained up to {_place(about)}. "
         f"Go on with: frostline train --resume {shlex.quote(str(folder))}"
+    )
+
+
+def _place(about: Mapping[str, str]) -> str:
+    """`the end of epoch 3`, or `batch 17 of epoch 4`."""
+    epochs, _, batches = about["position"].partition(".")
+    return (
+        f"batch {batches} of epoch {int(epochs) + 1}" if batches else f"the end of epoch {epochs}"
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sized
+from collections.abc import Generator, Iterator, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol, final
 
 import torch
@@ -47,10 +48,12 @@ class Batches(Protocol):
         """Samples in an epoch."""
         ...
 
-    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
+    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of one epoch, counted from 0; asking again gives the same ones.
 
-        Close it when it is left before its end, so that its threads end too.
+        Those before batch `start` are passed over in the call itself, at no more cost than it
+        takes: random numbers drawn for them are drawn before the first batch is asked for. Close
+        it when it is left before its end, so that its threads end too.
         """
         ...
 
@@ -117,10 +120,11 @@ class Order:
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)
 
-    def epoch(self, epoch: int) -> list[Tensor]:
+    def epoch(self, epoch: int, *, start: int = 0) -> list[Tensor]:
+        """The indices of each batch from number `start` on."""
         order = epoch_order(self.samples, shuffle=self.shuffle, seed=self.seed, epoch=epoch)
-        starts = range(0, self.samples, self.batch_size)
-        return [order[start : start + self.batch_size] for start in starts]
+        firsts = range(start * self.batch_size, self.samples, self.batch_size)
+        return [order[first : first + self.batch_size] for first in firsts]
 
 
 class _Ordered:
@@ -144,8 +148,8 @@ class _ImageBatches(_Ordered):
         self._data = data
         self._threads = threads
 
-    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
-        batches = [indices.tolist() for indices in self._order.epoch(epoch)]
+    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
+        batches = [indices.tolist() for indices in self._order.epoch(epoch, start=start)]
         every = [index for indices in batches for index in indices]
         loaded = ordered_map(
             partial(self._data.load, epoch=epoch),
@@ -171,8 +175,8 @@ class _TensorBatches(_Ordered):
         self._inputs, targets = data.tensors
         self._targets = class_targets(targets, len(targets), "the TensorDataset")
 
-    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
-        for indices in self._order.epoch(epoch):
+    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
+        for indices in self._order.epoch(epoch, start=start):
             yield Batch(self._inputs[indices], self._targets[indices], _numbered(indices))
 
 
@@ -183,9 +187,9 @@ class _ItemBatches(_Ordered):
         self._data = data
         as_pair(data[0], f"item 0 of the {type(data).__name__}")
 
-    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
+    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
         what = type(self._data).__name__
-        for indices in self._order.epoch(epoch):
+        for indices in self._order.epoch(epoch, start=start):
             items = [as_pair(self._data[i], f"item {i} of the {what}") for i in indices.tolist()]
             names = _numbered(indices)
             try:
@@ -212,8 +216,16 @@ class _Given:
     def samples(self) -> int:
         return self._given.samples
 
-    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
-        for number, (inputs, targets) in enumerate(self._given.epoch(epoch)):
+    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
+        given = self._given.epoch(epoch)
+        for _ in islice(given, start):
+            pass
+        return self._named(given, start)
+
+    def _named(
+        self, given: Iterator[tuple[Any, Tensor]], start: int
+    ) -> Generator[Batch, None, None]:
+        for number, (inputs, targets) in enumerate(given, start):
             names = tuple(f"sample {place} of batch {number}" for place in range(len(targets)))
             yield Batch(inputs, targets, names)
 

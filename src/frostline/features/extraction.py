@@ -91,12 +91,12 @@ class FeatureBatches:
     def samples(self) -> int:
         return len(self.data)
 
-    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
-        """The batches of one epoch, counted from 0."""
+    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
+        """The batches of one epoch, counted from 0, from number `start` on."""
         data = self.data
         first = (epoch % data.views) * len(data)
         name_of = data.names.__getitem__
-        for indices in self.order.epoch(epoch):
+        for indices in self.order.epoch(epoch, start=start):
             values = data.rows.gather(indices + first if first else indices)
             names = tuple(map(name_of, indices.tolist()))
             yield Batch(values, data.targets[indices], names)

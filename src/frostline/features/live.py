@@ -31,9 +31,12 @@ class PrefixedBatches:
     def samples(self) -> int:
         return self.whole.samples
 
-    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
-        """The batches of one epoch, counted from 0."""
-        with closing(self.whole.epoch(epoch)) as batches:
+    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
+        """The batches of one epoch, counted from 0, from number `start` on."""
+        return self._computed(self.whole.epoch(epoch, start=start))
+
+    def _computed(self, whole: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        with closing(whole) as batches:
             for batch in batches:
                 yield Batch(self.compute(batch.inputs), batch.targets, batch.names)
 
@@ -58,13 +61,13 @@ class LiveLastBatches:
     def samples(self) -> int:
         return self.stored.samples
 
-    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:
-        """The batches of one epoch, counted from 0."""
+    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
+        """The batches of one epoch, counted from 0, from number `start` on."""
         stored = self.stored
         view = epoch % stored.data.views
         last = stored.order.epoch(epoch)[-1] + view * stored.samples
         whole = min(stored.order.batch_size, stored.samples)
-        for batch in stored.epoch(epoch):
+        for batch in stored.epoch(epoch, start=start):
             fits = len(batch.targets) == whole
             yield batch if fits else Batch(self._values(last), batch.targets, batch.names)
 

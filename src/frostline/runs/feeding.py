@@ -75,17 +75,22 @@ class Wanted:
     """What a run wants of its features.
 
     Attributes:
-        form: as decided when the run began; empty at its beginning.
         seconds_per_sample: of one plain forward.
+        epochs: in which the features will be used.
+        form: as decided when the phase began; empty at its beginning.
+        explains: whether to say what is other than in what the store has; not where a later phase
+            of a plan has another line or other weights, which is meant.
     """
 
     settings: FeatureSettings
     recipe: Recipe
     batch_size: int
     device: torch.device
-    form: str
     seconds_per_sample: float
     hooks: tuple[Hook, ...] = ()
+    epochs: int = 1
+    form: str = ""
+    explains: bool = True
 
     def store(self) -> FeatureStore:
         """The store to use."""
@@ -118,7 +123,7 @@ def feed(
     if wanted.settings.store == "off" or wanted.form == BY_MODEL:
         return by_model
     if wanted.settings.store == "auto" and not wanted.form:
-        seconds = wanted.seconds_per_sample * plain[0].samples * wanted.recipe.epochs
+        seconds = wanted.seconds_per_sample * plain[0].samples * wanted.epochs
         if seconds < WORTH_SECONDS:
             return by_model
     try:
@@ -255,7 +260,11 @@ class _Feeding:
             self._notes.append(
                 f"stored as {wanted.settings.storage}, relative error {found.storage_error:.2g}"
             )
-        if found.why and not any(note.startswith(_SINCE) for note in self._notes):
+        if (
+            found.why
+            and wanted.explains
+            and not any(note.startswith(_SINCE) for note in self._notes)
+        ):
             self._notes.append(f"{_SINCE} {found.why}")
         batches = found.batches(
             batch_size=wanted.batch_size, shuffle=shuffle, seed=wanted.recipe.seed
@@ -292,7 +301,7 @@ class _Feeding:
         for note in dict.fromkeys(self._notes):
             yield f"          {note}"
         samples = sum(side.plain.samples for side in (self._train, self._validation) if side.source)
-        epochs = wanted.recipe.epochs
+        epochs = wanted.epochs
         each = compute.tuned.plain_seconds_per_sample or wanted.seconds_per_sample
         saved = each * samples * epochs - self._seconds
         if saved > 0:

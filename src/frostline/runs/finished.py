@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import final
 
 import xxhash
-from torch import Tensor, nn
+from torch import Tensor
 
 from frostline._files import file_digest
 from frostline.config import RunSettings
@@ -35,9 +35,10 @@ from frostline.errors import (
 )
 from frostline.fingerprints import Fingerprint
 from frostline.folder import RunFolder
-from frostline.freezing import frozen_part
 from frostline.metrics import Evaluation
 from frostline.models import LoadedModel
+from frostline.plans import Phase
+from frostline.runs.course import Survey, survey
 from frostline.runs.feeding import prefixed
 from frostline.runs.preparing import build, freeze_as_asked
 
@@ -101,12 +102,11 @@ class FinishedRun:
             DriftError: the delta is not that of this run: it lacks what was trained, or holds
                 what was to stay frozen.
         """
-        loaded = self._base()
-        self._check_weights()
         delta = read_delta(self.folder.best)
-        _check_trained(delta, loaded.model, self.folder.best)
-        frozen = [n for n, p in loaded.model.named_parameters() if not p.requires_grad]
-        _check_left_out(delta, frozen, self.folder.best)
+        loaded = self.built_for(delta)
+        planned = survey(loaded.model, self._phases)
+        _check_trained(delta, planned, self.folder.best)
+        _check_left_out(delta, planned.untouched.tensors, self.folder.best)
         load_delta(loaded.model, self.folder.best)
         loaded.model.eval()
         # As it was then: an own file or a later library may come with another one.
@@ -168,8 +168,14 @@ class FinishedRun:
 
     def _prefixed(self, batches: Batches, device: str) -> tuple[Batches, Forward]:
         """The frozen part in the form that the run was trained and judged with."""
-        form = self.settings.features.form
+        phase, forms = _phase_of(read_delta(self.folder.best)), self.settings.features.forms
+        form = forms[phase] if phase < len(forms) else ""
         return prefixed(self.loaded.model, batches, form, device=resolve_device(device))
+
+    @property
+    def _phases(self) -> tuple[Phase, ...]:
+        """The plan's; without one, a phase that goes on as the model is frozen."""
+        return self.settings.plan or (Phase(epochs=1),)
 
     def held_out(
         self, data: Path, *, progress: Callable[[int, int], None] | None = None
@@ -217,7 +223,17 @@ class FinishedRun:
             checks.append("the base, built again from its weights, has the same frozen tensors")
         return Verdict(len(expected.tensors), expected, tuple(checks))
 
-    def _base(self) -> LoadedModel:
+    def built_for(self, delta: Delta) -> LoadedModel:
+        """The base, frozen as when `delta` was saved.
+
+        Raises:
+            ConfigError, WeightsError: as `loaded`.
+        """
+        loaded = self._base(phase=_phase_of(delta))
+        self._check_weights()
+        return loaded
+
+    def _base(self, *, phase: int = 0) -> LoadedModel:
         model = self.settings.model
         if model.is_from_python:
             raise ConfigError(
@@ -232,7 +248,7 @@ class FinishedRun:
                 "they are now."
             )
         loaded = build(self.settings, classes=len(self.settings.data.classes))
-        freeze_as_asked(loaded, self.settings)
+        freeze_as_asked(loaded, self.settings, phase=phase)
         return loaded
 
     def _check_weights(self) -> None:
@@ -249,13 +265,14 @@ class FinishedRun:
     def _check_base(self, expected: Fingerprint) -> None:
         try:
             model = self._base().model
-            found = frozen_part(model).fingerprint
+            planned = survey(model, self._phases)
+            found = planned.untouched
         except WeightsError:
             if Path(self.settings.model.weights).is_file():
                 self._check_weights()  # says more than that a changed file cannot be read
             raise
         for file in (self.folder.best, self.folder.last):
-            _check_trained(read_delta(file), model, file)
+            _check_trained(read_delta(file), planned, file)
         moved = [
             name
             for name in dict.fromkeys([*expected.tensors, *found.tensors])
@@ -317,15 +334,20 @@ def _check_left_out(delta: Delta, frozen: Iterable[str], file: Path) -> None:
         )
 
 
-def _check_trained(delta: Delta, model: nn.Module, file: Path) -> None:
-    """Make sure the delta holds each parameter that this run trained."""
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+def _check_trained(delta: Delta, planned: Survey, file: Path) -> None:
+    """Make sure the delta holds each parameter that this run trained until it was saved."""
+    trained = planned.trained_until(_phase_of(delta))
     missing = [name for name in trained if name not in delta.tensors]
     if missing:
         raise DriftError(
             f"{file} lacks tensors that this run trained: {_some(missing)}. {_NOT_THIS_RUNS}",
             missing,
         )
+
+
+def _phase_of(delta: Delta) -> int:
+    """The phase in which the delta was saved, from 0."""
+    return int(delta.about.get("phase", "1")) - 1
 
 
 def _drift(where: str, names: Sequence[str]) -> DriftError:

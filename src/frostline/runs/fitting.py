@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,28 @@ from frostline._files import write_text
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
-from frostline.data import Batch, Batches, ImageDataset, make_batches
+from frostline.data import ImageDataset, make_batches
+from frostline.deltas import all_tensors
 from frostline.devices import resolve_device
-from frostline.engine import EpochRecord, Hook, Predictions, check_targets, predict
-from frostline.engine import train as run_epochs
+from frostline.engine import (
+    EpochRecord,
+    Hook,
+    PhaseRecord,
+    Predictions,
+    Training,
+    check_targets,
+    train_phases,
+)
 from frostline.errors import ConfigError, DataError, DriftError, ModelError, TrainingError
 from frostline.fingerprints import fingerprint
 from frostline.folder import RunFolder
-from frostline.freezing import Frozen, Proof, frozen_part
+from frostline.freezing import Proof
 from frostline.groups import param_groups
+from frostline.plans import Phase, Plan
 from frostline.recipe import Recipe, recipe_of
-from frostline.runs.feeding import CHECKED_SAMPLES, Feed, Wanted, feed, few_of
+from frostline.runs.course import Book, PhasedCourse, Survey, survey
+from frostline.runs.feeding import Wanted, feed
+from frostline.runs.first_samples import FirstSamples
 
 
 @final
@@ -44,6 +55,7 @@ class Run:
         folder: where it was written; `None` if nowhere.
         says: lines for people on what was computed once, or why nothing could be.
         computed: rows of features that this run computed; the others were in the store.
+        phases: a record for each phase; one where there was no plan.
     """
 
     model: nn.Module
@@ -53,6 +65,7 @@ class Run:
     folder: RunFolder | None
     says: tuple[str, ...] = ()
     computed: int = 0
+    phases: tuple[PhaseRecord, ...] = ()
 
 
 def fit(
@@ -61,6 +74,7 @@ def fit(
     val: object,
     *,
     out: str | Path | None = None,
+    plan: Plan | None = None,
     recipe: Recipe | None = None,
     batch_size: int = 32,
     classes: Sequence[str] | None = None,
@@ -78,6 +92,9 @@ def fit(
     are frozen fully. Each epoch trains in train mode and validates in eval mode without
     gradients. At the end the model holds the best epoch's weights and the frozen part is verified.
 
+    With a plan each phase freezes and thaws by its selectors, and what was frozen in it is
+    verified when it ends; the model stays frozen as in the last one.
+
     What lies below the frost line is computed once for each sample, in the fastest form that is
     faithful, and kept in a feature store; the epochs train from there. With `precision="exact"`
     the figures are those of the plain loop (`features="off"`).
@@ -86,16 +103,19 @@ def fit(
         train: dataset of (input, class index), or an iterable of batches of these.
         val: the same; never trained on.
         out: a new folder for deltas, metrics and settings; nothing is kept if `None`.
-        recipe: how to train; or name its options here: `epochs=5, lr=1e-3, patience=3`.
+        plan: phases to train in, one after the other; without one, what is trainable now.
+        recipe: how to train; or name its options here: `epochs=5, lr=1e-3, patience=3`. The
+            phases of a plan have lengths of their own, and take from here what they leave open.
         classes: names of the classes; by default `train.classes`, else their numbers.
-        resume: go on with the run in `out` after its last whole epoch.
+        resume: go on with the run in `out` from where it was last written.
         features: folder of the feature store; `auto` is one in the user's cache folder, `off` is
             the plain loop.
         compile: compile what is trained with `torch.compile`.
         hooks: called by the loop, besides those that save and log.
 
     Raises:
-        ConfigError: an option is unknown or out of range, or the run to resume is another one.
+        ConfigError: an option is unknown or out of range, the plan does not fit the model, or the
+            run to resume is another one.
         FreezeError: nothing is trainable.
         DataError: labels do not fit the classes, or there is no data.
         ModelError: the model does not give one logit for each class.
@@ -103,50 +123,52 @@ def fit(
         TrainingError: the loss is not finite, or a batch does not go through.
         DriftError: something frozen moved; what was trained is kept in `out`.
     """
-    recipe, hooks = _recipe(recipe, options), tuple(hooks)
+    recipe, hooks = _recipe(recipe, options, plan), tuple(hooks)
     settings = settings or _settings(model, recipe, batch_size, device, features, compile)
+    phases = _phases(model, recipe, plan, hooks)
     batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
     validation = make_batches(val, batch_size=batch_size, shuffle=False, seed=recipe.seed)
-    param_groups(model, lr=1.0)  # refuses early when nothing is trainable
     if settings.features.compile:
         _check_compiler(device)
-    first = _FirstSamples.of(
+    first = FirstSamples.of(
         model, val, validation, device=device, timed=settings.features.store == "auto"
     )
     names = _class_names(first.found, train, classes)
     weights = _class_weights(recipe, train, len(names))
+    settings = _completed(settings, names, plan)
     with _folder(out, resume=resume) as folder:
-        frozen = frozen_part(model)
+        measure = partial(first.step_seconds, model) if plan else None
+        planned = survey(model, phases, measure=measure)
+        book = _begun(folder, settings, planned, resume=resume)
+        saver = Saver(
+            folder,
+            fingerprint(model) if folder else None,
+            _about(settings),
+            resume=resume,
+            start=_start(model, planned) if plan else None,
+            keep=recipe.keep,
+        )
         wanted = Wanted(
             settings.features,
             recipe,
             batch_size,
             resolve_device(device),
-            form=_form_before(folder) if resume else "",
             seconds_per_sample=first.seconds,
             hooks=hooks,
         )
-        fed = feed(model, first.inputs, (train, val), (batches, validation), wanted)
-        settings = _completed(settings, names, fed)
-        _begin(folder, settings, frozen, resume=resume)
-        about = {"model": settings.model.name, "weights": settings.model.weights}
-        saver = Saver(folder, fingerprint(model) if folder else None, about, resume=resume)
+        supply = partial(feed, model, first.inputs, (train, val), (batches, validation))
+        course = PhasedCourse(saver, planned, book, supply, wanted)
         logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if folder else ()
-        for hook in hooks:
-            for line in fed.says:
-                hook.on_notice(line)
-        training = run_epochs(
-            model,
-            fed.train,
-            fed.validation,
-            recipe=recipe,
-            classes=names,
-            device=device,
-            class_weights=weights,
-            forward=torch.compile(fed.forward) if settings.features.compile else fed.forward,
-            hooks=(saver, *logs, *hooks),
-        )
-        proof = frozen.verify()
+        with _room_to_compile(settings, len(phases)):
+            training = train_phases(
+                Training(model, recipe, phases, len(batches)),
+                course,
+                classes=names,
+                device=device,
+                class_weights=weights,
+                hooks=(saver, *logs, *hooks),
+            )
+        proof = course.proof(model)
         if not training.best_epoch:
             raise TrainingError(
                 f"the validation {recipe.monitor} was never a number, so no epoch is the best. "
@@ -154,13 +176,29 @@ def fit(
             )
         saver.put_best(model)
         best = training.history[training.best_epoch - 1]
+        ended = tuple(training.phase_history)
         if folder:
-            _write_result(folder, best, proof)
+            _write_result(folder, best, proof, ended)
         history = tuple(training.history)
-        return Run(model, history, best, proof, folder, fed.says, fed.computed)
+        return Run(model, history, best, proof, folder, course.says, course.computed, ended)
 
 
-def _recipe(recipe: Recipe | None, options: dict[str, object]) -> Recipe:
+def _phases(
+    model: nn.Module, recipe: Recipe, plan: Plan | None, hooks: tuple[Hook, ...]
+) -> tuple[Phase, ...]:
+    """The phases of a run, checked against the model; one where there is no plan."""
+    if plan is None:
+        param_groups(model, lr=1.0)  # refuses early when nothing is trainable
+        return (Phase(epochs=recipe.epochs).completed(recipe),)
+    for warning in plan.check(model, recipe=recipe):
+        for hook in hooks:
+            hook.on_notice(f"Warning   {warning}")
+    return tuple(phase.completed(recipe) for phase in plan)
+
+
+def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None) -> Recipe:
+    if plan is not None and "epochs" in options:
+        raise ConfigError("got a plan and epochs beside it. Write the epochs into its phases.")
     if recipe is None:
         return recipe_of(**options)
     if options:
@@ -198,11 +236,24 @@ def _settings(
     )
 
 
-def _completed(settings: RunSettings, names: Sequence[str], fed: Feed) -> RunSettings:
-    """With what was found: the classes, and the form of the frozen part."""
+def _completed(settings: RunSettings, names: Sequence[str], plan: Plan | None) -> RunSettings:
+    """With the classes that were found, and the plan."""
     data = settings.data.model_copy(update={"classes": tuple(names)})
-    features = settings.features.model_copy(update={"form": fed.form})
-    return settings.model_copy(update={"data": data, "features": features})
+    return settings.model_copy(update={"data": data, "plan": plan.phases if plan else ()})
+
+
+def _about(settings: RunSettings) -> dict[str, str]:
+    """What a delta says about how to get its base, and about the plan that it belongs to."""
+    model = settings.model
+    notes = {"model": model.name, "weights": model.weights}
+    if settings.data.classes:
+        notes["classes"] = json.dumps(settings.data.classes)
+    if not model.is_from_python:
+        notes["head"] = json.dumps({"on": model.on, "hidden": model.hidden, "at": model.head})
+        notes["weights_digest"] = model.weights_digest
+    if settings.plan:
+        notes["plan"] = Plan(settings.plan).dumps()
+    return notes
 
 
 @contextmanager
@@ -217,33 +268,47 @@ def _folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | Non
         folder.check_is_run()
     else:
         folder.check_free()
-    yield folder
+    try:
+        yield folder
+    except Exception:
+        if not resume:
+            folder.discard_start()
+        raise
 
 
-def _form_before(folder: RunFolder | None) -> str:
-    """The form in which the run to be resumed computes its frozen part."""
-    return RunSettings.read(folder.settings).features.form if folder else ""
+@contextmanager
+def _room_to_compile(settings: RunSettings, phases: int) -> Iterator[None]:
+    """Each phase compiles anew; torch gives up after eight of one code otherwise."""
+    if not settings.features.compile:
+        yield
+        return
+    from torch._dynamo import config
+
+    with config.patch(recompile_limit=config.recompile_limit * phases):
+        yield
 
 
-def _begin(
-    folder: RunFolder | None, settings: RunSettings, frozen: Frozen, *, resume: bool
-) -> None:
+def _begun(
+    folder: RunFolder | None, settings: RunSettings, planned: Survey, *, resume: bool
+) -> Book:
     """Write down settings and frozen part; or make sure that a resumed run has the same."""
-    if folder is None:
-        return
-    if not resume:
-        folder.write_frozen(frozen.fingerprint)
-        settings.write(folder.settings)
-        return
-    check_same_settings(RunSettings.read(folder.settings), settings)
-    before = folder.read_frozen()
-    if before != frozen.fingerprint:
-        moved = [n for n, d in before.tensors.items() if frozen.fingerprint.tensors.get(n) != d]
+    if folder is None or not resume:
+        book = Book(folder, settings)
+        if folder is not None:
+            folder.write_frozen(planned.untouched)
+            book.write()
+        return book
+    stored = RunSettings.read(folder.settings)
+    check_same_settings(stored, settings)
+    before, found = folder.read_frozen(), planned.untouched
+    if before != found:
+        moved = [n for n, d in before.tensors.items() if found.tensors.get(n) != d]
         raise DriftError(
             f"cannot resume: the frozen part is not what {folder.root} started with; "
             f"{len(moved)} tensors differ, first {', '.join(moved[:3]) or 'in what is frozen'}. "
             "Give the same weights, model and selector."
         )
+    return Book(folder, stored)
 
 
 def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
@@ -258,6 +323,8 @@ def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
+    if stored.plan != given.plan:
+        differing.append(f"the plan was {_short(stored.plan)} and is {_short(given.plan)}")
     if differing:
         raise ConfigError(
             f"cannot resume with other settings: {'; '.join(differing)}. Leave them as they were, "
@@ -267,7 +334,18 @@ def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
 
 def _sections(a: RunSettings, b: RunSettings) -> dict[str, tuple[dict[str, object], ...]]:
     one, other = a.model_dump(), b.model_dump()
+    one["training"]["keep"] = other["training"]["keep"]  # no matter how many were kept before
     return {key: (one[key], other[key]) for key in ("model", "data", "freeze", "training")}
+
+
+def _start(model: nn.Module, planned: Survey) -> dict[str, Tensor]:
+    """Copies of what no phase leaves alone."""
+    moving = {n: t for n, t in all_tensors(model).items() if n not in planned.untouched.tensors}
+    return {name: tensor.detach().clone() for name, tensor in moving.items()}
+
+
+def _short(phases: Sequence[Phase]) -> str:
+    return f"fl.Plan({list(phases)})" if phases else "none"
 
 
 def _class_names(
@@ -292,58 +370,6 @@ def _class_names(
     return names
 
 
-@final
-@dataclass(frozen=True)
-class _FirstSamples:
-    """A few validation samples, what the model makes of them, and how long it takes for one."""
-
-    inputs: Any
-    found: Predictions
-    seconds: float
-
-    @classmethod
-    def of(
-        cls, model: nn.Module, data: object, whole: Batches, *, device: str, timed: bool
-    ) -> _FirstSamples:
-        """Look at them; `timed` makes a second pass, since the first one also warms up."""
-        if isinstance(data, ImageDataset):  # do not decode whole batches for a few
-            few_of_them = [data[i] for i in range(min(CHECKED_SAMPLES, len(data)))]
-            inputs, labels = zip(*few_of_them, strict=True)
-            batch = Batch(torch.stack(inputs), torch.tensor(labels), data.names[: len(labels)])
-        else:
-            with closing(whole.epoch(0)) as batches:
-                batch = next(batches)
-        few = few_of(batch.inputs, resolve_device(device))
-        count = min(CHECKED_SAMPLES, len(batch.targets))
-        small = _OneBatch(Batch(few, batch.targets[:count], batch.names[:count]))
-        start = time.perf_counter()
-        found = predict(model, small, device=device)
-        seconds = time.perf_counter() - start
-        if timed:
-            start = time.perf_counter()
-            predict(model, small, device=device)
-            seconds = min(seconds, time.perf_counter() - start)
-        return cls(few, found, seconds / count)
-
-
-@final
-@dataclass(frozen=True)
-class _OneBatch:
-    """A single batch."""
-
-    batch: Batch
-
-    def __len__(self) -> int:
-        return 1
-
-    @property
-    def samples(self) -> int:
-        return len(self.batch.targets)
-
-    def epoch(self, epoch: int, /) -> Generator[Batch, None, None]:  # noqa: ARG002
-        yield self.batch
-
-
 def _class_weights(recipe: Recipe, data: object, count: int) -> Tensor | None:
     """Inverse class frequencies, scaled so that their mean over the samples is 1."""
     if recipe.class_weights == "none":
@@ -357,7 +383,9 @@ def _class_weights(recipe: Recipe, data: object, count: int) -> Tensor | None:
     return len(data) / (count * counts.float())
 
 
-def _write_result(folder: RunFolder, best: EpochRecord, proof: Proof) -> None:
+def _write_result(
+    folder: RunFolder, best: EpochRecord, proof: Proof, phases: Sequence[PhaseRecord]
+) -> None:
     result = {
         "epoch": best.epoch,
         **best.validation.as_dict(),
@@ -366,5 +394,6 @@ def _write_result(folder: RunFolder, best: EpochRecord, proof: Proof) -> None:
             "bytes": proof.nbytes,
             "fingerprint": str(proof.fingerprint),
         },
+        "phases": [asdict(phase) for phase in phases],
     }
     write_text(folder.result, json.dumps(result, indent=1))

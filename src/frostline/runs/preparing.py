@@ -5,10 +5,11 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import final
 
-from frostline.config import RunSettings
+from frostline.config import FreezeSettings, RunSettings
 from frostline.data import Audit, Augment, ImageDataset, audit, read_splits
 from frostline.devices import resolve_device
 from frostline.engine import Hook
@@ -18,6 +19,8 @@ from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.models.downloads import one_line
 from frostline.models.file_source import line_in
+from frostline.plans import Plan
+from frostline.runs.course import freeze_for, survey
 from frostline.runs.fitting import Run, fit
 from frostline.selectors import path
 
@@ -53,20 +56,21 @@ class Prepared:
         settings = self.settings
         train_set, val_set = self.datasets()
         folder = RunFolder(Path(out))
-        digests = [self.data.digests[s.path] for s in self.data.splits.train.samples]
-        seen = folder.read_trained_on()
-        if resume and seen and seen != frozenset(digests):
-            raise ConfigError(
-                f"cannot resume: the training pictures in {settings.data.path} are not those that "
-                f"{folder.root} was trained on. Restore them, or start a new run."
-            )
-        noting = _Noting(folder, digests)
+        trained_on, validated_on = (
+            [self.data.digests[sample.path] for sample in part.samples]
+            for part in (self.data.splits.train, self.data.splits.val)
+        )
+        if resume:
+            self._check_same(folder.read_trained_on(), trained_on, "training", folder)
+            self._check_same(folder.read_validated_on(), validated_on, "validation", folder)
+        noting = _Noting(folder, trained_on, validated_on)
         try:
             return fit(
                 self.loaded.model,
                 train_set,
                 val_set,
                 out=out,
+                plan=Plan(settings.plan) if settings.plan else None,
                 recipe=settings.training,
                 batch_size=settings.data.batch_size,
                 device=settings.device,
@@ -75,11 +79,19 @@ class Prepared:
                 settings=settings,
             )
         except Exception as error:
-            if noting.has_started and not resume:
-                folder.discard_start()
             if isinstance(error, RuntimeError) and _is_of_own_forward(error, self.loaded):
                 raise _own_error(error, self.loaded) from error
             raise
+
+    def _check_same(
+        self, before: frozenset[str], now: Iterable[str], part: str, folder: RunFolder
+    ) -> None:
+        """Make sure that a resumed run sees the pictures that it saw before."""
+        if before and before != frozenset(now):
+            raise ConfigError(
+                f"cannot resume: the {part} pictures in {self.settings.data.path} are not those "
+                f"that {folder.root} began with. Restore them, or start a new run."
+            )
 
     def datasets(self) -> tuple[ImageDataset, ImageDataset]:
         """Training pictures with the augmentation asked for, validation pictures without."""
@@ -154,26 +166,42 @@ def build(settings: RunSettings, *, classes: int) -> LoadedModel:
     )
 
 
-def freeze_as_asked(loaded: LoadedModel, settings: RunSettings) -> Frozen:
-    """Freeze by the settings' selector; by default everything but the head.
+def freeze_as_asked(loaded: LoadedModel, settings: RunSettings, *, phase: int = 0) -> Frozen:
+    """Freeze by the settings' selector or as in a phase; by default everything but the head.
+
+    Args:
+        phase: of the settings' plan, from 0.
 
     Raises:
         SelectorError, FreezeError: the selector does not fit the model, or leaves nothing.
-        ConfigError: both a selector to freeze and one to train are given.
+        ConfigError: two things to freeze or train by are given.
     """
-    frozen = _freeze_as_asked(loaded, settings)
-    head = loaded.model.get_submodule(loaded.head)
-    is_new = settings.model.on != "keep"
-    if is_new and not any(p.requires_grad for p in head.parameters()):
+    frozen = _freeze_as_asked(loaded, settings, phase)
+    if settings.model.on != "keep":
+        _check_head_trains(loaded, settings)
+    return frozen
+
+
+def _check_head_trains(loaded: LoadedModel, settings: RunSettings) -> None:
+    head = dict(loaded.model.get_submodule(loaded.head).named_parameters(prefix=loaded.head))
+    trained = survey(loaded.model, settings.plan).trained
+    later = set(chain.from_iterable(trained))
+    if not any(p.requires_grad or name in later for name, p in head.items()):
         raise FreezeError(
             f"the new head at {loaded.head} would stay frozen at its random start. Train it too: "
             f"--train '... | {loaded.head}', or leave it out of --freeze."
         )
-    return frozen
 
 
-def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings) -> Frozen:
+def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> Frozen:
     wanted = settings.freeze
+    if settings.plan:
+        if wanted != FreezeSettings():
+            raise ConfigError(
+                "got a plan and --freeze, --train or --norm beside it. Write them into its phases."
+            )
+        train_only(loaded.model, path(loaded.head))  # for a first phase that names nothing
+        return freeze_for(loaded.model, settings.plan, phase)
     if wanted.freeze is not None and wanted.train is not None:
         raise ConfigError("got both --freeze and --train. Give one; the other is the rest.")
     if wanted.freeze is not None:
@@ -216,13 +244,13 @@ def _own_error(error: BaseException, loaded: LoadedModel) -> ModelError:
 
 @final
 class _Noting(Hook):
-    """Notes at the start which pictures the run sees, and that it has started."""
+    """Notes at the start which pictures the run sees."""
 
-    def __init__(self, folder: RunFolder, digests: list[str]) -> None:
+    def __init__(
+        self, folder: RunFolder, trained_on: Iterable[str], validated_on: Iterable[str]
+    ) -> None:
         self._folder = folder
-        self._digests = digests
-        self.has_started = False
+        self._digests = trained_on, validated_on
 
     def on_start(self, training: object) -> None:  # noqa: ARG002 - the hook's signature
-        self.has_started = True
-        self._folder.write_trained_on(self._digests)
+        self._folder.write_data(*self._digests)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from frostline.errors import SelectorError
 from frostline.selectors.grammar import parse
 from frostline.selectors.inventory import Entry, Inventory, inventory
+from frostline.selectors.pieces import Rows, joined, picked_in_both, refined, row_terms
 from frostline.selectors.stages import stages
 from frostline.selectors.terms import (
     Depth,
@@ -81,6 +82,11 @@ def depth(percent: float) -> Selector:
     return Depth(percent)
 
 
+def rows(name: str, start: int = 0, stop: int | None = None) -> Selector:
+    """Rows `start` to before `stop` of the parameter of that full name; negative from the end."""
+    return Rows(name, start, stop)
+
+
 def where(predicate: Predicate) -> Selector:
     """What `predicate(name, parameter, module)` says yes to."""
     return Where(predicate)
@@ -128,9 +134,12 @@ def _any_of_list(terms: list[Selector]) -> Selector:
 class Selection:
     """What a selector matched in one model.
 
+    Rows that were matched of a tensor are shown as `embed.weight[0:100]`, rows that touch as one
+    piece, and all of a tensor's rows as the tensor.
+
     Attributes:
         selector: what was asked, in normal form.
-        inventory: everything that could have matched.
+        inventory: everything that could have matched, cut at the rows that the selector names.
         picked: indices into `inventory.entries`.
     """
 
@@ -140,8 +149,8 @@ class Selection:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """The matched entries in the model's order."""
-        return tuple(self.inventory.entries[index] for index in sorted(self.picked))
+        """The matched entries in the model's order; pieces of a tensor that touch are one."""
+        return tuple(joined(self.inventory.entries[index] for index in sorted(self.picked)))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -150,8 +159,9 @@ class Selection:
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        """The matched parameters, each once."""
-        return tuple(e.tensor for e in self.entries if isinstance(e.tensor, nn.Parameter))
+        """The parameters matched whole or in some rows, each once."""
+        found = {id(e.tensor): e.tensor for e in self.entries}.values()
+        return tuple(tensor for tensor in found if isinstance(tensor, nn.Parameter))
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -166,28 +176,32 @@ class Selection:
     @property
     def numel(self) -> int:
         """How many numbers the matched parameters hold."""
-        return sum(parameter.numel() for parameter in self.parameters)
+        return sum(entry.content.numel() for entry in self.entries if entry.is_parameter)
 
     @property
     def nbytes(self) -> int:
         """How many bytes the matched parameters hold."""
-        return sum(parameter.nbytes for parameter in self.parameters)
+        return sum(entry.content.nbytes for entry in self.entries if entry.is_parameter)
 
     def report(self) -> Table:
         """A table of the matched parameters, with names, shapes and sizes."""
         rows = tuple(
-            (e.name, "x".join(map(str, e.tensor.shape)) or "scalar", format_count(e.tensor.numel()))
+            (
+                e.name,
+                "x".join(map(str, e.content.shape)) or "scalar",
+                format_count(e.content.numel()),
+            )
             for e in self.entries
             if e.is_parameter
         )
-        total = sum(1 for entry in self.inventory.entries if entry.is_parameter)
+        total = len({id(entry.tensor) for entry in self.inventory.entries if entry.is_parameter})
         return Table(
             title=f"{self.selector} in {self.inventory.title}",
             columns=(Column("parameter"), Column("shape"), Column("numbers", "right")),
             rows=rows,
             notes=(
-                f"{len(rows)} of {total} parameters, {format_count(self.numel)} numbers, "
-                f"{format_bytes(self.nbytes)}",
+                f"{len(self.parameters)} of {total} parameters, {format_count(self.numel)} "
+                f"numbers, {format_bytes(self.nbytes)}",
             ),
         )
 
@@ -195,7 +209,7 @@ class Selection:
         return len(self.names)
 
     def __contains__(self, name: object) -> bool:
-        return any(name == p.name for e in self.entries for p in e.occurrences)
+        return any(name in entry.names for entry in self.entries)
 
     def __str__(self) -> str:
         return str(self.report())
@@ -222,12 +236,42 @@ def select(model: nn.Module, selector: SelectorLike) -> Selection:
 
 
 def select_policy(model: nn.Module, selector: SelectorLike) -> Selection:
-    """As `select`, but a `kind:` the model does not have is fine: a rule for whatever there is."""
-    return _select(inventory(model, kinds_may_miss=True), as_selector(selector))
+    """As `select`, but a `kind:` the model does not have is fine: a rule for whatever there is.
+
+    Raises:
+        SelectorError: as `select`; there is a `rows:` term, and optimizers take whole tensors.
+    """
+    return _select(inventory(model, kinds_may_miss=True), _whole(selector))
+
+
+def select_whole(model: nn.Module, selector: SelectorLike) -> Selection:
+    """As `select`, for what holds for whole tensors only.
+
+    Raises:
+        SelectorError: as `select`; there is a `rows:` term, and optimizers take whole tensors.
+    """
+    return _select(inventory(model), _whole(selector))
+
+
+def _whole(selector: SelectorLike) -> Selector:
+    normal = as_selector(selector)
+    if term := next(row_terms(normal), None):
+        raise SelectorError(
+            f"'{term}' names rows, but an optimizer has one learning rate and one weight decay "
+            f"for a whole tensor. Name the tensor: {term.name}."
+        )
+    return normal
+
+
+def common(selection: Selection, other: Selection) -> Selection:
+    """What both hold, by identity of the tensors: the model may have changed between the two."""
+    stock, picked = picked_in_both(selection.inventory, selection.entries, other.entries)
+    return Selection(other.selector, stock, picked)
 
 
 def _select(stock: Inventory, selector: Selector) -> Selection:
-    return Selection(selector, stock, selector.pick(stock))
+    finer = refined(stock, selector)
+    return Selection(selector, finer, selector.pick(finer))
 
 
 def _paths_above(name: str) -> list[str]:
@@ -246,6 +290,7 @@ __all__ = [
     "Selector",
     "SelectorLike",
     "as_selector",
+    "common",
     "depth",
     "everything",
     "exactly",
@@ -257,8 +302,10 @@ __all__ = [
     "parse",
     "path",
     "regex",
+    "rows",
     "select",
     "select_policy",
+    "select_whole",
     "stage",
     "stages",
     "where",

@@ -7,12 +7,14 @@ r"""Text -> selector. The whole language:
     term     := "all" | "none"
               | "re:" regex | "type:" class | "kind:" kind
               | "stage:" n [".." n] | "depth:" number "%"
+              | "rows:" name "[" span ("," span)* "]"
               | path | glob | "glob:" pattern
+    span     := n | [n] ":" [n]        rows as in a slice; negative from the end
 
 A term ends at a space or an operator. Inside a `re:` term, parentheses and brackets belong to
 the regular expression while they are open; quotes (`re:'a|b'`, `'odd name.weight'`) keep all,
 and a doubled quote inside them (`'it''s'`) is that quote. `glob:` is for patterns that cannot
-stand bare.
+stand bare. A name before the brackets of `rows:` may be quoted.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import NoReturn
 
 from frostline.errors import SelectorError, nearest
 from frostline.selectors.patterns import is_pattern
+from frostline.selectors.pieces import Rows
 from frostline.selectors.terms import (
     Depth,
     Everything,
@@ -40,21 +43,26 @@ from frostline.selectors.terms import (
     any_of,
 )
 
-_PREFIXES = ("re", "type", "kind", "stage", "depth", "glob")
+_PREFIXES = ("re", "type", "kind", "stage", "depth", "glob", "rows")
 _STAGE = re.compile(r"(-?\d{1,9})(?:\.\.(-?\d{1,9}))?")
 _DEPTH = re.compile(r"(\d+(?:\.\d+)?)%")
+_SPAN = re.compile(r"\s*(?:(-?\d{1,18})|(-?\d{1,18})?\s*:\s*(-?\d{1,18})?)\s*")
 _OPERATORS = "&|~()"
 _DEEPEST = 50  # nested parentheses and negations; far from Python's own limit
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A piece of the text; `quoted` pieces are never operators, words or patterns."""
+    """A piece of the text; `quoted` pieces are never operators, words or patterns.
+
+    `spans` is what stood in the brackets behind a `rows:` term's name.
+    """
 
     text: str
     start: int
     prefix: str = ""
     quoted: bool = False
+    spans: str = ""
 
 
 def parse(text: str) -> Selector:
@@ -164,6 +172,8 @@ def _prefixed(tokens: _Tokens, token: _Token) -> Selector:
             return Glob(token.text)
         case "stage":
             return _stage(tokens, token)
+        case "rows":
+            return any_of(*(_rows(tokens, token, span) for span in token.spans.split(",")))
         case _:
             return _depth(tokens, token)
 
@@ -183,10 +193,19 @@ def _depth(tokens: _Tokens, token: _Token) -> Selector:
     return Depth(float(found[1]))
 
 
+def _rows(tokens: _Tokens, token: _Token, span: str) -> Selector:
+    found = _SPAN.fullmatch(span)
+    if found is None:
+        reason = "rows go by one" if span.count(":") > 1 else f"'{span.strip()}' is no span of rows"
+        tokens.refuse(token, f"{reason}; write rows:{token.text}[0:100], [5], [-10:] or [0:10,20]")
+    single, first, stop = (None if text is None else int(text) for text in found.groups())
+    if single is None:
+        return Rows(token.text, first or 0, stop)
+    return Rows(token.text, single, None if single == -1 else single + 1)
+
+
 def _refuse_prefix(tokens: _Tokens, token: _Token) -> NoReturn:
     prefix = token.text.partition(":")[0]
-    if prefix == "rows":
-        tokens.refuse(token, "rows: selects parts of tensors, which this version cannot freeze")
     near = nearest(prefix, _PREFIXES, count=1)
     hint = f"; did you mean '{near[0]}:'?" if near else ""
     known = ", ".join(f"{p}:" for p in _PREFIXES)
@@ -211,11 +230,28 @@ def _tokenize(text: str) -> list[_Token]:
 def _read_term(text: str, start: int) -> tuple[_Token, int]:
     prefix = next((p for p in _PREFIXES if text.startswith(f"{p}:", start)), "")
     at = start + len(prefix) + 1 if prefix else start
+    if prefix == "rows":
+        return _read_rows(text, start, at)
     if text[at : at + 1] in {"'", '"'}:
         content, end = _read_quoted(text, at)
         return _Token(content, start, prefix, quoted=True), end
     end = _regex_end(text, at) if prefix == "re" else _word_end(text, at)
     return _Token(text[at:end], start, prefix), end
+
+
+def _read_rows(text: str, start: int, at: int) -> tuple[_Token, int]:
+    """A name, bare or quoted, and what stands in the brackets behind it."""
+    if text[at : at + 1] in {"'", '"'}:
+        name, end = _read_quoted(text, at)
+    else:
+        name = text[at : _word_end(text, at)].partition("[")[0]
+        end = at + len(name)
+    if text[end : end + 1] != "[":
+        _refuse(text, end, "rows: wants rows behind the name, as rows:embed.weight[0:100]")
+    close = text.find("]", end)
+    if close < 0:
+        _refuse(text, end, "the bracket [ is never closed")
+    return _Token(name, start, "rows", spans=text[end + 1 : close]), close + 1
 
 
 def _read_quoted(text: str, at: int) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from frostline.errors import SelectorError
+from frostline.selectors.ranges import suffix
 
 # Names that wrappers put between a module and its content; selectors need not know them.
 _WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
@@ -47,16 +48,33 @@ class Occurrence:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One parameter, or one buffer of a module that has no parameter, under each of its names."""
+    """One parameter, or one buffer of a module that has no parameter, under each of its names.
+
+    Attributes:
+        rows: where the tensor is cut into pieces, the rows (indices of its first dimension) of
+            this piece.
+    """
 
     tensor: Tensor
     occurrences: tuple[Occurrence, ...]
     is_parameter: bool
+    rows: range | None = None
 
     @property
     def name(self) -> str:
-        """Its first name, the one `named_parameters()` gives."""
-        return self.occurrences[0].name
+        """Its first name, the one `named_parameters()` gives; of a piece, with the rows."""
+        return self.names[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All its names; of a piece, with the rows, as in `embed.weight[0:100]`."""
+        return tuple(place.name + suffix(self.rows) for place in self.occurrences)
+
+    @property
+    def content(self) -> Tensor:
+        """The tensor, or the piece of it as a view, without gradient history."""
+        whole = self.tensor.detach()
+        return whole if self.rows is None else whole[self.rows.start : self.rows.stop]
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,8 @@ class Inventory:
     Attributes:
         model: the model itself, without compile or data-parallel wrapper.
         entries: every parameter once, and the buffers of modules without parameters; in the
-            order of the module tree.
+            order of the module tree. A parameter that is cut is there piece by piece, in the
+            order of its rows.
         kinds_may_miss: a `kind:` term that matches nothing is fine (for policies such as "no
             decay on norms", which hold for whatever norms there are).
     """
@@ -86,6 +105,15 @@ class Inventory:
         paths = (plain_name(path) for path in self.modules if path)
         leaves = (place.plain for entry in self.entries for place in entry.occurrences)
         return tuple(dict.fromkeys([*paths, *leaves]))
+
+    @cached_property
+    def indices_by_name(self) -> dict[str, tuple[int, ...]]:
+        """Each full name of a tensor, as torch and as a person would write it -> its entries."""
+        found: dict[str, list[int]] = {}
+        for index, entry in enumerate(self.entries):
+            for name in {n for place in entry.occurrences for n in (place.name, place.plain)}:
+                found.setdefault(name, []).append(index)
+        return {name: tuple(indices) for name, indices in found.items()}
 
     @property
     def title(self) -> str:

@@ -47,7 +47,7 @@ def stages(inventory: Inventory) -> tuple[frozenset[int], ...]:
     stage_of = {path: number for number, group in enumerate(paths) for path in group}
     members: list[set[int]] = [set() for _ in paths] or [set()]
     for index, entry in enumerate(inventory.entries):
-        members[_stage_of_name(entry.name, stage_of)].add(index)
+        members[_stage_of_name(entry.occurrences[0].name, stage_of)].add(index)
     return tuple(frozenset(group) for group in members)
 
 

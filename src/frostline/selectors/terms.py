@@ -294,7 +294,8 @@ class Nothing(Selector):
 class Where(Selector):
     """What a function says yes to: `predicate(name, parameter, module) -> bool`.
 
-    Asked for each name of each parameter, and for the buffers of modules without parameters.
+    Asked for each name of each parameter, and for the buffers of modules without parameters; of a
+    parameter that is cut into rows by another term, it gets the whole.
     """
 
     predicate: Predicate

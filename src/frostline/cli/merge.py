@@ -1,0 +1,45 @@
+"""`frostline merge RUN --out full.safetensors`: a delta and its base as one checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from frostline.cli import _options as options
+
+
+def merge(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A run's folder, or a delta.", metavar="RUN|DELTA"),
+    ],
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(help="New file: .safetensors, or .pth for torch.", metavar="FILE"),
+    ],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="The base's weights, where they cannot be had as then.", metavar="FILE"),
+    ] = None,
+    which: Annotated[
+        Literal["best", "last"], typer.Option(help="Which delta of the run.")
+    ] = "best",
+    json: options.Json = False,
+) -> None:
+    """Write the full state_dict of what was trained, for tools that know nothing of deltas."""
+    from frostline.cli._terminal import output, print_json, say
+    from frostline.runs.merging import check_checkpoint_path, merged, write_state_dict
+    from frostline.units import format_bytes
+
+    check_checkpoint_path(out)
+    tensors = merged(source, base=base, which=which)
+    write_state_dict(tensors, out)
+    if json:
+        document = {"file": str(out), "tensors": len(tensors), "bytes": out.stat().st_size}
+        print_json(document)
+        return
+    size = format_bytes(out.stat().st_size)
+    say(output(), f"Written to {out}: {len(tensors)} tensors, {size}")

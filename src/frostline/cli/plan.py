@@ -1,0 +1,173 @@
+"""`frostline plan MODEL --kind lp_ft`: a ready-made plan for a model, as TOML to edit and use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from frostline.cli import _options as options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+    from frostline.config import HeadPlace
+    from frostline.plans import Plan
+
+Kind = Literal["head_only", "gradual", "lp_ft", "surgical", "full", "norm_and_bias"]
+
+# What `--epochs` sets where a plan has more than one length.
+_EPOCHS = {"gradual": "epochs_each", "lp_ft": "tune_epochs"}
+# Options that one kind alone takes.
+_OWN = {"stages": "gradual", "stage": "surgical"}
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="alexnet, torchvision:NAME, timm:NAME or file.py:function.", metavar="MODEL"
+        ),
+    ],
+    *,
+    kind: Annotated[Kind, typer.Option(help="Which plan; docs/plans.md tells what each is for.")],
+    stages: Annotated[
+        int | None,
+        typer.Option(help="gradual: how many stages train in the end, the head included.", min=1),
+    ] = None,
+    stage: Annotated[
+        int | None, typer.Option(help="surgical: the stage beside the head, from 0 or as -2.")
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of the last phase; gradual: of each phase.", min=1),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate of the last phase; gradual: of all but the first."),
+    ] = None,
+    on: options.On = "classifier",
+    head: options.Head = "",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write the plan to; a new one.", metavar="FILE")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Write a ready-made plan for a model: what trains when, as TOML that can be edited.
+
+    No weights are needed, so none are loaded. The plan's table shows what each phase trains.
+    Without --out the plan itself goes to standard output, and its table to standard error.
+    """
+    from frostline.cli._terminal import notes, output, print_json, say
+
+    asked = {"stages": stages, "stage": stage, "epochs": epochs, "lr": lr}
+    chosen = _checked(kind, {name: value for name, value in asked.items() if value is not None})
+    hidden = options.hidden_widths(head, on=on)
+    _check_free(out)
+    network = _built(model, on, hidden)
+    made = _makers()[kind](network, **chosen)
+    if out is not None:
+        made.save(out)
+    aside = notes()
+    for warning in made.check(network):
+        say(aside, f"Warning: {warning}", style="yellow")
+    if json:
+        print_json(_document(made, network, out))
+    elif out is None:
+        aside.print(made.table(network))
+        print(made.dumps(), end="")  # noqa: T201 - the output itself
+    else:
+        _conclude(made, network, output(), out, _as_given(model, on, head))
+
+
+def _checked(kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
+    """The options as `Plan`'s methods call them.
+
+    Raises:
+        typer.BadParameter: another kind takes one of them, one is missing, or out of its range.
+    """
+    from frostline.plans import Phase
+
+    for name in given.keys() & _OWN.keys():
+        if _OWN[name] != kind:
+            raise typer.BadParameter(
+                f"only --kind {_OWN[name]} takes it, and this is {kind}.", param_hint=f"--{name}"
+            )
+    if kind == "surgical" and "stage" not in given:
+        raise typer.BadParameter(
+            "say which stage trains beside the head, as --stage 0; `frostline inspect MODEL` "
+            "lists them.",
+            param_hint="--stage",
+        )
+    with options.usage_errors():
+        Phase(epochs=1, lr=given.get("lr"))
+    return {_EPOCHS.get(kind, name) if name == "epochs" else name: v for name, v in given.items()}
+
+
+def _makers() -> dict[Kind, Callable[..., Plan]]:
+    from frostline.plans import Plan
+
+    return {
+        "head_only": Plan.head_only,
+        "gradual": Plan.gradual,
+        "lp_ft": Plan.lp_ft,
+        "surgical": Plan.surgical,
+        "full": Plan.full,
+        "norm_and_bias": Plan.norm_and_bias,
+    }
+
+
+def _check_free(out: Path | None) -> None:
+    from frostline.errors import OutputError
+
+    if out is not None and (out.exists() or out.is_symlink()):
+        raise OutputError(f"{out} is there already. Choose another --out, or remove it first.")
+
+
+def _built(model: str, on: HeadPlace, hidden: tuple[int, ...]) -> nn.Module:
+    from frostline.models import ModelSpec, build, load_model
+
+    if on == "keep":
+        return build(ModelSpec.parse(model), weights="none", seed=0).model
+    # A plan does not depend on how many classes there are.
+    return load_model(model, weights="none", classes=2, hidden=hidden, on=on).model
+
+
+def _document(made: Plan, network: nn.Module, out: Path | None) -> dict[str, object]:
+    from frostline.plans.parts import parts
+    from frostline.plans.showing import share
+    from frostline.recipe import Recipe
+
+    trained = [
+        {"phase": part.place, "parameters": part.selection.numel, "share": share(part)}
+        for part in parts(network, made.phases, Recipe())
+    ]
+    return {
+        **made.as_dict(),
+        "trained": trained,
+        "warnings": list(made.check(network)),
+        "file": None if out is None else str(out),
+    }
+
+
+def _as_given(model: str, on: HeadPlace, head: str) -> str:
+    """The model's options for `frostline train`."""
+    options = ["--model", model]
+    if on != "classifier":
+        options += ["--on", on]
+    if head:
+        options += ["--head", head]
+    return " ".join(map(quote, options))
+
+
+def _conclude(made: Plan, network: nn.Module, page: Console, out: Path, options: str) -> None:
+    from frostline.cli._terminal import say
+
+    page.print(made.table(network))
+    page.print()
+    next_step = f"frostline train DATA {options} --plan {quote(str(out))}"
+    say(page, f"Written to {out}; next: {next_step}")

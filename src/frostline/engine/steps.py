@@ -1,0 +1,191 @@
+"""The one place where a batch becomes a step, and the optimizer that makes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from frostline.data import Batch, Batches
+from frostline.devices import Arithmetic
+from frostline.engine.training import Training
+from frostline.errors import DataError, FreezeError, NonFiniteLoss, TrainingError
+from frostline.groups import ParamGroup, default_lr, param_groups
+from frostline.models import logits_of
+from frostline.recipe import Recipe
+from frostline.surgery import load_optimizer_state, optimizer_state
+
+Forward = Callable[..., Any]
+
+
+@final
+@dataclass(frozen=True)
+class Fed:
+    """Batches of a phase, and what they go through: the suffix of a cut, or the model itself."""
+
+    train: Batches
+    validation: Batches
+    forward: Forward
+
+
+@final
+class Stepper:
+    """Steps of one phase: the optimizer over what it trains, and the loss.
+
+    What stayed trainable since the phase before keeps its optimizer state, if the phase says so;
+    a resumed run takes up what it had.
+    """
+
+    def __init__(
+        self, training: Training, arithmetic: Arithmetic, class_weights: Tensor | None
+    ) -> None:
+        model, phase, recipe = training.model, training.phase, training.recipe
+        self._arithmetic = arithmetic
+        self._clip_norm = recipe.clip_norm
+        groups = param_groups(
+            model,
+            lr=phase.lr or default_lr(model, optimizer=recipe.optimizer),
+            weight_decay=recipe.weight_decay if phase.weight_decay is None else phase.weight_decay,
+            layer_decay=phase.layer_decay or recipe.layer_decay,
+            lr_mult=phase.lr_mult,
+        )
+        self._names = [name for group in groups for name in group["param_names"]]
+        self._trainable = [p for group in groups for p in group["params"]]
+        self._peaks = [group["lr"] for group in groups]
+        self.optimizer = make_optimizer(groups, recipe)
+        arithmetic.take(self.optimizer)
+        training.scaler = arithmetic.scaler
+        self._take_state(training)
+        # What a backward before this phase left behind is no part of its first step.
+        self.optimizer.zero_grad(set_to_none=True)
+        weights = None if class_weights is None else class_weights.to(arithmetic.device)
+        self._loss = nn.CrossEntropyLoss(weight=weights, label_smoothing=recipe.label_smoothing)
+        self.unreached: tuple[str, ...] | None = None
+
+    def step(
+        self, forward: Forward, batch: Batch, lr_factor: float, *, check: bool = True
+    ) -> tuple[float, Tensor]:
+        """One optimizer step; gives the batch's loss and how many it got right.
+
+        Args:
+            check: whether the targets are still to be checked; once an epoch has seen them, no.
+        """
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * lr_factor
+        targets = batch.targets.to(self._arithmetic.device, non_blocking=True)
+        with batch_errors(batch):
+            with self._arithmetic.autocast():
+                logits = call(forward, batch.inputs, self._arithmetic)
+                if check:
+                    check_targets(batch.targets, logits.shape[1], batch.names)
+                loss = self._loss(logits.float(), targets)
+            value = self._update(loss, batch)
+        return value, (logits.detach().argmax(dim=1) == targets).sum()
+
+    def _update(self, loss: Tensor, batch: Batch) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            raise non_finite(f"the loss became {value}", batch.names)
+        if not loss.requires_grad:
+            raise FreezeError(
+                "the loss does not depend on any trainable parameter, so nothing would be "
+                "learned. Check that what you train is used in the model's forward, and that no "
+                "reentrant checkpointing stands around it (use_reentrant=False)."
+            )
+        self._arithmetic.backward(loss)
+        if self.unreached is None:
+            pairs = zip(self._names, self._trainable, strict=True)
+            self.unreached = tuple(name for name, p in pairs if p.grad is None)
+        if self._clip_norm is not None:
+            self._arithmetic.clip(self._trainable, self._clip_norm)
+        self._arithmetic.step()
+        for parameter in self._trainable:
+            parameter.grad = None
+        return value
+
+    def _take_state(self, training: Training) -> None:
+        before, restored = training.optimizer, training.restored
+        known = None
+        if restored is not None:
+            known = restored["optimizer"]
+            if training.scaler is not None and restored["scaler"]:
+                training.scaler.load_state_dict(restored["scaler"])
+        elif before is not None and training.phase.state == "keep":
+            known = optimizer_state(before, training.model)
+        if known is not None:
+            load_optimizer_state(
+                self.optimizer, training.model, known, missing="fresh", hyperparameters="own"
+            )
+        training.optimizer = self.optimizer
+
+
+def check_targets(targets: Tensor, classes: int, names: Sequence[str]) -> None:
+    """Make sure that class indices count through `classes` classes.
+
+    Raises:
+        DataError: one does not; names its sample.
+    """
+    if not len(targets):
+        return
+    lowest, highest = (int(end) for end in targets.aminmax())
+    if lowest < 0 or highest >= classes:
+        outside = (targets < 0) | (targets >= classes)
+        first = int(outside.nonzero()[0])
+        raise DataError(
+            f"the label of {names[first]} is {int(targets[first])}, but the model tells {classes} "
+            f"classes apart: 0 to {classes - 1}. Mend the labels or the head."
+        )
+
+
+def make_optimizer(groups: list[ParamGroup], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
+    fused = all(p.is_floating_point() for group in groups for p in group["params"])
+    options: dict[str, Any] = {"fused": fused or None}
+    plain: list[dict[str, Any]] = [dict(group) for group in groups]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(plain, momentum=recipe.momentum, **options)
+    adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return adam(plain, **options)
+
+
+def call(forward: Forward, inputs: Any, arithmetic: Arithmetic) -> Tensor:
+    """Logits of a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
+    moved = arithmetic.to_device(inputs)
+    if isinstance(moved, Mapping):
+        return logits_of(forward(**moved))
+    if isinstance(moved, tuple | list):
+        return logits_of(forward(*moved))
+    return logits_of(forward(moved))
+
+
+@contextmanager
+def batch_errors(batch: Batch) -> Iterator[None]:
+    """Say what to do about the two ways in which a sound model refuses a batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"a batch of {len(batch.targets)} samples does not fit into the device's memory. "
+            "Use a smaller --batch-size, or --precision bf16."
+        ) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            f"a batch holds {len(batch.targets)} sample, but a trainable batch norm needs at "
+            "least 2 to take statistics. Choose a --batch-size that leaves no single sample "
+            "at the end, or freeze the norms: kind:norm."
+        ) from error
+
+
+def non_finite(what: str, names: Sequence[str]) -> NonFiniteLoss:
+    named = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return NonFiniteLoss(
+        f"{what} on the batch of {named}. No step was made with it. Look at these samples; else "
+        "lower the learning rate (--lr) or clip gradients (--clip-norm 1)."
+    )

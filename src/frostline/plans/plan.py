@@ -1,0 +1,260 @@
+"""A plan: phases in a row, made by hand, read from TOML, or ready made for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self, final
+
+from pydantic import field_validator
+from torch import nn
+
+from frostline._files import write_text
+from frostline.errors import ConfigError
+from frostline.plans import ready, text
+from frostline.plans._data import Data
+from frostline.plans.checks import check
+from frostline.plans.phases import Phase
+from frostline.plans.ready import Head, Phases
+from frostline.plans.showing import model_table, plan_table
+from frostline.recipe import Recipe
+from frostline.tables import Table
+
+
+@final
+class Plan(Data):
+    """What is trainable when: one or more phases, trained one after the other.
+
+        plan = fl.Plan([fl.Phase(train="stage:-1", epochs=5), fl.Phase(train="all", epochs=10)])
+
+    `print(plan)` shows its table, `plan[0]` is its first phase, equal plans are equal.
+
+    Attributes:
+        phases: in the order in which they are trained.
+
+    Raises:
+        ConfigError: there is no phase, or one of them cannot be.
+    """
+
+    phases: tuple[Phase, ...]
+
+    def __init__(self, phases: Iterable[Phase | Mapping[str, Any]] = (), **options: Any) -> None:
+        super().__init__(phases=phases, **options)
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # as in Data
+
+    @field_validator("phases", mode="before")
+    @classmethod
+    def _some(cls, given: object) -> object:
+        if isinstance(given, Phase | Mapping | str) or not isinstance(given, Iterable):
+            raise ValueError("a plan is a list of phases, as fl.Plan([fl.Phase(...)])")
+        if not (phases := tuple(given)):
+            raise ValueError("a plan has at least one phase, as fl.Plan([fl.Phase(epochs=5)])")
+        return phases
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a plan from TOML, as `save` or `frostline plan` writes it.
+
+        Raises:
+            ConfigError: there is no such file, or it holds no plan; says where and what to mend.
+        """
+        content = text.read_text(Path(path))
+        try:
+            return cls.loads(content)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as TOML, whole or not at all; `load` gives an equal plan.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_text(Path(path), self.dumps())
+
+    @classmethod
+    def loads(cls, toml: str) -> Self:
+        """The plan that TOML text holds.
+
+        Raises:
+            ConfigError: it holds no plan; names the phase and the nearest known option.
+        """
+        return cls(text.from_toml(toml))
+
+    def dumps(self) -> str:
+        """The plan as TOML: a `[[phase]]` for each, with what differs from the defaults."""
+        return text.to_toml(self.phases)
+
+    def table(self, model: nn.Module) -> Table:
+        """The plan's table with how much each phase trains in `model`.
+
+        Raises:
+            SelectorError, ConfigError: as `check`.
+        """
+        return model_table(model, self.phases)
+
+    def check(self, model: nn.Module, *, recipe: Recipe | None = None) -> tuple[str, ...]:
+        """Warnings about what the plan would do in `model`; empty where there is nothing to say.
+
+        Told are phases that end at once or repeat the one before, multipliers without effect,
+        learning rates of one parameter that jump by more than 100 times between phases, or that
+        span more than 1000 times within one, and rates too high for Adam. Nothing of the model is
+        changed, neither bits nor switches.
+
+        Args:
+            recipe: what fills in what phases leave open; the defaults without one.
+
+        Raises:
+            SelectorError: a selector matches nothing; the phase is named.
+            ConfigError: a phase would leave nothing to train, or contradicts the recipe.
+        """
+        return check(model, self.phases, recipe=recipe or Recipe())
+
+    @classmethod
+    def head_only(
+        cls, model: nn.Module, *, epochs: int = 10, lr: float | None = None, head: Head = "stage:-1"
+    ) -> Self:
+        """Only the head; the pretrained network is used as it is.
+
+        Source: Donahue et al. 2014, DeCAF; features of a frozen network under a new classifier.
+        """
+        return cls._fitting(model, ready.head_only(model, epochs=epochs, lr=lr, head=head))
+
+    @classmethod
+    def gradual(
+        cls,
+        model: nn.Module,
+        *,
+        stages: int | None = None,
+        epochs_each: int = 1,
+        lr: float | None = None,
+        layer_decay: float = 0.385,
+        head: Head = "stage:-1",
+    ) -> Self:
+        """The head first, then one stage more in each phase, from the top down.
+
+        Args:
+            stages: how many train in the end, the head among them; by default the top 4.
+            lr: of the last stage, once others train as well.
+            layer_decay: factor for each stage below; the paper divides by 2.6.
+
+        Source: Howard & Ruder 2018, ULMFiT: gradual unfreezing, discriminative fine-tuning.
+        """
+        phases = ready.gradual(
+            model,
+            stages=stages,
+            epochs_each=epochs_each,
+            lr=lr,
+            layer_decay=layer_decay,
+            head=head,
+        )
+        return cls._fitting(model, phases)
+
+    @classmethod
+    def lp_ft(
+        cls,
+        model: nn.Module,
+        *,
+        probe_epochs: int = 5,
+        tune_epochs: int = 10,
+        lr: float = 1e-4,
+        layer_decay: float | None = 0.75,
+        head: Head = "stage:-1",
+    ) -> Self:
+        """The head first; then everything, from the head's best epoch, at a much lower rate.
+
+        A head that already fits bends the pretrained features less than a random one would.
+
+        Args:
+            lr: of the last stage while everything trains; the probe has the default of a head.
+
+        Source: Kumar et al. 2022, Fine-Tuning can Distort Pretrained Features and Underperform
+            Out-of-Distribution.
+        """
+        phases = ready.lp_ft(
+            model,
+            probe_epochs=probe_epochs,
+            tune_epochs=tune_epochs,
+            lr=lr,
+            layer_decay=layer_decay,
+            head=head,
+        )
+        return cls._fitting(model, phases)
+
+    @classmethod
+    def surgical(
+        cls,
+        model: nn.Module,
+        *,
+        stage: int,
+        head_epochs: int = 5,
+        epochs: int = 10,
+        lr: float = 1e-4,
+        head: Head = "stage:-1",
+    ) -> Self:
+        """The head first, as it is new; then one chosen stage beside it.
+
+        An early stage where the pictures differ from those of the pretraining (blur, another
+        camera), a late one where the meaning of the classes does.
+
+        Args:
+            stage: from 0 in forward order, negative from the end; not the head's own.
+            lr: of the second phase.
+
+        Source: Lee et al. 2022, Surgical Fine-Tuning Improves Adaptation to Distribution Shifts.
+        """
+        phases = ready.surgical(
+            model, stage=stage, head_epochs=head_epochs, epochs=epochs, lr=lr, head=head
+        )
+        return cls._fitting(model, phases)
+
+    @classmethod
+    def full(
+        cls,
+        model: nn.Module,
+        *,
+        epochs: int = 10,
+        lr: float | None = None,
+        layer_decay: float | None = 0.75,
+    ) -> Self:
+        """Everything from the start, at lower rates towards the input.
+
+        `lp_ft` spares the pretrained features the first steps of a random head.
+
+        Source: Clark et al. 2020, ELECTRA, and Bao et al. 2021, BEiT, for the layer-wise decay.
+        """
+        phases = ready.full(epochs=epochs, lr=lr, layer_decay=layer_decay)
+        return cls._fitting(model, phases)
+
+    @classmethod
+    def norm_and_bias(
+        cls, model: nn.Module, *, epochs: int = 10, lr: float = 1e-3, head: Head = "stage:-1"
+    ) -> Self:
+        """The head with all norms and biases; a kind that the model lacks is left out.
+
+        Source: Ben Zaken et al. 2021, BitFit; Cai et al. 2020, TinyTL.
+        """
+        return cls._fitting(model, ready.norm_and_bias(model, epochs=epochs, lr=lr, head=head))
+
+    @classmethod
+    def _fitting(cls, model: nn.Module, phases: Phases) -> Self:
+        """The plan, once it is known that each phase trains something in `model`."""
+        plan = cls(phases)
+        plan.check(model)
+        return plan
+
+    def __len__(self) -> int:
+        return len(self.phases)
+
+    def __iter__(self) -> Iterator[Phase]:  # type: ignore[override]  # phases, not names of fields
+        return iter(self.phases)
+
+    def __getitem__(self, number: int) -> Phase:
+        return self.phases[number]
+
+    def __repr__(self) -> str:
+        return f"fl.Plan([{', '.join(map(repr, self.phases))}])"
+
+    def __str__(self) -> str:
+        return str(plan_table(self.phases))

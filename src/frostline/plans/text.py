@@ -1,0 +1,102 @@
+"""Plans as TOML: a `[[phase]]` table for each phase, only what differs from the defaults."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from frostline.errors import ConfigError, nearest
+from frostline.plans.parts import naming
+from frostline.plans.phases import Phase, Until
+
+
+def to_toml(phases: Iterable[Phase]) -> str:
+    """The phases as TOML that a person can edit; reads back as equal phases."""
+    return "\n".join(_table(phase.as_dict()) for phase in phases)
+
+
+def from_toml(text: str) -> tuple[Phase, ...]:
+    """The phases that the text holds.
+
+    Raises:
+        ConfigError: it is no TOML, holds an unknown key (the nearest is named), a value out of
+            its range, or no phase.
+    """
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the plan is no TOML: {error}. Mend it there.") from error
+    _refuse_unknown(content, ["phase"])
+    tables = content.get("phase", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError("each phase is a table under [[phase]], with two pairs of brackets.")
+    if not tables:
+        raise ConfigError(
+            "the plan has no phase. Begin one with [[phase]], as `frostline plan` writes it."
+        )
+    return tuple(_phase(number, table) for number, table in enumerate(tables, start=1))
+
+
+def read_text(path: Path) -> str:
+    """The text of a plan's file.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read as text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no plan at {path}.{_neighbours(path)} `frostline plan MODEL --kind lp_ft "
+            "--out FILE` writes one."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}. Give a plan's TOML file.") from error
+
+
+def _table(fields: Mapping[str, Any]) -> str:
+    lines = (f"{name} = {_value(value)}\n" for name, value in fields.items())
+    return "[[phase]]\n" + "".join(lines)
+
+
+def _value(value: Any) -> str:
+    """One value; a table on one line, so that a phase stays in one piece."""
+    if isinstance(value, dict):
+        inner = (f"{_pair(key, entry)}" for key, entry in value.items())
+        return f"{{ {', '.join(inner)} }}"
+    return _pair("value", value).removeprefix("value = ")
+
+
+def _pair(key: str, value: Any) -> str:
+    return tomli_w.dumps({key: value}).strip()
+
+
+def _phase(number: int, table: Mapping[str, Any]) -> Phase:
+    name = table.get("name")
+    named = isinstance(name, str) and name
+    with naming(f"phase {number} ({name})" if named else f"phase {number}"):
+        _refuse_unknown(table, list(Phase.model_fields))
+        if isinstance(until := table.get("until"), dict):
+            _refuse_unknown(until, list(Until.model_fields), within="until.")
+        return Phase(**table)
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: Sequence[str], *, within: str = "") -> None:
+    for key in table:
+        if key not in known:
+            near = nearest(key, known, count=1)
+            hint = f"Did you mean {within}{near[0]}?" if near else f"Known: {', '.join(known)}."
+            raise ConfigError(f"there is no option '{within}{key}'. {hint}")
+
+
+def _neighbours(path: Path) -> str:
+    try:
+        names = sorted(other.name for other in path.parent.glob("*.toml"))
+    except OSError:
+        return ""
+    near = nearest(path.name, names, count=1)
+    return f" Nearest: {path.parent / near[0]}." if near else ""

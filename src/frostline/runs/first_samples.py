@@ -1,0 +1,86 @@
+"""A few samples before the run: what the model makes of them, and what a step on them takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from frostline.costs import measure_step
+from frostline.data import Batch, Batches, ImageDataset
+from frostline.devices import resolve_device
+from frostline.engine import Predictions, predict
+from frostline.runs.feeding import CHECKED_SAMPLES, few_of
+
+
+@final
+@dataclass(frozen=True)
+class FirstSamples:
+    """A few validation samples, what the model makes of them, and how long it takes for one.
+
+    Attributes:
+        inputs: on the device.
+        found: the model's logits, and the targets.
+        seconds: of one plain forward, for one sample.
+    """
+
+    inputs: Any
+    found: Predictions
+    seconds: float
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, data: object, whole: Batches, *, device: str, timed: bool
+    ) -> Self:
+        """Look at them; `timed` makes a second pass, since the first one also warms up."""
+        if isinstance(data, ImageDataset):  # do not decode whole batches for a few
+            few_of_them = [data[i] for i in range(min(CHECKED_SAMPLES, len(data)))]
+            inputs, labels = zip(*few_of_them, strict=True)
+            batch = Batch(torch.stack(inputs), torch.tensor(labels), data.names[: len(labels)])
+        else:
+            with closing(whole.epoch(0)) as batches:
+                batch = next(batches)
+        few = few_of(batch.inputs, resolve_device(device))
+        count = min(CHECKED_SAMPLES, len(batch.targets))
+        small = _OneBatch(Batch(few, batch.targets[:count], batch.names[:count]))
+        start = time.perf_counter()
+        found = predict(model, small, device=device)
+        seconds = time.perf_counter() - start
+        if timed:
+            start = time.perf_counter()
+            predict(model, small, device=device)
+            seconds = min(seconds, time.perf_counter() - start)
+        return cls(few, found, seconds / count)
+
+    def step_seconds(self, model: nn.Module) -> float:
+        """Seconds of a plain training step on these, for one sample; 0 where it cannot be told."""
+        count = len(self.found.targets)
+        if not isinstance(self.inputs, Tensor) or count < 2:  # a norm may need two samples
+            return 0.0
+        targets = self.found.targets.to(self.inputs.device)
+        with suppress(RuntimeError, ValueError):  # the run itself says better what is wrong
+            return measure_step(model, self.inputs, targets, repeats=2).seconds / count
+        return 0.0
+
+
+@final
+@dataclass(frozen=True)
+class _OneBatch:
+    """A single batch."""
+
+    batch: Batch
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def samples(self) -> int:
+        return len(self.batch.targets)
+
+    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:  # noqa: ARG002
+        yield self.batch

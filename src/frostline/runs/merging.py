@@ -1,0 +1,95 @@
+"""A delta and its base as one full checkpoint, for tools that know nothing of deltas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from frostline._files import replacing
+from frostline.deltas import Delta, load_delta, merge_tensors, read_delta
+from frostline.errors import ConfigError, OutputError
+from frostline.folder import RunFolder
+from frostline.models import load_model
+from frostline.models.state_files import read_state_dict
+from frostline.runs.finished import open_run
+
+_SAFE, _TORCH = (".safetensors",), (".pth", ".pt")
+_SUFFIXES = (*_SAFE, *_TORCH)
+
+
+def merged(
+    source: Path, *, base: Path | None = None, which: Literal["best", "last"] = "best"
+) -> dict[str, Tensor]:
+    """The whole `state_dict` of a run, or of a delta with the base that it belongs to.
+
+    Args:
+        source: a run's folder, or a delta.
+        base: a file of the base's weights; without one the base is built as the run built it.
+        which: delta of the run.
+
+    Raises:
+        ConfigError: the base can be built from nothing that is noted; give `base`.
+        DeltaError: the base is another one; names the first tensors that differ.
+        WeightsError: the base's weights are not where they were, or cannot be read.
+    """
+    is_run = source.is_dir()
+    folder = RunFolder(source)
+    file = (folder.best if which == "best" else folder.last) if is_run else source
+    delta = read_delta(file)
+    if base is not None:
+        return merge_tensors(delta, read_state_dict(base), where=str(base))
+    model = open_run(source).built_for(delta).model if is_run else _model_of(delta, file)
+    load_delta(model, file)
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def write_state_dict(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a full checkpoint as its ending says: `.safetensors`, or `.pth` for torch.
+
+    Raises:
+        ConfigError: the ending is another one.
+        OutputError: the file is there already, or cannot be written.
+    """
+    check_checkpoint_path(path)
+    with replacing(path) as temporary:
+        if path.suffix in _SAFE:
+            # safetensors holds no shared tensors; each name gets its own.
+            save_file({n: t.cpu().clone().contiguous() for n, t in tensors.items()}, temporary)
+        else:
+            torch.save(dict(tensors), temporary)
+
+
+def check_checkpoint_path(path: Path) -> None:
+    """Make sure that a full checkpoint can go to `path`, before anything is read for it.
+
+    Raises:
+        ConfigError, OutputError: as `write_state_dict`.
+    """
+    if path.suffix not in _SUFFIXES:
+        raise ConfigError(f"{path} does not end like a checkpoint. Use {', '.join(_SUFFIXES)}.")
+    if path.exists() or path.is_symlink():
+        raise OutputError(f"{path} is there already. Choose another --out, or remove it first.")
+
+
+def _model_of(delta: Delta, file: Path) -> torch.nn.Module:
+    """The model that the delta's own notes describe."""
+    about = delta.about
+    if "head" not in about or "classes" not in about:
+        raise ConfigError(
+            f"{file} does not say how its base was built. Give the file of the base's weights: "
+            "--base FILE."
+        )
+    head = json.loads(about["head"])
+    return load_model(
+        about["model"],
+        weights=about["weights"],
+        classes=len(json.loads(about["classes"])),
+        hidden=tuple(head["hidden"]),
+        on=head["on"],
+    ).model

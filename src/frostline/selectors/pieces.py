@@ -1,0 +1,209 @@
+"""`rows:` - some rows of one tensor; an inventory is cut into pieces at the rows that are named.
+
+Once a tensor's entry is cut at every boundary that the terms of an expression name, each term
+matches whole entries, and the algebra is that of all other terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NoReturn, final
+
+from frostline.errors import SelectorError, nearest
+from frostline.selectors.inventory import Entry, Inventory, Occurrence
+from frostline.selectors.patterns import word
+from frostline.selectors.ranges import all_rows, common, covers, union
+from frostline.selectors.terms import And, Not, Or, Picked, Selector
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Rows(Selector):
+    """Rows `start` to before `stop` of the parameter of that full name; negative from the end."""
+
+    name: str
+    start: int = 0
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise SelectorError("'rows:' names nothing; write rows:embed.weight[0:100].")
+        from_one_end = self.stop is not None and (self.start < 0) == (self.stop < 0)
+        if self.stop == 0 or (from_one_end and self.start >= (self.stop or 0)):
+            raise SelectorError(
+                f"'{self}' holds no row. Name the first row and the one after the last, as [0:100]."
+            )
+
+    def pick(self, inventory: Inventory) -> Picked:
+        rows = self.rows_in(inventory)
+        places = inventory.indices_by_name[self.name]
+        picked = [i for i in places if _is_within(inventory.entries[i], rows)]
+        found = union(_rows_of(inventory.entries[i]) for i in picked)
+        if found != (rows,):
+            raise SelectorError(
+                f"the inventory is not cut at '{self}', so the rows cannot be told from others. "
+                "Select with fl.select(model, ...), which cuts it."
+            )
+        return frozenset(picked)
+
+    def entry_in(self, inventory: Inventory) -> Entry:
+        """The entry (or, where it is cut, the first of them) of the tensor.
+
+        Raises:
+            SelectorError: there is no such parameter, it has no rows, or it is computed from
+                others.
+        """
+        indices = inventory.indices_by_name.get(self.name, ())
+        entries = [inventory.entries[index] for index in indices]
+        if not any(entry.is_parameter for entry in entries):
+            self._refuse_name(inventory)
+        if any(_is_computed(place) for place in entries[0].occurrences):
+            raise SelectorError(
+                f"'{self}' names rows of a tensor that {inventory.title} computes from others "
+                "(weight norm or another parametrization), which move it as a whole. Remove the "
+                "parametrization, or freeze the whole tensor."
+            )
+        if entries[0].tensor.dim() == 0:
+            raise SelectorError(
+                f"'{self}' names rows of a single number. Name it whole: {word(self.name)}."
+            )
+        return entries[0]
+
+    def rows_in(self, inventory: Inventory) -> range:
+        """The rows, counted from the start.
+
+        Raises:
+            SelectorError: as `entry_in`; the tensor does not have these rows.
+        """
+        count = len(all_rows(self.entry_in(inventory).tensor))
+        start = self.start + count if self.start < 0 else self.start
+        last = count if self.stop is None else self.stop
+        stop = last + count if last < 0 else last
+        if 0 <= start < stop <= count:
+            return range(start, stop)
+        raise SelectorError(
+            f"'{self}' asks for rows from {start} to before {stop}, but {self.name} of "
+            f"{inventory.title} has {count}. Stay within [0:{count}], the lower end first."
+        )
+
+    def _refuse_name(self, inventory: Inventory) -> NoReturn:
+        names = [p.plain for e in inventory.entries if e.is_parameter for p in e.occurrences]
+        below = [name for name in names if name.startswith(f"{self.name}.")]
+        near = below[:3] or nearest(self.name, names)
+        hint = f" Nearest: {', '.join(near)}." if near else ""
+        raise SelectorError(
+            f"'{self}' names no parameter of {inventory.title}; rows: takes a parameter's full "
+            f"name.{hint} See all: print(fl.select(model, 'all'))."
+        )
+
+    def __str__(self) -> str:
+        return f"rows:{word(self.name)}[{self.start}:{'' if self.stop is None else self.stop}]"
+
+    def __repr__(self) -> str:
+        stop = "" if self.stop is None else f", {self.stop}"
+        return f"fl.rows({self.name!r}, {self.start}{stop})"
+
+
+def row_terms(selector: Selector) -> Iterator[Rows]:
+    """The `rows:` terms of an expression."""
+    if isinstance(selector, Rows):
+        yield selector
+    elif isinstance(selector, Not):
+        yield from row_terms(selector.term)
+    elif isinstance(selector, And | Or):
+        for term in selector.terms:
+            yield from row_terms(term)
+
+
+def refined(stock: Inventory, selector: Selector) -> Inventory:
+    """The inventory, cut where the expression's `rows:` terms begin and end."""
+    found: dict[int, list[range]] = {}
+    for term in row_terms(selector):
+        found.setdefault(id(term.entry_in(stock).tensor), []).append(term.rows_in(stock))
+    return cut_at(stock, found)
+
+
+def cut_at(stock: Inventory, rows: Mapping[int, Iterable[range]]) -> Inventory:
+    """The inventory, the tensors whose ids are keys cut where the rows begin and end."""
+    if not rows:
+        return stock
+    cuts = {key: {e for r in ranges for e in (r.start, r.stop)} for key, ranges in rows.items()}
+    entries = [p for e in stock.entries for p in _pieces(e, cuts.get(id(e.tensor), set()))]
+    return replace(stock, entries=tuple(entries))
+
+
+def joined(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries, pieces that touch joined; a tensor of which all pieces are there is whole."""
+    runs: list[list[Entry]] = []
+    for entry in entries:
+        if runs and _touches(runs[-1][-1], entry):
+            runs[-1].append(entry)
+        else:
+            runs.append([entry])
+    for run in runs:
+        if len(run) == 1:
+            yield run[0]
+            continue
+        rows = union(_rows_of(entry) for entry in run)
+        yield replace(run[0], rows=None if covers(rows, run[0].tensor) else rows[0])
+
+
+def picked_in_both(
+    stock: Inventory, ours: Iterable[Entry], theirs: Iterable[Entry]
+) -> tuple[Inventory, Picked]:
+    """What both name, by identity of the tensors: the inventory cut for it, and the indices."""
+    both = _common_rows(_rows_by_tensor(ours), _rows_by_tensor(theirs))
+    cuts = {key: rows for key, rows in both.items() if rows}
+    finer = cut_at(stock, cuts)
+    picked = (
+        index
+        for index, entry in enumerate(finer.entries)
+        if id(entry.tensor) in both
+        and (not _rows_of(entry) or common([_rows_of(entry)], both[id(entry.tensor)]))
+    )
+    return finer, frozenset(picked)
+
+
+def _common_rows(
+    ours: Mapping[int, list[range]], theirs: Mapping[int, list[range]]
+) -> dict[int, tuple[range, ...]]:
+    """The rows in both for each tensor that shares any, or that has no rows to share."""
+    both = {key: common(rows, theirs[key]) for key, rows in ours.items() if key in theirs}
+    return {key: rows for key, rows in both.items() if rows or not union(ours[key])}
+
+
+def _rows_by_tensor(entries: Iterable[Entry]) -> dict[int, list[range]]:
+    found: dict[int, list[range]] = {}
+    for entry in entries:
+        found.setdefault(id(entry.tensor), []).append(_rows_of(entry))
+    return found
+
+
+def _rows_of(entry: Entry) -> range:
+    return all_rows(entry.tensor) if entry.rows is None else entry.rows
+
+
+def _is_within(entry: Entry, rows: range) -> bool:
+    own = _rows_of(entry)
+    return rows.start <= own.start and own.stop <= rows.stop
+
+
+def _touches(before: Entry, after: Entry) -> bool:
+    return before.tensor is after.tensor and _rows_of(before).stop == _rows_of(after).start
+
+
+def _pieces(entry: Entry, cuts: set[int]) -> Iterator[Entry]:
+    own = _rows_of(entry)
+    edges = [own.start, *sorted(e for e in cuts if own.start < e < own.stop), own.stop]
+    if len(edges) == 2:
+        yield entry
+        return
+    for start, stop in pairwise(edges):
+        yield replace(entry, rows=range(start, stop))
+
+
+def _is_computed(place: Occurrence) -> bool:
+    """Whether the tensor is a part of one that goes by another name: `weight_g`, `original0`."""
+    return place.name.rpartition(".")[2] != place.leaf

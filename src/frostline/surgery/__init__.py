@@ -1,0 +1,7 @@
+"""Surgery on a living optimizer: who joins and leaves after a freeze or thaw, state by name."""
+
+from frostline.surgery.naming import load_optimizer_state, optimizer_state
+from frostline.surgery.results import Synced
+from frostline.surgery.syncing import sync
+
+__all__ = ["Synced", "load_optimizer_state", "optimizer_state", "sync"]

@@ -1,0 +1,111 @@
+"""Which of a model's parameters an optimizer holds: by identity, never by value or position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from frostline.errors import ConfigError
+from frostline.selectors import inventory
+
+Group = dict[str, Any]  # torch's own type for a parameter group
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """One parameter of a model, however often it is tied.
+
+    Attributes:
+        name: as in `named_parameters()`.
+        aliases: every name it hangs under, `name` among them.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    parameter: nn.Parameter
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """A model's parameters by identity; `title` is its class, for messages."""
+
+    title: str
+    members: Mapping[int, Member]
+
+    def of_group(self, group: Group) -> tuple[Member, ...]:
+        """The members that stand in `group`, in its order."""
+        known = (self.members.get(id(parameter)) for parameter in group["params"])
+        return tuple(member for member in known if member is not None)
+
+
+def roster(model: nn.Module) -> Roster:
+    """Take the names of all parameters of `model`, frozen and trainable.
+
+    Raises:
+        SelectorError: `model` is no module, or a lazy module has not seen its first batch.
+    """
+    stock = inventory(model)
+    members = {
+        id(entry.tensor): Member(
+            entry.name, tuple(place.name for place in entry.occurrences), entry.tensor
+        )
+        for entry in stock.entries
+        if isinstance(entry.tensor, nn.Parameter)
+    }
+    return Roster(stock.title, members)
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Refuse what has no groups and state of its own for each parameter.
+
+    Raises:
+        ConfigError: it is no torch optimizer, wraps one, or keeps one state over all parameters.
+    """
+    kind = type(optimizer).__name__
+    if not isinstance(optimizer, torch.optim.Optimizer) or "param_groups" not in vars(optimizer):
+        raise ConfigError(
+            f"{kind} is no torch.optim.Optimizer with groups of its own. Pass the torch optimizer "
+            "inside it, often `optimizer.optimizer`."
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError(
+            "LBFGS keeps one flat history over all its parameters, so none can join or leave and "
+            "no state has a name. Make a new one after each freeze or thaw: "
+            "torch.optim.LBFGS([p for p in model.parameters() if p.requires_grad])."
+        )
+    for index, group in enumerate(optimizer.param_groups):
+        count = len(group["params"])
+        if len(group.get("param_names", group["params"])) != count:
+            raise ConfigError(
+                f"group {index} of the optimizer has {len(group['param_names'])} param_names for "
+                f"{count} params, so something else than fl.sync took parts out. Mend or delete "
+                "its 'param_names'."
+            )
+    if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
+        raise ConfigError(
+            f"{kind} deals its parameters out to the processes when it is made, so none can join "
+            "or leave and each process holds other states. Make a new one after each freeze or "
+            "thaw, or use FSDP2 with a plain optimizer."
+        )
+
+
+def groups_with_members(groups: list[Group], known: Roster) -> tuple[int, ...]:
+    """Indices of the groups that hold parameters of the model.
+
+    Raises:
+        ConfigError: none does, so that the optimizer is most likely another model's.
+    """
+    found = tuple(index for index, group in enumerate(groups) if known.of_group(group))
+    if not found:
+        raise ConfigError(
+            f"the optimizer holds no parameter of this {known.title}. Pass the very model that "
+            "it was made from, no copy; or make the optimizer from "
+            "fl.param_groups(model, lr=...)."
+        )
+    return found

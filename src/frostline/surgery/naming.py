@@ -1,0 +1,267 @@
+"""Optimizer state by parameter name: it finds its parameter whatever the groups and their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, final
+
+import torch
+from torch import Tensor, nn
+
+from frostline.errors import ConfigError
+from frostline.surgery.members import (
+    Group,
+    Member,
+    Roster,
+    check_optimizer,
+    groups_with_members,
+    roster,
+)
+from frostline.surgery.states import State, begun, check_fit, copied, even_out
+
+Missing = Literal["refuse", "fresh"]
+Hyperparameters = Literal["saved", "own"]
+
+_FORMAT = "frostline optimizer state 1"
+_NOT_SAVED = frozenset({"params", "param_names"})
+_NAMES_SHOWN = 3
+
+
+class NamedParameter(TypedDict):
+    """What was saved of one parameter; `group` is an index into the saved groups."""
+
+    shape: list[int]
+    group: int
+    state: dict[str, Any]
+
+
+class OptimizerState(TypedDict):
+    """A whole saved state: plain data and tensors, which `torch.load(weights_only=True)` reads."""
+
+    format: str
+    optimizer: str
+    parameters: dict[str, NamedParameter]
+    groups: list[dict[str, Any]]
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> OptimizerState:
+    """The optimizer's state and hyperparameters of the parameters of `model`, by name.
+
+    Everything in it is a copy. Parameters of other models in the same optimizer are not in it.
+
+    Raises:
+        ConfigError: the optimizer keeps no state by parameter, or holds nothing of the model.
+    """
+    check_optimizer(optimizer)
+    known = roster(model)
+    own = groups_with_members(optimizer.param_groups, known)
+    parameters: dict[str, NamedParameter] = {}
+    for saved_index, index in enumerate(own):
+        for member in known.of_group(optimizer.param_groups[index]):
+            state = optimizer.state.get(member.parameter, {})
+            shape = list(member.parameter.shape)
+            parameters[member.name] = NamedParameter(
+                shape=shape, group=saved_index, state=copied(state)
+            )
+    groups = [_hyperparameters(optimizer.param_groups[index]) for index in own]
+    return OptimizerState(
+        format=_FORMAT, optimizer=type(optimizer).__name__, parameters=parameters, groups=groups
+    )
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    state: Mapping[str, Any],
+    *,
+    missing: Missing = "refuse",
+    hyperparameters: Hyperparameters = "saved",
+) -> None:
+    """Load what `optimizer_state` gave, by name; training goes on bit for bit.
+
+    Groups may be other in number and order. Tensors are copied and placed as torch's own
+    `load_state_dict` does. Other models' parameters in the optimizer keep their state.
+
+    Args:
+        missing: "refuse" asks that the saved parameters be those that the optimizer holds of
+            the model; with "fresh" one that was not saved begins without state, and what was
+            saved of others is left out.
+        hyperparameters: those that were saved, or the optimizer's own.
+
+    Raises:
+        ConfigError: it is no such state, of another optimizer, of other parameters or shapes,
+            or its hyperparameters do not fit these groups. Nothing has been changed then.
+    """
+    _check_choices(missing, hyperparameters)
+    check_optimizer(optimizer)
+    known = roster(model)
+    own = groups_with_members(optimizer.param_groups, known)
+    saved = _checked(state, optimizer)
+    found = {
+        id(member.parameter): _Found(member, saved["parameters"].get(_saved_name(member, saved)))
+        for index in own
+        for member in known.of_group(optimizer.param_groups[index])
+    }
+    if missing == "refuse":
+        _check_names(known, found, saved)
+    for one in found.values():
+        _check_shape(one)
+    settings = [
+        _settings(group, known, found, saved) if hyperparameters == "saved" else {}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(_by_position(optimizer, found, settings))
+    _begin_rest(optimizer, found)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A parameter in the optimizer and what was saved of it; None if nothing was."""
+
+    member: Member
+    saved: NamedParameter | None
+
+
+def _hyperparameters(group: Group) -> dict[str, Any]:
+    return {key: copied(value) for key, value in group.items() if key not in _NOT_SAVED}
+
+
+def _check_choices(missing: str, hyperparameters: str) -> None:
+    for name, value, known in (
+        ("missing", missing, ("refuse", "fresh")),
+        ("hyperparameters", hyperparameters, ("saved", "own")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} is {value!r}; it is {known[0]!r} or {known[1]!r}.")
+
+
+def _checked(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> OptimizerState:
+    if not isinstance(state, Mapping) or state.get("format") != _FORMAT:
+        raise ConfigError(
+            "this is no optimizer state by name that this version reads. Pass what "
+            "fl.optimizer_state(optimizer, model) gave; what optimizer.state_dict() gave goes to "
+            "optimizer.load_state_dict."
+        )
+    kind = type(optimizer).__name__
+    if state["optimizer"] != kind:
+        raise ConfigError(
+            f"the state was saved from {state['optimizer']}, but this optimizer is {kind}, which "
+            "keeps other numbers. Make the optimizer that was saved, or begin without state."
+        )
+    return OptimizerState(
+        format=_FORMAT,
+        optimizer=kind,
+        parameters=state["parameters"],
+        groups=state["groups"],
+    )
+
+
+def _saved_name(member: Member, saved: OptimizerState) -> str:
+    """The name under which it was saved; a tied parameter may have been met elsewhere first."""
+    return next((name for name in member.aliases if name in saved["parameters"]), member.name)
+
+
+def _check_names(known: Roster, found: Mapping[int, _Found], saved: OptimizerState) -> None:
+    unknown = [one.member.name for one in found.values() if one.saved is None]
+    if unknown:
+        raise ConfigError(
+            f"the saved state knows nothing of {_some(unknown)} of {known.title}. To let what it "
+            'does not know begin without state: fl.load_optimizer_state(..., missing="fresh").'
+        )
+    held = {name for one in found.values() for name in one.member.aliases}
+    absent = [name for name in saved["parameters"] if name not in held]
+    if absent:
+        raise ConfigError(
+            f"the saved state holds {_some(absent)}, which this optimizer does not. Thaw it and "
+            "fl.sync(optimizer, model) before loading; or leave it out: "
+            'fl.load_optimizer_state(..., missing="fresh").'
+        )
+
+
+def _check_shape(one: _Found) -> None:
+    if one.saved is None:
+        return
+    saved, own = tuple(one.saved["shape"]), tuple(one.member.parameter.shape)
+    if saved != own:
+        raise ConfigError(
+            f"{one.member.name} was saved with the shape {saved}, but has {own} in this model. "
+            "Load into the model that was trained."
+        )
+    check_fit(one.member, one.saved["state"])
+
+
+def _settings(
+    group: Group, known: Roster, found: Mapping[int, _Found], saved: OptimizerState
+) -> dict[str, Any]:
+    """The hyperparameters that were saved for the members of `group`, which must be one set."""
+    chosen: dict[str, Any] = {}
+    first = ""
+    for member in known.of_group(group):
+        entry = found[id(member.parameter)].saved
+        if entry is None:
+            continue
+        settings = saved["groups"][entry["group"]]
+        if first and (key := _difference(chosen, settings)) is not None:
+            raise ConfigError(
+                f"{first} and {member.name} stand in one group, but were saved with {key} "
+                f"{chosen.get(key)} and {settings.get(key)}. Make the groups as they were, or "
+                'keep their own: fl.load_optimizer_state(..., hyperparameters="own").'
+            )
+        chosen, first = settings, first or member.name
+    return {key: copied(value) for key, value in chosen.items()}
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The first key whose value differs."""
+    keys = dict.fromkeys([*one, *other])
+    return next(
+        (k for k in keys if k not in one or k not in other or not _equal(one[k], other[k])), None
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return float(one) == float(other)
+    return bool(one == other)
+
+
+def _by_position(
+    optimizer: torch.optim.Optimizer,
+    found: Mapping[int, _Found],
+    settings: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What torch's `load_state_dict` reads: the optimizer as it is to be, by position."""
+    present = optimizer.state_dict()
+    states: dict[Any, State] = dict(present["state"])
+    for group, packed in zip(optimizer.param_groups, present["param_groups"], strict=True):
+        for parameter, position in zip(group["params"], packed["params"], strict=True):
+            if (one := found.get(id(parameter))) is None:
+                continue
+            states.pop(position, None)
+            if one.saved is not None and one.saved["state"]:
+                states[position] = copied(one.saved["state"])
+    groups = [
+        {**packed, **chosen}
+        for packed, chosen in zip(present["param_groups"], settings, strict=True)
+    ]
+    return {"state": states, "param_groups": groups}
+
+
+def _begin_rest(optimizer: torch.optim.Optimizer, found: Mapping[int, _Found]) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            one = found.get(id(parameter))
+            if one is not None and not (one.saved and one.saved["state"]):
+                state = begun(optimizer, parameter, group)
+                if state is not None:
+                    optimizer.state[parameter] = state
+        if any(id(parameter) in found for parameter in group["params"]):
+            even_out(optimizer, group)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    more = len(names) - _NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

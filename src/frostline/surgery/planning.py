@@ -1,0 +1,192 @@
+"""All that a `sync` is to do, computed and checked before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from frostline.errors import ConfigError, FreezeError
+from frostline.surgery.members import Group, Member, Roster, groups_with_members
+from frostline.surgery.placing import (
+    Options,
+    Place,
+    base_of,
+    find,
+    has_rule,
+    new_group,
+    places,
+    same_rule,
+    scale_of,
+)
+from frostline.surgery.results import Kept, Synced, states_of
+from frostline.surgery.schedules import Change, Scheduler, check_schedules
+from frostline.surgery.states import State, begun, check_fit, check_keys, placed
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """The optimizer and the model it is to follow."""
+
+    optimizer: torch.optim.Optimizer
+    model: nn.Module
+    known: Roster
+
+    @property
+    def groups(self) -> list[Group]:
+        groups: list[Group] = self.optimizer.param_groups
+        return groups
+
+    def leavers(self) -> tuple[tuple[Member, int], ...]:
+        """Who is to leave, with the index of its group."""
+        return tuple(
+            (member, index)
+            for index, group in enumerate(self.groups)
+            for member in self.known.of_group(group)
+            if not member.parameter.requires_grad
+        )
+
+    def joiners(self) -> tuple[Member, ...]:
+        """Who is to join, in the model's order."""
+        inside = {id(parameter) for group in self.groups for parameter in group["params"]}
+        return tuple(
+            member
+            for key, member in self.known.members.items()
+            if member.parameter.requires_grad and key not in inside
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done.
+
+    Attributes:
+        leavers: who leaves, with the index of its group.
+        joiners: who joins, with the index of its group; it counts through old and new groups.
+        states: name -> what a joiner begins with; without one it begins at its first step.
+        groups: those to append, still without parameters.
+        groups_before: how many there are before.
+        changes: what the schedulers are to know of the new groups.
+    """
+
+    patient: Patient
+    leavers: tuple[tuple[Member, int], ...]
+    joiners: tuple[tuple[Member, int], ...]
+    states: dict[str, State]
+    groups: list[Group]
+    groups_before: int
+    changes: list[Change]
+
+
+def make_plan(
+    patient: Patient, schedulers: Sequence[Scheduler], kept: Kept, options: Options
+) -> Plan:
+    """Work out who joins, who leaves and what that asks of groups and schedulers.
+
+    Raises: as `sync`.
+    """
+    groups, known = patient.groups, patient.known
+    _check_trainable(known)
+    own = groups_with_members(groups, known)
+    reference = max(own, key=lambda index: base_of(groups[index]))
+    leavers, joiners = patient.leavers(), patient.joiners()
+    _check_shapes(patient.optimizer, joiners)
+    states = states_of(kept)
+    seats, fresh = _seats(patient, own, reference, joiners, _former(kept, options), options)
+    new, changes = _new_groups(patient, schedulers, reference, fresh)
+    seated = tuple(zip(joiners, seats, strict=True))
+    kin = [*groups, *[groups[reference]] * len(new)]  # of a new group: the one it is made after
+    for member, index in seated:
+        if member.name in states:
+            check_fit(member, states[member.name])
+            check_keys(patient.optimizer, member, states[member.name], kin[index])
+    first = _first_states(patient.optimizer, seated, [*groups, *new], states)
+    return Plan(patient, leavers, seated, first, new, len(groups), changes)
+
+
+def _check_trainable(known: Roster) -> None:
+    if not any(member.parameter.requires_grad for member in known.members.values()):
+        raise FreezeError(
+            f"nothing in {known.title} is trainable, so the optimizer would have nothing to do. "
+            "Thaw something before the sync: fl.thaw(model, ...) or fl.train_only(model, ...)."
+        )
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer, joiners: tuple[Member, ...]) -> None:
+    odd = [member for member in joiners if member.parameter.dim() != 2]
+    if odd and isinstance(optimizer, torch.optim.Muon):
+        raise ConfigError(
+            f"Muon takes matrices only, but {odd[0].name} has the shape "
+            f"{tuple(odd[0].parameter.shape)}. Thaw only matrices and give what else is trainable "
+            "to a second optimizer, each with a submodule of its own."
+        )
+
+
+def _former(kept: Kept, options: Options) -> Mapping[str, int]:
+    """Name -> the group it left, where nothing else was said."""
+    return kept.groups if isinstance(kept, Synced) and not options else {}
+
+
+def _seats(
+    patient: Patient,
+    own: tuple[int, ...],
+    reference: int,
+    joiners: tuple[Member, ...],
+    former: Mapping[str, int],
+    options: Options,
+) -> tuple[list[int], list[Place]]:
+    """The index of each joiner's group, and the places of the groups that are to be made."""
+    groups = patient.groups
+    model_groups, like = [groups[index] for index in own], groups[reference]
+    due = places(patient.model, model_groups, like, options) if joiners else {}
+    vacant = [i for i, g in enumerate(groups) if not g["params"] and same_rule(g, like)]
+    open_to_all = sorted({*own, *vacant})
+    seats: list[int] = []
+    fresh: list[Place] = []
+    for member in joiners:
+        place = due[id(member.parameter)]
+        index: int | None = former.get(member.name, -1)
+        if index not in open_to_all or has_rule(like):
+            index = find(patient.optimizer, open_to_all, like, place)
+        if index is None:
+            if place not in fresh:
+                fresh.append(place)
+            index = len(groups) + fresh.index(place)
+        seats.append(index)
+    return seats, fresh
+
+
+def _new_groups(
+    patient: Patient, schedulers: Sequence[Scheduler], reference: int, fresh: list[Place]
+) -> tuple[list[Group], list[Change]]:
+    """The groups to append, and what the schedulers are to know of them."""
+    if not fresh:
+        return [], []
+    like = patient.groups[reference]
+    schedules = check_schedules(patient.optimizer, schedulers, reference)
+    scales = [scale_of(like, place) for place in fresh]
+    groups = [
+        new_group(like, place, schedules.present_lr(scale))
+        for place, scale in zip(fresh, scales, strict=True)
+    ]
+    return groups, schedules.changes(scales)
+
+
+def _first_states(
+    optimizer: torch.optim.Optimizer,
+    seated: tuple[tuple[Member, int], ...],
+    groups: list[Group],
+    kept: Mapping[str, Mapping[str, Any]],
+) -> dict[str, State]:
+    found: dict[str, State] = {}
+    for member, index in seated:
+        if member.name in kept:
+            found[member.name] = placed(kept[member.name], member.parameter, groups[index])
+        elif (state := begun(optimizer, member.parameter, groups[index])) is not None:
+            found[member.name] = state
+    return found

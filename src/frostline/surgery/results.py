@@ -1,0 +1,65 @@
+"""What a `sync` did, and what a later one can take from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from frostline.errors import ConfigError
+from frostline.units import format_count
+
+_NAMES_SHOWN = 3
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Synced:
+    """What a `sync` did; hand it to a later one as `kept` to give states back.
+
+    Attributes:
+        joined: names of the parameters that joined, in the model's order.
+        left: names of those that left.
+        states: name -> the optimizer state that left with it; none where it had none yet.
+        groups: name -> index of the group that it left.
+        groups_added: how many groups were appended to the optimizer.
+    """
+
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+    states: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    groups: Mapping[str, int] = field(repr=False)
+    groups_added: int = 0
+
+    def __str__(self) -> str:
+        told = f"{_told(self.joined)} joined, {_told(self.left)} left"
+        if self.groups_added:
+            told += f"; {self.groups_added} group{'s' * (self.groups_added > 1)} added"
+        return told
+
+
+Kept = Synced | Mapping[str, Mapping[str, Any]] | None
+
+
+def states_of(kept: Kept) -> Mapping[str, Mapping[str, Any]]:
+    """The kept states by name.
+
+    Raises:
+        ConfigError: it is neither a `Synced` nor a mapping of states.
+    """
+    states = kept.states if isinstance(kept, Synced) else kept or {}
+    if isinstance(states, Mapping) and all(isinstance(s, Mapping) for s in states.values()):
+        return states
+    raise ConfigError(
+        f"kept is what fl.sync returned, or a mapping from parameter names to states; got "
+        f"{type(kept).__name__}. Merge several as {{**first.states, **second.states}}."
+    )
+
+
+def _told(names: tuple[str, ...]) -> str:
+    if not names:
+        return "nothing"
+    rest = ", ..." if len(names) > _NAMES_SHOWN else ""
+    plural = "s" * (len(names) > 1)
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return f"{format_count(len(names))} parameter{plural} ({shown}{rest})"

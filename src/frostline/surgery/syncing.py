@@ -1,0 +1,128 @@
+"""`fl.sync`: after a freeze or thaw, the optimizer holds exactly what is trainable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from frostline.selectors import SelectorLike
+from frostline.surgery.members import check_optimizer, roster
+from frostline.surgery.placing import Options, close_up, join
+from frostline.surgery.planning import Patient, Plan, make_plan
+from frostline.surgery.results import Kept, Synced
+from frostline.surgery.schedules import Scheduler, check_schedulers
+from frostline.surgery.states import State, even_out
+
+
+def sync(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    *,
+    schedulers: Sequence[Scheduler] = (),
+    kept: Kept = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    layer_decay: float | None = None,
+    lr_mult: Mapping[str, float] | None = None,
+    no_decay: SelectorLike | None = None,
+) -> Synced:
+    """Let thawed parameters of `model` join the optimizer, and frozen ones leave it.
+
+    Parameters are told apart by identity. Who leaves takes its state along and loses its
+    gradient; who stays keeps its group, its state and, bit for bit, its learning rate; another
+    model's parameters are left alone. Who joins goes to a group with the rate and decay due to
+    it, if need be to a new one at the end, and begins without state unless `kept` has one. A new
+    group follows every scheduler as if it had been there from the first step. Groups that become
+    empty stay, so that indices hold.
+
+    What is due follows the rule of `fl.param_groups` if the optimizer was made from it, with
+    the options in its stead where given. Without a rule or options it is the group that `kept`
+    says it left; else, and for what the options leave open, the highest learning rate there is,
+    and no decay on biases and norms if the groups are split so.
+    With several optimizers over one model, sync each with the submodule that it trains.
+
+    Args:
+        schedulers: all learning rate schedulers of this optimizer.
+        kept: what an earlier `sync` returned, or name -> state (`{**a.states, **b.states}`).
+        lr, weight_decay, layer_decay, lr_mult, no_decay: as in `fl.param_groups`, for the
+            joiners of this call; `lr` is the rate before any schedule (`max_lr` of OneCycleLR).
+
+    Raises:
+        FreezeError: nothing in the model is trainable.
+        ConfigError: the optimizer holds nothing of the model, cannot take or lose parameters, a
+            scheduler cannot take in a new group, or a kept state does not fit. Nothing has been
+            changed then.
+        SelectorError: a selector cannot be read or matches nothing.
+    """
+    check_optimizer(optimizer)
+    check_schedulers(optimizer, schedulers)
+    said = {
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "layer_decay": layer_decay,
+        "lr_mult": lr_mult,
+        "no_decay": no_decay,
+    }
+    options = cast("Options", {key: value for key, value in said.items() if value is not None})
+    patient = Patient(optimizer, model, roster(model))
+    return _operate(make_plan(patient, schedulers, kept, options))
+
+
+def _operate(plan: Plan) -> Synced:
+    _append(plan)
+    for change in plan.changes:
+        change.apply()
+    states = _let_go(plan)
+    _take_in(plan)
+    return Synced(
+        tuple(member.name for member, _ in plan.joiners),
+        tuple(member.name for member, _ in plan.leavers),
+        states,
+        {member.name: index for member, index in plan.leavers},
+        len(plan.groups),
+    )
+
+
+def _append(plan: Plan) -> None:
+    """Add the new groups, filled, by torch's own door; none stays if it refuses one."""
+    optimizer, before = plan.patient.optimizer, plan.groups_before
+    for member, index in plan.joiners:
+        if index >= before:
+            join(plan.groups[index - before], member)
+    try:
+        for group in plan.groups:
+            optimizer.add_param_group(group)
+    except Exception:
+        del optimizer.param_groups[before:]
+        raise
+
+
+def _let_go(plan: Plan) -> dict[str, State]:
+    """Take out who leaves, and the gradient and state of all that is frozen; gives the states."""
+    optimizer = plan.patient.optimizer
+    gone = {id(member.parameter) for member, _ in plan.leavers}
+    for index in {index for _, index in plan.leavers}:
+        close_up(optimizer.param_groups[index], gone)
+    states: dict[str, State] = {}
+    for member in plan.patient.known.members.values():
+        if not member.parameter.requires_grad:
+            member.parameter.grad = None
+            if state := optimizer.state.pop(member.parameter, None):
+                states[member.name] = state
+    return states
+
+
+def _take_in(plan: Plan) -> None:
+    """Put the joiners into the groups that there were, and give all joiners their state."""
+    optimizer = plan.patient.optimizer
+    for member, index in plan.joiners:
+        if index < plan.groups_before:
+            join(optimizer.param_groups[index], member)
+        optimizer.state.pop(member.parameter, None)
+        if member.name in plan.states:
+            optimizer.state[member.parameter] = plan.states[member.name]
+    for index in {index for _, index in plan.joiners}:
+        even_out(optimizer, optimizer.param_groups[index])

@@ -1,0 +1,166 @@
+"""Runs in three phases on real photos, killed at random moments: each resume ends at the same bits.
+
+A process that has imported everything, but computed nothing, forks a child for each run; the
+child is killed by SIGKILL after a random time, and another goes on with `resume`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KILLS = 30
+PHOTOS_OF_A_CLASS = 8
+
+# A small network with its own weights on small crops, so that a run takes a second.
+NET = """
+from torchvision.models import squeezenet1_1
+
+from frostline.preprocessing import Preprocessing
+
+
+def small():
+    return squeezenet1_1(), Preprocessing(resize=72, crop=(64, 64))
+"""
+
+PLAN = """
+[[phase]]
+name = "head"
+train = "stage:-1"
+epochs = 2
+lr = 3e-3
+
+[[phase]]
+name = "top"
+train = "stage:-2..-1"
+epochs = 2
+lr = 1e-3
+start = "best"
+
+[[phase]]
+name = "head again"
+train = "stage:-1"
+steps = 3
+lr = 1e-3
+"""
+
+RUNS = '''
+"""Runs, kills and resumes; prints what each resume ended with, as JSON."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import torch
+import torchvision
+import frostline.models.torchvision_source
+from frostline.callbacks import saving
+from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
+from frostline.deltas import read_delta
+from frostline.plans import Plan
+from frostline.recipe import recipe_of
+from frostline.runs import open_run, prepare
+
+torch.set_num_threads(1)
+_, root, weights, store, kills, seed = sys.argv
+root = Path(root)
+saving.SAVE_SECONDS, saving._SHARE_OF_TIME = 0.0, 0
+settings = RunSettings(
+    model=ModelSettings(name=f"{root / 'net.py'}:small", weights=weights),
+    data=DataSettings(path=str(root / "photos"), batch_size=5),
+    plan=Plan.load(root / "plan.toml").phases,
+    training=recipe_of(precision="exact", optimizer="adam", keep=2),
+    features=FeatureSettings(store=store),
+    device="cpu",
+)
+
+
+def child(out):
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        sys.stdout = open(os.devnull, "w")
+        prepare(settings).run(out, resume=(out / "run.toml").exists())
+        os._exit(0)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def result(out):
+    last, best = (read_delta(out / name / "delta.safetensors") for name in ("last", "best"))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seconds"], line["samples_per_second"]
+    phases = json.loads((out / "result.json").read_text())["phases"]
+    proofs = [(p["steps"], p["best_epoch"], p["frozen"]["fingerprint"]) for p in phases]
+    bits = [{n: t.numpy().tobytes().hex() for n, t in d.tensors.items()} for d in (last, best)]
+    return json.dumps([bits, lines, proofs], sort_keys=True)
+
+
+def to_the_end(out):
+    start = time.monotonic()
+    _, status = os.waitpid(child(out), 0)
+    assert status == 0, status
+    return time.monotonic() - start
+
+
+draw = random.Random(int(seed))
+to_the_end(root / "warm")
+seconds = to_the_end(root / "whole")
+whole, killed, equal = result(root / "whole"), 0, 0
+marks = set()
+for number in range(int(kills)):
+    out = root / f"cut-{number}"
+    pid = child(out)
+    time.sleep(draw.uniform(0.0, 1.0) * seconds)
+    os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    killed += os.WIFSIGNALED(status)
+    last = out / "last" / "delta.safetensors"
+    marks.add(read_delta(last).about["position"] if last.exists() else "")
+    to_the_end(out)
+    equal += result(out) == whole
+print(json.dumps({"killed": killed, "equal": equal, "marks": sorted(marks), "seconds": seconds}))
+'''
+
+
+@pytest.mark.parametrize("store", ["off", "stored"])
+def test_a_run_killed_at_any_moment_of_a_plan_resumes_to_the_same_bits(
+    tmp_path: Path, data_dir: Path, store: str
+) -> None:
+    for part in ("train", "val"):
+        for name in ("ants", "bees"):
+            photos = sorted((data_dir / "hymenoptera" / part / name).iterdir())[:PHOTOS_OF_A_CLASS]
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for photo in photos:
+                shutil.copy(photo, tmp_path / "photos" / part / name)
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "plan.toml").write_text(PLAN)
+    (tmp_path / "runs.py").write_text(RUNS)
+    weights = data_dir / "weights" / "squeezenet1_1.pth"
+    features = "off" if store == "off" else tmp_path / "features"
+    done = subprocess.run(
+        [sys.executable, tmp_path / "runs.py", tmp_path, weights, features, str(KILLS), "7"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["equal"] == KILLS
+    assert found["killed"] > KILLS // 2, "most runs were over before they were killed"
+    assert len(found["marks"]) > 3, f"all kills fell into the same moments: {found['marks']}"
+    assert any("." in mark for mark in found["marks"]), "no kill fell within an epoch"

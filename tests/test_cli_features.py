@@ -153,6 +153,7 @@ def test_a_run_resumed_or_evaluated_uses_the_form_it_began_with(
     assert judged.status == 0, judged.err
     assert judged.json["accuracy"] == found["accuracy"]
     assert judged.json["loss"] == pytest.approx(found["loss"], rel=1e-3)
+    shutil.rmtree(world.run / "last")  # as if it had been killed in its first epoch
     resumed = call("train", "--resume", world.run)
     assert resumed.status == 0, resumed.err
     said = notes(resumed.out)["Features"]

@@ -1,15 +1,15 @@
-"""What freezing owes, in sets: which rows of which parameters are frozen, and who is held in eval.
+"""What must be so, told simply: who is frozen and held, in sets; who trains, as if it were alone.
 
-A parameter is its rows, and frozen whole where all of them are. The ledger knows nothing of marks,
-holds and hooks; a test drives it beside a model and compares.
+A parameter is its rows, and frozen whole where all of them are. Ledger and twins know nothing of
+marks, holds, hooks and groups; a test drives them beside a model and its optimizer, and compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 Cells = frozenset[tuple[str, int]]
 Policy = Literal["hold", "adapt"]
+Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 TOKENS, WIDTH = 7, 6
 SIZES = {
@@ -230,6 +231,45 @@ class Ledger:
         self.held = frozenset((inside | norms) - adapting)
 
 
+class Twin:
+    """One parameter alone with an optimizer of its own."""
+
+    def __init__(self, make: Make, parameter: Tensor, *, decay: float) -> None:
+        self.parameter = nn.Parameter(parameter.detach().clone())
+        self.optimizer = make([{"params": [self.parameter], "weight_decay": decay}])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return dict(self.optimizer.state.get(self.parameter, {}))
+
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Go on from a copy of `state`."""
+        self.optimizer.state[self.parameter] = deepcopy(dict(state))
+
+    def step(self, now: Tensor, gradient: Tensor, *, lr: float, held: Iterable[int]) -> Tensor:
+        """What one step makes of the parameter; the held rows stay."""
+        rows = sorted(held)
+        before, gradient = now.clone(), gradient.clone()
+        gradient[rows] = 0
+        self.optimizer.param_groups[0]["lr"] = lr
+        with torch.no_grad():
+            self.parameter.copy_(before)
+        self.parameter.grad = gradient
+        self.optimizer.step()
+        with torch.no_grad():
+            self.parameter[rows] = before[rows]
+        return self.parameter.detach().clone()
+
+
+def same_states(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether states by name are equal; nothing is as good as zeros."""
+    return all(
+        _is_same(one.get(name, {}).get(key), other.get(name, {}).get(key))
+        for name in one.keys() | other.keys()
+        for key in one.get(name, {}).keys() | other.get(name, {}).keys()
+    )
+
+
 def is_within(path: str, part: str) -> bool:
     """Whether a module is `part` or below it."""
     return not part or path == part or path.startswith(f"{part}.")
@@ -248,3 +288,9 @@ def _by_name(cells: Cells) -> dict[str, frozenset[int]]:
     for name, row in cells:
         found.setdefault(name, set()).add(row)
     return {name: frozenset(chosen) for name, chosen in found.items()}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if one is None or other is None:
+        return not any(bool(torch.as_tensor(v).any()) for v in (one, other) if v is not None)
+    return torch.equal(torch.as_tensor(one), torch.as_tensor(other))

@@ -11,7 +11,7 @@ import io
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -41,17 +41,19 @@ from frozen_ledger import (
     SIZES,
     Cells,
     Ledger,
+    Make,
     Net,
     Policy,
+    Twin,
     bits_of,
     buffers_of,
     loss_of,
     net,
+    same_states,
     selections,
     whole,
 )
 
-Make = Callable[[Iterable[Any]], torch.optim.Optimizer]
 Kept = Literal["nothing", "last", "all"]
 
 _optim = torch.optim
@@ -76,8 +78,8 @@ SCHEDULES: dict[str, tuple[Callable[[int], float], Callable[..., Any]]] = {
     ),
     "step": (lambda step: 0.8 ** (step // 3), partial(lr_scheduler.StepLR, step_size=3, gamma=0.8)),
     "cosine": (
-        lambda step: (1 + math.cos(math.pi * step / 500)) / 2,
-        partial(lr_scheduler.CosineAnnealingLR, T_max=500),
+        lambda step: (1 + math.cos(math.pi * step / 200)) / 2,
+        partial(lr_scheduler.CosineAnnealingLR, T_max=200),
     ),
 }
 RULE: dict[str, Any] = {
@@ -93,36 +95,6 @@ PART = st.sampled_from(["", "body", "body.1", "neck", "neck.2", "head"])
 NORM = st.sampled_from(["hold", "hold", "adapt"])
 KEPT = st.sampled_from(["nothing", "last", "all"])
 ZERO = st.sampled_from([None, True, False])
-
-
-class Twin:
-    """One parameter alone with an optimizer of its own."""
-
-    def __init__(self, make: Make, parameter: Tensor, *, decay: float) -> None:
-        self.parameter = nn.Parameter(parameter.detach().clone())
-        self.optimizer = make([{"params": [self.parameter], "weight_decay": decay}])
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return dict(self.optimizer.state.get(self.parameter, {}))
-
-    def begin(self, state: Mapping[str, Any]) -> None:
-        """Go on from a copy of `state`."""
-        self.optimizer.state[self.parameter] = copy.deepcopy(dict(state))
-
-    def step(self, now: Tensor, gradient: Tensor, *, lr: float, held: Iterable[int]) -> Tensor:
-        """What one step makes of the parameter; the held rows stay."""
-        rows = sorted(held)
-        before, gradient = now.clone(), gradient.clone()
-        gradient[rows] = 0
-        self.optimizer.param_groups[0]["lr"] = lr
-        with torch.no_grad():
-            self.parameter.copy_(before)
-        self.parameter.grad = gradient
-        self.optimizer.step()
-        with torch.no_grad():
-            self.parameter[rows] = before[rows]
-        return self.parameter.detach().clone()
 
 
 @dataclass
@@ -142,9 +114,10 @@ class Watched:
 class FreezingMachine(RuleBasedStateMachine):
     """A model, its optimizer and scheduler, beside a ledger, twins and all bits as they were."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Make) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.make = make
         self.place = Path(tempfile.mkdtemp())
         self.net = net()
         self.ledger = Ledger()
@@ -155,15 +128,14 @@ class FreezingMachine(RuleBasedStateMachine):
         self.watched: list[Watched] = []
         self.last: Synced | None = None
         self.left: dict[str, Mapping[str, Any]] = {}
+        self.copies: dict[str, Mapping[str, Any]] = {}
 
     @initialize(
-        optimizer=st.sampled_from(list(OPTIMIZERS)),
         schedule=st.sampled_from([None, *SCHEDULES]),
         ruled=st.booleans(),
         first=st.none() | SELECTOR,
     )
-    def begin(self, optimizer: str, schedule: str | None, ruled: bool, first: str | None) -> None:
-        self.make = OPTIMIZERS[optimizer]
+    def begin(self, schedule: str | None, ruled: bool, first: str | None) -> None:
         self.schedule = schedule
         self.ruled = ruled
         if first is not None:
@@ -209,7 +181,7 @@ class FreezingMachine(RuleBasedStateMachine):
         one = self.watched[which % len(self.watched)]
         froze = frozenset(cell for cell in one.owed if cell[0] in SIZES)
         cells = froze if selector is None else froze & CHOICES[selector]
-        if cells or not froze:
+        if cells:
             one.handle.thaw(selector)
             self.ledger.thaw(cells)
 
@@ -237,25 +209,22 @@ class FreezingMachine(RuleBasedStateMachine):
 
     # What trains
 
-    @rule(kept=KEPT, hand_over=st.booleans())
-    def sync(self, kept: Kept, hand_over: bool) -> None:
-        given = {"nothing": None, "last": self.last, "all": self.left}[kept]
-        due = self.ledger.trainable
-        joined = tuple(name for name in due if name not in self.twins)
-        left = self.twins.keys() - due
-        synced = self._synced(given, joined, hand_over=hand_over)
-        assert synced.joined == joined
-        assert set(synced.left) == left
-        states = {name: self.twins.pop(name).state for name in left}
-        assert same_states(synced.states, states)
-        known = {"nothing": {}, "last": self.last.states if self.last else {}, "all": self.left}
-        for name in joined:
-            self.twins[name] = self.twin(name)
-            if name in known[kept]:
-                self.twins[name].begin(known[kept][name])
-        self.last = synced
-        self.left |= {name: copy.deepcopy(dict(s)) for name, s in synced.states.items()}
-        assert self.twins.keys() == set(due)
+    @rule(kept=KEPT, hand_over=st.booleans(), count=st.integers(0, 2), zero=ZERO)
+    def sync_and_train(self, kept: Kept, hand_over: bool, count: int, zero: bool | None) -> None:
+        self.sync(kept, hand_over=hand_over)
+        self.everything_is_as_it_must_be()
+        self.optimizer_holds_whom_it_held_with_state_and_rate()
+        for _ in range(count):
+            self.step(zero, first=True, mode=True)
+
+    @rule(selector=SELECTOR, kept=KEPT, hand_over=st.booleans(), zero=ZERO)
+    def freeze_for_a_while(
+        self, selector: str, kept: Kept, hand_over: bool, zero: bool | None
+    ) -> None:
+        self.freeze(selector, "hold")
+        self.sync_and_train("nothing", hand_over=True, count=1, zero=zero)
+        self.thaw(selector)
+        self.sync_and_train(kept, hand_over=hand_over, count=2, zero=zero)
 
     @rule(count=st.integers(1, 3), zero=ZERO, first=st.booleans(), mode=st.booleans())
     def train(self, count: int, zero: bool | None, first: bool, mode: bool) -> None:
@@ -266,13 +235,9 @@ class FreezingMachine(RuleBasedStateMachine):
     def switch_mode(self, part: str, mode: bool) -> None:
         self.net.get_submodule(part).train(mode)
         self.ledger.train(part, mode)
-
-    @rule()
-    def evaluate(self) -> None:
-        self.net.eval()
-        self.ledger.train("", False)
-        with torch.no_grad():
-            assert torch.equal(loss_of(self.net, 0), loss_of(self.net, 0))
+        if not any(self.ledger.in_training(path) for path in self.ledger.modes):
+            with torch.no_grad():
+                assert torch.equal(loss_of(self.net, 0), loss_of(self.net, 0))
 
     # What lasts
 
@@ -348,6 +313,7 @@ class FreezingMachine(RuleBasedStateMachine):
             base, decay = self._due(name)
             assert group["weight_decay"] == decay
             assert group["lr"] == pytest.approx(base * self._share(), rel=1e-5)
+        assert same_states(self.left, self.copies)
         assert {id(p) for p in self.optimizer.state} <= {id(p) for _, p, _ in held}
 
     @invariant()
@@ -359,6 +325,8 @@ class FreezingMachine(RuleBasedStateMachine):
 
     def step(self, zero: bool | None, *, first: bool, mode: bool) -> None:
         """A training step; the model and each twin in the optimizer end at the same bits."""
+        if any(is_uneven(self.optimizer, group) for group in self.optimizer.param_groups):
+            return
         if mode:
             self.net.train()
             self.ledger.train("", True)
@@ -384,6 +352,31 @@ class FreezingMachine(RuleBasedStateMachine):
         self.bits = now
         self.batch += 1
         self.steps += 1
+
+    def sync(self, kept: Kept, *, hand_over: bool) -> None:
+        """Who joins and leaves, with which state; the twins follow."""
+        given = {"nothing": None, "last": self.last, "all": self.left}[kept]
+        due = self.ledger.trainable
+        joined = tuple(name for name in due if name not in self.twins)
+        left = self.twins.keys() - due
+        synced = self._synced(given, joined, hand_over=hand_over)
+        assert synced.joined == joined
+        assert set(synced.left) == left
+        states = {name: self.twins.pop(name).state for name in left}
+        assert same_states(synced.states, states)
+        known = {"nothing": {}, "last": self.last.states if self.last else {}, "all": self.left}
+        for name in joined:
+            self.twins[name] = self.twin(name)
+            if name in known[kept]:
+                self.twins[name].begin(known[kept][name])
+        self.last = synced
+        self.left |= synced.states
+        self.copies |= copy.deepcopy(dict(synced.states))
+        assert self.twins.keys() == set(due)
+        came = {id(self.net.get_parameter(name)) for name in joined}
+        for group in self.optimizer.param_groups:
+            if not came.isdisjoint(id(p) for p in group["params"]):
+                assert not is_uneven(self.optimizer, group)
 
     def twin(self, name: str) -> Twin:
         """A twin that begins fresh."""
@@ -448,6 +441,9 @@ class FreezingMachine(RuleBasedStateMachine):
             group["params"].reverse()
             group["param_names"].reverse()
         self.optimizer = self.make(reversed(groups))
+        if self.schedule is not None:  # before the state, which says where the rates stand now
+            self.scheduler = SCHEDULES[self.schedule][1](self.optimizer)
+            self.scheduler.last_epoch = self.steps
         missing: Literal["refuse", "fresh"] = "refuse"
         if self.twins.keys() != set(self.ledger.trainable):
             message = "knows nothing of|which this optimizer does not"
@@ -456,9 +452,6 @@ class FreezingMachine(RuleBasedStateMachine):
             missing = "fresh"
         fl.load_optimizer_state(self.optimizer, self.net, state, missing=missing)
         self.twins = {n: self.twins.get(n) or self.twin(n) for n in self.ledger.trainable}
-        if self.schedule is not None:
-            _, make = SCHEDULES[self.schedule]
-            self.scheduler = make(self.optimizer, last_epoch=self.steps - 1)
 
     def _due(self, name: str) -> tuple[float, float]:
         """Base rate and weight decay."""
@@ -485,14 +478,14 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_whatever_is_frozen_thawed_synced_saved_and_loaded_trains_as_if_alone() -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_whatever_is_frozen_thawed_synced_saved_and_loaded_trains_as_if_alone(name: str) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]  # hypothesis has no types here
-        FreezingMachine,
+        seed(list(OPTIMIZERS).index(name))(partial(FreezingMachine, OPTIMIZERS[name])),
         settings=settings(
-            max_examples=80,
+            max_examples=8,
             stateful_step_count=30,
-            derandomize=True,
-            database=None,
+            database=None,  # with the seed: the same runs each time
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
@@ -513,13 +506,15 @@ def assert_frozen(model: nn.Module, ledger: Ledger, bits: Mapping[str, Tensor]) 
     assert not any(model.get_submodule(path).training for path in ledger.held)
 
 
-def same_states(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether states by name are equal; nothing is as good as zeros."""
-    return all(
-        _is_same(one.get(name, {}).get(key), other.get(name, {}).get(key))
-        for name in one.keys() | other.keys()
-        for key in one.get(name, {}).keys() | other.get(name, {}).keys()
-    )
+def is_uneven(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether some of a group have a momentum buffer that fused SGD wants for all or none.
+
+    A step while others were frozen leaves it so; torch 2.15 then fails at the next step.
+    """
+    if not (isinstance(optimizer, torch.optim.SGD) and group["fused"]):
+        return False
+    states = [optimizer.state.get(p, {}) for p in group["params"] if p.requires_grad]
+    return len({state.get("momentum_buffer") is None for state in states}) > 1
 
 
 def through_a_file(state: Any) -> Any:
@@ -528,9 +523,3 @@ def through_a_file(state: Any) -> Any:
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    if one is None or other is None:
-        return not any(bool(torch.as_tensor(v).any()) for v in (one, other) if v is not None)
-    return torch.equal(torch.as_tensor(one), torch.as_tensor(other))

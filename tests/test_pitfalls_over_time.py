@@ -1,7 +1,8 @@
 """What goes wrong elsewhere once what is frozen changes while training goes on, and must not here.
 
-Numbers as in the list of pitfalls. Each test first shows that the hand-made way goes wrong
-("by hand"), so that it says something, and then that Frostline's does not.
+Numbers as in the list of pitfalls. For each, a control ("by hand", in plain torch) shows that the
+hand-made way goes wrong, so that the tests say something; then Frostline's does not. They stand in
+one long file as the list does, since all share a net, a plain loop and a look into a run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import TensorDataset
 
@@ -124,7 +124,7 @@ def held(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
 
 
 class Watch(Hook):
-    """Looks at the training after each step and each epoch, and keeps what it is told."""
+    """Looks at the training after steps, after epochs and before phases; keeps what it is told."""
 
     def __init__(
         self,
@@ -771,14 +771,30 @@ def test_every_batch_of_a_plan_of_many_phases_is_compiled(
     assert counted.runs == watch.batches == 3 * len(choices)
 
 
+def test_every_batch_of_many_runs_in_one_process_is_compiled(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pitfall 21: the limit counts over all models of a class that a process has compiled."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counted))
+    monkeypatch.setenv("CXX", "needed by the default backend only")
+    watch = Watch()
+    for chosen in combinations(range(4), 2):
+        train = " | ".join(["head", *(f"floors.{n}" for n in chosen)])
+        phase = fl.Phase(train=train, epochs=1, lr=0.01)
+        fitted(made(Tower), phase, compile=True, hooks=[watch])
+        fitted(made(Tower), phase, compile=True, hooks=[watch])
+    assert counted.runs == watch.batches == 2 * 3 * 6
+
+
 @pytest.fixture
-def _one_process() -> Iterator[None]:
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+def process_group(tmp_path: Path) -> Iterator[None]:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.usefixtures("_one_process")
+@pytest.mark.usefixtures("process_group")
 def test_a_model_wrapped_for_several_processes_is_not_frozen_or_thawed() -> None:
     """Pitfall 21: under DDP, which notes what is trainable when it wraps, it errors or hangs."""
     by_hand = made()

@@ -42,6 +42,8 @@ from frostline.runs.course import Book, PhasedCourse, Survey, survey
 from frostline.runs.feeding import Wanted, feed
 from frostline.runs.first_samples import FirstSamples
 
+_COMPILED = 10**6  # variants of one code: more than a process will make
+
 
 @final
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def fit(
         supply = partial(feed, model, first.inputs, (train, val), (batches, validation))
         course = PhasedCourse(saver, planned, book, supply, wanted)
         logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if folder else ()
-        with _room_to_compile(settings, len(phases)):
+        with _room_to_compile(settings):
             training = train_phases(
                 Training(model, recipe, phases, len(batches)),
                 course,
@@ -277,14 +279,14 @@ def _folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | Non
 
 
 @contextmanager
-def _room_to_compile(settings: RunSettings, phases: int) -> Iterator[None]:
-    """Each phase compiles anew; torch gives up after eight of one code otherwise."""
+def _room_to_compile(settings: RunSettings) -> Iterator[None]:
+    """Each phase and each run compiles anew; torch runs a code that did so eight times in eager."""
     if not settings.features.compile:
         yield
         return
     from torch._dynamo import config
 
-    with config.patch(recompile_limit=config.recompile_limit * phases):
+    with config.patch(recompile_limit=_COMPILED, accumulated_recompile_limit=_COMPILED):
         yield
 
 

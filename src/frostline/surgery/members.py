@@ -109,3 +109,10 @@ def groups_with_members(groups: list[Group], known: Roster) -> tuple[int, ...]:
             "fl.param_groups(model, lr=...)."
         )
     return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two hyperparameters are equal, be they numbers or tensors of one."""
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return float(one) == float(other)
+    return bool(one == other)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from frostline.errors import ConfigError
 from frostline.surgery.members import (
@@ -17,6 +17,7 @@ from frostline.surgery.members import (
     check_optimizer,
     groups_with_members,
     roster,
+    same,
 )
 from frostline.surgery.states import State, begun, check_fit, copied, even_out
 
@@ -217,14 +218,8 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     """The first key whose value differs."""
     keys = dict.fromkeys([*one, *other])
     return next(
-        (k for k in keys if k not in one or k not in other or not _equal(one[k], other[k])), None
+        (k for k in keys if k not in one or k not in other or not same(one[k], other[k])), None
     )
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return float(one) == float(other)
-    return bool(one == other)
 
 
 def _by_position(

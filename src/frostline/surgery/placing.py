@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from frostline.errors import ConfigError
 from frostline.groups import DEFAULT_NO_DECAY, Rule, rates_by_rule
 from frostline.selectors import SelectorLike
-from frostline.surgery.members import Group, Member
+from frostline.surgery.members import Group, Member, same
 
 _ANCHORS = ("max_lr", "initial_lr", "base_lr")
 _OWN_KEYS = frozenset({*_ANCHORS, "lr", "min_lr", "weight_decay", "params", "param_names", "rule"})
@@ -237,10 +237,4 @@ def _alike(one: Group, other: Group, defaults: Mapping[str, Any]) -> bool:
     """Whether every hyperparameter but those of a place is the same; a label is none."""
     keys = (one.keys() | other.keys()) - _OWN_KEYS
     hyper = [k for k in keys if k in defaults or not isinstance(one.get(k, other.get(k)), str)]
-    return all(k in one and k in other and _equal(one[k], other[k]) for k in hyper)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return float(one) == float(other)
-    return bool(one == other)
+    return all(k in one and k in other and same(one[k], other[k]) for k in hyper)

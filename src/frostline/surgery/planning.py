@@ -62,7 +62,7 @@ class Patient:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Operation:
     """What is to be done.
 
     Attributes:
@@ -83,9 +83,9 @@ class Plan:
     changes: list[Change]
 
 
-def make_plan(
+def prepared(
     patient: Patient, schedulers: Sequence[Scheduler], kept: Kept, options: Options
-) -> Plan:
+) -> Operation:
     """Work out who joins, who leaves and what that asks of groups and schedulers.
 
     Raises: as `sync`.
@@ -106,7 +106,7 @@ def make_plan(
             check_fit(member, states[member.name])
             check_keys(patient.optimizer, member, states[member.name], kin[index])
     first = _first_states(patient.optimizer, seated, [*groups, *new], states)
-    return Plan(patient, leavers, seated, first, new, len(groups), changes)
+    return Operation(patient, leavers, seated, first, new, len(groups), changes)
 
 
 def _check_trainable(known: Roster) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from frostline.selectors import SelectorLike
 from frostline.surgery.members import check_optimizer, roster
 from frostline.surgery.placing import Options, close_up, join
-from frostline.surgery.planning import Patient, Plan, make_plan
+from frostline.surgery.planning import Operation, Patient, prepared
 from frostline.surgery.results import Kept, Synced
 from frostline.surgery.schedules import Scheduler, check_schedulers
 from frostline.surgery.states import State, even_out
@@ -68,46 +68,46 @@ def sync(
     }
     options = cast("Options", {key: value for key, value in said.items() if value is not None})
     patient = Patient(optimizer, model, roster(model))
-    return _operate(make_plan(patient, schedulers, kept, options))
+    return _operate(prepared(patient, schedulers, kept, options))
 
 
-def _operate(plan: Plan) -> Synced:
-    _append(plan)
-    for change in plan.changes:
+def _operate(operation: Operation) -> Synced:
+    _append(operation)
+    for change in operation.changes:
         change.apply()
-    states = _let_go(plan)
-    _take_in(plan)
+    states = _let_go(operation)
+    _take_in(operation)
     return Synced(
-        tuple(member.name for member, _ in plan.joiners),
-        tuple(member.name for member, _ in plan.leavers),
+        tuple(member.name for member, _ in operation.joiners),
+        tuple(member.name for member, _ in operation.leavers),
         states,
-        {member.name: index for member, index in plan.leavers},
-        len(plan.groups),
+        {member.name: index for member, index in operation.leavers},
+        len(operation.groups),
     )
 
 
-def _append(plan: Plan) -> None:
+def _append(operation: Operation) -> None:
     """Add the new groups, filled, by torch's own door; none stays if it refuses one."""
-    optimizer, before = plan.patient.optimizer, plan.groups_before
-    for member, index in plan.joiners:
+    optimizer, before = operation.patient.optimizer, operation.groups_before
+    for member, index in operation.joiners:
         if index >= before:
-            join(plan.groups[index - before], member)
+            join(operation.groups[index - before], member)
     try:
-        for group in plan.groups:
+        for group in operation.groups:
             optimizer.add_param_group(group)
     except Exception:
         del optimizer.param_groups[before:]
         raise
 
 
-def _let_go(plan: Plan) -> dict[str, State]:
+def _let_go(operation: Operation) -> dict[str, State]:
     """Take out who leaves, and the gradient and state of all that is frozen; gives the states."""
-    optimizer = plan.patient.optimizer
-    gone = {id(member.parameter) for member, _ in plan.leavers}
-    for index in {index for _, index in plan.leavers}:
+    optimizer = operation.patient.optimizer
+    gone = {id(member.parameter) for member, _ in operation.leavers}
+    for index in {index for _, index in operation.leavers}:
         close_up(optimizer.param_groups[index], gone)
     states: dict[str, State] = {}
-    for member in plan.patient.known.members.values():
+    for member in operation.patient.known.members.values():
         if not member.parameter.requires_grad:
             member.parameter.grad = None
             if state := optimizer.state.pop(member.parameter, None):
@@ -115,14 +115,14 @@ def _let_go(plan: Plan) -> dict[str, State]:
     return states
 
 
-def _take_in(plan: Plan) -> None:
+def _take_in(operation: Operation) -> None:
     """Put the joiners into the groups that there were, and give all joiners their state."""
-    optimizer = plan.patient.optimizer
-    for member, index in plan.joiners:
-        if index < plan.groups_before:
+    optimizer = operation.patient.optimizer
+    for member, index in operation.joiners:
+        if index < operation.groups_before:
             join(optimizer.param_groups[index], member)
         optimizer.state.pop(member.parameter, None)
-        if member.name in plan.states:
-            optimizer.state[member.parameter] = plan.states[member.name]
-    for index in {index for _, index in plan.joiners}:
+        if member.name in operation.states:
+            optimizer.state[member.parameter] = operation.states[member.name]
+    for index in {index for _, index in operation.joiners}:
         even_out(optimizer, optimizer.param_groups[index])

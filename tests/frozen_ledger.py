@@ -261,6 +261,20 @@ class Twin:
         return self.parameter.detach().clone()
 
 
+def assert_frozen(model: nn.Module, ledger: Ledger, bits: Mapping[str, Tensor]) -> None:
+    """No bit of what is frozen has moved, none of it wants or has a gradient, who is held is."""
+    for name, parameter in model.named_parameters():
+        wants = ledger.wants(name)
+        assert parameter.requires_grad == wants, name
+        rows = sorted(ledger.frozen[name]) if wants else slice(None)
+        assert torch.equal(parameter[rows], bits[name][rows]), name
+        gradient = parameter.grad
+        assert gradient is None or (wants and not gradient[rows].any()), name
+    held = buffers_of(ledger.held, bits)
+    assert [n for n in held if not torch.equal(model.get_buffer(n), bits[n])] == []
+    assert not any(model.get_submodule(path).training for path in ledger.held)
+
+
 def same_states(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether states by name are equal; nothing is as good as zeros."""
     return all(

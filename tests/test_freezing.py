@@ -290,3 +290,9 @@ def test_a_copy_stands_on_its_own_once_the_original_is_gone() -> None:
     twin = copy.deepcopy(net)
     del net
     assert twin.body.train() is twin.body
+
+
+def test_a_handle_that_froze_nothing_thaws_nothing() -> None:
+    net = nn.Linear(2, 2)
+    fl.train_only(net, "all").thaw()
+    assert all(parameter.requires_grad for parameter in net.parameters())

@@ -7,7 +7,6 @@ the others, the model's optimizer must move the parameter and its state bit for 
 from __future__ import annotations
 
 import copy
-import io
 import math
 import shutil
 import tempfile
@@ -29,7 +28,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import lr_scheduler
 
 import frostline as fl
@@ -45,6 +44,7 @@ from frozen_ledger import (
     Net,
     Policy,
     Twin,
+    assert_frozen,
     bits_of,
     buffers_of,
     loss_of,
@@ -82,11 +82,7 @@ SCHEDULES: dict[str, tuple[Callable[[int], float], Callable[..., Any]]] = {
         partial(lr_scheduler.CosineAnnealingLR, T_max=200),
     ),
 }
-RULE: dict[str, Any] = {
-    "lr": 0.02,
-    "weight_decay": 0.1,
-    "lr_mult": {"body": 0.5, "head.bias": 2.0},
-}
+RULE: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "lr_mult": {"body": 0.5, "head.bias": 2.0}}
 ONE_FOR_ALL: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "no_decay": "none"}
 
 CHOICES = selections()
@@ -245,12 +241,13 @@ class FreezingMachine(RuleBasedStateMachine):
     def save_and_load(self) -> None:
         if self.schedule and self.twins.keys() != set(self.ledger.trainable):
             self.sync("nothing", hand_over=True)
-        state = through_a_file(fl.optimizer_state(self.optimizer, self.net))
+        file = self.place / "state.pt"
+        torch.save(fl.optimizer_state(self.optimizer, self.net), file)
         parts = self.ledger.partly
         self.net = self._loaded_net()
         self.ledger = self.ledger.loaded()
         self.watched.clear()
-        self._load_optimizer(state)
+        self._load_optimizer(torch.load(file, weights_only=True))
         self.everything_is_as_it_must_be()
         selector = " | ".join(f"rows:{n}[{r}]" for n, held in parts.items() for r in held)
         if selector:  # a delta says of each parameter whether it was trainable, not of its rows
@@ -400,7 +397,7 @@ class FreezingMachine(RuleBasedStateMachine):
             if parameter.grad is not None:
                 lr, held = rates[id(parameter)], self.ledger.partly.get(name, ())
                 expected[name] = twin.step(self.bits[name], parameter.grad, lr=lr, held=held)
-                if parameter.grad.any():
+                if parameter.grad.abs().max() > 1e-3:  # below a batch norm a bias has but noise
                     had.add(name)
         return expected, had
 
@@ -492,20 +489,6 @@ def test_whatever_is_frozen_thawed_synced_saved_and_loaded_trains_as_if_alone(na
     )
 
 
-def assert_frozen(model: nn.Module, ledger: Ledger, bits: Mapping[str, Tensor]) -> None:
-    """No bit of what is frozen has moved, none of it wants or has a gradient, who is held is."""
-    for name, parameter in model.named_parameters():
-        wants = ledger.wants(name)
-        assert parameter.requires_grad == wants, name
-        rows = sorted(ledger.frozen[name]) if wants else slice(None)
-        assert torch.equal(parameter[rows], bits[name][rows]), name
-        gradient = parameter.grad
-        assert gradient is None or (wants and not gradient[rows].any()), name
-    held = buffers_of(ledger.held, bits)
-    assert [n for n in held if not torch.equal(model.get_buffer(n), bits[n])] == []
-    assert not any(model.get_submodule(path).training for path in ledger.held)
-
-
 def is_uneven(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
     """Whether some of a group have a momentum buffer that fused SGD wants for all or none.
 
@@ -515,11 +498,3 @@ def is_uneven(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> boo
         return False
     states = [optimizer.state.get(p, {}) for p in group["params"] if p.requires_grad]
     return len({state.get("momentum_buffer") is None for state in states}) > 1
-
-
-def through_a_file(state: Any) -> Any:
-    """What was saved, as it is read with `weights_only`."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)

@@ -280,15 +280,38 @@ def test_loading_freezes_as_saved_only_where_it_is_asked(
     assert frozen_of(other) == expected
 
 
+def test_rows_that_were_held_are_held_again_where_it_is_asked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Tied()
+    fl.freeze(model, "body | rows:embed.weight[0:2] | rows:embed.weight[4]")
+    with torch.no_grad():
+        model.embed.weight[2:4] += 1
+    fl.save_delta(model, tmp_path / "d.safetensors")
+    torch.manual_seed(0)
+    other = Tied()
+    fl.load_delta(other, tmp_path / "d.safetensors", freeze="as saved")
+    before = other.embed.weight.detach().clone()
+    optimizer = torch.optim.AdamW(other.parameters(), lr=0.1, weight_decay=0.5)
+    for _ in range(3):
+        other(torch.arange(5)).logsumexp(1).sum().backward()
+        optimizer.step()
+    assert torch.equal(before, model.embed.weight.detach())
+    moved = (other.embed.weight != before).any(dim=1)
+    assert moved.tolist() == [False, False, True, True, False]
+
+
 def test_a_delta_of_the_first_version_is_read(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     fl.freeze(model, "0")
     file = tmp_path / "d.safetensors"
     fl.save_delta(model, file)
-    rewrite(file, lambda header: [header.pop(key) for key in ("trainable", "tied", "unsaved")])
+    later = ("trainable", "held_rows", "tied", "unsaved")
+    rewrite(file, lambda header: [header.pop(key) for key in later])
     rewrite(file, lambda header: header.update(version="1"))
     assert fl.load_delta(model, file).trainable == ()
-    with pytest.raises(fl.DeltaError, match=r"does not say what was trainable\. Freeze with"):
+    with pytest.raises(
+        fl.DeltaError, match=r"does not say what was trainable in this model\. Freeze"
+    ):
         fl.load_delta(model, file, freeze="as saved")
     assert VERSION == "2"
 

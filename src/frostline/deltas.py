@@ -3,11 +3,12 @@
 A delta MUST be applied to the base it was made from; the header says which that is:
 
     format         "frostline-delta"
-    version        "2"; "1" lacked `trainable`, `tied` and `unsaved`
+    version        "2"; "1" lacked the four from `trainable` on
     base           fingerprint of every tensor that is not in the delta
     base_tensors   JSON object, tensor name -> digest (see fingerprints.py)
     content        fingerprint of the tensors in the delta, checked when it is read
     trainable      JSON array, names of the parameters that were trainable
+    held_rows      JSON object, name of one of these -> its frozen rows, [[first, behind last], ...]
     tied           JSON object, each further name of a shared tensor -> its first name
     unsaved        JSON array, names of buffers that a state_dict does not hold
     about          JSON object, what its maker wanted to note: model, weights, epoch, plan, ...
@@ -16,7 +17,7 @@ A delta MUST be applied to the base it was made from; the header says which that
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast, final
@@ -29,9 +30,11 @@ from torch import Tensor, nn
 from frostline._files import replacing
 from frostline.errors import CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
+from frostline.freezing import freeze as freeze_part
 from frostline.freezing import train_only
 from frostline.modes import is_held
-from frostline.selectors import exactly, inventory
+from frostline.row_holds import held_rows
+from frostline.selectors import exactly, inventory, rows
 from frostline.units import format_bytes
 
 FORMAT = "frostline-delta"
@@ -50,6 +53,7 @@ class Delta:
         base: fingerprint of everything else in the model.
         about: what was noted when it was saved.
         trainable: names of the parameters that were trainable; a `state_dict` carries no flags.
+        held_rows: of those of which some rows were frozen, from the first to before the last.
         tied: each further name of a shared tensor -> the name under which it stands here.
         unsaved: buffers of the model that a `state_dict` does not hold.
     """
@@ -58,6 +62,7 @@ class Delta:
     base: Fingerprint
     about: Mapping[str, str]
     trainable: tuple[str, ...] = ()
+    held_rows: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     unsaved: tuple[str, ...] = ()
 
@@ -102,6 +107,7 @@ def save_delta(
         "base_tensors": json.dumps(rest.tensors),
         "content": _content_hash(content),
         "trainable": json.dumps([n for n, t in tensors.items() if t.requires_grad]),
+        "held_rows": json.dumps(_rows_held(tensors)),
         "tied": json.dumps(_tied_names(model)),
         "unsaved": json.dumps(_unsaved_names(model)),
         "about": json.dumps(dict(about or {})),
@@ -159,8 +165,10 @@ def load_delta(
     if check_base:
         _check_base(delta, tensors, Path(path))
     if freeze == "as saved":
-        _freeze_as_saved(model, delta, Path(path))
+        _check_says_what_trained(delta, tensors, Path(path))
     put_tensors(model, delta.tensors)
+    if freeze == "as saved":
+        _freeze_as_saved(model, delta)
     return delta
 
 
@@ -243,10 +251,14 @@ def _with_header(tensors: dict[str, Tensor], header: Mapping[str, str], file: Pa
         base = Fingerprint(json.loads(header["base_tensors"]))
         about = dict(json.loads(header["about"]))
         trainable = tuple(json.loads(header.get("trainable", "[]")))
+        held = {
+            name: tuple((int(first), int(behind)) for first, behind in ranges)
+            for name, ranges in json.loads(header.get("held_rows", "{}")).items()
+        }
         tied = dict(json.loads(header.get("tied", "{}")))
         unsaved = tuple(json.loads(header.get("unsaved", "[]")))
         if base == header["base"]:
-            return Delta(tensors, base, about, trainable, tied, unsaved)
+            return Delta(tensors, base, about, trainable, held, tied, unsaved)
     except (KeyError, ValueError, TypeError, AttributeError):
         pass
     raise CorruptDelta(
@@ -271,14 +283,25 @@ def _unsaved_names(model: nn.Module) -> list[str]:
     return [name for name in all_tensors(model) if name not in saved]
 
 
-def _freeze_as_saved(model: nn.Module, delta: Delta, file: Path) -> None:
-    if not delta.trainable:
+def _rows_held(tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[int, int]]]:
+    held = {name: held_rows(tensor) for name, tensor in tensors.items()}
+    return {name: [(r.start, r.stop) for r in ranges] for name, ranges in held.items() if ranges}
+
+
+def _check_says_what_trained(delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
+    if not delta.trainable or not tensors.keys() >= set(delta.trainable):
         raise DeltaError(
-            f"{file} does not say what was trainable. Freeze with fl.train_only(model, ...), and "
-            "load it with freeze='as it is'."
+            f"{file} does not say what was trainable in this model. Freeze with "
+            "fl.train_only(model, ...), and load it with freeze='as it is'."
         )
+
+
+def _freeze_as_saved(model: nn.Module, delta: Delta) -> None:
     tensors = all_tensors(model)
     train_only(model, exactly(*(tensors[name] for name in delta.trainable)))
+    for name, ranges in delta.held_rows.items():
+        for first, behind in ranges:
+            freeze_part(model, rows(name, first, behind))
 
 
 def _content_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -120,8 +120,8 @@ class Frozen:
         """Thaw what this call froze, or the part of it that `selector` names."""
         chosen = self.selection
         if selector is not None:
-            chosen = common(chosen, select(self.model, selector))
-        _thaw(_non_empty(chosen, "thaw"))
+            chosen = _non_empty(common(chosen, select(self.model, selector)), "thaw")
+        _thaw(chosen)
 
     def summary(self, *, depth: int = 2) -> Summary:
         """The model's table as data, `depth` levels deep."""

@@ -356,3 +356,17 @@ def test_a_group_that_torch_refuses_leaves_nothing_behind(net: nn.Sequential) ->
         fl.sync(optimizer, net, lr=0.25, lr_mult={"0": 1, "1": 2})
     assert snapshot(optimizer) == before
     assert net[2].weight.grad is not None
+
+
+def test_fused_sgd_steps_again_after_a_step_with_part_of_it_frozen() -> None:
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, fused=True)
+    frozen = fl.freeze(net, "0")
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    frozen.thaw()
+    assert not fl.sync(optimizer, net).joined  # it was in the optimizer all along
+    before = net[0].weight.detach().clone()
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(net[0].weight, before)

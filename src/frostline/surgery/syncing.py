@@ -124,5 +124,6 @@ def _take_in(operation: Operation) -> None:
         optimizer.state.pop(member.parameter, None)
         if member.name in operation.states:
             optimizer.state[member.parameter] = operation.states[member.name]
-    for index in {index for _, index in operation.joiners}:
-        even_out(optimizer, optimizer.param_groups[index])
+    for group in optimizer.param_groups:
+        if operation.patient.known.of_group(group):
+            even_out(optimizer, group)

@@ -143,9 +143,14 @@ def test_a_cut_file_is_refused(saved: Path, length: int) -> None:
 
 
 def test_a_text_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "d").write_text("these are no tensors\n" * 50)
-    with pytest.raises(fl.DeltaError, match="cannot be read as safetensors"):
-        read_delta(tmp_path / "d")
+    for name, error, told in (
+        ("d.safetensors", fl.CorruptDelta, "cannot be read as safetensors"),
+        ("run.toml", fl.DeltaError, r"is no delta: those are \.safetensors files"),
+    ):
+        (tmp_path / name).write_text("these are no tensors\n" * 50)
+        with pytest.raises(error, match=told) as found:
+            read_delta(tmp_path / name)
+        assert type(found.value) is error
 
 
 def test_a_plain_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ FLOORS = {
     "store": 4,
     "surgery": 4,
     "tuning": 4,
+    "checkup": 5,
     "costs": 5,
     "features": 5,
     "deltas": 5,

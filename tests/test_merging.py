@@ -332,3 +332,11 @@ def test_the_notes_of_a_phased_delta_hold_plan_and_position(phased: World) -> No
     assert fl.Plan.loads(about["plan"]) == fl.Plan.load(phased.plan)
     assert about["model"].endswith("small_net.py:net")
     assert about["weights"] == str(phased.weights)
+
+
+def test_a_misspelt_word_for_the_freeze_is_refused(tmp_path: Path) -> None:
+    model = Tied()
+    fl.save_delta(model, tmp_path / "d.safetensors")
+    told = r"freeze='as_saved' is unknown\. Use freeze='as it is' or freeze='as saved'"
+    with pytest.raises(fl.ConfigError, match=told):
+        fl.load_delta(model, tmp_path / "d.safetensors", freeze="as_saved")

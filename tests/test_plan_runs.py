@@ -526,3 +526,35 @@ def test_a_record_of_a_run_without_a_plan_is_of_phase_one() -> None:
     run = fl.fit(model, data(), data(12, seed=2), epochs=1, device="cpu", features="off")
     assert isinstance(run.history[0], EpochRecord)
     assert [r.phase for r in run.phases] == [1]
+
+
+def test_an_edited_plan_is_refused_on_a_resume_whatever_the_settings_say(tmp_path: Path) -> None:
+    """As where run.toml was edited by hand: the deltas say by which plan they were trained."""
+    out = tmp_path / "run"
+    with pytest.raises(Stop):
+        fitted(out=out, hooks=[stopped_at(9)])
+    other = fl.Plan([HEAD.model_copy(update={"epochs": 3}), NECK, HEAD_AGAIN])
+    settings = RunSettings.read(out / "run.toml")
+    settings.model_copy(update={"plan": other.phases}).write(out / "run.toml")
+    with pytest.raises(fl.ConfigError, match=r"cannot resume by another plan: .*delta"):
+        fitted(plan=other, out=out, resume=True)
+
+
+@pytest.mark.parametrize("plan", ["plan.toml", [HEAD]])
+def test_what_is_no_plan_says_how_to_make_one(plan: object) -> None:
+    with pytest.raises(fl.ConfigError, match=r"plan is a (str|list)\. Give a fl\.Plan: "):
+        fitted(plan=plan)
+
+
+def test_rows_that_stayed_are_in_the_proof_of_a_run() -> None:
+    run = fitted(plan=fl.Plan([fl.Phase(freeze="rows:head.weight[0:1]", epochs=1)]))
+    assert run.proof.tensors == 1
+
+
+def test_rows_that_another_batch_size_gave_are_not_taken_where_bits_are_promised(
+    tmp_path: Path,
+) -> None:
+    options: dict[str, Any] = {"features": tmp_path / "f", "plan": fl.Plan([HEAD])}
+    assert fitted(**options, precision="exact").computed == 26 + 12
+    assert fitted(**options, precision="exact").computed == 0
+    assert fitted(**options, precision="exact", batch_size=4).computed == 26 + 12

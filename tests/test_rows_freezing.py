@@ -470,3 +470,9 @@ def test_rows_frozen_before_the_model_is_wrapped_hold_under_ddp(net: Net) -> Non
         assert not net.embed.weight.grad[:10].any()
         optimizer.step()
     frozen.verify()
+
+
+@pytest.mark.parametrize("start", [[0], slice(0, 2), "0:1", 1.0])
+def test_rows_by_something_else_than_numbers_are_refused(start: object) -> None:
+    with pytest.raises(fl.SelectorError, match=r"first and the one after the last, as fl\.rows\("):
+        fl.rows("head.weight", start)

@@ -1,6 +1,9 @@
 """What `import frostline as fl` offers, for type checkers."""
 
 from frostline._version import __version__ as __version__
+from frostline.checkup import Checkup as Checkup
+from frostline.checkup import Finding as Finding
+from frostline.checkup import doctor as doctor
 from frostline.cutting import Cut as Cut
 from frostline.cutting import cut as cut
 from frostline.deltas import load_delta as load_delta

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from frostline._files import replacing
-from frostline.errors import CorruptDelta, DeltaError
+from frostline.errors import ConfigError, CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import train_only
@@ -41,6 +41,7 @@ FORMAT = "frostline-delta"
 VERSION = "2"
 _READ = ("1", "2")
 _NAMED_AT_MOST = 5
+_FREEZES = ("as it is", "as saved")
 
 
 @final
@@ -159,6 +160,9 @@ def load_delta(
             differ), or shapes do not fit. The model is as it was.
         CorruptDelta: the file is damaged; likewise.
     """
+    if freeze not in _FREEZES:
+        known = " or ".join(f"freeze={word!r}" for word in _FREEZES)
+        raise ConfigError(f"freeze={freeze!r} is unknown. Use {known}.")
     delta = read_delta(path)
     tensors = all_tensors(model)
     _check_fit(delta, tensors, Path(path))
@@ -221,6 +225,11 @@ def read_delta(path: str | Path) -> Delta:
             header = cast("dict[str, str]", content.metadata() or {})
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        if file.suffix != ".safetensors":
+            raise DeltaError(
+                f"{file} is no delta: those are .safetensors files. A run keeps its own in best/ "
+                "and last/."
+            ) from error
         raise CorruptDelta(
             f"{file} cannot be read as safetensors: {error}. It is damaged or something else; "
             "take another copy, or train again."

@@ -54,7 +54,8 @@ def test_a_value_of_until_out_of_its_range_is_named(name: str, value: object) ->
 
 
 def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(fl.ConfigError, match=r"^there is no option 'epoch'\.$"):
+    told = r"^there is no option 'epoch' \(nearest: 'epochs'\)\.$"
+    with pytest.raises(fl.ConfigError, match=told):
         fl.Phase(epochs=1, epoch=2)
 
 

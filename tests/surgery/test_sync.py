@@ -370,3 +370,11 @@ def test_fused_sgd_steps_again_after_a_step_with_part_of_it_frozen() -> None:
     net(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     assert not torch.equal(net[0].weight, before)
+
+
+def test_a_scheduler_outside_a_list_is_refused() -> None:
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    with pytest.raises(fl.ConfigError, match=r"schedulers is a StepLR\. Give a list"):
+        fl.sync(optimizer, net, schedulers=scheduler)

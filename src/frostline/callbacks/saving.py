@@ -21,7 +21,7 @@ from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
 from frostline._files import keep_as, replacing
-from frostline.deltas import Delta, delta_content, load_delta, put_tensors, save_delta
+from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import EpochRecord, Hook, PhaseRecord, Position, Training, random_state
 from frostline.errors import ConfigError, CorruptDelta
 from frostline.fingerprints import Fingerprint
@@ -90,7 +90,7 @@ class Saver(Hook):
         self._training = training
         # A run that was killed before `last` was there has nothing to go on from, and begins.
         if self._resume and self._folder and self._folder.last.exists():
-            self._phase_best = restore(training, self._folder)
+            self._phase_best = restore(training, self._folder, plan=self._about.get("plan", ""))
             self._mark = training.position.mark
 
     def on_step(self, training: Training) -> None:
@@ -199,20 +199,24 @@ class Saver(Hook):
         save_delta(model, path, base=self._base, about=moment.about, content=moment.content)
 
 
-def restore(training: Training, folder: RunFolder) -> Mapping[str, Tensor]:
+def restore(training: Training, folder: RunFolder, *, plan: str) -> Mapping[str, Tensor]:
     """Put the model and the position to where the run was last written; the optimizer follows.
 
     Where the last files are damaged and earlier ones were kept, those are taken.
 
+    Args:
+        plan: of the run, which must be the one that the deltas were trained by.
+
     Returns:
         The best weights of the phase that the run is in, where a later phase needs them.
     Raises:
-        ConfigError: there is nothing to go on from.
+        ConfigError: there is nothing to go on from, or the plan is another one.
         DeltaError: the last delta is damaged or belongs to another model.
     """
     refusals: list[ConfigError | CorruptDelta] = []
     for file in (folder.last, *folder.earlier_ones()):
         try:
+            _check_plan(file, plan)
             return _restore_from(training, folder, file)
         except (ConfigError, CorruptDelta) as error:
             refusals.append(error)
@@ -235,6 +239,15 @@ def _restore_from(training: Training, folder: RunFolder, file: Path) -> Mapping[
     training.position, training.history[:], training.phase_history[:] = position, history, phases
     training.restored = state
     return phase_best
+
+
+def _check_plan(file: Path, plan: str) -> None:
+    if read_delta(file).about.get("plan", "") != plan:
+        raise ConfigError(
+            f"cannot resume by another plan: {file} was trained by the one in its notes, and "
+            "run.toml or the plan given says another. Restore it, or start a new run with another "
+            "--out."
+        )
 
 
 def position_of(delta: Delta) -> str:

@@ -10,7 +10,8 @@ def verify(run: options.Run, *, json: options.Json = False) -> None:
     from frostline.cli._terminal import output, print_json, say
     from frostline.runs import open_run
 
-    verdict = open_run(run).verify()
+    opened = open_run(run)
+    verdict = opened.verify()
     if json:
         print_json(
             {
@@ -25,4 +26,7 @@ def verify(run: options.Run, *, json: options.Json = False) -> None:
     for check in verdict.checks:
         say(page, f"ok  {check}")
     frozen = f"{verdict.tensors} frozen tensors, {verdict.fingerprint}"
-    say(page, f"Verified: {frozen if verdict.tensors else 'nothing was frozen'}")
+    nothing = (
+        "nothing stayed frozen in all phases" if opened.settings.plan else "nothing was frozen"
+    )
+    say(page, f"Verified: {frozen if verdict.tensors else nothing}")

@@ -235,9 +235,9 @@ class Training:
         """What ended the present phase, for people; empty while it goes on."""
         phase, at, until = self.phase, self.position, self.phase.until
         if phase.epochs is not None and at.phase_epochs >= phase.epochs:
-            return f"{at.phase_epochs} epochs"
+            return f"{at.phase_epochs} epoch{'s' if at.phase_epochs > 1 else ''}"
         if phase.steps is not None and at.phase_steps >= phase.steps and not at.batches:
-            return f"{at.phase_steps} steps"
+            return f"{at.phase_steps} step{'s' if at.phase_steps > 1 else ''}"
         if until is None or at.batches or not at.phase_epochs:
             return ""
         if until.minutes is not None and at.phase_seconds >= 60 * until.minutes:
@@ -247,7 +247,7 @@ class Training:
             return f"{until.monitor} reached {until.target:g}"
         waited = at.epochs - at.plateau_epoch
         if until.patience is not None and at.plateau_epoch and waited >= until.patience:
-            return f"no better {until.monitor} for {waited} epochs"
+            return f"no better {until.monitor} for {waited} epoch{'s' if waited > 1 else ''}"
         return ""
 
     @property

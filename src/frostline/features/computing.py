@@ -39,6 +39,8 @@ class Computing:
         mode: names `training` in the key; empty where it makes no difference.
         whole: whether each pass has all of `tuned.batch_size` rows, filled up where there are
             fewer; for kernels that give other last bits for another number of rows.
+        exact: whether the rows are to have the bits of the plain loop, so that those computed in
+            passes of another size, or by another number of threads, are not taken for them.
     """
 
     cut: Cut
@@ -48,6 +50,7 @@ class Computing:
     mode: str
     _run: Callable[..., tuple[Tensor, ...]]
     whole: bool = False
+    exact: bool = False
 
     def __call__(self, inputs: Any) -> tuple[Tensor, ...]:
         """The frontier's values of a batch, each `(batch, *shape)`, on the device."""
@@ -77,8 +80,11 @@ class Computing:
             parts["kernels"] = f"{self.device.type} {torch.backends.cpu.get_cpu_capability()}"
         if self.mode:
             parts["mode"] = self.mode
-        if self.whole:
-            parts["pass"] = f"{self.tuned.batch_size} samples"
+        if self.whole or self.exact:
+            filled = " filled up" if self.whole else ""
+            parts["pass"] = f"{self.tuned.batch_size} samples{filled}"
+        if self.exact:
+            parts["threads"] = str(torch.get_num_threads())
         return parts
 
 
@@ -103,7 +109,7 @@ def computing(
     """
     graph = cut.prefix.graph
     if graph is None or precision == "exact":
-        return _plain(cut, batch_size, device)
+        return replace(_plain(cut, batch_size, device), exact=precision == "exact")
     run: Realised | None = None
     if form is not None:
         tuned: Tuned | None = Tuned(form, float("nan"), batch_size)

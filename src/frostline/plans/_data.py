@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, nearest
 
 _SHOWN = 80  # characters of a value in a message
 
@@ -25,7 +26,7 @@ class Data(BaseModel):
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise _config_error(error) from error
+            raise _config_error(error, tuple(type(self).model_fields)) from error
 
     # Inside another model pydantic then checks the fields itself, and names the one at fault by
     # its whole path, as `until.patience`; without the mark it would call `__init__` there.
@@ -48,24 +49,25 @@ class Data(BaseModel):
         return repr(self)
 
 
-def _config_error(error: ValidationError) -> ConfigError:
+def _config_error(error: ValidationError, fields: Sequence[str]) -> ConfigError:
     """One error for all that is wrong, as `recipe.config_errors` makes it, but for two things.
 
     What no single option is to blame for is said without one, and a value is cut short: a module
     that was given for a selector would fill pages.
     """
-    found = (_one_problem(problem) for problem in error.errors(include_url=False))
+    found = (_one_problem(problem, fields) for problem in error.errors(include_url=False))
     return ConfigError("; ".join(found) + ".")
 
 
-def _one_problem(problem: ErrorDetails) -> str:
+def _one_problem(problem: ErrorDetails, fields: Sequence[str]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = f"{message[:1].lower()}{message[1:]}"
     place = ".".join(map(str, problem["loc"]))
     if not place:
         return message
     if problem["type"] == "extra_forbidden":
-        return f"there is no option '{place}'"
+        near = nearest(place, fields, count=1)
+        return f"there is no option '{place}'" + (f" (nearest: '{near[0]}')" if near else "")
     return f"{place}={_shown(problem['input'])}: {message}"
 
 

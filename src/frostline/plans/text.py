@@ -48,7 +48,7 @@ def read_text(path: Path) -> str:
         ConfigError: there is none, or it cannot be read as text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             f"there is no plan at {path}.{_neighbours(path)} `frostline plan MODEL --kind lp_ft "

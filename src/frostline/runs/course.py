@@ -21,7 +21,7 @@ from frostline.freezing import Frozen, Proof, freezes_kept, frozen_part, train_o
 from frostline.modes import is_held
 from frostline.plans import Phase
 from frostline.plans.parts import naming, place_of
-from frostline.runs.feeding import Feed, Wanted
+from frostline.runs.feeding import BY_MODEL, Feed, Wanted
 from frostline.selectors import inventory, parse
 from frostline.units import format_count, format_seconds
 
@@ -138,6 +138,7 @@ class PhasedCourse:
         self._supply = supply
         self._wanted = wanted
         self._frozen: Frozen | None = None
+        self._is_plain = True
         self.says: tuple[str, ...] = ()
         self.computed = 0
 
@@ -170,6 +171,7 @@ class PhasedCourse:
         fed = self._supply(
             replace(self._wanted, epochs=epochs or _OPEN_EPOCHS, form=form, explains=number == 0)
         )
+        self._is_plain = fed.form == BY_MODEL
         if not form:
             self._book.note_form(number, fed.form)
         self._tell(*fed.says)
@@ -201,9 +203,13 @@ class PhasedCourse:
     def proof(self, model: nn.Module) -> Proof:
         """Prove that what no phase was to move is what it was before the first.
 
+        Of one phase alone it is all that the phase froze, rows too.
+
         Raises:
             DriftError: it is not; names the tensors.
         """
+        if len(self._survey.trained) == 1 and self._frozen is not None:
+            return self._frozen.verify()
         expected = self._survey.untouched.tensors
         tensors = {n: t for n, t in _every_tensor(model).items() if n in expected}
         found = fingerprint_of(tensors)
@@ -240,7 +246,8 @@ class PhasedCourse:
         at = training.position
         return (
             f"          {training.phase_end} in {format_seconds(at.phase_seconds)}"
-            f"{self._plain_cost(training, at.phase_steps)}; what was frozen did not move"
+            f"{'' if self._is_plain else self._plain_cost(training, at.phase_steps)}"
+            "; what was frozen did not move"
         )
 
     def _plain_cost(self, training: Training, steps: int | None) -> str:

@@ -216,7 +216,7 @@ class _Feeding:
 
     def _compute(self, made: Cut) -> Computing:
         wanted = self._wanted
-        if wanted.form:
+        if wanted.form and wanted.recipe.prefix_precision != "exact":
             return in_form(made, Form.parse(wanted.form), wanted.device, wanted.batch_size)
         return computing(
             made,

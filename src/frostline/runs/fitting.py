@@ -192,6 +192,11 @@ def _phases(
     if plan is None:
         param_groups(model, lr=1.0)  # refuses early when nothing is trainable
         return (Phase(epochs=recipe.epochs).completed(recipe),)
+    if not isinstance(plan, Plan):
+        raise ConfigError(
+            f"plan is a {type(plan).__name__}. Give a fl.Plan: fl.Plan.load(path) reads one from a "
+            "file, fl.Plan([fl.Phase(...)]) makes one."
+        )
     for warning in plan.check(model, recipe=recipe):
         for hook in hooks:
             hook.on_notice(f"Warning   {warning}")

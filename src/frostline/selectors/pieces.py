@@ -28,6 +28,12 @@ class Rows(Selector):
     stop: int | None = None
 
     def __post_init__(self) -> None:
+        ends = (self.start, 0 if self.stop is None else self.stop)
+        if not all(isinstance(end, int) and not isinstance(end, bool) for end in ends):
+            raise SelectorError(
+                f"rows of {self.name} are named by their first and the one after the last, as "
+                f"fl.rows({self.name!r}, 0, 100), not by {self.start!r}. Join several with |."
+            )
         if not self.name:
             raise SelectorError("'rows:' names nothing; write rows:embed.weight[0:100].")
         from_one_end = self.stop is not None and (self.start < 0) == (self.stop < 0)

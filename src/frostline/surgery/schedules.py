@@ -157,6 +157,10 @@ def check_schedulers(optimizer: torch.optim.Optimizer, schedulers: Sequence[Sche
     Raises:
         ConfigError: one is not.
     """
+    if not isinstance(schedulers, Sequence):
+        raise ConfigError(
+            f"schedulers is a {type(schedulers).__name__}. Give a list: schedulers=[scheduler]."
+        )
     for scheduler in schedulers:
         if not isinstance(scheduler, Scheduler):
             raise ConfigError(

@@ -1,0 +1,128 @@
+"""What a checkup gives: findings, worst first, as text of 80 columns and as plain data.
+
+A line is longer only where one name or one word of code is.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, final
+
+Level = Literal["error", "warning", "note"]
+
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+"""From the worst: what is asked will not happen; it is hardly meant; it is good to know."""
+
+_WIDTH = 80
+_NAMED = 5
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong with a set-up, or good to know about it.
+
+    Attributes:
+        code: stable name of the kind of finding, for machines; docs/doctor.md lists them.
+        level: how bad it is.
+        seen: what was found, with the first names.
+        why: why it matters.
+        mend: a line of Python, with what else there is to say behind a `#`; or a sentence where
+            no single line does it.
+        names: everything that it is about, by dotted names.
+    """
+
+    code: str
+    level: Level
+    seen: str
+    why: str
+    mend: str
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = (("  ", self.seen), ("  Why:  ", self.why), ("  Mend: ", self.mend))
+        lines = [f"{self.level}: {self.code}"]
+        for start, text in parts:
+            lines += textwrap.wrap(
+                text,
+                _WIDTH,
+                initial_indent=start,
+                subsequent_indent=" " * len(start),
+                break_on_hyphens=False,
+                break_long_words=False,  # a name that is cut cannot be copied
+            )
+        return "\n".join(lines)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """All findings, worst first; `print` shows them.
+
+    Attributes:
+        findings: errors, then warnings, then notes; within each the more harmful first.
+        not_given: what was left out, so that nothing about it could be checked.
+    """
+
+    findings: tuple[Finding, ...]
+    not_given: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> Level | None:
+        """The level of the first finding; None where there is none."""
+        return self.findings[0].level if self.findings else None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error; warnings and notes may be there."""
+        return self.worst != "error"
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The codes of the findings, in their order."""
+        return tuple(finding.code for finding in self.findings)
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return {
+            "ok": self.ok,
+            "worst": self.worst,
+            "findings": [asdict(finding) for finding in self.findings],
+            "not_given": list(self.not_given),
+        }
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def __str__(self) -> str:
+        parts = [str(finding) for finding in self.findings]
+        return "\n\n".join([*parts, "\n".join(textwrap.wrap(self._last_line(), _WIDTH))])
+
+    def _last_line(self) -> str:
+        counts = {level: sum(f.level == level for f in self.findings) for level in LEVELS}
+        told = [f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items() if n]
+        line = f"{', '.join(told) or 'Nothing found'}."
+        if self.not_given:
+            line += f" Not given, so not looked at: {', '.join(self.not_given)}."
+        return line
+
+
+def sorted_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Worst level first; within a level in the given order."""
+    return tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level)))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
+    first = ", ".join(names[:_NAMED])
+    return first if len(names) <= _NAMED else f"{first} and {len(names) - _NAMED} more"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 parameter`, `2 parameters`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

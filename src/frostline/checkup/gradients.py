@@ -1,0 +1,146 @@
+"""Whether gradients reach what is to train, and what they have to cross on their way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from frostline.checkup.findings import Finding, counted, listed
+from frostline.checkup.subject import Check, Subject
+from frostline.checkup.trial import Facts, Gradient
+from frostline.units import format_count
+
+_WORTH_TELLING = 0.05  # of the model's numbers, in frozen layers that the backward pass crosses
+
+
+def _reentrant(subject: Subject) -> Iterator[Finding]:
+    if (facts := subject.facts) is None or not facts.reentrant:
+        return
+    names = tuple(path or "(model)" for path in dict.fromkeys(facts.reentrant))
+    yield Finding(
+        "reentrant-checkpoint",
+        "error",
+        f"reentrant gradient checkpointing in {listed(names)} over inputs that want no gradient",
+        "it then gives no gradient to anything inside, trainable or not, with no more than a "
+        "warning",
+        "Pass use_reentrant=False to torch.utils.checkpoint.checkpoint; in transformers, "
+        "gradient_checkpointing_kwargs={'use_reentrant': False}.",
+        names,
+    )
+
+
+def _no_gradient(subject: Subject) -> Iterator[Finding]:
+    facts = subject.facts
+    names = _with(facts, "none")
+    if facts is None or not names:
+        return
+    yield Finding(
+        "no-gradient",
+        "error" if len(names) == len(facts.gradients) else "warning",
+        f"{counted(len(names), 'trainable parameter')} got no gradient on the example: "
+        f"{listed(names)}",
+        "no path leads from the loss to them: they are not used in the forward, or something cuts "
+        "it (no_grad, detach, argmax, .data, numpy)",
+        _frozen_mend(names),
+        names,
+    )
+
+
+def _zero_gradient(subject: Subject) -> Iterator[Finding]:
+    facts = subject.facts
+    names = _with(facts, "zero")
+    if facts is None or not names:
+        return
+    dead = f"; the ReLU at {listed(facts.dead)} gave nothing but zeros" if facts.dead else ""
+    yield Finding(
+        "zero-gradient",
+        "error" if len(names) == len(facts.gradients) else "warning",
+        f"{counted(len(names), 'trainable parameter')} got a gradient of zero on the example: "
+        f"{listed(names)}{dead}",
+        "a path leads to them, but everything on it is multiplied by zero: dead ReLUs, a frozen "
+        "zero, or an output that has reached its limit",
+        "Look at the values before the first layer that is dead: at its bias, the scale of the "
+        "input and the learning rate of a run before.",
+        names,
+    )
+
+
+def _with(facts: Facts | None, wanted: Gradient) -> tuple[str, ...]:
+    """Names with that gradient, without those that another finding explains.
+
+    The zero of a bias whose weight gets a gradient is arithmetic: what follows takes it away, as
+    a norm or a softmax does.
+    """
+    if facts is None or "" in facts.reentrant:
+        return ()
+    gradients = facts.gradients
+    found = [name for name, kind in gradients.items() if kind == wanted]
+    inside = tuple(f"{path}." for path in facts.reentrant)
+    return tuple(
+        name
+        for name in found
+        if not name.startswith(inside)
+        and not (wanted == "zero" and gradients.get(_weight_of(name)) == "some")
+    )
+
+
+def _weight_of(name: str) -> str:
+    stem = name.removesuffix("bias")
+    return f"{stem}weight" if stem != name else ""
+
+
+def _frozen_mend(names: tuple[str, ...]) -> str:
+    if len(names) > 3:
+        return "Use them in the forward, or freeze them so that no optimizer carries them."
+    return f"fl.freeze(model, {' | '.join(names)!r})  # or use them in the forward"
+
+
+def _crossed(subject: Subject) -> Iterator[Finding]:
+    facts = subject.facts
+    if facts is None or not facts.crossed:
+        return
+    numbers = sum(_frozen_numbers(subject, path) for path in facts.crossed)
+    total = sum(p.numel() for p in subject.parameters.values())
+    if numbers < _WORTH_TELLING * total:
+        return
+    names = _largest(subject, facts.crossed)
+    yield Finding(
+        "frozen-above-trainable",
+        "note",
+        f"{format_count(numbers)} frozen numbers ({numbers / total:.0%}) lie above trainable "
+        f"layers, in {listed(names)}; the lowest that trains is {subject.trainable[0]}",
+        "the backward pass must cross them: freezing them saves their own gradients and optimizer "
+        "state, but neither the time nor the activations of going through, and no feature above "
+        "can be stored",
+        "fl.train_only(model, 'stage:-1')  # or train the upper layers and freeze the lower ones",
+        tuple(facts.crossed),
+    )
+
+
+def _frozen_numbers(subject: Subject, path: str) -> int:
+    own = subject.root.get_submodule(path).parameters(recurse=False)
+    return sum(p.numel() for p in own if not p.requires_grad)
+
+
+def _largest(subject: Subject, paths: tuple[str, ...]) -> list[str]:
+    """Modules all of whose owners of parameters are among `paths`, the largest of them."""
+    found: list[str] = []
+    for path in paths:
+        best = path
+        while best and _owners(subject, above := best.rpartition(".")[0]) <= set(paths):
+            best = above
+        if best not in found:
+            found.append(best)
+    return found
+
+
+def _owners(subject: Subject, path: str) -> set[str]:
+    modules = subject.root.get_submodule(path).named_modules(prefix=path)
+    return {name for name, m in modules if next(m.parameters(recurse=False), None) is not None}
+
+
+CHECKS = (
+    Check(_reentrant, ("reentrant-checkpoint",)),
+    Check(_no_gradient, ("no-gradient",)),
+    Check(_zero_gradient, ("zero-gradient",)),
+    Check(_crossed, ("frozen-above-trainable",)),
+)

@@ -1,0 +1,183 @@
+"""What was asked to be frozen or trained: does it match, does it hold, and is anything left."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from frostline.checkup.findings import Finding, counted, listed
+from frostline.checkup.subject import Check, Subject
+from frostline.errors import FreezeError, SelectorError, nearest
+from frostline.row_holds import held_rows
+from frostline.selectors import Entry, Selector, select, stages
+from frostline.selectors.inventory import Occurrence
+from frostline.selectors.terms import And, Not, Or
+
+
+def lazy_finding(model: nn.Module) -> Finding | None:
+    """A model some of whose parameters have no shape yet; nothing else can be said of it."""
+    names = tuple(name for name, parameter in model.named_parameters() if is_lazy(parameter))
+    if not names:
+        return None
+    return Finding(
+        "lazy-module",
+        "error",
+        f"{counted(len(names), 'parameter')} without a shape yet: {listed(names)}",
+        "they can neither be frozen nor given to an optimizer before the first call",
+        "model(example)  # one batch gives lazy modules their shapes",
+        names,
+    )
+
+
+def refused_finding(error: FreezeError) -> Finding:
+    """The freeze that was asked for cannot be."""
+    return Finding(
+        "cannot-freeze",
+        "error",
+        str(error),
+        "what was asked for would be refused; the other checks saw the model as it is",
+        "Choose another selector; fl.select(model, ...) shows what one matches.",
+    )
+
+
+def _unmatched(subject: Subject) -> Iterator[Finding]:
+    if subject.asked is None:
+        return
+    for term in _terms(subject.asked):
+        try:
+            select(subject.root, term)
+        except SelectorError as error:
+            yield _unmatched_finding(subject, term, str(error))
+
+
+def _unmatched_finding(subject: Subject, term: Selector, message: str) -> Finding:
+    asked, word = str(subject.asked), str(term)
+    near = nearest(word, subject.inventory.names, count=1)
+    call = "train_only" if subject.verb == "train" else "freeze"
+    mend = "print(fl.select(model, 'all'))  # shows every name"
+    if near:
+        mended = asked.replace(word, near[0])
+        mend = f"fl.{call}(model, {mended!r})  # on the command line: --{subject.verb} '{mended}'"
+    return Finding(
+        "no-match",
+        "error",
+        " ".join(message.split()),
+        "elsewhere a pattern that matches nothing freezes or trains nothing, and nobody is told",
+        mend,
+        (word,),
+    )
+
+
+def _terms(selector: Selector) -> Iterator[Selector]:
+    if isinstance(selector, Not):
+        yield from _terms(selector.term)
+    elif isinstance(selector, And | Or):
+        for term in selector.terms:
+            yield from _terms(term)
+    else:
+        yield selector
+
+
+def _nothing_trainable(subject: Subject) -> Iterator[Finding]:
+    if subject.trainable or not subject.parameters:
+        return
+    yield Finding(
+        "nothing-trainable",
+        "error",
+        f"none of the {counted(len(subject.parameters), 'parameter')} wants a gradient",
+        "the backward pass would raise, or an optimizer would have nothing to move",
+        "fl.train_only(model, 'stage:-1')  # or what is to train; --train 'stage:-1'",
+    )
+
+
+def _everything_trainable(subject: Subject) -> Iterator[Finding]:
+    if len(subject.trainable) < len(subject.parameters) or not subject.parameters:
+        return
+    if subject.plan is not None or any(map(held_rows, subject.parameters.values())):
+        return
+    if len(stages(subject.inventory)) < 2 or any(True for _ in _unmatched(subject)):
+        return
+    yield Finding(
+        "everything-trainable",
+        "note" if subject.asked is None else "warning",
+        f"all {counted(len(subject.parameters), 'parameter')} want gradients; nothing is frozen",
+        "nothing is saved in time or memory, and pretrained layers take the head's first steps",
+        "fl.freeze(model, 'stage:0..-2')  # if that is not meant; --freeze 'stage:0..-2'",
+    )
+
+
+def _useless_switch(subject: Subject) -> Iterator[Finding]:
+    """`module.requires_grad = False` sets an attribute that nothing reads."""
+    names = tuple(p for p, m in subject.root.named_modules() if "requires_grad" in m.__dict__)
+    wanting = [n for n in names if any(p.requires_grad for p in _module(subject, n).parameters())]
+    if wanting:
+        yield Finding(
+            "useless-switch",
+            "error",
+            f"requires_grad was set on the module {listed(wanting)}, not on its parameters",
+            "a module has no such switch: the line sets an attribute and freezes nothing",
+            f"fl.freeze(model, {' | '.join(wanting)!r}, leaving='nothing')",
+            tuple(wanting),
+        )
+
+
+def _tied_split(subject: Subject) -> Iterator[Finding]:
+    """A tensor under several names whose neighbours are switched otherwise in one of the places."""
+    entries = subject.inventory.entries
+    tied = {id(e.tensor): e for e in entries if e.is_parameter and len(e.occurrences) > 1}
+    for entry in tied.values():
+        wanted = entry.tensor.requires_grad
+        odd = [place for place in entry.occurrences if _neighbours(place, tied) == {not wanted}]
+        if odd:
+            yield _tied_finding(entry, odd)
+
+
+def _tied_finding(entry: Entry, odd: list[Occurrence]) -> Finding:
+    names = entry.names
+    others = [name for name in names if name not in {place.name for place in odd}]
+    wanted = entry.tensor.requires_grad
+    apart = others[-1] if others and wanted else odd[-1].name
+    left = next(name for name in names if name != apart)
+    path, _, leaf = apart.rpartition(".")
+    mend = (
+        f"model.get_submodule({path!r}).{leaf} = "
+        f"torch.nn.Parameter(model.get_parameter({apart!r}).detach().clone())"
+    )
+    if wanted:
+        mend += f"; fl.freeze(model, {left!r})"
+    state, other = ("trains", "frozen") if wanted else ("is frozen", "trainable")
+    return Finding(
+        "tied-split",
+        "warning",
+        f"{' = '.join(names[:3])} is one tensor and {state}, beside {other} neighbours at "
+        f"{listed([place.name for place in odd])}",
+        "what is frozen or trained under one name is so under all of its names",
+        f"{mend}  # if each place is to have its own",
+        names,
+    )
+
+
+def _neighbours(place: Occurrence, tied: Container[int]) -> set[bool]:
+    """The switches of the untied parameters of the nearest module around that has any."""
+    for owner in reversed(place.owners):
+        others = {p.requires_grad for p in owner.parameters() if id(p) not in tied}
+        if others:
+            return others
+    return set()
+
+
+def _module(subject: Subject, path: str) -> nn.Module:
+    return subject.root.get_submodule(path)
+
+
+CHECKS = (
+    Check(_unmatched, ("no-match",)),
+    Check(_useless_switch, ("useless-switch",)),
+    Check(_nothing_trainable, ("nothing-trainable",)),
+    Check(_tied_split, ("tied-split",)),
+    Check(_everything_trainable, ("everything-trainable",)),
+)
+CODES = ("lazy-module", "cannot-freeze")
+"""Of findings that no check gives: they tell why the checks cannot see what was asked."""

@@ -1,0 +1,305 @@
+"""The example through the model, forwards and backwards, and what that shows; nothing is left."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from frostline.checkup.keeping import same_bits, untouched
+from frostline.checkup.live import frozen_parts, moving_layers, random_layers
+from frostline.checkup.watching import PartCall, Watch, tensors_in, watching
+
+Gradient = Literal["none", "zero", "some", "not finite"]
+Step = Literal[
+    "preparation", "forward pass in train mode", "backward pass", "forward pass in eval mode"
+]
+
+_PASSES = 3  # until a parameter counts as without gradient: layers may be dropped at random
+_WORTH: tuple[Gradient, ...] = ("none", "zero", "some", "not finite")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A pass that did not come to its end.
+
+    Attributes:
+        step: what was done then, for people.
+    """
+
+    step: Step
+    error: Exception
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one batch showed; names are dotted, in the model's order.
+
+    Attributes:
+        outputs: the output's floating-point tensors, of the pass in train mode.
+        logits: the one among them that cross-entropy would take, if any.
+        gradients: what each trainable parameter got in the best of several passes.
+        crossed: modules with frozen parameters that the backward pass goes through.
+        dead: ReLUs that gave nothing but zeros.
+        reentrant: modules in which reentrant checkpointing cut the gradient.
+        stacked: pairs of linear layers with nothing between.
+        last: the last layer called, by path and class.
+        random_parts: frozen parts that draw random numbers in code of their own.
+        moved_in_eval: buffers that a pass in eval mode changes, the second time too.
+    """
+
+    outputs: tuple[Tensor, ...]
+    logits: Tensor | None
+    gradients: Mapping[str, Gradient]
+    crossed: tuple[str, ...]
+    dead: tuple[str, ...]
+    reentrant: tuple[str, ...]
+    stacked: tuple[tuple[str, str], ...]
+    last: tuple[str, str] | None
+    random_parts: tuple[str, ...]
+    moved_in_eval: tuple[str, ...]
+
+
+def run_trial(root: nn.Module, example: Any, targets: Tensor | None) -> Facts | Failure:
+    """Run `example` through `root` in train mode with a backward pass, then in eval mode.
+
+    Afterwards the model is as it was (see `untouched`). The same example gives the same facts:
+    the passes draw from seeds of their own.
+
+    Args:
+        example: a tensor, a tuple of positional arguments or a mapping of keyword ones.
+        targets: for the loss; random ones where they are None or do not fit.
+    """
+    with untouched(root), torch.inference_mode(False), torch.enable_grad():
+        for module in root.modules():
+            module._compiled_call_impl = None  # compiling takes minutes, and shows no more
+        try:
+            return _facts(root, example, targets)
+        except _StoppedError as stopped:
+            return stopped.failure
+        except Exception as error:
+            return Failure("preparation", error)
+
+
+class _StoppedError(Exception):
+    """Carries a failure out of the passes."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.step)
+        self.failure = failure
+
+
+def _facts(root: nn.Module, example: Any, targets: Tensor | None) -> Facts:
+    root.train()
+    silent = [path for path, part in frozen_parts(root) if _is_silent(path, part)]
+    with watching(root, silent) as watch:
+        _seed(0)
+        output = _forward(root, example)
+    gradients = _gradients(root, output, targets)
+    again = (path for path, call in watch.parts.items() if _is_random(call))
+    return Facts(
+        outputs=tuple(t.detach() for t in _floats(output)),
+        logits=_detached(logits_in(output)),
+        gradients=_settled(root, example, targets, gradients),
+        crossed=tuple(watch.crossed),
+        dead=tuple(watch.dead),
+        reentrant=tuple(watch.reentrant),
+        stacked=watch.stacked(root),
+        last=_last(watch),
+        random_parts=tuple(again),
+        moved_in_eval=_moved_in_eval(root, example),
+    )
+
+
+def _forward(root: nn.Module, example: Any) -> Any:
+    with _stopping("forward pass in train mode"):
+        return call(root, example)
+
+
+def call(root: nn.Module, example: Any) -> Any:
+    """`root` on a copy of the example, which a layer may write into."""
+    if isinstance(example, Mapping):
+        return root(**{name: _copied(value) for name, value in example.items()})
+    if isinstance(example, tuple | list):
+        return root(*_copied(tuple(example)))
+    return root(_copied(example))
+
+
+def logits_in(output: Any) -> Tensor | None:
+    """What cross-entropy would take: the tensor itself, its `logits`, or the first of a tuple."""
+    if isinstance(output, Mapping):
+        found = output.get("logits", output.get("out"))
+    else:
+        found = getattr(output, "logits", None)
+        if found is None and isinstance(output, tuple | list) and output:
+            found = output[0]
+    found = output if isinstance(output, Tensor) else found
+    if isinstance(found, Tensor) and found.is_floating_point() and found.dim() > 1:
+        return found
+    return None
+
+
+def _gradients(root: nn.Module, output: Any, targets: Tensor | None) -> dict[str, Gradient]:
+    """A backward pass, and what each trainable parameter got."""
+    with _stopping("backward pass"), _quietly():
+        loss = _loss(output, targets)
+        if loss is not None and loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+    return {name: _kind(p.grad) for name, p in root.named_parameters() if p.requires_grad}
+
+
+def _settled(
+    root: nn.Module, example: Any, targets: Tensor | None, found: dict[str, Gradient]
+) -> dict[str, Gradient]:
+    """`found`, mended by what further passes show.
+
+    What begins at zero, as the last norm of a residual block or half of a low-rank pair, lets no
+    gradient through in the first step and does in the second; so it is nudged. Layers that are
+    dropped at random are there in another pass.
+    """
+    for attempt in range(1, _PASSES):
+        if all(kind in ("some", "not finite") for kind in found.values()):
+            break
+        root.zero_grad(set_to_none=True)
+        _seed(attempt)
+        _nudge_zeros(root)
+        with _quietly():
+            further = _gradients(root, _forward(root, example), targets)
+        found = {n: max(kind, further[n], key=_WORTH.index) for n, kind in found.items()}
+    return found
+
+
+def _nudge_zeros(root: nn.Module) -> None:
+    for name, parameter in root.named_parameters():
+        is_weight = parameter.requires_grad and not name.endswith("bias")
+        if is_weight and parameter.is_floating_point() and not parameter.any():
+            parameter.data.normal_(std=0.02)
+
+
+def _kind(gradient: Tensor | None) -> Gradient:
+    if gradient is None:
+        return "none"
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    if not bool(values.isfinite().all()):
+        return "not finite"
+    return "some" if bool(values.any()) else "zero"
+
+
+def _loss(output: Any, targets: Tensor | None) -> Tensor | None:
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, Tensor) and own.dim() == 0:
+        return own
+    logits = logits_in(output)
+    first = None if logits is None else _classifying_loss(logits, targets)
+    # Auxiliary outputs count too. A plain sum would be constant after a softmax or a layer norm.
+    others = [t for t in _floats(output) if t.requires_grad and (first is None or t is not logits)]
+    parts = [(tensor * torch.randn_like(tensor)).sum() for tensor in others]
+    if first is not None:
+        parts.insert(0, first)
+    return sum(parts[1:], parts[0]) if parts else None
+
+
+def _classifying_loss(logits: Tensor, targets: Tensor | None) -> Tensor | None:
+    if targets is not None and targets.is_floating_point() and targets.shape == logits.shape:
+        return F.mse_loss(logits, targets.to(logits.device))
+    if targets is not None and _are_classes(targets, logits):
+        return F.cross_entropy(logits, targets.long().to(logits.device))
+    if logits.dim() == 2:
+        drawn = torch.randint(logits.shape[1], (len(logits),), device=logits.device)
+        return F.cross_entropy(logits, drawn)
+    return None
+
+
+def _are_classes(targets: Tensor, logits: Tensor) -> bool:
+    """Whether the targets are class indices that these logits have."""
+    fits = targets.shape == (logits.shape[0], *logits.shape[2:])
+    if not fits or targets.is_floating_point() or targets.is_complex() or not targets.numel():
+        return False
+    return int(targets.min()) >= 0 and int(targets.max()) < logits.shape[1]
+
+
+def _is_silent(path: str, part: nn.Module) -> bool:
+    """Whether a frozen part is in train mode, and no layer of it says that this matters."""
+    told = [*random_layers(path, part), *moving_layers(path, part)]
+    return any(module.training for module in part.modules()) and not told
+
+
+def _is_random(call: PartCall) -> bool:
+    """Whether two calls with the same arguments give different numbers."""
+    if not call.is_fresh:
+        return False
+    outputs = []
+    for seed in (1, 2):
+        _seed(seed)
+        with torch.no_grad(), _quietly():
+            outputs.append(tensors_in(call.module(*call.args, **call.kwargs)))
+    return any(
+        a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
+        for a, b in zip(*outputs, strict=False)
+    )
+
+
+def _moved_in_eval(root: nn.Module, example: Any) -> tuple[str, ...]:
+    """Buffers that change at a second pass as well: the first may fill what is made when needed."""
+    root.eval()
+    moved: tuple[str, ...] = ()
+    for _ in range(2):
+        before = {name: buffer.clone() for name, buffer in root.named_buffers()}
+        with torch.no_grad(), _quietly(), _stopping("forward pass in eval mode"):
+            call(root, example)
+        now = dict(root.named_buffers())
+        moved = tuple(n for n, b in before.items() if n in now and not same_bits(now[n], b))
+        if not moved:
+            break
+    return moved
+
+
+def _last(watch: Watch) -> tuple[str, str] | None:
+    return None if watch.last is None else (watch.last[0], type(watch.last[1]).__name__)
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def _floats(output: Any) -> list[Tensor]:
+    tree = dict(output) if isinstance(output, Mapping) else output
+    return [tensor for tensor in tensors_in(tree) if tensor.is_floating_point()]
+
+
+def _copied(tree: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tree)
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _stopping(
+    step: Literal["forward pass in train mode", "backward pass", "forward pass in eval mode"],
+) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _StoppedError(Failure(step, error)) from error

@@ -1,7 +1,8 @@
 """Runs in three phases on real photos, killed at random moments: each resume ends at the same bits.
 
 A process that has imported everything, but computed nothing, forks a child for each run; the
-child is killed by SIGKILL after a random time, and another goes on with `resume`.
+child is killed by SIGKILL after a random time or, every second one, at a random step, since stored
+features make steps short beside the rest; another goes on with `resume`.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ import frostline.models.torchvision_source
 from frostline.callbacks import saving
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
 from frostline.deltas import read_delta
+from frostline.engine import Hook
 from frostline.plans import Plan
 from frostline.recipe import recipe_of
 from frostline.runs import open_run, prepare
@@ -85,13 +87,26 @@ settings = RunSettings(
 )
 
 
-def child(out):
+STEPS = 19  # 4 batches in each of 2 + 2 epochs, and 3 steps
+
+
+class KillAt(Hook):
+    def __init__(self, step):
+        self.left = step
+
+    def on_step(self, training):
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def child(out, hooks=()):
     pid = os.fork()
     if pid:
         return pid
     try:
         sys.stdout = open(os.devnull, "w")
-        prepare(settings).run(out, resume=(out / "run.toml").exists())
+        prepare(settings).run(out, resume=(out / "run.toml").exists(), hooks=hooks)
         os._exit(0)
     except BaseException as error:
         print(repr(error), file=sys.stderr, flush=True)
@@ -123,9 +138,12 @@ whole, killed, equal = result(root / "whole"), 0, 0
 marks = set()
 for number in range(int(kills)):
     out = root / f"cut-{number}"
-    pid = child(out)
-    time.sleep(draw.uniform(0.0, 1.0) * seconds)
-    os.kill(pid, signal.SIGKILL)
+    if number % 2:
+        pid = child(out, [KillAt(draw.randint(1, STEPS))])
+    else:
+        pid = child(out)
+        time.sleep(draw.uniform(0.0, 1.0) * seconds)
+        os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     killed += os.WIFSIGNALED(status)
     last = out / "last" / "delta.safetensors"

@@ -680,9 +680,10 @@ pathlib.Path.replace = replace
 
 @pytest.mark.parametrize(
     ("number", "after", "save_seconds"),
-    # The renames of a run: frozen.json, run.toml; metrics, trained_on, validated_on; run.toml with
+    # The renames of a run: run.toml, frozen.json; metrics, trained_on, validated_on; run.toml with
     # the form; then, where it is saved, best if there is a new one, state, last.
     [
+        (1, True, 0.0),
         (2, True, 0.0),
         (5, True, 5.0),
         (7, True, 0.0),
@@ -713,3 +714,20 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
     assert weights(out, "best") == weights(finished.root / "run", "best")
     assert metrics(out) == metrics(finished.root / "run")
     assert open_run(out).verify().tensors == 7
+
+
+def test_a_folder_with_the_beginning_of_a_killed_runs_first_file_may_be_written_to(
+    world: World,
+) -> None:
+    (world.root / "run").mkdir()
+    (world.root / "run" / ".run.toml.x1.tmp").write_text("fros")
+    assert (world.run(recipe={"epochs": 1}) / "result.json").is_file()
+
+
+def test_a_run_killed_between_its_settings_and_its_digests_begins_on_a_resume(
+    world: World,
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=0)
+    (world.root / "run" / "frozen.json").unlink()
+    assert (world.run(resume=True) / "result.json").is_file()

@@ -144,7 +144,8 @@ class RunFolder:
 
     def _is_empty_folder(self) -> bool:
         try:
-            return self.root.is_dir() and not any(self.root.iterdir())
+            # A run that was killed while it wrote its first file left that file's beginning.
+            return self.root.is_dir() and all(_is_cut_short(p) for p in self.root.iterdir())
         except OSError as error:
             raise OutputError(
                 f"cannot look into {self.root}: {error.strerror}. Choose another --out."
@@ -194,6 +195,10 @@ class RunFolder:
     def read_validated_on(self) -> frozenset[str]:
         """Content digests of the files it was judged by; empty where none were noted."""
         return _lines(self.validated_on)
+
+
+def _is_cut_short(file: Path) -> bool:
+    return file.name.startswith(".") and file.name.endswith(".tmp")
 
 
 def _lines(file: Path) -> frozenset[str]:

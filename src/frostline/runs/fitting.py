@@ -302,11 +302,13 @@ def _begun(
     if folder is None or not resume:
         book = Book(folder, settings)
         if folder is not None:
-            folder.write_frozen(planned.untouched)
             book.write()
+            folder.write_frozen(planned.untouched)
         return book
     stored = RunSettings.read(folder.settings)
     check_same_settings(stored, settings)
+    if not folder.frozen.exists() and not folder.has_trained:  # killed between the two files
+        folder.write_frozen(planned.untouched)
     before, found = folder.read_frozen(), planned.untouched
     if before != found:
         moved = [n for n, d in before.tensors.items() if found.tensors.get(n) != d]

@@ -17,6 +17,7 @@ import typer
 from frostline._version import __version__
 from frostline.cli.demo import demo
 from frostline.cli.doctor import doctor
+from frostline.cli.estimate import estimate
 from frostline.cli.evaluate import evaluate
 from frostline.cli.features import features
 from frostline.cli.inspect import inspect
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _verb in (demo, inspect, doctor, plan, train, evaluate, predict, verify, merge):
+for _verb in (demo, inspect, doctor, estimate, plan, train, evaluate, predict, verify, merge):
     app.command()(_verb)
 app.add_typer(features, name="features")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from frostline.cutting import cut
 from frostline.errors import ConfigError, CutError
-from frostline.estimates.budgets import deepest_thaw, frozen_below, largest_batch
+from frostline.estimates.budgets import Depth, depths, largest_batch
 from frostline.estimates.measuring import measure_step
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.results import Budget, Check, Course, Estimate, Stage, Step
@@ -83,8 +83,8 @@ def estimate(
             train_only(model, train)
         phases: tuple[Phase, ...] = plan.phases if plan is not None else (Phase(epochs=epochs),)
         traces = [(phase, setup.trace(batch_size)) for phase in _each(model, phases)]
-        depths = list(_traced_stages(setup, batch_size)) if stages else []
-        every = [trace for _, trace in (*traces, *depths)]
+        deep = list(_traced_depths(setup, batch_size)) if stages or budget is not None else []
+        every = [trace for _, trace in (*traces, *(deep if stages else ()))]
         prices = measure_prices(
             (op for trace in every for op in trace.ops), seconds=calibration_seconds
         )
@@ -99,12 +99,12 @@ def estimate(
             lean=False,
             courses=courses,
             samples=counts,
-            stages=tuple(_stages(setup, depths, prices, batch_size)),
+            stages=tuple(_stages(setup, deep, prices, batch_size)) if stages else (),
             measured_seconds=prices.measured_seconds,
         )
         next(iter(_each(model, phases)))
         if budget is not None:
-            made = replace(made, budget=_budget(setup, budget, batch_size))
+            made = replace(made, budget=_budget(setup, budget, deep, batch_size))
         if check:
             made = replace(made, check=_check(setup, batch_size))
     return made
@@ -138,19 +138,19 @@ def _each(model: nn.Module, phases: tuple[Phase, ...]) -> Iterator[Phase]:
         yield phase
 
 
-def _traced_stages(setup: Setup, batch_size: int) -> Iterator[tuple[str, StepTrace]]:
+def _traced_depths(setup: Setup, batch_size: int) -> Iterator[tuple[Depth, StepTrace]]:
     with freezes_kept(setup.model):
-        for frozen in frozen_below(setup.model):
-            yield frozen, setup.trace(batch_size)
+        for depth in depths(setup.model):
+            yield depth, setup.trace(batch_size)
 
 
 def _stages(
-    setup: Setup, depths: list[tuple[str, StepTrace]], prices: Prices, batch_size: int
+    setup: Setup, deep: list[tuple[Depth, StepTrace]], prices: Prices, batch_size: int
 ) -> Iterator[Stage]:
     with freezes_kept(setup.model):
-        for frozen, (_, trace) in zip(frozen_below(setup.model), depths, strict=True):
+        for depth, (_, trace) in zip(depths(setup.model), deep, strict=True):
             step = setup.step(trace, prices, batch_size)
-            yield Stage(frozen, step, step.seconds - _forward_below(step))
+            yield Stage(depth.frozen, step, step.seconds - _forward_below(step))
 
 
 def _forward_below(step: Step) -> float:
@@ -195,11 +195,15 @@ def _course(
     )
 
 
-def _budget(setup: Setup, nbytes: int, batch_size: int) -> Budget:
-    largest, total = largest_batch(setup, nbytes)
-    with freezes_kept(setup.model):
-        thaw, thaw_total = deepest_thaw(setup, nbytes, batch_size)
-    return Budget(nbytes, largest, total, thaw, batch_size, thaw_total)
+def _budget(
+    setup: Setup, nbytes: int, deep: list[tuple[Depth, StepTrace]], batch_size: int
+) -> Budget:
+    largest, total = largest_batch(lambda rows: setup.memory(setup.trace(rows)).total, nbytes)
+    for depth, trace in deep:
+        needed = setup.memory(trace).total
+        if needed <= nbytes:
+            return Budget(nbytes, largest, total, depth.train, batch_size, needed)
+    return Budget(nbytes, largest, total, None, batch_size, 0)
 
 
 def _check(setup: Setup, batch_size: int) -> Check:

@@ -6,7 +6,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 import torch
@@ -56,6 +56,7 @@ class Op:
 
     Attributes:
         layer: index of the innermost module it ran for.
+        turn: index into the trace's turns.
         flops: of matrix products and convolutions; 0 for others.
         nbytes: read and written.
         is_view: whether it moves no number.
@@ -64,9 +65,37 @@ class Op:
     call: Call
     during: Pass
     layer: int
+    turn: int
     flops: int
     nbytes: int
     is_view: bool
+
+
+# A storage, by the turn in which it was made and its number within that turn: the same in every
+# trace of one model.
+Key = tuple[int, int]
+
+
+@final
+@dataclass(slots=True)
+class Turn:
+    """What runs between two changes of the innermost module.
+
+    Attributes:
+        layer: index of that module.
+        kept: storages that are saved for the backward pass, with their bytes.
+        reads: turns whose values it reads; -1 is the batch.
+        own: places of the parameters it reads.
+        given: bytes and shape of what later turns read of it, by storage.
+        is_random: whether it draws random numbers.
+    """
+
+    layer: int
+    kept: dict[Key, int] = field(default_factory=dict)
+    reads: set[int] = field(default_factory=set)
+    own: set[int] = field(default_factory=set)
+    given: dict[Key, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    is_random: bool = False
 
 
 @final
@@ -76,16 +105,17 @@ class StepTrace:
 
     Attributes:
         paths: of the modules, the model itself first.
+        turns: of the forward pass, in order.
         saved: bytes kept for the backward pass by the layer that first keeps them, each storage
             once; without parameters, buffers and the batch itself.
         peak_bytes: the most that is alive at once besides parameters, buffers and the batch;
             gradients are in it, the optimizer's state is not.
         gradients: bytes of each parameter's gradient, by name.
         batch_bytes: of the batch.
-        output_rows: of the model's output.
     """
 
     paths: tuple[str, ...]
+    turns: tuple[Turn, ...]
     ops: tuple[Op, ...]
     saved: tuple[int, ...]
     peak_bytes: int
@@ -150,6 +180,7 @@ def trace_fake_step(
             found.backward()  # type: ignore[no-untyped-call]  # torch's own
     return StepTrace(
         tuple(watch.paths),
+        tuple(watch.turns),
         tuple(watch.ops),
         saved,
         watch.peak,
@@ -200,16 +231,24 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self._alive = 0
         self._model = model
         self._stack = [0]
-        # From which autograd sequence number on which layer runs: for the backward pass.
-        self._turns: list[tuple[int, int]] = [(0, 0)]
-        self._known: set[int] = set()
+        # Of the forward pass, each with the first autograd sequence number that belongs to it:
+        # the backward pass is told by those.
+        self.turns = [Turn(0)]
+        self._starts = [0]
         self._kept: set[int] = set()
         tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
-        self.batch_bytes = sum(t.untyped_storage().nbytes() for t in tensors)
-        self._given = [t.untyped_storage() for t in tensors]
-        self._given += [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
-        self._own = {storage._cdata for storage in self._given}
-        self._known |= self._own
+        given = [t.untyped_storage() for t in tensors]
+        self.batch_bytes = sum(storage.nbytes() for storage in given)
+        parameters = [t.untyped_storage() for t in model.parameters()]
+        buffers = [t.untyped_storage() for t in model.buffers()]
+        self._given = (given, parameters, buffers)  # so that no other storage takes their place
+        self._batch = {storage._cdata for storage in given}
+        self._parameters = {storage._cdata: place for place, storage in enumerate(parameters)}
+        self._own = {storage._cdata for group in self._given for storage in group}
+        # Of each storage that was made: its key, and the turn that wrote it last.
+        self._keys: dict[int, Key] = {}
+        self._writers: dict[int, int] = {}
+        self._made = 0
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -228,30 +267,43 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     def pack(self, tensor: Tensor) -> Tensor:
         """A tensor is saved for the backward pass."""
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._own and storage._cdata not in self._kept:
-            self._kept.add(storage._cdata)
-            weakref.finalize(storage, self._kept.discard, storage._cdata)
-            self.saved[self._stack[-1]] += storage.nbytes()
+        if storage._cdata not in self._own:
+            if storage._cdata not in self._kept:
+                self._kept.add(storage._cdata)
+                weakref.finalize(storage, self._kept.discard, storage._cdata)
+                self.saved[self._stack[-1]] += storage.nbytes()
+            self.turns[-1].kept[self._key(storage)] = storage.nbytes()
         return tensor
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         if func.namespace == "prim":
             return out
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
-        for tensor in made:
-            self._count(tensor.untyped_storage())
-        packet = flop_registry.get(func._overloadpacket)
-        flops = packet(*args, **(kwargs or {}), out_val=out) if packet else 0
         is_view = func.is_view or func._overloadpacket in _FREE
-        nbytes = 0 if is_view else sum(map(_touched, (*given, *made)))
-        leaves, spec = pytree.tree_flatten((args, kwargs or {}))
+        if self.during == "forward":
+            self._link(given, made, is_view=is_view)
+            self.turns[-1].is_random |= torch.Tag.nondeterministic_seeded in func.tags
+        for tensor in made:
+            self._key(tensor.untyped_storage())
+        packet = flop_registry.get(func._overloadpacket)
+        leaves, spec = pytree.tree_flatten((args, kwargs))
         shaped = tuple(Shaped.of(x) if isinstance(x, Tensor) else x for x in leaves)
+        turn = self._turn_now()
         self.ops.append(
-            Op(Call(func, shaped, spec), self.during, self._layer(), flops, nbytes, is_view)
+            Op(
+                Call(func, shaped, spec),
+                self.during,
+                self.turns[turn].layer,
+                turn,
+                flops=packet(*args, **kwargs, out_val=out) if packet else 0,
+                nbytes=0 if is_view else sum(map(_touched, (*given, *made))),
+                is_view=is_view,
+            )
         )
         return out
 
@@ -260,25 +312,51 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
             self._stack.pop()
         else:
             self._stack.append(place)
-        self._turns.append((torch._C._autograd._get_sequence_nr(), self._stack[-1]))
+        if self.during == "forward":
+            self.turns.append(Turn(self._stack[-1]))
+            self._starts.append(torch._C._autograd._get_sequence_nr())
+            self._made = 0
 
-    def _layer(self) -> int:
+    def _turn_now(self) -> int:
         node = torch._C._current_autograd_node()
         if node is None:
-            return self._stack[-1]
-        number = node._sequence_nr()
-        return self._turns[bisect_right(self._turns, number, key=lambda turn: turn[0]) - 1][1]
+            return len(self.turns) - 1
+        return bisect_right(self._starts, node._sequence_nr()) - 1
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata in self._known:
-            return
-        self._known.add(storage._cdata)
-        self._alive += storage.nbytes()
-        self.peak = max(self.peak, self._alive)
-        weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+    def _link(self, given: list[Tensor], made: list[Tensor], *, is_view: bool) -> None:
+        """Note whose values this turn reads."""
+        now = len(self.turns) - 1
+        turn = self.turns[now]
+        for tensor in given:
+            key = tensor.untyped_storage()._cdata
+            if key in self._parameters:
+                turn.own.add(self._parameters[key])
+            elif key in self._batch:
+                turn.reads.add(-1)
+            elif (writer := self._writers.get(key, now)) != now:
+                turn.reads.add(writer)
+                read = (tensor.untyped_storage().nbytes(), tuple(tensor.shape))
+                self.turns[writer].given[self._keys[key]] = read
+        if not is_view:
+            for tensor in made:
+                self._writers[tensor.untyped_storage()._cdata] = now
 
-    def _free(self, key: int, nbytes: int) -> None:
-        self._known.discard(key)
+    def _key(self, storage: torch.UntypedStorage) -> Key:
+        """Of a storage; one that is new is alive from now on."""
+        name = storage._cdata
+        if name in self._own:
+            return (-1, 0)
+        if name not in self._keys:
+            self._keys[name] = (len(self.turns) - 1, self._made)
+            self._made += 1
+            self._alive += storage.nbytes()
+            self.peak = max(self.peak, self._alive)
+            weakref.finalize(storage, self._free, name, storage.nbytes())
+        return self._keys[name]
+
+    def _free(self, name: int, nbytes: int) -> None:
+        self._keys.pop(name, None)
+        self._writers.pop(name, None)
         self._alive -= nbytes
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline._files import write_text
+from frostline.callbacks.journal import Journal
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
@@ -125,7 +126,9 @@ def fit(
         TrainingError: the loss is not finite, or a batch does not go through.
         DriftError: something frozen moved; what was trained is kept in `out`.
     """
-    recipe, hooks = _recipe(recipe, options, plan), tuple(hooks)
+    recipe = _recipe(recipe, options, plan)
+    journal = Journal(RunFolder(Path(out)) if out is not None else None, resolve_device(device))
+    hooks = (journal, *hooks)
     settings = settings or _settings(model, recipe, batch_size, device, features, compile)
     phases = _phases(model, recipe, plan, hooks)
     batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
@@ -159,7 +162,7 @@ def fit(
             hooks=hooks,
         )
         supply = partial(feed, model, first.inputs, (train, val), (batches, validation))
-        course = PhasedCourse(saver, planned, book, supply, wanted)
+        course = PhasedCourse(saver, planned, book, supply, wanted, journal)
         logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if folder else ()
         with _room_to_compile(settings):
             training = train_phases(
@@ -181,6 +184,7 @@ def fit(
         ended = tuple(training.phase_history)
         if folder:
             _write_result(folder, best, proof, ended)
+            journal.write()
         history = tuple(training.history)
         return Run(model, history, best, proof, folder, course.says, course.computed, ended)
 
@@ -304,6 +308,8 @@ def _begun(
         if folder is not None:
             book.write()
             folder.write_frozen(planned.untouched)
+            if settings.plan:
+                Plan(settings.plan).save(folder.plan)
         return book
     stored = RunSettings.read(folder.settings)
     check_same_settings(stored, settings)

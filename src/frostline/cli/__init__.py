@@ -23,6 +23,7 @@ from frostline.cli.inspect import inspect
 from frostline.cli.merge import merge
 from frostline.cli.plan import plan
 from frostline.cli.predict import predict
+from frostline.cli.report import report
 from frostline.cli.train import train
 from frostline.cli.verify import verify
 from frostline.errors import FrostlineError
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _verb in (demo, inspect, doctor, plan, train, evaluate, predict, verify, merge):
+for _verb in (demo, inspect, doctor, plan, train, evaluate, predict, verify, report, merge):
     app.command()(_verb)
 app.add_typer(features, name="features")
 

@@ -330,7 +330,13 @@ class _Feeding:
             )
 
     def _plain_seconds(self, compute: Computing) -> float:
-        """That the frozen part takes for a sample in a plain loop."""
+        """That the frozen part takes for a sample in a plain loop.
+
+        Where rows were computed, by what they took: hundreds of samples tell more than the few
+        that forms were timed on, perhaps while something else was running.
+        """
+        if self._computed and self._prefix_seconds:
+            return compute.tuned.speedup * self._prefix_seconds / self._computed
         return compute.tuned.plain_seconds_per_sample or self._wanted.seconds_per_sample
 
 

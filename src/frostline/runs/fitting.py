@@ -42,6 +42,7 @@ from frostline.recipe import Recipe, recipe_of
 from frostline.runs.course import Book, PhasedCourse, Survey, survey
 from frostline.runs.feeding import Wanted, feed
 from frostline.runs.first_samples import FirstSamples
+from frostline.runs.reporting import make_report, promise_at_end
 
 _COMPILED = 10**6  # variants of one code: more than a process will make
 
@@ -185,6 +186,7 @@ def fit(
         if folder:
             _write_result(folder, best, proof, ended)
             journal.write()
+            _write_report(folder, book.settings, proof, hooks)
         history = tuple(training.history)
         return Run(model, history, best, proof, folder, course.says, course.computed, ended)
 
@@ -396,6 +398,20 @@ def _class_weights(recipe: Recipe, data: object, count: int) -> Tensor | None:
         )
     counts = torch.bincount(torch.tensor(data.labels), minlength=count).clamp(min=1)
     return len(data) / (count * counts.float())
+
+
+def _write_report(
+    folder: RunFolder, settings: RunSettings, proof: Proof, hooks: Iterable[Hook]
+) -> None:
+    """Write the report; whatever goes wrong with it does not make a trained run fail."""
+    try:
+        make_report(folder, settings, promise_at_end(proof)).save(folder.report)
+    except Exception as error:
+        for hook in hooks:
+            hook.on_notice(
+                f"Warning   the run is whole, but its report was not written: {error}. "
+                f"`frostline report {folder.root}` tries again."
+            )
 
 
 def _write_result(

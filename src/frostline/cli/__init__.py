@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from frostline._version import __version__
+from frostline.cli.compare import compare
 from frostline.cli.demo import demo
 from frostline.cli.doctor import doctor
 from frostline.cli.evaluate import evaluate
@@ -35,7 +36,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _verb in (demo, inspect, doctor, plan, train, evaluate, predict, verify, report, merge):
+for _verb in (
+    demo,
+    inspect,
+    doctor,
+    plan,
+    train,
+    evaluate,
+    predict,
+    verify,
+    report,
+    compare,
+    merge,
+):
     app.command()(_verb)
 app.add_typer(features, name="features")
 

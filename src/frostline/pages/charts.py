@@ -80,19 +80,15 @@ def line_chart(
     epochs: Sequence[int],
     series: Sequence[tuple[str, str, Sequence[float]]],
     *,
-    unit: str = "",
     marks: Sequence[tuple[float, str, str]] = (),
-    bounds: tuple[float, float] | None = None,
 ) -> LineChart:
     """A chart of `series` (name, style, a value for each epoch) over `epochs`.
 
     Args:
-        unit: of the values, for the words.
         marks: epoch, word and style of upright lines.
-        bounds: of the upright axis, where it is not to follow the values.
     """
     values = [v for _, _, line in series for v in line if math.isfinite(v)]
-    low, high = bounds or _around(values)
+    low, high = _around(values)
     ticks = tuple(nice_ticks(low, high))
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     first, last = (epochs[0], epochs[-1]) if epochs else (0, 1)
@@ -100,7 +96,7 @@ def line_chart(
     up = _Scale(low, high, BOTTOM, TOP)
     return LineChart(
         title,
-        _words(title, epochs, series, unit),
+        _words(title, epochs, series),
         tuple(_line(name, style, epochs, line, across, up) for name, style, line in series),
         tuple(Tick(across(n), str(n)) for n in _epoch_ticks(first, last)),
         tuple(Tick(up(value), number(value)) for value in ticks),
@@ -191,11 +187,11 @@ def _words(
     title: str,
     epochs: Sequence[int],
     series: Sequence[tuple[str, str, Sequence[float]]],
-    unit: str,
 ) -> str:
     if not epochs:
         return f"{title}: no epoch."
+    known = [(name, [v for v in line if math.isfinite(v)]) for name, _, line in series]
     told = "; ".join(
-        f"{name} from {number(line[0])} to {number(line[-1])}{unit}" for name, _, line in series
+        f"{name} from {number(line[0])} to {number(line[-1])}" for name, line in known if line
     )
     return f"{title} over epochs {epochs[0]} to {epochs[-1]}: {told}. The table below has all."

@@ -337,7 +337,8 @@ class _Feeding:
         """
         if self._computed and self._prefix_seconds:
             return compute.tuned.speedup * self._prefix_seconds / self._computed
-        return compute.tuned.plain_seconds_per_sample or self._wanted.seconds_per_sample
+        timed = (compute.tuned.plain_seconds_per_sample, self._wanted.seconds_per_sample)
+        return min(filter(None, timed), default=0.0)  # what stood in the way only added to it
 
 
 def in_form(made: Cut, form: Form, device: torch.device, batch_size: int = 32) -> Computing:

@@ -101,8 +101,7 @@ def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> R
 
 def gather(folder: RunFolder, settings: RunSettings, promise: Promise) -> ReportFacts:
     """All that a report tells of a run."""
-    records = read_records(folder)
-    records = _fitting(records, len(settings.data.classes))
+    records = read_fitting(folder, settings)
     below = _folder_of(settings.data.path)
     mistakes, doubts = _samples(records, settings.data.classes, below)
     root = folder.root.resolve()
@@ -111,12 +110,12 @@ def gather(folder: RunFolder, settings: RunSettings, promise: Promise) -> Report
         folder=str(root),
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         classes=settings.data.classes,
-        settings=tuple(_flat(settings)),
+        settings=tuple(flat_settings(settings)),
         freezing=tuple(_freezing(settings)),
         promise=promise,
         records=records,
         frozen=_frozen(folder),
-        trained=_trained(folder),
+        trained=trained_tensors(folder),
         pictures_in=below if records.judged else "",
         mistakes=mistakes,
         doubts=doubts,
@@ -160,8 +159,9 @@ def promise_at_end(proof: Proof) -> Promise:
     )
 
 
-def _fitting(records: RunRecords, classes: int) -> RunRecords:
-    """Without predictions that are of other classes, or of another epoch than the weights."""
+def read_fitting(folder: RunFolder, settings: RunSettings) -> RunRecords:
+    """A run's records, without predictions of other classes or of another than the best epoch."""
+    records, classes = read_records(folder), len(settings.data.classes)
     judged, best = records.judged, records.best
     if judged is None:
         return records
@@ -235,7 +235,7 @@ def _frozen(folder: RunFolder) -> tuple[FrozenPart, ...]:
     return tuple(FrozenPart(module, count) for module, count in modules.items())
 
 
-def _trained(folder: RunFolder) -> tuple[Trained, ...]:
+def trained_tensors(folder: RunFolder) -> tuple[Trained, ...]:
     try:
         delta = read_delta(folder.best)
     except DeltaError:  # the promise tells it
@@ -275,7 +275,7 @@ def _norms(norm: str) -> str:
     }[norm]
 
 
-def _flat(settings: RunSettings) -> list[tuple[str, str]]:
+def flat_settings(settings: RunSettings) -> list[tuple[str, str]]:
     """Each setting as a word and a value."""
     content = settings.model_dump(mode="json", exclude_none=True, exclude={"plan"})
     content["data"]["classes"] = f"{len(settings.data.classes)} classes"

@@ -703,7 +703,7 @@ def test_a_record_says_what_an_epoch_gave() -> None:
 
 
 def test_the_cost_of_a_step_moves_neither_weights_nor_statistics_nor_modes() -> None:
-    from frostline.costs import measure_step
+    from frostline.estimates.measuring import measure_step
 
     model = net()
     model.neck.eval()
@@ -718,7 +718,7 @@ def test_the_cost_of_a_step_moves_neither_weights_nor_statistics_nor_modes() -> 
 
 
 def test_a_frozen_body_saves_fewer_activations() -> None:
-    from frostline.costs import measure_step
+    from frostline.estimates.measuring import measure_step
 
     inputs, targets = data().tensors
     torch.manual_seed(0)

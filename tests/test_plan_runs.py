@@ -31,7 +31,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU())
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU())
         self.neck = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.2))
         self.head = nn.Linear(8, 3)
 
@@ -46,7 +46,7 @@ def net() -> Net:
 
 def data(count: int = 26, seed: int = 1) -> TensorDataset:
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(count, 6, generator=generator)
+    inputs = torch.randn(count, 8, generator=generator)
     return TensorDataset(inputs, inputs[:, :3].argmax(dim=1))
 
 
@@ -194,7 +194,7 @@ def test_a_phase_may_start_from_the_best_epoch_of_the_phase_before() -> None:
         if training.position.phase == 1 and training.position.phase_steps == 1:
             firsts.update(bits(training.model))
 
-    long = fl.Phase(train="head", epochs=6, lr=1.0, schedule="constant")
+    long = fl.Phase(train="head", epochs=6, lr=4.0, schedule="constant")
     frozen_head = fl.Phase(train="neck", epochs=1, start="best", lr=0.01)
     run = fitted(
         plan=fl.Plan([long, frozen_head]),
@@ -503,8 +503,8 @@ def test_a_warning_of_the_plan_is_told() -> None:
 class Checkpointed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.neck = nn.Linear(6, 6)
-        self.head = nn.Linear(6, 3)
+        self.neck = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(checkpoint(self.neck, x, use_reentrant=True))

@@ -41,6 +41,7 @@ _HOMES = {
         "TrainingError",
         "WeightsError",
     ),
+    "estimates": ("Estimate", "estimate"),
     "features": ("extract",),
     "fingerprints": ("Fingerprint", "fingerprint"),
     "freezing": ("Frozen", "freeze", "frozen", "thaw", "train_only"),

@@ -27,6 +27,8 @@ from frostline.errors import SelectorError as SelectorError
 from frostline.errors import StoreError as StoreError
 from frostline.errors import TrainingError as TrainingError
 from frostline.errors import WeightsError as WeightsError
+from frostline.estimates import Estimate as Estimate
+from frostline.estimates import estimate as estimate
 from frostline.features import extract as extract
 from frostline.fingerprints import Fingerprint as Fingerprint
 from frostline.fingerprints import fingerprint as fingerprint

@@ -6,11 +6,13 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
+COLUMNS = 80  # of a text for people
 _GAP_COLUMNS = 3  # what rich puts between two columns
 # Where a cell may be broken, best first: between words and folders; then within a name, behind a
 # dot that is not in a number, behind _ or -, and before a capital as in Batch|Norm2d.
@@ -37,7 +39,7 @@ class Table:
     title: str = ""
     notes: tuple[str, ...] = ()
 
-    def render(self, *, width: int = 80) -> str:
+    def render(self, *, width: int = COLUMNS) -> str:
         """Plain text, no line wider than `width` columns; long cells are folded, never lost."""
         from rich.console import Console
 
@@ -69,6 +71,17 @@ class Table:
             yield Text(self.title, style="bold")
         yield grid
         yield from map(Text, self.notes)
+
+
+def hanging(text: str, *, indent: int) -> str:
+    """`text` in lines of 80 columns, those after the first indented; names and paths stay whole."""
+    return fill(
+        text,
+        COLUMNS,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _column_widths(

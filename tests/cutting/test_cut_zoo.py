@@ -1,9 +1,8 @@
 """Networks of the field train the same bit for bit over kept features as in one piece.
 
 Features of a sample are the same numbers in whatever batch they are computed, but for the last
-bits of kernels that sum in an order of their own for each batch size. `OTHER_BATCHES` lists where
-that was measured (CPU, two threads); training over the features of the very same batches is exact
-for all of them.
+bits of kernels that sum in an order of their own for each size of batch and place in it; which ones
+do depends on the processor. Training over the features of the very same batches is exact for all.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ from frostline.cutting.structures import flatten_output, same_bits
 
 BATCHES = [[4, 0, 2], [5, 1, 3], [0, 3, 5], [1, 2, 4], [2, 5, 0]]
 WHOLE = [0, 1, 2, 3, 4, 5]
-# Largest relative error between features of one pass over six samples and of passes over three.
-# Only the last bits: matrix products over tokens and means over windows are summed in blocks that
-# follow the batch's size.
-OTHER_BATCHES = {"levit_128s": 2e-6, "xcit_nano": 2e-6}
+# Largest relative error between features of one pass over six samples and of passes over three:
+# only the last bits. Two networks had any on an Intel processor with AMX, nine on an AMD EPYC.
+OTHER_BATCHES = 3e-6
 # In one piece a frozen nn.MultiheadAttention in eval runs a fused kernel (its fast path), in
 # training as in evaluation, which torch.export (2.15) does not see. The last bits differ, and no
 # more; with torch.backends.mha.set_fastpath_enabled(False) nothing does.
@@ -78,7 +76,7 @@ def test_five_steps_over_kept_features_equal_five_plain_ones(name: str, upper: i
         assert max(map(len, str(made).splitlines())) <= 80
         whole = prefix_of(made, inputs)
         parts = [prefix_of(made, rows(inputs, places)) for places in BATCHES]
-        assert furthest(whole, parts) <= OTHER_BATCHES.get(name, 0)
+        assert furthest(whole, parts) <= OTHER_BATCHES
         optimizer = ("sgd", "adam")[upper]
         plain, through = both_trainings(model, made, inputs, BATCHES, optimizer=optimizer)
         assert differences(plain, through) == []

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,13 +20,15 @@ from feature_world import (
     words_net,
     write_images,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import frostline as fl
 from frostline.data import Augment, ImageDataset, ImageSet, read_set
 from frostline.engine import Hook, Training
+from frostline.features import Computing, difference_by_place
 from frostline.models import load_model
+from frostline.runs import feeding
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +202,7 @@ def test_real_photos_train_to_the_bits_of_the_plain_loop(
 COMPILING = """
 import sys, torch
 import frostline as fl
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 data = TensorDataset(torch.randn(40, 16), torch.arange(40) % 2)
 for compiled in (False, True):
@@ -240,3 +242,24 @@ def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch: pytest.Mon
     fl.freeze(model, "0")
     with pytest.raises(fl.ConfigError, match=r"needs a C\+\+ compiler .* Install g\+\+"):
         fl.fit(model, data, data, compile=True, device="cpu")
+
+
+def test_rows_that_differ_by_their_place_in_a_batch_are_computed_in_each_epoch(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As matrix kernels of some processors do, which cannot be had on every one.
+    monkeypatch.setattr(feeding, "difference_by_place", lambda *_: 1e-7)
+    found = both(pictures_net, images(photos / "train"), images(photos / "val"), tmp_path)
+    found.assert_equal()
+    assert found.stored.computed == 0
+    assert any("by up to 1e-07 with their place in a batch" in line for line in found.stored.says)
+    assert not any(line.startswith("Saved") for line in found.stored.says)
+
+
+@pytest.mark.parametrize("by_place", [0.0, 1e-3])
+def test_a_difference_by_place_is_seen(by_place: float) -> None:
+    def compute(x: Tensor) -> tuple[Tensor, ...]:
+        return x, x * (1 + by_place * torch.arange(len(x)).unsqueeze(1))
+
+    found = difference_by_place(cast("Computing", compute), torch.ones(6, 4))
+    assert found == pytest.approx(5 * by_place / (1 + 5 * by_place), rel=1e-3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from textwrap import fill
 from typing import final
 
 from rich.console import Console
@@ -18,10 +17,10 @@ from rich.progress import (
 from rich.text import Text
 
 from frostline.engine import EpochRecord, Hook, Training
+from frostline.tables import hanging
 from frostline.units import format_seconds
 
 _DRAWN_EVERY_SECONDS = 0.1
-_COLUMNS = 80
 _INDENT = 10  # of what follows the first word of a notice
 _HEADINGS = ("epoch", "lr", "train loss", "train acc", "val loss", "val acc", "macro F1", "time")
 _WIDTHS = (7, 9, 10, 9, 8, 8, 8, 9)
@@ -40,14 +39,7 @@ class EpochTable(Hook):
             self._row(record, training.planned_epochs)
 
     def on_notice(self, text: str, /) -> None:
-        lines = fill(
-            text,
-            _COLUMNS,
-            subsequent_indent=" " * _INDENT,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        self._console.print(Text(lines), soft_wrap=True)
+        self._console.print(Text(hanging(text, indent=_INDENT)), soft_wrap=True)
         self._is_headed = False
 
     def on_epoch(self, training: Training) -> None:

@@ -5,17 +5,17 @@ A line is longer only where one name or one word of code is.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, final
+
+from frostline.tables import hanging
 
 Level = Literal["error", "warning", "note"]
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 """From the worst: what is asked will not happen; it is hardly meant; it is good to know."""
 
-_WIDTH = 80
 _NAMED = 5
 
 
@@ -45,14 +45,7 @@ class Finding:
         parts = (("  ", self.seen), ("  Why:  ", self.why), ("  Mend: ", self.mend))
         lines = [f"{self.level}: {self.code}"]
         for start, text in parts:
-            lines += textwrap.wrap(
-                text,
-                _WIDTH,
-                initial_indent=start,
-                subsequent_indent=" " * len(start),
-                break_on_hyphens=False,
-                break_long_words=False,  # a name that is cut cannot be copied
-            )
+            lines.append(hanging(start + text, indent=len(start)))
         return "\n".join(lines)
 
 
@@ -101,7 +94,7 @@ class Checkup:
 
     def __str__(self) -> str:
         parts = [str(finding) for finding in self.findings]
-        return "\n\n".join([*parts, "\n".join(textwrap.wrap(self._last_line(), _WIDTH))])
+        return "\n\n".join([*parts, hanging(self._last_line(), indent=0)])
 
     def _last_line(self) -> str:
         counts = {level: sum(f.level == level for f in self.findings) for level in LEVELS}

@@ -18,6 +18,7 @@ from frostline._version import __version__
 from frostline.cli.compare import compare
 from frostline.cli.demo import demo
 from frostline.cli.doctor import doctor
+from frostline.cli.estimate import estimate
 from frostline.cli.evaluate import evaluate
 from frostline.cli.features import features
 from frostline.cli.inspect import inspect
@@ -40,6 +41,7 @@ for _verb in (
     demo,
     inspect,
     doctor,
+    estimate,
     plan,
     train,
     evaluate,

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from frostline.tables import COLUMNS
+
 if TYPE_CHECKING:
     from frostline.metrics import Evaluation
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 def output() -> Console:
     """Standard output; 80 columns where it is no terminal, so that tables are the same anywhere."""
     console = Console(highlight=False, soft_wrap=False)
-    return console if console.is_terminal else Console(highlight=False, width=80)
+    return console if console.is_terminal else Console(highlight=False, width=COLUMNS)
 
 
 def notes() -> Console:

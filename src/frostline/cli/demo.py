@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from frostline.costs import StepCost
     from frostline.data import Batches, ImageDataset
     from frostline.engine import Predictions
+    from frostline.estimates.measuring import StepCost
     from frostline.preprocessing import Preprocessing
     from frostline.tables import Table
 
@@ -123,7 +123,7 @@ def _some_predictions(told: Predictions) -> Table:
 def _step_cost(network: nn.Module, data: ImageDataset) -> StepCost:
     from contextlib import closing
 
-    from frostline.costs import measure_step
+    from frostline.estimates.measuring import measure_step
 
     with closing(_batches(data).epoch(0)) as batches:
         batch = next(batches)

@@ -248,11 +248,13 @@ def _check_apart(folder: Path, data: Path) -> None:
 def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
     from frostline.cli._terminal import say
     from frostline.plans import Plan
+    from frostline.tables import hanging
 
     splits = prepared.data.splits
     names = ", ".join(splits.train.classes[:8]) + (", ..." if len(splits.train.classes) > 8 else "")
     say(page, f"Data     {len(splits.train)} to train on, {len(splits.val)} to validate")
-    say(page, f"         {splits.how}; {len(splits.train.classes)} classes: {names}")
+    about = f"         {splits.how}; {len(splits.train.classes)} classes: {names}"
+    say(page, hanging(about, indent=9))
     for finding in prepared.data.findings:
         say(aside, f"{finding.level.capitalize()}: {finding.message}", style="yellow")
     say(page, f"Model    {prepared.loaded.spec}, head at {prepared.loaded.head}")

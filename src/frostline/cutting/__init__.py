@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import isnan
-from textwrap import fill
 from typing import Any, Protocol, final
 
 import torch
@@ -26,9 +25,8 @@ from frostline.cutting.trial import Trial, mixed, row_shape, run_trial
 from frostline.errors import CutError, NothingFrozen
 from frostline.fingerprints import fingerprint_of
 from frostline.modes import modes_kept
+from frostline.tables import hanging
 from frostline.units import format_bytes
-
-_COLUMNS = 80
 
 __all__ = ["Cut", "Frontier", "FrontierValue", "Prefix", "Suffix", "cut"]
 
@@ -173,7 +171,7 @@ class Cut:
 
 
 def _wrapped(word: str, text: str) -> str:
-    return fill(f"{word:9}{text}", _COLUMNS, subsequent_indent=" " * 9, break_on_hyphens=False)
+    return hanging(f"{word:9}{text}", indent=9)
 
 
 def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:

@@ -1,6 +1,12 @@
 """Features: the frozen part computed once per sample, stored, and read in batches."""
 
-from frostline.features.computing import Computing, computing, first_rows, in_whole_passes
+from frostline.features.computing import (
+    Computing,
+    computing,
+    difference_by_place,
+    first_rows,
+    in_whole_passes,
+)
 from frostline.features.decisions import Decisions
 from frostline.features.extraction import (
     FeatureBatches,
@@ -24,6 +30,7 @@ __all__ = [
     "Storage",
     "collate",
     "computing",
+    "difference_by_place",
     "extract",
     "extract_source",
     "first_rows",

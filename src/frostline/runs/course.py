@@ -19,36 +19,17 @@ from frostline.engine import Fed, Left, Proven, Training
 from frostline.errors import DriftError
 from frostline.fingerprints import Fingerprint, fingerprint_of
 from frostline.folder import RunFolder
-from frostline.freezing import Frozen, Proof, freezes_kept, frozen_part, train_only
+from frostline.freezing import Frozen, Proof, freezes_kept
 from frostline.modes import is_held
+from frostline.phasing import freeze_for
 from frostline.plans import Phase
-from frostline.plans.parts import naming, place_of
 from frostline.records import FedNote
 from frostline.runs.feeding import BY_MODEL, Feed, Wanted
-from frostline.selectors import inventory, parse
+from frostline.selectors import inventory
 from frostline.units import format_count, format_seconds
 
 Supply = Callable[[Wanted], Feed]
 _OPEN_EPOCHS = 10  # of a phase that ends by what it reaches
-
-
-def freeze_for(model: nn.Module, phases: Sequence[Phase], number: int) -> Frozen:
-    """Freeze what that phase freezes, counted from 0, and thaw the rest; a handle on the former.
-
-    One that names nothing goes on with what the phase before it trained, the first with the model
-    as it is.
-
-    Raises:
-        SelectorError, FreezeError: the phase does not fit the model.
-    """
-    for index in range(number, -1, -1):
-        phase = phases[index]
-        with naming(place_of(index + 1, phase)):
-            if phase.train is not None:
-                return train_only(model, phase.train, norm=phase.norm)
-            if phase.freeze is not None:
-                return train_only(model, ~parse(phase.freeze), norm=phase.norm)
-    return frozen_part(model)
 
 
 @final

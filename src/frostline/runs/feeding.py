@@ -31,6 +31,7 @@ from frostline.features import (
     PrefixedBatches,
     Source,
     computing,
+    difference_by_place,
     extract_source,
     first_rows,
     first_samples,
@@ -136,13 +137,20 @@ def feed(
     if wanted.settings.store == "auto" and not wanted.form:
         seconds = wanted.seconds_per_sample * plain[0].samples * wanted.epochs
         if seconds < WORTH_SECONDS:
-            return by_model
+            return replace(by_model, says=(_short(seconds),))
     try:
         return _Feeding(wanted, tuple(map(_Side.of, data, plain))).feed(cut(model, example))
     except (CutError, StoreError, OutputError) as error:
         if wanted.settings.store != "auto" and not isinstance(error, CutError):
             raise
         return replace(by_model, says=(f"Features  none are stored: {error}",))
+
+
+def _short(seconds: float) -> str:
+    return (
+        f"Features  none are stored: all forwards of the run take about {format_seconds(seconds)}, "
+        "less than a cut would. --features DIR stores them all the same"
+    )
 
 
 def prefixed(
@@ -206,6 +214,7 @@ class _Feeding:
         self._wanted = wanted
         self._train, self._validation = sides
         self._store = wanted.store()
+        self._samples = 0
         self._computed = 0
         self._seconds = 0.0
         self._decode_seconds = 0.0
@@ -262,6 +271,12 @@ class _Feeding:
         if source is None:
             self._notes.append(side.why_not)
             return PrefixedBatches(side.plain, compute)
+        if by_place := self._by_place(source, compute):
+            self._notes.append(
+                f"rows differ by up to {by_place:.0e} with their place in a batch on this machine, "
+                "so to be exact they are computed in each epoch"
+            )
+            return PrefixedBatches(side.plain, compute)
         compute, difference = self._of_batch_size(source, compute)
         found = extract_source(
             made,
@@ -271,6 +286,7 @@ class _Feeding:
             progress=wanted.progress,
             compute=compute,
         )
+        self._samples += source.samples
         self._computed += found.computed
         self._seconds += found.seconds
         self._decode_seconds += found.decode_seconds
@@ -297,6 +313,15 @@ class _Feeding:
         )
         return LiveLastBatches(batches, source, compute)
 
+    def _by_place(self, source: Source, compute: Computing) -> float:
+        if self._wanted.recipe.prefix_precision != "exact":
+            return 0.0
+        return difference_by_place(compute, first_samples(source, self._whole(source)))
+
+    def _whole(self, source: Source) -> int:
+        """Samples in a whole batch."""
+        return min(self._wanted.batch_size, source.samples)
+
     def _of_batch_size(self, source: Source, compute: Computing) -> tuple[Computing, float]:
         """Where exactness is asked for: rows as whole batches give them.
 
@@ -304,7 +329,7 @@ class _Feeding:
         """
         if self._wanted.recipe.prefix_precision != "exact":
             return compute, 0.0
-        size = min(self._wanted.batch_size, source.samples)
+        size = self._whole(source)
         return in_whole_passes(compute, first_samples(source, size), source.samples % size)
 
     def _says(self, made: Cut, compute: Computing) -> Iterator[str]:
@@ -320,9 +345,8 @@ class _Feeding:
         yield f"          {compute.words}"
         for note in dict.fromkeys(self._notes):
             yield f"          {note}"
-        samples = sum(side.plain.samples for side in (self._train, self._validation) if side.source)
         epochs = wanted.epochs
-        saved = self._plain_seconds(compute) * samples * epochs - self._seconds
+        saved = self._plain_seconds(compute) * self._samples * epochs - self._seconds
         if saved > 0:
             yield (
                 f"Saved     about {format_seconds(saved)}: the frozen part does not run in each of "

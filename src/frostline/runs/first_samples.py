@@ -11,10 +11,10 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
-from frostline.costs import measure_step
 from frostline.data import Batch, Batches, ImageDataset
 from frostline.devices import resolve_device
 from frostline.engine import Predictions, predict
+from frostline.estimates.measuring import measure_step
 from frostline.runs.feeding import CHECKED_SAMPLES, few_of
 
 

@@ -20,9 +20,10 @@ from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.models.downloads import one_line
 from frostline.models.file_source import line_in
+from frostline.phasing import freeze_for
 from frostline.plans import Plan
 from frostline.records import DataNotes, write_data_notes
-from frostline.runs.course import freeze_for, survey
+from frostline.runs.course import survey
 from frostline.runs.fitting import Run, fit
 from frostline.selectors import path
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from frostline.estimates.skeleton import call
 from frostline.models import logits_of
 from frostline.modes import modes_kept
 
@@ -17,13 +20,14 @@ from frostline.modes import modes_kept
 @final
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """One step of AdamW on one batch.
+    """One optimizer step on one batch.
 
     Attributes:
         seconds: median of the timed steps.
-        saved_bytes: activations kept for the backward pass, each storage once, without weights.
+        saved_bytes: activations kept for the backward pass, each storage once, without weights
+            and the batch.
         gradient_bytes: of all gradients.
-        state_bytes: of the optimizer's two moments.
+        state_bytes: of what the optimizer keeps.
     """
 
     seconds: float
@@ -38,13 +42,19 @@ class StepCost:
 
 
 def measure_step(
-    model: nn.Module, inputs: Tensor, targets: Tensor, *, repeats: int = 3
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    *,
+    optimizer: str = "adamw",
+    repeats: int = 3,
 ) -> StepCost:
     """Time and memory of a step of what is trainable in `model`; its weights do not move.
 
     Args:
-        inputs: one batch, on the model's device.
+        inputs: one batch as the model takes it, on its device.
         targets: class indices, `(batch,)`.
+        optimizer: `adamw`, `adam` or `sgd` with momentum.
         repeats: timed steps after one to warm up.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -53,20 +63,30 @@ def measure_step(
     gradients = [p.grad for p in parameters]
     with modes_kept(model), torch.random.fork_rng(devices=()):
         model.train()
-        optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
+        made = still_optimizer(optimizer, parameters)
         saved = _saved_bytes(model, inputs, targets)
-        times = [_step(model, optimizer, inputs, targets) for _ in range(repeats + 1)][1:]
+        _loss(model, inputs, targets).backward()  # type: ignore[no-untyped-call]  # torch's own
+        size = sum(p.grad.nbytes for p in parameters if p.grad is not None)
+        times = [_step(model, made, inputs, targets) for _ in range(repeats + 1)][1:]
+    state = sum(_tensor_bytes(kept) for kept in made.state.values())
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     with torch.no_grad():
         for tensor, before in moving:
             tensor.copy_(before)
-    size = sum(p.nbytes for p in parameters)
-    return StepCost(statistics.median(times), saved, size, 2 * size)
+    return StepCost(statistics.median(times), saved, size, state)
+
+
+def still_optimizer(name: str, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """An optimizer as a run makes it, that moves nothing."""
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=True)
+    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=0.0, weight_decay=0.0, fused=True)
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any, targets: Tensor
 ) -> float:
     start = time.perf_counter()
     _loss(model, inputs, targets).backward()  # type: ignore[no-untyped-call]  # torch's own
@@ -75,9 +95,11 @@ def _step(
     return time.perf_counter() - start
 
 
-def _saved_bytes(model: nn.Module, inputs: Tensor, targets: Tensor) -> int:
-    owned = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    owned.add(inputs.untyped_storage().data_ptr())
+def _saved_bytes(model: nn.Module, inputs: Any, targets: Tensor) -> int:
+    given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+    owned = {
+        t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), *given)
+    }
     found: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -92,5 +114,9 @@ def _saved_bytes(model: nn.Module, inputs: Tensor, targets: Tensor) -> int:
     return sum(found.values())
 
 
-def _loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits_of(model(inputs)), targets)
+def _tensor_bytes(kept: Any) -> int:
+    return sum(t.nbytes for t in pytree.tree_leaves(kept) if isinstance(t, Tensor))
+
+
+def _loss(model: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits_of(call(model, inputs)), targets)

@@ -1,0 +1,116 @@
+"""A model with its head and something to try it on, for verbs that look before anything runs."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from frostline.cli import _options as options
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from frostline.config import HeadPlace
+    from frostline.data import Splits
+    from frostline.preprocessing import Preprocessing
+
+_PICTURES = 8  # of the data in the example
+_NOISE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A model with its head, and what to try it on.
+
+    Attributes:
+        head: selector of what trains by default.
+        about: the example, for people.
+    """
+
+    model: nn.Module
+    head: str
+    preprocessing: Preprocessing
+    splits: Splits | None
+    example: Tensor
+    targets: Tensor | None
+    about: str
+
+
+def set_up(
+    name: str, weights: str, *, on: HeadPlace, head: str, data: Path | None, classes: int
+) -> Setup:
+    """Build the model as `frostline train` would, and pictures for it: of the data, or noise."""
+    from frostline.data import read_splits
+    from frostline.models import ModelSpec, build, load_model
+
+    hidden = options.hidden_widths(head, on=on)
+    splits = None if data is None else read_splits(data)
+    if on == "keep":
+        built = build(ModelSpec.parse(name), weights=weights, seed=0)
+        model, place, preprocessing = built.model, "stage:-1", built.preprocessing
+    else:
+        wanted = classes if splits is None else len(splits.train.classes)
+        loaded = load_model(name, weights=weights, classes=wanted, hidden=hidden, on=on)
+        model, place, preprocessing = loaded.model, loaded.head, loaded.preprocessing
+    if splits is None:
+        example, targets, about = _noise(preprocessing), None, f"{_NOISE} pictures of noise"
+    else:
+        example, targets = _pictures(splits, preprocessing)
+        about = f"{len(example)} pictures of {data}"
+    return Setup(model, place, preprocessing, splits, example, targets, about)
+
+
+def check_one_of(**given: object) -> None:
+    """Refuse several options that say the same thing.
+
+    Raises:
+        typer.BadParameter: names those that were given.
+    """
+    names = [f"--{name}" for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise typer.BadParameter(f"give one of {' and '.join(names)}; they say the same.")
+
+
+def _noise(preprocessing: Preprocessing) -> Tensor:
+    import torch
+    from PIL import Image
+
+    drawn = torch.Generator().manual_seed(0)
+    height, width = preprocessing.crop
+    pictures = (
+        torch.randint(256, (height, width, 3), generator=drawn, dtype=torch.uint8)
+        for _ in range(_NOISE)
+    )
+    return torch.stack(
+        [preprocessing.to_tensor(Image.fromarray(picture.numpy())) for picture in pictures]
+    )
+
+
+def _pictures(splits: Splits, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """A few training pictures from all over the set; those that cannot be read are passed over.
+
+    Raises:
+        DataError: none can be read.
+    """
+    import torch
+
+    from frostline.data import ImageDataset
+    from frostline.errors import DataError, ImageError
+
+    dataset = ImageDataset(splits.train, preprocessing)
+    step = max(1, len(dataset) // _PICTURES)
+    order = [*range(0, len(dataset), step), *range(len(dataset))]
+    found: dict[int, tuple[Tensor, int]] = {}
+    for index in order:
+        if len(found) == min(_PICTURES, len(dataset)):
+            break
+        with suppress(ImageError):
+            found[index] = dataset[index]
+    if not found:
+        raise DataError("no training picture can be read. See `frostline train` for each.")
+    pictures, labels = zip(*found.values(), strict=True)
+    return torch.stack(pictures), torch.tensor(labels)

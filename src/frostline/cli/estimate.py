@@ -1,0 +1,110 @@
+"""`frostline estimate MODEL`: what training would cost in memory, time and disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from frostline.cli import _options as options
+from frostline.cli._set_up import check_one_of, set_up
+from frostline.units import parse_bytes
+
+
+def _budget(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            parse_bytes(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return text
+
+
+def estimate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="alexnet, torchvision:NAME, timm:NAME or file.py:function.", metavar="MODEL"
+        ),
+    ],
+    *,
+    weights: options.Weights = "none",
+    freeze: options.Freeze = None,
+    train: options.Train = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Phases to train in, as `frostline plan` writes them.", metavar="FILE"),
+    ] = None,
+    head: options.Head = "",
+    on: options.On = "classifier",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Pictures to count and to cut on, as `train` takes them."),
+    ] = None,
+    classes: Annotated[int, typer.Option(help="How many, without --data.", min=1)] = 10,
+    samples: Annotated[int, typer.Option(help="Samples to train on, without --data.", min=0)] = 0,
+    epochs: Annotated[int, typer.Option(help="Epochs, without --plan.", min=1)] = 10,
+    batch_size: Annotated[int, typer.Option(help="Samples in a step.", min=1)] = 32,
+    optimizer: Annotated[
+        Literal["adamw", "adam", "sgd"], typer.Option(help="Optimizer of the step.")
+    ] = "adamw",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"], typer.Option(help="fp32, or autocast to bf16 or fp16.")
+    ] = "fp32",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory, as 4GiB: the largest batch and the deepest thaw that fit.",
+            metavar="BYTES",
+            callback=_budget,
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Also run a real step, and compare.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Say what training would cost in memory, time and disk, before anything runs.
+
+    The model is built, given a head and frozen as `frostline train` would do it with the same
+    options; by default everything but the head. Its operations are timed alone on this machine
+    for about two seconds.
+    """
+    from frostline.cli._terminal import output, print_json, say
+    from frostline.estimates import estimate as work_out
+    from frostline.freezing import train_only
+    from frostline.plans import Plan
+    from frostline.tables import Table
+
+    check_one_of(freeze=freeze, train=train, plan=plan)
+    if data is not None and samples:
+        raise typer.BadParameter("--data says how many samples there are; leave out --samples.")
+    setup = set_up(model, weights, on=on, head=head, data=data, classes=classes)
+    if freeze is None and train is None:
+        train_only(setup.model, setup.head)  # also what a plan's first phase may go on with
+    found = work_out(
+        setup.model,
+        setup.example,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        precision=precision,
+        freeze=freeze,
+        train=train,
+        plan=Plan.load(plan) if plan is not None else None,
+        epochs=epochs,
+        samples=(len(setup.splits.train), len(setup.splits.val)) if setup.splits else samples,
+        stages=True,
+        budget=None if budget is None else parse_bytes(budget),
+        check=calibrate,
+    )
+    if json:
+        print_json(found.as_dict())
+        return
+    page = output()
+    for part in found.tables():
+        if isinstance(part, Table):
+            page.print(part)
+        else:
+            say(page, part)
+        page.print()

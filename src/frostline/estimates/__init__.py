@@ -1,0 +1,220 @@
+"""`fl.estimate`: what training would cost in memory, time and disk, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from frostline.cutting import cut
+from frostline.errors import ConfigError, CutError
+from frostline.estimates.budgets import Depth, depths, largest_batch
+from frostline.estimates.measuring import measure_step
+from frostline.estimates.pricing import Prices, measure_prices
+from frostline.estimates.results import Budget, Check, Course, Estimate, Stage, Step
+from frostline.estimates.steps import OPTIMIZERS, Setup
+from frostline.estimates.tracing import Loss, StepTrace
+from frostline.freezing import freeze as freeze_part
+from frostline.freezing import freezes_kept, train_only
+from frostline.phasing import freeze_for
+from frostline.plans import Phase, Plan
+from frostline.selectors import SelectorLike
+
+__all__ = ["Estimate", "estimate"]
+
+_PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def estimate(
+    model: nn.Module,
+    example: Any,
+    *,
+    optimizer: str = "adamw",
+    batch_size: int = 32,
+    precision: str = "fp32",
+    freeze: SelectorLike | None = None,
+    train: SelectorLike | None = None,
+    plan: Plan | None = None,
+    epochs: int = 1,
+    samples: int | tuple[int, int] = 0,
+    stages: bool = False,
+    budget: int | None = None,
+    check: bool = False,
+    loss: Loss | None = None,
+    calibration_seconds: float = 2.0,
+) -> Estimate:
+    """Say what a training step and a whole plan would cost, before anything runs.
+
+    The step runs on fake tensors: PyTorch's own code decides what is saved, nothing is computed,
+    and the model is not touched. Saved activations, gradients and optimizer state are exact where
+    the model's forward takes the same way for any numbers; seconds are those of the operations as
+    timed alone on this machine.
+
+    Args:
+        example: one batch as the model takes it, a tensor, tuple or mapping; two samples are
+            enough. Only shapes and dtypes matter, but for finding the frost line it is run.
+        optimizer: `adamw`, `adam`, or `sgd` with momentum.
+        batch_size: samples in a step.
+        precision: `fp32`, or `bf16` or `fp16` for autocast.
+        freeze, train: a selector, applied as `fl.freeze` or `fl.train_only` would, then undone;
+            else the model as it is frozen.
+        plan: its phases, each with its own freeze.
+        epochs: of a run without a plan, or of a phase that does not say.
+        samples: to train on, or (to train on, to validate on): for the time of epochs.
+        stages: also a step with everything up to each stage frozen.
+        budget: bytes: the largest batch and the deepest thaw that fit.
+        check: also run a real step of what trains first; its weights do not move.
+        loss: from the model's output; by default cross-entropy on its logits.
+        calibration_seconds: to spend, about, on timing operations.
+
+    Raises:
+        ConfigError: an argument is out of range, or the model's step needs numbers.
+        SelectorError, FreezeError: a selector or phase does not fit the model.
+    """
+    _check_asked(optimizer, batch_size, precision, freeze, train, plan)
+    counts = samples if isinstance(samples, tuple) else (samples, 0)
+    setup = Setup(model, example, optimizer, precision, loss)
+    with freezes_kept(model):
+        if freeze is not None:
+            freeze_part(model, freeze)
+        elif train is not None:
+            train_only(model, train)
+        phases: tuple[Phase, ...] = plan.phases if plan is not None else (Phase(epochs=epochs),)
+        traces = [(phase, setup.trace(batch_size)) for phase in _each(model, phases)]
+        deep = list(_traced_depths(setup, batch_size)) if stages or budget is not None else []
+        every = [trace for _, trace in (*traces, *(deep if stages else ()))]
+        prices = measure_prices(
+            (op for trace in every for op in trace.ops), seconds=calibration_seconds
+        )
+        courses = tuple(
+            _course(setup, phase, trace, prices, batch_size, counts, epochs)
+            for phase, (_, trace) in zip(_each(model, phases), traces, strict=True)
+        )
+        made = Estimate(
+            type(model).__name__,
+            optimizer,
+            precision,
+            lean=False,
+            courses=courses,
+            samples=counts,
+            stages=tuple(_stages(setup, deep, prices, batch_size)) if stages else (),
+            measured_seconds=prices.measured_seconds,
+        )
+        next(iter(_each(model, phases)))
+        if budget is not None:
+            made = replace(made, budget=_budget(setup, budget, deep, batch_size))
+        if check:
+            made = replace(made, check=_check(setup, batch_size))
+    return made
+
+
+def _check_asked(
+    optimizer: str,
+    batch_size: int,
+    precision: str,
+    freeze: SelectorLike | None,
+    train: SelectorLike | None,
+    plan: Plan | None,
+) -> None:
+    if optimizer not in OPTIMIZERS:
+        raise ConfigError(f"no optimizer '{optimizer}'. Give one of {', '.join(OPTIMIZERS)}.")
+    if precision not in _PRECISIONS:
+        raise ConfigError(f"no precision '{precision}'. Give one of {', '.join(_PRECISIONS)}.")
+    if batch_size < 1:
+        raise ConfigError(f"a batch of {batch_size} samples. Give one of at least 1.")
+    given = {"freeze": freeze, "train": train, "plan": plan}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise ConfigError(f"got {' and '.join(names)} together. Give one; they say the same thing.")
+
+
+def _each(model: nn.Module, phases: tuple[Phase, ...]) -> Iterator[Phase]:
+    """Each phase, with the model frozen as it asks."""
+    for number, phase in enumerate(phases):
+        if any(p.train is not None or p.freeze is not None for p in phases[: number + 1]):
+            freeze_for(model, phases, number)
+        yield phase
+
+
+def _traced_depths(setup: Setup, batch_size: int) -> Iterator[tuple[Depth, StepTrace]]:
+    with freezes_kept(setup.model):
+        for depth in depths(setup.model):
+            yield depth, setup.trace(batch_size)
+
+
+def _stages(
+    setup: Setup, deep: list[tuple[Depth, StepTrace]], prices: Prices, batch_size: int
+) -> Iterator[Stage]:
+    with freezes_kept(setup.model):
+        for depth, (_, trace) in zip(depths(setup.model), deep, strict=True):
+            step = setup.step(trace, prices, batch_size)
+            yield Stage(depth.frozen, step, step.seconds - _forward_below(step))
+
+
+def _forward_below(step: Step) -> float:
+    """Seconds of the forward before the first layer that trains, in the order of registration."""
+    seconds = 0.0
+    for layer in step.layers:
+        if layer.trainable:
+            break
+        seconds += layer.forward_seconds
+    return seconds
+
+
+def _course(
+    setup: Setup,
+    phase: Phase,
+    trace: StepTrace,
+    prices: Prices,
+    batch_size: int,
+    counts: tuple[int, int],
+    epochs: int,
+) -> Course:
+    step = setup.step(trace, prices, batch_size)
+    train, validation = (count / batch_size for count in counts)
+    planned = phase.epochs or epochs
+    once = step.forward_seconds * (train + validation)
+    plain = planned * (step.seconds * train + step.forward_seconds * validation)
+    try:
+        found = cut(setup.model, setup.example)
+    except CutError as error:
+        return Course(phase.name, planned, step, plain, f"none ({error})", 0, 0.0, plain)
+    share = found.share if found.share == found.share else 0.0
+    prefix = share * once
+    return Course(
+        phase.name,
+        planned,
+        step,
+        plain,
+        f"{found.why}; {share:.0%} of the forward lies below",
+        int(found.frontier.nbytes * sum(counts)),
+        prefix,
+        plain - planned * prefix + prefix,
+    )
+
+
+def _budget(
+    setup: Setup, nbytes: int, deep: list[tuple[Depth, StepTrace]], batch_size: int
+) -> Budget:
+    largest, total = largest_batch(lambda rows: setup.memory(setup.trace(rows)).total, nbytes)
+    for depth, trace in deep:
+        needed = setup.memory(trace).total
+        if needed <= nbytes:
+            return Budget(nbytes, largest, total, depth.train, batch_size, needed)
+    return Budget(nbytes, largest, total, None, batch_size, 0)
+
+
+def _check(setup: Setup, batch_size: int) -> Check:
+    import torch
+
+    example = setup.example
+    if not isinstance(example, Tensor):
+        raise ConfigError(
+            "a real step to compare with needs an example that is one tensor. Leave check out."
+        )
+    rows = torch.arange(batch_size) % len(example)
+    targets = torch.zeros(batch_size, dtype=torch.long, device=example.device)
+    real = measure_step(setup.model, example[rows], targets, optimizer=setup.optimizer)
+    return Check(real.seconds, real.saved_bytes, real.gradient_bytes, real.state_bytes)

@@ -1,0 +1,168 @@
+"""What operations cost on this machine: the dear ones are timed alone, the rest by their size.
+
+An operation is replayed with the shapes, strides and dtypes that it has in the step, on memory of
+its own, without the model and its numbers. The dearest distinct ones go first, until the time for
+it is spent; the others take their number of operations and bytes at the rates that were seen.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from frostline.estimates.tracing import Call, Op, Shaped
+
+# First guesses, by which it is decided what to time; rates that are seen take their place.
+_FLOPS_PER_SECOND = 1e11
+_BYTES_PER_SECOND = 1e10
+_REPEATS = 5
+_QUICK_SECONDS = 0.03  # an operation is repeated within so much time
+_SMALL_SECONDS = 2e-5  # operations that take less by the guess are not timed
+_PROBE_NUMBERS = 1 << 22
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Seconds of operations on one machine, with its present number of threads.
+
+    Attributes:
+        timed: of calls that were timed.
+        factor: by which calls of an operation take longer than the first guess.
+        overhead: of any operation: Python, dispatch and autograd.
+        adamw, sgd: of an optimizer step, for each byte of the parameters.
+        tensor: of an optimizer step, for each parameter.
+        measured_seconds: that the measurement took.
+    """
+
+    timed: Mapping[Call, float]
+    factor: Mapping[str, float]
+    overhead: float
+    optimizer_byte: Mapping[str, float]
+    optimizer_tensor: float
+    measured_seconds: float = 0.0
+
+    def of(self, op: Op) -> float:
+        """Seconds of one operation within a step."""
+        if op.is_view:
+            return self.overhead
+        found = self.timed.get(op.call)
+        if found is None:
+            found = _guess(op) * self.factor.get(str(op.call.func), self.factor[""])
+        return found + self.overhead
+
+    def of_optimizer(self, name: str, gradients: Iterable[int]) -> float:
+        """Seconds of a step over parameters of so many bytes."""
+        sizes = list(gradients)
+        return sum(sizes) * self.optimizer_byte[name] + len(sizes) * self.optimizer_tensor
+
+
+def measure_prices(ops: Iterable[Op], *, seconds: float = 2.0) -> Prices:
+    """Time what the operations of a step cost here, within about `seconds`."""
+    start = time.perf_counter()
+    with torch.no_grad():
+        overhead = _overhead()
+        optimizer_byte = {name: _optimizer_byte(name) for name in ("adamw", "adam", "sgd")}
+        tensor = _optimizer_tensor()
+        timed, factor = _timed(list(ops), time.perf_counter() + seconds, overhead)
+    return Prices(timed, factor, overhead, optimizer_byte, tensor, time.perf_counter() - start)
+
+
+def _timed(
+    ops: list[Op], until: float, overhead: float
+) -> tuple[dict[Call, float], dict[str, float]]:
+    counts = Counter(op.call for op in ops)
+    one_of = {op.call: op for op in ops if not op.is_view and _guess(op) > _SMALL_SECONDS}
+    order = sorted(one_of.values(), key=lambda op: -_guess(op) * counts[op.call])
+    found: dict[Call, float] = {}
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for op in order:
+        if time.perf_counter() > until:
+            break
+        with suppress(RuntimeError, NotImplementedError, TypeError, IndexError):
+            found[op.call] = max(0.0, _replay(op.call) - overhead)
+            ratio = found[op.call] / _guess(op)
+            ratios[str(op.call.func)].append(ratio)
+            ratios[""].append(ratio)
+    return found, {name: statistics.median(some) for name, some in ({"": [1.0]} | ratios).items()}
+
+
+def _guess(op: Op) -> float:
+    return max(op.flops / _FLOPS_PER_SECOND, op.nbytes / _BYTES_PER_SECOND)
+
+
+def _replay(call: Call) -> float:
+    """Seconds of one call, the median of a few, after one to warm up."""
+    args, kwargs = pytree.tree_unflatten([_real(leaf) for leaf in call.leaves], call.spec)
+    first = _seconds(call.func, args, kwargs)
+    times = [_seconds(call.func, args, kwargs)]
+    while len(times) < _REPEATS and sum(times) + first < _QUICK_SECONDS:
+        times.append(_seconds(call.func, args, kwargs))
+    return statistics.median(times)
+
+
+def _seconds(func: Any, args: Any, kwargs: Any) -> float:
+    start = time.perf_counter()
+    func(*args, **kwargs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _real(leaf: Any) -> Any:
+    if not isinstance(leaf, Shaped):
+        return leaf
+    made = torch.empty_strided(leaf.shape, leaf.stride, dtype=leaf.dtype, device=leaf.device)
+    # Zeros are valid indices and masks; numbers must be neither denormal nor infinite.
+    return made.fill_(0.5) if leaf.dtype.is_floating_point else made.zero_()
+
+
+def _overhead() -> float:
+    """Seconds of an operation on next to nothing, as a step makes it: autograd included."""
+    small = torch.ones(8, requires_grad=True)
+    with torch.enable_grad():
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            value = small
+            for _ in range(50):
+                value = value + 1.0
+            value.sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+            times.append((time.perf_counter() - start) / 100)
+    return statistics.median(times)
+
+
+def _optimizer_byte(name: str) -> float:
+    parameter = torch.zeros(_PROBE_NUMBERS, requires_grad=True)
+    return _optimizer_seconds(name, [parameter]) / parameter.nbytes
+
+
+def _optimizer_tensor() -> float:
+    many = [torch.zeros(8, requires_grad=True) for _ in range(100)]
+    return _optimizer_seconds("adamw", many) / len(many)
+
+
+def _optimizer_seconds(name: str, parameters: list[Tensor]) -> float:
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    made: torch.optim.Optimizer
+    if name == "sgd":
+        made = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=True)
+    else:
+        kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+        made = kind(parameters, lr=0.0, fused=True)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        made.step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])

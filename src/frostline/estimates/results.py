@@ -1,0 +1,410 @@
+"""What an estimate says: memory and time of a step, by part and by layer; tables and plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import final
+
+from frostline.tables import Column, Table, hanging
+from frostline.units import format_bytes, format_count, format_seconds
+
+_MARGIN = 0.05  # of everything: blocks that the allocator keeps, and what kernels pack into
+_MARGIN_BYTES = 32 << 20
+_LAYERS_SHOWN = 12
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one training step on the device.
+
+    Attributes:
+        weights, buffers, batch: there all the time.
+        gradients: of all parameters that get one.
+        state: what the optimizer keeps.
+        saved: activations kept for the backward pass, each storage once.
+        peak: the most of gradients, saved activations and passing values that is there at once.
+    """
+
+    weights: int
+    buffers: int
+    batch: int
+    gradients: int
+    state: int
+    saved: int
+    peak: int
+
+    @property
+    def margin(self) -> int:
+        """For what the allocator keeps back and kernels pack their arguments into."""
+        return int(self._known * _MARGIN) + _MARGIN_BYTES
+
+    @property
+    def total(self) -> int:
+        """All of it at the worst moment, with the margin."""
+        return self._known + self.margin
+
+    @property
+    def _known(self) -> int:
+        return self.weights + self.buffers + self.batch + self.state + self.peak
+
+    def as_dict(self) -> dict[str, int]:
+        """For JSON."""
+        return {**asdict(self), "margin": self.margin, "total": self.total}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """One module's own part of a step, without the modules inside it."""
+
+    path: str
+    type: str
+    parameters: int
+    trainable: int
+    saved_bytes: int
+    forward_seconds: float
+    backward_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.forward_seconds + self.backward_seconds
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One training step of one selection.
+
+    Attributes:
+        layers: in the model's order; only modules that do or keep something.
+        optimizer_seconds: of the optimizer's step.
+    """
+
+    batch_size: int
+    parameters: int
+    trainable: int
+    memory: Memory
+    layers: tuple[LayerCost, ...]
+    optimizer_seconds: float
+
+    @property
+    def forward_seconds(self) -> float:
+        return sum(layer.forward_seconds for layer in self.layers)
+
+    @property
+    def backward_seconds(self) -> float:
+        return sum(layer.backward_seconds for layer in self.layers)
+
+    @property
+    def seconds(self) -> float:
+        return self.forward_seconds + self.backward_seconds + self.optimizer_seconds
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "batch_size": self.batch_size,
+            "parameters": self.parameters,
+            "trainable": self.trainable,
+            "memory": self.memory.as_dict(),
+            "seconds": self.seconds,
+            "forward_seconds": self.forward_seconds,
+            "backward_seconds": self.backward_seconds,
+            "optimizer_seconds": self.optimizer_seconds,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What one phase takes in time, with and without stored features, and on disk.
+
+    Attributes:
+        name: of the phase; empty where there is no plan.
+        epochs: as planned, or the cap of a phase that may end before.
+        why: where the frost line runs; or why there is none.
+        disk_bytes: of the features; 0 where none can be stored.
+        prefix_seconds: of computing them once.
+        features_seconds: of the whole phase on them, computing included; equal to
+            `plain_seconds` where none can be stored.
+    """
+
+    name: str
+    epochs: int
+    step: Step
+    plain_seconds: float
+    why: str
+    disk_bytes: int = 0
+    prefix_seconds: float = 0.0
+    features_seconds: float = 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A step where everything up to some stage is frozen."""
+
+    frozen: str
+    step: Step
+    features_step_seconds: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What fits into so many bytes.
+
+    Attributes:
+        batch_size: the largest that fits with what trains now; 0 where none does.
+        thaw: selector of the deepest part, from the top, that may train at the wanted batch size;
+            None where not even the last stage fits.
+    """
+
+    nbytes: int
+    batch_size: int
+    total: int
+    thaw: str | None
+    thaw_batch_size: int
+    thaw_total: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A real step beside the estimate."""
+
+    seconds: float
+    saved_bytes: int
+    gradient_bytes: int
+    state_bytes: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What training would cost; printing it shows tables.
+
+    Attributes:
+        courses: a phase each; one where there is no plan. `step` is that of the first.
+        samples: that an epoch trains on, and validates on; 0 where not known.
+        stages: everything up to each stage frozen, from nothing to all but the head.
+        measured_seconds: that calibrating took on this machine.
+    """
+
+    model: str
+    optimizer: str
+    precision: str
+    lean: bool
+    courses: tuple[Course, ...]
+    samples: tuple[int, int] = (0, 0)
+    stages: tuple[Stage, ...] = ()
+    budget: Budget | None = None
+    check: Check | None = None
+    measured_seconds: float = 0.0
+
+    @property
+    def step(self) -> Step:
+        return self.courses[0].step
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "precision": self.precision,
+            "lean": self.lean,
+            "samples": {"train": self.samples[0], "validation": self.samples[1]},
+            "phases": [
+                {**_fields(course), "step": course.step.as_dict()} for course in self.courses
+            ],
+            "stages": [
+                {
+                    "frozen": stage.frozen,
+                    "features_step_seconds": stage.features_step_seconds,
+                    **{k: v for k, v in stage.step.as_dict().items() if k != "layers"},
+                }
+                for stage in self.stages
+            ],
+            "budget": None if self.budget is None else asdict(self.budget),
+            "check": None if self.check is None else asdict(self.check),
+            "calibration_seconds": self.measured_seconds,
+        }
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(part) for part in self.tables())
+
+    def tables(self) -> Iterator[Table | str]:
+        """Tables and lines, in the order in which they are read."""
+        yield self._memory_table()
+        yield self._layer_table()
+        if self.stages:
+            yield self._stage_table()
+        yield self._course_table()
+        if self.check is not None:
+            yield self._check_table(self.check)
+        if self.budget is not None:
+            yield self._budget_lines(self.budget)
+
+    def _memory_table(self) -> Table:
+        step, memory = self.step, self.step.memory
+        rows = (
+            ("weights and buffers", format_bytes(memory.weights + memory.buffers)),
+            ("batch", format_bytes(memory.batch)),
+            ("gradients", format_bytes(memory.gradients)),
+            (f"{self.optimizer}'s state", format_bytes(memory.state)),
+            ("activations saved for backward", format_bytes(memory.saved)),
+            ("gradients, saved and passing at once, at most", format_bytes(memory.peak)),
+            ("margin for allocator and kernels", format_bytes(memory.margin)),
+            ("in all, at the worst moment", format_bytes(memory.total)),
+        )
+        title = (
+            f"A step of {self.model}: batch {step.batch_size}, {self.optimizer}, {self.precision}"
+            f"{', lean' if self.lean else ''}"
+        )
+        note = (
+            f"{format_count(step.trainable)} of {format_count(step.parameters)} parameters train. "
+            f"A step takes about {format_seconds(step.seconds)}: forward "
+            f"{format_seconds(step.forward_seconds)}, backward "
+            f"{format_seconds(step.backward_seconds)}, optimizer "
+            f"{format_seconds(step.optimizer_seconds)}."
+        )
+        notes = tuple(hanging(note, indent=0).splitlines())
+        return Table((Column("memory"), Column("", "right")), rows, title, notes)
+
+    def _layer_table(self) -> Table:
+        order = sorted(self.step.layers, key=lambda layer: -layer.seconds)
+        dear = order[:_LAYERS_SHOWN]
+        dear += [x for x in _most_saved(self.step.layers) if x not in dear]
+        shown = [layer for layer in self.step.layers if layer in dear]
+        rows = tuple(
+            (
+                layer.path or "(model)",
+                layer.type,
+                _part(layer),
+                format_bytes(layer.saved_bytes),
+                format_seconds(layer.forward_seconds),
+                format_seconds(layer.backward_seconds),
+            )
+            for layer in shown
+        )
+        heads = ("layer", "type", "trains", "saved", "forward", "backward")
+        columns = tuple(Column(h, "left" if n < 3 else "right") for n, h in enumerate(heads))
+        left = len(self.step.layers) - len(shown)
+        notes = (f"and {left} layers that take and keep less; all of them with --json",)
+        return Table(columns, rows, "Layers that take or keep the most", notes if left else ())
+
+    def _stage_table(self) -> Table:
+        rows = tuple(
+            (
+                stage.frozen,
+                format_count(stage.step.trainable),
+                format_bytes(stage.step.memory.total),
+                format_seconds(stage.step.seconds),
+                format_seconds(stage.features_step_seconds),
+            )
+            for stage in self.stages
+        )
+        heads = ("frozen", "trainable", "memory", "step", "on features")
+        columns = tuple(Column(h, "right" if n else "left") for n, h in enumerate(heads))
+        return Table(columns, rows, "What freezing saves")
+
+    def _course_table(self) -> Table | str:
+        train, validation = self.samples
+        if not train:
+            return hanging(
+                f"Frost line: {self.courses[0].why}. Give the number of samples for the time of "
+                "epochs and the disk that features need (--samples or --data).",
+                indent=0,
+            )
+        rows: tuple[tuple[str, ...], ...] = tuple(
+            (
+                course.name or "all",
+                str(course.epochs),
+                format_seconds(course.plain_seconds),
+                format_seconds(course.features_seconds),
+                format_seconds(course.prefix_seconds),
+                format_bytes(course.disk_bytes),
+            )
+            for course in self.courses
+        )
+        if len(rows) > 1:
+            totals = (
+                sum(course.plain_seconds for course in self.courses),
+                sum(course.features_seconds for course in self.courses),
+                sum(course.prefix_seconds for course in self.courses),
+            )
+            disk = sum(course.disk_bytes for course in self.courses)
+            times = map(format_seconds, totals)
+            epochs = str(sum(course.epochs for course in self.courses))
+            rows = (*rows, ("in all", epochs, *times, format_bytes(disk)))
+        heads = ("phase", "epochs", "plain loop", "on features", "of it once", "disk")
+        columns = tuple(Column(h, "right" if n else "left") for n, h in enumerate(heads))
+        title = f"{format_count(train)} samples to train on, {format_count(validation)} to validate"
+        lines = [f"Frost line: {course.why}." for course in self.courses]
+        lines.append(
+            "Float32 as computed, no decoding of files; each epoch validates; features are "
+            "computed once for each sample."
+        )
+        notes = tuple(
+            part for line in dict.fromkeys(lines) for part in hanging(line, indent=2).splitlines()
+        )
+        return Table(columns, rows, title, notes)
+
+    def _check_table(self, check: Check) -> Table:
+        step = self.step
+        rows = (
+            (
+                "seconds of a step",
+                format_seconds(step.seconds),
+                format_seconds(check.seconds),
+                _ratio(step.seconds, check.seconds),
+            ),
+            *(
+                (name, format_count(ours), format_count(real), _ratio(ours, real))
+                for name, ours, real in (
+                    ("saved bytes", step.memory.saved, check.saved_bytes),
+                    ("gradient bytes", step.memory.gradients, check.gradient_bytes),
+                    ("state bytes", step.memory.state, check.state_bytes),
+                )
+            ),
+        )
+        heads = ("a real step", "estimated", "measured", "ratio")
+        columns = tuple(Column(h, "right" if n else "left") for n, h in enumerate(heads))
+        return Table(columns, rows, "Checked on this machine")
+
+    def _budget_lines(self, budget: Budget) -> str:
+        within = format_bytes(budget.nbytes)
+        lines = [
+            f"Within {within}: --batch-size {budget.batch_size} is the largest with what trains "
+            f"now ({format_bytes(budget.total)})."
+            if budget.batch_size
+            else f"Within {within} not even one sample fits with what trains now; freeze more."
+        ]
+        lines.append(
+            f"At batch {budget.thaw_batch_size} the deepest that may train is --train "
+            f"'{budget.thaw}' ({format_bytes(budget.thaw_total)})."
+            if budget.thaw
+            else f"At batch {budget.thaw_batch_size} not even the last stage may train."
+        )
+        return "\n".join(hanging(line, indent=2) for line in lines)
+
+
+def _fields(course: Course) -> dict[str, object]:
+    names = ("name", "epochs", "plain_seconds", "why", "disk_bytes", "prefix_seconds")
+    return {name: getattr(course, name) for name in (*names, "features_seconds")}
+
+
+def _most_saved(layers: tuple[LayerCost, ...]) -> list[LayerCost]:
+    return sorted(layers, key=lambda layer: -layer.saved_bytes)[: _LAYERS_SHOWN // 2]
+
+
+def _part(layer: LayerCost) -> str:
+    if not layer.parameters:
+        return "-"
+    return {0: "no", layer.parameters: "yes"}.get(layer.trainable, "in part")
+
+
+def _ratio(ours: float, real: float) -> str:
+    return f"{ours / real:.2f}" if real else ("1.00" if not ours else "-")

@@ -1,0 +1,95 @@
+"""A traced step with its prices: memory and time by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import nn
+
+from frostline.estimates.pricing import Prices
+from frostline.estimates.results import LayerCost, Memory, Step
+from frostline.estimates.tracing import Loss, StepTrace, trace_step
+
+# Bytes of state for each byte of a gradient; Adam's kin also count steps, in a float32 each.
+_STATE_RATIO = {"adamw": 2, "adam": 2, "sgd": 1}
+_STEP_BYTES = {"adamw": 4, "adam": 4, "sgd": 0}
+OPTIMIZERS = tuple(_STATE_RATIO)
+
+
+@final
+@dataclass(frozen=True)
+class Setup:
+    """What is the same for every selection of one estimate."""
+
+    model: nn.Module
+    example: Any
+    optimizer: str
+    precision: str
+    loss: Loss | None
+
+    def trace(self, batch_size: int) -> StepTrace:
+        """A step of the model as it is frozen now."""
+        return trace_step(
+            self.model,
+            self.example,
+            batch_size=batch_size,
+            precision=self.precision,
+            loss=self.loss,
+        )
+
+    def memory(self, trace: StepTrace) -> Memory:
+        """Of the model as it is frozen now."""
+        return Memory(
+            weights=_once(self.model.parameters()),
+            buffers=_once(self.model.buffers()),
+            batch=trace.batch_bytes,
+            gradients=sum(trace.gradients.values()),
+            state=state_bytes(self.optimizer, trace.gradients.values()),
+            saved=trace.saved_bytes,
+            peak=trace.peak_bytes,
+        )
+
+    def step(self, trace: StepTrace, prices: Prices, batch_size: int) -> Step:
+        """With the seconds of each layer."""
+        own = list(self.model.parameters())
+        return Step(
+            batch_size=batch_size,
+            parameters=sum(p.numel() for p in own),
+            trainable=sum(p.numel() for p in own if p.requires_grad),
+            memory=self.memory(trace),
+            layers=tuple(_layers(self.model, trace, prices)),
+            optimizer_seconds=prices.of_optimizer(self.optimizer, trace.gradients.values()),
+        )
+
+
+def state_bytes(optimizer: str, gradients: Iterable[int]) -> int:
+    """What the optimizer keeps for parameters with gradients of so many bytes."""
+    sizes = list(gradients)
+    return _STATE_RATIO[optimizer] * sum(sizes) + _STEP_BYTES[optimizer] * len(sizes)
+
+
+def _layers(model: nn.Module, trace: StepTrace, prices: Prices) -> Iterable[LayerCost]:
+    seconds = {"forward": [0.0] * len(trace.paths), "backward": [0.0] * len(trace.paths)}
+    for op in trace.ops:
+        seconds[op.during][op.layer] += prices.of(op)
+    modules = dict(model.named_modules())
+    for place, path in enumerate(trace.paths):
+        module = modules[path]
+        own = list(module.parameters(recurse=False))
+        layer = LayerCost(
+            path=path,
+            type=type(module).__name__,
+            parameters=sum(p.numel() for p in own),
+            trainable=sum(p.numel() for p in own if p.requires_grad),
+            saved_bytes=trace.saved[place],
+            forward_seconds=seconds["forward"][place],
+            backward_seconds=seconds["backward"][place],
+        )
+        if layer.seconds or layer.saved_bytes or layer.parameters:
+            yield layer
+
+
+def _once(tensors: Iterable[Any]) -> int:
+    return sum({t.untyped_storage().data_ptr(): t.nbytes for t in tensors}.values())

@@ -1,0 +1,112 @@
+"""What every verb prints: 80 columns, colour only where it may be, progress on standard error."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from small_world import call, write_net, write_pictures
+
+COLOUR = re.compile(r"\x1b\[[\d;]*\b(3\d|4[0-8]|9\d|10[0-7])\b[\d;]*m")
+MOVES = ("\r", "\x1b[2K", "\x1b[1A", "━")  # of a bar that is drawn over
+
+VERBS = {
+    "inspect": "inspect {model} --freeze features --names",
+    "doctor": "doctor {model} --freeze features --data {photos} --lr 1e-3",
+    "plan": "plan {model} --kind gradual --stages 2",
+    "train": "train {photos} --model {model} --weights none --epochs 1 --out {root}/other",
+    "evaluate": "evaluate {run} {photos}",
+    "predict": "predict {run} {photos}/val --top 2",
+    "verify": "verify {run}",
+    "merge": "merge {run} --out {root}/whole.pth",
+    "features": "features ls {root}/features",
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A world with a finished run and a store."""
+    root = tmp_path_factory.mktemp("terminal")
+    names = ("a class whose name is longer than a column", "light")
+    photos, model = write_pictures(root / "photos", names=names), write_net(root)
+    options = ["--weights", "none", "--epochs", 2, "--features", root / "features"]
+    answer = call("train", photos, "--model", model, *options, "--out", root / "run")
+    assert answer.status == 0, answer.err
+    return {"root": str(root), "photos": str(photos), "model": model, "run": str(root / "run")}
+
+
+def words(verb: str, places: dict[str, str], tmp_path: Path) -> list[str]:
+    own = {**places, "root": str(tmp_path)} if verb in ("train", "merge") else places
+    return [word.format(**own) for word in VERBS[verb].split()]
+
+
+def is_wider(line: str, places: dict[str, str]) -> bool:
+    """Than 80 columns, though no path stands in it: those are never broken."""
+    return cell_len(line) > 80 and str(Path(places["root"]).parent) not in line
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_pipe_gets_80_columns_without_colour_or_progress(
+    verb: str, places: dict[str, str], tmp_path: Path
+) -> None:
+    answer = call(*words(verb, places, tmp_path))
+    assert answer.status == 0, answer.err
+    assert answer.out.strip() or verb == "merge"
+    assert [line for line in answer.out.splitlines() if is_wider(line, places)] == []
+    assert "\x1b" not in answer.out + answer.err
+    assert not any(move in answer.out + answer.err for move in MOVES)
+
+
+def in_terminal(arguments: list[str], **environment: str) -> tuple[str, str]:
+    """What comes out on standard output and standard error, each a terminal of 80 columns."""
+    ends = [pty.openpty() for _ in range(2)]
+    own = {**os.environ, "COLUMNS": "80", "LINES": "40", "TERM": "xterm-256color", **environment}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "frostline", *arguments],
+        env=own,
+        stdin=subprocess.DEVNULL,
+        stdout=ends[0][1],
+        stderr=ends[1][1],
+    )
+    texts = [b"", b""]
+    for _, writer in ends:
+        os.close(writer)
+    for place, (reader, _) in enumerate(ends):
+        while chunk := _read(reader):
+            texts[place] += chunk
+        os.close(reader)
+    assert process.wait(timeout=60) == 0, texts[1].decode()
+    return texts[0].decode(), texts[1].decode()
+
+
+def _read(reader: int) -> bytes:
+    try:
+        return os.read(reader, 1 << 16)
+    except OSError:  # how Linux says that the other end was closed
+        return b""
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "inspect"])
+def test_no_colour_in_a_terminal_where_it_is_not_wanted(
+    verb: str, places: dict[str, str], tmp_path: Path
+) -> None:
+    out, err = in_terminal(words(verb, places, tmp_path), NO_COLOR="1")
+    assert not COLOUR.search(out + err)
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", out)
+    assert [line for line in plain.splitlines() if is_wider(line, places)] == []
+
+
+def test_a_terminal_shows_progress_beside_the_result(
+    places: dict[str, str], tmp_path: Path
+) -> None:
+    out, err = in_terminal(words("train", places, tmp_path))
+    assert "━" in err
+    assert "━" not in out
+    assert "Best epoch" in out

@@ -44,6 +44,7 @@ FLOORS = {
     "engine": 6,
     "callbacks": 7,
     "config": 7,
+    "pages": 7,
     "report": 7,
     "": 8,  # the package itself: what a user imports as `fl`
     "runs": 8,

@@ -1,1 +1,1 @@
-"""Pages for people: self-contained HTML, no request, no name that could run."""
+"""Pages: self-contained HTML that opens from disk and asks the network for nothing."""

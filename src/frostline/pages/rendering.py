@@ -1,7 +1,7 @@
-"""Templates to pages: everything that is put in is escaped, and nothing a page holds can run.
+"""Pages without a script: everything that is put in is escaped, and the policy lets nothing run.
 
-Pages are one file each. Their content policy forbids any request and any script, so that even a
-name that escaping missed would run nothing.
+For what is only read. `run_page.html` is their frame, stricter than `frame.html`: even a name
+that escaping missed would run nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _templates() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
-        loader=PackageLoader("frostline.pages"),
+        loader=PackageLoader("frostline.pages", "assets"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

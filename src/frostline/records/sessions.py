@@ -28,7 +28,7 @@ class FedNote:
         computed: rows of features that were computed; the others were in the store.
         nbytes: of all features.
         plain_seconds_per_sample: that the frozen part takes in a plain loop; 0 if not known.
-        train_samples, validation_samples: in an epoch.
+        stored_samples: whose features are stored, of training and validation together.
     """
 
     phase: int
@@ -39,8 +39,7 @@ class FedNote:
     computed: int
     nbytes: int
     plain_seconds_per_sample: float
-    train_samples: int
-    validation_samples: int
+    stored_samples: int
 
 
 @final

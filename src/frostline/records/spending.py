@@ -76,14 +76,14 @@ def _plain(records: RunRecords, fed: dict[int, FedNote]) -> float | None:
     seconds = 0.0
     for line in records.epochs:
         note = fed.get(line.phase)
-        if note is None or (note.form != BY_MODEL and not note.plain_seconds_per_sample):
+        if note is None or (note.stored_samples and not note.plain_seconds_per_sample):
             return None
         seconds += (line.step_seconds or 0.0) + (line.validation_seconds or 0.0)
-        if note.form == BY_MODEL:
-            seconds += line.idle_seconds or 0.0
+        seconds += line.prefix_seconds or 0.0  # computed as batches came, as a plain loop does
+        if note.stored_samples:
+            seconds += note.plain_seconds_per_sample * note.stored_samples
         else:
-            samples = note.train_samples + note.validation_samples
-            seconds += note.plain_seconds_per_sample * samples
+            seconds += line.idle_seconds or 0.0
     return seconds
 
 

@@ -269,8 +269,7 @@ def _noted(fed: Feed, phase: int, seconds: float) -> FedNote:
         computed=fed.computed,
         nbytes=fed.nbytes,
         plain_seconds_per_sample=fed.plain_seconds_per_sample,
-        train_samples=fed.train.samples,
-        validation_samples=fed.validation.samples,
+        stored_samples=fed.stored_samples,
     )
 
 

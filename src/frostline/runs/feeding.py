@@ -65,6 +65,7 @@ class Feed:
         plain_seconds_per_sample: that the frozen part takes in a plain loop, for the samples
             whose features are stored; 0 where none are.
         nbytes: of the features.
+        stored_samples: that have features, of training and validation together.
         prefix: runs while the frozen part of a batch is computed as the batch is asked for.
     """
 
@@ -78,6 +79,7 @@ class Feed:
     prefix_seconds: float = 0.0
     plain_seconds_per_sample: float = 0.0
     nbytes: int = 0
+    stored_samples: int = 0
     prefix: Stopwatch = field(default_factory=Stopwatch)
 
 
@@ -238,6 +240,7 @@ class _Feeding:
             self._prefix_seconds,
             self._plain_seconds(compute) if self._nbytes else 0.0,
             self._nbytes,
+            self._samples,
             compute.watch,
         )
 

@@ -135,7 +135,7 @@ def _charts(
     made = (
         line_chart("Loss", numbers, losses, marks=marks),
         line_chart("Accuracy", numbers, shares, marks=marks),
-        line_chart("Learning rate at the end of the epoch", numbers, rates, marks=marks),
+        line_chart("Learning rate", numbers, rates, marks=marks),
     )
     return tuple((chart, tuple((line.style, line.name) for line in chart.lines)) for chart in made)
 

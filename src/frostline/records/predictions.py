@@ -82,7 +82,9 @@ def judged_of(logits: Tensor, targets: Tensor, *, names: Sequence[str], epoch: i
     chances, target_chances = [], []
     for rows in range(0, len(logits), _ROWS_AT_ONCE):
         part = slice(rows, rows + _ROWS_AT_ONCE)
-        whole = logits[part].double().softmax(dim=1)
+        whole = (
+            logits[part].double().softmax(dim=1).nan_to_num()
+        )  # of infinite logits it is not a number
         chances.append(whole.gather(1, ranked[part]).float())
         target_chances.append(whole.gather(1, targets[part, None])[:, 0].float())
     return Judged(
@@ -100,7 +102,7 @@ def _ranked(logits: Tensor, count: int) -> Tensor:
     ranked, first = logits.topk(count, dim=1).indices, logits.argmax(dim=1)
     other = ranked[:, 0] != first
     if other.any():
-        raised = logits[other].clone()
+        raised = logits[other].nan_to_num()  # an infinite one must not stand beside it
         raised.scatter_(1, first[other, None], torch.inf)
         ranked[other] = raised.topk(count, dim=1).indices
     return ranked

@@ -14,6 +14,7 @@ import frostline
 FLOORS = {
     "_files": 0,
     "_version": 0,
+    "clocks": 0,
     "devices": 0,
     "errors": 0,
     "preprocessing": 0,
@@ -42,10 +43,11 @@ FLOORS = {
     "phasing": 5,
     "features": 5,
     "deltas": 5,
+    "records": 5,
     "engine": 6,
     "callbacks": 7,
     "config": 7,
-    "report": 7,
+    "pages": 7,
     "": 8,  # the package itself: what a user imports as `fl`
     "runs": 8,
     "cli": 9,

@@ -116,8 +116,7 @@ def child(out, hooks=()):
 def result(out):
     last, best = (read_delta(out / name / "delta.safetensors") for name in ("last", "best"))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["seconds"], line["samples_per_second"]
+    lines = [{k: v for k, v in line.items() if "second" not in k} for line in lines]
     phases = json.loads((out / "result.json").read_text())["phases"]
     proofs = [(p["steps"], p["best_epoch"], p["frozen"]["fingerprint"]) for p in phases]
     bits = [{n: t.numpy().tobytes().hex() for n, t in d.tensors.items()} for d in (last, best)]

@@ -7,6 +7,7 @@ A delta MUST be applied to the base it was made from; the header says which that
     base           fingerprint of every tensor that is not in the delta
     base_tensors   JSON object, tensor name -> digest (see fingerprints.py)
     content        fingerprint of the tensors in the delta, checked when it is read
+    digests        JSON object, tensor name -> digest, to name those that are damaged; may lack
     trainable      JSON array, names of the parameters that were trainable
     held_rows      JSON object, name of one of these -> its frozen rows, [[first, behind last], ...]
     tied           JSON object, each further name of a shared tensor -> its first name
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast, final
@@ -107,6 +109,7 @@ def save_delta(
         "base": str(rest),
         "base_tensors": json.dumps(rest.tensors),
         "content": _content_hash(content),
+        "digests": json.dumps(fingerprint_of(content).tensors),
         "trainable": json.dumps([n for n, t in tensors.items() if t.requires_grad]),
         "held_rows": json.dumps(_rows_held(tensors)),
         "tied": json.dumps(_tied_names(model)),
@@ -243,7 +246,8 @@ def read_delta(path: str | Path) -> Delta:
         )
     if header.get("content") != _content_hash(tensors):
         raise CorruptDelta(
-            f"{file} is damaged: its tensors are not those that were written. Take another copy."
+            f"{file} is damaged: {_damaged(tensors, header)} not what was written. "
+            "Take another copy."
         )
     return _with_header(tensors, header, file)
 
@@ -252,6 +256,17 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under its first name."""
     root = inventory(model).model
     return {**dict(root.named_parameters()), **dict(root.named_buffers())}
+
+
+def _damaged(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """The names of damaged tensors, as subject of a sentence; all of them where none is known."""
+    with suppress(ValueError, AttributeError):
+        written = json.loads(header.get("digests", "{}"))
+        found = fingerprint_of(tensors).tensors
+        names = [name for name, known in written.items() if found.get(name) != known]
+        if names:
+            return f"{_some(names)} {'is' if len(names) == 1 else 'are'}"
+    return "its tensors are"
 
 
 def _with_header(tensors: dict[str, Tensor], header: Mapping[str, str], file: Path) -> Delta:

@@ -4,13 +4,18 @@ run.toml                     every setting, to repeat the run
 frozen.json                  digest of each frozen tensor before training
 trained_on.txt               content digest of each training file
 validated_on.txt             the same of each validation file
+data.json                    how the pictures were divided, how many of each class, what is odd
+plan.toml                    the plan, where there is one, to repeat the run with
 metrics.jsonl                one line for each epoch
+course.json                  what was told, and how long it took beside the epochs
 best/delta.safetensors       what was trained, at the best epoch
+best/predictions.safetensors what that epoch made of each validation sample
 last/delta.safetensors       the same where the run was last written
 last/state-N.pt              optimizer and position after epoch N, to resume from; N.B after B
                              batches more
 last/delta-N.safetensors     earlier ones, with their states, where several are kept
 result.json                  figures of the best epoch, and the proof
+report.html                  all of it on one page
 tensorboard/                 curves
 """
 
@@ -50,6 +55,26 @@ class RunFolder:
     @property
     def validated_on(self) -> Path:
         return self.root / "validated_on.txt"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.toml"
+
+    @property
+    def course(self) -> Path:
+        return self.root / "course.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "best" / "predictions.safetensors"
 
     @property
     def metrics(self) -> Path:
@@ -131,7 +156,10 @@ class RunFolder:
         """
         if self.has_trained:
             return
-        noted = (self.metrics, self.trained_on, self.validated_on, self.frozen)
+        noted = (
+            *(self.metrics, self.trained_on, self.validated_on, self.frozen),
+            *(self.data, self.plan, self.course),
+        )
         started = (self.last, self.state("0"), *noted)
         curves = self.tensorboard.glob("events.out.tfevents.*")
         with contextlib.suppress(OSError):

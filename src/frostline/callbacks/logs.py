@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -12,9 +13,16 @@ from frostline.engine import EpochRecord, Hook, Training
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+_CURVES = frozenset(
+    {
+        *("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1"),
+        *("seconds", "samples_per_second"),
+    }
+)
 
-def figures(record: EpochRecord) -> dict[str, float]:
-    """One epoch as flat numbers."""
+
+def figures(record: EpochRecord) -> dict[str, object]:
+    """One epoch as flat numbers; `lrs` where parameters have several learning rates."""
     return {
         "epoch": record.epoch,
         "phase": record.phase,
@@ -27,6 +35,8 @@ def figures(record: EpochRecord) -> dict[str, float]:
         "seconds": record.seconds,
         "samples_per_second": record.samples_per_second,
         "best": record.best,
+        **({"lrs": list(record.rates)} if len(record.rates) > 1 else {}),
+        **(asdict(record.spent) if record.spent is not None else {}),
     }
 
 
@@ -62,7 +72,7 @@ class TensorBoardLog(Hook):
         assert self._writer is not None
         record = training.history[-1]
         for name, value in figures(record).items():
-            if name not in {"epoch", "phase", "best"}:
+            if name in _CURVES:
                 self._writer.add_scalar(name.replace("_", "/", 1), value, record.epoch)
         self._writer.flush()
 

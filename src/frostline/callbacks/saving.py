@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 from frostline._files import keep_as, replacing
 from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import EpochRecord, Hook, PhaseRecord, Position, Training, random_state
-from frostline.errors import ConfigError, CorruptDelta
+from frostline.errors import ConfigError, CorruptDelta, OutputError
 from frostline.fingerprints import Fingerprint
 from frostline.folder import RunFolder
+from frostline.records import Judged, judged_of, write_judged
 from frostline.surgery import optimizer_state
 
 # A loss can be infinite, which plain JSON would turn into null.
@@ -79,6 +81,7 @@ class Saver(Hook):
         self._resume = resume
         self._keep = keep
         self._best: _Moment | None = None
+        self._judged: Judged | None = None  # what that moment makes of the validation data
         self._phase_best: Mapping[str, Tensor] = {}
         self._last: _Moment | None = None
         self._training: Training | None = None
@@ -108,6 +111,7 @@ class Saver(Hook):
         content = self._content(training)
         if is_best:
             self._best = self._moment(training, content, state=False)
+            self._judge(training)
         if is_phase_best:
             self._phase_best = content
         if self._folder is not None:
@@ -141,6 +145,12 @@ class Saver(Hook):
     def put_phase_best(self, model: nn.Module) -> None:
         """Give `model` the weights of the best epoch of the phase that has ended."""
         put_tensors(model, self._phase_best)
+
+    def _judge(self, training: Training) -> None:
+        found = training.found
+        if self._folder is not None and found is not None:
+            epoch = training.position.epochs
+            self._judged = judged_of(found.logits, found.targets, names=found.names, epoch=epoch)
 
     @property
     def _is_due(self) -> bool:
@@ -182,6 +192,10 @@ class Saver(Hook):
         if folder is None or training is None or last is None:
             return
         start = time.monotonic()
+        if self._judged is not None:
+            with suppress(OutputError):  # a report can be had without; the run goes on
+                write_judged(self._judged, folder.predictions)
+            self._judged = None
         if self._best is not None:
             self._save(training.model, folder.best, self._best)
             self._best = None

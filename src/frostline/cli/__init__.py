@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from frostline._version import __version__
+from frostline.cli.compare import compare
 from frostline.cli.demo import demo
 from frostline.cli.doctor import doctor
 from frostline.cli.estimate import estimate
@@ -24,6 +25,7 @@ from frostline.cli.inspect import inspect
 from frostline.cli.merge import merge
 from frostline.cli.plan import plan
 from frostline.cli.predict import predict
+from frostline.cli.report import report
 from frostline.cli.train import train
 from frostline.cli.verify import verify
 from frostline.errors import FrostlineError
@@ -35,7 +37,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _verb in (demo, inspect, doctor, estimate, plan, train, evaluate, predict, verify, merge):
+for _verb in (
+    demo,
+    inspect,
+    doctor,
+    estimate,
+    plan,
+    train,
+    evaluate,
+    predict,
+    verify,
+    report,
+    compare,
+    merge,
+):
     app.command()(_verb)
 app.add_typer(features, name="features")
 

@@ -287,6 +287,8 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
         )
     else:
         say(page, f"Verified: {run.proof}")
+    if run.folder is not None and run.folder.report.exists():
+        say(page, f"Report: {run.folder.report}")
     say(page, f"Written to {folder}; next: frostline predict {quote(str(folder))} FILE...")
 
 

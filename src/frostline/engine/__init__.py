@@ -4,7 +4,7 @@ Every random number depends on the recipe's seed and the epoch alone, so that an
 run again, or a run continued at any step, with the same bits on the same machine.
 """
 
-from frostline.engine.judging import Predictions, evaluate, predict
+from frostline.engine.judging import evaluate, predict
 from frostline.engine.loop import Course, train, train_phases
 from frostline.engine.randomness import random_state
 from frostline.engine.steps import Fed, Forward, check_targets, make_optimizer
@@ -14,7 +14,9 @@ from frostline.engine.training import (
     Left,
     PhaseRecord,
     Position,
+    Predictions,
     Proven,
+    Spent,
     Training,
     phase_table,
 )
@@ -30,6 +32,7 @@ __all__ = [
     "Position",
     "Predictions",
     "Proven",
+    "Spent",
     "Training",
     "check_targets",
     "evaluate",

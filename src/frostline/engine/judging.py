@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +11,9 @@ from torch import Tensor, nn
 from frostline.data import Batches
 from frostline.devices import Arithmetic, Precision
 from frostline.engine.steps import Forward, batch_errors, call, check_targets, non_finite
-from frostline.engine.training import Hook
+from frostline.engine.training import Hook, Predictions
 from frostline.metrics import Evaluation, evaluate_logits
 from frostline.modes import modes_kept
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """Logits `(samples, classes)`, targets `(samples,)` and what each sample is called."""
-
-    logits: Tensor
-    targets: Tensor
-    names: tuple[str, ...]
 
 
 def evaluate(

@@ -9,12 +9,12 @@ from typing import Protocol, final
 
 from torch import Tensor, nn
 
-from frostline.data import Batches
+from frostline.data import Batch, Batches
 from frostline.devices import Arithmetic
 from frostline.engine.judging import judge, predictions
 from frostline.engine.randomness import random_state_kept, seed_epoch, set_random_state
 from frostline.engine.steps import Fed, Forward, Stepper
-from frostline.engine.training import Hook, Left, Proven, Training
+from frostline.engine.training import Hook, Left, Proven, Spent, Training
 from frostline.modes import modes_kept
 from frostline.plans import Phase
 from frostline.recipe import Recipe
@@ -168,14 +168,19 @@ class _Loop:
         training.restart_clock()
         while not training.phase_end:
             seconds = self._train_epoch(stepper, fed)
+            start = time.perf_counter()
             found = predictions(
                 training.model, fed.validation, self.arithmetic, fed.forward, self.hooks
             )
             training.tick()
-            lr = max(group["lr"] for group in stepper.optimizer.param_groups)
-            training.end_epoch(lr, judge(found, self._classes), seconds)
+            training.position.spent.validation_seconds += time.perf_counter() - start
+            rates = {float(group["lr"]) for group in stepper.optimizer.param_groups}
+            figures = judge(found, self._classes)
+            training.end_epoch(tuple(sorted(rates, reverse=True)), figures, seconds)
+            training.found = found
             for hook in self.hooks:
                 hook.on_epoch(training)
+            training.found = None
 
     def _train_epoch(self, stepper: Stepper, fed: Fed) -> float:
         """One pass over the training data, or what is left of it; gives its seconds."""
@@ -187,9 +192,11 @@ class _Loop:
         with closing(fed.train.epoch(at.epochs, start=at.batches)) as given:
             if training.restored is not None:
                 self._go_on_within(training)
-            for batch in given:
+            for batch in _timed(given, fed, at.spent):
                 factor = training.phase.lr_factor(at.phase_epochs * count + at.batches, count)
+                began = time.perf_counter()
                 loss, correct = stepper.step(fed.forward, batch, factor, check=check)
+                at.spent.step_seconds += time.perf_counter() - began
                 training.count_step(loss, correct, len(batch.targets))
                 self._tell(stepper, count)
                 if training.stops_within_epoch:
@@ -220,6 +227,19 @@ class _Loop:
         if training.position.batches:
             set_random_state(training.restored["random"])
         training.restored = None
+
+
+def _timed(given: Iterator[Batch], fed: Fed, spent: Spent) -> Iterator[Batch]:
+    """The batches; what each took to come is counted."""
+    while True:
+        start, before = time.perf_counter(), fed.prefix.seconds
+        batch = next(given, None)
+        computing = fed.prefix.seconds - before
+        spent.prefix_seconds += computing
+        spent.idle_seconds += max(0.0, time.perf_counter() - start - computing)
+        if batch is None:
+            return
+        yield batch
 
 
 @contextmanager

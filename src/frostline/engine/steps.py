@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from frostline.clocks import Stopwatch
 from frostline.data import Batch, Batches
 from frostline.devices import Arithmetic
 from frostline.engine.training import Training
@@ -26,11 +27,16 @@ Forward = Callable[..., Any]
 @final
 @dataclass(frozen=True)
 class Fed:
-    """Batches of a phase, and what they go through: the suffix of a cut, or the model itself."""
+    """Batches of a phase, and what they go through: the suffix of a cut, or the model itself.
+
+    Attributes:
+        prefix: runs while a batch's frozen part is computed as the batch is asked for.
+    """
 
     train: Batches
     validation: Batches
     forward: Forward
+    prefix: Stopwatch = field(default_factory=Stopwatch)
 
 
 @final

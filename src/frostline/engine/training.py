@@ -19,6 +19,37 @@ from frostline.units import format_count, format_seconds
 
 @final
 @dataclass(frozen=True, slots=True)
+class Predictions:
+    """Logits `(samples, classes)`, targets `(samples,)` and what each sample is called."""
+
+    logits: Tensor
+    targets: Tensor
+    names: tuple[str, ...]
+
+
+@final
+@dataclass(slots=True)
+class Spent:
+    """Seconds of wall clock by what they went into, read where batches begin and end.
+
+    A device that works behind the processor's back is not waited for: what is queued counts where
+    its result is asked for, which each step does.
+
+    Attributes:
+        idle_seconds: in which training waited for its batches: for decoding and reading.
+        prefix_seconds: computing the frozen part of training batches as they came.
+        step_seconds: forward, backward and update of what the batches go through.
+        validation_seconds: all of validation.
+    """
+
+    idle_seconds: float = 0.0
+    prefix_seconds: float = 0.0
+    step_seconds: float = 0.0
+    validation_seconds: float = 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class EpochRecord:
     """What one epoch gave.
 
@@ -31,6 +62,8 @@ class EpochRecord:
         samples_per_second: of training.
         best: whether its validation figure is the best so far.
         phase: to which it belongs, counted from 1.
+        rates: the learning rates of all parameters at the epoch's end, highest first, each once.
+        spent: where the seconds went; None in records of before it was noted.
     """
 
     epoch: int
@@ -42,6 +75,8 @@ class EpochRecord:
     samples_per_second: float
     best: bool
     phase: int = 1
+    rates: tuple[float, ...] = ()
+    spent: Spent | None = None
 
 
 @final
@@ -141,6 +176,7 @@ class Position:
         plateau_epoch: the last epoch that was better as the phase's `until` counts it.
         moved: parameters and buffers that may have moved in phases before this one.
         frozen: content hash of the frozen part when this phase began.
+        spent: seconds of the epoch that is under way.
     """
 
     phase: int = 0
@@ -162,6 +198,7 @@ class Position:
     plateau_figure: float | None = None
     moved: tuple[str, ...] = ()
     frozen: str = ""
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def is_fresh(self) -> bool:
@@ -185,6 +222,8 @@ class Training:
         optimizer: of the present phase; None before the first.
         restored: tensors of the run that is resumed, until they are taken up.
         scaler: of float16 gradients, where there is one.
+        found: what the model made of the validation data at the end of the last epoch, for hooks
+            that are told of it; not kept longer.
     """
 
     model: nn.Module
@@ -197,6 +236,7 @@ class Training:
     optimizer: torch.optim.Optimizer | None = None
     restored: Mapping[str, Any] | None = None
     scaler: torch.amp.GradScaler | None = None
+    found: Predictions | None = None
     _hits: Tensor | None = None
     _clock: float = field(default_factory=time.perf_counter)
 
@@ -285,13 +325,17 @@ class Training:
         """Let what happened since the last tick not count."""
         self._clock = time.perf_counter()
 
-    def end_epoch(self, lr: float, found: Evaluation, train_seconds: float) -> None:
-        """Count an epoch with its validation figures, and note whether it is the best."""
+    def end_epoch(self, rates: tuple[float, ...], found: Evaluation, train_seconds: float) -> None:
+        """Count an epoch with its validation figures, and note whether it is the best.
+
+        Args:
+            rates: learning rates at its end, highest first.
+        """
         at, figures, monitor = self.position, found.headline(), self.recipe.monitor
         best = is_better(figures[monitor], at.best_figure, monitor=monitor)
         record = EpochRecord(
             epoch=at.epochs + 1,
-            lr=lr,
+            lr=rates[0],
             train_loss=at.loss_sum / at.seen,
             train_accuracy=at.correct / at.seen,
             validation=found,
@@ -299,7 +343,10 @@ class Training:
             samples_per_second=at.seen / train_seconds,
             best=best,
             phase=at.phase + 1,
+            rates=rates,
+            spent=at.spent,
         )
+        at.spent = Spent()
         at.epochs, at.phase_epochs = at.epochs + 1, at.phase_epochs + 1
         at.batches, at.seen, at.correct, at.loss_sum, at.epoch_seconds = 0, 0, 0, 0.0, 0.0
         if best:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isnan
 from typing import Any, final
@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx
 
+from frostline.clocks import Stopwatch
 from frostline.cutting import Cut
 from frostline.features.decisions import Decisions
 from frostline.features.sources import collate
@@ -41,6 +42,7 @@ class Computing:
             fewer; for kernels that give other last bits for another number of rows.
         exact: whether the rows are to have the bits of the plain loop, so that those computed in
             passes of another size, or by another number of threads, are not taken for them.
+        watch: runs while values are computed; one for all that was made from one choice.
     """
 
     cut: Cut
@@ -51,11 +53,12 @@ class Computing:
     _run: Callable[..., tuple[Tensor, ...]]
     whole: bool = False
     exact: bool = False
+    watch: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     def __call__(self, inputs: Any) -> tuple[Tensor, ...]:
         """The frontier's values of a batch, each `(batch, *shape)`, on the device."""
         tensors = [t.to(self.device) for t in self.cut.prefix.spec.flatten(inputs)]
-        with torch.set_grad_enabled(self.training):
+        with self.watch.running(), torch.set_grad_enabled(self.training):
             return tuple(value.detach() for value in self._run(*tensors))
 
     @property

@@ -49,6 +49,9 @@ class FeatureData:
         storage_error: relative error of the storage dtype, on the first batch; 0 if none.
         why: why rows had to be computed; empty if none had to be.
         names: what to call each sample in messages.
+        decode_seconds: of `seconds`, those in which loading samples was waited for; where batches
+            are loaded and computed side by side, the share of the threads' time.
+        prefix_seconds: the same of computing.
     """
 
     rows: Rows
@@ -61,6 +64,8 @@ class FeatureData:
     storage_error: float
     why: str
     names: tuple[str, ...]
+    decode_seconds: float = 0.0
+    prefix_seconds: float = 0.0
 
     def __len__(self) -> int:
         """Samples, not views."""
@@ -192,6 +197,8 @@ class _Extraction:
         self._progress = progress
         self._computed = 0
         self._seconds = 0.0
+        self._loading: list[float] = []  # seconds of each batch; lists, since threads append
+        self._computing: list[float] = []
         self._storage_error = 0.0
 
     def run(self) -> FeatureData:
@@ -221,7 +228,14 @@ class _Extraction:
             self._storage_error,
             why if self._computed else "",
             tuple(source.name(sample) for sample in range(source.samples)),
+            *self._shares(),
         )
+
+    def _shares(self) -> tuple[float, float]:
+        """Seconds of loading and of computing; no more than there were, if threads shared them."""
+        loading, computing = sum(self._loading), sum(self._computing)
+        share = min(1.0, self._seconds / (loading + computing or 1.0))
+        return loading * share, computing * share
 
     def _key(self) -> FeatureKey:
         storage = " ".join(str(spec.stored).removeprefix("torch.") for spec in self._specs)
@@ -287,8 +301,17 @@ class _Extraction:
 
     def _from_file(self, rows: list[int]) -> _Computed:
         """A batch from its files to its values, by the calling thread."""
-        values = self._compute.rows([self._source.load(row) for row in rows])
-        return rows, [value.cpu() for value in values]
+        start = time.perf_counter()
+        samples = [self._source.load(row) for row in rows]
+        self._loading.append(time.perf_counter() - start)
+        return rows, self._values(samples)
+
+    def _values(self, samples: Sequence[Any]) -> list[Tensor]:
+        """The values of some samples, on the CPU."""
+        start = time.perf_counter()
+        values = [value.cpu() for value in self._compute.rows(samples)]
+        self._computing.append(time.perf_counter() - start)
+        return values
 
     def _overlapping(self, batches: Iterable[list[int]]) -> Generator[_Computed, None, None]:
         """Values batch by batch; the next samples are loaded in threads meanwhile."""
@@ -301,11 +324,13 @@ class _Extraction:
 
         ahead = 2 * self._compute.tuned.batch_size
         with closing(ordered_map(self._source.load, rows(), ahead=ahead)) as loaded:
+            start = time.perf_counter()
             for sample in loaded:
                 batch = pending.popleft()
-                rest = (next(loaded) for _ in batch[1:])
-                values = self._compute.rows([sample, *rest])
-                yield batch, [value.cpu() for value in values]
+                samples = [sample, *(next(loaded) for _ in batch[1:])]
+                self._loading.append(time.perf_counter() - start)
+                yield batch, self._values(samples)
+                start = time.perf_counter()
 
 
 def _try_read(features: Features, ids: list[bytes]) -> Rows | None:

@@ -4,6 +4,7 @@ from frostline.runs.feeding import default_store
 from frostline.runs.finished import FinishedRun, HeldOut, Prediction, Verdict, open_run
 from frostline.runs.fitting import Run, fit
 from frostline.runs.preparing import Prepared, prepare
+from frostline.runs.reporting import RunReport
 
 __all__ = [
     "FinishedRun",
@@ -11,6 +12,7 @@ __all__ = [
     "Prediction",
     "Prepared",
     "Run",
+    "RunReport",
     "Verdict",
     "default_store",
     "fit",

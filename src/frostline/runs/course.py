@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -10,6 +11,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from frostline.callbacks.journal import Journal
 from frostline.callbacks.saving import Saver
 from frostline.config import RunSettings
 from frostline.deltas import all_tensors
@@ -21,6 +23,7 @@ from frostline.freezing import Frozen, Proof, freezes_kept
 from frostline.modes import is_held
 from frostline.phasing import freeze_for
 from frostline.plans import Phase
+from frostline.records import FedNote
 from frostline.runs.feeding import BY_MODEL, Feed, Wanted
 from frostline.selectors import inventory
 from frostline.units import format_count, format_seconds
@@ -111,9 +114,16 @@ class PhasedCourse:
     """
 
     def __init__(
-        self, saver: Saver, planned: Survey, book: Book, supply: Supply, wanted: Wanted
+        self,
+        saver: Saver,
+        planned: Survey,
+        book: Book,
+        supply: Supply,
+        wanted: Wanted,
+        journal: Journal,
     ) -> None:
         self._saver = saver
+        self._journal = journal
         self._survey = planned
         self._book = book
         self._supply = supply
@@ -149,9 +159,11 @@ class PhasedCourse:
             self._tell(*self._outlook(training), self._announcement(training))
         epochs = phase.epochs or -(-(phase.steps or 0) // training.steps_per_epoch)
         form = self._book.form(number)
+        start = time.perf_counter()
         fed = self._supply(
             replace(self._wanted, epochs=epochs or _OPEN_EPOCHS, form=form, explains=number == 0)
         )
+        self._journal.note_feed(_noted(fed, number + 1, time.perf_counter() - start))
         self._is_plain = fed.form == BY_MODEL
         if not form:
             self._book.note_form(number, fed.form)
@@ -160,7 +172,7 @@ class PhasedCourse:
         self.computed += fed.computed
         compiles = self._book.settings.features.compile
         forward = torch.compile(fed.forward) if compiles else fed.forward
-        return Fed(fed.train, fed.validation, forward)
+        return Fed(fed.train, fed.validation, forward, fed.prefix)
 
     def leave(self, training: Training, /) -> Left:
         """Prove that what was frozen in this phase did not move.
@@ -245,6 +257,20 @@ class PhasedCourse:
         for hook in self._wanted.hooks:
             for line in lines:
                 hook.on_notice(line)
+
+
+def _noted(fed: Feed, phase: int, seconds: float) -> FedNote:
+    return FedNote(
+        phase=phase,
+        form=fed.form,
+        seconds=seconds,
+        decode_seconds=fed.decode_seconds,
+        prefix_seconds=fed.prefix_seconds,
+        computed=fed.computed,
+        nbytes=fed.nbytes,
+        plain_seconds_per_sample=fed.plain_seconds_per_sample,
+        stored_samples=fed.stored_samples,
+    )
 
 
 def _every_tensor(model: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from frostline.clocks import Stopwatch
 from frostline.config import FeatureSettings
 from frostline.cutting import Cut, cut
 from frostline.data import Batches
@@ -60,6 +61,12 @@ class Feed:
         form: in which the frozen part is computed: `model` where the model does it.
         says: lines for people: what was saved, or why nothing could be.
         computed: rows that were computed for it; the others were in the store.
+        decode_seconds, prefix_seconds: that loading and computing these rows took.
+        plain_seconds_per_sample: that the frozen part takes in a plain loop, for the samples
+            whose features are stored; 0 where none are.
+        nbytes: of the features.
+        stored_samples: that have features, of training and validation together.
+        prefix: runs while the frozen part of a batch is computed as the batch is asked for.
     """
 
     train: Batches
@@ -68,6 +75,12 @@ class Feed:
     form: str = BY_MODEL
     says: tuple[str, ...] = ()
     computed: int = 0
+    decode_seconds: float = 0.0
+    prefix_seconds: float = 0.0
+    plain_seconds_per_sample: float = 0.0
+    nbytes: int = 0
+    stored_samples: int = 0
+    prefix: Stopwatch = field(default_factory=Stopwatch)
 
 
 @final
@@ -206,6 +219,8 @@ class _Feeding:
         self._samples = 0
         self._computed = 0
         self._seconds = 0.0
+        self._decode_seconds = 0.0
+        self._prefix_seconds = 0.0
         self._nbytes = 0
         self._notes: list[str] = []
 
@@ -221,6 +236,12 @@ class _Feeding:
             str(compute.tuned.form),
             tuple(self._says(made, compute)),
             self._computed,
+            self._decode_seconds,
+            self._prefix_seconds,
+            self._plain_seconds(compute) if self._nbytes else 0.0,
+            self._nbytes,
+            self._samples,
+            compute.watch,
         )
 
     def _compute(self, made: Cut) -> Computing:
@@ -271,6 +292,8 @@ class _Feeding:
         self._samples += source.samples
         self._computed += found.computed
         self._seconds += found.seconds
+        self._decode_seconds += found.decode_seconds
+        self._prefix_seconds += found.prefix_seconds
         self._nbytes += found.nbytes
         if found.storage_error:
             self._notes.append(
@@ -326,13 +349,23 @@ class _Feeding:
         for note in dict.fromkeys(self._notes):
             yield f"          {note}"
         epochs = wanted.epochs
-        each = compute.tuned.plain_seconds_per_sample or wanted.seconds_per_sample
-        saved = each * self._samples * epochs - self._seconds
+        saved = self._plain_seconds(compute) * self._samples * epochs - self._seconds
         if saved > 0:
             yield (
                 f"Saved     about {format_seconds(saved)}: the frozen part does not run in each of "
                 f"{epochs} epochs"
             )
+
+    def _plain_seconds(self, compute: Computing) -> float:
+        """That the frozen part takes for a sample in a plain loop.
+
+        Where rows were computed, by what they took: hundreds of samples tell more than the few
+        that forms were timed on, perhaps while something else was running.
+        """
+        if self._computed and self._prefix_seconds:
+            return compute.tuned.speedup * self._prefix_seconds / self._computed
+        timed = (compute.tuned.plain_seconds_per_sample, self._wanted.seconds_per_sample)
+        return min(filter(None, timed), default=0.0)  # what stood in the way only added to it
 
 
 def in_form(made: Cut, form: Form, device: torch.device, batch_size: int = 32) -> Computing:

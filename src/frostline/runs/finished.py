@@ -41,6 +41,7 @@ from frostline.plans import Phase
 from frostline.runs.course import Survey, survey
 from frostline.runs.feeding import prefixed
 from frostline.runs.preparing import build, freeze_as_asked
+from frostline.runs.reporting import RunReport, make_report, promise_of
 
 _NOT_THIS_RUNS = "It is another run's, or was changed; restore it from a copy, or train again."
 
@@ -222,6 +223,18 @@ class FinishedRun:
             self._check_base(expected)
             checks.append("the base, built again from its weights, has the same frozen tensors")
         return Verdict(len(expected.tensors), expected, tuple(checks))
+
+    def report(self) -> RunReport:
+        """The run's report, with what `verify` finds now; `.save(path)` writes the page.
+
+        What the folder lacks is told on the page; a broken promise stands on top of it.
+        """
+        return make_report(self.folder, self.settings, promise_of(self._proven))
+
+    def _proven(self) -> tuple[str, tuple[str, ...]]:
+        verdict = self.verify()
+        frozen = f"{verdict.tensors} frozen tensors, {verdict.fingerprint}"
+        return frozen if verdict.tensors else "nothing was to stay frozen", verdict.checks
 
     def built_for(self, delta: Delta) -> LoadedModel:
         """The base, frozen as when `delta` was saved.

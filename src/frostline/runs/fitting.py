@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline._files import write_text
+from frostline.callbacks.journal import Journal
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
@@ -41,6 +42,7 @@ from frostline.recipe import Recipe, recipe_of
 from frostline.runs.course import Book, PhasedCourse, Survey, survey
 from frostline.runs.feeding import Wanted, feed
 from frostline.runs.first_samples import FirstSamples
+from frostline.runs.reporting import make_report, promise_at_end
 
 _COMPILED = 10**6  # variants of one code: more than a process will make
 
@@ -125,7 +127,9 @@ def fit(
         TrainingError: the loss is not finite, or a batch does not go through.
         DriftError: something frozen moved; what was trained is kept in `out`.
     """
-    recipe, hooks = _recipe(recipe, options, plan), tuple(hooks)
+    recipe = _recipe(recipe, options, plan)
+    journal = Journal(RunFolder(Path(out)) if out is not None else None, resolve_device(device))
+    hooks = (journal, *hooks)
     settings = settings or _settings(model, recipe, batch_size, device, features, compile)
     phases = _phases(model, recipe, plan, hooks)
     batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
@@ -159,7 +163,7 @@ def fit(
             hooks=hooks,
         )
         supply = partial(feed, model, first.inputs, (train, val), (batches, validation))
-        course = PhasedCourse(saver, planned, book, supply, wanted)
+        course = PhasedCourse(saver, planned, book, supply, wanted, journal)
         logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if folder else ()
         with _room_to_compile(settings):
             training = train_phases(
@@ -181,6 +185,8 @@ def fit(
         ended = tuple(training.phase_history)
         if folder:
             _write_result(folder, best, proof, ended)
+            journal.write()
+            _write_report(folder, book.settings, proof, hooks)
         history = tuple(training.history)
         return Run(model, history, best, proof, folder, course.says, course.computed, ended)
 
@@ -304,6 +310,8 @@ def _begun(
         if folder is not None:
             book.write()
             folder.write_frozen(planned.untouched)
+            if settings.plan:
+                Plan(settings.plan).save(folder.plan)
         return book
     stored = RunSettings.read(folder.settings)
     check_same_settings(stored, settings)
@@ -390,6 +398,20 @@ def _class_weights(recipe: Recipe, data: object, count: int) -> Tensor | None:
         )
     counts = torch.bincount(torch.tensor(data.labels), minlength=count).clamp(min=1)
     return len(data) / (count * counts.float())
+
+
+def _write_report(
+    folder: RunFolder, settings: RunSettings, proof: Proof, hooks: Iterable[Hook]
+) -> None:
+    """Write the report; whatever goes wrong with it does not make a trained run fail."""
+    try:
+        make_report(folder, settings, promise_at_end(proof)).save(folder.report)
+    except Exception as error:
+        for hook in hooks:
+            hook.on_notice(
+                f"Warning   the run is whole, but its report was not written: {error}. "
+                f"`frostline report {folder.root}` tries again."
+            )
 
 
 def _write_result(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,7 @@ from frostline.config import FreezeSettings, RunSettings
 from frostline.data import Audit, Augment, ImageDataset, audit, read_splits
 from frostline.devices import resolve_device
 from frostline.engine import Hook
-from frostline.errors import ConfigError, FreezeError, ModelError
+from frostline.errors import ConfigError, FreezeError, ModelError, OutputError
 from frostline.folder import RunFolder
 from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model
@@ -21,6 +22,7 @@ from frostline.models.downloads import one_line
 from frostline.models.file_source import line_in
 from frostline.phasing import freeze_for
 from frostline.plans import Plan
+from frostline.records import DataNotes, write_data_notes
 from frostline.runs.course import survey
 from frostline.runs.fitting import Run, fit
 from frostline.selectors import path
@@ -64,7 +66,7 @@ class Prepared:
         if resume:
             self._check_same(folder.read_trained_on(), trained_on, "training", folder)
             self._check_same(folder.read_validated_on(), validated_on, "validation", folder)
-        noting = _Noting(folder, trained_on, validated_on)
+        noting = _Noting(folder, trained_on, validated_on, _data_notes(self.data))
         try:
             return fit(
                 self.loaded.model,
@@ -248,10 +250,27 @@ class _Noting(Hook):
     """Notes at the start which pictures the run sees."""
 
     def __init__(
-        self, folder: RunFolder, trained_on: Iterable[str], validated_on: Iterable[str]
+        self,
+        folder: RunFolder,
+        trained_on: Iterable[str],
+        validated_on: Iterable[str],
+        notes: DataNotes,
     ) -> None:
         self._folder = folder
         self._digests = trained_on, validated_on
+        self._notes = notes
 
     def on_start(self, training: object) -> None:  # noqa: ARG002 - the hook's signature
         self._folder.write_data(*self._digests)
+        with suppress(OutputError):  # for the report alone
+            write_data_notes(self._notes, self._folder.data)
+
+
+def _data_notes(data: Audit) -> DataNotes:
+    splits = data.splits
+    return DataNotes(
+        splits.how,
+        splits.train.counts,
+        splits.val.counts,
+        tuple((finding.level, finding.code, finding.message) for finding in data.findings),
+    )

@@ -1,0 +1,50 @@
+"""`frostline compare RUN RUN...`: runs side by side, as tables and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from frostline.cli import _options as options
+
+
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders that `frostline train` wrote.", metavar="RUN RUN..."),
+    ],
+    *,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page as well.", metavar="FILE")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Put runs side by side: settings that differ, figures, time, size; and is it chance?
+
+    The others are held against the first. Figures are those the runs noted; `frostline verify`
+    proves a run.
+    """
+    from frostline.cli._terminal import notes, output, print_json, say
+    from frostline.runs.comparing import compare_runs
+
+    if len(runs) < 2:
+        raise typer.BadParameter("give two runs or more.", param_hint="RUN RUN...")
+    found = compare_runs(runs)
+    if html is not None:
+        found.save(html)
+    for warning in found.facts.warnings:
+        say(notes(), f"Warning: {warning}", style="yellow")
+    if json:
+        print_json(found.as_dict())
+        return
+    page = output()
+    for table in (found.settings(), found.figures(), found.against_first()):
+        if table is not None and table.columns:
+            page.print(table)
+            page.print()
+        elif table is not None:
+            say(page, f"{table.title}\n")
+    if html is not None:
+        say(page, f"Page: {html}")

@@ -1,0 +1,60 @@
+"""Pages without a script: everything that is put in is escaped, and the policy lets nothing run.
+
+For what is only read. `run_page.html` is their frame, stricter than `frame.html`: even a name
+that escaping missed would run nothing.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+from typing import Any
+
+from frostline.units import format_bytes, format_count, format_seconds
+
+_KEPT_CONTROLS = frozenset("\n\t")
+
+
+def render(template: str, **values: Any) -> str:
+    """The page that `template` makes of `values`."""
+    return str(_templates().get_template(template).render(**values))
+
+
+@cache
+def _templates() -> Any:
+    # Here, since importing it takes as long as all that stands above.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("frostline.pages", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(
+        bytes=format_bytes,
+        count=format_count,
+        seconds=format_seconds,
+        percent=percent,
+        name=shown,
+    )
+    return made
+
+
+def percent(share: float) -> str:
+    """`0.1234` -> `12.3 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def shown(text: object) -> str:
+    """A name as it may be shown: control signs, and those that turn the writing, spelt out.
+
+    A name from a file system need not be text either; what cannot be written is spelt out too.
+    """
+    return "".join(
+        sign
+        if sign in _KEPT_CONTROLS or unicodedata.category(sign) not in ("Cc", "Cf", "Cs")
+        else f"\\u{ord(sign):04x}"
+        for sign in str(text)
+    )

@@ -1,0 +1,260 @@
+"""All notes of a run folder, each on its own: what is missing or damaged is named, not raised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+from frostline._files import write_text
+from frostline.errors import ConfigError
+from frostline.folder import RunFolder
+from frostline.records.predictions import Judged, read_judged
+from frostline.records.sessions import Session, read_sessions
+
+_Found = TypeVar("_Found")
+# What a missing, cut or overwritten file makes json and the readers raise.
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EpochLine:
+    """A line of `metrics.jsonl`; seconds by kind are None where they were not noted."""
+
+    epoch: int
+    phase: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    val_macro_f1: float
+    seconds: float
+    best: bool
+    lrs: tuple[float, ...] = ()
+    idle_seconds: float | None = None
+    prefix_seconds: float | None = None
+    step_seconds: float | None = None
+    validation_seconds: float | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DataNotes:
+    """What `data.json` holds.
+
+    Attributes:
+        how: how the pictures were divided, for people.
+        train, validation: pictures of each class.
+        findings: level, code and message of each, worst first.
+    """
+
+    how: str
+    train: Mapping[str, int]
+    validation: Mapping[str, int]
+    findings: tuple[tuple[str, str, str], ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ClassLine:
+    """Figures of one class."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    samples: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PhaseLine:
+    """What is noted of a phase that has ended."""
+
+    phase: int
+    name: str
+    trained: int
+    epochs: int
+    steps: int
+    feed_seconds: float
+    seconds: float
+    plain_step_seconds: float
+    ended: str
+    frozen_tensors: int
+    frozen_nbytes: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ResultNotes:
+    """What `result.json` holds: figures of the best epoch, and the proof at the run's end."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    macro_f1: float
+    samples: int
+    per_class: tuple[ClassLine, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    frozen_tensors: int
+    frozen_nbytes: int
+    fingerprint: str
+    phases: tuple[PhaseLine, ...] = ()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunRecords:
+    """What is known of a run.
+
+    Attributes:
+        lacks: what could not be read, and why, for people.
+        validated_on: content digest of each validation file, in the order of the predictions;
+            empty where they are not known.
+    """
+
+    epochs: tuple[EpochLine, ...] = ()
+    result: ResultNotes | None = None
+    data: DataNotes | None = None
+    judged: Judged | None = None
+    sessions: tuple[Session, ...] = ()
+    validated_on: tuple[str, ...] = ()
+    delta_bytes: int | None = None
+    lacks: tuple[str, ...] = field(default=())
+
+    @property
+    def best(self) -> EpochLine | None:
+        """The epoch whose weights are kept, as far as is known."""
+        found = [line for line in self.epochs if line.best]
+        return found[-1] if found else None
+
+
+def read_records(folder: RunFolder) -> RunRecords:
+    """Read whatever there is; never raises for what is not."""
+    lacks: list[str] = []
+
+    def tried(file: Path, read: Callable[[Path], _Found], otherwise: _Found, what: str) -> _Found:
+        try:
+            return read(file)
+        except (*_DAMAGES, ConfigError) as error:
+            state = "is damaged" if file.exists() else "is not there"
+            reason = (
+                ""
+                if isinstance(error, FileNotFoundError) or not file.exists()
+                else (f" ({_first_line(error)})")
+            )
+            lacks.append(f"{file.relative_to(folder.root)} {state}{reason}: {what}.")
+            return otherwise
+
+    no_result: ResultNotes | None = None
+    no_data: DataNotes | None = None
+    no_judged: Judged | None = None
+    no_size: int | None = None
+    return RunRecords(
+        epochs=tried(folder.metrics, read_epochs, (), "nothing is known of single epochs"),
+        result=tried(
+            folder.result, _read_result, no_result, "the run has not ended, or lost its figures"
+        ),
+        data=tried(folder.data, read_data_notes, no_data, "nothing is known of the data's audit"),
+        judged=tried(
+            folder.predictions,
+            read_judged,
+            no_judged,
+            "nothing is known of single validation samples, so there is no calibration and "
+            "there are no mistakes to show",
+        ),
+        sessions=tried(
+            folder.course, read_sessions, (), "nothing is known of times beside the epochs"
+        ),
+        validated_on=_digests(folder.validated_on),
+        delta_bytes=tried(
+            folder.best, lambda file: file.stat().st_size, no_size, "there are no trained weights"
+        ),
+        lacks=tuple(lacks),
+    )
+
+
+def read_epochs(path: Path) -> tuple[EpochLine, ...]:
+    """The lines of `metrics.jsonl`; one that a kill cut short at the end is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(_epoch(json.loads(line)))
+        except ValueError:
+            if number < len(lines):
+                raise
+    return tuple(found)
+
+
+def write_data_notes(notes: DataNotes, path: Path) -> None:
+    """Write `data.json`, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_text(path, json.dumps(asdict(notes), indent=1))
+
+
+def read_data_notes(path: Path) -> DataNotes:
+    """Read it back."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    findings = tuple((str(a), str(b), str(c)) for a, b, c in content["findings"])
+    train, validation = (
+        {str(name): int(count) for name, count in content[part].items()}
+        for part in ("train", "validation")
+    )
+    return DataNotes(str(content["how"]), train, validation, findings)
+
+
+def _epoch(line: Mapping[str, Any]) -> EpochLine:
+    given = {name: line[name] for name in EpochLine.__dataclass_fields__ if name in line}
+    given["lrs"] = tuple(map(float, line.get("lrs") or (line["lr"],)))
+    return EpochLine(**{"phase": 1, **given})
+
+
+def _read_result(path: Path) -> ResultNotes:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    frozen = content["frozen"]
+    return ResultNotes(
+        epoch=int(content["epoch"]),
+        loss=float(content["loss"]),
+        accuracy=float(content["accuracy"]),
+        macro_f1=float(content["macro_f1"]),
+        samples=int(content["samples"]),
+        per_class=tuple(ClassLine(**line) for line in content["per_class"]),
+        confusion=_square(content["confusion"], len(content["per_class"])),
+        frozen_tensors=int(frozen["tensors"]),
+        frozen_nbytes=int(frozen["bytes"]),
+        fingerprint=str(frozen["fingerprint"]),
+        phases=tuple(map(_phase, content.get("phases", ()))),
+    )
+
+
+def _phase(line: Mapping[str, Any]) -> PhaseLine:
+    given = {name: line[name] for name in PhaseLine.__dataclass_fields__ if name in line}
+    frozen = line["frozen"]
+    return PhaseLine(
+        **given, frozen_tensors=int(frozen["tensors"]), frozen_nbytes=int(frozen["nbytes"])
+    )
+
+
+def _square(rows: Sequence[Sequence[int]], count: int) -> tuple[tuple[int, ...], ...]:
+    if len(rows) != count or any(len(row) != count for row in rows):
+        raise ValueError("the confusion matrix has not a row and a column for each class")
+    return tuple(map(tuple, rows))
+
+
+def _digests(file: Path) -> tuple[str, ...]:
+    try:
+        return tuple(file.read_text().split())
+    except _DAMAGES:
+        return ()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

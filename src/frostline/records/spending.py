@@ -1,0 +1,97 @@
+"""Where a run's time went, and what a plain loop would have taken for the same epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from frostline.records.reading import RunRecords
+from frostline.records.sessions import FedNote
+
+BY_MODEL = "model"  # the form of a phase whose frozen part runs in each step
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """Seconds of wall clock.
+
+    Attributes:
+        preparing: tracing the cut, timing forms, looking up and writing features.
+        decode: waiting for samples while features were computed.
+        prefix: computing the frozen part, once or as batches came.
+        suffix: steps through what is trained; the whole model where nothing was cut off.
+        idle: training waiting for its next batch.
+        validation: after each epoch.
+        rest: saving, hashing, the first look at the data.
+        total: of all sessions; the sum of the others where that is more.
+        plain: estimate for a plain loop's forwards, steps and validation; None if not known.
+        own: what this run took for the same: prefix, decode, idle, suffix and validation.
+    """
+
+    preparing: float
+    decode: float
+    prefix: float
+    suffix: float
+    idle: float
+    validation: float
+    rest: float
+    total: float
+    plain: float | None
+    own: float
+
+    @property
+    def parts(self) -> tuple[tuple[str, float], ...]:
+        """Name and seconds of each part, in the order in which a run goes through them."""
+        names = ("preparing", "decode", "prefix", "suffix", "idle", "validation", "rest")
+        return tuple((name, getattr(self, name)) for name in names)
+
+
+def spending(records: RunRecords) -> Spending | None:
+    """Where the time went; None where a run did not note it."""
+    epochs = records.epochs
+    if not epochs or any(line.step_seconds is None for line in epochs):
+        return None
+    fed = [note for session in records.sessions for note in session.fed]
+    decode = sum(note.decode_seconds for note in fed)
+    stored = sum(note.prefix_seconds for note in fed)
+    preparing = max(0.0, sum(note.seconds for note in fed) - decode - stored)
+    prefix = stored + sum(line.prefix_seconds or 0.0 for line in epochs)
+    suffix, idle, validation = (
+        sum(getattr(line, f"{kind}_seconds") or 0.0 for line in epochs)
+        for kind in ("step", "idle", "validation")
+    )
+    known = preparing + decode + prefix + suffix + idle + validation
+    total = max(known, sum(session.seconds for session in records.sessions))
+    own = decode + prefix + idle + suffix + validation
+    plain = _plain(records, _last_of_each_phase(fed))
+    return Spending(
+        *(preparing, decode, prefix, suffix, idle, validation, total - known, total), plain, own
+    )
+
+
+def _plain(records: RunRecords, fed: dict[int, FedNote]) -> float | None:
+    """What the frozen part would take in each epoch, and all else as it was."""
+    seconds = 0.0
+    for line in records.epochs:
+        note = fed.get(line.phase)
+        if note is None or (note.stored_samples and not note.plain_seconds_per_sample):
+            return None
+        seconds += (line.step_seconds or 0.0) + (line.validation_seconds or 0.0)
+        seconds += line.prefix_seconds or 0.0  # computed as batches came, as a plain loop does
+        if note.stored_samples:
+            seconds += note.plain_seconds_per_sample * note.stored_samples
+        else:
+            seconds += line.idle_seconds or 0.0
+    return seconds
+
+
+def is_plain(records: RunRecords) -> bool:
+    """Whether every phase was a plain loop, with nothing computed once."""
+    fed = [note for session in records.sessions for note in session.fed]
+    return bool(fed) and all(note.form == BY_MODEL for note in fed)
+
+
+def _last_of_each_phase(fed: Sequence[FedNote]) -> dict[int, FedNote]:
+    return {note.phase: note for note in fed}

@@ -38,6 +38,7 @@ FLOORS = {
     "surgery": 4,
     "tuning": 4,
     "checkup": 5,
+    "backward": 2,
     "costs": 5,
     "features": 5,
     "deltas": 5,

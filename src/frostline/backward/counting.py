@@ -36,4 +36,4 @@ def saved_bytes(forward: Callable[[], Any], *, besides: Iterable[Tensor] = ()) -
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

@@ -37,7 +37,7 @@ class Enter:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def __call__(self, module: nn.Module, _args: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
         _thread.enter(module, self.settings)
@@ -47,7 +47,7 @@ class Enter:
 class Leave:
     """A forward hook, also called when the forward fails: undoes `Enter`."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+    def __call__(self, module: nn.Module, _args: tuple[Any, ...], _output: object) -> None:
         if not torch.compiler.is_compiling():
             _thread.leave(module)
 
@@ -115,7 +115,7 @@ class _Thread(threading.local):
         if self.entries and module is self.entries[0].module and not self._is_running():
             self._abandon()
         if not self.entries:
-            self.mode.__enter__()
+            self.mode.__enter__()  # type: ignore[no-untyped-call]  # torch's own
             self.frame = sys._getframe(2)
         self.entries.append(_Entry(module, _saved_hooks(), settings))
 
@@ -126,7 +126,7 @@ class _Thread(threading.local):
                 del self.entries[position:]
                 if not self.entries:
                     self.frame = None
-                    self.mode.__exit__(None, None, None)
+                    self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # likewise
                 return
 
     def _is_running(self) -> bool:

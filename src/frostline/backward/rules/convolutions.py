@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ def convolution(
     return conv(settings, input, weight, bias, stride, padding, dilation, groups)
 
 
-RULES = {
+RULES: dict[Any, Callable[..., Tensor | None]] = {
     torch.conv1d: conv,
     torch.conv2d: conv,
     torch.conv3d: conv,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def plain_dropout(settings: Settings, input: Tensor, p: float, train: bool) -> T
     return dropout(settings, input, p, train)
 
 
-RULES = {
+RULES: dict[Any, Callable[..., Tensor | None]] = {
     F.dropout: dropout,
     torch.dropout: plain_dropout,
     _aten.dropout.default: plain_dropout,

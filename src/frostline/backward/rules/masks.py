@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -38,8 +39,8 @@ class Kind:
                 run = torch._C._nn.hardtanh_ if inplace else torch._C._nn.hardtanh
                 output = run(input, self.low, self.high)
             case "leaky_relu":
-                run = torch._C._nn.leaky_relu_ if inplace else torch._C._nn.leaky_relu
-                output = run(input, self.slope)
+                leak = torch._C._nn.leaky_relu_ if inplace else torch._C._nn.leaky_relu
+                output = leak(input, self.slope)
         return output
 
     def passes(self, output: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ def leaky_relu_(settings: Settings, input: Tensor, negative_slope: float = 0.01)
     return leaky_relu(settings, input, negative_slope, True)
 
 
-RULES = {
+RULES: dict[Any, Callable[..., Tensor | None]] = {
     F.relu: relu,
     torch.relu: relu,
     Tensor.relu: relu,

@@ -6,6 +6,7 @@ needs the input: PyTorch keeps that and two numbers a group, and so it is left t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,13 +80,14 @@ def instance_norm(
         return None
     samples, channels = input.shape[:2]
     given = (weight, bias, running_mean, running_var)
-    repeated = [None if t is None else t.repeat(samples) for t in given]
+    repeated: list[Any] = [None if t is None else t.repeat(samples) for t in given]
     rows = input.contiguous().view(1, samples * channels, *input.shape[2:])
-    output = batch_norm(settings, rows, *repeated, False, momentum, eps, True)
+    weight, bias, mean, var = repeated
+    output = batch_norm(settings, rows, weight, bias, mean, var, False, momentum, eps, True)
     return None if output is None else output.view(input.shape)
 
 
-RULES = {
+RULES: dict[Any, Callable[..., Tensor | None]] = {
     F.batch_norm: functional_batch_norm,
     torch.batch_norm: batch_norm,
     _aten.batch_norm.default: batch_norm,

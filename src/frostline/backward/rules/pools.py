@@ -46,7 +46,7 @@ def max_pool(
         return None
     kernel = _each(kernel_size, dims)
     steps = kernel if stride is None or stride == [] or stride == () else _each(stride, dims)
-    shape = [kernel, steps, _each(padding, dims), _each(dilation, dims), ceil_mode]
+    shape: list[Any] = [kernel, steps, _each(padding, dims), _each(dilation, dims), ceil_mode]
     if dims == 1:
         shape = [[1, kernel[0]], [1, steps[0]], [0, shape[2][0]], [1, shape[3][0]], ceil_mode]
         lifted: Tensor = _MaxPool.apply(input.unsqueeze(-2), shape)

@@ -1,4 +1,4 @@
-"""What the tests of lean share: one step, plain and leaned, from the same state and random numbers."""
+"""What the tests of lean share: one step, plain and leaned, from one state and random numbers."""
 
 from __future__ import annotations
 

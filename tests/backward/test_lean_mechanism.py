@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from lean_world import check, same, step
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import frostline as fl
@@ -246,15 +247,17 @@ def test_compiled_as_the_plain_model(x: Tensor) -> None:
 
 
 def test_foretold_on_fake_tensors(x: Tensor) -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     model = Net()
     own = [*model.parameters(), *model.buffers()]
     with lean_all(model):
         measured = saved_bytes(lambda: model(x).sum(), besides=own)
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake = copy.deepcopy(model)
-            fakes = [*fake.parameters(), *fake.buffers()]
+        with FakeTensorMode() as mode:
+            named = (*model.named_parameters(), *model.named_buffers())
+            fakes = {name: mode.from_tensor(tensor) for name, tensor in named}
             inputs = mode.from_tensor(x)
-            foretold = saved_bytes(lambda: fake(inputs).sum(), besides=fakes)
+
+            def forward() -> Tensor:
+                return torch.func.functional_call(model, fakes, inputs).sum()
+
+            foretold = saved_bytes(forward, besides=fakes.values())
     assert foretold == measured

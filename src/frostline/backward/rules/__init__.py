@@ -14,13 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from frostline.backward.rules import convolutions, dropouts, masks, norms, pools
+from frostline.backward.rules import convolutions, dropouts, gelus, masks, norms, pools
 
 Rule = Callable[..., Tensor | None]
 
 RULES: dict[Any, Rule] = {
     **convolutions.RULES,
     **dropouts.RULES,
+    **gelus.RULES,
     **masks.RULES,
     **norms.RULES,
     **pools.RULES,

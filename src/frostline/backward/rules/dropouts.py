@@ -72,5 +72,6 @@ class _Dropout(Function):
             scale = 1.0 / (1.0 - ctx.p)
             return _aten.native_dropout_backward.default(grads[0], kept.bool(), scale), None, None
         noise = kept.to(grads[0].dtype).div_(1 - ctx.p)
-        grad = grads[0] * noise if torch.is_grad_enabled() else noise.mul_(grads[0])
+        fits = noise.stride() == grads[0].stride() and not torch.is_grad_enabled()
+        grad = noise.mul_(grads[0]) if fits else grads[0] * noise
         return grad, None, None

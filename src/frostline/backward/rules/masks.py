@@ -69,16 +69,20 @@ class Kind:
         """The gradient, from where it passes."""
         # Numbers, not booleans: three times as fast in the kernels of the CPU.
         passes = mask.to(grad.dtype)
-        if torch.is_grad_enabled():
-            if self.name == "leaky_relu":
-                found: Tensor = _aten.leaky_relu_backward.default(grad, passes, self.slope, False)
-                return found
-            return torch.where(mask.bool(), grad, 0.0)
-        if self.name == "leaky_relu":
-            _aten.leaky_relu_backward.grad_input(grad, passes, self.slope, False, grad_input=passes)
-        else:
-            _aten.threshold_backward.grad_input(grad, passes, 0, grad_input=passes)
-        return passes
+        # Written over where the result is laid out so in any case: PyTorch goes by both operands.
+        fits = passes.stride() == grad.stride() and not torch.is_grad_enabled()
+        room = {"grad_input": passes} if fits else {}
+        # Each with its own kernel, since they differ in which operand's layout they follow.
+        match self.name:
+            case "relu":
+                given: tuple[Any, ...] = (_aten.threshold_backward, 0)
+            case "hardtanh":
+                given = (_aten.hardtanh_backward, 0, 2)
+            case "leaky_relu":
+                given = (_aten.leaky_relu_backward, self.slope, False)
+        back = given[0].grad_input if fits else given[0].default
+        found: Tensor = back(grad, passes, *given[1:], **room)
+        return found
 
 
 def relu(settings: Settings, input: Tensor, inplace: bool = False) -> Tensor | None:

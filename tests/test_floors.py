@@ -41,6 +41,7 @@ FLOORS = {
     "checkup": 5,
     "estimates": 6,
     "phasing": 5,
+    "backward": 2,
     "features": 5,
     "deltas": 5,
     "records": 5,

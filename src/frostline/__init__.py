@@ -17,6 +17,7 @@ from importlib import import_module
 from frostline._version import __version__ as __version__
 
 _HOMES = {
+    "backward": ("Lean", "lean"),
     "checkup": ("Checkup", "Finding", "doctor"),
     "cutting": ("Cut", "cut"),
     "deltas": ("load_delta", "save_delta"),

@@ -1,6 +1,8 @@
 """What `import frostline as fl` offers, for type checkers."""
 
 from frostline._version import __version__ as __version__
+from frostline.backward import Lean as Lean
+from frostline.backward import lean as lean
 from frostline.checkup import Checkup as Checkup
 from frostline.checkup import Finding as Finding
 from frostline.checkup import doctor as doctor

@@ -1,0 +1,84 @@
+"""Backward keeps only what the wanted gradients need.
+
+with fl.lean(model):
+    loss = criterion(model(inputs), targets)
+loss.backward()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import final
+
+from torch import nn
+
+from frostline.backward.counting import saved_bytes as saved_bytes
+from frostline.backward.entering import hook, is_hooked, unhook
+from frostline.backward.settings import Gelu, Settings
+
+__all__ = ["Lean", "is_lean", "lean", "saved_bytes", "unlean"]
+
+
+def lean(model: nn.Module, *, gelu: Gelu = "exact", at_least_bytes: int = 65536) -> Lean:
+    """From now on each forward of `model` keeps what the gradients wanted then need, no more.
+
+    Each operation decides when it runs, by what wants a gradient at that moment, so freezing and
+    thawing need no other call. No module is replaced and no `state_dict` key changes. Outputs,
+    gradients, buffers and random numbers are those of the plain model, bit for bit in float32, and
+    never more is kept. A copy of the model, by `copy.deepcopy` or `torch.save`, is leaned as well.
+
+    Args:
+        model: any module, also a graph module such as `fl.cut(...).suffix`.
+        gelu: `"compressed"` keeps one byte an element of each GELU's slope instead of its input;
+            the gradient is then off by at most 0.0025 of the incoming one, an element.
+        at_least_bytes: operations on less are left to PyTorch, being too quick to pay.
+    Returns:
+        A handle; `remove()`, or the end of a `with` block, makes the model plain again.
+    """
+    return Lean(model, Settings(at_least_bytes, gelu))
+
+
+def unlean(model: nn.Module) -> None:
+    """Make a model plain, whoever leaned it; for copies of a leaned model, which have no handle."""
+    unhook(model)
+
+
+def is_lean(model: nn.Module) -> bool:
+    """Whether `model` is leaned."""
+    return is_hooked(model)
+
+
+@final
+class Lean:
+    """A leaned model; printing it says what that does."""
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        self._settings = settings
+        self._name = type(model).__name__
+        self._removals: list[Callable[[], None]] = hook(model, settings)
+
+    def remove(self) -> None:
+        """Make the model plain again; graphs that were already made stay as they are."""
+        while self._removals:
+            self._removals.pop()()
+
+    def __enter__(self) -> Lean:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        if not self._removals:
+            return f"<Lean {self._name}: removed>"
+        gelu = " GELU keeps a byte an element, its gradient within 0.0025."
+        return (
+            f"<Lean {self._name}: the backward pass keeps only what the wanted gradients need."
+            f"{gelu if self._settings.gelu == 'compressed' else ''} remove() undoes it>"
+        )

@@ -1,0 +1,173 @@
+"""While a leaned module's forward runs, operations pass by the rules; nothing is replaced.
+
+Every module gets two hooks: one enters, one leaves (also when the forward fails). They hold no
+reference, so they go along through `copy.deepcopy` and `torch.save`, and a submodule that is called
+by itself, as by a checkpoint in the backward pass, is covered too.
+
+Gradient checkpointing compares what a forward and its repetition keep, number by number. In the
+forward, a checkpointed function's own operations run inside the outer module; in the repetition,
+outside of any. So rules act only while the saved-tensor hooks are those that the innermost module
+was entered under, which holds for submodules in both passes and for bare operations in none.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+from frostline.backward.rules import RULES
+from frostline.backward.settings import Settings
+
+# Whole layers that PyTorch runs as one kernel in inference, but only while no hook is inside.
+_FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+
+
+@final
+class Enter:
+    """A forward pre-hook: rules apply from here on, in this thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def __call__(self, module: nn.Module, _args: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        _thread.enter(module, self.settings)
+
+
+@final
+class Leave:
+    """A forward hook, also called when the forward fails: undoes `Enter`."""
+
+    def __call__(self, module: nn.Module, _args: tuple[Any, ...], _output: object) -> None:
+        if not torch.compiler.is_compiling():
+            _thread.leave(module)
+
+
+def hook(model: nn.Module, settings: Settings) -> list[Callable[[], None]]:
+    """Put the hooks on every module; gives what takes each off again."""
+    removals: list[Callable[[], None]] = []
+    enter, leave = Enter(settings), Leave()
+    for module in _hookable(model, {}):
+        before = module.register_forward_pre_hook(enter, prepend=True)
+        after = module.register_forward_hook(leave, always_call=True)
+        removals += [before.remove, after.remove]
+    return removals
+
+
+def unhook(model: nn.Module) -> None:
+    """Take all such hooks off, whoever put them there; a copy of a leaned model has them too."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [k for k, h in hooks.items() if isinstance(h, Enter | Leave)]:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether the module is leaned."""
+    return any(isinstance(h, Enter) for h in module._forward_pre_hooks.values())
+
+
+def is_on() -> bool:
+    """Whether rules apply in this thread now: a leaned module's forward is running."""
+    return bool(_thread.entries)
+
+
+class _Entry(NamedTuple):
+    module: nn.Module
+    saved_hooks: object
+    settings: Settings
+
+
+class _Mode(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        rule = RULES.get(func)
+        kwargs = kwargs or {}
+        if rule is None or not _is_plain():
+            return func(*args, **kwargs)
+        entries = _thread.entries
+        if not entries or entries[-1].saved_hooks is not _saved_hooks():
+            return func(*args, **kwargs)
+        output = rule(entries[-1].settings, *args, **kwargs)
+        return func(*args, **kwargs) if output is None else output
+
+
+class _Thread(threading.local):
+    """Which leaned modules run now, outermost first."""
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+        self.mode = _Mode()
+        self.frame: FrameType | None = None
+
+    def enter(self, module: nn.Module, settings: Settings) -> None:
+        if self.entries and module is self.entries[0].module and not self._is_running():
+            self._abandon()
+        if not self.entries:
+            self.mode.__enter__()  # type: ignore[no-untyped-call]  # torch's own
+            self.frame = sys._getframe(2)
+        self.entries.append(_Entry(module, _saved_hooks(), settings))
+
+    def leave(self, module: nn.Module) -> None:
+        # Absent where it was entered without gradients, or a hook before ours failed.
+        for position in range(len(self.entries) - 1, -1, -1):
+            if self.entries[position].module is module:
+                del self.entries[position:]
+                if not self.entries:
+                    self.frame = None
+                    self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # likewise
+                return
+
+    def _is_running(self) -> bool:
+        """Whether the outermost forward is still under way; PyTorch tells of no interrupt."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame is not self.frame:
+            frame = frame.f_back
+        return frame is not None
+
+    def _abandon(self) -> None:
+        self.entries.clear()
+        self.frame = None
+        above = []
+        while (top := torch._C._pop_torch_function_stack()) is not self.mode:
+            above.append(top)
+        for mode in reversed(above):
+            torch._C._push_on_torch_function_stack(mode)
+
+
+_thread = _Thread()
+
+
+def _is_plain() -> bool:
+    """Whether gradients are recorded, and by nothing but autograd's backward mode."""
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
+    )
+
+
+def _saved_hooks() -> object:
+    top = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return None if top is None else top[0]
+
+
+def _hookable(module: nn.Module, seen: dict[int, nn.Module]) -> list[nn.Module]:
+    if id(module) in seen:
+        return []
+    seen[id(module)] = module
+    below = () if isinstance(module, _FUSED) else module.children()
+    return [module, *(m for child in below for m in _hookable(child, seen))]

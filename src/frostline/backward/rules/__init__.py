@@ -1,0 +1,28 @@
+"""Which operations have a rule of their own.
+
+A rule takes the settings and what the operation was given. It decides by what wants a gradient at
+that moment, and answers None where PyTorch itself keeps as little: then the operation runs as it
+is. Operations without a rule, checked to keep no more than their backward needs: linear and matrix
+products (an input only for the other's gradient), embedding (the indices), elementwise products,
+group, layer and RMS norm, softmax, SiLU, hardswish, ELU, and fused attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from frostline.backward.rules import convolutions, dropouts, gelus, masks, norms, pools
+
+Rule = Callable[..., Tensor | None]
+
+RULES: dict[Any, Rule] = {
+    **convolutions.RULES,
+    **dropouts.RULES,
+    **gelus.RULES,
+    **masks.RULES,
+    **norms.RULES,
+    **pools.RULES,
+}

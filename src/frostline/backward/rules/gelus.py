@@ -1,0 +1,53 @@
+"""GELU, where the user accepts it, keeps its slope in a byte an element; exact it needs its input.
+
+The slope lies between -0.129 and 1.129 (for the tanh form too), so a step of a 255th of that width
+puts it within 0.0025. Source of the idea: GACT and its kin, which compress what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from frostline.backward.settings import Settings
+from frostline.backward.tensors import is_ordinary, is_worth, wants
+
+_aten = torch.ops.aten
+_LOWEST = -0.13
+_STEP = 1.26 / 255
+
+
+def gelu(settings: Settings, input: Tensor, *, approximate: str = "none") -> Tensor | None:
+    """`torch.nn.functional.gelu`."""
+    if settings.gelu == "exact" or not wants(input) or not is_ordinary(input):
+        return None
+    if not is_worth(input, settings):
+        return None
+    output: Tensor = _Gelu.apply(input, approximate)
+    return output
+
+
+RULES: dict[Any, Callable[..., Tensor | None]] = {F.gelu: gelu, _aten.gelu.default: gelu}
+
+
+class _Gelu(Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, approximate: str) -> Tensor:
+        one = torch.ones((), dtype=input.dtype, device=input.device).expand_as(input)
+        slope = _aten.gelu_backward.default(one, input, approximate=approximate)
+        steps = slope.float().sub_(_LOWEST).div_(_STEP).round_().clamp_(0, 255)
+        ctx.save_for_backward(steps.to(torch.uint8))
+        return F.gelu(input, approximate=approximate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (steps,) = ctx.saved_tensors
+        slope = steps.to(torch.float32).mul_(_STEP).add_(_LOWEST).to(grads[0].dtype)
+        return slope.mul_(grads[0]), None

@@ -1,0 +1,204 @@
+"""Each layer's gradients are PyTorch's bit for bit, whatever its options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lean_world import check
+from torch import nn
+
+import frostline as fl
+from frostline.backward import saved_bytes
+
+_many = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+_formats = st.sampled_from(["rows", "channels-last"])
+
+
+def _laid(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if layout == "rows" or tensor.dim() not in last:
+        return tensor
+    return tensor.contiguous(memory_format=last[tensor.dim()])
+
+
+def _inputs(draw: Any, dims: int, channels: int) -> torch.Tensor:
+    sizes = [draw(st.integers(5, 9)) for _ in range(dims)]
+    x = torch.randn(draw(st.integers(1, 3)), channels, *sizes)
+    return _laid(x, draw(_formats)).detach().requires_grad_(draw(st.booleans()))
+
+
+def _freeze(draw: Any, model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(draw(st.booleans()))
+
+
+def _check(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
+    if not x.requires_grad and not any(p.requires_grad for p in model.parameters()):
+        x.requires_grad_()
+    plain, leaned = check(model, x)
+    assert leaned <= plain
+    return plain, leaned
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # PyTorch tells of a copy it makes
+@_many
+@given(st.data())
+def test_convolutions(data: st.DataObject) -> None:
+    draw = data.draw
+    dims = draw(st.integers(1, 3))
+    groups = draw(st.sampled_from([1, 2, 4]))
+    options: dict[str, Any] = {
+        "stride": draw(st.integers(1, 2)),
+        "dilation": draw(st.integers(1, 2)),
+        "groups": groups,
+        "bias": draw(st.booleans()),
+    }
+    if draw(st.booleans()):
+        kinds = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
+        options["padding"] = draw(st.integers(0, 1))
+        options["output_padding"] = draw(st.integers(0, options["stride"] - 1))
+    else:
+        kinds = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
+        options["padding"] = draw(st.sampled_from([0, 1, "valid", "same"]))
+        options["padding_mode"] = draw(st.sampled_from(["zeros", "circular", "reflect"]))
+        if options["padding"] == "same":
+            options["stride"] = 1
+    layer = kinds[dims - 1](4, 8, draw(st.integers(1, 3)), **options)
+    _freeze(draw, layer)
+    _check(layer, _inputs(draw, dims, 4))
+
+
+@_many
+@given(st.data())
+def test_norms(data: st.DataObject) -> None:
+    draw = data.draw
+    dims = draw(st.integers(1, 3))
+    affine = draw(st.booleans())
+    batch = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d][dims - 1]
+    instance = [nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d][dims - 1]
+    layer: nn.Module = draw(
+        st.sampled_from(
+            [
+                batch(4, affine=affine),
+                instance(4, affine=affine, track_running_stats=True),
+                nn.GroupNorm(2, 4, affine=affine),
+            ]
+        )
+    )
+    for buffer in layer.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 2)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, 0.5, 2)
+    layer.train(draw(st.booleans()))
+    _freeze(draw, layer)
+    _check(layer, _inputs(draw, dims, 4))
+
+
+@_many
+@given(st.data())
+def test_masks(data: st.DataObject) -> None:
+    draw = data.draw
+    inplace = draw(st.booleans())
+    layer: nn.Module = draw(
+        st.sampled_from(
+            [
+                nn.ReLU(inplace),
+                nn.ReLU6(inplace),
+                nn.LeakyReLU(0.1, inplace),
+                nn.Hardtanh(-0.5, 0.7, inplace),
+                nn.Hardswish(inplace),
+                nn.SiLU(inplace),
+                nn.GELU(),
+                nn.ELU(inplace=inplace),
+                nn.Dropout(0.3, inplace),
+            ]
+        )
+    )
+    dims = draw(st.integers(1, 3))
+    before = nn.Conv2d(4, 4, 1) if dims == 2 else nn.Identity()
+    after: nn.Module = nn.Conv2d(4, 4, 1) if dims == 2 else nn.Flatten()
+    model = nn.Sequential(before, nn.Flatten(0, 0), layer, after)
+    _freeze(draw, model)
+    x = _inputs(draw, dims, 4)
+    if inplace and dims != 2:
+        model[0] = nn.BatchNorm1d(4).eval() if dims == 1 else nn.BatchNorm3d(4).eval()
+    _check(model, x)
+
+
+@_many
+@given(st.data())
+def test_pools(data: st.DataObject) -> None:
+    draw = data.draw
+    dims = draw(st.integers(1, 3))
+    kernel = draw(st.integers(1, 3))
+    options: dict[str, Any] = {
+        "stride": draw(st.integers(1, 3)),
+        "padding": draw(st.integers(0, kernel // 2)),
+        "ceil_mode": draw(st.booleans()),
+    }
+    kind = draw(st.sampled_from(["max", "avg", "adaptive"]))
+    if kind == "max":
+        options["dilation"] = draw(st.integers(1, 2))
+        layer: nn.Module = [nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d][dims - 1](kernel, **options)
+    elif kind == "avg":
+        layer = [nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d][dims - 1](kernel, **options)
+    else:
+        adaptive = [nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d]
+        layer = adaptive[dims - 1](draw(st.integers(1, 4)))
+    _check(nn.Sequential(layer), _inputs(draw, dims, 4).requires_grad_())
+
+
+@pytest.mark.parametrize("kind", ["conv", "norm", "relu", "relu6", "leaky", "max", "avg"])
+def test_second_derivatives_are_right(kind: str) -> None:
+    layers: dict[str, nn.Module] = {
+        "conv": nn.Conv2d(2, 3, 3),
+        "norm": nn.BatchNorm2d(2).eval(),
+        "relu": nn.ReLU(),
+        "relu6": nn.ReLU6(),
+        "leaky": nn.LeakyReLU(),
+        "max": nn.MaxPool2d(2),
+        "avg": nn.AvgPool2d(2),
+    }
+    model = nn.Sequential(layers[kind], nn.Tanh()).double().requires_grad_(False)
+    x = torch.randn(2, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+    with fl.lean(model, at_least_bytes=0):
+        assert torch.autograd.gradcheck(model, x)
+        assert torch.autograd.gradgradcheck(model, x)
+
+
+def test_a_relu_before_a_frozen_layer_keeps_a_bit_an_element() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    model[2].requires_grad_(False)
+    x = torch.randn(2, 3, 16, 16)
+    _, leaned = check(model, x)
+    elements = 2 * 8 * 16 * 16
+    weights_of_the_loss = 4 * elements
+    assert leaned == x.nbytes + elements // 8 + weights_of_the_loss
+
+
+def test_a_relu_before_a_trained_layer_keeps_nothing_of_its_own() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    x = torch.randn(2, 3, 16, 16)
+    plain, leaned = check(model, x)
+    assert leaned == plain
+
+
+@pytest.mark.parametrize("form", ["none", "tanh"])
+def test_compressed_gelu_keeps_a_byte_and_its_gradient_is_within_the_error(form: str) -> None:
+    model = nn.GELU(form)
+    x = torch.linspace(-6, 6, 10_001, requires_grad=True)
+    model(x).sum().backward()
+    exact, x.grad = x.grad, None
+    with fl.lean(model, gelu="compressed", at_least_bytes=0):
+        assert saved_bytes(lambda: model(x)) == x.numel()
+        model(x).sum().backward()
+    assert exact is not None
+    assert x.grad is not None
+    assert (x.grad - exact).abs().max() <= 0.0025

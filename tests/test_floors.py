@@ -24,6 +24,7 @@ FLOORS = {
     "selectors": 1,
     "fingerprints": 2,
     "modes": 2,
+    "narrowing": 2,
     "row_holds": 2,
     "plans": 2,
     "folder": 3,

@@ -29,6 +29,7 @@ FLOORS = {
     "plans": 2,
     "folder": 3,
     "groups": 3,
+    "shrinking": 3,
     "switches": 3,
     "tree": 3,
     "data": 4,

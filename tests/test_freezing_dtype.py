@@ -410,3 +410,39 @@ def test_weights_without_data_are_refused() -> None:
     model.part.to("meta")
     with pytest.raises(fl.FreezeError, match="without data"):
         fl.freeze(model, "part", dtype="bfloat16")
+
+
+def _pictures() -> torch.utils.data.TensorDataset:
+    return torch.utils.data.TensorDataset(torch.randn(16, 6, 6), torch.arange(16) % 2)
+
+
+@pytest.mark.parametrize("features", ["off", "stored"])
+def test_a_run_trains_above_narrow_weights_and_proves_them(tmp_path: Path, features: str) -> None:
+    model = small()
+    fl.freeze(model, "stem | part", dtype="bfloat16")
+    store = features if features == "off" else tmp_path / "features"
+    run = fl.fit(
+        model,
+        _pictures(),
+        _pictures(),
+        out=tmp_path / "run",
+        features=store,
+        batch_size=8,
+        device="cpu",
+        epochs=2,
+        precision="exact",
+    )
+    assert run.proof.tensors == 4
+    other = small()
+    fl.freeze(other, "stem | part", dtype="bfloat16")
+    fl.load_delta(other, tmp_path / "run" / "best" / "delta.safetensors")
+    assert torch.equal(other(batch()), model(batch()))
+
+
+def test_a_plan_that_thaws_narrow_weights_is_refused(tmp_path: Path) -> None:
+    model = small()
+    fl.freeze(model, "stem | part", dtype="bfloat16")
+    plan = fl.Plan([fl.Phase(train="head", epochs=1), fl.Phase(train="part | head", epochs=1)])
+    with pytest.raises(fl.ConfigError, match=r"trains part\.0\.weight, kept in bfloat16"):
+        fl.fit(model, _pictures(), _pictures(), plan=plan, out=tmp_path / "run", features="off")
+    assert model.part[0].weight.dtype == torch.bfloat16

@@ -35,7 +35,7 @@ from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import train_only
 from frostline.modes import is_held
-from frostline.narrowing import is_narrow_dtype, kept_narrow, wanted_dtype
+from frostline.narrowing import is_narrow_dtype, narrow_names, wanted_dtype
 from frostline.row_holds import held_rows
 from frostline.selectors import exactly, inventory, rows
 from frostline.units import format_bytes
@@ -116,7 +116,7 @@ def save_delta(
         "held_rows": json.dumps(_rows_held(tensors)),
         "tied": json.dumps(_tied_names(model)),
         "unsaved": json.dumps(_unsaved_names(model)),
-        "kept": json.dumps({n: w for n, w in _kept_names(model).items() if n in rest.tensors}),
+        "kept": json.dumps({n: w for n, w in narrow_names(model).items() if n in rest.tensors}),
         "about": json.dumps(dict(about or {})),
     }
     with replacing(Path(path)) as temporary:
@@ -298,11 +298,6 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
     return {name: known for name, known in tied.items() if name != known}
 
 
-def _kept_names(model: nn.Module) -> dict[str, str]:
-    entries = ((entry, kept_narrow(entry)) for entry in inventory(model).entries)
-    return {e.name: str(n.kept).removeprefix("torch.") for e, n in entries if n is not None}
-
-
 def _as_kept(values: Tensor, word: str | None) -> Tensor:
     return values if word is None else values.to(wanted_dtype(word))
 
@@ -375,7 +370,7 @@ def _check_base(model: nn.Module, delta: Delta, tensors: Mapping[str, Tensor], f
         if delta.base.tensors.get(name) != rest.tensors.get(name)
     ]
     rounded = {delta.kept.get(name) for name in differing}
-    if len(rounded) == 1 and (word := rounded.pop()) and not _kept_names(model):
+    if len(rounded) == 1 and (word := rounded.pop()) and not narrow_names(model):
         raise DeltaError(
             f"{file} was trained with {len(delta.kept)} frozen weights kept in {word}, and here "
             f"they are not. Freeze them so before loading: fl.freeze(model, ..., dtype='{word}')."

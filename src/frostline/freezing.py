@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from frostline.errors import DriftError, FreezeError
 from frostline.fingerprints import Fingerprint, Record
-from frostline.modes import NormPolicy, is_held, is_random_in_training, mark_of, modes_kept, settle
-from frostline.narrowing import Kept, narrow_all, wanted_dtype, wide_again_on_error
+from frostline.modes import NormPolicy, is_held, is_random_in_training, mark_of, settle
+from frostline.narrowing import Kept
 from frostline.row_holds import held_rows, holds_of, kept_within
 from frostline.selectors import (
     Entry,
@@ -31,13 +30,13 @@ from frostline.selectors.pieces import cut_at
 from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.ranges import suffix
 from frostline.selectors.terms import Nothing
+from frostline.shrinking import NarrowDtype, asked_dtype, shrink
 from frostline.switches import Snapshot, is_marked, is_off, switch_off, switch_on, trains
 from frostline.tree import Summary, summary
 from frostline.units import format_bytes
 
 _NORM_POLICIES = ("hold", "adapt")
 _LEAVINGS = ("something", "nothing")
-NarrowDtype = Literal["bfloat16", "float16"]
 
 
 @final
@@ -203,13 +202,13 @@ def freeze(
     """
     _check_unwrapped(model)
     _check_words(norm=norm, leaving=leaving)
-    narrow_dtype = _narrow_dtype(dtype, example)
+    narrow_dtype = asked_dtype(dtype, example)
     selection = _non_empty(select(model, selector), "freeze")
     if leaving == "something":
         _check_leaves_something(selection)
     with _all_or_nothing(selection):
         _switch_off(selection, norm=norm)
-        kept = None if narrow_dtype is None else _keep(selection, narrow_dtype, example)
+        kept = None if narrow_dtype is None else shrink(selection, narrow_dtype, example)
         return replace(_handle(selection, norm=norm), kept=kept)
 
 
@@ -326,46 +325,6 @@ def _switch_off(selection: Selection, *, norm: NormPolicy) -> None:
 def _handle(selection: Selection, *, norm: NormPolicy) -> Frozen:
     root = selection.inventory.model
     return Frozen(root, selection, norm, dict(_owed_records(selection)))
-
-
-def _narrow_dtype(word: str | None, example: object) -> torch.dtype | None:
-    if word is not None:
-        return wanted_dtype(word)
-    if example is not None:
-        raise FreezeError(
-            "an example is for measuring what dtype does to the output, and there is no dtype. "
-            "Add dtype='bfloat16', or leave the example out."
-        )
-    return None
-
-
-def _keep(selection: Selection, dtype: torch.dtype, example: Any) -> Kept:
-    """Keep what is selected in `dtype`, and measure on the example what that does."""
-    if example is None:
-        return narrow_all(selection.entries, dtype)
-    model = selection.inventory.model
-    before = _output(model, example)
-    with wide_again_on_error(selection.entries):
-        kept = narrow_all(selection.entries, dtype)
-        try:
-            after = _output(model, example)
-        except Exception as error:
-            raise FreezeError(
-                f"{type(model).__name__} cannot compute with weights kept in {dtype}: {error}. "
-                "Its forward reads the weight of a submodule itself; leave that one out."
-            ) from error
-    size = float(before.norm())
-    return replace(kept, output_error=float((after - before).norm()) / size if size else 0.0)
-
-
-def _output(model: nn.Module, example: Any) -> Tensor:
-    """All numbers of the model's output in eval mode, in a row."""
-    from frostline.cutting.structures import flatten_output, read_inputs
-
-    spec, tensors = read_inputs(example)
-    with modes_kept(model), torch.no_grad():
-        found, _ = flatten_output(spec.call(model.eval(), tensors))
-    return torch.cat([value.double().flatten() for value in found if value.is_floating_point()])
 
 
 def _thaw(selection: Selection) -> None:

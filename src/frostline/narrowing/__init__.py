@@ -12,6 +12,7 @@ from frostline.narrowing.entries import (
     keep_narrow,
     kept_narrow,
     narrow_all,
+    narrow_names,
     wanted_dtype,
     wide_again_on_error,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "keep_narrow",
     "kept_narrow",
     "narrow_all",
+    "narrow_names",
     "narrow_of",
     "wanted_dtype",
     "wide_again_on_error",

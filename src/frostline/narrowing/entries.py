@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from frostline.errors import FreezeError
 from frostline.narrowing.calls import Narrow
 from frostline.narrowing.weights import Home, Kept, narrow, narrow_of, rounding_of, widen
-from frostline.selectors import Entry
+from frostline.selectors import Entry, inventory
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,6 +39,12 @@ def kept_narrow(entry: Entry) -> Narrow | None:
     """How the tensor is kept, if in fewer bits than it is computed with."""
     notes = (narrow_of(owner, leaf) for owner, leaf, _ in _homes(entry))
     return next((note for note in notes if note is not None), None)
+
+
+def narrow_names(model: nn.Module) -> dict[str, str]:
+    """Names of the model's parameters that are kept narrow -> in which dtype."""
+    notes = ((entry.name, kept_narrow(entry)) for entry in inventory(model).entries)
+    return {name: str(n.kept).removeprefix("torch.") for name, n in notes if n is not None}
 
 
 def keep_narrow(entry: Entry, note: Narrow | None) -> None:

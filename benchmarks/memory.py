@@ -232,22 +232,24 @@ def _distance(tensor: Tensor, other: Tensor) -> float:
 
 
 def _saved_bytes(one: Subject, model: nn.Module) -> int:
-    """Bytes of the storages that autograd keeps for the backward of one step."""
+    """Bytes of the storages that autograd keeps for the backward of one step.
+
+    Told when the forward is over, since lean makes bits of some once nobody else has them.
+    """
     _clear(one, model)
     given = (*model.parameters(), *model.buffers(), one.inputs, one.targets)
     owned = {tensor.untyped_storage().data_ptr() for tensor in given}
-    found: dict[int, int] = {}
+    kept: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            found[storage.data_ptr()] = storage.nbytes()
+        kept.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = one.loss(model)
+    storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in kept)}
     del loss
-    return sum(found.values())
+    return sum(size for pointer, size in storages.items() if pointer not in owned)
 
 
 def _peak(name: str, what: str, device: str, side: str) -> Figures:

@@ -12,6 +12,8 @@ A delta MUST be applied to the base it was made from; the header says which that
     held_rows      JSON object, name of one of these -> its frozen rows, [[first, behind last], ...]
     tied           JSON object, each further name of a shared tensor -> its first name
     unsaved        JSON array, names of buffers that a state_dict does not hold
+    kept           JSON object, name of a tensor of the base that is kept in fewer bits than it is
+                   computed with -> in which dtype; its digest is that of the rounded numbers
     about          JSON object, what its maker wanted to note: model, weights, epoch, plan, ...
 """
 
@@ -35,6 +37,7 @@ from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import train_only
 from frostline.modes import is_held
+from frostline.narrowing import is_narrow_dtype, narrow_names, wanted_dtype
 from frostline.row_holds import held_rows
 from frostline.selectors import exactly, inventory, rows
 from frostline.units import format_bytes
@@ -59,6 +62,7 @@ class Delta:
         held_rows: of those of which some rows were frozen, from the first to before the last.
         tied: each further name of a shared tensor -> the name under which it stands here.
         unsaved: buffers of the model that a `state_dict` does not hold.
+        kept: tensors of the base that `freeze(..., dtype=...)` rounded -> to which dtype.
     """
 
     tensors: Mapping[str, Tensor]
@@ -68,6 +72,7 @@ class Delta:
     held_rows: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     unsaved: tuple[str, ...] = ()
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -114,6 +119,7 @@ def save_delta(
         "held_rows": json.dumps(_rows_held(tensors)),
         "tied": json.dumps(_tied_names(model)),
         "unsaved": json.dumps(_unsaved_names(model)),
+        "kept": json.dumps({n: w for n, w in narrow_names(model).items() if n in rest.tensors}),
         "about": json.dumps(dict(about or {})),
     }
     with replacing(Path(path)) as temporary:
@@ -170,7 +176,7 @@ def load_delta(
     tensors = all_tensors(model)
     _check_fit(delta, tensors, Path(path))
     if check_base:
-        _check_base(delta, tensors, Path(path))
+        _check_base(model, delta, tensors, Path(path))
     if freeze == "as saved":
         _check_says_what_trained(delta, tensors, Path(path))
     put_tensors(model, delta.tensors)
@@ -182,12 +188,16 @@ def load_delta(
 def merge_tensors(delta: Delta, base: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
     """The full `state_dict` of a delta on its base, given as named tensors.
 
+    What was kept in half the bits comes in the base's dtype, with the rounded numbers.
+
     Args:
         where: what to call the base in messages.
 
     Raises:
         DeltaError: the base lacks tensors, or holds others; names the first.
     """
+    dtypes = {name: values.dtype for name, values in base.items()}
+    base = {name: _as_kept(values, delta.kept.get(name)) for name, values in base.items()}
     needed = [name for name in delta.base.tensors if name not in delta.unsaved]
     differing = [
         name
@@ -201,7 +211,7 @@ def merge_tensors(delta: Delta, base: Mapping[str, Tensor], *, where: str) -> di
             "weights it was trained on."
         )
     trained = {n: t for n, t in delta.tensors.items() if n not in delta.unsaved}
-    whole = {**{name: base[name] for name in needed}, **trained}
+    whole = {**{name: base[name].to(dtypes[name]) for name in needed}, **trained}
     return {**whole, **{name: whole[first] for name, first in delta.tied.items() if first in whole}}
 
 
@@ -281,8 +291,9 @@ def _with_header(tensors: dict[str, Tensor], header: Mapping[str, str], file: Pa
         }
         tied = dict(json.loads(header.get("tied", "{}")))
         unsaved = tuple(json.loads(header.get("unsaved", "[]")))
-        if base == header["base"]:
-            return Delta(tensors, base, about, trainable, held, tied, unsaved)
+        kept = dict(json.loads(header.get("kept", "{}")))
+        if base == header["base"] and all(map(is_narrow_dtype, kept.values())):
+            return Delta(tensors, base, about, trainable, held, tied, unsaved, kept)
     except (KeyError, ValueError, TypeError, AttributeError):
         pass
     raise CorruptDelta(
@@ -300,6 +311,10 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     tied = {name: first.setdefault(id(tensor), name) for name, tensor in named}
     return {name: known for name, known in tied.items() if name != known}
+
+
+def _as_kept(values: Tensor, word: str | None) -> Tensor:
+    return values if word is None else values.to(wanted_dtype(word))
 
 
 def _unsaved_names(model: nn.Module) -> list[str]:
@@ -362,13 +377,19 @@ def _check_fit(delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
         raise DeltaError(f"{file} does not fit this model: {_some(wrong)}. Build the same head.")
 
 
-def _check_base(delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
+def _check_base(model: nn.Module, delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
     rest = fingerprint_of({n: t for n, t in tensors.items() if n not in delta.tensors})
     differing = [
         name
         for name in dict.fromkeys([*delta.base.tensors, *rest.tensors])
         if delta.base.tensors.get(name) != rest.tensors.get(name)
     ]
+    rounded = {delta.kept.get(name) for name in differing}
+    if len(rounded) == 1 and (word := rounded.pop()) and not narrow_names(model):
+        raise DeltaError(
+            f"{file} was trained with {len(delta.kept)} frozen weights kept in {word}, and here "
+            f"they are not. Freeze them so before loading: fl.freeze(model, ..., dtype='{word}')."
+        )
     if differing:
         raise DeltaError(
             f"{file} was trained on another base: {len(differing)} of {len(rest.tensors)} frozen "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal, final
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, final
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -13,6 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from frostline.errors import DriftError, FreezeError
 from frostline.fingerprints import Fingerprint, Record
 from frostline.modes import NormPolicy, is_held, is_random_in_training, mark_of, settle
+from frostline.narrowing import Kept
 from frostline.row_holds import held_rows, holds_of, kept_within
 from frostline.selectors import (
     Entry,
@@ -29,6 +30,7 @@ from frostline.selectors.pieces import cut_at
 from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.ranges import suffix
 from frostline.selectors.terms import Nothing
+from frostline.shrinking import NarrowDtype, asked_dtype, shrink
 from frostline.switches import Snapshot, is_marked, is_off, switch_off, switch_on, trains
 from frostline.tree import Summary, summary
 from frostline.units import format_bytes
@@ -76,12 +78,15 @@ class Frozen:
         norm: the norm policy.
         records: tensor name -> what it was when it was frozen; parameters of the selection, rows
             of them as `embed.weight[0:100]`, and the buffers that are held with them.
+        kept: with `dtype=`, in how many bytes the weights are kept now, and how far rounding moved
+            them and the output.
     """
 
     model: nn.Module = field(repr=False)
     selection: Selection
     norm: NormPolicy
     records: dict[str, Record] = field(repr=False)
+    kept: Kept | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,7 +133,7 @@ class Frozen:
         return summary(self.model, depth=depth)
 
     def __str__(self) -> str:
-        return str(self.summary())
+        return str(self.summary()) + ("" if self.kept is None else f"\n{self.kept}")
 
     def _check(self, name: str, record: Record) -> tuple[list[Drift], dict[str, Record]]:
         """What is wrong with one recorded tensor, and what of it was to be proved."""
@@ -159,6 +164,8 @@ def freeze(
     *,
     norm: NormPolicy = "hold",
     leaving: Literal["something", "nothing"] = "something",
+    dtype: NarrowDtype | None = None,
+    example: Any = None,
 ) -> Frozen:
     """Freeze the selected part: no gradient, no moving buffer, the same function in training.
 
@@ -174,22 +181,35 @@ def freeze(
 
     Args:
         leaving: `"nothing"` allows freezing the whole model, as before putting a head on it.
+        dtype: keep the selected weights in `"bfloat16"` or `"float16"`, half the bytes of float32.
+            They are computed with in their own dtype as before, a layer at a time, so that what
+            changes is their rounding alone; biases, norms and buffers stay as they are. A state
+            dict has the rounded weights, a thaw gives the dtype back but not the bits, and a
+            delta's base is the rounded model. A model whose forward reads a submodule's weight
+            itself, without calling it, stumbles over the dtype at its first call.
+        example: one batch, as the model takes it, on which to measure what `dtype` does to the
+            output, in eval mode. A model that cannot compute with `dtype` is refused with it.
 
     Returns:
-        A handle: `print` it for the table, `verify()` proves that nothing moved.
+        A handle: `print` it for the table, `verify()` proves that nothing moved, `kept` tells what
+        `dtype` brought and how far it moved weights and output.
     Raises:
         SelectorError: the selector cannot be read or a term matches nothing.
         FreezeError: the selection is empty, nothing trainable would be left, the model is already
             wrapped for data-parallel training, or a tensor of which rows are selected is sharded
-            or has no data. The model is as it was.
+            or has no data; with `dtype`, rows are selected, or a weight is sharded, has no data or
+            overflows. The model is as it was.
     """
     _check_unwrapped(model)
     _check_words(norm=norm, leaving=leaving)
+    narrow_dtype = asked_dtype(dtype, example)
     selection = _non_empty(select(model, selector), "freeze")
     if leaving == "something":
         _check_leaves_something(selection)
     with _all_or_nothing(selection):
-        return _freeze(selection, norm=norm)
+        _switch_off(selection, norm=norm)
+        kept = None if narrow_dtype is None else shrink(selection, narrow_dtype, example)
+        return replace(_handle(selection, norm=norm), kept=kept)
 
 
 def thaw(model: nn.Module, selector: SelectorLike) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from frostline.errors import FreezeError
 from frostline.modes import Mark, NormPolicy, mark_of, set_mark, settle
+from frostline.narrowing import Narrow, keep_narrow, kept_narrow
 from frostline.row_holds import (
     Kept,
     check_holdable,
@@ -59,6 +60,7 @@ def switch_on(selection: Selection) -> None:
             _turn_free(entry)
             continue
         _check_holdable(entry)
+        keep_narrow(entry, None)  # first, since the rows are copied as they are
         kept = kept_within(held(entry.tensor), left)
         rest = taken(entry.tensor, without(left, [piece.rows for piece in kept]))
         _turn_partly(entry, (*kept, *rest), norm=None)
@@ -91,13 +93,13 @@ def trains(entry: Entry) -> bool:
 @final
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Gradient switches, gradients, marks and held rows of what a selection touches.
+    """Gradient switches, gradients, marks, held rows and dtypes of what a selection touches.
 
-    Modes follow the marks.
+    Modes follow the marks. What was narrowed since is widened again, with rounded values.
     """
 
     model: nn.Module
-    tensors: tuple[tuple[Entry, bool, Tensor | None, tuple[Kept, ...]], ...]
+    tensors: tuple[tuple[Entry, bool, Tensor | None, tuple[Kept, ...], Narrow | None], ...]
     marks: tuple[tuple[nn.Module, Mark | None], ...]
 
     @classmethod
@@ -105,14 +107,18 @@ class Snapshot:
         """Take down how it is now."""
         entries = {id(entry.tensor): entry for entry in selection.entries}.values()
         owners = {owner for entry in entries for owner, _ in _homes(entry)}
-        states = ((e, e.tensor.requires_grad, e.tensor.grad, held(e.tensor)) for e in entries)
+        states = (
+            (e, e.tensor.requires_grad, e.tensor.grad, held(e.tensor), kept_narrow(e))
+            for e in entries
+        )
         marks = tuple((owner, mark_of(owner)) for owner in owners)
         return cls(selection.inventory.model, tuple(states), marks)
 
     def restore(self) -> None:
         """Make it so again."""
-        for entry, wanted, gradient, kept in self.tensors:
+        for entry, wanted, gradient, kept, note in self.tensors:
             tensor = entry.tensor
+            keep_narrow(entry, note)
             tensor.requires_grad_(wanted)
             # Inside the block the model may have been cast or moved to another device.
             tensor.grad = None if gradient is None else gradient.to(tensor.device, tensor.dtype)
@@ -151,6 +157,7 @@ def _turn_partly(entry: Entry, kept: tuple[Kept, ...], *, norm: NormPolicy | Non
 
 
 def _turn_free(entry: Entry) -> None:
+    keep_narrow(entry, None)
     _want_gradients(entry)
     _hold(entry, ())
     _mark(entry, "free", norm=None)

@@ -37,6 +37,7 @@ from frostline.fingerprints import fingerprint
 from frostline.folder import RunFolder
 from frostline.freezing import Proof
 from frostline.groups import param_groups
+from frostline.narrowing import narrow_names
 from frostline.plans import Phase, Plan
 from frostline.recipe import Recipe, recipe_of
 from frostline.runs.course import Book, PhasedCourse, Survey, survey
@@ -145,6 +146,7 @@ def fit(
     with _folder(out, resume=resume) as folder:
         measure = partial(first.step_seconds, model) if plan else None
         planned = survey(model, phases, measure=measure)
+        _check_none_widens(model, planned)
         book = _begun(folder, settings, planned, resume=resume)
         saver = Saver(
             folder,
@@ -207,6 +209,17 @@ def _phases(
         for hook in hooks:
             hook.on_notice(f"Warning   {warning}")
     return tuple(phase.completed(recipe) for phase in plan)
+
+
+def _check_none_widens(model: nn.Module, planned: Survey) -> None:
+    """Refuse to thaw what is kept in half the bits: the run's deltas would have two bases."""
+    kept = narrow_names(model)
+    thawed = [name for name in planned.trained_until(len(planned.trained)) if name in kept]
+    if thawed:
+        raise ConfigError(
+            f"the plan trains {', '.join(thawed[:3])}, kept in {kept[thawed[0]]} since it was "
+            "frozen with dtype. Thaw what a phase trains before the run, and freeze it without."
+        )
 
 
 def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None) -> Recipe:

@@ -1,0 +1,190 @@
+"""What happens at each call of a module with narrow weights: wide copies for the time of the call.
+
+A module that has parameters of its own is called with the narrow weights of its childless children
+wide as well, since such a module may read them without calling the child (multi-head attention does
+so with its output projection). Of an embedding the rows that are looked up are widened, not the
+table.
+
+Where a gradient passes through, autograd would keep the wide copy until the backward. It keeps the
+narrow weight instead and widens it again there, unless hooks on saved tensors are at work: these
+get the wide one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+_NOTES = "_frostline_narrow"
+_CHILDREN = "_frostline_narrow_children"
+_CALLS = "_frostline_wide"
+_RAW = "_raw_saved_"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Narrow:
+    """In which dtype a weight is kept, and in which it was and is computed with."""
+
+    kept: torch.dtype
+    former: torch.dtype
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Swap:
+    """A narrow weight of a module that lies aside while its wide copy stands in for it."""
+
+    owner: nn.Module
+    leaf: str
+    narrow: Tensor
+    wide: Tensor
+
+
+def notes_of(module: nn.Module) -> Mapping[str, Narrow]:
+    """The module's own tensors that are kept narrow."""
+    notes: dict[str, Narrow] = module.__dict__.get(_NOTES, {})
+    return notes
+
+
+def hang(owner: nn.Module, leaf: str, note: Narrow | None, above: nn.Module | None) -> None:
+    """Note on the module that its tensor is kept so, with the hooks it takes; none removes both."""
+    notes = {name: known for name, known in notes_of(owner).items() if name != leaf}
+    if note is not None:
+        notes[leaf] = note
+    _put(owner, _NOTES, notes)
+    _settle(owner)
+    if above is not None:
+        _put(above, _CHILDREN, _reads_children(above) and any(map(notes_of, above.children())))
+        _settle(above)
+
+
+def _reads_children(module: nn.Module) -> bool:
+    return any(parameter is not None for parameter in module._parameters.values())
+
+
+def _put(module: nn.Module, name: str, value: object) -> None:
+    module.__dict__.pop(name, None)
+    if value:
+        module.__dict__[name] = value
+
+
+def _settle(module: nn.Module) -> None:
+    """Have the hooks exactly where there is a note."""
+    due = bool(notes_of(module)) or _CHILDREN in module.__dict__
+    ours = [key for key, hook in module._forward_pre_hooks.items() if hook is _before]
+    if due and not ours:
+        module.register_forward_pre_hook(_before, prepend=True)  # before what reads the weights
+        module.register_forward_hook(_after, with_kwargs=True, always_call=True)
+    elif not due and ours:
+        for key in ours:
+            del module._forward_pre_hooks[key]
+        for key in [key for key, hook in module._forward_hooks.items() if hook is _after]:
+            del module._forward_hooks[key]
+            module._forward_hooks_with_kwargs.pop(key, None)
+            module._forward_hooks_always_called.pop(key, None)
+
+
+def _before(module: nn.Module, _: object) -> None:
+    swaps = [] if _looks_up(module) else list(_widened(module))
+    if _CHILDREN in module.__dict__:
+        for child in module.children():
+            if not any(True for _ in child.children()):
+                swaps += _widened(child)
+    module.__dict__.setdefault(_CALLS, []).append(swaps)
+
+
+def _after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    calls: list[list[_Swap]] = module.__dict__.get(_CALLS, [])
+    swaps = calls.pop() if calls else []
+    if not calls:
+        module.__dict__.pop(_CALLS, None)
+    for swap in swaps:
+        swap.owner._parameters[swap.leaf] = swap.narrow  # type: ignore[assignment]  # a Parameter
+        _refresh(swap.owner)
+    if _looks_up(module) and isinstance(output, Tensor):
+        return output.to(notes_of(module)["weight"].former)
+    if swaps and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        _save_narrow(output, (args, kwargs), swaps)
+    return None
+
+
+def _looks_up(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) and "weight" in notes_of(module)
+
+
+def _widened(module: nn.Module) -> Iterator[_Swap]:
+    """Put wide copies in place of the module's narrow tensors; they may be wide from above."""
+    for leaf, note in notes_of(module).items():
+        narrow = module._parameters[leaf]
+        if narrow is not None and narrow.dtype == note.kept:
+            wide = narrow.detach().to(note.former)
+            module._parameters[leaf] = wide  # type: ignore[assignment]  # for the time of a call
+            _refresh(module)
+            yield _Swap(module, leaf, narrow, wide)
+
+
+def _refresh(module: nn.Module) -> None:
+    """A recurrent layer computes with a list of its weights."""
+    if isinstance(module, nn.RNNBase):
+        names = module._flat_weights_names
+        module.__dict__["_flat_weights"] = [module._parameters[name] for name in names]
+
+
+def _save_narrow(output: Any, inputs: Any, swaps: list[_Swap]) -> None:
+    """Have autograd keep narrow weights where it keeps their wide copies."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return
+    narrow_of = {swap.wide.untyped_storage().data_ptr(): swap.narrow for swap in swaps}
+    for node in _nodes_between(output, inputs):
+        kind: type = type(node)
+        for name in _saved_names(kind):
+            saved = getattr(node, name.replace("_raw", "", 1), None)
+            if not isinstance(saved, Tensor):
+                continue
+            narrow = narrow_of.get(saved.untyped_storage().data_ptr())
+            if narrow is not None:
+                again = _Again(narrow.detach(), saved)
+                getattr(node, name).register_hooks(again.pack, again.unpack)
+
+
+@final
+class _Again:
+    """Keeps a narrow weight in place of a view of its wide copy, and makes that again."""
+
+    __slots__ = ("dtype", "narrow", "place")
+
+    def __init__(self, narrow: Tensor, wide: Tensor) -> None:
+        self.narrow = narrow
+        self.dtype = wide.dtype
+        self.place = (wide.size(), wide.stride(), wide.storage_offset())
+
+    def pack(self, _: Tensor) -> None:
+        return None
+
+    def unpack(self, _: None) -> Tensor:
+        return self.narrow.to(self.dtype).as_strided(*self.place)
+
+
+def _nodes_between(output: Any, inputs: Any) -> Iterator[Any]:
+    """The autograd nodes of a call, from its outputs down to its inputs."""
+    below = {leaf.grad_fn for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)}
+    due = [leaf.grad_fn for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    seen = set(below) | {None}
+    while due:
+        node = due.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            due += [above for above, _ in node.next_functions]  # type: ignore[union-attr]  # not None
+
+
+@cache
+def _saved_names(kind: type) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith(_RAW))

@@ -52,6 +52,9 @@ def estimate(
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"], typer.Option(help="fp32, or autocast to bf16 or fp16.")
     ] = "fp32",
+    lean: Annotated[
+        bool, typer.Option("--lean", help="With what `fl.lean` saves of the activations.")
+    ] = False,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -89,6 +92,7 @@ def estimate(
         optimizer=optimizer,
         batch_size=batch_size,
         precision=precision,
+        lean=lean,
         freeze=freeze,
         train=train,
         plan=Plan.load(plan) if plan is not None else None,

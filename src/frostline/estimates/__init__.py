@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from frostline.backward import is_lean
+from frostline.backward import lean as lean_backward
 from frostline.cutting import cut
 from frostline.errors import ConfigError, CutError
 from frostline.estimates.budgets import Depth, depths, largest_batch
@@ -34,6 +37,7 @@ def estimate(
     optimizer: str = "adamw",
     batch_size: int = 32,
     precision: str = "fp32",
+    lean: bool = False,
     freeze: SelectorLike | None = None,
     train: SelectorLike | None = None,
     plan: Plan | None = None,
@@ -58,6 +62,7 @@ def estimate(
         optimizer: `adamw`, `adam`, or `sgd` with momentum.
         batch_size: samples in a step.
         precision: `fp32`, or `bf16` or `fp16` for autocast.
+        lean: with what `fl.lean` saves; a model that is leaned already is so anyway.
         freeze, train: a selector, applied as `fl.freeze` or `fl.train_only` would, then undone;
             else the model as it is frozen.
         plan: its phases, each with its own freeze.
@@ -76,7 +81,7 @@ def estimate(
     _check_asked(optimizer, batch_size, precision, freeze, train, plan)
     counts = samples if isinstance(samples, tuple) else (samples, 0)
     setup = Setup(model, example, optimizer, precision, loss)
-    with freezes_kept(model):
+    with freezes_kept(model), lean_backward(model) if lean else nullcontext():
         if freeze is not None:
             freeze_part(model, freeze)
         elif train is not None:
@@ -96,7 +101,7 @@ def estimate(
             type(model).__name__,
             optimizer,
             precision,
-            lean=False,
+            lean=lean or is_lean(model),
             courses=courses,
             samples=counts,
             stages=tuple(_stages(setup, deep, prices, batch_size)) if stages else (),

@@ -174,6 +174,7 @@ def trace_fake_step(
                 output = call(fake, batch)
                 found = (loss or _cross_entropy)(output)
             del output
+        watch.settle()
         saved = tuple(watch.saved)
         watch.during = "backward"
         if backward and found.requires_grad:
@@ -235,7 +236,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         # the backward pass is told by those.
         self.turns = [Turn(0)]
         self._starts = [0]
-        self._kept: set[int] = set()
+        self._packed: list[tuple[weakref.ref[Tensor], int]] = []
         tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
         given = [t.untyped_storage() for t in tensors]
         self.batch_bytes = sum(storage.nbytes() for storage in given)
@@ -265,15 +266,29 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
                 handle.remove()
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """A tensor is saved for the backward pass."""
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._own:
-            if storage._cdata not in self._kept:
-                self._kept.add(storage._cdata)
-                weakref.finalize(storage, self._kept.discard, storage._cdata)
-                self.saved[self._stack[-1]] += storage.nbytes()
-            self.turns[-1].kept[self._key(storage)] = storage.nbytes()
+        """A tensor is saved for the backward pass, as far as it is still there after the forward.
+
+        A leaned layer turns its output into bits when it is clear that nobody else keeps it.
+        """
+        self._packed.append((weakref.ref(tensor), len(self.turns) - 1))
         return tensor
+
+    def settle(self) -> None:
+        """The forward is over: count what is kept, each storage for the first that keeps it."""
+        counted: set[int] = set()
+        for reference, place in self._packed:
+            tensor = reference()
+            if tensor is None:
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata in self._own:
+                continue
+            turn = self.turns[place]
+            turn.kept[self._key(storage)] = storage.nbytes()
+            if storage._cdata not in counted:
+                counted.add(storage._cdata)
+                self.saved[turn.layer] += storage.nbytes()
+        self._packed.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

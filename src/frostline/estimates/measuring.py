@@ -61,6 +61,8 @@ def measure_step(
     # A step of zero may still turn -0.0 into 0.0.
     moving = [(t, t.detach().clone()) for t in (*parameters, *model.buffers())]
     gradients = [p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None  # a gradient from before would be added to, in place
     with modes_kept(model), torch.random.fork_rng(devices=()):
         model.train()
         made = still_optimizer(optimizer, parameters)

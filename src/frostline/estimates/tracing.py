@@ -161,6 +161,7 @@ def trace_fake_step(
     backward: bool = True,
 ) -> StepTrace:
     """A step of a skeleton, in the modes it is in."""
+    fake.zero_grad(set_to_none=True)
     watch = _Watch(fake, batch)
     kind = next((t.device.type for t in fake.parameters()), "cpu")
     with ExitStack() as stack:

@@ -1,0 +1,260 @@
+"""Estimates against what a real step keeps, and what they leave alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import get_model
+
+import frostline as fl
+from frostline.backward import saved_bytes
+from frostline.estimates.measuring import measure_step
+from frostline.estimates.steps import state_bytes
+from small_world import call, write_net, write_pictures
+
+SELECTIONS = ["all", "stage:-1", "stage:0", "kind:norm | kind:bias", "stage:3..-1"]
+
+
+class Reader(nn.Module):
+    """Text through an LSTM, called by name, with dropout and a tied weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 16)
+        self.read = nn.LSTM(16, 16, num_layers=2, dropout=0.2, batch_first=True)
+        self.drop = nn.Dropout(0.3)
+        self.out = nn.Linear(16, 40, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, *, ids: Tensor) -> Tensor:
+        return self.out(self.drop(self.read(self.embed(ids))[0]))[:, -1]
+
+
+class Asking(nn.Module):
+    """Its way depends on the numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x if x.sum() > 0 else -x)
+
+
+def estimated(model: nn.Module, example: Any, **options: Any) -> fl.Estimate:
+    return fl.estimate(model, example, **{"calibration_seconds": 0.02, **options})
+
+
+@pytest.mark.parametrize("selector", SELECTIONS)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_bytes_are_those_of_a_real_step(name: str, selector: str) -> None:
+    model = get_model(name, weights=None, num_classes=5)
+    fl.train_only(model, selector)
+    images = torch.randn(6, 3, 64, 64)
+    memory = estimated(model, images[:2], batch_size=6).step.memory
+    real = measure_step(model, images, torch.zeros(6, dtype=torch.long), repeats=1)
+    assert memory.saved == real.saved_bytes
+    assert memory.gradients == real.gradient_bytes
+    assert memory.state == real.state_bytes
+
+
+@pytest.mark.parametrize("selector", SELECTIONS)
+def test_bytes_with_lean_are_those_of_a_leaned_step(selector: str) -> None:
+    model = get_model("resnet18", weights=None, num_classes=5)
+    fl.train_only(model, selector)
+    images = torch.randn(6, 3, 64, 64)
+    found = estimated(model, images, batch_size=6, lean=True)
+    assert found.lean
+    model.train()
+    besides = [*model.parameters(), *model.buffers(), images]
+    targets = torch.zeros(6, dtype=torch.long)
+    plain, lean = (
+        saved_bytes(lambda: F.cross_entropy(model(images), targets), besides=besides),
+        0,
+    )
+    with fl.lean(model):
+        lean = saved_bytes(lambda: F.cross_entropy(model(images), targets), besides=besides)
+    assert found.step.memory.saved == lean <= plain
+
+
+def test_gradients_and_state_of_an_lstm_with_a_tied_weight_are_exact() -> None:
+    model = Reader()
+    ids = torch.randint(0, 40, (3, 7))
+    memory = estimated(model, {"ids": ids}, batch_size=3).step.memory
+    real = measure_step(model, {"ids": ids}, torch.zeros(3, dtype=torch.long), repeats=1)
+    assert memory.gradients == real.gradient_bytes
+    assert memory.state == real.state_bytes
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_the_state_is_what_the_optimizer_keeps(optimizer: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    inputs = torch.randn(4, 8)
+    real = measure_step(
+        model, inputs, torch.zeros(4, dtype=torch.long), optimizer=optimizer, repeats=1
+    )
+    assert estimated(model, inputs, optimizer=optimizer).step.memory.state == real.state_bytes
+    assert state_bytes(optimizer, [p.nbytes for p in model.parameters()]) == real.state_bytes
+
+
+def test_the_model_is_not_touched() -> None:
+    model = get_model("resnet18", weights=None, num_classes=5)
+    fl.freeze(model, "stage:0..2")
+    model.fc.weight.grad = torch.ones_like(model.fc.weight)
+    before = fl.fingerprint(model)
+    modes = [m.training for m in model.modules()]
+    switches = [p.requires_grad for p in model.parameters()]
+    random = torch.get_rng_state()
+    estimated(
+        model, torch.randn(2, 3, 64, 64), train="stage:-1", stages=True, budget=10**9, check=True
+    )
+    assert fl.fingerprint(model) == before
+    assert [m.training for m in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == switches
+    assert torch.equal(model.fc.weight.grad, torch.ones_like(model.fc.weight))
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_more_frozen_costs_no_more() -> None:
+    model = get_model("resnet18", weights=None)
+    stages = estimated(model, torch.randn(2, 3, 64, 64), stages=True).stages
+    assert [stage.frozen for stage in stages][:2] == ["none", "stage:0"]
+    for less, more in pairwise(stages):
+        assert more.step.trainable < less.step.trainable
+        assert more.step.memory.total <= less.step.memory.total
+        assert more.step.memory.saved <= less.step.memory.saved
+
+
+def test_each_phase_of_a_plan_has_its_own_cost() -> None:
+    model = get_model("resnet18", weights=None, num_classes=2)
+    plan = fl.Plan(
+        [fl.Phase(name="head", train="fc", epochs=3), fl.Phase(train="layer4 | fc", epochs=2)]
+    )
+    found = estimated(model, torch.randn(2, 3, 64, 64), plan=plan, samples=(1000, 100))
+    head, upper = found.courses
+    assert (head.name, head.epochs, upper.epochs) == ("head", 3, 2)
+    assert head.step.trainable < upper.step.trainable
+    assert head.disk_bytes == 512 * 4 * 1100
+    assert head.features_seconds < head.plain_seconds
+    assert head.plain_seconds == pytest.approx(
+        3 * (1000 * head.step.seconds + 100 * head.step.forward_seconds) / 32
+    )
+
+
+def test_a_budget_is_kept_and_used_up() -> None:
+    model = get_model("mobilenet_v2", weights=None, num_classes=5)
+    images = torch.randn(2, 3, 64, 64)
+    budget = estimated(model, images, budget=300 * 10**6, batch_size=8).budget
+    assert budget is not None
+    fits = estimated(model, images, batch_size=budget.batch_size).step.memory.total
+    beyond = estimated(model, images, batch_size=budget.batch_size + 1).step.memory.total
+    assert fits == budget.total <= 300 * 10**6 < beyond
+    thawed = estimated(model, images, train=budget.thaw, batch_size=8).step.memory.total
+    assert thawed == budget.thaw_total <= 300 * 10**6
+
+
+def test_what_fits_nowhere_is_said() -> None:
+    found = estimated(nn.Linear(8, 2), torch.randn(2, 8), budget=1000)
+    assert found.budget is not None
+    assert (found.budget.batch_size, found.budget.thaw) == (0, None)
+    assert "not even one sample fits" in str(found)
+
+
+REAL_STEP = """
+import torch, sys
+from torchvision.models import get_model
+from frostline.estimates.measuring import measure_step
+def resident(field):
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(field)) * 1024
+torch.set_num_threads(2)
+warm = torch.nn.Conv2d(3, 4, 3); warm(torch.randn(1, 3, 8, 8)).sum().backward()
+before = resident("VmRSS")
+model = get_model("mobilenet_v2", weights=None, num_classes=5)
+rows = int(sys.argv[1])
+parameters = list(model.parameters())
+optimizer = torch.optim.AdamW(parameters, fused=True)
+for _ in range(3):
+    loss = torch.nn.functional.cross_entropy(
+        model(torch.randn(rows, 3, 128, 128)), torch.zeros(rows, dtype=torch.long)
+    )
+    loss.backward(); optimizer.step(); optimizer.zero_grad()
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_a_budget_holds_when_the_step_is_run() -> None:
+    model = get_model("mobilenet_v2", weights=None, num_classes=5)
+    budget = estimated(model, torch.randn(2, 3, 128, 128), budget=800 * 10**6).budget
+    assert budget is not None
+    found = subprocess.run(
+        [sys.executable, "-c", REAL_STEP, str(budget.batch_size)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(found.stdout) <= 800 * 10**6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optimizer": "lion"}, "no optimizer 'lion'"),
+        ({"precision": "int4"}, "no precision 'int4'"),
+        ({"batch_size": 0}, "a batch of 0 samples"),
+        ({"freeze": "0", "train": "2"}, "freeze and train together"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(options: dict[str, Any], words: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(fl.ConfigError, match=words):
+        estimated(model, torch.randn(2, 4), **options)
+
+
+def test_a_forward_that_asks_for_numbers_is_refused_with_the_reason() -> None:
+    with pytest.raises(fl.ConfigError, match=r"Asking cannot be estimated.*asks for values"):
+        estimated(Asking(), torch.randn(2, 4))
+
+
+def test_an_example_without_samples_is_refused() -> None:
+    with pytest.raises(fl.ConfigError, match="no tensor with an axis over samples"):
+        estimated(nn.Linear(4, 2), {"x": 3})
+
+
+def test_the_command_line_tells_the_same_in_tables_and_json(tmp_path: Path) -> None:
+    model, photos = write_net(tmp_path), write_pictures(tmp_path / "photos")
+    answer = call("estimate", model, "--data", photos, "--budget", "1GB", "--calibrate")
+    assert answer.status == 0, answer.err
+    assert max(map(len, answer.out.splitlines())) <= 80
+    for words in ("in all, at the worst moment", "What freezing saves", "Frost line:", "ratio"):
+        assert words in answer.out
+    found = call("estimate", model, "--samples", 50, "--train", "head", "--lean", "--json").json
+    assert found["lean"] is True
+    assert found["samples"] == {"train": 50, "validation": 0}
+    assert found["phases"][0]["step"]["trainable"] == 8 * 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--budget", "lots"], 2, "is no size such as"),
+        (["--freeze", "features", "--train", "head"], 2, "give one of --freeze and --train"),
+        (["--train", "heat"], 1, "matches no parameter"),
+        (["--batch-size", "0"], 2, "--batch-size"),
+    ],
+)
+def test_mistakes_end_in_one_message(
+    tmp_path: Path, arguments: list[str], status: int, words: str
+) -> None:
+    answer = call("estimate", write_net(tmp_path), *arguments)
+    assert answer.status == status
+    assert words in " ".join(answer.err.split())
+    assert "Traceback" not in answer.err

@@ -107,7 +107,9 @@ def test_the_package_can_be_run_as_a_module() -> None:
     assert "Usage: python -m frostline train" in found.stderr
 
 
-@pytest.mark.parametrize("verb", ["demo", "inspect", "train", "evaluate", "predict", "verify"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "inspect", "train", "evaluate", "predict", "verify", "report", "compare"]
+)
 def test_every_verb_has_help_in_80_columns(verb: str) -> None:
     answer = call(verb, "--help")
     assert answer.status == 0

@@ -134,6 +134,7 @@ def test_a_run_folder_holds_what_it_says(finished: World) -> None:
         "data.json",
         "course.json",
         "best/predictions.safetensors",
+        "report.html",
         "best/delta.safetensors",
         "last/delta.safetensors",
         "last/state-3.pt",

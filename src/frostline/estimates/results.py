@@ -9,8 +9,10 @@ from typing import final
 from frostline.tables import Column, Table, hanging
 from frostline.units import format_bytes, format_count, format_seconds
 
-_MARGIN = 0.05  # of everything: blocks that the allocator keeps, and what kernels pack into
-_MARGIN_BYTES = 32 << 20
+# Blocks that the allocator keeps, and what kernels pack into: three steps of MobileNetV2 on a CPU
+# were resident with 27 % more than their tensors.
+_MARGIN = 0.25
+_MARGIN_BYTES = 64 << 20
 _LAYERS_SHOWN = 12
 
 

@@ -14,6 +14,7 @@ import frostline
 FLOORS = {
     "_files": 0,
     "_version": 0,
+    "calling": 0,
     "clocks": 0,
     "devices": 0,
     "errors": 0,

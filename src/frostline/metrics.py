@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from frostline.tables import Column, Table
+from frostline.tables import Column, Table, columns
 
 _MATRIX_COLUMNS = 60  # of 80, which leaves 20 for the names of the rows
 
@@ -54,13 +54,12 @@ class Evaluation:
 
     def class_table(self) -> Table:
         """Precision, recall and F1 of each class."""
-        heads = ("class", "precision", "recall", "F1", "samples")
+        heads = columns("class", "precision", "recall", "F1", "samples")
         rows = (
             (c.name, f"{c.precision:.3f}", f"{c.recall:.3f}", f"{c.f1:.3f}", str(c.samples))
             for c in self.per_class
         )
-        columns = tuple(Column(h, "right" if i else "left") for i, h in enumerate(heads))
-        return Table(columns, tuple(rows), title="Per class")
+        return Table(heads, tuple(rows), title="Per class")
 
     def confusion_table(self, *, most: int = 12) -> Table:
         """The confusion matrix up to `most` classes; beyond, the pairs most often confused.

@@ -106,6 +106,21 @@ def recipe_of(**options: object) -> Recipe:
         return Recipe.model_validate(options)
 
 
+def check_alone(**given: object) -> None:
+    """Refuse several arguments that say the same thing; one that is None was not given.
+
+    Raises:
+        ConfigError: names those that were given.
+    """
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        *most, last = given
+        raise ConfigError(
+            f"got {' and '.join(names)} together. Give one of {', '.join(most)} and {last}, which "
+            "say the same thing."
+        )
+
+
 @contextmanager
 def config_errors() -> Iterator[None]:
     """Turn pydantic's report into one `ConfigError` with a line for each option."""

@@ -73,6 +73,14 @@ class Table:
         yield from map(Text, self.notes)
 
 
+def columns(*headings: str, left: int = 1) -> tuple[Column, ...]:
+    """Columns of these headings: the first `left` stand to the left, figures to the right."""
+    return tuple(
+        Column(heading, "left" if place < left else "right")
+        for place, heading in enumerate(headings)
+    )
+
+
 def hanging(text: str, *, indent: int) -> str:
     """`text` in lines of 80 columns, those after the first indented; names and paths stay whole."""
     return fill(

@@ -29,6 +29,7 @@ from frostline.errors import ConfigError, FreezeError, SelectorError
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import freezes_kept, train_only
 from frostline.plans import Plan
+from frostline.recipe import check_alone
 from frostline.selectors import Selector, SelectorLike, as_selector
 from frostline.selectors.inventory import unwrap
 
@@ -175,13 +176,7 @@ def _checked(check: Check, subject: Subject) -> Iterator[Finding]:
 def _asked(
     freeze: SelectorLike | None, train: SelectorLike | None, plan: Plan | None
 ) -> tuple[Selector | None, str]:
-    given = {"freeze": freeze, "train": train, "plan": plan}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise ConfigError(
-            f"got {' and '.join(names)} together. Give one of freeze, train and plan, which say "
-            "the same thing."
-        )
+    check_alone(freeze=freeze, train=train, plan=plan)
     wanted = freeze if freeze is not None else train
     return None if wanted is None else as_selector(
         wanted

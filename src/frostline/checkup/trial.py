@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from frostline.calling import call_with
 from frostline.checkup.keeping import same_bits, untouched
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers
 from frostline.checkup.watching import PartCall, Watch, tensors_in, watching
@@ -129,11 +130,8 @@ def _forward(root: nn.Module, example: Any) -> Any:
 
 def call(root: nn.Module, example: Any) -> Any:
     """`root` on a copy of the example, which a layer may write into."""
-    if isinstance(example, Mapping):
-        return root(**{name: _copied(value) for name, value in example.items()})
-    if isinstance(example, tuple | list):
-        return root(*_copied(tuple(example)))
-    return root(_copied(example))
+    # A mapping of a library's own is none that tensors are found in.
+    return call_with(root, _copied(dict(example) if isinstance(example, Mapping) else example))
 
 
 def logits_in(output: Any) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from frostline.calling import call_with
 from frostline.clocks import Stopwatch
 from frostline.data import Batch, Batches
 from frostline.devices import Arithmetic
@@ -161,12 +162,7 @@ def make_optimizer(groups: list[ParamGroup], recipe: Recipe) -> torch.optim.Opti
 
 def call(forward: Forward, inputs: Any, arithmetic: Arithmetic) -> Tensor:
     """Logits of a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
-    moved = arithmetic.to_device(inputs)
-    if isinstance(moved, Mapping):
-        return logits_of(forward(**moved))
-    if isinstance(moved, tuple | list):
-        return logits_of(forward(*moved))
-    return logits_of(forward(moved))
+    return logits_of(call_with(forward, arithmetic.to_device(inputs)))
 
 
 @contextmanager

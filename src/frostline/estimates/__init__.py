@@ -17,13 +17,15 @@ from frostline.errors import ConfigError, CutError
 from frostline.estimates.budgets import Depth, depths, largest_batch
 from frostline.estimates.measuring import measure_step
 from frostline.estimates.pricing import Prices, measure_prices
-from frostline.estimates.results import Budget, Check, Course, Estimate, Stage, Step
+from frostline.estimates.results import Budget, Check, Course, Stage, Step
 from frostline.estimates.steps import OPTIMIZERS, Setup
 from frostline.estimates.tracing import Loss, StepTrace
+from frostline.estimates.whole import Estimate
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import freezes_kept, train_only
 from frostline.phasing import freeze_for
 from frostline.plans import Phase, Plan
+from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike
 
 __all__ = ["Estimate", "estimate"]
@@ -55,8 +57,8 @@ def estimate(
     The step runs on fake tensors: PyTorch's own code decides what is saved, nothing is computed,
     and the model is not touched. Saved activations, gradients and optimizer state are exact where
     the model's forward takes the same way for any numbers, but for the workspace that a fused LSTM
-    keeps on a CPU, which is not in it; seconds are those of the operations as
-    timed alone on this machine.
+    keeps on a CPU, which is not in it; seconds are those of the operations as timed alone on this
+    machine.
 
     Args:
         example: one batch as the model takes it, a tensor, tuple or mapping; two samples are
@@ -80,7 +82,8 @@ def estimate(
         ConfigError: an argument is out of range, or the model's step needs numbers.
         SelectorError, FreezeError: a selector or phase does not fit the model.
     """
-    _check_asked(optimizer, batch_size, precision, freeze, train, plan)
+    _check_asked(optimizer, batch_size, precision)
+    check_alone(freeze=freeze, train=train, plan=plan)
     counts = samples if isinstance(samples, tuple) else (samples, 0)
     setup = Setup(model, example, optimizer, precision, loss)
     leaned = lean_backward(model) if lean else nullcontext()
@@ -94,7 +97,9 @@ def estimate(
         deep = list(_traced_depths(setup, batch_size)) if stages or budget is not None else []
         every = [trace for _, trace in (*traces, *(deep if stages else ()))]
         prices = measure_prices(
-            (op for trace in every for op in trace.ops), seconds=calibration_seconds
+            (op for trace in every for op in trace.ops),
+            optimizer=optimizer,
+            seconds=calibration_seconds,
         )
         courses = tuple(
             _course(setup, phase, trace, prices, batch_size, counts, epochs)
@@ -110,7 +115,7 @@ def estimate(
             stages=tuple(_stages(setup, deep, prices, batch_size)) if stages else (),
             measured_seconds=prices.measured_seconds,
         )
-        next(iter(_each(model, phases)))
+        next(_each(model, phases))  # frozen as in the first again
         if budget is not None:
             made = replace(made, budget=_budget(setup, budget, deep, batch_size))
         if check:
@@ -118,24 +123,13 @@ def estimate(
     return made
 
 
-def _check_asked(
-    optimizer: str,
-    batch_size: int,
-    precision: str,
-    freeze: SelectorLike | None,
-    train: SelectorLike | None,
-    plan: Plan | None,
-) -> None:
+def _check_asked(optimizer: str, batch_size: int, precision: str) -> None:
     if optimizer not in OPTIMIZERS:
         raise ConfigError(f"no optimizer '{optimizer}'. Give one of {', '.join(OPTIMIZERS)}.")
     if precision not in _PRECISIONS:
         raise ConfigError(f"no precision '{precision}'. Give one of {', '.join(_PRECISIONS)}.")
     if batch_size < 1:
         raise ConfigError(f"a batch of {batch_size} samples. Give one of at least 1.")
-    given = {"freeze": freeze, "train": train, "plan": plan}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise ConfigError(f"got {' and '.join(names)} together. Give one; they say the same thing.")
 
 
 def _each(model: nn.Module, phases: tuple[Phase, ...]) -> Iterator[Phase]:

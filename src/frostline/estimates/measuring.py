@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from frostline.estimates.skeleton import call
+from frostline.backward import saved_bytes
+from frostline.calling import call_with
 from frostline.models import logits_of
 from frostline.modes import modes_kept
 
@@ -66,7 +67,9 @@ def measure_step(
     with modes_kept(model), torch.random.fork_rng(devices=()):
         model.train()
         made = still_optimizer(optimizer, parameters)
-        saved = _saved_bytes(model, inputs, targets)
+        given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+        there = (*model.parameters(), *model.buffers(), *given)
+        saved = saved_bytes(lambda: _loss(model, inputs, targets), besides=there)
         _loss(model, inputs, targets).backward()  # type: ignore[no-untyped-call]  # torch's own
         size = sum(p.grad.nbytes for p in parameters if p.grad is not None)
         times = [_step(model, made, inputs, targets) for _ in range(repeats + 1)][1:]
@@ -97,28 +100,9 @@ def _step(
     return time.perf_counter() - start
 
 
-def _saved_bytes(model: nn.Module, inputs: Any, targets: Tensor) -> int:
-    given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
-    owned = {
-        t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), *given)
-    }
-    found: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = _loss(model, inputs, targets)
-    del loss
-    return sum(found.values())
-
-
 def _tensor_bytes(kept: Any) -> int:
     return sum(t.nbytes for t in pytree.tree_leaves(kept) if isinstance(t, Tensor))
 
 
 def _loss(model: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits_of(call(model, inputs)), targets)
+    return nn.functional.cross_entropy(logits_of(call_with(model, inputs)), targets)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from frostline.estimates.measuring import still_optimizer
 from frostline.estimates.tracing import Call, Op, Shaped
 
 # First guesses, by which it is decided what to time; rates that are seen take their place.
@@ -39,15 +40,15 @@ class Prices:
         timed: of calls that were timed.
         factor: by which calls of an operation take longer than the first guess.
         overhead: of any operation: Python, dispatch and autograd.
-        adamw, sgd: of an optimizer step, for each byte of the parameters.
-        tensor: of an optimizer step, for each parameter.
+        optimizer_byte: of an optimizer step, for each byte of the parameters.
+        optimizer_tensor: of an optimizer step, for each parameter.
         measured_seconds: that the measurement took.
     """
 
     timed: Mapping[Call, float]
     factor: Mapping[str, float]
     overhead: float
-    optimizer_byte: Mapping[str, float]
+    optimizer_byte: float
     optimizer_tensor: float
     measured_seconds: float = 0.0
 
@@ -60,21 +61,20 @@ class Prices:
             found = _guess(op) * self.factor.get(str(op.call.func), self.factor[""])
         return found + self.overhead
 
-    def of_optimizer(self, name: str, gradients: Iterable[int]) -> float:
+    def of_optimizer(self, gradients: Iterable[int]) -> float:
         """Seconds of a step over parameters of so many bytes."""
         sizes = list(gradients)
-        return sum(sizes) * self.optimizer_byte[name] + len(sizes) * self.optimizer_tensor
+        return sum(sizes) * self.optimizer_byte + len(sizes) * self.optimizer_tensor
 
 
-def measure_prices(ops: Iterable[Op], *, seconds: float = 2.0) -> Prices:
+def measure_prices(ops: Iterable[Op], *, optimizer: str, seconds: float = 2.0) -> Prices:
     """Time what the operations of a step cost here, within about `seconds`."""
     start = time.perf_counter()
     with torch.no_grad():
         overhead = _overhead()
-        optimizer_byte = {name: _optimizer_byte(name) for name in ("adamw", "adam", "sgd")}
-        tensor = _optimizer_tensor()
+        byte, tensor = _optimizer_byte(optimizer), _optimizer_tensor(optimizer)
         timed, factor = _timed(list(ops), time.perf_counter() + seconds, overhead)
-    return Prices(timed, factor, overhead, optimizer_byte, tensor, time.perf_counter() - start)
+    return Prices(timed, factor, overhead, byte, tensor, time.perf_counter() - start)
 
 
 def _timed(
@@ -146,20 +146,15 @@ def _optimizer_byte(name: str) -> float:
     return _optimizer_seconds(name, [parameter]) / parameter.nbytes
 
 
-def _optimizer_tensor() -> float:
+def _optimizer_tensor(name: str) -> float:
     many = [torch.zeros(8, requires_grad=True) for _ in range(100)]
-    return _optimizer_seconds("adamw", many) / len(many)
+    return _optimizer_seconds(name, many) / len(many)
 
 
 def _optimizer_seconds(name: str, parameters: list[Tensor]) -> float:
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e-3)
-    made: torch.optim.Optimizer
-    if name == "sgd":
-        made = torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=True)
-    else:
-        kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
-        made = kind(parameters, lr=0.0, fused=True)
+    made = still_optimizer(name, parameters)
     times = []
     for _ in range(4):
         start = time.perf_counter()

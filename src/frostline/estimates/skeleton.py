@@ -8,7 +8,6 @@ would save; only the kernels are left out.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -74,12 +73,3 @@ def fake_batch(example: Any, rows: int, mode: FakeTensorMode) -> Any:
             )
 
     return pytree.tree_map_only(Tensor, grown, example)
-
-
-def call(model: nn.Module, batch: Any) -> Any:
-    """`model` on a batch: a mapping goes in as keyword arguments, a tuple as positional ones."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    if isinstance(batch, tuple | list):
-        return model(*batch)
-    return model(batch)

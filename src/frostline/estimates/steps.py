@@ -60,7 +60,7 @@ class Setup:
             trainable=sum(p.numel() for p in own if p.requires_grad),
             memory=self.memory(trace),
             layers=tuple(_layers(self.model, trace, prices)),
-            optimizer_seconds=prices.of_optimizer(self.optimizer, trace.gradients.values()),
+            optimizer_seconds=prices.of_optimizer(trace.gradients.values()),
         )
 
 

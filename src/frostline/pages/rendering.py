@@ -1,15 +1,18 @@
-"""Pages without a script: everything that is put in is escaped, and the policy lets nothing run.
+"""Templates to pages: everything that is put in is escaped, and nothing may be fetched.
 
-For what is only read. `run_page.html` is their frame, stricter than `frame.html`: even a name
-that escaping missed would run nothing.
+`page.html` is the frame of every page and lets no script run either: even a name that escaping
+missed would run nothing. `frame.html` allows one, for pages that a person works with.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from frostline._files import write_bytes
 from frostline.units import format_bytes, format_count, format_seconds
 
 _KEPT_CONTROLS = frozenset("\n\t")
@@ -18,6 +21,20 @@ _KEPT_CONTROLS = frozenset("\n\t")
 def render(template: str, **values: Any) -> str:
     """The page that `template` makes of `values`."""
     return str(_templates().get_template(template).render(**values))
+
+
+def save_page(page: str, path: str | Path) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_bytes(Path(path), page.encode("utf-8", "backslashreplace"))
+
+
+def now_in_words() -> str:
+    """Date and time with its zone, for people."""
+    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
 
 @cache

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import final
 
-from frostline._files import write_bytes
 from frostline.config import RunSettings
 from frostline.errors import ConfigError
 from frostline.folder import RunFolder
 from frostline.pages.comparison import Compared, ComparedRun, Differing, render_comparison
+from frostline.pages.rendering import now_in_words, save_page
 from frostline.records import RunRecords
 from frostline.records.intervals import Paired, share_interval
 from frostline.records.pairing import Side, compared, same_training, same_validation
 from frostline.records.spending import spending
 from frostline.runs.reporting import flat_settings, read_fitting, trained_tensors
-from frostline.tables import Column, Table
+from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_seconds
 
 _BESIDE = 4  # runs whose settings stand in columns; more stand in rows
@@ -35,7 +34,7 @@ class Comparison:
 
     def figures(self) -> Table:
         """A row for each run: figures of its best epoch, time, delta size, frozen share."""
-        heads = ("run", "accuracy", "macro F1", "loss", "epoch", "time", "delta", "frozen")
+        heads = columns("run", "accuracy", "macro F1", "loss", "epoch", "time", "delta", "frozen")
         rows = tuple(
             (
                 run.name,
@@ -49,8 +48,7 @@ class Comparison:
             )
             for run in self.facts.runs
         )
-        columns = tuple(Column(h, "right" if n else "left") for n, h in enumerate(heads))
-        return Table(columns, rows, title="Best epochs")
+        return Table(heads, rows, title="Best epochs")
 
     def settings(self) -> Table:
         """What was asked otherwise."""
@@ -58,16 +56,16 @@ class Comparison:
         if not differing:
             return Table((), (), title="All settings are the same.")
         if len(runs) <= _BESIDE:
-            columns = (Column("setting"), *(Column(run.name) for run in runs))
+            heads = columns("setting", *(run.name for run in runs), left=1 + len(runs))
             rows = tuple((one.name, *one.values) for one in differing)
-            return Table(columns, rows, title="Settings that differ")
+            return Table(heads, rows, title="Settings that differ")
         long = tuple(
             (one.name if not place else "", run.name, value)
             for one in differing
             for place, (run, value) in enumerate(zip(runs, one.values, strict=True))
         )
-        columns = (Column("setting"), Column("run"), Column("value"))
-        return Table(columns, long, title="Settings that differ")
+        heads = columns("setting", "run", "value", left=3)
+        return Table(heads, long, title="Settings that differ")
 
     def against_first(self) -> Table | None:
         """The others against the first on the same samples; None where there are none."""
@@ -75,14 +73,13 @@ class Comparison:
         known = [(run.name, run.against_first) for run in others if run.against_first]
         if not known:
             return None
-        heads = ("run", "samples", "won", "lost", "accuracy", "95 % interval", "p")
-        columns = tuple(Column(h, "right" if n else "left") for n, h in enumerate(heads))
+        heads = columns("run", "samples", "won", "lost", "accuracy", "95 % interval", "p")
         rows = tuple((name, *_paired_cells(found)) for name, found in known)
         notes = (
             "won: right where the first was wrong. The interval is by bootstrap over samples;",
             "p is McNemar's: how often two equally good runs would differ by as much.",
         )
-        return Table(columns, rows, title=f"Against {first.name}, sample by sample", notes=notes)
+        return Table(heads, rows, title=f"Against {first.name}, sample by sample", notes=notes)
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -120,7 +117,7 @@ class Comparison:
         Raises:
             OutputError: it cannot be written.
         """
-        write_bytes(Path(path), self.page().encode("utf-8", "backslashreplace"))
+        save_page(self.page(), path)
 
 
 def compare_runs(paths: Sequence[str | Path]) -> Comparison:
@@ -148,7 +145,7 @@ def compare_runs(paths: Sequence[str | Path]) -> Comparison:
         _run(name, folder, side, sides[0])
         for name, folder, side in zip(names, folders, sides, strict=True)
     )
-    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    made = now_in_words()
     return Comparison(Compared(runs, _differing(settings), tuple(_warnings(runs, sides)), made))
 
 

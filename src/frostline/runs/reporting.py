@@ -6,19 +6,18 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
 
-from frostline._files import write_bytes
 from frostline.config import RunSettings
 from frostline.deltas import read_delta
 from frostline.errors import BrokenPromise, ConfigError, DeltaError, DriftError, FrostlineError
 from frostline.folder import RunFolder
 from frostline.pages.facts import FrozenPart, Promise, ReportFacts, Shown, Trained
+from frostline.pages.rendering import now_in_words, save_page
 from frostline.pages.thumbnails import thumbnail
 from frostline.records import Judged, RunRecords, read_records
 from frostline.records.calibration import calibration
@@ -57,7 +56,7 @@ class RunReport:
         Raises:
             OutputError: it cannot be written.
         """
-        write_bytes(Path(path), self.page.encode("utf-8", "backslashreplace"))
+        save_page(self.page, path)
 
     def as_dict(self) -> dict[str, object]:
         """Its figures as plain data for JSON."""
@@ -108,7 +107,7 @@ def gather(folder: RunFolder, settings: RunSettings, promise: Promise) -> Report
     return ReportFacts(
         name=root.name,
         folder=str(root),
-        made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        made=now_in_words(),
         classes=settings.data.classes,
         settings=tuple(flat_settings(settings)),
         freezing=tuple(_freezing(settings)),

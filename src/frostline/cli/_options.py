@@ -59,9 +59,16 @@ def _augment(text: str) -> str:
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", callback=_device)]
 Augment = Annotated[str, typer.Option(help="none, views:K or live.", callback=_augment)]
-Model = Annotated[
-    str, typer.Option("--model", help="alexnet, torchvision:NAME, timm:NAME or file.py:function.")
+_MODELS = "alexnet, torchvision:NAME, timm:NAME or file.py:function."
+Model = Annotated[str, typer.Option("--model", help=_MODELS)]
+ModelName = Annotated[str, typer.Argument(help=_MODELS, metavar="MODEL")]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan", help="Phases to train in, as `frostline plan` writes them.", metavar="FILE"
+    ),
 ]
+Classes = Annotated[int, typer.Option("--classes", help="How many, without --data.", min=1)]
 Weights = Annotated[
     str, typer.Option(help="DEFAULT, none, or a .safetensors or .pth FILE.", metavar="WEIGHTS")
 ]
@@ -111,6 +118,20 @@ def hidden_widths(text: str, *, on: HeadPlace) -> tuple[int, ...]:
     with usage_errors():
         check_head(classes=2, hidden=widths, on=on)
     return widths
+
+
+def size_in_bytes(text: str, option: str) -> int:
+    """`"4GiB"` -> bytes.
+
+    Raises:
+        typer.BadParameter: it is no size; names the option.
+    """
+    from frostline.units import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 @contextmanager

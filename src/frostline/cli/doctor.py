@@ -21,20 +21,12 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="alexnet, torchvision:NAME, timm:NAME or file.py:function.", metavar="MODEL"
-        ),
-    ],
+    model: options.ModelName,
     *,
     weights: options.Weights = "none",
     freeze: options.Freeze = None,
     train: options.Train = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="Phases to train in, as `frostline plan` writes them.", metavar="FILE"),
-    ] = None,
+    plan: options.PlanFile = None,
     head: options.Head = "",
     on: options.On = "classifier",
     data: Annotated[
@@ -44,7 +36,7 @@ def doctor(
             metavar="DATA",
         ),
     ] = None,
-    classes: Annotated[int, typer.Option(help="How many, without --data.", min=1)] = 10,
+    classes: options.Classes = 10,
     lr: Annotated[
         float | None, typer.Option(help="Peak learning rate that AdamW would have.")
     ] = None,

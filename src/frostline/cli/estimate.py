@@ -9,40 +9,22 @@ import typer
 
 from frostline.cli import _options as options
 from frostline.cli._set_up import check_one_of, set_up
-from frostline.units import parse_bytes
-
-
-def _budget(text: str | None) -> str | None:
-    if text is not None:
-        try:
-            parse_bytes(text)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-    return text
 
 
 def estimate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="alexnet, torchvision:NAME, timm:NAME or file.py:function.", metavar="MODEL"
-        ),
-    ],
+    model: options.ModelName,
     *,
     weights: options.Weights = "none",
     freeze: options.Freeze = None,
     train: options.Train = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="Phases to train in, as `frostline plan` writes them.", metavar="FILE"),
-    ] = None,
+    plan: options.PlanFile = None,
     head: options.Head = "",
     on: options.On = "classifier",
     data: Annotated[
         Path | None,
         typer.Option(help="Pictures to count and to cut on, as `train` takes them."),
     ] = None,
-    classes: Annotated[int, typer.Option(help="How many, without --data.", min=1)] = 10,
+    classes: options.Classes = 10,
     samples: Annotated[int, typer.Option(help="Samples to train on, without --data.", min=0)] = 0,
     epochs: Annotated[int, typer.Option(help="Epochs, without --plan.", min=1)] = 10,
     batch_size: Annotated[int, typer.Option(help="Samples in a step.", min=1)] = 32,
@@ -60,7 +42,6 @@ def estimate(
         typer.Option(
             help="Memory, as 4GiB: the largest batch and the deepest thaw that fit.",
             metavar="BYTES",
-            callback=_budget,
         ),
     ] = None,
     calibrate: Annotated[
@@ -83,6 +64,7 @@ def estimate(
     check_one_of(freeze=freeze, train=train, plan=plan)
     if data is not None and samples:
         raise typer.BadParameter("--data says how many samples there are; leave out --samples.")
+    within = None if budget is None else options.size_in_bytes(budget, "--budget")
     setup = set_up(model, weights, on=on, head=head, data=data, classes=classes)
     if freeze is None and train is None:
         train_only(setup.model, setup.head)  # also what a plan's first phase may go on with
@@ -99,7 +81,7 @@ def estimate(
         epochs=epochs,
         samples=(len(setup.splits.train), len(setup.splits.val)) if setup.splits else samples,
         stages=True,
-        budget=None if budget is None else parse_bytes(budget),
+        budget=within,
         check=calibrate,
     )
     if json:

@@ -80,7 +80,7 @@ def prune_features(
 
     if max_size is None and older_than is None and not damaged:
         raise typer.BadParameter("say what to remove: --max-size, --older-than or --damaged.")
-    limit = None if max_size is None else _bytes(max_size)
+    limit = None if max_size is None else options.size_in_bytes(max_size, "--max-size")
     seconds = None if older_than is None else older_than * _DAY_SECONDS
     store = _store(folder)
     gone = store.prune(max_bytes=limit, older_than_seconds=seconds, damaged=damaged)
@@ -114,12 +114,3 @@ def _document(entry: Stored) -> dict[str, object]:
         "note": dict(entry.note),
         "damage": entry.damage,
     }
-
-
-def _bytes(text: str) -> int:
-    from frostline.units import parse_bytes
-
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--max-size") from None

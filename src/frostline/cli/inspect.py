@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="alexnet, torchvision:NAME, timm:NAME or file.py:function.", metavar="MODEL"
-        ),
-    ],
+    model: options.ModelName,
     *,
     freeze: options.Freeze = None,
     train: options.Train = None,

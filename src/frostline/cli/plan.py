@@ -27,12 +27,7 @@ _OWN = {"stages": "gradual", "stage": "surgical"}
 
 
 def plan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="alexnet, torchvision:NAME, timm:NAME or file.py:function.", metavar="MODEL"
-        ),
-    ],
+    model: options.ModelName,
     *,
     kind: Annotated[Kind, typer.Option(help="Which plan; docs/plans.md tells what each is for.")],
     stages: Annotated[

@@ -44,10 +44,7 @@ def train(
     freeze: options.Freeze = None,
     train: options.Train = None,
     norm: options.Norm = "hold",
-    plan: Annotated[
-        Path | None,
-        typer.Option(help="Phases to train in, as `frostline plan` writes them.", metavar="FILE"),
-    ] = None,
+    plan: options.PlanFile = None,
     head: options.Head = "",
     on: options.On = "classifier",
     batch_size: Annotated[int, typer.Option(help="Samples in a step.", min=1)] = 32,

@@ -15,9 +15,10 @@ from frostline.records.reading import (
     read_records,
     write_data_notes,
 )
-from frostline.records.sessions import FedNote, Session, read_sessions, write_sessions
+from frostline.records.sessions import BY_MODEL, FedNote, Session, read_sessions, write_sessions
 
 __all__ = [
+    "BY_MODEL",
     "ClassLine",
     "DataNotes",
     "EpochLine",

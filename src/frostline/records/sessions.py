@@ -14,6 +14,8 @@ from typing import Any, final
 
 from frostline._files import write_text
 
+BY_MODEL = "model"  # in place of a form: the model computes its frozen part in each step
+
 
 @final
 @dataclass(frozen=True, slots=True)

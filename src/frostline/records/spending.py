@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from frostline.records.reading import RunRecords
-from frostline.records.sessions import FedNote
-
-BY_MODEL = "model"  # the form of a phase whose frozen part runs in each step
+from frostline.records.sessions import BY_MODEL, FedNote
 
 
 @final

@@ -23,8 +23,8 @@ from frostline.freezing import Frozen, Proof, freezes_kept
 from frostline.modes import is_held
 from frostline.phasing import freeze_for
 from frostline.plans import Phase
-from frostline.records import FedNote
-from frostline.runs.feeding import BY_MODEL, Feed, Wanted
+from frostline.records import BY_MODEL, FedNote
+from frostline.runs.feeding import Feed, Wanted
 from frostline.selectors import inventory
 from frostline.units import format_count, format_seconds
 

@@ -39,13 +39,13 @@ from frostline.features import (
     source_of,
 )
 from frostline.recipe import Recipe
+from frostline.records import BY_MODEL
 from frostline.store import FeatureStore
 from frostline.tuning import PLAIN, Form
 from frostline.units import format_bytes, format_seconds
 
 CHECKED_SAMPLES = 4  # on which a cut is checked against the model
 DEFAULT_BUDGET_BYTES = 50 * 10**9
-BY_MODEL = "model"  # in place of a form: the model computes its frozen part itself
 # A run whose plain forwards take less altogether is over before a cut would be made.
 WORTH_SECONDS = 2.0
 _SINCE = "computed, since"
@@ -274,13 +274,18 @@ class _Feeding:
         if source is None:
             self._notes.append(side.why_not)
             return PrefixedBatches(side.plain, compute)
-        if by_place := self._by_place(source, compute):
-            self._notes.append(
-                f"rows differ by up to {by_place:.0e} with their place in a batch on this machine, "
-                "so to be exact they are computed in each epoch"
-            )
-            return PrefixedBatches(side.plain, compute)
-        compute, difference = self._of_batch_size(source, compute)
+        difference = 0.0
+        if wanted.recipe.prefix_precision == "exact":
+            size = min(wanted.batch_size, source.samples)
+            whole = first_samples(source, size)
+            if by_place := difference_by_place(compute, whole):
+                self._notes.append(
+                    f"rows differ by up to {by_place:.0e} with their place in a batch on this "
+                    "machine, so to be exact they are computed in each epoch"
+                )
+                return PrefixedBatches(side.plain, compute)
+            # Rows as whole batches give them, which those of a smaller last one may differ from.
+            compute, difference = in_whole_passes(compute, whole, source.samples % size)
         found = extract_source(
             made,
             source,
@@ -315,25 +320,6 @@ class _Feeding:
             f"{source.samples % wanted.batch_size} of {source.samples} are computed in each epoch"
         )
         return LiveLastBatches(batches, source, compute)
-
-    def _by_place(self, source: Source, compute: Computing) -> float:
-        if self._wanted.recipe.prefix_precision != "exact":
-            return 0.0
-        return difference_by_place(compute, first_samples(source, self._whole(source)))
-
-    def _whole(self, source: Source) -> int:
-        """Samples in a whole batch."""
-        return min(self._wanted.batch_size, source.samples)
-
-    def _of_batch_size(self, source: Source, compute: Computing) -> tuple[Computing, float]:
-        """Where exactness is asked for: rows as whole batches give them.
-
-        Also by how much those in the plain loop's smaller last batch then differ.
-        """
-        if self._wanted.recipe.prefix_precision != "exact":
-            return compute, 0.0
-        size = self._whole(source)
-        return in_whole_passes(compute, first_samples(source, size), source.samples % size)
 
     def _says(self, made: Cut, compute: Computing) -> Iterator[str]:
         wanted = self._wanted

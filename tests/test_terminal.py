@@ -20,11 +20,14 @@ MOVES = ("\r", "\x1b[2K", "\x1b[1A", "━")  # of a bar that is drawn over
 VERBS = {
     "inspect": "inspect {model} --freeze features --names",
     "doctor": "doctor {model} --freeze features --data {photos} --lr 1e-3",
+    "estimate": "estimate {model} --data {photos} --budget 1GB",
     "plan": "plan {model} --kind gradual --stages 2",
     "train": "train {photos} --model {model} --weights none --epochs 1 --out {root}/other",
     "evaluate": "evaluate {run} {photos}",
     "predict": "predict {run} {photos}/val --top 2",
     "verify": "verify {run}",
+    "report": "report {run}",
+    "compare": "compare {run} {root}/second",
     "merge": "merge {run} --out {root}/whole.pth",
     "features": "features ls {root}/features",
 }
@@ -32,13 +35,14 @@ VERBS = {
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A world with a finished run and a store."""
+    """A world with two finished runs and a store."""
     root = tmp_path_factory.mktemp("terminal")
     names = ("a class whose name is longer than a column", "light")
     photos, model = write_pictures(root / "photos", names=names), write_net(root)
     options = ["--weights", "none", "--epochs", 2, "--features", root / "features"]
-    answer = call("train", photos, "--model", model, *options, "--out", root / "run")
-    assert answer.status == 0, answer.err
+    for name in ("run", "second"):
+        answer = call("train", photos, "--model", model, *options, "--out", root / name)
+        assert answer.status == 0, answer.err
     return {"root": str(root), "photos": str(photos), "model": model, "run": str(root / "run")}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from frostline.calling import call_with
 from frostline.errors import FreezeError
 from frostline.modes import modes_kept
 from frostline.narrowing import Kept, narrow_all, wanted_dtype, wide_again_on_error
@@ -65,9 +65,6 @@ def _output(model: nn.Module, example: Any) -> Tensor:
     """All numbers of the model's output in eval mode, in a row."""
     with modes_kept(model), torch.no_grad():
         model.eval()
-        if isinstance(example, Mapping):
-            found = model(**example)
-        else:
-            found = model(*(example if isinstance(example, tuple | list) else (example,)))
+        found = call_with(model, example)
     values = [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
     return torch.cat([value.double().flatten() for value in values if value.is_floating_point()])

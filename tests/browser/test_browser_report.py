@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_world import HOSTILE_CLASSES, HOSTILE_FILE, World
 
 from frostline.runs.comparing import compare_runs
+from report_world import HOSTILE_CLASSES, HOSTILE_FILE, World
 from small_world import write_picture
 
 PHONE, DESKTOP = 390, 1280

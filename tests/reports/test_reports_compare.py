@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from report_world import World, page_of
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -17,6 +16,7 @@ import frostline as fl
 from frostline.records import read_judged
 from frostline.records.intervals import mcnemar, paired, share_interval
 from frostline.runs.comparing import compare_runs
+from report_world import World, page_of
 from small_world import call, write_pictures
 
 

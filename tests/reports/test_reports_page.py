@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from report_world import HOSTILE_CLASSES, HOSTILE_FILE, World, page_of
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -21,6 +20,7 @@ from frostline.plans import Phase
 from frostline.records import read_judged
 from frostline.records.calibration import calibration
 from frostline.runs import fitting, open_run
+from report_world import HOSTILE_CLASSES, HOSTILE_FILE, World, page_of
 from small_world import call, write_picture
 
 SECTIONS = (

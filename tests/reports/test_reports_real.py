@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from report_world import page_of
 
 from frostline.records import read_judged
+from report_world import page_of
 from small_world import call
 
 

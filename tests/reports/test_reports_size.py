@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from many_records import write_records
-from report_world import Page
 
 from frostline.runs import open_run
+from report_world import Page
 
 
 def test_the_report_of_50_000_images_is_under_5_mb(tmp_path: Path) -> None:

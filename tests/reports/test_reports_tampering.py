@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from report_world import World, page_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from frostline.deltas import save_delta
 from frostline.fingerprints import digest
 from frostline.runs import open_run
+from report_world import World, page_of
 from small_world import call
 
 BUFFER = "features.1.running_mean"

@@ -67,7 +67,13 @@ class Setup:
 def state_bytes(optimizer: str, gradients: Iterable[int]) -> int:
     """What the optimizer keeps for parameters with gradients of so many bytes."""
     sizes = list(gradients)
-    return _STATE_RATIO[optimizer] * sum(sizes) + _STEP_BYTES[optimizer] * len(sizes)
+    ratio, each = optimizer_terms(optimizer)
+    return ratio * sum(sizes) + each * len(sizes)
+
+
+def optimizer_terms(optimizer: str) -> tuple[int, int]:
+    """Bytes of state for each byte of a gradient, and for each tensor besides."""
+    return _STATE_RATIO[optimizer], _STEP_BYTES[optimizer]
 
 
 def _layers(model: nn.Module, trace: StepTrace, prices: Prices) -> Iterable[LayerCost]:

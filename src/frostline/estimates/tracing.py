@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -56,6 +57,7 @@ class Op:
 
     Attributes:
         layer: index of the innermost module it ran for.
+        turn: number of the stay in a module in which it ran, or whose backward pass it is.
         flops: of matrix products and convolutions; 0 for others.
         nbytes: read and written.
         is_view: whether it moves no number.
@@ -64,6 +66,7 @@ class Op:
     call: Call
     during: Pass
     layer: int
+    turn: int
     flops: int
     nbytes: int
     is_view: bool
@@ -118,7 +121,33 @@ def trace_step(
     fake.train()
     fake.zero_grad(set_to_none=True)
     batch = fake_batch(example, batch_size, mode)
-    watch = _Watch(fake, batch)
+    watch = Watch(fake, batch)
+    run_step(watch, fake, batch, mode, precision=precision, loss=loss)
+    return StepTrace(
+        tuple(watch.paths),
+        tuple(watch.ops),
+        tuple(watch.saved),
+        watch.peak,
+        {n: p.grad.nbytes for n, p in fake.named_parameters() if p.grad is not None},
+        watch.batch_bytes,
+    )
+
+
+def run_step(
+    watch: Watch,
+    fake: nn.Module,
+    batch: Any,
+    mode: FakeTensorMode,
+    *,
+    precision: str = "fp32",
+    loss: Loss | None = None,
+    backward: bool = True,
+) -> None:
+    """A step of a skeleton in the modes it is in, or its forward pass alone, seen by `watch`.
+
+    Raises:
+        ConfigError: the forward needs numbers, so that it cannot run without them.
+    """
     kind = next((t.device.type for t in fake.parameters()), "cpu")
     with ExitStack() as stack:
         stack.enter_context(watch.following())
@@ -132,18 +161,9 @@ def trace_step(
                 found = (loss or _cross_entropy)(output)
             del output
         watch.settle()
-        saved = tuple(watch.saved)
         watch.during = "backward"
-        if found.requires_grad:
+        if backward and found.requires_grad:
             found.backward()  # type: ignore[no-untyped-call]  # torch's own
-    return StepTrace(
-        tuple(watch.paths),
-        tuple(watch.ops),
-        saved,
-        watch.peak,
-        {n: p.grad.nbytes for n, p in fake.named_parameters() if p.grad is not None},
-        watch.batch_bytes,
-    )
 
 
 @contextmanager
@@ -175,7 +195,7 @@ def _cross_entropy(output: Any) -> Tensor:
     return nn.functional.cross_entropy(logits, targets)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Notes each operation below autograd, and how many bytes are alive."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
@@ -190,9 +210,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self._stack = [0]
         # The layer of each turn of the forward pass, and the first autograd sequence number that
         # belongs to it: the backward pass is told by those.
-        self._layers = [0]
+        self.layers = [0]
         self._starts = [0]
-        self._packed: list[tuple[weakref.ref[Tensor], int]] = []  # and by which layer
+        self.packed: list[tuple[weakref.ref[Tensor], int]] = []  # and by which layer
         tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
         self.batch_bytes = sum(t.untyped_storage().nbytes() for t in tensors)
         given = (*tensors, *model.parameters(), *model.buffers())
@@ -219,13 +239,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
 
         A leaned layer turns its output into bits when it is clear that nobody else keeps it.
         """
-        self._packed.append((weakref.ref(tensor), self._stack[-1]))
+        self.packed.append((weakref.ref(tensor), self._stack[-1]))
         return tensor
 
     def settle(self) -> None:
         """The forward is over: count what is kept, each storage for the first that keeps it."""
         counted = set(self._own)
-        for reference, layer in self._packed:
+        for reference, layer in self.packed:
             tensor = reference()
             if tensor is None:
                 continue
@@ -233,7 +253,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
             if storage._cdata not in counted:
                 counted.add(storage._cdata)
                 self.saved[layer] += storage.nbytes()
-        self._packed.clear()
+        self.packed.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -245,22 +265,29 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         is_view = func.is_view or func._overloadpacket in _FREE
+        if self.during == "forward":
+            self.noted(func, given, () if is_view else made)
         for tensor in made:
             self._count(tensor.untyped_storage())
         packet = flop_registry.get(func._overloadpacket)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         shaped = tuple(Shaped.of(x) if isinstance(x, Tensor) else x for x in leaves)
+        turn = self._turn_now()
         self.ops.append(
             Op(
                 Call(func, shaped, spec),
                 self.during,
-                self._layer(),
+                self.layers[turn],
+                turn,
                 flops=packet(*args, **kwargs, out_val=out) if packet else 0,
-                nbytes=0 if is_view else sum(map(_touched, (*given, *made))),
+                nbytes=0 if is_view else sum(map(touched, (*given, *made))),
                 is_view=is_view,
             )
         )
         return out
+
+    def noted(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        """For those who want more of the forward pass: an operation has run."""
 
     def _turn(self, place: int | None) -> None:
         if place is None:
@@ -268,14 +295,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         else:
             self._stack.append(place)
         if self.during == "forward":
-            self._layers.append(self._stack[-1])
+            self.layers.append(self._stack[-1])
             self._starts.append(torch._C._autograd._get_sequence_nr())
 
-    def _layer(self) -> int:
+    def _turn_now(self) -> int:
         node = torch._C._current_autograd_node()
         if node is None:
-            return self._stack[-1]
-        return self._layers[bisect_right(self._starts, node._sequence_nr()) - 1]
+            return len(self.layers) - 1
+        return bisect_right(self._starts, node._sequence_nr()) - 1
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         """A storage that is new is alive from now on."""
@@ -292,7 +319,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self._alive -= nbytes
 
 
-def _touched(tensor: Tensor) -> int:
+def touched(tensor: Tensor) -> int:
     """Bytes that are there to be read: a value that is repeated along an axis, once."""
     count = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from frostline.cli import _options as options
+from frostline.cli._set_up import set_up
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from frostline.cli._set_up import Setup
     from frostline.config import HeadPlace
     from frostline.tables import Table
 
@@ -21,17 +24,33 @@ def inspect(
     freeze: options.Freeze = None,
     train: options.Train = None,
     weights: options.Weights = "none",
-    on: options.On = "keep",
+    on: Annotated[
+        Literal["classifier", "logits", "keep"] | None,
+        typer.Option(
+            help="Replace the classifier, stack a head on its logits, or keep it; the page "
+            "replaces it unless told otherwise, tables keep it.",
+        ),
+    ] = None,
     head: options.Head = "",
     classes: Annotated[int, typer.Option(help="Logits of the new head.", min=1)] = 10,
     depth: Annotated[int, typer.Option(help="Levels of modules to show.", min=0)] = 2,
     names: Annotated[bool, typer.Option("--names", help="List every parameter.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a page to freeze and thaw on, with memory and time of each choice.",
+            metavar="FILE",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Samples of an epoch, on the page.", min=1)] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Samples in a step, on the page.", min=1)] = 32,
     json: options.Json = False,
 ) -> None:
     """Show a model's layers and stages, what a selector matches and what freezing it saves.
 
-    Without --freeze or --train nothing is frozen. Weights are not needed, so none are loaded; the
-    classifier is kept unless --on says where `train` would put a new head.
+    Without --freeze or --train nothing is frozen, and on the page everything but the head. Weights
+    are not needed, so none are loaded; the classifier is kept unless --on says where `train` would
+    put a new head.
     """
     from frostline.cli._terminal import output, print_json
     from frostline.freezing import freeze as freeze_part
@@ -41,8 +60,19 @@ def inspect(
 
     if freeze is not None and train is not None:
         raise typer.BadParameter("give one of --freeze and --train; the other is the rest.")
-    hidden = options.hidden_widths(head, on=on)
-    network = _built(model, weights, on, hidden, classes)
+    if html is not None:
+        if json or names:
+            raise typer.BadParameter("--html writes a page; leave out --json and --names.")
+        place = on or "classifier"
+        setup = set_up(model, weights, on=place, head=head, data=None, classes=classes)
+        asked = ("freeze", freeze) if freeze is not None else ("train", train or setup.head)
+        command = [model, *(["--head", head] if head else [])]
+        command += ["--on", place] if place != "classifier" else []
+        command += ["--batch-size", str(batch_size)] if batch_size != 32 else []
+        _write_page(html, setup, asked, command, samples=samples, batch=batch_size)
+        return
+    place = on or "keep"
+    network = _built(model, weights, place, options.hidden_widths(head, on=place), classes)
     if freeze is not None:
         freeze_part(network, freeze)
     elif train is not None:
@@ -59,6 +89,36 @@ def inspect(
         page.print(select(network, "all").report())
     page.print()
     page.print(_savings(network))
+
+
+def _write_page(
+    path: Path,
+    setup: Setup,
+    asked: tuple[str, str],
+    command: list[str],
+    *,
+    samples: int,
+    batch: int,
+) -> None:
+    from frostline.cli._terminal import output, say
+    from frostline.estimates.ledger import ledger
+    from frostline.pages.inspection import inspect_page
+    from frostline.pages.rendering import save_page
+    from frostline.selectors import select
+
+    mode, selector = asked
+    select(setup.model, selector)  # before it takes seconds
+    page = inspect_page(
+        setup.model,
+        ledger(setup.model, setup.example, batch_size=batch),
+        name=command[0],
+        command=["frostline", "train", "DATA", "--model", *command],
+        samples=samples,
+        mode=mode,
+        selector=selector,
+    )
+    save_page(page, path)
+    say(output(), f"Page: {path}")
 
 
 def _built(

@@ -3,10 +3,14 @@
 An operation is replayed with the shapes, strides and dtypes that it has in the step, on memory of
 its own, without the model and its numbers. The dearest distinct ones go first, until the time for
 it is spent; the others take their number of operations and bytes at the rates that were seen.
+
+Within a step an operation is slower than alone where it writes to memory that is new to the
+process: the system hands it out page by page, zeroed. What that takes is priced by the byte.
 """
 
 from __future__ import annotations
 
+import mmap
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -40,6 +44,7 @@ class Prices:
         timed: of calls that were timed.
         factor: by which calls of an operation take longer than the first guess.
         overhead: of any operation: Python, dispatch and autograd.
+        new_byte: of memory that the step has not had before.
         optimizer_byte: of an optimizer step, for each byte of the parameters.
         optimizer_tensor: of an optimizer step, for each parameter.
         measured_seconds: that the measurement took.
@@ -48,6 +53,7 @@ class Prices:
     timed: Mapping[Call, float]
     factor: Mapping[str, float]
     overhead: float
+    new_byte: float
     optimizer_byte: float
     optimizer_tensor: float
     measured_seconds: float = 0.0
@@ -59,7 +65,7 @@ class Prices:
         found = self.timed.get(op.call)
         if found is None:
             found = _guess(op) * self.factor.get(str(op.call.func), self.factor[""])
-        return found + self.overhead
+        return found + self.overhead + op.new_bytes * self.new_byte
 
     def of_optimizer(self, gradients: Iterable[int]) -> float:
         """Seconds of a step over parameters of so many bytes."""
@@ -74,7 +80,8 @@ def measure_prices(ops: Iterable[Op], *, optimizer: str, seconds: float = 2.0) -
         overhead = _overhead()
         byte, tensor = _optimizer_byte(optimizer), _optimizer_tensor(optimizer)
         timed, factor = _timed(list(ops), time.perf_counter() + seconds, overhead)
-    return Prices(timed, factor, overhead, byte, tensor, time.perf_counter() - start)
+        new = _new_byte()
+    return Prices(timed, factor, overhead, new, byte, tensor, time.perf_counter() - start)
 
 
 def _timed(
@@ -139,6 +146,18 @@ def _overhead() -> float:
             value.sum().backward()  # type: ignore[no-untyped-call]  # torch's own
             times.append((time.perf_counter() - start) / 100)
     return statistics.median(times)
+
+
+def _new_byte() -> float:
+    """Seconds to write a byte for the first time beyond those of writing it again."""
+
+    extra = []
+    for _ in range(5):
+        made = torch.frombuffer(mmap.mmap(-1, 4 * _PROBE_NUMBERS), dtype=torch.float32)
+        first, again = (_seconds(made.fill_, (0.5,), {}) for _ in range(2))
+        extra.append((first - again) / made.nbytes)
+        del made
+    return max(0.0, statistics.median(extra))
 
 
 def _optimizer_byte(name: str) -> float:

@@ -60,6 +60,8 @@ class Op:
         turn: number of the stay in a module in which it ran, or whose backward pass it is.
         flops: of matrix products and convolutions; 0 for others.
         nbytes: read and written.
+        new_bytes: by which it makes the heap larger than it was in the step so far; tensors that
+            the system maps one by one are not in it.
         is_view: whether it moves no number.
     """
 
@@ -69,6 +71,7 @@ class Op:
     turn: int
     flops: int
     nbytes: int
+    new_bytes: int
     is_view: bool
 
 
@@ -206,6 +209,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self.during: Pass = "forward"
         self.peak = 0
         self._alive = 0
+        self._heap = self._heap_peak = 0
         self._model = model
         self._stack = [0]
         # The layer of each turn of the forward pass, and the first autograd sequence number that
@@ -267,6 +271,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         is_view = func.is_view or func._overloadpacket in _FREE
         if self.during == "forward":
             self.noted(func, given, () if is_view else made)
+        heap = self._heap_peak
         for tensor in made:
             self._count(tensor.untyped_storage())
         packet = flop_registry.get(func._overloadpacket)
@@ -281,6 +286,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
                 turn,
                 flops=packet(*args, **kwargs, out_val=out) if packet else 0,
                 nbytes=0 if is_view else sum(map(touched, (*given, *made))),
+                new_bytes=self._heap_peak - heap,
                 is_view=is_view,
             )
         )
@@ -310,13 +316,19 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         if name in self._own or name in self._known:
             return
         self._known.add(name)
-        self._alive += storage.nbytes()
-        self.peak = max(self.peak, self._alive)
+        self._grow(storage.nbytes())
         weakref.finalize(storage, self._free, name, storage.nbytes())
 
     def _free(self, name: int, nbytes: int) -> None:
         self._known.discard(name)
-        self._alive -= nbytes
+        self._grow(-nbytes)
+
+    def _grow(self, nbytes: int) -> None:
+        self._alive += nbytes
+        self.peak = max(self.peak, self._alive)
+        if abs(nbytes) <= _MAPPED_FROM:
+            self._heap += nbytes
+            self._heap_peak = max(self._heap_peak, self._heap)
 
 
 def touched(tensor: Tensor) -> int:
@@ -327,4 +339,7 @@ def touched(tensor: Tensor) -> int:
     return count * tensor.element_size()
 
 
+# The C library takes larger pieces from the system one by one, and gives each back when it is freed:
+# an operation that makes one pays for its pages each time, alone as in a step.
+_MAPPED_FROM = 32 << 20
 _FREE = frozenset({torch.ops.aten.detach, torch.ops.aten.lift_fresh})

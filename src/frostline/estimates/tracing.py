@@ -339,7 +339,7 @@ def touched(tensor: Tensor) -> int:
     return count * tensor.element_size()
 
 
-# The C library takes larger pieces from the system one by one, and gives each back when it is freed:
-# an operation that makes one pays for its pages each time, alone as in a step.
+# The C library takes larger pieces from the system one by one, and gives each back when it is
+# freed: an operation that makes one pays for its pages each time, alone as in a step.
 _MAPPED_FROM = 32 << 20
 _FREE = frozenset({torch.ops.aten.detach, torch.ops.aten.lift_fresh})

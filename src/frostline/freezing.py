@@ -10,6 +10,8 @@ from typing import Any, Literal, final
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from frostline.backward import Lean, is_lean
+from frostline.backward import lean as lean_backward
 from frostline.errors import DriftError, FreezeError
 from frostline.fingerprints import Fingerprint, Record
 from frostline.modes import NormPolicy, is_held, is_random_in_training, mark_of, settle
@@ -80,6 +82,7 @@ class Frozen:
             of them as `embed.weight[0:100]`, and the buffers that are held with them.
         kept: with `dtype=`, in how many bytes the weights are kept now, and how far rounding moved
             them and the output.
+        leaned: with `lean=True`, the handle that makes the model plain again.
     """
 
     model: nn.Module = field(repr=False)
@@ -87,6 +90,7 @@ class Frozen:
     norm: NormPolicy
     records: dict[str, Record] = field(repr=False)
     kept: Kept | None = None
+    leaned: Lean | None = field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -166,6 +170,7 @@ def freeze(
     leaving: Literal["something", "nothing"] = "something",
     dtype: NarrowDtype | None = None,
     example: Any = None,
+    lean: bool = False,
 ) -> Frozen:
     """Freeze the selected part: no gradient, no moving buffer, the same function in training.
 
@@ -189,6 +194,8 @@ def freeze(
             itself, without calling it, stumbles over the dtype at its first call.
         example: one batch, as the model takes it, on which to measure what `dtype` does to the
             output, in eval mode. A model that cannot compute with `dtype` is refused with it.
+        lean: also lean the model, as `fl.lean`: its backward passes keep only what the wanted
+            gradients need. `leaned.remove()` of the handle undoes it; a thaw does not.
 
     Returns:
         A handle: `print` it for the table, `verify()` proves that nothing moved, `kept` tells what
@@ -209,7 +216,10 @@ def freeze(
     with _all_or_nothing(selection):
         _switch_off(selection, norm=norm)
         kept = None if narrow_dtype is None else shrink(selection, narrow_dtype, example)
-        return replace(_handle(selection, norm=norm), kept=kept)
+        made = replace(_handle(selection, norm=norm), kept=kept)
+    if lean and not is_lean(model):
+        made = replace(made, leaned=lean_backward(model))
+    return made
 
 
 def thaw(model: nn.Module, selector: SelectorLike) -> None:

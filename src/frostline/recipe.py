@@ -58,6 +58,11 @@ class Recipe(BaseModel):
         description="auto: float32, the frozen part in the fastest form within 2 % error; exact: "
         "float32 throughout, bit for bit; a number: that error; bf16 or fp16: mixed precision.",
     )
+    lean: bool = Field(
+        False,
+        description="Keep for the backward pass only what the wanted gradients need; bit for bit "
+        "the same in float32.",
+    )
     monitor: Monitor = Field(
         "accuracy", description="Validation figure that decides the best epoch."
     )

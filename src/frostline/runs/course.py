@@ -11,6 +11,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from frostline.backward import Lean, is_lean, lean
 from frostline.callbacks.journal import Journal
 from frostline.callbacks.saving import Saver
 from frostline.config import RunSettings
@@ -130,6 +131,7 @@ class PhasedCourse:
         self._wanted = wanted
         self._frozen: Frozen | None = None
         self._is_plain = True
+        self._lean: Lean | None = None
         self.says: tuple[str, ...] = ()
         self.computed = 0
 
@@ -170,6 +172,8 @@ class PhasedCourse:
         self._tell(*fed.says)
         self.says += fed.says
         self.computed += fed.computed
+        if training.recipe.lean and isinstance(fed.forward, nn.Module) and not is_lean(fed.forward):
+            self._lean = lean(fed.forward)
         compiles = self._book.settings.features.compile
         forward = torch.compile(fed.forward) if compiles else fed.forward
         return Fed(fed.train, fed.validation, forward, fed.prefix)
@@ -181,6 +185,7 @@ class PhasedCourse:
             DriftError: it did; names the tensors.
         """
         assert self._frozen is not None
+        self.close()
         proof = self._frozen.verify()
         model, moved = self._frozen.model, set(training.position.moved)
         moved.update(name for name, p in model.named_parameters() if p.requires_grad)
@@ -192,6 +197,12 @@ class PhasedCourse:
         proven = Proven(proof.tensors, proof.nbytes, str(proof.fingerprint))
         names = tuple(sorted(moved & all_tensors(model).keys()))
         return Left(proven, names, self._plain_step_seconds(training))
+
+    def close(self) -> None:
+        """Make what was leaned for a phase plain again, however the phase ended."""
+        if self._lean is not None:
+            self._lean.remove()
+            self._lean = None
 
     def proof(self, model: nn.Module) -> Proof:
         """Prove that what no phase was to move is what it was before the first.

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -167,7 +167,7 @@ def fit(
         supply = partial(feed, model, first.inputs, (train, val), (batches, validation))
         course = PhasedCourse(saver, planned, book, supply, wanted, journal)
         logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if folder else ()
-        with _room_to_compile(settings):
+        with _room_to_compile(settings), closing(course):
             training = train_phases(
                 Training(model, recipe, phases, len(batches)),
                 course,

@@ -115,8 +115,9 @@ def _feature_options(features: FeatureSettings) -> Iterator[str]:
         yield "--compile"
 
 
-def _option(name: str, value: object) -> tuple[str, str]:
-    return f"--{name.replace('_', '-')}", str(value)
+def _option(name: str, value: object) -> tuple[str, ...]:
+    flag = f"--{name.replace('_', '-')}"
+    return (flag,) if value is True else (flag, str(value))
 
 
 def _changed(

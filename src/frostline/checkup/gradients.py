@@ -111,7 +111,8 @@ def _crossed(subject: Subject) -> Iterator[Finding]:
         "the backward pass must cross them: freezing them saves their own gradients and optimizer "
         "state, but neither the time nor the activations of going through, and no feature above "
         "can be stored",
-        "fl.train_only(model, 'stage:-1')  # or train the upper layers and freeze the lower ones",
+        "fl.train_only(model, 'stage:-1')  # or train the upper layers and freeze the lower ones; "
+        "where it must be so, fl.lean(model) (--lean) saves the activations",
         tuple(facts.crossed),
     )
 

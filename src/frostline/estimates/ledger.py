@@ -12,7 +12,6 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -30,6 +29,8 @@ VALUES, WEIGHTS, VECTORS = 1, 2, 4  # who wants a gradient; a case is their sum
 
 # A storage: the turn in which it was made, its number within that turn, and its bytes.
 Key = tuple[int, int, int]
+# What one turn gives to later ones: the turn that wrote it, its storage and its shape.
+Value = tuple[int, Key, tuple[int, ...]]
 
 
 @final
@@ -61,7 +62,7 @@ _CASES = (
 @final
 @dataclass(slots=True)
 class _Turn:
-    reads: dict[tuple[int, Key, tuple[int, ...]], int] = field(default_factory=dict)  # bytes
+    reads: dict[Value, int] = field(default_factory=dict)  # bytes
     own: set[int] = field(default_factory=set)
     kept: set[Key] = field(default_factory=set)
     draws: bool = False
@@ -134,9 +135,11 @@ def _follow(model: nn.Module, example: Any, batch_size: int, case: Case) -> _Tur
     if values:
         with mode, torch.enable_grad():
             batch = pytree.tree_map_only(Tensor, _wanting, batch)
+        _let_first_values_want(fake)
+    else:
+        _let_no_value_want(fake)
     watch = _Turns(fake, batch)
-    with _first_values_want(fake) if values else _no_value_wants(fake):
-        run_step(watch, fake, batch, mode, backward=values)
+    run_step(watch, fake, batch, mode, backward=values)
     return watch
 
 
@@ -147,31 +150,21 @@ def _wanting(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_().clone(memory_format=torch.preserve_format)
 
 
-@contextmanager
-def _first_values_want(model: nn.Module) -> Iterator[None]:
+def _let_first_values_want(model: nn.Module) -> None:
     """What comes of whole numbers, as from an embedding, wants a gradient too."""
 
     def want(_module: nn.Module, _given: Any, output: Any) -> None:
         for tensor in pytree.tree_leaves(output):
-            if (
-                isinstance(tensor, Tensor)
-                and tensor.is_floating_point()
-                and not tensor.requires_grad
-            ):
+            is_number = isinstance(tensor, Tensor) and tensor.is_floating_point()
+            if is_number and not tensor.requires_grad:
                 tensor.requires_grad_()
 
-    handles = [
-        module.register_forward_hook(want) for module in model.modules() if module._parameters
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    for module in model.modules():
+        if module._parameters:
+            module.register_forward_hook(want)
 
 
-@contextmanager
-def _no_value_wants(model: nn.Module) -> Iterator[None]:
+def _let_no_value_want(model: nn.Module) -> None:
     """A module with parameters of its own takes values that want no gradient."""
     before = []  # what is kept for them would go with them
 
@@ -179,16 +172,9 @@ def _no_value_wants(model: nn.Module) -> Iterator[None]:
         before.append((args, kwargs))
         return pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs))
 
-    handles = [
-        module.register_forward_pre_hook(cut, with_kwargs=True)
-        for module in model.modules()
-        if module._parameters
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    for module in model.modules():
+        if module._parameters:
+            module.register_forward_pre_hook(cut, with_kwargs=True)
 
 
 @final
@@ -205,7 +191,6 @@ class _Turns(Watch):  # type: ignore[no-untyped-call]  # torch's own
         self._keys: dict[int, Key] = {}
         self._writers: dict[int, int] = {}
         self._made: dict[int, int] = defaultdict(int)
-        self._kept: list[tuple[weakref.ref[Tensor], int]] = []
 
     def noted(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         now = self._now
@@ -225,12 +210,8 @@ class _Turns(Watch):  # type: ignore[no-untyped-call]  # torch's own
             if self._key(storage) is not None:
                 self._writers[storage._cdata] = now
 
-    def pack(self, tensor: Tensor) -> Tensor:
-        self._kept.append((weakref.ref(tensor), self._now))
-        return super().pack(tensor)
-
     def settle(self) -> None:
-        for reference, turn in self._kept:
+        for reference, turn in self.packed:
             if (tensor := reference()) is not None and (
                 key := self._key(tensor.untyped_storage())
             ) is not None:
@@ -270,13 +251,16 @@ class _Writer:
         self._train, self._eval = seen[_CASES[0]], seen[_CASES[1]]
         self._prices = prices
         self._seconds = {case: self._sums(turns.ops) for case, turns in seen.items()}
-        self._values: dict[tuple[int, Key, tuple[int, ...]], int] = {}
+        self._values: dict[Value, int] = {}
         self._keys: dict[Key, int] = {}
 
     def write(self, batch_size: int, optimizer: str) -> Ledger:
         order = sorted({op.turn for op in (*self._train.ops, *self._eval.ops)})
         places = {turn: place for place, turn in enumerate(order)}
-        turns = tuple(self._turn(turn) for turn in order)
+        for turn in order:
+            self._values |= self._train.turns[turn].reads
+        by_value = {value: place for place, value in enumerate(self._values)}
+        turns = tuple(self._turn(turn, by_value) for turn in order)
         return Ledger(
             batch_size,
             optimizer,
@@ -292,10 +276,8 @@ class _Writer:
             optimizer_terms(optimizer),
         )
 
-    def _turn(self, turn: int) -> dict[str, Any]:
+    def _turn(self, turn: int, by_value: dict[Value, int]) -> dict[str, Any]:
         found = self._train.turns[turn]
-        self._values |= found.reads
-        by_value = {value: place for place, value in enumerate(self._values)}
         backward = {
             case.name: seconds
             for case, sums in self._seconds.items()

@@ -216,7 +216,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         # belongs to it: the backward pass is told by those.
         self.layers = [0]
         self._starts = [0]
-        self.packed: list[tuple[weakref.ref[Tensor], int]] = []  # and by which layer
+        self.packed: list[tuple[weakref.ref[Tensor], int]] = []  # and in which turn
         tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
         self.batch_bytes = sum(t.untyped_storage().nbytes() for t in tensors)
         given = (*tensors, *model.parameters(), *model.buffers())
@@ -243,20 +243,20 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
 
         A leaned layer turns its output into bits when it is clear that nobody else keeps it.
         """
-        self.packed.append((weakref.ref(tensor), self._stack[-1]))
+        self.packed.append((weakref.ref(tensor), len(self.layers) - 1))
         return tensor
 
     def settle(self) -> None:
         """The forward is over: count what is kept, each storage for the first that keeps it."""
         counted = set(self._own)
-        for reference, layer in self.packed:
+        for reference, turn in self.packed:
             tensor = reference()
             if tensor is None:
                 continue
             storage = tensor.untyped_storage()
             if storage._cdata not in counted:
                 counted.add(storage._cdata)
-                self.saved[layer] += storage.nbytes()
+                self.saved[self.layers[turn]] += storage.nbytes()
         self.packed.clear()
 
     def __torch_dispatch__(

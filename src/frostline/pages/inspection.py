@@ -45,7 +45,6 @@ def inspect_page(
         "inspect.html",
         title=f"{name}: what freezing brings",
         data={
-            "name": name,
             "command": list(command),
             "samples": samples,
             "mode": mode,

@@ -7,7 +7,7 @@ const Ledger = (() => {
 
   // Which modules are held in eval: those all of whose subtree is frozen, and frozen norms.
   function held(data, trainable) {
-    const some = new Map(); // path -> holds something that is frozen
+    const some = new Set(); // paths that hold something that is frozen
     const free = new Set(); // paths that hold something that is not
     const frozenNorms = new Set();
     const place = new Map(data.ledger.paths.map((path, at) => [path, at]));
@@ -16,7 +16,7 @@ const Ledger = (() => {
         const above = Selectors.pathsAbove(name);
         const moves = data.modules[place.get(above.at(-1))]?.moves ?? false;
         for (const path of above) {
-          if (!trainable.has(index)) some.set(path, true);
+          if (!trainable.has(index)) some.add(path);
           else if (entry.parameter >= 0 || moves) free.add(path);
         }
         if (moves && !trainable.has(index)) frozenNorms.add(above.at(-1));

@@ -156,22 +156,29 @@ _WITHOUT_NORMS = ("alexnet", "lstm")
 _TEXTS = {"lstm": 128, "bert": 256}
 
 
-def subject(name: str, selection: str, *, device: str = "cpu", batch: int = BATCH) -> Subject:
+def subject(
+    name: str,
+    selection: str,
+    *,
+    device: str = "cpu",
+    batch: int = BATCH,
+    pixels: int = PIXELS,
+) -> Subject:
     """The model with that part of it trainable, in train mode, and a batch; same ones each time."""
     torch.manual_seed(0)
     model = BUILDERS[name]().to(device)
-    inputs = _inputs(name, selection, batch).to(device)
+    inputs = _inputs(name, selection, batch, pixels).to(device)
     classes = 2 if name == "unet" else CLASSES
-    shape = (batch, PIXELS, PIXELS) if name == "unet" else (batch,)
+    shape = (batch, pixels, pixels) if name == "unet" else (batch,)
     targets = torch.randint(classes, shape).to(device)
     _select(model, name, selection)
     model.train()
     return Subject(model, inputs.requires_grad_(selection == "input"), targets)
 
 
-def _inputs(name: str, selection: str, batch: int) -> Tensor:
+def _inputs(name: str, selection: str, batch: int, pixels: int) -> Tensor:
     if name not in _TEXTS:
-        return torch.randn(batch, 3, PIXELS, PIXELS)
+        return torch.randn(batch, 3, pixels, pixels)
     if selection == "input":
         return torch.randn(batch, TOKENS, _TEXTS[name])
     return torch.randint(WORDS, (batch, TOKENS))

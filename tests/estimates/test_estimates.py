@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from torchvision.models import get_model
 
 import frostline as fl
 from frostline.backward import saved_bytes
+from frostline.errors import ConfigError
+from frostline.estimates import calibrating
 from frostline.estimates.measuring import measure_step
 from frostline.estimates.steps import state_bytes
 from small_world import call, write_net, write_pictures
@@ -85,11 +88,13 @@ def test_bytes_with_lean_are_those_of_a_leaned_step(selector: str) -> None:
     assert found.step.memory.saved == lean <= plain
 
 
-def test_gradients_and_state_of_an_lstm_with_a_tied_weight_are_exact() -> None:
+@pytest.mark.parametrize("rows", [3, 21, 100])
+def test_an_lstm_with_a_tied_weight_and_a_workspace(rows: int) -> None:
     model = Reader()
-    ids = torch.randint(0, 40, (3, 7))
-    memory = estimated(model, {"ids": ids}, batch_size=3).step.memory
-    real = measure_step(model, {"ids": ids}, torch.zeros(3, dtype=torch.long), repeats=1)
+    ids = torch.randint(0, 40, (rows, 7))
+    memory = estimated(model, {"ids": ids[:2]}, batch_size=rows).step.memory
+    real = measure_step(model, {"ids": ids}, torch.zeros(rows, dtype=torch.long), repeats=1)
+    assert memory.saved == pytest.approx(real.saved_bytes, rel=0.01)
     assert memory.gradients == real.gradient_bytes
     assert memory.state == real.state_bytes
 
@@ -120,6 +125,67 @@ def test_the_model_is_not_touched() -> None:
     assert [p.requires_grad for p in model.parameters()] == switches
     assert torch.equal(model.fc.weight.grad, torch.ones_like(model.fc.weight))
     assert torch.equal(torch.get_rng_state(), random)
+
+
+class Sleeper(nn.Module):
+    """Takes time that no operation tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is Tensor:
+            time.sleep(0.03)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("stages", [False, True])
+def test_real_steps_tell_what_operations_alone_do_not(stages: bool) -> None:
+    found = estimated(Sleeper(), torch.randn(2, 4), batch_size=6, stages=stages)
+    assert found.step.measured_on == 6
+    assert found.step.forward_seconds >= 0.03 > found.step.backward_seconds
+    assert "scaled by real steps of 6" in str(found)
+
+
+def test_without_time_or_memory_no_real_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = estimated(Sleeper(), torch.randn(2, 4), calibration_seconds=0)
+    assert (quick.step.measured_on, quick.step.forward_seconds < 0.03) == (0, True)
+    monkeypatch.setattr(calibrating, "_free_bytes", lambda _: 1000)
+    small = estimated(Sleeper(), torch.randn(2, 4))
+    assert (small.step.measured_on, small.step.forward_seconds < 0.03) == (0, True)
+    assert "scaled by" not in str(small)
+
+
+def test_a_real_step_takes_any_example_and_precision() -> None:
+    ids = torch.randint(0, 40, (3, 7))
+    found = estimated(Reader(), {"ids": ids}, batch_size=5, precision="bf16", check=True)
+    assert found.check is not None
+    assert found.check.gradient_bytes == found.step.memory.gradients
+    assert found.check.saved_bytes == pytest.approx(found.step.memory.saved, rel=0.05)
+
+
+class Failing(Sleeper):
+    """Runs without numbers, and to be looked at; not to be trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is Tensor and self.training:
+            raise RuntimeError("no such kernel")
+        return self.layer(x)
+
+
+def test_a_real_step_that_does_not_run_is_said() -> None:
+    assert estimated(Failing(), torch.randn(2, 4)).step.measured_on == 0
+    with pytest.raises(ConfigError, match=r"a real step of 32 samples does not run .*such kernel"):
+        estimated(Failing(), torch.randn(2, 4), check=True)
+
+
+def test_with_nothing_to_train_a_step_is_a_forward() -> None:
+    model = Sleeper()
+    fl.freeze(model, "all", leaving="nothing")
+    found = estimated(model, torch.randn(2, 4), check=True)
+    assert found.check is not None
+    assert (found.check.gradient_bytes, found.step.memory.gradients) == (0, 0)
 
 
 def test_more_frozen_costs_no_more() -> None:

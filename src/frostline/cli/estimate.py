@@ -52,8 +52,8 @@ def estimate(
     """Say what training would cost in memory, time and disk, before anything runs.
 
     The model is built, given a head and frozen as `frostline train` would do it with the same
-    options; by default everything but the head. Its operations are timed alone on this machine
-    for about two seconds.
+    options; by default everything but the head. Its operations and a few real steps are timed on
+    this machine for about six seconds; nothing is trained.
     """
     from frostline.cli._terminal import output, print_json, say
     from frostline.estimates import estimate as work_out

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from frostline.backward import is_lean
 from frostline.backward import lean as lean_backward
 from frostline.cutting import cut
 from frostline.errors import ConfigError, CutError
 from frostline.estimates.budgets import Depth, depths, largest_batch
-from frostline.estimates.measuring import measure_step
+from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated
+from frostline.estimates.losses import Loss
+from frostline.estimates.measuring import STEP_ERRORS, measure_step
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.results import Budget, Check, Course, Stage, Step
+from frostline.estimates.skeleton import real_batch
 from frostline.estimates.steps import OPTIMIZERS, Setup
-from frostline.estimates.tracing import Loss, StepTrace
+from frostline.estimates.tracing import StepTrace
 from frostline.estimates.whole import Estimate
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import freezes_kept, train_only
@@ -50,19 +54,20 @@ def estimate(
     budget: int | None = None,
     check: bool = False,
     loss: Loss | None = None,
-    calibration_seconds: float = 2.0,
+    calibration_seconds: float = 6.0,
 ) -> Estimate:
     """Say what a training step and a whole plan would cost, before anything runs.
 
-    The step runs on fake tensors: PyTorch's own code decides what is saved, nothing is computed,
-    and the model is not touched. Saved activations, gradients and optimizer state are exact where
-    the model's forward takes the same way for any numbers, but for the workspace that a fused LSTM
-    keeps on a CPU, which is not in it; seconds are those of the operations as timed alone on this
-    machine.
+    The step runs on fake tensors: PyTorch's own code decides what is saved and nothing is computed.
+    Saved activations, gradients and optimizer state are exact where the model's forward takes the
+    same way for any numbers; the workspace of a CPU's fused LSTM beyond 64 samples is within 1 %.
+    Seconds are those of the operations as timed alone on this machine, scaled by a few real steps
+    of as many samples as there is time and memory for. Weights, buffers, gradients, modes and
+    random numbers are afterwards what they were.
 
     Args:
         example: one batch as the model takes it, a tensor, tuple or mapping; two samples are
-            enough. Only shapes and dtypes matter, but for finding the frost line it is run.
+            enough.
         optimizer: `adamw`, `adam`, or `sgd` with momentum.
         batch_size: samples in a step.
         precision: `fp32`, or `bf16` or `fp16` for autocast.
@@ -76,7 +81,8 @@ def estimate(
         budget: bytes: the largest batch and the deepest thaw that fit.
         check: also run a real step of what trains first; its weights do not move.
         loss: from the model's output; by default cross-entropy on its logits.
-        calibration_seconds: to spend, about, on timing operations.
+        calibration_seconds: to spend, about, a third on timing operations, the rest on real steps;
+            with 0 seconds are first guesses.
 
     Raises:
         ConfigError: an argument is out of range, or the model's step needs numbers.
@@ -96,14 +102,21 @@ def estimate(
         traces = [(phase, setup.trace(batch_size)) for phase in _each(model, phases)]
         deep = list(_traced_depths(setup, batch_size)) if stages or budget is not None else []
         every = [trace for _, trace in (*traces, *(deep if stages else ()))]
+        start = time.perf_counter()
         prices = measure_prices(
             (op for trace in every for op in trace.ops),
             optimizer=optimizer,
-            seconds=calibration_seconds,
+            seconds=calibration_seconds * OPERATIONS_SHARE,
         )
+        share = calibration_seconds * (1 - OPERATIONS_SHARE) / len(traces)
+        scaled = [
+            calibrated(prices, setup, setup.step(trace, prices, batch_size), share)
+            for _, (_, trace) in zip(_each(model, phases), traces, strict=True)
+        ]
+        seconds = time.perf_counter() - start
         courses = tuple(
-            _course(setup, phase, trace, prices, batch_size, counts, epochs)
-            for phase, (_, trace) in zip(_each(model, phases), traces, strict=True)
+            _course(setup, phase, setup.step(trace, own, batch_size), counts, epochs)
+            for phase, (_, trace), own in zip(_each(model, phases), traces, scaled, strict=True)
         )
         made = Estimate(
             type(model).__name__,
@@ -112,8 +125,8 @@ def estimate(
             lean=lean or is_lean(model),
             courses=courses,
             samples=counts,
-            stages=tuple(_stages(setup, deep, prices, batch_size)) if stages else (),
-            measured_seconds=prices.measured_seconds,
+            stages=tuple(_stages(setup, deep, scaled[0], batch_size)) if stages else (),
+            measured_seconds=seconds,
         )
         next(_each(model, phases))  # frozen as in the first again
         if budget is not None:
@@ -168,14 +181,11 @@ def _forward_below(step: Step) -> float:
 def _course(
     setup: Setup,
     phase: Phase,
-    trace: StepTrace,
-    prices: Prices,
-    batch_size: int,
+    step: Step,
     counts: tuple[int, int],
     epochs: int,
 ) -> Course:
-    step = setup.step(trace, prices, batch_size)
-    train, validation = (count / batch_size for count in counts)
+    train, validation = (count / step.batch_size for count in counts)
     planned = phase.epochs or epochs
     once = step.forward_seconds * (train + validation)
     plain = planned * (step.seconds * train + step.forward_seconds * validation)
@@ -209,12 +219,17 @@ def _budget(
 
 
 def _check(setup: Setup, batch_size: int) -> Check:
-    example = setup.example
-    if not isinstance(example, Tensor):
-        raise ConfigError(
-            "a real step to compare with needs an example that is one tensor. Leave check out."
+    try:
+        real = measure_step(
+            setup.model,
+            real_batch(setup.example, batch_size),
+            optimizer=setup.optimizer,
+            precision=setup.precision,
+            loss=setup.loss,
         )
-    rows = torch.arange(batch_size) % len(example)
-    targets = torch.zeros(batch_size, dtype=torch.long, device=example.device)
-    real = measure_step(setup.model, example[rows], targets, optimizer=setup.optimizer)
+    except STEP_ERRORS as error:
+        raise ConfigError(
+            f"a real step of {batch_size} samples does not run ({type(error).__name__}: {error}). "
+            "Give an example that the model takes and a batch size that fits, or leave check out."
+        ) from error
     return Check(real.seconds, real.saved_bytes, real.gradient_bytes, real.state_bytes)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton
-from frostline.estimates.steps import optimizer_terms
+from frostline.estimates.steps import Setup, optimizer_terms
 from frostline.estimates.tracing import Op, Watch, run_step, touched
 from frostline.freezing import freezes_kept, thaw
 
@@ -102,9 +103,9 @@ def ledger(
     *,
     batch_size: int = 32,
     optimizer: str = "adamw",
-    calibration_seconds: float = 3.0,
+    calibration_seconds: float = 6.0,
 ) -> Ledger:
-    """Work out what a step of `model` costs by turns; the model is not touched.
+    """Work out what a step of `model` costs by turns; afterwards the model is as it was.
 
     Args:
         example, batch_size, optimizer, calibration_seconds: as for `estimate`.
@@ -114,11 +115,14 @@ def ledger(
     with torch.random.fork_rng(devices=()), freezes_kept(model):
         thaw(model, "all")
         seen = {case: _follow(model, example, batch_size, case) for case in _CASES}
-    prices = measure_prices(
-        (op for turns in seen.values() for op in turns.ops),
-        optimizer=optimizer,
-        seconds=calibration_seconds,
-    )
+        prices = measure_prices(
+            (op for turns in seen.values() for op in turns.ops),
+            optimizer=optimizer,
+            seconds=calibration_seconds * OPERATIONS_SHARE,
+        )
+        setup = Setup(model, example, optimizer, "fp32", None)
+        step = setup.step(setup.trace(batch_size), prices, batch_size)
+        prices = calibrated(prices, setup, step, calibration_seconds * (1 - OPERATIONS_SHARE))
     return _Writer(seen, prices).write(batch_size, optimizer)
 
 

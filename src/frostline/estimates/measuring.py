@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import median
 from typing import Any, final
 
 import torch
@@ -14,8 +15,11 @@ from torch.utils import _pytree as pytree
 
 from frostline.backward import saved_bytes
 from frostline.calling import call_with
-from frostline.models import logits_of
+from frostline.estimates.losses import Loss, autocast, class_loss
 from frostline.modes import modes_kept
+
+# What a step that does not run fails with: a wrong shape, an index out of range, no memory.
+STEP_ERRORS = (RuntimeError, ValueError, TypeError, LookupError)
 
 
 @final
@@ -24,17 +28,25 @@ class StepCost:
     """One optimizer step on one batch.
 
     Attributes:
-        seconds: median of the timed steps.
+        forward_seconds, backward_seconds, optimizer_seconds: medians of the timed steps; the loss
+            is in the first, making gradients none in the last.
         saved_bytes: activations kept for the backward pass, each storage once, without weights
             and the batch.
         gradient_bytes: of all gradients.
         state_bytes: of what the optimizer keeps.
     """
 
-    seconds: float
+    forward_seconds: float
+    backward_seconds: float
+    optimizer_seconds: float
     saved_bytes: int
     gradient_bytes: int
     state_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Of a whole step."""
+        return self.forward_seconds + self.backward_seconds + self.optimizer_seconds
 
     @property
     def nbytes(self) -> int:
@@ -45,18 +57,24 @@ class StepCost:
 def measure_step(
     model: nn.Module,
     inputs: Any,
-    targets: Tensor,
+    targets: Tensor | None = None,
     *,
     optimizer: str = "adamw",
+    precision: str = "fp32",
+    loss: Loss | None = None,
     repeats: int = 3,
+    within: float = float("inf"),
 ) -> StepCost:
     """Time and memory of a step of what is trainable in `model`; its weights do not move.
 
     Args:
         inputs: one batch as the model takes it, on its device.
-        targets: class indices, `(batch,)`.
+        targets: class indices, `(batch,)`; by default class 0 everywhere.
         optimizer: `adamw`, `adam` or `sgd` with momentum.
-        repeats: timed steps after one to warm up.
+        precision: `fp32`, or `bf16` or `fp16` for autocast.
+        loss: from the model's output; by default cross-entropy on its logits.
+        repeats: timed steps after two to warm up.
+        within: seconds after which no other step is begun; at least one is timed.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A step of zero may still turn -0.0 into 0.0.
@@ -64,22 +82,30 @@ def measure_step(
     gradients = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None  # a gradient from before would be added to, in place
-    with modes_kept(model), torch.random.fork_rng(devices=()):
-        model.train()
-        made = still_optimizer(optimizer, parameters)
-        given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
-        there = (*model.parameters(), *model.buffers(), *given)
-        saved = saved_bytes(lambda: _loss(model, inputs, targets), besides=there)
-        _loss(model, inputs, targets).backward()  # type: ignore[no-untyped-call]  # torch's own
-        size = sum(p.grad.nbytes for p in parameters if p.grad is not None)
-        times = [_step(model, made, inputs, targets) for _ in range(repeats + 1)][1:]
-    state = sum(_tensor_bytes(kept) for kept in made.state.values())
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    with torch.no_grad():
-        for tensor, before in moving:
-            tensor.copy_(before)
-    return StepCost(statistics.median(times), saved, size, state)
+    loss = loss or partial(class_loss, targets=targets)
+    forward = partial(_forward, model, inputs, loss, precision)
+    try:
+        with modes_kept(model), torch.random.fork_rng(devices=()):
+            model.train()
+            made = still_optimizer(optimizer, parameters or [torch.zeros(())])
+            given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+            there = (*model.parameters(), *model.buffers(), *given)
+            saved = saved_bytes(forward, besides=there)
+            _backward(forward())
+            size = sum(p.grad.nbytes for p in parameters if p.grad is not None)
+            _step(forward, made)
+            start, times = time.perf_counter(), [_step(forward, made)]
+            while len(times) < repeats and time.perf_counter() - start < within:
+                times.append(_step(forward, made))
+        state = sum(_tensor_bytes(kept) for kept in made.state.values())
+    finally:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        with torch.no_grad():
+            for tensor, before in moving:
+                tensor.copy_(before)
+    spent = [median(some) for some in zip(*times, strict=True)]
+    return StepCost(spent[0], spent[1], spent[2], saved, size, state)
 
 
 def still_optimizer(name: str, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -90,19 +116,37 @@ def still_optimizer(name: str, parameters: Sequence[Tensor]) -> torch.optim.Opti
     return kind(parameters, lr=0.0, weight_decay=0.0, fused=True)
 
 
+def clock() -> float:
+    """Seconds, when all that was begun on a GPU is done."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's own
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any, targets: Tensor
-) -> float:
-    start = time.perf_counter()
-    _loss(model, inputs, targets).backward()  # type: ignore[no-untyped-call]  # torch's own
+    forward: Callable[[], Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[float, float, float]:
+    """Seconds of the forward pass, the backward pass and the optimizer."""
+    times = [clock()]
+    loss = forward()
+    times.append(clock())
+    _backward(loss)
+    times.append(clock())
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return time.perf_counter() - start
+    times.append(clock())
+    return times[1] - times[0], times[2] - times[1], times[3] - times[2]
+
+
+def _forward(model: nn.Module, inputs: Any, loss: Loss, precision: str) -> Tensor:
+    with autocast(model, precision):
+        return loss(call_with(model, inputs))
+
+
+def _backward(loss: Tensor) -> None:
+    if loss.requires_grad:  # not where nothing trains
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
 
 
 def _tensor_bytes(kept: Any) -> int:
     return sum(t.nbytes for t in pytree.tree_leaves(kept) if isinstance(t, Tensor))
-
-
-def _loss(model: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits_of(call_with(model, inputs)), targets)

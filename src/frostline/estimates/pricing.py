@@ -4,27 +4,27 @@ An operation is replayed with the shapes, strides and dtypes that it has in the 
 its own, without the model and its numbers. The dearest distinct ones go first, until the time for
 it is spent; the others take their number of operations and bytes at the rates that were seen.
 
-Within a step an operation is slower than alone where it writes to memory that is new to the
-process: the system hands it out page by page, zeroed. What that takes is priced by the byte.
+Within a step an operation finds other things in the caches and takes its memory from another heap
+than alone: `calibrating` sets that right.
 """
 
 from __future__ import annotations
 
-import mmap
 import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from frostline.estimates.measuring import still_optimizer
-from frostline.estimates.tracing import Call, Op, Shaped
+from frostline.estimates.measuring import clock, still_optimizer
+from frostline.estimates.tracing import Call, Op, Pass, Shaped
+from frostline.estimates.workspaces import READERS
 
 # First guesses, by which it is decided what to time; rates that are seen take their place.
 _FLOPS_PER_SECOND = 1e11
@@ -44,28 +44,26 @@ class Prices:
         timed: of calls that were timed.
         factor: by which calls of an operation take longer than the first guess.
         overhead: of any operation: Python, dispatch and autograd.
-        new_byte: of memory that the step has not had before.
         optimizer_byte: of an optimizer step, for each byte of the parameters.
         optimizer_tensor: of an optimizer step, for each parameter.
-        measured_seconds: that the measurement took.
+        scale: by which a pass takes longer than its operations alone.
+        measured_on: samples of the real steps that told the scale; 0 where none ran.
     """
 
     timed: Mapping[Call, float]
     factor: Mapping[str, float]
     overhead: float
-    new_byte: float
     optimizer_byte: float
     optimizer_tensor: float
-    measured_seconds: float = 0.0
+    scale: Mapping[Pass, float] = field(default_factory=lambda: {"forward": 1.0, "backward": 1.0})
+    measured_on: int = 0
 
     def of(self, op: Op) -> float:
         """Seconds of one operation within a step."""
-        if op.is_view:
-            return self.overhead
-        found = self.timed.get(op.call)
+        found = 0.0 if op.is_view else self.timed.get(op.call)
         if found is None:
             found = _guess(op) * self.factor.get(str(op.call.func), self.factor[""])
-        return found + self.overhead + op.new_bytes * self.new_byte
+        return (found + self.overhead) * self.scale[op.during]
 
     def of_optimizer(self, gradients: Iterable[int]) -> float:
         """Seconds of a step over parameters of so many bytes."""
@@ -75,20 +73,22 @@ class Prices:
 
 def measure_prices(ops: Iterable[Op], *, optimizer: str, seconds: float = 2.0) -> Prices:
     """Time what the operations of a step cost here, within about `seconds`."""
-    start = time.perf_counter()
     with torch.no_grad():
         overhead = _overhead()
         byte, tensor = _optimizer_byte(optimizer), _optimizer_tensor(optimizer)
         timed, factor = _timed(list(ops), time.perf_counter() + seconds, overhead)
-        new = _new_byte()
-    return Prices(timed, factor, overhead, new, byte, tensor, time.perf_counter() - start)
+    return Prices(timed, factor, overhead, byte, tensor)
 
 
 def _timed(
     ops: list[Op], until: float, overhead: float
 ) -> tuple[dict[Call, float], dict[str, float]]:
     counts = Counter(op.call for op in ops)
-    one_of = {op.call: op for op in ops if not op.is_view and _guess(op) > _SMALL_SECONDS}
+    one_of = {
+        op.call: op
+        for op in ops
+        if not op.is_view and op.call.func not in READERS and _guess(op) > _SMALL_SECONDS
+    }
     order = sorted(one_of.values(), key=lambda op: -_guess(op) * counts[op.call])
     found: dict[Call, float] = {}
     ratios: dict[str, list[float]] = defaultdict(list)
@@ -118,11 +118,9 @@ def _replay(call: Call) -> float:
 
 
 def _seconds(func: Any, args: Any, kwargs: Any) -> float:
-    start = time.perf_counter()
+    start = clock()
     func(*args, **kwargs)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _real(leaf: Any) -> Any:
@@ -146,18 +144,6 @@ def _overhead() -> float:
             value.sum().backward()  # type: ignore[no-untyped-call]  # torch's own
             times.append((time.perf_counter() - start) / 100)
     return statistics.median(times)
-
-
-def _new_byte() -> float:
-    """Seconds to write a byte for the first time beyond those of writing it again."""
-
-    extra = []
-    for _ in range(5):
-        made = torch.frombuffer(mmap.mmap(-1, 4 * _PROBE_NUMBERS), dtype=torch.float32)
-        first, again = (_seconds(made.fill_, (0.5,), {}) for _ in range(2))
-        extra.append((first - again) / made.nbytes)
-        del made
-    return max(0.0, statistics.median(extra))
 
 
 def _optimizer_byte(name: str) -> float:

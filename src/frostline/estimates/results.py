@@ -77,6 +77,7 @@ class Step:
     Attributes:
         layers: in the model's order; only modules that do or keep something.
         optimizer_seconds: of the optimizer's step.
+        measured_on: samples of the real steps by which the seconds were scaled; 0 for none.
     """
 
     batch_size: int
@@ -85,6 +86,7 @@ class Step:
     memory: Memory
     layers: tuple[LayerCost, ...]
     optimizer_seconds: float
+    measured_on: int = 0
 
     @property
     def forward_seconds(self) -> float:
@@ -109,6 +111,7 @@ class Step:
             "forward_seconds": self.forward_seconds,
             "backward_seconds": self.backward_seconds,
             "optimizer_seconds": self.optimizer_seconds,
+            "measured_on": self.measured_on,
             "layers": [asdict(layer) for layer in self.layers],
         }
 

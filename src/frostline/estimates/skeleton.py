@@ -51,25 +51,54 @@ def fake_batch(example: Any, rows: int, mode: FakeTensorMode) -> Any:
     Raises:
         ConfigError: it holds no tensor with an axis over samples.
     """
+    samples = _samples(example)
+
+    def grown(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or tensor.shape[0] != samples:
+            return mode.from_tensor(tensor)
+        shape = (rows, *tensor.shape[1:])
+        with mode:
+            return torch.empty(
+                shape,
+                dtype=tensor.dtype,
+                device=tensor.device,
+                memory_format=_layout(tensor),
+                requires_grad=tensor.requires_grad,
+            )
+
+    return pytree.tree_map_only(Tensor, grown, example)
+
+
+def real_batch(example: Any, rows: int) -> Any:
+    """A batch of `rows` samples, those of `example` over and over.
+
+    Raises:
+        ConfigError: it holds no tensor with an axis over samples.
+    """
+    samples = _samples(example)
+
+    def repeated(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or tensor.shape[0] != samples:
+            return tensor
+        found = tensor.detach()[torch.arange(rows, device=tensor.device) % samples]
+        found = found.contiguous(memory_format=_layout(tensor))
+        return found.requires_grad_(tensor.requires_grad)
+
+    return pytree.tree_map_only(Tensor, repeated, example)
+
+
+def _samples(example: Any) -> int:
+    """How many samples a batch has, by the first axis of its first tensor."""
     sizes = [t.shape[0] for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and t.dim()]
     if not sizes or not sizes[0]:
         raise ConfigError(
             "the example holds no tensor with an axis over samples. Give one batch as the model "
             "takes it: a tensor, a tuple or a mapping."
         )
+    return int(sizes[0])
 
-    def grown(tensor: Tensor) -> Tensor:
-        if not tensor.dim() or tensor.shape[0] != sizes[0]:
-            return mode.from_tensor(tensor)
-        shape = (rows, *tensor.shape[1:])
-        channels_last = tensor.dim() == 4 and tensor.is_contiguous(
-            memory_format=torch.channels_last
-        )
-        keep = channels_last and not tensor.is_contiguous()
-        layout = torch.channels_last if keep else torch.contiguous_format
-        with mode:
-            return torch.empty(
-                shape, dtype=tensor.dtype, device=tensor.device, memory_format=layout
-            )
 
-    return pytree.tree_map_only(Tensor, grown, example)
+def _layout(tensor: Tensor) -> torch.memory_format:
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    keep = channels_last and not tensor.is_contiguous()
+    return torch.channels_last if keep else torch.contiguous_format

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import nn
 
+from frostline.estimates.losses import Loss
 from frostline.estimates.pricing import Prices
 from frostline.estimates.results import LayerCost, Memory, Step
-from frostline.estimates.tracing import Loss, StepTrace, trace_step
+from frostline.estimates.tracing import StepTrace, trace_step
 
 # Bytes of state for each byte of a gradient; Adam's kin also count steps, in a float32 each.
 _STATE_RATIO = {"adamw": 2, "adam": 2, "sgd": 1}
@@ -28,6 +30,11 @@ class Setup:
     optimizer: str
     precision: str
     loss: Loss | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def trace(self, batch_size: int) -> StepTrace:
         """A step of the model as it is frozen now."""
@@ -61,6 +68,7 @@ class Setup:
             memory=self.memory(trace),
             layers=tuple(_layers(self.model, trace, prices)),
             optimizer_seconds=prices.of_optimizer(trace.gradients.values()),
+            measured_on=prices.measured_on,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -18,11 +18,11 @@ from torch.utils.flop_counter import flop_registry
 
 from frostline.calling import call_with
 from frostline.errors import ConfigError
+from frostline.estimates.losses import Loss, autocast, class_loss
 from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton
-from frostline.models import logits_of
+from frostline.estimates.workspaces import with_workspace
 
 Pass = Literal["forward", "backward"]
-Loss = Callable[[Any], Tensor]
 
 
 @final
@@ -60,8 +60,6 @@ class Op:
         turn: number of the stay in a module in which it ran, or whose backward pass it is.
         flops: of matrix products and convolutions; 0 for others.
         nbytes: read and written.
-        new_bytes: by which it makes the heap larger than it was in the step so far; tensors that
-            the system maps one by one are not in it.
         is_view: whether it moves no number.
     """
 
@@ -71,7 +69,6 @@ class Op:
     turn: int
     flops: int
     nbytes: int
-    new_bytes: int
     is_view: bool
 
 
@@ -151,7 +148,6 @@ def run_step(
     Raises:
         ConfigError: the forward needs numbers, so that it cannot run without them.
     """
-    kind = next((t.device.type for t in fake.parameters()), "cpu")
     with ExitStack() as stack:
         stack.enter_context(watch.following())
         stack.enter_context(mode)
@@ -159,9 +155,9 @@ def run_step(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_runnable(type(fake).__name__))
         with torch.autograd.graph.saved_tensors_hooks(watch.pack, lambda tensor: tensor):
-            with _autocast(kind, precision):
+            with autocast(fake, precision):
                 output = call_with(fake, batch)
-                found = (loss or _cross_entropy)(output)
+                found = (loss or class_loss)(output)
             del output
         watch.settle()
         watch.during = "backward"
@@ -184,20 +180,6 @@ def _runnable(name: str) -> Iterator[None]:
         ) from error
 
 
-def _autocast(kind: str, precision: str) -> Any:
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return torch.autocast(kind, dtype=dtype, enabled=dtype is not None)
-
-
-def _cross_entropy(output: Any) -> Tensor:
-    logits = logits_of(output)
-    if logits.dim() == 3:  # of each token
-        logits = logits.flatten(0, 1)
-    shape = (logits.shape[0], *logits.shape[2:])
-    targets = torch.zeros(shape, dtype=torch.long, device=logits.device)
-    return nn.functional.cross_entropy(logits, targets)
-
-
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Notes each operation below autograd, and how many bytes are alive."""
 
@@ -209,7 +191,6 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self.during: Pass = "forward"
         self.peak = 0
         self._alive = 0
-        self._heap = self._heap_peak = 0
         self._model = model
         self._stack = [0]
         # The layer of each turn of the forward pass, and the first autograd sequence number that
@@ -263,7 +244,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = with_workspace(func, args, func(*args, **kwargs))
         if func.namespace == "prim":
             return out
         given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -271,7 +252,6 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         is_view = func.is_view or func._overloadpacket in _FREE
         if self.during == "forward":
             self.noted(func, given, () if is_view else made)
-        heap = self._heap_peak
         for tensor in made:
             self._count(tensor.untyped_storage())
         packet = flop_registry.get(func._overloadpacket)
@@ -286,7 +266,6 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
                 turn,
                 flops=packet(*args, **kwargs, out_val=out) if packet else 0,
                 nbytes=0 if is_view else sum(map(touched, (*given, *made))),
-                new_bytes=self._heap_peak - heap,
                 is_view=is_view,
             )
         )
@@ -326,9 +305,6 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     def _grow(self, nbytes: int) -> None:
         self._alive += nbytes
         self.peak = max(self.peak, self._alive)
-        if abs(nbytes) <= _MAPPED_FROM:
-            self._heap += nbytes
-            self._heap_peak = max(self._heap_peak, self._heap)
 
 
 def touched(tensor: Tensor) -> int:
@@ -339,7 +315,4 @@ def touched(tensor: Tensor) -> int:
     return count * tensor.element_size()
 
 
-# The C library takes larger pieces from the system one by one, and gives each back when it is
-# freed: an operation that makes one pays for its pages each time, alone as in a step.
-_MAPPED_FROM = 32 << 20
 _FREE = frozenset({torch.ops.aten.detach, torch.ops.aten.lift_fresh})

@@ -101,7 +101,8 @@ def _memory_table(found: Estimate) -> Table:
         f"A step takes about {format_seconds(step.seconds)}: forward "
         f"{format_seconds(step.forward_seconds)}, backward "
         f"{format_seconds(step.backward_seconds)}, optimizer "
-        f"{format_seconds(step.optimizer_seconds)}."
+        f"{format_seconds(step.optimizer_seconds)}"
+        f"{f'; scaled by real steps of {step.measured_on}' if step.measured_on else ''}."
     )
     notes = tuple(hanging(note, indent=0).splitlines())
     return Table((Column("memory"), Column("", "right")), rows, title, notes)

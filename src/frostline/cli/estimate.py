@@ -53,7 +53,7 @@ def estimate(
 
     The model is built, given a head and frozen as `frostline train` would do it with the same
     options; by default everything but the head. Its operations and a few real steps are timed on
-    this machine for about six seconds; nothing is trained.
+    this machine for about ten seconds; nothing is trained.
     """
     from frostline.cli._terminal import output, print_json, say
     from frostline.estimates import estimate as work_out

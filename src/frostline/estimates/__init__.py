@@ -16,7 +16,7 @@ from frostline.backward import lean as lean_backward
 from frostline.cutting import cut
 from frostline.errors import ConfigError, CutError
 from frostline.estimates.budgets import Depth, depths, largest_batch
-from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated
+from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated_step
 from frostline.estimates.losses import Loss
 from frostline.estimates.measuring import STEP_ERRORS, measure_step
 from frostline.estimates.pricing import Prices, measure_prices
@@ -81,8 +81,8 @@ def estimate(
         budget: bytes: the largest batch and the deepest thaw that fit.
         check: also run a real step of what trains first; its weights do not move.
         loss: from the model's output; by default cross-entropy on its logits.
-        calibration_seconds: to spend, about, a third on timing operations, the rest on real steps;
-            with 0 seconds are first guesses.
+        calibration_seconds: to spend, about, a third on timing operations, the rest on real steps,
+            and as much as on those on `stages`; with 0 seconds are first guesses.
 
     Raises:
         ConfigError: an argument is out of range, or the model's step needs numbers.
@@ -108,15 +108,16 @@ def estimate(
             optimizer=optimizer,
             seconds=calibration_seconds * OPERATIONS_SHARE,
         )
-        share = calibration_seconds * (1 - OPERATIONS_SHARE) / len(traces)
-        scaled = [
-            calibrated(prices, setup, setup.step(trace, prices, batch_size), share)
+        rest = calibration_seconds * (1 - OPERATIONS_SHARE)
+        steps = [
+            calibrated_step(setup, trace, prices, batch_size, rest / len(traces))
             for _, (_, trace) in zip(_each(model, phases), traces, strict=True)
         ]
+        shown = tuple(_stages(setup, deep, prices, batch_size, rest)) if stages else ()
         seconds = time.perf_counter() - start
         courses = tuple(
-            _course(setup, phase, setup.step(trace, own, batch_size), counts, epochs)
-            for phase, (_, trace), own in zip(_each(model, phases), traces, scaled, strict=True)
+            _course(setup, phase, step, counts, epochs)
+            for phase, step in zip(_each(model, phases), steps, strict=True)
         )
         made = Estimate(
             type(model).__name__,
@@ -125,7 +126,7 @@ def estimate(
             lean=lean or is_lean(model),
             courses=courses,
             samples=counts,
-            stages=tuple(_stages(setup, deep, scaled[0], batch_size)) if stages else (),
+            stages=shown,
             measured_seconds=seconds,
         )
         next(_each(model, phases))  # frozen as in the first again
@@ -160,11 +161,15 @@ def _traced_depths(setup: Setup, batch_size: int) -> Iterator[tuple[Depth, StepT
 
 
 def _stages(
-    setup: Setup, deep: list[tuple[Depth, StepTrace]], prices: Prices, batch_size: int
+    setup: Setup,
+    deep: list[tuple[Depth, StepTrace]],
+    prices: Prices,
+    batch_size: int,
+    seconds: float,
 ) -> Iterator[Stage]:
     with freezes_kept(setup.model):
         for depth, (_, trace) in zip(depths(setup.model), deep, strict=True):
-            step = setup.step(trace, prices, batch_size)
+            step = calibrated_step(setup, trace, prices, batch_size, seconds / len(deep))
             yield Stage(depth.frozen, step, step.seconds - _forward_below(step))
 
 

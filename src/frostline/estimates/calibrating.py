@@ -18,6 +18,7 @@ from frostline.estimates.pricing import Prices
 from frostline.estimates.results import Step
 from frostline.estimates.skeleton import real_batch
 from frostline.estimates.steps import Setup
+from frostline.estimates.tracing import StepTrace
 
 OPERATIONS_SHARE = 1 / 3  # of the time for calibrating; the rest is for real steps
 _STEPS = 5  # three to warm up, and two at least that are timed
@@ -25,22 +26,33 @@ _REPEATS = 7
 _UNKNOWN_BYTES = 2 << 30
 
 
-def calibrated(prices: Prices, setup: Setup, step: Step, seconds: float) -> Prices:
-    """`prices` by which real steps of the model, as it is frozen now, take what they took.
+def calibrated_step(
+    setup: Setup, trace: StepTrace, prices: Prices, batch_size: int, seconds: float
+) -> Step:
+    """A step of the model as it is frozen now, scaled by real ones that take about `seconds`.
 
     Weights, buffers, gradients, modes and random numbers are put back. As many samples are taken
     as `seconds` and half of the free memory are enough for; where the step does not run, or there
-    is no room for two, the prices stay as they are.
+    is no room for two, the operations alone must do.
 
     Args:
-        step: as estimated from `prices`, for the batch that is asked for.
+        trace: of the step for which an estimate is wanted.
     """
-    if not step.seconds or not seconds:
+    return setup.step(trace, calibrated(prices, setup, trace, batch_size, seconds), batch_size)
+
+
+def calibrated(
+    prices: Prices, setup: Setup, trace: StepTrace, batch_size: int, seconds: float
+) -> Prices:
+    """The prices by which a step, as in `calibrated_step`, takes what real ones say."""
+    alone = setup.step(trace, prices, batch_size)
+    if not alone.seconds or not seconds:
         return prices
-    rows = int(step.batch_size * seconds / (_STEPS * step.seconds))
-    rows = max(min(rows, step.batch_size), min(2, step.batch_size))  # a norm may need two samples
-    alone = step if rows == step.batch_size else setup.step(setup.trace(rows), prices, rows)
-    if alone.memory.total - alone.memory.weights > _free_bytes(setup.device) / 2:
+    rows = int(batch_size * seconds / (_STEPS * alone.seconds))
+    rows = max(min(rows, batch_size), min(2, batch_size))  # a norm may need two samples
+    fewer = trace if rows == batch_size else setup.trace(rows)
+    needed = setup.memory(fewer)
+    if needed.total - needed.weights > _free_bytes(setup.device) / 2:
         return prices
     try:
         real = measure_step(
@@ -54,12 +66,15 @@ def calibrated(prices: Prices, setup: Setup, step: Step, seconds: float) -> Pric
         )
     except STEP_ERRORS:  # whoever trains it is told what is wrong
         return prices
+    sums = {"forward": 0.0, "backward": 0.0}
+    for op, more in zip(fewer.ops, trace.ops, strict=False):
+        sums[op.during] += prices.of_fewer(op, more)
     optimizer = _ratio(real.optimizer_seconds, alone.optimizer_seconds)
     return replace(
         prices,
         scale={
-            "forward": _ratio(real.forward_seconds, alone.forward_seconds),
-            "backward": _ratio(real.backward_seconds, alone.backward_seconds),
+            "forward": _ratio(real.forward_seconds, sums["forward"]),
+            "backward": _ratio(real.backward_seconds, sums["backward"]),
         },
         optimizer_byte=prices.optimizer_byte * optimizer,
         optimizer_tensor=prices.optimizer_tensor * optimizer,

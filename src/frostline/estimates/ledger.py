@@ -121,8 +121,10 @@ def ledger(
             seconds=calibration_seconds * OPERATIONS_SHARE,
         )
         setup = Setup(model, example, optimizer, "fp32", None)
-        step = setup.step(setup.trace(batch_size), prices, batch_size)
-        prices = calibrated(prices, setup, step, calibration_seconds * (1 - OPERATIONS_SHARE))
+        trace = setup.trace(batch_size)
+        prices = calibrated(
+            prices, setup, trace, batch_size, calibration_seconds * (1 - OPERATIONS_SHARE)
+        )
     return _Writer(seen, prices).write(batch_size, optimizer)
 
 

@@ -65,6 +65,11 @@ class Prices:
             found = _guess(op) * self.factor.get(str(op.call.func), self.factor[""])
         return (found + self.overhead) * self.scale[op.during]
 
+    def of_fewer(self, op: Op, more: Op) -> float:
+        """Seconds of an operation, from what the same one on more samples takes."""
+        share = _guess(op) / _guess(more) if _guess(more) else 1.0
+        return self.of(more) * share
+
     def of_optimizer(self, gradients: Iterable[int]) -> float:
         """Seconds of a step over parameters of so many bytes."""
         sizes = list(gradients)

@@ -24,7 +24,8 @@ ResNet-50 biases. Freezing is `fl.train_only`'s, so that norms of what is frozen
 torch.compile takes minutes where the rest takes seconds, so `some` are AlexNet and ResNet-18 with
 three choices; a cell is given up after `--compile-seconds`.
 
-The file is written after each cell; a run that is killed keeps what it has. At the end each cell is
+The file is written after each cell; a run that is killed keeps what it has, and one of a few cells
+takes the place of those alone. At the end each cell is
 named where lean keeps more bytes than PyTorch, or takes more than 1.10 times its time.
 """
 
@@ -69,6 +70,8 @@ CELL_SECONDS = 900
 def main() -> None:
     chosen = _options()
     result: Figures = {"batch": 16, "device": chosen.device, "cells": {}}
+    if chosen.json and chosen.json.exists():
+        result["cells"] = json.loads(chosen.json.read_text())["cells"]
     rows = [HEADINGS]
     for name, what in _cells(chosen):
         cell = _cell(name, what, chosen)

@@ -31,14 +31,14 @@ class Net(nn.Module):
 
 def samples(count: int) -> list[tuple[Tensor, int]]:
     drawn = torch.Generator().manual_seed(count)
-    pictures = torch.randn(count, 3, 24, 24, generator=drawn)
+    pictures = torch.randn(count, 3, 40, 40, generator=drawn)
     return [(picture, index % 2) for index, picture in enumerate(pictures)]
 
 
 def test_a_freeze_may_lean_the_model_and_its_handle_undoes_it() -> None:
     torch.manual_seed(0)
     model = Net()
-    batch = torch.randn(32, 3, 24, 24)
+    batch = torch.randn(32, 3, 40, 40)
     with fl.frozen(model, "upper"):
         plain = saved_bytes(lambda: model(batch).sum())
     frozen = fl.freeze(model, "upper", lean=True)

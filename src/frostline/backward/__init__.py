@@ -20,7 +20,7 @@ from frostline.backward.settings import Gelu, Settings
 __all__ = ["Lean", "is_lean", "lean", "saved_bytes", "unlean"]
 
 
-def lean(model: nn.Module, *, gelu: Gelu = "exact", at_least_bytes: int = 65536) -> Lean:
+def lean(model: nn.Module, *, gelu: Gelu = "exact", at_least_bytes: int = 1 << 20) -> Lean:
     """From now on each forward of `model` keeps what the gradients wanted then need, no more.
 
     Each operation decides when it runs, by what wants a gradient at that moment, so freezing and

@@ -2,10 +2,11 @@
 
     python benchmarks/estimate.py [--models resnet18 ...] [--json FILE] [--repeats 3]
 
-Each cell is a process of its own, as a user's is: first the estimate (operations timed alone for
-about two seconds), then real steps of forward, loss, backward and AdamW, of which the median
-counts. All ratios are estimated to measured: bytes that autograd keeps, bytes of gradients and of
-the optimizer's state, seconds of a step. Weights are random; a step's cost does not depend on them.
+Each cell is a process of its own, as a user's is: first the estimate (operations timed alone and
+scaled by real steps, in about six seconds), then real steps of forward, loss, backward and AdamW, of
+which the median counts. All ratios are estimated to measured: bytes that autograd keeps, bytes of
+gradients and of the optimizer's state, seconds of a step. Weights are random; a step's cost does
+not depend on them.
 
 Asked: saved bytes within 5 %, gradients and state exact, seconds within 25 %. At the end the cells
 outside of that are named.
@@ -44,10 +45,9 @@ def cell(name: str, trained: str, repeats: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = models.get_model(name, weights=None)
     pictures = torch.randn(BATCH, 3, PIXELS, PIXELS)
-    targets = torch.zeros(BATCH, dtype=torch.long)
     fl.train_only(model, trained)
     step = fl.estimate(model, pictures[:2], batch_size=BATCH).step
-    real = measure_step(model, pictures, targets, repeats=repeats)
+    real = measure_step(model, pictures, repeats=repeats)
     return {
         "model": name,
         "trained": trained,

@@ -25,8 +25,8 @@ torch.compile takes minutes where the rest takes seconds, so `some` are AlexNet 
 three choices; a cell is given up after `--compile-seconds`.
 
 The file is written after each cell; a run that is killed keeps what it has, and one of a few cells
-takes the place of those alone. At the end each cell is
-named where lean keeps more bytes than PyTorch, or takes more than 1.10 times its time.
+takes the place of those alone. At the end each cell is named where lean keeps more bytes than
+PyTorch, or takes more than 1.10 times its time.
 """
 
 from __future__ import annotations

@@ -18,10 +18,9 @@ from frostline.errors import ConfigError, CutError
 from frostline.estimates.budgets import Depth, depths, largest_batch
 from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated_step
 from frostline.estimates.losses import Loss
-from frostline.estimates.measuring import STEP_ERRORS, measure_step
+from frostline.estimates.measuring import STEP_ERRORS
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.results import Budget, Check, Course, Stage, Step
-from frostline.estimates.skeleton import real_batch
 from frostline.estimates.steps import OPTIMIZERS, Setup
 from frostline.estimates.tracing import StepTrace
 from frostline.estimates.whole import Estimate
@@ -225,13 +224,7 @@ def _budget(
 
 def _check(setup: Setup, batch_size: int) -> Check:
     try:
-        real = measure_step(
-            setup.model,
-            real_batch(setup.example, batch_size),
-            optimizer=setup.optimizer,
-            precision=setup.precision,
-            loss=setup.loss,
-        )
+        real = setup.measure(batch_size)
     except STEP_ERRORS as error:
         raise ConfigError(
             f"a real step of {batch_size} samples does not run ({type(error).__name__}: {error}). "

@@ -13,10 +13,9 @@ from dataclasses import replace
 
 import torch
 
-from frostline.estimates.measuring import STEP_ERRORS, measure_step
+from frostline.estimates.measuring import STEP_ERRORS
 from frostline.estimates.pricing import Prices
 from frostline.estimates.results import Step
-from frostline.estimates.skeleton import real_batch
 from frostline.estimates.steps import Setup
 from frostline.estimates.tracing import StepTrace
 
@@ -55,15 +54,7 @@ def calibrated(
     if needed.total - needed.weights > _free_bytes(setup.device) / 2:
         return prices
     try:
-        real = measure_step(
-            setup.model,
-            real_batch(setup.example, rows),
-            optimizer=setup.optimizer,
-            precision=setup.precision,
-            loss=setup.loss,
-            repeats=_REPEATS,
-            within=seconds / 2,
-        )
+        real = setup.measure(rows, repeats=_REPEATS, within=seconds / 2)
     except STEP_ERRORS:  # whoever trains it is told what is wrong
         return prices
     sums = {"forward": 0.0, "backward": 0.0}

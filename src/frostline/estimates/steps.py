@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from frostline.estimates.losses import Loss
+from frostline.estimates.measuring import StepCost, measure_step
 from frostline.estimates.pricing import Prices
 from frostline.estimates.results import LayerCost, Memory, Step
+from frostline.estimates.skeleton import real_batch
 from frostline.estimates.tracing import StepTrace, trace_step
 
 # Bytes of state for each byte of a gradient; Adam's kin also count steps, in a float32 each.
@@ -44,6 +46,17 @@ class Setup:
             batch_size=batch_size,
             precision=self.precision,
             loss=self.loss,
+        )
+
+    def measure(self, rows: int, **options: Any) -> StepCost:
+        """Real steps on the example's samples over and over; `options` as for `measure_step`."""
+        return measure_step(
+            self.model,
+            real_batch(self.example, rows),
+            optimizer=self.optimizer,
+            precision=self.precision,
+            loss=self.loss,
+            **options,
         )
 
     def memory(self, trace: StepTrace) -> Memory:

@@ -3,8 +3,8 @@
     python benchmarks/estimate.py [--models resnet18 ...] [--json FILE] [--repeats 3]
 
 Each cell is a process of its own, as a user's is: first the estimate (operations timed alone and
-scaled by real steps, in about six seconds), then real steps of forward, loss, backward and AdamW, of
-which the median counts. All ratios are estimated to measured: bytes that autograd keeps, bytes of
+scaled by real steps, in about six seconds), then real steps of forward, loss, backward and AdamW,
+of which the median counts. All ratios are estimated to measured: bytes that autograd keeps, bytes of
 gradients and of the optimizer's state, seconds of a step. Weights are random; a step's cost does
 not depend on them.
 

@@ -4,8 +4,8 @@
 
 Each cell is a process of its own, as a user's is: first the estimate (operations timed alone and
 scaled by real steps, in about six seconds), then real steps of forward, loss, backward and AdamW,
-of which the median counts. All ratios are estimated to measured: bytes that autograd keeps, bytes of
-gradients and of the optimizer's state, seconds of a step. Weights are random; a step's cost does
+of which the median counts. All ratios are estimated to measured: bytes that autograd keeps, bytes
+of gradients and of the optimizer's state, seconds of a step. Weights are random; a step's cost does
 not depend on them.
 
 Asked: saved bytes within 5 %, gradients and state exact, seconds within 25 %. At the end the cells

@@ -23,6 +23,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from frostline.backward import again
 from frostline.backward.rules import RULES
 from frostline.backward.settings import Settings
 
@@ -94,13 +95,11 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         rule = RULES.get(func)
         kwargs = kwargs or {}
-        if rule is None or not _is_plain():
-            return func(*args, **kwargs)
         entries = _thread.entries
-        if not entries or entries[-1].saved_hooks is not _saved_hooks():
+        if not entries or not _is_plain() or entries[-1].saved_hooks is not _saved_hooks():
             return func(*args, **kwargs)
-        output = rule(entries[-1].settings, *args, **kwargs)
-        return func(*args, **kwargs) if output is None else output
+        output = rule(entries[-1].settings, *args, **kwargs) if rule else None
+        return again.run(func, args, kwargs) if output is None else output
 
 
 class _Thread(threading.local):
@@ -125,6 +124,7 @@ class _Thread(threading.local):
             if self.entries[position].module is module:
                 del self.entries[position:]
                 if not self.entries:
+                    again.forget()
                     self.frame = None
                     self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # likewise
                 return
@@ -138,6 +138,7 @@ class _Thread(threading.local):
 
     def _abandon(self) -> None:
         self.entries.clear()
+        again.forget()
         self.frame = None
         above = []
         while (top := torch._C._pop_torch_function_stack()) is not self.mode:
@@ -161,8 +162,8 @@ def _is_plain() -> bool:
 
 
 def _saved_hooks() -> object:
-    top = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return None if top is None else top[0]
+    hooks = again.outer_hooks()
+    return hooks and hooks[0]
 
 
 def _hookable(module: nn.Module, seen: dict[int, nn.Module]) -> list[nn.Module]:

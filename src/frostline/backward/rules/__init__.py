@@ -4,7 +4,7 @@ A rule takes the settings and what the operation was given. It decides by what w
 that moment, and answers None where PyTorch itself keeps as little: then the operation runs as it
 is. Operations without a rule, checked to keep no more than their backward needs: linear and matrix
 products (an input only for the other's gradient), embedding (the indices), elementwise products,
-group, layer and RMS norm, softmax, SiLU, hardswish, ELU, and fused attention.
+group, layer and RMS norm, softmax, ELU, and fused attention.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from frostline.backward.rules import convolutions, dropouts, gelus, masks, norms, pools
+from frostline.backward.rules import convolutions, dropouts, gelus, masks, norms, pools, swishes
 
 Rule = Callable[..., Tensor | None]
 
@@ -25,4 +25,5 @@ RULES: dict[Any, Rule] = {
     **masks.RULES,
     **norms.RULES,
     **pools.RULES,
+    **swishes.RULES,
 }

@@ -1,14 +1,20 @@
-"""Convolutions whose weight is frozen keep no input; all others PyTorch does as well as can be."""
+"""Convolutions whose weight is frozen keep no input; all others PyTorch does as well as can be.
+
+What such a one makes of a smaller input that wants no gradient, as a first layer does of a batch,
+can be computed from it again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from frostline.backward import again
 from frostline.backward.settings import Settings
 from frostline.backward.tensors import Layout, is_cast, is_ordinary, is_worth, wants
 
@@ -27,7 +33,7 @@ def conv(
     groups: int = 1,
 ) -> Tensor | None:
     """`torch.conv1d`, `conv2d`, `conv3d`."""
-    if not _gains(settings, input, weight, bias):
+    if not _may(settings, input, weight, bias):
         return None
     dims = weight.dim() - 2
     dilations = _each(dilation, dims)
@@ -35,7 +41,7 @@ def conv(
     if paddings is None:
         return None
     shape = (_each(stride, dims), paddings, dilations, False, [0] * dims, groups)
-    return _apply(input, weight, bias, shape)
+    return _run(input, weight, bias, shape)
 
 
 def conv_transpose(
@@ -50,11 +56,11 @@ def conv_transpose(
     dilation: Sizes = 1,
 ) -> Tensor | None:
     """`torch.conv_transpose1d`, `2d`, `3d`."""
-    if not _gains(settings, input, weight, bias):
+    if not _may(settings, input, weight, bias):
         return None
     each = [_each(given, weight.dim() - 2) for given in (stride, padding, dilation, output_padding)]
     shape = (each[0], each[1], each[2], True, each[3], groups)
-    return _apply(input, weight, bias, shape)
+    return _run(input, weight, bias, shape)
 
 
 def convolution(
@@ -120,19 +126,20 @@ class _Convolution(Function):
         return input_grad, None, bias_grad, None
 
 
-def _gains(settings: Settings, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _may(settings: Settings, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
-        (wants(input) or wants(bias))
-        and not wants(weight)
+        not wants(weight)
         and is_ordinary(input, weight, bias)
         and input.dim() == weight.dim() > 2
         and is_worth(input, settings)
     )
 
 
-def _apply(
+def _run(
     input: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[Any, ...]
 ) -> Tensor | None:
+    if not wants(input) and not wants(bias):
+        return None if is_cast(input) else _made_of_the_batch(input, weight, bias, shape)
     if is_cast(input):
         # As autocast does it: the casts are part of the graph.
         dtype = torch.get_autocast_dtype(input.device.type)
@@ -140,6 +147,23 @@ def _apply(
         bias = None if bias is None else _to(bias, dtype)
     output: Tensor = _Convolution.apply(input, weight, bias, shape)
     return output
+
+
+def _made_of_the_batch(
+    input: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[Any, ...]
+) -> Tensor:
+    """A frozen layer on what wants no gradient: a norm behind keeps the input, if it is smaller."""
+    output: Tensor = torch.convolution(input, weight, bias, *shape)
+    if input.nbytes < output.nbytes:
+        given = (input, weight) if bias is None else (input, weight, bias)
+        again.note(output, partial(_convolved, shape), *given)
+    return output
+
+
+def _convolved(
+    shape: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    return torch.convolution(input, weight, bias, *shape)
 
 
 def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""GELU, where the user accepts it, keeps its slope in a byte an element; exact it needs its input.
+"""GELU needs its input, or where the user accepts it its slope, in a byte an element.
 
 The slope lies between -0.129 and 1.129 (for the tanh form too), so a step of a 255th of that width
 puts it within 0.0025. Source of the idea: GACT and its kin, which compress what is kept.
@@ -7,6 +7,7 @@ puts it within 0.0025. Source of the idea: GACT and its kin, which compress what
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from frostline.backward import again
 from frostline.backward.settings import Settings
 from frostline.backward.tensors import is_ordinary, is_worth, wants
 
@@ -25,11 +27,14 @@ _STEP = 1.26 / 255
 
 def gelu(settings: Settings, input: Tensor, *, approximate: str = "none") -> Tensor | None:
     """`torch.nn.functional.gelu`."""
-    if settings.gelu == "exact" or not wants(input) or not is_ordinary(input):
+    if not wants(input) or not is_ordinary(input) or not is_worth(input, settings):
         return None
-    if not is_worth(input, settings):
-        return None
-    output: Tensor = _Gelu.apply(input, approximate)
+    output: Tensor
+    if settings.gelu == "compressed":
+        output = _Gelu.apply(input, approximate)
+    else:
+        output = F.gelu(input, approximate=approximate)
+        again.note(output, partial(F.gelu, approximate=approximate), input)
     return output
 
 

@@ -1,0 +1,299 @@
+"""What is computed again in the backward pass gives the same gradients and is not kept."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lean_world import check, same, step
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+import frostline as fl
+from frostline.backward import again, saved_bytes
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu tanh": lambda: nn.GELU("tanh"),
+    "silu": nn.SiLU,
+    "silu in place": lambda: nn.SiLU(inplace=True),
+    "hard swish": nn.Hardswish,
+    "hard swish in place": lambda: nn.Hardswish(inplace=True),
+}
+
+
+class Gate(nn.Module):
+    """A product of what comes in with something of its own that wants a gradient."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(*sizes))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.weight * inputs
+
+
+def linear(activation: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), activation, nn.Linear(16, 4))
+
+
+def convolutions(activation: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), norm, activation, nn.Conv2d(8, 4, 3, groups=4))
+
+
+def pictures() -> Tensor:
+    return torch.randn(3, 3, 9, 7, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("sizes", [(6, 8), (5, 6, 8)])
+def test_a_linear_layer_keeps_no_activation(name: str, sizes: tuple[int, ...]) -> None:
+    model = linear(ACTIVATIONS[name]())
+    plain, leaned = check(model, torch.randn(sizes))
+    assert plain - leaned == 4 * 2 * torch.Size(sizes).numel()  # the 16 wide output
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_convolution_keeps_no_activation(name: str, channels_last: bool) -> None:
+    model = convolutions(ACTIVATIONS[name]())
+    inputs = pictures()
+    if channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    plain, leaned = check(model, inputs)
+    assert plain - leaned == 4 * 3 * 8 * 7 * 5
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_product_keeps_no_activation(name: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), ACTIVATIONS[name](), Gate(5, 16))
+    plain, leaned = check(model, torch.randn(5, 8))
+    assert plain - leaned == 4 * 5 * 16
+
+
+def test_a_trained_norm_behind_a_frozen_first_layer_keeps_the_batch_instead() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    model[0].requires_grad_(False)
+    inputs = pictures()
+    plain, leaned = check(model, inputs)
+    made = 4 * 3 * 8 * 9 * 7
+    assert plain - leaned == made - inputs.nbytes
+
+
+def test_a_first_layer_that_makes_less_of_its_input_leaves_it_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.BatchNorm2d(2))
+    model[0].requires_grad_(False)
+    plain, leaned = check(model, pictures())
+    assert plain == leaned
+
+
+def test_a_first_layer_under_autocast_is_kept() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    model[0].requires_grad_(False)
+
+    def run(model: nn.Module, inputs: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(inputs)
+
+    plain, leaned = check(model, pictures(), run)
+    assert plain == leaned
+
+
+class Written(nn.Module):
+    """Writes to the activation before it is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found = F.silu(self.first(inputs))
+        found.add_(1)
+        return self.last(found)
+
+
+def test_an_activation_that_was_written_to_is_kept_as_it_is() -> None:
+    plain, leaned = check(Written(), torch.randn(5, 8))
+    assert plain == leaned
+
+
+class Pieces(nn.Module):
+    """Two pieces of one activation, and one used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found = F.gelu(self.first(inputs))
+        left, right = found.chunk(2, dim=1)
+        return self.last(left * right) + self.last(found[:, ::2]) + (found * found).sum()
+
+
+def test_pieces_of_an_activation_are_right() -> None:
+    plain, leaned = check(Pieces(), torch.randn(5, 8))
+    assert leaned <= plain
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_checkpoints_around_any_part(reentrant: bool, place: int) -> None:
+    """Also with the activation outside and the layer behind it inside."""
+    parts = list(linear(nn.GELU()).children())
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(parts)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            for number, part in enumerate(self.parts):
+                inputs = (
+                    checkpoint(part, inputs, use_reentrant=reentrant)
+                    if number == place
+                    else part(inputs)
+                )
+            return inputs
+
+    check(Parts(), torch.randn(5, 8, requires_grad=True))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_around_it_all(reentrant: bool) -> None:
+    class All(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = convolutions(nn.SiLU(inplace=True))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return checkpoint(self.inner, inputs, use_reentrant=reentrant)
+
+    check(All(), pictures().requires_grad_())
+
+
+def test_what_is_offloaded_is_computed_from_what_comes_back() -> None:
+    def offloaded(model: nn.Module, inputs: Tensor) -> Tensor:
+        with save_on_cpu():
+            return model(inputs)
+
+    inputs = pictures().contiguous(memory_format=torch.channels_last)
+    model = convolutions(nn.SiLU(inplace=True))
+    plain = step(model, inputs)
+    with fl.lean(model, at_least_bytes=0):
+        leaned = step(model, inputs, offloaded)
+    assert same(plain.gradients, leaned.gradients)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_second_derivatives_are_right(name: str) -> None:
+    model = linear(ACTIVATIONS[name]()).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    x = torch.randn(2, 8, dtype=torch.float64, requires_grad=True)
+    with fl.lean(model, at_least_bytes=0):
+        assert torch.autograd.gradcheck(model, x)
+        assert torch.autograd.gradgradcheck(model, x)
+
+
+def test_a_batch_that_is_written_to_before_the_backward_pass_is_an_error() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+    model[0].requires_grad_(False)
+    inputs = pictures()
+    with fl.lean(model, at_least_bytes=0):
+        loss = model(inputs).sum()
+        inputs.zero_()
+        with pytest.raises(RuntimeError, match="3x3x9x7.*at version 1 and not 0"):
+            loss.backward()
+
+
+def test_a_weight_that_is_written_to_before_the_backward_pass_is_an_error_as_in_pytorch() -> None:
+    model = linear(nn.GELU())
+    inputs = torch.randn(5, 8)
+    for context in (torch.enable_grad(), fl.lean(model, at_least_bytes=0)):
+        with context:
+            loss = model(inputs).sum()
+            with torch.no_grad():
+                model[2].weight.add_(1)
+            with pytest.raises(RuntimeError, match="at version"):
+                loss.backward()
+
+
+def test_two_backward_passes_over_one_graph_are_the_same() -> None:
+    model = linear(nn.GELU())
+    with fl.lean(model, at_least_bytes=0):
+        loss = model(torch.randn(5, 8)).square().sum()
+        wanted = list(model.parameters())
+        first = torch.autograd.grad(loss, wanted, retain_graph=True)
+        second = torch.autograd.grad(loss, wanted)
+    assert same(first, second)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_held_when_the_forward_is_over(fails: bool) -> None:
+    model = linear(nn.GELU())
+    made: list[weakref.ref[Tensor]] = []
+    model[1].register_forward_hook(
+        lambda _m, given, output: made.extend(weakref.ref(t) for t in (*given, output))
+    )
+    if fails:
+        model.append(nn.Linear(99, 1))
+    with fl.lean(model, at_least_bytes=0):
+        if fails:
+            with pytest.raises(RuntimeError, match="shapes"):
+                model(torch.randn(5, 8))
+        else:
+            model(torch.randn(5, 8)).sum().backward()
+        gc.collect()
+        assert [reference() for reference in made] == [None, None]
+        assert not again._thread.origins
+
+
+def test_compressed_gelu_keeps_neither_input_nor_a_way_back() -> None:
+    model = linear(nn.GELU())
+    inputs = torch.randn(5, 8)
+    with fl.lean(model, gelu="compressed", at_least_bytes=0):
+        kept = saved_bytes(lambda: model(inputs), besides=[*model.parameters(), inputs])
+    assert kept == 5 * 16 + 4 * 5 * 16  # the slope, and the output for the layer behind
+
+
+def test_where_hooks_are_forbidden_all_is_kept_as_in_pytorch() -> None:
+    def run(model: nn.Module, inputs: Tensor) -> Tensor:
+        with torch.autograd.graph.disable_saved_tensors_hooks("not here"):
+            return model(inputs)
+
+    model = convolutions(nn.SiLU(inplace=True))
+    plain = _gradients(model, run)
+    with fl.lean(model, at_least_bytes=0):
+        assert same(plain, _gradients(model, run))
+
+
+def _gradients(model: nn.Module, run: Callable[[nn.Module, Tensor], Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(run(model, pictures()).square().sum(), model.parameters()))
+
+
+def test_outer_hooks_see_what_it_is_computed_from() -> None:
+    model = linear(nn.SiLU())
+    seen: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with fl.lean(model, at_least_bytes=0), saved_tensors_hooks(pack, lambda t: t):
+        hidden: list[Tensor] = []
+        model[1].register_forward_hook(lambda _m, given, output: hidden.extend((*given, output)))
+        model(torch.randn(5, 8)).sum().backward()
+    given, output = (t.untyped_storage().data_ptr() for t in hidden)
+    assert seen.count(given) == 2
+    assert output not in seen

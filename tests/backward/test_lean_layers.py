@@ -143,19 +143,24 @@ def test_pools(data: st.DataObject) -> None:
         "padding": draw(st.integers(0, kernel // 2)),
         "ceil_mode": draw(st.booleans()),
     }
-    kind = draw(st.sampled_from(["max", "avg", "adaptive"]))
+    kind = draw(st.sampled_from(["max", "avg", "adaptive avg", "adaptive max"]))
     if kind == "max":
         options["dilation"] = draw(st.integers(1, 2))
         layer: nn.Module = [nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d][dims - 1](kernel, **options)
     elif kind == "avg":
         layer = [nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d][dims - 1](kernel, **options)
     else:
-        adaptive = [nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d]
-        layer = adaptive[dims - 1](draw(st.integers(1, 4)))
+        pools: dict[str, list[type[nn.Module]]] = {
+            "adaptive avg": [nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d],
+            "adaptive max": [nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d],
+        }
+        layer = pools[kind][dims - 1](draw(st.integers(1, 4)))
     _check(nn.Sequential(layer), _inputs(draw, dims, 4).requires_grad_())
 
 
-@pytest.mark.parametrize("kind", ["conv", "norm", "relu", "relu6", "leaky", "max", "avg"])
+@pytest.mark.parametrize(
+    "kind", ["conv", "norm", "relu", "relu6", "leaky", "max", "avg", "adaptive"]
+)
 def test_second_derivatives_are_right(kind: str) -> None:
     layers: dict[str, nn.Module] = {
         "conv": nn.Conv2d(2, 3, 3),
@@ -165,12 +170,27 @@ def test_second_derivatives_are_right(kind: str) -> None:
         "leaky": nn.LeakyReLU(),
         "max": nn.MaxPool2d(2),
         "avg": nn.AvgPool2d(2),
+        "adaptive": nn.AdaptiveMaxPool2d(2),
     }
     model = nn.Sequential(layers[kind], nn.Tanh()).double().requires_grad_(False)
     x = torch.randn(2, 2, 5, 5, dtype=torch.float64, requires_grad=True)
     with fl.lean(model, at_least_bytes=0):
         assert torch.autograd.gradcheck(model, x)
         assert torch.autograd.gradgradcheck(model, x)
+
+
+@pytest.mark.parametrize(
+    ("pool", "kept"),
+    [
+        (nn.AvgPool1d(2), 0),
+        (nn.AdaptiveMaxPool1d(4), 2 * 3 * 4),
+        (nn.AdaptiveMaxPool1d((4,)), 2 * 3 * 4),
+    ],
+)
+def test_pools_over_rows_keep_no_input(pool: nn.Module, kept: int) -> None:
+    x = torch.randn(2, 3, 16, requires_grad=True)
+    with fl.lean(pool, at_least_bytes=0):
+        assert saved_bytes(lambda: pool(x)) == kept
 
 
 def test_a_relu_before_a_frozen_layer_keeps_a_bit_an_element() -> None:

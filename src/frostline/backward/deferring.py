@@ -6,8 +6,9 @@ saved, which costs nothing while the output lives. If the output dies before the
 nobody else holds its memory, the alias is turned into bits, in place and behind autograd's back.
 PyTorch would hold the whole output in any case: nothing is ever kept that it would not.
 
-The alias goes through `save_for_backward`, so whoever hooks saved tensors sees it (checkpointing
-drops it, offloading moves it in full), and autograd frees it as it frees all others.
+The alias goes through `save_for_backward`, so whoever hooks saved tensors sees it (offloading moves
+it in full), and autograd frees it as it frees all others. Checkpointing drops it, and when it
+repeats the forward compares it with the first: there it stays as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from frostline.backward.bits import is_dense, pack
+from frostline.backward.recomputing import outer_hooks
 
 Predicate = Callable[[Tensor], Tensor]
 
@@ -64,8 +66,10 @@ class Watch:
 
 
 def watchable(output: Tensor) -> bool:
-    """Whether bits of it could be laid out again."""
-    return is_dense(output)
+    """Whether bits of it could be laid out again, and nobody compares it with an earlier one."""
+    hooks = outer_hooks()
+    is_repeated = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+    return is_dense(output) and not is_repeated
 
 
 def _died(reference: weakref.ref[Watch]) -> None:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from frostline.backward import again
+from frostline.backward import recomputing
 from frostline.backward.rules import RULES
 from frostline.backward.settings import Settings
 
@@ -54,7 +54,7 @@ class Leave:
 
 
 def hook(model: nn.Module, settings: Settings) -> list[Callable[[], None]]:
-    """Put the hooks on every module; gives what takes each off again."""
+    """Put the hooks on every module; gives what takes each off recomputing."""
     removals: list[Callable[[], None]] = []
     enter, leave = Enter(settings), Leave()
     for module in _hookable(model, {}):
@@ -99,7 +99,7 @@ class _Mode(TorchFunctionMode):
         if not entries or not _is_plain() or entries[-1].saved_hooks is not _saved_hooks():
             return func(*args, **kwargs)
         output = rule(entries[-1].settings, *args, **kwargs) if rule else None
-        return again.run(func, args, kwargs) if output is None else output
+        return recomputing.run(func, args, kwargs) if output is None else output
 
 
 class _Thread(threading.local):
@@ -124,7 +124,7 @@ class _Thread(threading.local):
             if self.entries[position].module is module:
                 del self.entries[position:]
                 if not self.entries:
-                    again.forget()
+                    recomputing.forget()
                     self.frame = None
                     self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # likewise
                 return
@@ -138,7 +138,7 @@ class _Thread(threading.local):
 
     def _abandon(self) -> None:
         self.entries.clear()
-        again.forget()
+        recomputing.forget()
         self.frame = None
         above = []
         while (top := torch._C._pop_torch_function_stack()) is not self.mode:
@@ -162,7 +162,7 @@ def _is_plain() -> bool:
 
 
 def _saved_hooks() -> object:
-    hooks = again.outer_hooks()
+    hooks = recomputing.outer_hooks()
     return hooks and hooks[0]
 
 

@@ -14,11 +14,21 @@ from typing import Any
 
 from torch import Tensor
 
-from frostline.backward.rules import convolutions, dropouts, gelus, masks, norms, pools, swishes
+from frostline.backward.rules import (
+    attention,
+    convolutions,
+    dropouts,
+    gelus,
+    masks,
+    norms,
+    pools,
+    swishes,
+)
 
 Rule = Callable[..., Tensor | None]
 
 RULES: dict[Any, Rule] = {
+    **attention.RULES,
     **convolutions.RULES,
     **dropouts.RULES,
     **gelus.RULES,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from frostline.backward import again
+from frostline.backward.recomputing import note
 from frostline.backward.settings import Settings
 from frostline.backward.tensors import Layout, is_cast, is_ordinary, is_worth, wants
 
@@ -156,7 +156,7 @@ def _made_of_the_batch(
     output: Tensor = torch.convolution(input, weight, bias, *shape)
     if input.nbytes < output.nbytes:
         given = (input, weight) if bias is None else (input, weight, bias)
-        again.note(output, partial(_convolved, shape), *given)
+        note(output, partial(_convolved, shape), *given)
     return output
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from frostline.backward import again
+from frostline.backward.recomputing import note
 from frostline.backward.settings import Settings
 from frostline.backward.tensors import is_ordinary, is_worth, wants
 
@@ -34,7 +34,7 @@ def gelu(settings: Settings, input: Tensor, *, approximate: str = "none") -> Ten
         output = _Gelu.apply(input, approximate)
     else:
         output = F.gelu(input, approximate=approximate)
-        again.note(output, partial(F.gelu, approximate=approximate), input)
+        note(output, partial(F.gelu, approximate=approximate), input)
     return output
 
 

@@ -6,7 +6,8 @@ needs the input: PyTorch keeps that and two numbers a group, and so it is left t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from frostline.backward.recomputing import Recipe, keeping, note
 from frostline.backward.settings import Settings
-from frostline.backward.tensors import Layout, is_ordinary, is_worth, wants
+from frostline.backward.tensors import Layout, is_cast, is_ordinary, is_worth, wants
 
 _aten = torch.ops.aten
 
@@ -87,11 +89,69 @@ def instance_norm(
     return None if output is None else output.view(input.shape)
 
 
+def layer_norm(
+    settings: Settings,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor | None:
+    """`torch.nn.functional.layer_norm`: it keeps its input, so who is behind need keep nothing."""
+    del cudnn_enable
+    given = tuple(t for t in (input, weight, bias) if t is not None)
+    if not any(map(wants, given)) or not is_worth(input, settings) or not is_ordinary(*given):
+        return None
+    if is_cast(input) or not (wants(input) or wants(weight)):
+        return None
+    run = partial(_normed, tuple(normalized_shape), eps, weight is not None)
+    output = run(*given)
+    note(output, run, *given)
+    return output
+
+
+def rms_norm(
+    settings: Settings,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor | None:
+    """`torch.nn.functional.rms_norm`: where it is a chain, the normed input follows from two."""
+    if not wants(weight) or not is_ordinary(input, weight) or not is_worth(input, settings):
+        return None
+    assert weight is not None
+    own = weight.untyped_storage()._cdata
+    rows: list[Tensor] = []
+    scales: list[Tensor] = []
+
+    def choose(kept: Tensor) -> Recipe | None:
+        if kept.untyped_storage()._cdata == own:
+            return None
+        if kept.shape != input.shape:
+            scales.append(kept)
+            return None
+        rows.append(kept)
+        first = rows[0]
+        if kept.untyped_storage()._cdata == first.untyped_storage()._cdata or len(scales) != 2:
+            return None
+        return Recipe(torch.mul, (first, scales[0]), Layout(kept))
+
+    return keeping(lambda: F.rms_norm(input, [*normalized_shape], weight, eps), choose)
+
+
 RULES: dict[Any, Callable[..., Tensor | None]] = {
     F.batch_norm: functional_batch_norm,
     torch.batch_norm: batch_norm,
     _aten.batch_norm.default: batch_norm,
     F.instance_norm: instance_norm,
+    F.layer_norm: layer_norm,
+    torch.layer_norm: layer_norm,
+    _aten.layer_norm.default: layer_norm,
+    F.rms_norm: rms_norm,
+    torch.rms_norm: rms_norm,
+    _aten.rms_norm.default: rms_norm,
 }
 
 
@@ -128,6 +188,14 @@ class _GivenStatistics(Function):
             )
             found = (input_grad if wanted[0] else None, bias_grad if wanted[2] else None)
         return found[0], None, found[1], None, None, None
+
+
+def _normed(
+    shape: tuple[int, ...], eps: float, is_scaled: bool, input: Tensor, *affine: Tensor
+) -> Tensor:
+    weight = affine[0] if is_scaled else None
+    bias = affine[-1] if len(affine) > is_scaled else None
+    return F.layer_norm(input, shape, weight, bias, eps)
 
 
 def _differentiable(

@@ -24,6 +24,10 @@ _AVERAGE = {
     2: (_aten.avg_pool2d.default, _aten.avg_pool2d_backward.default),
     3: (_aten.avg_pool3d.default, _aten.avg_pool3d_backward.default),
 }
+_ADAPTIVE_MAX = {
+    2: (_aten.adaptive_max_pool2d.default, _aten.adaptive_max_pool2d_backward.default),
+    3: (_aten.adaptive_max_pool3d.default, _aten.adaptive_max_pool3d_backward.default),
+}
 _ADAPTIVE = {
     2: (_aten._adaptive_avg_pool2d.default, _aten._adaptive_avg_pool2d_backward.default),
     3: (_aten._adaptive_avg_pool3d.default, _aten._adaptive_avg_pool3d_backward.default),
@@ -76,17 +80,50 @@ def avg_pool(
     return output
 
 
+def avg_pool1d(
+    settings: Settings,
+    input: Tensor,
+    kernel_size: Sizes,
+    stride: Sizes | None = None,
+    padding: Sizes = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor | None:
+    """`torch.nn.functional.avg_pool1d`: one row of two dimensions, as in PyTorch."""
+    if not _gains(settings, input, 1):
+        return None
+    kernel, padding = _each(kernel_size, 1), _each(padding, 1)
+    step = _each(stride, 1) if stride else kernel
+    given = ([1, *kernel], [1, *step], [0, *padding], ceil_mode, count_include_pad)
+    lifted = avg_pool(2, settings, input.unsqueeze(-2), *given)
+    return None if lifted is None else lifted.squeeze(-2)
+
+
+def adaptive_max_pool(
+    dims: int,
+    settings: Settings,
+    input: Tensor,
+    output_size: Sizes,
+    return_indices: bool = False,
+) -> Tensor | None:
+    """`torch.nn.functional.adaptive_max_pool1d`, `2d`, `3d`."""
+    if return_indices or not _gains(settings, input, dims):
+        return None
+    places = _places(output_size, input, dims)
+    if dims > 1:
+        output: Tensor = _AdaptiveMax.apply(input, places)
+        return output
+    lifted: Tensor = _AdaptiveMax.apply(input.unsqueeze(-2), [1, *places])
+    return lifted.squeeze(-2)
+
+
 def adaptive_avg_pool(
     dims: int, settings: Settings, input: Tensor, output_size: Sizes
 ) -> Tensor | None:
     """`torch.nn.functional.adaptive_avg_pool2d`, `3d`; to one place PyTorch takes a mean."""
     if not _gains(settings, input, dims):
         return None
-    asked = [output_size] * dims if isinstance(output_size, int) else [*output_size]
-    places = [
-        size if size is not None else own
-        for size, own in zip(asked, input.shape[-dims:], strict=True)
-    ]
+    places = _places(output_size, input, dims)
     if all(place == 1 for place in places):
         return None
     output: Tensor = _Average.apply(input, _ADAPTIVE[dims], (places,))
@@ -103,6 +140,11 @@ RULES: dict[Any, Callable[..., Tensor | None]] = {
     _aten.max_pool1d.default: partial(max_pool, 1),
     _aten.max_pool2d.default: partial(max_pool, 2),
     _aten.max_pool3d.default: partial(max_pool, 3),
+    torch.avg_pool1d: avg_pool1d,
+    _aten.avg_pool1d.default: avg_pool1d,
+    F.adaptive_max_pool1d: partial(adaptive_max_pool, 1),
+    F.adaptive_max_pool2d: partial(adaptive_max_pool, 2),
+    F.adaptive_max_pool3d: partial(adaptive_max_pool, 3),
     F.avg_pool2d: partial(avg_pool, 2),
     F.avg_pool3d: partial(avg_pool, 3),
     _aten.avg_pool2d.default: partial(avg_pool, 2),
@@ -150,6 +192,32 @@ class _Average(Function):
         return ctx.back(grads[0], ctx.layout.stand_in(), *given), None, None
 
 
+class _AdaptiveMax(Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, places: list[int]) -> Tensor:
+        run = _ADAPTIVE_MAX[len(places)][0]
+        output: Tensor
+        output, indices = run(input, places)
+        ctx.layout = Layout(input)
+        ctx.dims = len(places)
+        window = torch.Size(input.shape[-len(places) :]).numel()
+        ctx.save_for_backward(indices.to(_integer(window - 1)))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (indices,) = ctx.saved_tensors
+        back = _ADAPTIVE_MAX[ctx.dims][1]
+        return back(grads[0], ctx.layout.stand_in(), indices.long()), None
+
+
+def _places(asked: Any, input: Tensor, dims: int) -> list[int]:
+    """Of an adaptive pool; None is as many as there are."""
+    sizes = [asked] * dims if isinstance(asked, int) or asked is None else [*asked]
+    own = input.shape[-dims:]
+    return [n if size is None else size for size, n in zip(sizes, own, strict=True)]
+
+
 def _gains(settings: Settings, input: Tensor, dims: int) -> bool:
     return (
         wants(input)
@@ -175,7 +243,10 @@ def _corners(shape: list[Any], layout: Layout, output: Tensor) -> Tensor:
 def _smallest(shape: list[Any], layout: Layout) -> torch.dtype:
     """The smallest type that holds how far a place can be from its window's first."""
     kernel = shape[0]
-    furthest = _span(kernel, shape[3], layout.sizes[-len(kernel) :])
+    return _integer(_span(kernel, shape[3], layout.sizes[-len(kernel) :]))
+
+
+def _integer(furthest: int) -> torch.dtype:
     if furthest < 2**8:
         return torch.uint8
     return torch.int16 if furthest < 2**15 else torch.int32 if furthest < 2**31 else torch.int64

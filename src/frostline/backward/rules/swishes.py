@@ -1,4 +1,4 @@
-"""SiLU and hard swish keep their input; their output can be computed from it again."""
+"""SiLU, hard swish and Mish keep their input; their output can be computed from it again."""
 
 from __future__ import annotations
 
@@ -10,46 +10,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frostline.backward import again
+from frostline.backward.recomputing import keeping, note
 from frostline.backward.settings import Settings
 from frostline.backward.tensors import is_ordinary, is_worth, wants
 
 _aten = torch.ops.aten
+_nn = torch._C._nn
 Swish = Callable[[Tensor], Tensor]
 
 
 def swish(run: Swish, settings: Settings, input: Tensor, inplace: bool = False) -> Tensor | None:
-    """`torch.nn.functional.silu`, `hardswish`."""
+    """`torch.nn.functional.silu`, `hardswish`, `mish`."""
     if not wants(input) or not is_ordinary(input) or not is_worth(input, settings):
         return None
-    if not inplace:
-        output = run(input)
-        again.note(output, run, input)
-        return output
-    # PyTorch keeps a copy of what it writes over.
-    output, kept = again.caught(partial(_IN_PLACE[run], input))
-    if len(kept) == 1:
-        again.note(output, run, kept[0])
+    if inplace:
+        return _written_over(run, input)
+    output = run(input)
+    note(output, run, input)
     return output
 
 
 def swish_(run: Swish, settings: Settings, input: Tensor) -> Tensor | None:
-    """`aten.silu_`, `aten.hardswish_`."""
+    """`aten.silu_`, `hardswish_`, `mish_`."""
     return swish(run, settings, input, True)
 
 
-_SILU: Swish = torch._C._nn.silu
-_HARDSWISH: Swish = torch._C._nn.hardswish
-_IN_PLACE: dict[Swish, Swish] = {
-    _SILU: torch._C._nn.silu_,
-    _HARDSWISH: torch._C._nn.hardswish_,
+RULES: dict[Any, Callable[..., Tensor | None]] = {
+    F.silu: partial(swish, _nn.silu),
+    F.hardswish: partial(swish, _nn.hardswish),
+    F.mish: partial(swish, _nn.mish),
+    _aten.silu.default: partial(swish, _nn.silu),
+    _aten.hardswish.default: partial(swish, _nn.hardswish),
+    _aten.mish.default: partial(swish, _nn.mish),
+    _aten.silu_.default: partial(swish_, _nn.silu),
+    _aten.hardswish_.default: partial(swish_, _nn.hardswish),
+    _aten.mish_.default: partial(swish_, _nn.mish),
 }
 
-RULES: dict[Any, Callable[..., Tensor | None]] = {
-    F.silu: partial(swish, _SILU),
-    _aten.silu.default: partial(swish, _SILU),
-    _aten.silu_.default: partial(swish_, _SILU),
-    F.hardswish: partial(swish, _HARDSWISH),
-    _aten.hardswish.default: partial(swish, _HARDSWISH),
-    _aten.hardswish_.default: partial(swish_, _HARDSWISH),
+_IN_PLACE: dict[Swish, Swish] = {
+    _nn.silu: _nn.silu_,
+    _nn.hardswish: _nn.hardswish_,
+    _nn.mish: _nn.mish_,
 }
+
+
+def _written_over(run: Swish, input: Tensor) -> Tensor:
+    """PyTorch keeps a copy of what is written over: the output can be computed from that."""
+    copies: list[Tensor] = []
+    output = keeping(lambda: _IN_PLACE[run](input), copies.append)
+    if len(copies) == 1:
+        note(output, run, copies[0])
+    return output

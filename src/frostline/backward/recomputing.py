@@ -1,0 +1,187 @@
+"""What is computed again in the backward pass instead of kept.
+
+SiLU, GELU and layer norm keep their input. A layer whose weight is wanted, or a product, keeps
+their output on top of it, although the one follows from the other at the price of an elementwise
+pass. The same holds for what a frozen layer makes of the batch: the batch is smaller, and there
+anyway. So those who make such a tensor note where it comes from, and an operation that would keep
+it runs under hooks that keep its origin instead; its own backward kernel gets the same numbers.
+
+The hooks pass on to whoever hooks saved tensors outside, who sees the origin in place of the
+tensor: checkpointing, offloading and counting go on as before. Origins are forgotten when the
+outermost forward ends.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from frostline.backward.bits import is_dense
+from frostline.backward.tensors import Layout
+
+T = TypeVar("T")
+Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
+
+
+class Recipe(NamedTuple):
+    """A tensor is `make(*sources)`, laid out so."""
+
+    make: Callable[..., Tensor]
+    sources: tuple[Tensor, ...]
+    layout: Layout
+
+
+Choose = Callable[[Tensor], Recipe | None]
+
+
+def note(output: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> None:
+    """`output` is `make(*sources)`, for as long as neither it nor they are written to."""
+    if output.nbytes != output.untyped_storage().nbytes() or not is_dense(output):
+        return  # others may lie in the same memory
+    versions = tuple(tensor._version for tensor in (output, *sources))
+    recipe = Recipe(make, sources, Layout(output))
+    _thread.origins[id(output)] = _Origin(weakref.ref(output), recipe, versions, outer_hooks())
+
+
+def forget() -> None:
+    """Let go of all origins; the outermost forward is over."""
+    _thread.origins.clear()
+
+
+def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`func(*args, **kwargs)`, keeping the origins of its arguments instead of them."""
+    if not _thread.origins or func not in _KEEPERS:
+        return func(*args, **kwargs)
+    recipes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
+    if not recipes:
+        return func(*args, **kwargs)
+    return keeping(
+        lambda: func(*args, **kwargs), lambda kept: recipes.get(kept.untyped_storage()._cdata)
+    )
+
+
+def keeping(run: Callable[[], T], choose: Choose) -> T:
+    """What `run()` gives, keeping what `choose` names instead of a tensor that it would keep.
+
+    Args:
+        choose: is asked once for each tensor, in PyTorch's order; None keeps the tensor itself.
+    """
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+        return run()
+    hooks = outer_hooks()
+    with saved_tensors_hooks(lambda kept: _Kept(kept, choose(kept), hooks), _Kept.tensor):
+        return run()
+
+
+def outer_hooks() -> Hooks | None:
+    """The saved-tensor hooks that hold at this moment."""
+    found: Hooks | None = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return found
+
+
+class _Origin(NamedTuple):
+    output: weakref.ref[Tensor]
+    recipe: Recipe
+    versions: tuple[int, ...]
+    hooks: Hooks | None
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.origins: dict[int, _Origin] = {}  # by id of the tensor; its reference tells reuse
+
+
+_thread = _Thread()
+
+
+def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Recipe]]:
+    hooks = outer_hooks()
+    for value in given:
+        origin = _thread.origins.get(id(value))
+        output = origin and origin.output()
+        if origin is None or output is None or output is not value:
+            continue
+        # A checkpoint hands its function other tensor objects when it repeats it: what was made
+        # outside of it counts in neither pass.
+        is_inside = (hooks and hooks[0]) is (origin.hooks and origin.hooks[0])
+        if is_inside and origin.versions == tuple(
+            tensor._version for tensor in (output, *origin.recipe.sources)
+        ):
+            yield output, origin.recipe
+
+
+@final
+class _Kept:
+    """What stands for a tensor that an operation wanted to keep."""
+
+    __slots__ = ("_layout", "_offset", "_recipe", "_saved")
+
+    def __init__(self, tensor: Tensor, recipe: Recipe | None, hooks: Hooks | None) -> None:
+        self._recipe = recipe and (recipe.make, recipe.layout)
+        sources = (tensor,) if recipe is None else tuple(s.detach() for s in recipe.sources)
+        self._saved = [_Saved(source, hooks) for source in sources]
+        self._layout = Layout(tensor)
+        self._offset = tensor.storage_offset()
+
+    def tensor(self) -> Tensor:
+        """The tensor, or the view of it that was to be kept."""
+        sources = [saved.tensor() for saved in self._saved]
+        if self._recipe is None:
+            return sources[0]
+        make, layout = self._recipe
+        with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
+            made = make(*sources)
+        if not layout.is_of(made):  # who offloads may forget the order of memory
+            made = layout.stand_in().copy_(made)
+        return made.as_strided(self._layout.sizes, self._layout.strides, self._offset)
+
+
+@final
+class _Saved:
+    """A tensor as outer hooks keep it, or itself with the number of writes to it."""
+
+    __slots__ = ("_kept", "_unpack", "_version")
+
+    def __init__(self, tensor: Tensor, hooks: Hooks | None) -> None:
+        self._kept = hooks[0](tensor) if hooks else tensor
+        self._unpack = hooks[1] if hooks else None
+        self._version = tensor._version
+
+    def tensor(self) -> Tensor:
+        if self._unpack is not None:
+            return self._unpack(self._kept)
+        kept: Tensor = self._kept
+        if kept._version != self._version:
+            sizes = "x".join(map(str, kept.shape)) or "one number"
+            raise RuntimeError(
+                "a tensor that is needed for the gradients was written to in place between the "
+                f"forward and the backward pass: one of {sizes}, now at version {kept._version} "
+                f"and not {self._version}. Write to a copy of it instead."
+            )
+        return kept
+
+
+_aten = torch.ops.aten
+# Operations that write to none of their arguments.
+_KEEPERS = frozenset(
+    {
+        *(torch.conv1d, torch.conv2d, torch.conv3d, torch.convolution),
+        *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+        *(_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default),
+        *(_aten.conv_transpose2d.input, _aten.convolution.default),
+        *(F.linear, _aten.linear.default, torch.addmm, torch.mm, torch.bmm, torch.matmul),
+        *(Tensor.matmul, Tensor.__matmul__, _aten.addmm.default, _aten.mm.default),
+        *(_aten.matmul.default, _aten.bmm.default),
+        *(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, _aten.mul.Tensor),
+        *(F.batch_norm, torch.batch_norm, _aten.batch_norm.default),
+        *(F.layer_norm, torch.layer_norm, _aten.layer_norm.default),
+        *(F.group_norm, torch.group_norm, _aten.group_norm.default),
+    }
+)

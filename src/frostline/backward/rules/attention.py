@@ -1,0 +1,106 @@
+"""Attention with dropout: the softmax and a bit for each of its weights.
+
+Fused kernels keep less, and PyTorch takes them where they exist. The chain of operations that it
+takes elsewhere, as on the CPU once there is dropout, keeps three times the weights of attention:
+the softmax, the noise and their product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frostline.backward.bits import pack, unpack
+from frostline.backward.recomputing import Recipe, keeping
+from frostline.backward.settings import Settings
+from frostline.backward.tensors import Layout, is_ordinary, wants
+
+_aten = torch.ops.aten
+
+
+def attention(
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *rest: Any,
+    **named: Any,
+) -> Tensor | None:
+    """`torch.nn.functional.scaled_dot_product_attention`."""
+    if not 0 < dropout_p < 1 or not (wants(query) or wants(key)):
+        return None
+    if not is_ordinary(query, key, value):
+        return None
+    given = (query, key, value, attn_mask, dropout_p, *rest)
+    run = partial(F.scaled_dot_product_attention, *given, **named)
+    return keeping(run, _Chain(dropout_p, settings).choose)
+
+
+def multi_head(settings: Settings, *args: Any, **kwargs: Any) -> Any:
+    """`torch.nn.functional.multi_head_attention_forward`, whose attention is one of its steps."""
+    query, p = args[0], args[10] if len(args) > 10 else kwargs["dropout_p"]
+    if not kwargs.get("training", True) or not 0 < p < 1 or not is_ordinary(query):
+        return None
+    run = partial(F.multi_head_attention_forward, *args, **kwargs)
+    return keeping(run, _Chain(p, settings).choose)
+
+
+RULES: dict[Any, Callable[..., Any]] = {
+    F.scaled_dot_product_attention: attention,
+    _aten.scaled_dot_product_attention.default: attention,
+    F.multi_head_attention_forward: multi_head,
+}
+
+
+@final
+class _Chain:
+    """Tells the three tensors of weights, which PyTorch's chain keeps in this order."""
+
+    def __init__(self, p: float, settings: Settings) -> None:
+        self._p = p
+        self._settings = settings
+        self._softmax: Tensor | None = None
+        self._bits: Tensor | None = None
+
+    def choose(self, kept: Tensor) -> Recipe | None:
+        """For `keeping`."""
+        if self._softmax is None:
+            if "Softmax" in type(kept.grad_fn).__name__ and kept.is_contiguous():
+                self._softmax = kept if kept.nbytes >= self._settings.at_least_bytes else None
+            return None
+        layout = Layout(self._softmax)
+        if self._bits is None:
+            if not layout.is_of(kept) or kept.grad_fn is not None:
+                return None
+            self._bits = pack(kept != 0)
+            return Recipe(partial(_noise, layout, self._p), (self._bits,), layout)
+        if kept.numel() != self._softmax.numel() or not _is_product(kept):
+            return None
+        return Recipe(partial(_dropped, layout, self._p), (self._softmax, self._bits), layout)
+
+
+def _is_product(kept: Tensor) -> bool:
+    """Whether it is a product, seen otherwise."""
+    node = kept.grad_fn
+    while type(node).__name__ in _VIEWS:
+        node = node.next_functions[0][0]  # type: ignore[union-attr]  # those have one
+    return type(node).__name__ == "MulBackward0"
+
+
+def _noise(layout: Layout, p: float, bits: Tensor) -> Tensor:
+    """Zero where it was dropped, else what makes up for that, as dropout computes it."""
+    return unpack(bits, layout.sizes, layout.strides).to(layout.dtype).div_(1 - p)
+
+
+def _dropped(layout: Layout, p: float, softmax: Tensor, bits: Tensor) -> Tensor:
+    return _noise(layout, p, bits).mul_(softmax)
+
+
+_VIEWS = ("ViewBackward0", "ExpandBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0")

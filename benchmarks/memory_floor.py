@@ -20,8 +20,10 @@ want a gradient:
 
 Each tensor is counted once, whoever reads it: views, copies, layer inputs and outputs are the same
 values. Bits that a kept tensor tells are free: a ReLU in front of a convolution whose weight is
-wanted costs nothing. Parameters, buffers and the batch itself are there anyway. No layer is run a
-second time: with that the floor would be lower still, and be paid in time.
+wanted costs nothing. Parameters, buffers and the batch itself are there anyway.
+
+Nothing is computed a second time here. `fl.lean` lies below the floor where it does so: the outputs
+of SiLU, GELU and layer norm, and what a frozen first layer makes of the batch.
 """
 
 from __future__ import annotations

@@ -428,3 +428,22 @@ def test_outer_hooks_see_what_it_is_computed_from() -> None:
     given, output = (t.untyped_storage().data_ptr() for t in hidden)
     assert seen.count(given) == 2
     assert output not in seen
+
+
+def test_a_first_layer_that_is_much_of_the_model_is_kept_from_the_second_forward_on() -> None:
+    def saved(model: nn.Module) -> list[int]:
+        own = [*model.parameters(), *model.buffers(), inputs]
+        return [saved_bytes(lambda: model(inputs), besides=own) for _ in range(3)]
+
+    def network(behind: int) -> nn.Module:
+        first = nn.Conv2d(3, 8, 3, padding=1).requires_grad_(False)
+        rest = nn.Conv2d(8, behind, 3).requires_grad_(False)
+        return nn.Sequential(first, nn.BatchNorm2d(8), rest)
+
+    inputs = pictures()
+    made = 4 * 3 * 8 * 9 * 7
+    for behind, is_kept in ((8, True), (512, False)):
+        model = network(behind)
+        with fl.lean(model, at_least_bytes=0):
+            found = saved(model)
+        assert found[1] == found[2] == found[0] + made * is_kept

@@ -28,6 +28,10 @@ def lean(model: nn.Module, *, gelu: Gelu = "exact", at_least_bytes: int = 1 << 2
     gradients, buffers and random numbers are those of the plain model, bit for bit in float32, and
     never more is kept. A copy of the model, by `copy.deepcopy` or `torch.save`, is leaned as well.
 
+    What follows by an elementwise pass from what is kept (the outputs of SiLU, hard swish, Mish,
+    GELU, layer norm), or from the batch by a frozen first layer that is a small part of the model,
+    is computed again in the backward pass; so the batch must not be written to before that.
+
     Args:
         model: any module, also a graph module such as `fl.cut(...).suffix`.
         gelu: `"compressed"` keeps one byte an element of each GELU's slope instead of its input;

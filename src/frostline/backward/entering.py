@@ -99,7 +99,10 @@ class _Mode(TorchFunctionMode):
         if not entries or not _is_plain() or entries[-1].saved_hooks is not _saved_hooks():
             return func(*args, **kwargs)
         output = rule(entries[-1].settings, *args, **kwargs) if rule else None
-        return recomputing.run(func, args, kwargs) if output is None else output
+        if output is None:
+            return recomputing.run(func, args, kwargs)
+        recomputing.count(func, args, output)
+        return output
 
 
 class _Thread(threading.local):
@@ -116,6 +119,7 @@ class _Thread(threading.local):
         if not self.entries:
             self.mode.__enter__()  # type: ignore[no-untyped-call]  # torch's own
             self.frame = sys._getframe(2)
+            recomputing.begin(module)
         self.entries.append(_Entry(module, _saved_hooks(), settings))
 
     def leave(self, module: nn.Module) -> None:
@@ -124,7 +128,7 @@ class _Thread(threading.local):
             if self.entries[position].module is module:
                 del self.entries[position:]
                 if not self.entries:
-                    recomputing.forget()
+                    recomputing.end()
                     self.frame = None
                     self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # likewise
                 return
@@ -138,7 +142,7 @@ class _Thread(threading.local):
 
     def _abandon(self) -> None:
         self.entries.clear()
-        recomputing.forget()
+        recomputing.end(whole=False)
         self.frame = None
         above = []
         while (top := torch._C._pop_torch_function_stack()) is not self.mode:

@@ -9,6 +9,11 @@ it runs under hooks that keep its origin instead; its own backward kernel gets t
 The hooks pass on to whoever hooks saved tensors outside, who sees the origin in place of the
 tensor: checkpointing, offloading and counting go on as before. Origins are forgotten when the
 outermost forward ends.
+
+An elementwise pass is cheap beside any network; a layer is not. It counts as cheap below 4 % of the
+multiplications of the last forward of the same model, or where there was none: the first layer of
+ResNet-50 has 2.9 %, and a step takes 1.02 times as long; that of ResNet-18 has 6.5 %, and it takes
+1.08 times as long, for which it is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar, final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from frostline.backward.bits import is_dense
@@ -50,13 +55,45 @@ def note(output: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> None:
     _thread.origins[id(output)] = _Origin(weakref.ref(output), recipe, versions, outer_hooks())
 
 
-def forget() -> None:
-    """Let go of all origins; the outermost forward is over."""
+def begin(model: nn.Module) -> None:
+    """The outermost forward begins: that of `model`."""
+    _thread.model = model
+    _thread.products = 0
+
+
+def end(*, whole: bool = True) -> None:
+    """The outermost forward is over, or was broken off: let go of all origins."""
+    if whole and _thread.model is not None:
+        _products[_thread.model] = _thread.products
+    _thread.model = None
     _thread.origins.clear()
+
+
+def is_cheap(products: int) -> bool:
+    """Whether so many products are a small part of the forward, as the last one had it."""
+    model = _thread.model
+    return model is None or products <= _SMALL_PART * _products.get(model, float("inf"))
+
+
+def products_of(output: Tensor, weight: Tensor) -> int:
+    """Multiplications of a convolution or a linear layer."""
+    return output.numel() * weight.numel() // weight.shape[0]
 
 
 def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`func(*args, **kwargs)`, keeping the origins of its arguments instead of them."""
+    output = _run(func, args, kwargs)
+    count(func, args, output)
+    return output
+
+
+def count(func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> None:
+    """An operation has run: what it multiplied is part of the forward."""
+    if func in _LAYERS and len(args) > 1:
+        _thread.products += products_of(output, args[1])
+
+
+def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not _thread.origins or func not in _KEEPERS:
         return func(*args, **kwargs)
     recipes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
@@ -96,9 +133,13 @@ class _Origin(NamedTuple):
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.origins: dict[int, _Origin] = {}  # by id of the tensor; its reference tells reuse
+        self.model: nn.Module | None = None
+        self.products = 0
 
 
 _thread = _Thread()
+_products: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+_SMALL_PART = 1 / 25
 
 
 def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Recipe]]:
@@ -169,14 +210,19 @@ class _Saved:
 
 
 _aten = torch.ops.aten
+_LAYERS = frozenset(
+    {
+        *(torch.conv1d, torch.conv2d, torch.conv3d, F.linear, _aten.linear.default),
+        *(_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default),
+    }
+)
 # Operations that write to none of their arguments.
 _KEEPERS = frozenset(
     {
-        *(torch.conv1d, torch.conv2d, torch.conv3d, torch.convolution),
+        *_LAYERS,
         *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
-        *(_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default),
-        *(_aten.conv_transpose2d.input, _aten.convolution.default),
-        *(F.linear, _aten.linear.default, torch.addmm, torch.mm, torch.bmm, torch.matmul),
+        *(torch.convolution, _aten.conv_transpose2d.input, _aten.convolution.default),
+        *(torch.addmm, torch.mm, torch.bmm, torch.matmul),
         *(Tensor.matmul, Tensor.__matmul__, _aten.addmm.default, _aten.mm.default),
         *(_aten.matmul.default, _aten.bmm.default),
         *(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, _aten.mul.Tensor),

@@ -21,7 +21,7 @@ from frostline.estimates.tracing import StepTrace
 
 OPERATIONS_SHARE = 1 / 3  # of the time for calibrating; the rest is for real steps
 _STEPS = 5  # three to warm up, and two at least that are timed
-_REPEATS = 7
+_REPEATS = 16
 _UNKNOWN_BYTES = 2 << 30
 
 

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from frostline.backward import is_lean
 from frostline.calling import call_with
 from frostline.errors import ConfigError
 from frostline.estimates.losses import Loss, autocast, class_loss
@@ -121,6 +122,9 @@ def trace_step(
     fake.train()
     fake.zero_grad(set_to_none=True)
     batch = fake_batch(example, batch_size, mode)
+    if is_lean(fake):  # from its second forward on it knows what is cheap beside the rest
+        with mode, torch.enable_grad(), _runnable(type(fake).__name__), autocast(fake, precision):
+            call_with(fake, batch)
     watch = Watch(fake, batch)
     run_step(watch, fake, batch, mode, precision=precision, loss=loss)
     return StepTrace(

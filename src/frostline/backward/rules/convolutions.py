@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from frostline.backward.recomputing import note
+from frostline.backward.recomputing import is_cheap, note, products_of
 from frostline.backward.settings import Settings
 from frostline.backward.tensors import Layout, is_cast, is_ordinary, is_worth, wants
 
@@ -154,7 +154,7 @@ def _made_of_the_batch(
 ) -> Tensor:
     """A frozen layer on what wants no gradient: a norm behind keeps the input, if it is smaller."""
     output: Tensor = torch.convolution(input, weight, bias, *shape)
-    if input.nbytes < output.nbytes:
+    if input.nbytes < output.nbytes and is_cheap(products_of(output, weight)):
         given = (input, weight) if bias is None else (input, weight, bias)
         note(output, partial(_convolved, shape), *given)
     return output

@@ -197,6 +197,20 @@ def test_a_relu_whose_output_nobody_keeps_under_a_checkpoint(reentrant: bool) ->
     check(Checked(), torch.randn(5, 8, requires_grad=True))
 
 
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_a_forward_without_a_backward_holds_nothing(name: str) -> None:
+    def held() -> int:
+        gc.collect()
+        return sum(type(one) is recomputing._Kept for one in gc.get_objects())
+
+    model = ATTENTIONS[name]()
+    with fl.lean(model, at_least_bytes=0):
+        output = model(torch.randn(3, 10, 16))
+        assert held()
+        del output
+        assert not held()
+
+
 def test_second_derivatives_of_attention_are_right() -> None:
     model = Attention().double()
 

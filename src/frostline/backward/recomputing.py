@@ -113,8 +113,12 @@ def keeping(run: Callable[[], T], choose: Choose) -> T:
     if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
         return run()
     hooks = outer_hooks()
-    with saved_tensors_hooks(lambda kept: _Kept(kept, choose(kept), hooks), _Kept.tensor):
-        return run()
+    asked = [choose]
+    with saved_tensors_hooks(lambda kept: _Kept(kept, asked[0](kept), hooks), _Kept.tensor):
+        try:
+            return run()
+        finally:
+            asked.clear()  # autograd keeps the hook, and who chooses may hold what it has seen
 
 
 def outer_hooks() -> Hooks | None:
@@ -166,7 +170,7 @@ class _Kept:
 
     def __init__(self, tensor: Tensor, recipe: Recipe | None, hooks: Hooks | None) -> None:
         self._recipe = recipe and (recipe.make, recipe.layout)
-        sources = (tensor,) if recipe is None else tuple(s.detach() for s in recipe.sources)
+        sources = (tensor,) if recipe is None else recipe.sources
         self._saved = [_Saved(source, hooks) for source in sources]
         self._layout = Layout(tensor)
         self._offset = tensor.storage_offset()
@@ -191,7 +195,8 @@ class _Saved:
     __slots__ = ("_kept", "_unpack", "_version")
 
     def __init__(self, tensor: Tensor, hooks: Hooks | None) -> None:
-        self._kept = hooks[0](tensor) if hooks else tensor
+        # Detached, or an operation that keeps its own output would hold itself for good.
+        self._kept = hooks[0](tensor) if hooks else tensor.detach()
         self._unpack = hooks[1] if hooks else None
         self._version = tensor._version
 

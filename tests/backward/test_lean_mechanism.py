@@ -261,3 +261,16 @@ def test_foretold_on_fake_tensors(x: Tensor) -> None:
 
             foretold = saved_bytes(forward, besides=fakes.values())
     assert foretold == measured
+
+
+def test_counting_what_is_saved_lets_go_of_it() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def forward() -> torch.Tensor:
+        output = torch.randn(5, requires_grad=True).exp()  # which keeps its output
+        made.append(weakref.ref(output))
+        return output
+
+    assert saved_bytes(forward) == 5 * 4
+    gc.collect()
+    assert made[0]() is None

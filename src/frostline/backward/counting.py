@@ -24,8 +24,10 @@ def saved_bytes(forward: Callable[[], Any], *, besides: Iterable[Tensor] = ()) -
     saved: list[weakref.ref[Tensor]] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        saved.append(weakref.ref(tensor))
-        return tensor
+        # Detached, or what keeps its own output would hold itself for good.
+        kept = tensor if tensor.grad_fn is None else tensor.detach()
+        saved.append(weakref.ref(kept))
+        return kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()

@@ -228,8 +228,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
 
         A leaned layer turns its output into bits when it is clear that nobody else keeps it.
         """
-        self.packed.append((weakref.ref(tensor), len(self.layers) - 1))
-        return tensor
+        # Detached, or what keeps its own output would hold itself for good.
+        kept = tensor if tensor.grad_fn is None else tensor.detach()
+        self.packed.append((weakref.ref(kept), len(self.layers) - 1))
+        return kept
 
     def settle(self) -> None:
         """The forward is over: count what is kept, each storage for the first that keeps it."""

@@ -12,7 +12,7 @@ from lean_world import check
 from torch import nn
 
 import frostline as fl
-from frostline.backward import saved_bytes
+from frostline.backward import bits, saved_bytes
 
 _many = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -191,6 +191,16 @@ def test_pools_over_rows_keep_no_input(pool: nn.Module, kept: int) -> None:
     x = torch.randn(2, 3, 16, requires_grad=True)
     with fl.lean(pool, at_least_bytes=0):
         assert saved_bytes(lambda: pool(x)) == kept
+
+
+@pytest.mark.parametrize("layout", ["rows", "channels-last"])
+def test_a_large_mask_is_made_in_pieces(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU6(), nn.Conv2d(8, 8, 1))
+    model[2].requires_grad_(False)
+    x = _laid(torch.randn(2, 3, 15, 13), layout)
+    _, whole = check(model, x)
+    monkeypatch.setattr(bits, "_PIECE", 1000 // 8 * 8)
+    assert check(model, x)[1] == whole
 
 
 def test_a_relu_before_a_frozen_layer_keeps_a_bit_an_element() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy
 import torch
 from torch import Tensor
 
 # Times this, the lowest bits of eight bytes are the highest byte, the first byte's bit lowest.
 _GATHER = 0x0102040810204080
+_PIECE = 1 << 22  # a multiple of eight
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -23,6 +26,14 @@ def pack(mask: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(flat.view(torch.uint8), (0, -flat.numel() % 8))
     gathered: Tensor = padded.view(torch.int64) * _GATHER
     return gathered.view(torch.uint8)[7::8].clone()
+
+
+def pack_where(passes: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """`pack(passes(tensor))`; a large one in pieces, whose mask needs no memory of the system."""
+    flat = in_memory_order(tensor)
+    if tensor.device.type != "cpu" or not _is_real(flat) or flat.numel() <= _PIECE:
+        return pack(passes(tensor))
+    return torch.cat([pack(passes(piece)) for piece in torch.split(flat, _PIECE)])
 
 
 def unpack(bits: Tensor, like: torch.Size, strides: tuple[int, ...]) -> Tensor:

@@ -22,7 +22,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from frostline.backward.bits import is_dense, pack
+from frostline.backward.bits import is_dense, pack_where
 from frostline.backward.recomputing import outer_hooks
 
 Predicate = Callable[[Tensor], Tensor]
@@ -62,7 +62,7 @@ class Watch:
             return
         stream = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
         with torch._C.DisableTorchFunction(), torch.no_grad(), stream:
-            alias.data = pack(self._passes(alias))
+            alias.data = pack_where(self._passes, alias)
 
 
 def watchable(output: Tensor) -> bool:

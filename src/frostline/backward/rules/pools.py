@@ -164,15 +164,17 @@ class _MaxPool(Function):
         output, indices = _MAX[dims][0](input, *shape)
         ctx.layout = Layout(input)
         ctx.shape = shape
-        places = torch.empty_like(indices, dtype=_smallest(shape, ctx.layout))
-        ctx.save_for_backward(torch.sub(indices, _corners(shape, ctx.layout, output), out=places))
+        small = _smallest(shape, ctx.layout)
+        # Both cut to their lowest bits: the difference fits, so it is right, and quick.
+        corners = _corners(shape, ctx.layout, output).to(small)
+        ctx.save_for_backward(indices.to(small).sub_(corners))
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (places,) = ctx.saved_tensors
         shape: list[Any] = ctx.shape
-        indices = places + _corners(shape, ctx.layout, places)
+        indices = places.long().add_(_corners(shape, ctx.layout, places))
         back = _MAX[len(shape[0])][1]
         return back(grads[0], ctx.layout.stand_in(), *shape, indices), None
 

@@ -40,6 +40,19 @@ class Gate(nn.Module):
         return self.weight * inputs
 
 
+class Checked(nn.Module):
+    """A module in a checkpoint."""
+
+    def __init__(self, inner: nn.Module, reentrant: bool) -> None:
+        super().__init__()
+        self.inner = inner
+        self.reentrant = reentrant
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = checkpoint(self.inner, inputs, use_reentrant=self.reentrant)
+        return found
+
+
 def linear(activation: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 16), activation, nn.Linear(16, 4))
@@ -144,6 +157,29 @@ def attending(**options: object) -> nn.Module:
     return Heads()
 
 
+class Named(nn.Module):
+    """Attention of heads, all of it given by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.MultiheadAttention(16, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.multi_head_attention_forward(
+            **dict.fromkeys(("query", "key", "value"), inputs.transpose(0, 1)),
+            embed_dim_to_check=16,
+            num_heads=4,
+            in_proj_weight=self.heads.in_proj_weight,
+            in_proj_bias=self.heads.in_proj_bias,
+            bias_k=None,
+            bias_v=None,
+            add_zero_attn=False,
+            dropout_p=0.2,
+            out_proj_weight=self.heads.out_proj.weight,
+            out_proj_bias=self.heads.out_proj.bias,
+        )[0]
+
+
 def encoder() -> nn.Module:
     return nn.TransformerEncoderLayer(16, 4, 8, dropout=0.2, batch_first=True)
 
@@ -153,6 +189,7 @@ ATTENTIONS: dict[str, Callable[[], nn.Module]] = {
     "a causal one": lambda: Attention(is_causal=True),
     "heads": lambda: attending(need_weights=False),
     "heads that tell their weights": attending,
+    "heads, by name": Named,
     "a layer of an encoder": encoder,
 }
 
@@ -173,28 +210,14 @@ def test_attention_of_one_that_is_wanted(place: int) -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_attention_under_a_checkpoint(reentrant: bool) -> None:
-    class Checked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = encoder()
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            return checkpoint(self.inner, inputs, use_reentrant=reentrant)
-
-    check(Checked(), torch.randn(3, 10, 16, requires_grad=True))
+    inner = encoder()
+    check(Checked(inner, reentrant), torch.randn(3, 10, 16, requires_grad=True))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_relu_whose_output_nobody_keeps_under_a_checkpoint(reentrant: bool) -> None:
-    class Checked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 4))
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            return checkpoint(self.inner, inputs, use_reentrant=reentrant)
-
-    check(Checked(), torch.randn(5, 8, requires_grad=True))
+    inner = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 4))
+    check(Checked(inner, reentrant), torch.randn(5, 8, requires_grad=True))
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
@@ -316,15 +339,8 @@ def test_checkpoints_around_any_part(reentrant: bool, place: int) -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpoint_around_it_all(reentrant: bool) -> None:
-    class All(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = convolutions(nn.SiLU(inplace=True))
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            return checkpoint(self.inner, inputs, use_reentrant=reentrant)
-
-    check(All(), pictures().requires_grad_())
+    inner = convolutions(nn.SiLU(inplace=True))
+    check(Checked(inner, reentrant), pictures().requires_grad_())
 
 
 def test_what_is_offloaded_is_computed_from_what_comes_back() -> None:

@@ -24,8 +24,7 @@ def saved_bytes(forward: Callable[[], Any], *, besides: Iterable[Tensor] = ()) -
     saved: list[weakref.ref[Tensor]] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        # Detached, or what keeps its own output would hold itself for good.
-        kept = tensor if tensor.grad_fn is None else tensor.detach()
+        kept = apart(tensor)
         saved.append(weakref.ref(kept))
         return kept
 
@@ -35,6 +34,11 @@ def saved_bytes(forward: Callable[[], Any], *, besides: Iterable[Tensor] = ()) -
         found = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in alive}
     del output
     return sum(nbytes for storage, nbytes in found.items() if storage not in owned)
+
+
+def apart(tensor: Tensor) -> Tensor:
+    """For hooks that keep a tensor: an operation that saves its own output must not hold itself."""
+    return tensor if tensor.grad_fn is None else tensor.detach()
 
 
 def _storage(tensor: Tensor) -> int:

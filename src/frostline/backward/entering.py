@@ -54,7 +54,7 @@ class Leave:
 
 
 def hook(model: nn.Module, settings: Settings) -> list[Callable[[], None]]:
-    """Put the hooks on every module; gives what takes each off recomputing."""
+    """Put the hooks on every module; gives what takes each off again."""
     removals: list[Callable[[], None]] = []
     enter, leave = Enter(settings), Leave()
     for module in _hookable(model, {}):

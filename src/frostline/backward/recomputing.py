@@ -166,26 +166,27 @@ def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Recipe]]:
 class _Kept:
     """What stands for a tensor that an operation wanted to keep."""
 
-    __slots__ = ("_layout", "_offset", "_recipe", "_saved")
+    __slots__ = ("_recipe", "_saved")
 
     def __init__(self, tensor: Tensor, recipe: Recipe | None, hooks: Hooks | None) -> None:
-        self._recipe = recipe and (recipe.make, recipe.layout)
         sources = (tensor,) if recipe is None else recipe.sources
         self._saved = [_Saved(source, hooks) for source in sources]
-        self._layout = Layout(tensor)
-        self._offset = tensor.storage_offset()
+        self._recipe = recipe and (
+            *(recipe.make, recipe.layout),
+            *(Layout(tensor), tensor.storage_offset()),
+        )
 
     def tensor(self) -> Tensor:
         """The tensor, or the view of it that was to be kept."""
         sources = [saved.tensor() for saved in self._saved]
         if self._recipe is None:
             return sources[0]
-        make, layout = self._recipe
+        make, layout, view, offset = self._recipe
         with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
             made = make(*sources)
         if not layout.is_of(made):  # who offloads may forget the order of memory
             made = layout.stand_in().copy_(made)
-        return made.as_strided(self._layout.sizes, self._layout.strides, self._offset)
+        return made.as_strided(view.sizes, view.strides, offset)
 
 
 @final

@@ -33,6 +33,11 @@ def is_worth(tensor: Tensor, settings: Settings) -> bool:
     return tensor.nbytes >= settings.at_least_bytes
 
 
+def is_spared(tensor: Tensor, settings: Settings) -> bool:
+    """Whether a gradient passes through it, and it is ordinary and large enough to do without."""
+    return wants(tensor) and is_ordinary(tensor) and is_worth(tensor, settings)
+
+
 def wants(tensor: Tensor | None) -> bool:
     """Whether a gradient of it is wanted now."""
     return tensor is not None and tensor.requires_grad

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from frostline.backward import is_lean
+from frostline.backward.counting import apart
 from frostline.calling import call_with
 from frostline.errors import ConfigError
 from frostline.estimates.losses import Loss, autocast, class_loss
@@ -228,8 +229,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
 
         A leaned layer turns its output into bits when it is clear that nobody else keeps it.
         """
-        # Detached, or what keeps its own output would hold itself for good.
-        kept = tensor if tensor.grad_fn is None else tensor.detach()
+        kept = apart(tensor)
         self.packed.append((weakref.ref(kept), len(self.layers) - 1))
         return kept
 

@@ -7,6 +7,7 @@ the softmax, the noise and their product.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, final
@@ -45,8 +46,9 @@ def attention(
 
 def multi_head(settings: Settings, *args: Any, **kwargs: Any) -> Any:
     """`torch.nn.functional.multi_head_attention_forward`, whose attention is one of its steps."""
-    query, p = args[0], args[10] if len(args) > 10 else kwargs["dropout_p"]
-    if not kwargs.get("training", True) or not 0 < p < 1 or not is_ordinary(query):
+    given = _HEADS.bind(*args, **kwargs).arguments
+    p = given["dropout_p"]
+    if not given.get("training", True) or not 0 < p < 1 or not is_ordinary(given["query"]):
         return None
     run = partial(F.multi_head_attention_forward, *args, **kwargs)
     return keeping(run, _Chain(p, settings).choose)
@@ -103,4 +105,5 @@ def _dropped(layout: Layout, p: float, softmax: Tensor, bits: Tensor) -> Tensor:
     return _noise(layout, p, bits).mul_(softmax)
 
 
+_HEADS = inspect.signature(F.multi_head_attention_forward)
 _VIEWS = ("ViewBackward0", "ExpandBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0")

@@ -12,7 +12,7 @@ from torch.autograd import Function
 
 from frostline.backward.bits import is_dense, pack, unpack
 from frostline.backward.settings import Settings
-from frostline.backward.tensors import is_ordinary, is_worth, wants
+from frostline.backward.tensors import is_spared
 
 _aten = torch.ops.aten
 
@@ -25,9 +25,7 @@ def dropout(
     inplace: bool = False,
 ) -> Tensor | None:
     """`torch.nn.functional.dropout`."""
-    if not training or not 0 < p < 1 or not wants(input):
-        return None
-    if not is_ordinary(input) or not is_worth(input, settings) or not is_dense(input):
+    if not training or not 0 < p < 1 or not is_spared(input, settings) or not is_dense(input):
         return None
     if inplace and (input.is_leaf or input._is_view() or input.is_cuda):
         return None

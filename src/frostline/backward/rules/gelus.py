@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from frostline.backward.recomputing import note
 from frostline.backward.settings import Settings
-from frostline.backward.tensors import is_ordinary, is_worth, wants
+from frostline.backward.tensors import is_spared
 
 _aten = torch.ops.aten
 _LOWEST = -0.13
@@ -27,7 +27,7 @@ _STEP = 1.26 / 255
 
 def gelu(settings: Settings, input: Tensor, *, approximate: str = "none") -> Tensor | None:
     """`torch.nn.functional.gelu`."""
-    if not wants(input) or not is_ordinary(input) or not is_worth(input, settings):
+    if not is_spared(input, settings):
         return None
     output: Tensor
     if settings.gelu == "compressed":

@@ -14,7 +14,7 @@ from torch.autograd import Function
 from frostline.backward.bits import unpack
 from frostline.backward.deferring import Watch, is_packed, watchable
 from frostline.backward.settings import Settings
-from frostline.backward.tensors import is_ordinary, is_worth, wants
+from frostline.backward.tensors import is_spared
 
 _aten = torch.ops.aten
 
@@ -189,7 +189,7 @@ class _Masked(Function):
 
 
 def _masked(settings: Settings, input: Tensor, kind: Kind, inplace: bool) -> Tensor | None:
-    if not wants(input) or not is_ordinary(input) or not is_worth(input, settings):
+    if not is_spared(input, settings):
         return None
     if inplace and (input.is_leaf or input._is_view()):
         return None  # an error of PyTorch's, or its own way of keeping views right

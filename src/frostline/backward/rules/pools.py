@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from frostline.backward.settings import Settings
-from frostline.backward.tensors import Layout, is_cast, is_ordinary, is_worth, wants
+from frostline.backward.tensors import Layout, is_cast, is_spared
 
 Sizes = int | Sequence[int]
 _aten = torch.ops.aten
@@ -49,7 +49,7 @@ def max_pool(
     if return_indices or not _gains(settings, input, dims):
         return None
     kernel = _each(kernel_size, dims)
-    steps = kernel if stride is None or stride == [] or stride == () else _each(stride, dims)
+    steps = _steps(stride, kernel)
     shape: list[Any] = [kernel, steps, _each(padding, dims), _each(dilation, dims), ceil_mode]
     if dims == 1:
         shape = [[1, kernel[0]], [1, steps[0]], [0, shape[2][0]], [1, shape[3][0]], ceil_mode]
@@ -74,7 +74,7 @@ def avg_pool(
     if not _gains(settings, input, dims):
         return None
     kernel = _each(kernel_size, dims)
-    steps = kernel if stride is None or stride == [] or stride == () else _each(stride, dims)
+    steps = _steps(stride, kernel)
     given = (kernel, steps, _each(padding, dims), ceil_mode, count_include_pad, divisor_override)
     output: Tensor = _Average.apply(input, _AVERAGE[dims], given)
     return output
@@ -93,8 +93,13 @@ def avg_pool1d(
     if not _gains(settings, input, 1):
         return None
     kernel, padding = _each(kernel_size, 1), _each(padding, 1)
-    step = _each(stride, 1) if stride else kernel
-    given = ([1, *kernel], [1, *step], [0, *padding], ceil_mode, count_include_pad)
+    given = (
+        [1, *kernel],
+        [1, *_steps(stride, kernel)],
+        [0, *padding],
+        ceil_mode,
+        count_include_pad,
+    )
     lifted = avg_pool(2, settings, input.unsqueeze(-2), *given)
     return None if lifted is None else lifted.squeeze(-2)
 
@@ -222,10 +227,8 @@ def _places(asked: Any, input: Tensor, dims: int) -> list[int]:
 
 def _gains(settings: Settings, input: Tensor, dims: int) -> bool:
     return (
-        wants(input)
-        and is_ordinary(input)
+        is_spared(input, settings)
         and input.dim() in (dims + 1, dims + 2)
-        and is_worth(input, settings)
         and not (dims == 3 and is_cast(input))  # which autocast would cast
     )
 
@@ -259,6 +262,11 @@ def _span(kernel: list[int], dilations: list[int], sizes: Sequence[int]) -> int:
     for length, dilation, size in zip(kernel, dilations, sizes, strict=True):
         span = span * size + (length - 1) * dilation
     return span
+
+
+def _steps(stride: Sizes | None, kernel: list[int]) -> list[int]:
+    """A window's width apart, where nothing else is said."""
+    return kernel if stride is None or stride == [] or stride == () else _each(stride, len(kernel))
 
 
 def _each(given: Sizes, dims: int) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from frostline.backward.recomputing import keeping, note
 from frostline.backward.settings import Settings
-from frostline.backward.tensors import is_ordinary, is_worth, wants
+from frostline.backward.tensors import is_spared
 
 _aten = torch.ops.aten
 _nn = torch._C._nn
@@ -21,7 +21,7 @@ Swish = Callable[[Tensor], Tensor]
 
 def swish(run: Swish, settings: Settings, input: Tensor, inplace: bool = False) -> Tensor | None:
     """`torch.nn.functional.silu`, `hardswish`, `mish`."""
-    if not wants(input) or not is_ordinary(input) or not is_worth(input, settings):
+    if not is_spared(input, settings):
         return None
     if inplace:
         return _written_over(run, input)

@@ -232,3 +232,8 @@ def test_compressed_gelu_keeps_a_byte_and_its_gradient_is_within_the_error(form:
     assert exact is not None
     assert x.grad is not None
     assert (x.grad - exact).abs().max() <= 0.0025
+
+
+def test_another_form_of_gelu_is_refused() -> None:
+    with pytest.raises(fl.ConfigError, match=r"'fast' is not known.*'exact' or 'compressed'"):
+        fl.lean(nn.GELU(), gelu="fast")  # type: ignore[arg-type]  # that is the mistake

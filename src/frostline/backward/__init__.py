@@ -37,6 +37,8 @@ def lean(model: nn.Module, *, gelu: Gelu = "exact", at_least_bytes: int = 1 << 2
         gelu: `"compressed"` keeps one byte an element of each GELU's slope instead of its input;
             the gradient is then off by at most 0.0025 of the incoming one, an element.
         at_least_bytes: operations on less are left to PyTorch, being too quick to pay.
+    Raises:
+        ConfigError: `gelu` is neither.
     Returns:
         A handle; `remove()`, or the end of a `with` block, makes the model plain again.
     """

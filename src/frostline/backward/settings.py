@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, final, get_args
+
+from frostline.errors import ConfigError
 
 Gelu = Literal["exact", "compressed"]
 
@@ -23,3 +25,7 @@ class Settings:
 
     at_least_bytes: int = 1 << 20
     gelu: Gelu = "exact"
+
+    def __post_init__(self) -> None:
+        if self.gelu not in get_args(Gelu):
+            raise ConfigError(f"gelu={self.gelu!r} is not known. Give 'exact' or 'compressed'.")

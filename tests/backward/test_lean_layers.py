@@ -98,7 +98,10 @@ def test_norms(data: st.DataObject) -> None:
         nn.init.uniform_(parameter, 0.5, 2)
     layer.train(draw(st.booleans()))
     _freeze(draw, layer)
-    _check(layer, _inputs(draw, dims, 4))
+    x = _inputs(draw, dims, 4)
+    if isinstance(layer, nn.GroupNorm) and torch.__version__ < "2.15":
+        x.requires_grad_()  # without, channels last, PyTorch 2.9's own backward crashes at times
+    _check(layer, x)
 
 
 @_many

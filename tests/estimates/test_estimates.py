@@ -18,9 +18,10 @@ from torchvision.models import get_model
 import frostline as fl
 from frostline.backward import saved_bytes
 from frostline.errors import ConfigError
-from frostline.estimates import calibrating
-from frostline.estimates.measuring import measure_step
-from frostline.estimates.steps import state_bytes
+from frostline.estimates import calibrating, pricing
+from frostline.estimates.measuring import StepCost, measure_step
+from frostline.estimates.steps import Setup, state_bytes
+from frostline.estimates.tracing import Call, Shaped
 from small_world import call, write_net, write_pictures
 
 SELECTIONS = ["all", "stage:-1", "stage:0", "kind:norm | kind:bias", "stage:3..-1"]
@@ -146,6 +147,35 @@ def test_real_steps_tell_what_operations_alone_do_not(stages: bool) -> None:
     assert found.step.measured_on == 6
     assert found.step.forward_seconds >= 0.03 > found.step.backward_seconds
     assert "scaled by real steps of 6" in str(found)
+
+
+@pytest.mark.parametrize(("fixed", "expected"), [(1.0, 2.0), (0.0, 1.0), (-0.1, 1.2)])
+def test_steps_of_a_few_samples_tell_of_many(
+    monkeypatch: pytest.MonkeyPatch, fixed: float, expected: float
+) -> None:
+    """What is slower by the sample for a few is not multiplied; what is quicker, in proportion."""
+
+    def seconds(rows: int) -> float:
+        return fixed + rows / 16
+
+    def replay(call: Call) -> float:
+        if "convolution" not in str(call.func):
+            return 0.0
+        shapes = [leaf.shape for leaf in call.leaves if isinstance(leaf, Shaped)]
+        return seconds(16) if any(16 in shape for shape in shapes) else seconds(2)
+
+    def measure(_self: Setup, rows: int, **_options: Any) -> StepCost:
+        real = seconds(rows) if fixed >= 0 else 0.15
+        return StepCost(real, real, 0.0, 0, 0, 0)
+
+    monkeypatch.setattr(pricing, "_replay", replay)
+    monkeypatch.setattr(Setup, "measure", measure)
+    model = nn.Sequential(nn.Conv2d(8, 8, 5, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = torch.randn(2, 8, 36, 36)
+    step = fl.estimate(model, images, batch_size=16, calibration_seconds=0.5).step
+    assert step.measured_on == 2
+    found = (step.forward_seconds, step.backward_seconds)
+    assert found == pytest.approx((expected, expected), rel=0.05)
 
 
 def test_without_time_or_memory_no_real_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:

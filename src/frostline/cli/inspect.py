@@ -33,7 +33,9 @@ def inspect(
     ] = None,
     head: options.Head = "",
     classes: Annotated[int, typer.Option(help="Logits of the new head.", min=1)] = 10,
-    depth: Annotated[int, typer.Option(help="Levels of modules to show.", min=0)] = 2,
+    depth: Annotated[
+        int | None, typer.Option(help="Levels of modules to show.", min=0, show_default="2")
+    ] = None,
     names: Annotated[bool, typer.Option("--names", help="List every parameter.")] = False,
     html: Annotated[
         Path | None,
@@ -61,8 +63,10 @@ def inspect(
     if freeze is not None and train is not None:
         raise typer.BadParameter("give one of --freeze and --train; the other is the rest.")
     if html is not None:
-        if json or names:
-            raise typer.BadParameter("--html writes a page; leave out --json and --names.")
+        if json or names or depth is not None:
+            raise typer.BadParameter(
+                "--html writes a page with all layers; leave out --json, --names and --depth."
+            )
         place = on or "classifier"
         setup = set_up(model, weights, on=place, head=head, data=None, classes=classes)
         asked = ("freeze", freeze) if freeze is not None else ("train", train or setup.head)
@@ -71,6 +75,7 @@ def inspect(
         command += ["--batch-size", str(batch_size)] if batch_size != 32 else []
         _write_page(html, setup, asked, command, samples=samples, batch=batch_size)
         return
+    depth = 2 if depth is None else depth
     place = on or "keep"
     network = _built(model, weights, place, options.hidden_widths(head, on=place), classes)
     if freeze is not None:

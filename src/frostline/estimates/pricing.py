@@ -15,7 +15,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -83,6 +83,13 @@ def measure_prices(ops: Iterable[Op], *, optimizer: str, seconds: float = 2.0) -
         byte, tensor = _optimizer_byte(optimizer), _optimizer_tensor(optimizer)
         timed, factor = _timed(list(ops), time.perf_counter() + seconds, overhead)
     return Prices(timed, factor, overhead, byte, tensor)
+
+
+def timed_too(prices: Prices, ops: Iterable[Op], *, seconds: float) -> Prices:
+    """The same, with the dear ones of other operations timed within about `seconds`."""
+    with torch.no_grad():
+        timed, _ = _timed(list(ops), time.perf_counter() + seconds, prices.overhead)
+    return replace(prices, timed={**timed, **prices.timed})
 
 
 def _timed(

@@ -394,6 +394,8 @@ def test_between_phases_each_layer_keeps_its_own_state_and_no_others() -> None:
 # 14: schedules
 
 
+# Of these mistakes by hand 2.9 makes some without a word, and some not at all.
+IS_NEW = torch.__version__ >= "2.15"
 SCHEDULES: dict[str, tuple[Callable[[torch.optim.Optimizer], Any], type[Exception]]] = {
     "LambdaLR": (lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)), ValueError),
     "restarts": (lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=3), ValueError),
@@ -427,8 +429,9 @@ def test_a_schedule_goes_on_over_a_thaw(
     net, optimizer, scheduler = thawed_midway(schedule)
     optimizer.add_param_group({"params": list(net.body.parameters()), "lr": 0.05})
     step(net, optimizer)
-    with pytest.raises(error):
-        scheduler.step()
+    if IS_NEW:
+        with pytest.raises(error):
+            scheduler.step()
     net, optimizer, scheduler = thawed_midway(schedule)
     fl.sync(optimizer, net, schedulers=[scheduler], lr=0.05)
     groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.1, 0.05)]
@@ -757,7 +760,8 @@ def test_every_batch_of_a_plan_of_many_phases_is_compiled(
         for number, floor in enumerate(by_hand.floors):
             switch(floor, on=number in chosen)
         compiled(data(8).tensors[0])
-    assert counted.runs == torch._dynamo.config.recompile_limit < len(choices)
+    if IS_NEW:
+        assert counted.runs == torch._dynamo.config.recompile_limit < len(choices)
     torch._dynamo.reset()
     counted.runs = 0
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counted))

@@ -456,6 +456,35 @@ def test_only_the_first_use_of_a_frozen_part_lies_below() -> None:
     assert made.why == "behind relu in the forward, since between.weight is trainable"
 
 
+class Scaling(nn.Module):
+    """Brings its input to the usual range by constants that it makes at each call."""
+
+    def __init__(self, *, mean: float = 0.5) -> None:
+        super().__init__()
+        self.mean = mean
+        self.frozen = nn.Linear(6, 6)
+        self.above = nn.Linear(6, 2)
+        self.made: dict[str, Tensor] = {}
+        fl.freeze(self, "frozen")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "two" not in self.made:
+            self.made["two"] = torch.full((6,), 2.0)
+        mean = torch.tensor([self.mean, 0.4, 0.3, 0.2, 0.1, 0.0])
+        out: Tensor = self.above(self.frozen(self.made["two"] * (x - mean)))
+        return out
+
+
+def test_constants_of_the_forward_lie_below_the_line() -> None:
+    net = Scaling()
+    made = assert_exact(net, torch.randn(6, 6))
+    assert crossing(made) == ["frozen (linear)"]
+    assert type(net.made["two"]) is Tensor
+    other = Scaling(mean=0.6)
+    other.load_state_dict(net.state_dict())
+    assert cut(other, torch.randn(4, 6)).key["tensors"] != made.key["tensors"]
+
+
 def test_a_tied_weight_is_used_on_both_sides() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -23,8 +23,8 @@ from frostline.fingerprints import Fingerprint, digest
 def signatures(traced: Traced, trial: Trial) -> dict[fx.Node, str]:
     """A hash for each node, of the computation that gives it from the inputs.
 
-    Tensors that the graph reads count by identity. A value that has been written into has another
-    hash for whatever reads it afterwards.
+    Tensors that the graph reads count by identity, constants of the forward by content. A value
+    that has been written into has another hash for whatever reads it afterwards.
     """
     members: dict[int, list[fx.Node]] = defaultdict(list)
     for node, storage in trial.storage.items():
@@ -36,8 +36,7 @@ def signatures(traced: Traced, trial: Trial) -> dict[fx.Node, str]:
         if node.op == "placeholder":
             text = f"input {inputs.index(node)}"
         elif node.op == "get_attr":
-            tensor = traced.tensor(node)
-            text = f"read {id(tensor)}" if tensor is not None else f"graph {_inner(traced, node)}"
+            text = _read(traced, node)
         elif effects.hands_on(node):
             own[node] = current[node] = current[node.all_input_nodes[0]]
             continue
@@ -79,8 +78,7 @@ def outline(traced: Traced) -> list[str]:
     lines = []
     for node in traced.nodes:
         if node.op == "get_attr":
-            tensor = traced.tensor(node)
-            lines.append(f"read {id(tensor)}" if tensor is not None else _inner(traced, node))
+            lines.append(_read(traced, node))
         else:
             lines.append(f"{node.op} {_call(node, lambda argument: numbers[argument])}")
         numbers[node] = f"%{len(numbers)}"
@@ -110,6 +108,15 @@ def prefix_tensors(traced: Traced, below: Collection[fx.Node]) -> Fingerprint:
     read = (traced.tensor(node) for node in traced.nodes if node in below and node.op == "get_attr")
     found = [tensor for tensor in read if tensor is not None]
     return Fingerprint({str(place): digest(tensor) for place, tensor in enumerate(found)})
+
+
+def _read(traced: Traced, node: fx.Node) -> str:
+    tensor = traced.tensor(node)
+    if tensor is None:
+        return f"graph {_inner(traced, node)}"
+    if node.target in traced.constants:
+        return f"constant {digest(tensor)}"
+    return f"read {id(tensor)}"
 
 
 def _call(node: fx.Node, name: Callable[[fx.Node], str]) -> str:

@@ -29,10 +29,12 @@ class Traced:
         module: flat tensors in, a tuple of tensors out; its parameters and buffers are the
             model's own objects.
         rebuild: makes the model's output from that tuple.
+        constants: names of tensors that are not the model's; each trace makes its own.
     """
 
     module: fx.GraphModule
     rebuild: Rebuild = field(repr=False)
+    constants: frozenset[str] = frozenset()
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -63,13 +65,32 @@ class _Flat(nn.Module):
 
     def forward(self, flat: list[Tensor]) -> list[Tensor]:
         try:
-            tensors, rebuild = flatten_output(self.spec.call(self.model, flat))
+            with _caches_kept(self.model):
+                tensors, rebuild = flatten_output(self.spec.call(self.model, flat))
         except CutError:
             raise
         except Exception as error:
             raise _RefusedError from error
         self.note.rebuild = rebuild
         return tensors
+
+
+@contextmanager
+def _caches_kept(model: nn.Module) -> Iterator[None]:
+    """Dicts of the modules' own are as they were: export (2.9) runs twice, and finds its fakes."""
+    plain = vars(nn.Module())
+    caches = [
+        (cache, dict(cache))
+        for module in model.modules()
+        for name, cache in vars(module).items()
+        if isinstance(cache, dict) and name not in plain
+    ]
+    try:
+        yield
+    finally:
+        for cache, before in caches:
+            cache.clear()
+            cache.update(before)
 
 
 class _RefusedError(Exception):
@@ -88,7 +109,7 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     """
     flat = _Flat(model, spec)
     try:
-        module = _export(flat, tensors)
+        module, constants = _export(flat, tensors)
     except CutError:
         raise
     except Exception as raised:  # export raises whatever the model's own code does with fakes
@@ -105,10 +126,10 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
         )
     _tidy(module.graph)
     assert flat.note.rebuild is not None
-    return Traced(module, flat.note.rebuild)
+    return Traced(module, flat.note.rebuild, constants)
 
 
-def _export(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:
+def _export(flat: _Flat, tensors: list[Tensor]) -> tuple[fx.GraphModule, frozenset[str]]:
     rows = tensors[0].shape[0]
     last: Exception | None = None
     for dynamic in _dynamic_shapes(tensors, rows):
@@ -128,7 +149,7 @@ def _export(flat: _Flat, tensors: list[Tensor]) -> fx.GraphModule:
         graph.set_codegen(CodeGen())
         _flatten_output_node(graph)
         module.recompile()
-        return module
+        return module, frozenset(program.graph_signature.lifted_tensor_constants)
     assert last is not None
     raise last
 

@@ -1,7 +1,7 @@
 """What does a step keep for its backward? Plain PyTorch, torch.compile and `fl.lean`, side by side.
 
     python benchmarks/memory.py [--models resnet18 ...] [--selections stem ...] [--json FILE]
-                                [--compiled none|some|all] [--device cuda] [--seconds 12]
+                                [--compiled none|some|all|only] [--device cuda] [--seconds 12]
 
 For each model and each choice of what is trained of it, batch 16 (pictures of 224 px, texts of 128
 words):
@@ -23,7 +23,8 @@ biases); second (every second stage); input (all is frozen, the batch wants a gr
 ResNet-50 biases. Freezing is `fl.train_only`'s, so that norms of what is frozen stand still.
 
 torch.compile takes minutes where the rest takes seconds, so `some` are AlexNet and ResNet-18 with
-three choices; a cell is given up after `--compile-seconds`.
+three choices, and `only` adds it to cells of the file, plain PyTorch beside it in the same run; it
+is given up after `--compile-seconds`. Its peak is that of two steps behind the one that compiles.
 
 The file is written after each cell; a run that is killed keeps what it has, and one of a few cells
 takes the place of those alone. At the end each cell is named where lean keeps more bytes than
@@ -76,7 +77,8 @@ def main() -> None:
         result["cells"] = json.loads(chosen.json.read_text())["cells"]
     rows = [HEADINGS]
     for name, what in _cells(chosen):
-        cell = _cell(name, what, chosen)
+        known = result["cells"].get(f"{name} {what}", {}) if chosen.compiled == "only" else {}
+        cell = known | _cell(name, what, chosen)
         result["cells"][f"{name} {what}"] = cell
         rows.append(_row(name, what, cell))
         print("  ".join(rows[-1]), flush=True)
@@ -94,7 +96,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=BUILDERS, default=list(BUILDERS))
     every = (*SELECTIONS, "biases")
     parser.add_argument("--selections", nargs="+", choices=every, default=list(every))
-    parser.add_argument("--compiled", choices=("none", "some", "all"), default="some")
+    parser.add_argument("--compiled", choices=("none", "some", "all", "only"), default="some")
     parser.add_argument("--no-compile", dest="compiled", action="store_const", const="none")
     parser.add_argument("--compile-seconds", type=int, default=240)
     parser.add_argument(
@@ -115,15 +117,25 @@ def _cell(name: str, what: str, chosen: argparse.Namespace) -> Figures:
     """All figures of one cell; each part that fails says so in its place."""
     sides = ["plain", "lean"] if _has_lean() else ["plain"]
     task = (name, what, chosen.device)
-    cell = _apart(_bytes_and_times, (*task, sides[1:], chosen.seconds), CELL_SECONDS)
-    for side in sides:
-        cell |= _apart(_peak, (*task, side), CELL_SECONDS)
-    if chosen.compiled == "all" or (chosen.compiled == "some" and (name, what) in COMPILED):
-        limit = chosen.compile_seconds
-        found = _apart(_bytes_and_times, (*task, ["compiled"], chosen.seconds), limit)
-        cell |= {key: value for key, value in found.items() if "compiled" in key or "error" in key}
-        cell |= _apart(_peak, (*task, "compiled"), limit)
+    cell: Figures = {}
+    if chosen.compiled != "only":
+        cell |= _apart(_bytes_and_times, (*task, sides[1:], chosen.seconds), CELL_SECONDS)
+        for side in sides:
+            cell |= _apart(_peak, (*task, side), CELL_SECONDS)
+    if chosen.compiled in ("all", "only") or (
+        chosen.compiled == "some" and (name, what) in COMPILED
+    ):
+        cell |= _compiled(task, chosen)
     return cell
+
+
+def _compiled(task: tuple[str, str, str], chosen: argparse.Namespace) -> Figures:
+    limit = chosen.compile_seconds
+    found = _apart(_bytes_and_times, (*task, ["compiled"], chosen.seconds), limit)
+    if "compiled_bytes" not in found:
+        return {"compiled": "; ".join(str(what) for what in found.values())}
+    cell = {key: value for key, value in found.items() if "compiled" in key}
+    return cell | _apart(_peak, (*task, "compiled"), limit)
 
 
 def _has_lean() -> bool:
@@ -263,6 +275,8 @@ def _peak(name: str, what: str, device: str, side: str) -> Figures:
     """The most memory in two steps beyond what it was before the first."""
     one = subject(name, what, device=device)
     model = _as_side(one.model, side)
+    if side == "compiled":
+        _step(one, model)
     if one.inputs.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frostline.errors import ConfigError, TrainingError
 
@@ -79,6 +79,11 @@ class Arithmetic:
         from accelerate.utils import send_to_device
 
         return send_to_device(inputs, self.device, non_blocking=True)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter is; the CPU if it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def resolve_device(device: str) -> torch.device:

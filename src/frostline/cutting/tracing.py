@@ -83,7 +83,7 @@ def _caches_kept(model: nn.Module) -> Iterator[None]:
         (cache, dict(cache))
         for module in model.modules()
         for name, cache in vars(module).items()
-        if isinstance(cache, dict) and name not in plain
+        if type(cache) is dict and name not in plain
     ]
     try:
         yield

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.devices import device_of
 from frostline.models import logits_of
 
 Loss = Callable[[Any], Tensor]
@@ -35,6 +36,6 @@ def autocast(model: nn.Module, precision: str) -> Any:
     Args:
         precision: `fp32`, or `bf16` or `fp16` for autocast.
     """
-    kind = next((t.device.type for t in model.parameters()), "cpu")
+    kind = device_of(model).type
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(kind, dtype=dtype, enabled=dtype is not None)

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from frostline.devices import device_of
 from frostline.estimates.losses import Loss
 from frostline.estimates.measuring import StepCost, measure_step
 from frostline.estimates.pricing import Prices
@@ -36,7 +37,7 @@ class Setup:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return device_of(self.model)
 
     def trace(self, batch_size: int) -> StepTrace:
         """A step of the model as it is frozen now."""

@@ -1,6 +1,6 @@
 """Does `fl.estimate` say what a step then takes? Eight models, four selections, batch 16.
 
-    python benchmarks/estimate.py [--models resnet18 ...] [--json FILE] [--repeats 8] [--rounds 3]
+    python benchmarks/estimate.py [--models resnet18 ...] [--json FILE] [--repeats 3] [--rounds 3]
 
 A cell is a few rounds, each a process of its own, as a user's is: first the estimate (operations
 timed alone and scaled by real steps, in about six seconds), then real steps of forward, loss,

@@ -277,6 +277,7 @@ def _peak(name: str, what: str, device: str, side: str) -> Figures:
     model = _as_side(one.model, side)
     if side == "compiled":
         _step(one, model)
+        _clear(one, model)
     if one.inputs.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -29,7 +29,8 @@ class Traced:
         module: flat tensors in, a tuple of tensors out; its parameters and buffers are the
             model's own objects.
         rebuild: makes the model's output from that tuple.
-        constants: names of tensors that are not the model's; each trace makes its own.
+        constants: names of tensors that are neither parameters nor buffers; those that the forward
+            makes are other objects in each trace.
     """
 
     module: fx.GraphModule

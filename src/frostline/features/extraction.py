@@ -15,6 +15,7 @@ from torch import Tensor
 
 from frostline.cutting import Cut
 from frostline.data import Batch, Order, ordered_map
+from frostline.devices import device_of
 from frostline.errors import StoreError
 from frostline.features.computing import Computing, computing, in_whole_passes
 from frostline.features.decisions import Decisions
@@ -143,13 +144,12 @@ def extract(
     source = source_of(dataset, views=views)
     count = source.samples * source.views
     if compute is None:
-        device = next(cut.suffix.model.parameters()).device
         compute = computing(
             cut,
             partial(first_samples, source),
             precision=precision,
             batch_size=batch_size,
-            device=device,
+            device=device_of(cut.suffix.model),
             planned_samples=count,
             decisions=Decisions(store.root),
         )

@@ -23,12 +23,12 @@ biases); second (every second stage); input (all is frozen, the batch wants a gr
 ResNet-50 biases. Freezing is `fl.train_only`'s, so that norms of what is frozen stand still.
 
 torch.compile takes minutes where the rest takes seconds, so `some` are AlexNet and ResNet-18 with
-three choices, and `only` adds it to cells of the file, plain PyTorch beside it in the same run; it
-is given up after `--compile-seconds`. Its peak is that of two steps behind the one that compiles.
+three choices, and `only` times nothing else, but plain PyTorch beside it in the same run; it is
+given up after `--compile-seconds`. Its peak is that of two steps behind the one that compiles.
 
-The file is written after each cell; a run that is killed keeps what it has, and one of a few cells
-takes the place of those alone. At the end each cell is named where lean keeps more bytes than
-PyTorch, or takes more than 1.10 times its time.
+The file is written after each cell; a run that is killed keeps what it has. Cells and sides that
+are not measured now stay in it as they were. At the end each cell is named where lean keeps more
+bytes than PyTorch, or takes more than 1.10 times its time.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ def main() -> None:
         result["cells"] = json.loads(chosen.json.read_text())["cells"]
     rows = [HEADINGS]
     for name, what in _cells(chosen):
-        known = result["cells"].get(f"{name} {what}", {}) if chosen.compiled == "only" else {}
-        cell = known | _cell(name, what, chosen)
+        cell = _cell(name, what, chosen, known=result["cells"].get(f"{name} {what}", {}))
         result["cells"][f"{name} {what}"] = cell
         rows.append(_row(name, what, cell))
         print("  ".join(rows[-1]), flush=True)
@@ -113,18 +112,23 @@ def _cells(chosen: argparse.Namespace) -> Iterator[tuple[str, str]]:
             yield name, what
 
 
-def _cell(name: str, what: str, chosen: argparse.Namespace) -> Figures:
-    """All figures of one cell; each part that fails says so in its place."""
-    sides = ["plain", "lean"] if _has_lean() else ["plain"]
+def _cell(name: str, what: str, chosen: argparse.Namespace, known: Figures) -> Figures:
+    """All figures of one cell, what is not measured now as `known`; a part that fails says so."""
     task = (name, what, chosen.device)
-    cell: Figures = {}
-    if chosen.compiled != "only":
-        cell |= _apart(_bytes_and_times, (*task, sides[1:], chosen.seconds), CELL_SECONDS)
-        for side in sides:
-            cell |= _apart(_peak, (*task, side), CELL_SECONDS)
-    if chosen.compiled in ("all", "only") or (
+    is_eager = chosen.compiled != "only"
+    is_compiled = chosen.compiled in ("all", "only") or (
         chosen.compiled == "some" and (name, what) in COMPILED
-    ):
+    )
+    cell = {
+        key: figure
+        for key, figure in known.items()
+        if not (is_compiled if "compiled" in key else is_eager)
+    }
+    if is_eager:
+        cell |= _apart(_bytes_and_times, (*task, ["lean"], chosen.seconds), CELL_SECONDS)
+        for side in ("plain", "lean"):
+            cell |= _apart(_peak, (*task, side), CELL_SECONDS)
+    if is_compiled:
         cell |= _compiled(task, chosen)
     return cell
 
@@ -136,10 +140,6 @@ def _compiled(task: tuple[str, str, str], chosen: argparse.Namespace) -> Figures
         return {"compiled": "; ".join(str(what) for what in found.values())}
     cell = {key: value for key, value in found.items() if "compiled" in key}
     return cell | _apart(_peak, (*task, "compiled"), limit)
-
-
-def _has_lean() -> bool:
-    return "lean" in fl.__all__
 
 
 def _apart(work: Callable[..., Figures], arguments: tuple[Any, ...], limit: float) -> Figures:

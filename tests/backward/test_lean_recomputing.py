@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lean_world import check, same, step
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 import frostline as fl
@@ -255,6 +256,20 @@ def test_a_trained_norm_behind_a_frozen_first_layer_keeps_the_batch_instead() ->
     plain, leaned = check(model, inputs)
     made = 4 * 3 * 8 * 9 * 7
     assert plain - leaned == made - inputs.nbytes
+
+
+def test_a_frozen_prefix_lets_go_of_its_values_as_it_goes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Conv2d(16, 2, 1))
+    fl.train_only(model, "3")
+    seen: list[StorageWeakRef] = []
+    alive: list[bool] = []
+    model[0].register_forward_hook(
+        lambda _module, _args, output: seen.append(StorageWeakRef(output.untyped_storage()))
+    )
+    model[3].register_forward_pre_hook(lambda _module, _args: alive.append(not seen[0].expired()))
+    with fl.lean(model, at_least_bytes=0):
+        model(pictures()).sum().backward()
+    assert alive == [False]
 
 
 def test_a_first_layer_that_makes_less_of_its_input_leaves_it_alone() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import frostline as fl
 from frostline.backward import is_lean, saved_bytes
@@ -47,6 +48,48 @@ def test_a_freeze_may_lean_the_model_and_its_handle_undoes_it() -> None:
     assert frozen.leaned is not None
     frozen.leaned.remove()
     assert not is_lean(model)
+
+
+NARROW = {
+    "a convolution": (lambda: [nn.Conv2d(8, 64, 3, padding=1), nn.ReLU()], (16, 8, 24, 24)),
+    "layers behind what is computed again": (
+        lambda: [nn.LayerNorm(64), nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)],
+        (64, 32, 64),
+    ),
+    "a transformer": (
+        lambda: [nn.TransformerEncoderLayer(64, 4, 256, batch_first=True, norm_first=True)],
+        (64, 32, 64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_narrow_weights_stay_narrow_in_a_leaned_model(name: str) -> None:
+    build, sizes = NARROW[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(*build())
+    fl.freeze(model, "all", dtype="bfloat16", leaving="nothing")
+    inputs = torch.randn(sizes, requires_grad=True)
+
+    def gradient() -> Tensor:
+        model(inputs).square().sum().backward()
+        found, inputs.grad = inputs.grad, None
+        return found
+
+    wide: list[StorageWeakRef] = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_pre_hook(
+                lambda one, _: wide.append(StorageWeakRef(one.weight.untyped_storage()))
+            )
+    plain = gradient()
+    with fl.lean(model, at_least_bytes=0):
+        assert torch.equal(gradient(), plain)
+        wide.clear()
+        loss = model(inputs).square().sum()
+        assert wide
+        assert all(weight.expired() for weight in wide)
+        loss.backward()
 
 
 def test_a_leaned_model_is_not_leaned_twice() -> None:

@@ -33,6 +33,7 @@ from frostline.backward.tensors import Layout
 
 T = TypeVar("T")
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
+Source = Tensor | weakref.ref[Tensor]
 
 
 class Recipe(NamedTuple):
@@ -46,13 +47,16 @@ class Recipe(NamedTuple):
 Choose = Callable[[Tensor], Recipe | None]
 
 
-def note(output: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> None:
-    """`output` is `make(*sources)`, for as long as neither it nor they are written to."""
+def note(output: Tensor, make: Callable[..., Tensor], *sources: Source) -> None:
+    """`output` is `make(*sources)`, for as long as neither it nor they are written to.
+
+    Sources are held until the forward is over, but for those given by a weak reference.
+    """
     if output.nbytes != output.untyped_storage().nbytes() or not is_dense(output):
         return  # others may lie in the same memory
-    versions = tuple(tensor._version for tensor in (output, *sources))
-    recipe = Recipe(make, sources, Layout(output))
-    _thread.origins[id(output)] = _Origin(weakref.ref(output), recipe, versions, outer_hooks())
+    versions = _versions(output, *_present(sources))
+    origin = _Origin(weakref.ref(output), make, sources, Layout(output), versions, outer_hooks())
+    _thread.origins[id(output)] = origin
 
 
 def begin(model: nn.Module) -> None:
@@ -94,7 +98,7 @@ def count(func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> None:
 
 
 def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not _thread.origins or func not in _KEEPERS:
+    if not _thread.origins or func not in _KEEPERS or _is_frozen_layer(func, args):
         return func(*args, **kwargs)
     recipes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
     if not recipes:
@@ -102,6 +106,11 @@ def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     return keeping(
         lambda: func(*args, **kwargs), lambda kept: recipes.get(kept.untyped_storage()._cdata)
     )
+
+
+def _is_frozen_layer(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether only the weight will be kept."""
+    return func in _LAYERS and len(args) > 1 and not args[1].requires_grad
 
 
 def keeping(run: Callable[[], T], choose: Choose) -> T:
@@ -129,7 +138,9 @@ def outer_hooks() -> Hooks | None:
 
 class _Origin(NamedTuple):
     output: weakref.ref[Tensor]
-    recipe: Recipe
+    make: Callable[..., Tensor]
+    sources: tuple[Source, ...]
+    layout: Layout
     versions: tuple[int, ...]
     hooks: Hooks | None
 
@@ -153,13 +164,22 @@ def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Recipe]]:
         output = origin and origin.output()
         if origin is None or output is None or output is not value:
             continue
+        sources = _present(origin.sources)
         # A checkpoint hands its function other tensor objects when it repeats it: what was made
         # outside of it counts in neither pass.
         is_inside = (hooks and hooks[0]) is (origin.hooks and origin.hooks[0])
-        if is_inside and origin.versions == tuple(
-            tensor._version for tensor in (output, *origin.recipe.sources)
-        ):
-            yield output, origin.recipe
+        if is_inside and origin.versions == _versions(output, *sources):
+            yield output, Recipe(origin.make, sources, origin.layout)
+
+
+def _present(sources: Iterable[Source]) -> tuple[Tensor, ...]:
+    """Those that are not gone."""
+    tensors = (s() if isinstance(s, weakref.ref) else s for s in sources)
+    return tuple(tensor for tensor in tensors if tensor is not None)
+
+
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(tensor._version for tensor in tensors)
 
 
 @final

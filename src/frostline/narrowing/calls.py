@@ -13,6 +13,7 @@ get the wide one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, final
@@ -143,15 +144,12 @@ def _save_narrow(output: Any, inputs: Any, swaps: list[_Swap]) -> None:
         return
     narrow_of = {swap.wide.untyped_storage().data_ptr(): swap.narrow for swap in swaps}
     for node in _nodes_between(output, inputs):
-        kind: type = type(node)
-        for name in _saved_names(kind):
-            saved = getattr(node, name.replace("_raw", "", 1), None)
-            if not isinstance(saved, Tensor):
-                continue
+        for raw, saved in _saved_by(node):
             narrow = narrow_of.get(saved.untyped_storage().data_ptr())
             if narrow is not None:
                 again = _Again(narrow.detach(), saved)
-                getattr(node, name).register_hooks(again.pack, again.unpack)
+                with suppress(RuntimeError):  # somebody has hooked this one already
+                    raw.register_hooks(again.pack, again.unpack)
 
 
 @final
@@ -185,6 +183,18 @@ def _nodes_between(output: Any, inputs: Any) -> Iterator[Any]:
             due += [above for above, _ in node.next_functions]  # type: ignore[union-attr]  # not None
 
 
+def _saved_by(node: Any) -> Iterator[tuple[Any, Tensor]]:
+    """What a node keeps: each as that which takes hooks, and as the tensor."""
+    kind: type = type(node)
+    for name, own in _saved_names(kind):
+        raw, saved = getattr(node, name), getattr(node, own, None)
+        pairs = zip(raw, saved, strict=True) if isinstance(saved, tuple) else [(raw, saved)]
+        yield from (pair for pair in pairs if isinstance(pair[1], Tensor))
+
+
 @cache
-def _saved_names(kind: type) -> tuple[str, ...]:
-    return tuple(name for name in dir(kind) if name.startswith(_RAW))
+def _saved_names(kind: type) -> tuple[tuple[str, str], ...]:
+    """Of a built-in operation `_raw_saved_self` and `_saved_self`; one in Python has no dash."""
+    names = [name for name in dir(kind) if name.startswith(_RAW)]
+    dash = "" if hasattr(kind, "saved_tensors") else "_"
+    return tuple((name, dash + name.removeprefix("_raw_")) for name in names)

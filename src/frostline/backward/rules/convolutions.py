@@ -6,6 +6,7 @@ can be computed from it again.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -152,11 +153,14 @@ def _run(
 def _made_of_the_batch(
     input: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[Any, ...]
 ) -> Tensor:
-    """A frozen layer on what wants no gradient: a norm behind keeps the input, if it is smaller."""
+    """A frozen layer on what wants no gradient: a norm behind keeps the input, if it is smaller.
+
+    It is not kept for that alone, or a frozen prefix would hold the inputs of many layers at once.
+    """
     output: Tensor = torch.convolution(input, weight, bias, *shape)
     if input.nbytes < output.nbytes and is_cheap(products_of(output, weight)):
-        given = (input, weight) if bias is None else (input, weight, bias)
-        note(output, partial(_convolved, shape), *given)
+        given = (weight,) if bias is None else (weight, bias)
+        note(output, partial(_convolved, shape), weakref.ref(input), *given)
     return output
 
 

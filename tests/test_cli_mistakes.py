@@ -281,6 +281,7 @@ def test_a_run_that_fails_in_its_first_epoch_does_not_block_its_folder(world: Wo
         (["train", "d", "--model", "x", "--freeze", "a", "--train", "b"], ["--freeze and --train"]),
         (["inspect", "x", "--freeze", "a", "--train", "b"], ["--freeze and --train"]),
         (["inspect", "x", "--html", "x.html", "--depth", "1"], ["--html", "all layers", "--depth"]),
+        (["inspect", "x", "--samples", "9"], ["--samples", "for the page", "--html"]),
         (["predict", "run", "f", "--json", "--csv"], ["one of --json and --csv"]),
         (["predict", "run"], ["Missing argument"]),
         (["train", "run", "--resume", "--epochs", "9", "--lr", "1"], ["leave out", "--lr"]),

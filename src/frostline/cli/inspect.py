@@ -44,8 +44,13 @@ def inspect(
             metavar="FILE",
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Samples of an epoch, on the page.", min=1)] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Samples in a step, on the page.", min=1)] = 32,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Samples of an epoch, on the page.", min=1, show_default="1000"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples in a step, on the page.", min=1, show_default="32")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Show a model's layers and stages, what a selector matches and what freezing it saves.
@@ -72,9 +77,11 @@ def inspect(
         asked = ("freeze", freeze) if freeze is not None else ("train", train or setup.head)
         command = [model, *(["--head", head] if head else [])]
         command += ["--on", place] if place != "classifier" else []
-        command += ["--batch-size", str(batch_size)] if batch_size != 32 else []
-        _write_page(html, setup, asked, command, samples=samples, batch=batch_size)
+        command += ["--batch-size", str(batch_size)] if batch_size not in (None, 32) else []
+        _write_page(html, setup, asked, command, samples=samples or 1000, batch=batch_size or 32)
         return
+    if samples is not None or batch_size is not None:
+        raise typer.BadParameter("--samples and --batch-size are for the page; add --html FILE.")
     depth = 2 if depth is None else depth
     place = on or "keep"
     network = _built(model, weights, place, options.hidden_widths(head, on=place), classes)

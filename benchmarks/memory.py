@@ -9,9 +9,8 @@ words):
 - saved: bytes that autograd keeps from the forward of a step for its backward, each storage once.
   Weights, buffers and the batch itself are there anyway and not counted.
 - floor: what the mathematics needs of these bytes; the rule stands in `memory_floor.py`.
-- peak: the most resident memory in two steps beyond what it was before the first, gradients and
-  the library's own working memory included; each side in a process of its own. On CUDA: the most
-  allocated memory.
+- peak: the most resident memory in two steps beyond what it was before them, gradients included;
+  each side in a process of its own, which has taken a step before. On CUDA: the most allocated.
 - time: forward, loss and backward; the sides take turns in one process on the same weights. The
   ratio is that of the lower quartiles, since what disturbs a step only ever makes it longer; the
   median of the rounds' ratios stands beside it in the file.
@@ -24,7 +23,7 @@ ResNet-50 biases. Freezing is `fl.train_only`'s, so that norms of what is frozen
 
 torch.compile takes minutes where the rest takes seconds, so `some` are AlexNet and ResNet-18 with
 three choices, and `only` times nothing else, but plain PyTorch beside it in the same run; it is
-given up after `--compile-seconds`. Its peak is that of two steps behind the one that compiles.
+given up after `--compile-seconds`.
 
 The file is written after each cell; a run that is killed keeps what it has. Cells and sides that
 are not measured now stay in it as they were. At the end each cell is named where lean keeps more
@@ -272,12 +271,11 @@ def _saved_bytes(one: Subject, model: nn.Module) -> int:
 
 
 def _peak(name: str, what: str, device: str, side: str) -> Figures:
-    """The most memory in two steps beyond what it was before the first."""
+    """The most memory in two steps beyond what it was before them, once the model has run."""
     one = subject(name, what, device=device)
     model = _as_side(one.model, side)
-    if side == "compiled":
-        _step(one, model)
-        _clear(one, model)
+    _step(one, model)
+    _clear(one, model)
     if one.inputs.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -106,8 +106,19 @@ def test_an_operation_without_a_rule_is_named(floor_of: Floor) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_on_cuda_peak_allocated_memory_is_measured(
-    benchmark: Callable[[str], ModuleType],
+@pytest.mark.parametrize("what", ["full", "stem", "norms", "input"])
+@pytest.mark.parametrize("name", ["resnet18", "vit_small", "unet", "bert"])
+def test_on_cuda_gradients_are_those_of_pytorch_and_no_more_memory_is_allocated(
+    benchmark: Callable[[str], ModuleType], name: str, what: str
 ) -> None:
-    found = benchmark("memory")._peak("resnet18", "stem", "cuda", "plain")
-    assert found["plain_peak_bytes"] > 0
+    pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    memory = benchmark("memory")
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+        found = memory._bytes_and_times(name, what, "cuda", ["lean"], 0.0)
+        for side in ("plain", "lean"):
+            found |= memory._peak(name, what, "cuda", side)
+    assert found["lean_gradients"] <= 1e-6
+    assert found["lean_bytes"] <= found["plain_bytes"]
+    # What is computed again passes through memory for a moment.
+    assert 0 < found["lean_peak_bytes"] <= 1.02 * found["plain_peak_bytes"]

@@ -189,7 +189,9 @@ def _saved_by(node: Any) -> Iterator[tuple[Any, Tensor]]:
     for name, own in _saved_names(kind):
         raw, saved = getattr(node, name), getattr(node, own, None)
         pairs = zip(raw, saved, strict=True) if isinstance(saved, tuple) else [(raw, saved)]
-        yield from (pair for pair in pairs if isinstance(pair[1], Tensor))
+        for one, tensor in pairs:
+            if isinstance(tensor, Tensor):
+                yield one, tensor
 
 
 @cache

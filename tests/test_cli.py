@@ -438,6 +438,11 @@ def test_csv_of_predict_quotes_what_needs_it(finished: World, tmp_path: Path) ->
     assert float(rows[1][2]) + float(rows[1][4]) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_csv_of_more_places_than_classes_has_no_empty_headings(finished: World) -> None:
+    answer = call("predict", finished.run, finished.photos / "val", "--csv", "--top", 99)
+    assert len({len(row) for row in csv.reader(io.StringIO(answer.out))}) == 1
+
+
 def test_csv_of_one_class_has_plain_headings(finished: World) -> None:
     answer = call("predict", finished.run, finished.photos / "val", "--csv")
     assert answer.out.splitlines()[0] == "file,class,probability"

@@ -282,6 +282,15 @@ def test_a_run_that_fails_in_its_first_epoch_does_not_block_its_folder(world: Wo
         (["inspect", "x", "--freeze", "a", "--train", "b"], ["--freeze and --train"]),
         (["inspect", "x", "--html", "x.html", "--depth", "1"], ["--html", "all layers", "--depth"]),
         (["inspect", "x", "--samples", "9"], ["--samples", "for the page", "--html"]),
+        (
+            ["train", "d", "--model", "x", "--precision", "exact", "--storage", "int8"],
+            ["--precision exact", "--storage int8"],
+        ),
+        (
+            ["train", "d", "--model", "x", "--features", "off", "--storage", "float16"],
+            ["--features off", "--storage float16"],
+        ),
+        (["features", "prune", "d", "--max-size=-1GB"], ["'-1GB' is no size"]),
         (["predict", "run", "f", "--json", "--csv"], ["one of --json and --csv"]),
         (["predict", "run"], ["Missing argument"]),
         (["train", "run", "--resume", "--epochs", "9", "--lr", "1"], ["leave out", "--lr"]),
@@ -294,6 +303,18 @@ def test_wrong_usage_exits_with_2_and_says_why(arguments: list[str], words: list
     told = " ".join(answer.err.split())
     assert all(word in told for word in words), answer.err
     assert "Traceback" not in answer.err
+
+
+def test_what_a_model_file_prints_is_no_part_of_the_json(tmp_path: Path) -> None:
+    file = tmp_path / "loud.py"
+    file.write_text(
+        "from torch import nn\nprint('read')\n\n"
+        "def net():\n    print('built')\n    return nn.Sequential(nn.Linear(2, 2))\n"
+    )
+    answer = call("inspect", f"{file}:net", "--json")
+    assert answer.json
+    assert "read" in answer.err
+    assert "built" in answer.err
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,11 @@ def test_a_phase_of_steps_ends_within_an_epoch_and_validates_there() -> None:
     assert run.phases[0].ended == "6 steps"
 
 
+def test_a_phase_of_fewer_steps_than_its_epoch_has_ended_by_them() -> None:
+    run = fitted(plan=fl.Plan([fl.Phase(train="head", steps=2, epochs=1, lr=0.05), HEAD_AGAIN]))
+    assert [(r.steps, r.ended) for r in run.phases] == [(2, "2 steps"), (4, "1 epoch")]
+
+
 def test_a_phase_ends_when_its_target_is_reached() -> None:
     until = fl.Until(monitor="loss", target=1.0)
     run = fitted(plan=fl.Plan([fl.Phase(train="head", epochs=50, until=until, lr=0.1), HEAD_AGAIN]))

@@ -44,6 +44,9 @@ def parse_bytes(text: str) -> int:
     compact = text.replace(" ", "").upper()
     number = compact.rstrip("BKMGTI")
     try:
-        return int(float(number) * {**_BYTES, **_BINARY_BYTES}[compact[len(number) :]])
+        size = int(float(number) * {**_BYTES, **_BINARY_BYTES}[compact[len(number) :]])
+        if size >= 0:
+            return size
     except (ValueError, KeyError, OverflowError):
-        raise ValueError(f"'{text}' is no size such as 10GB, 500MB or 2GiB.") from None
+        pass
+    raise ValueError(f"'{text}' is no size such as 10GB, 500MB or 2GiB.")

@@ -244,6 +244,26 @@ def test_each_phase_of_a_plan_has_its_own_cost() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("length", "epochs", "steps"),
+    [
+        ({"steps": 2}, 1, 2),
+        ({"steps": 12}, 2, 12),
+        ({"steps": 2, "epochs": 3}, 1, 2),
+        ({"steps": 99, "epochs": 3}, 3, 30),
+    ],
+)
+def test_a_phase_may_be_so_many_steps_long(length: dict[str, int], epochs: int, steps: int) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    plan = fl.Plan([fl.Phase(train="2", **length)])
+    found = estimated(model, torch.randn(2, 4), plan=plan, samples=(320, 32))
+    (course,) = found.courses
+    assert course.epochs == epochs
+    assert course.plain_seconds == pytest.approx(
+        steps * course.step.seconds + epochs * course.step.forward_seconds
+    )
+
+
 def test_a_budget_is_kept_and_used_up() -> None:
     model = get_model("mobilenet_v2", weights=None, num_classes=5)
     images = torch.randn(2, 3, 64, 64)
@@ -341,6 +361,7 @@ def test_the_command_line_tells_the_same_in_tables_and_json(tmp_path: Path) -> N
     ("arguments", "status", "words"),
     [
         (["--budget", "lots"], 2, "is no size such as"),
+        (["--budget=-1GB"], 2, "'-1GB' is no size such as"),
         (["--freeze", "features", "--train", "head"], 2, "give one of --freeze and --train"),
         (["--train", "heat"], 1, "matches no parameter"),
         (["--batch-size", "0"], 2, "--batch-size"),

@@ -98,7 +98,8 @@ def _document(prediction: Prediction) -> dict[str, object]:
 
 def _print_csv(predictions: Sequence[Prediction], top: int) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    places = [""] if top == 1 else [f"_{place}" for place in range(1, top + 1)]
+    most = max((len(prediction.classes) for prediction in predictions), default=top)
+    places = [""] if top == 1 else [f"_{place}" for place in range(1, most + 1)]
     heads = [f"{word}{place}" for place in places for word in ("class", "probability")]
     writer.writerow(["file", *heads])
     for prediction in predictions:

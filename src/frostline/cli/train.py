@@ -127,7 +127,19 @@ def train(
             features=FeatureSettings(store=_absolute(features), storage=storage, compile=compile_),
             device=device,
         )
+    _check_storage(settings)
     return _go(settings, out or _free_folder(model), resume=resume, as_json=json)
+
+
+def _check_storage(settings: RunSettings) -> None:
+    """Refuse to promise all bits and to keep fewer."""
+    storage = settings.features.storage
+    if settings.training.prefix_precision == "exact" and storage not in ("auto", "float32"):
+        raise typer.BadParameter(
+            f"--precision exact keeps every bit, and --storage {storage} does not; leave one out."
+        )
+    if settings.features.store == "off" and storage != "auto":
+        raise typer.BadParameter(f"--features off stores nothing; leave out --storage {storage}.")
 
 
 def _check_fold(folds: int | None, fold: int) -> None:

@@ -274,10 +274,10 @@ class Training:
     def phase_end(self) -> str:
         """What ended the present phase, for people; empty while it goes on."""
         phase, at, until = self.phase, self.position, self.phase.until
-        if phase.epochs is not None and at.phase_epochs >= phase.epochs:
-            return f"{at.phase_epochs} epoch{'s' if at.phase_epochs > 1 else ''}"
         if phase.steps is not None and at.phase_steps >= phase.steps and not at.batches:
             return f"{at.phase_steps} step{'s' if at.phase_steps > 1 else ''}"
+        if phase.epochs is not None and at.phase_epochs >= phase.epochs:
+            return f"{at.phase_epochs} epoch{'s' if at.phase_epochs > 1 else ''}"
         if until is None or at.batches or not at.phase_epochs:
             return ""
         if until.minutes is not None and at.phase_seconds >= 60 * until.minutes:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -190,15 +191,15 @@ def _course(
     epochs: int,
 ) -> Course:
     train, validation = (count / step.batch_size for count in counts)
-    planned = phase.epochs or epochs
+    planned, steps = _length(phase, epochs, train)
     once = step.forward_seconds * (train + validation)
-    plain = planned * (step.seconds * train + step.forward_seconds * validation)
+    forwards = step.forward_seconds * (steps + planned * validation)
+    plain = step.seconds * steps + step.forward_seconds * planned * validation
     try:
         found = cut(setup.model, setup.example)
     except CutError as error:
         return Course(phase.name, planned, step, plain, f"none ({error})", 0, 0.0, plain)
     share = found.share if found.share == found.share else 0.0
-    prefix = share * once
     return Course(
         phase.name,
         planned,
@@ -206,9 +207,20 @@ def _course(
         plain,
         f"{found.why}; {share:.0%} of the forward lies below",
         int(found.frontier.nbytes * sum(counts)),
-        prefix,
-        plain - planned * prefix + prefix,
+        share * once,
+        plain - share * forwards + share * once,
     )
+
+
+def _length(phase: Phase, epochs: int, steps_per_epoch: float) -> tuple[int, float]:
+    """Epochs of a phase, the last one begun, and its steps."""
+    planned = phase.epochs or epochs
+    if phase.steps is None or not steps_per_epoch:
+        return planned, planned * steps_per_epoch
+    begun = ceil(phase.steps / ceil(steps_per_epoch))
+    if phase.epochs is None or begun <= phase.epochs:
+        return begun, min(phase.steps, begun * steps_per_epoch)
+    return planned, planned * steps_per_epoch
 
 
 def _budget(

@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +40,8 @@ def build_from_file(spec: ModelSpec, weights: WeightsChoice) -> Built:
             "Use DEFAULT, none or a file."
         )
     path = _existing(spec)
-    with _neighbours_importable(path):
+    # Standard output is for results, and may be read as JSON.
+    with _neighbours_importable(path), redirect_stdout(sys.stderr):
         function = _function(_load(path, spec), spec)
         returned = _call(function, spec, path)
     model, preprocessing = _model_and_preprocessing(returned, spec)

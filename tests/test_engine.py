@@ -254,6 +254,37 @@ def test_a_run_resumed_at_an_epoch_ends_at_the_same_bits(
     assert figures(found) == figures(expected)
 
 
+def test_the_best_delta_goes_on_a_fresh_base_though_a_buffer_moved_only_later(
+    tmp_path: Path,
+) -> None:
+    class Late(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("epochs", torch.zeros(()))
+            self.register_buffer("late", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.late += self.training and self.epochs >= 1
+            return super().forward(x)
+
+    def late() -> Late:
+        torch.manual_seed(0)
+        model = Late()
+        fl.freeze(model, "body")
+        return model
+
+    def count(_: Training) -> None:
+        model.epochs += 1
+
+    model, hook = late(), Hook()
+    hook.on_epoch = count  # type: ignore[method-assign]
+    run = fitted(model, epochs=3, lr=1e-12, monitor="accuracy", hooks=[hook], out=tmp_path / "run")
+    assert run.best.epoch == 1
+    fresh = late()
+    fl.load_delta(fresh, tmp_path / "run" / "best" / "delta.safetensors")
+    assert bits(fresh) == bits(model)
+
+
 def test_a_run_stopped_within_an_epoch_repeats_that_epoch(tmp_path: Path) -> None:
     whole = net()
     fitted(whole, epochs=3)

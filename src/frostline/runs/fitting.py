@@ -33,7 +33,6 @@ from frostline.engine import (
     train_phases,
 )
 from frostline.errors import ConfigError, DataError, DriftError, ModelError, TrainingError
-from frostline.fingerprints import fingerprint
 from frostline.folder import RunFolder
 from frostline.freezing import Proof
 from frostline.groups import param_groups
@@ -150,7 +149,6 @@ def fit(
         book = _begun(folder, settings, planned, resume=resume)
         saver = Saver(
             folder,
-            fingerprint(model) if folder else None,
             _about(settings),
             resume=resume,
             start=_start(model, planned) if plan else None,

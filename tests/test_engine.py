@@ -405,6 +405,34 @@ def test_clipping_bounds_the_step_of_plain_sgd() -> None:
     assert float(torch.cat([m.flatten() for m in moved]).norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_momentum_begins_with_a_late_first_gradient_as_in_plain_sgd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Skips(Net):
+        """The neck is part of every second step alone, beginning with the second."""
+
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += self.training
+            features = self.body(x)
+            return self.head(self.neck(features) if self.calls % 2 == 0 else features)
+
+    def trained() -> nn.Module:
+        torch.manual_seed(0)
+        model = Skips()
+        fl.freeze(model, "body")
+        fitted(model, optimizer="sgd")
+        return model
+
+    def plain(groups: list[Any], recipe: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([dict(g) for g in groups], momentum=recipe.momentum)
+
+    found = trained()
+    monkeypatch.setattr("frostline.engine.steps.make_optimizer", plain)
+    assert bits(found) == bits(trained())
+
+
 def test_smoothing_is_in_the_training_loss_but_not_in_the_validation_loss() -> None:
     plain, smooth = net(), net()
     one = fitted(plain, epochs=1, lr=1e-12)

@@ -631,6 +631,18 @@ def test_an_output_that_is_no_row_of_logits_is_refused() -> None:
         fitted(model)
 
 
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_data_set_may_say_how_many_classes_it_has(count: int) -> None:
+    sets = data(), data(12, seed=2)
+    sets[0].classes = count
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 8, "device": "cpu"}
+    if count == 3:
+        assert fit(net(), *sets, **options).history
+        return
+    with pytest.raises(fl.ModelError, match=r"but there are 4 classes"):
+        fit(net(), *sets, **options)
+
+
 def test_a_single_class_is_refused() -> None:
     single = TensorDataset(torch.randn(8, 6), torch.zeros(8, dtype=torch.long))
     with pytest.raises(fl.DataError, match=r"one class, so nothing to tell apart"):

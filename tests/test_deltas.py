@@ -231,6 +231,13 @@ def test_a_model_in_which_all_is_frozen_has_no_delta(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dtype_that_safetensors_lacks_is_refused_by_the_tensors_name(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"head": nn.Linear(2, 2, bias=False, dtype=torch.complex128)})
+    with pytest.raises(fl.DeltaError, match=r"no torch\.complex128, the dtype of head\.weight"):
+        fl.save_delta(model, tmp_path / "d")
+    assert not list(tmp_path.iterdir())
+
+
 def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path) -> None:
     def tied() -> nn.Module:
         torch.manual_seed(0)

@@ -254,6 +254,37 @@ def test_a_run_resumed_at_an_epoch_ends_at_the_same_bits(
     assert figures(found) == figures(expected)
 
 
+def test_the_best_delta_goes_on_a_fresh_base_though_a_buffer_moved_only_later(
+    tmp_path: Path,
+) -> None:
+    class Late(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("epochs", torch.zeros(()))
+            self.register_buffer("late", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.late += self.training and self.epochs >= 1
+            return super().forward(x)
+
+    def late() -> Late:
+        torch.manual_seed(0)
+        model = Late()
+        fl.freeze(model, "body")
+        return model
+
+    def count(_: Training) -> None:
+        model.epochs += 1
+
+    model, hook = late(), Hook()
+    hook.on_epoch = count  # type: ignore[method-assign]
+    run = fitted(model, epochs=3, lr=1e-12, monitor="accuracy", hooks=[hook], out=tmp_path / "run")
+    assert run.best.epoch == 1
+    fresh = late()
+    fl.load_delta(fresh, tmp_path / "run" / "best" / "delta.safetensors")
+    assert bits(fresh) == bits(model)
+
+
 def test_a_run_stopped_within_an_epoch_repeats_that_epoch(tmp_path: Path) -> None:
     whole = net()
     fitted(whole, epochs=3)
@@ -372,6 +403,34 @@ def test_clipping_bounds_the_step_of_plain_sgd() -> None:
     )
     moved = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
     assert float(torch.cat([m.flatten() for m in moved]).norm()) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_momentum_begins_with_a_late_first_gradient_as_in_plain_sgd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Skips(Net):
+        """The neck is part of every second step alone, beginning with the second."""
+
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += self.training
+            features = self.body(x)
+            return self.head(self.neck(features) if self.calls % 2 == 0 else features)
+
+    def trained() -> nn.Module:
+        torch.manual_seed(0)
+        model = Skips()
+        fl.freeze(model, "body")
+        fitted(model, optimizer="sgd")
+        return model
+
+    def plain(groups: list[Any], recipe: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([dict(g) for g in groups], momentum=recipe.momentum)
+
+    found = trained()
+    monkeypatch.setattr("frostline.engine.steps.make_optimizer", plain)
+    assert bits(found) == bits(trained())
 
 
 def test_smoothing_is_in_the_training_loss_but_not_in_the_validation_loss() -> None:
@@ -570,6 +629,18 @@ def test_an_output_that_is_no_row_of_logits_is_refused() -> None:
         fl.ModelError, match=r"shape \(4,\).*Put a head on it that gives \(batch, c"
     ):
         fitted(model)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_data_set_may_say_how_many_classes_it_has(count: int) -> None:
+    sets = data(), data(12, seed=2)
+    sets[0].classes = count
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 8, "device": "cpu"}
+    if count == 3:
+        assert fit(net(), *sets, **options).history
+        return
+    with pytest.raises(fl.ModelError, match=r"but there are 4 classes"):
+        fit(net(), *sets, **options)
 
 
 def test_a_single_class_is_refused() -> None:

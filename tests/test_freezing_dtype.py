@@ -126,6 +126,19 @@ def test_an_embedding_gives_its_own_dtype() -> None:
     assert torch.equal(model(ids), other(ids))
 
 
+def test_an_embedding_that_computes_is_rounded_once() -> None:
+    class Scaled(nn.Embedding):
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids) * 22.627417
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Scaled(9, 6), nn.Flatten(), nn.Linear(36, 2))
+    other = rounded_by_hand(model, "0")
+    fl.freeze(model, "0", dtype="bfloat16")
+    ids = torch.arange(6).repeat(2, 1)
+    assert torch.equal(model(ids), other(ids))
+
+
 def test_frozen_weights_take_half_the_bytes() -> None:
     model = small()
     frozen = fl.freeze(model, "part", dtype="bfloat16")

@@ -106,6 +106,20 @@ def test_a_dropout_shared_with_the_trainable_part_is_refused(inside: nn.Module) 
     assert state(net) == before
 
 
+@pytest.mark.parametrize("by_handle", [True, False])
+def test_a_dropout_shared_with_what_stays_frozen_is_refused_by_a_thaw(by_handle: bool) -> None:
+    dropout = nn.Dropout()
+    parts = {name: nn.Sequential(nn.Linear(2, 2), dropout) for name in "ab"}
+    net = nn.ModuleDict({**parts, "head": nn.Linear(2, 2)})
+    handle = fl.freeze(net, "a | b")
+    before = state(net)
+    with pytest.raises(fl.FreezeError, match=r"frozen part as a\.1 and the trainable part as b\.1"):
+        handle.thaw("b") if by_handle else fl.thaw(net, "b")
+    assert state(net) == before
+    fl.train_only(net, "a | b")
+    assert net.train()["b"][1].training
+
+
 def test_a_dropout_shared_within_the_frozen_part_is_fine() -> None:
     dropout = nn.Dropout()
     net = nn.ModuleDict(

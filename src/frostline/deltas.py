@@ -101,7 +101,8 @@ def save_delta(
         content: what `delta_content` gave earlier, to write that state rather than the present.
 
     Raises:
-        DeltaError: nothing is trainable and no buffer changed: there is no delta.
+        DeltaError: nothing is trainable and no buffer changed: there is no delta; or a tensor is
+            of a dtype that safetensors lacks, as complex128.
         OutputError: the file cannot be written.
     """
     if content is None:
@@ -123,7 +124,10 @@ def save_delta(
         "about": json.dumps(dict(about or {})),
     }
     with replacing(Path(path)) as temporary:
-        save_file(dict(content), temporary, metadata=header)
+        try:
+            save_file(dict(content), temporary, metadata=header)
+        except KeyError as error:  # safetensors 0.8: a dtype that its table of sizes lacks
+            raise _no_such_dtype(content, error.args[0]) from error
 
 
 def delta_content(
@@ -266,6 +270,14 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under its first name."""
     root = inventory(model).model
     return {**dict(root.named_parameters()), **dict(root.named_buffers())}
+
+
+def _no_such_dtype(content: Mapping[str, Tensor], dtype: object) -> DeltaError:
+    names = [name for name, tensor in content.items() if tensor.dtype == dtype]
+    return DeltaError(
+        f"safetensors, the format of a delta, has no {dtype}, the dtype of {_some(names)}. Keep "
+        "them in complex64, or save the state_dict with torch.save."
+    )
 
 
 def _damaged(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

@@ -230,8 +230,8 @@ def thaw(model: nn.Module, selector: SelectorLike) -> None:
     Raises:
         SelectorError: the selector cannot be read or a term matches nothing.
         FreezeError: the selection is empty, the model is already wrapped for data-parallel
-            training, or a tensor of which rows are selected is sharded or has no data. The model
-            is as it was.
+            training, a tensor of which rows are selected is sharded or has no data, or one dropout
+            would serve the thawed part and what stays frozen. The model is as it was.
     """
     _check_unwrapped(model)
     _thaw(_non_empty(select(model, selector), "thaw"))
@@ -254,7 +254,7 @@ def train_only(model: nn.Module, selector: SelectorLike, *, norm: NormPolicy = "
     stock = wanted.inventory
     rest = Selection(~wanted.selector, stock, everything.pick(stock) - wanted.picked)
     with _all_or_nothing(Selection(everything, stock, everything.pick(stock))):
-        _thaw(wanted)
+        _switch_on(wanted)
         return _freeze(rest, norm=norm)
 
 
@@ -339,8 +339,13 @@ def _handle(selection: Selection, *, norm: NormPolicy) -> Frozen:
 
 def _thaw(selection: Selection) -> None:
     with _all_or_nothing(selection):
-        switch_on(selection)
-        settle(selection.inventory.model)
+        _switch_on(selection)
+        _check_shared(selection.inventory.model)
+
+
+def _switch_on(selection: Selection) -> None:
+    switch_on(selection)
+    settle(selection.inventory.model)
 
 
 def _owed_records(selection: Selection) -> Iterator[tuple[str, Record]]:

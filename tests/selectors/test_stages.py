@@ -132,6 +132,45 @@ def test_a_shared_layer_is_in_one_stage() -> None:
     assert counted == Counter(range(len(stock.entries)))
 
 
+class Tied(nn.Module):
+    """A head that shares the embedding's weight."""
+
+    def __init__(self, *, bias: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.block = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 5, bias=bias)
+        self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_tied_weight_is_in_the_stage_of_each_of_its_names(bias: bool) -> None:
+    model = Tied(bias=bias)
+    assert fl.select(model, "stage:-1").names == fl.select(model, "head").names
+    assert fl.select(model, "stage:0").names == fl.select(model, "embed").names
+
+
+def test_a_tied_weight_is_as_deep_as_its_first_name() -> None:
+    model = Tied()
+    stock = inventory(model)
+    counted = Counter(index for members in stages(stock) for index in members)
+    assert counted == Counter(range(len(stock.entries)))
+    assert fl.select(model, "depth:33%").names == ("embed.weight",)
+    assert fl.select(model, "~depth:67%").names == ("head.bias",)
+
+
+def test_a_shared_layer_adds_nothing_to_other_stages() -> None:
+    shared = nn.Linear(2, 2)
+    model = nn.Sequential(nn.Linear(2, 2), shared, nn.Linear(2, 2), shared, nn.Linear(2, 2))
+    assert fl.select(model, "stage:0").modules == ("0",)
+    assert "1.weight" in fl.select(model, "stage:1").names
+
+
+def test_a_stage_without_parameters_is_refused() -> None:
+    with pytest.raises(fl.SelectorError, match=r"'stage:0' matches no parameter of ReLU"):
+        fl.select(nn.ReLU(), "stage:0")
+
+
 def test_a_compiled_backbone_keeps_its_stages() -> None:
     compiled = torch.compile(build("resnet18"), backend="eager")
     assert len(stage_paths(Stacked(compiled, nn.Linear(1000, 2)))) == 7

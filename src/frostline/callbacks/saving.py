@@ -25,7 +25,6 @@ from frostline._files import keep_as, replacing
 from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import EpochRecord, Hook, PhaseRecord, Position, Training, random_state
 from frostline.errors import ConfigError, CorruptDelta, OutputError
-from frostline.fingerprints import Fingerprint
 from frostline.folder import RunFolder
 from frostline.records import Judged, judged_of, write_judged
 from frostline.surgery import optimizer_state
@@ -57,7 +56,6 @@ class Saver(Hook):
 
     Args:
         folder: where to; None keeps the best in memory alone.
-        base: fingerprint of the whole model before training.
         about: notes for every delta.
         start: what will be trained, as it is before the run: a best epoch of an early phase has
             the rest like that.
@@ -67,7 +65,6 @@ class Saver(Hook):
     def __init__(
         self,
         folder: RunFolder | None,
-        base: Fingerprint | None,
         about: Mapping[str, str],
         *,
         resume: bool,
@@ -75,7 +72,6 @@ class Saver(Hook):
         keep: int = 1,
     ) -> None:
         self._folder = folder
-        self._base = base
         self._about = dict(about)
         self._start = start or {}
         self._resume = resume
@@ -157,7 +153,9 @@ class Saver(Hook):
         return time.monotonic() - self._written_at >= self._wait_seconds
 
     def _content(self, training: Training) -> dict[str, Tensor]:
-        return delta_content(training.model, base=self._base, also=training.position.moved)
+        # Every buffer that is not held, moved or not: files are written later than their moment,
+        # and one that moves in between would else count to the base.
+        return delta_content(training.model, also=training.position.moved)
 
     def _moment(
         self, training: Training, content: Mapping[str, Tensor], *, state: bool = True
@@ -210,7 +208,7 @@ class Saver(Hook):
         self._wait_seconds = max(SAVE_SECONDS, _SHARE_OF_TIME * (self._written_at - start))
 
     def _save(self, model: nn.Module, path: Path, moment: _Moment) -> None:
-        save_delta(model, path, base=self._base, about=moment.about, content=moment.content)
+        save_delta(model, path, about=moment.about, content=moment.content)
 
 
 def restore(training: Training, folder: RunFolder, *, plan: str) -> Mapping[str, Tensor]:

@@ -20,7 +20,7 @@ from frostline.errors import DataError, FreezeError, NonFiniteLoss, TrainingErro
 from frostline.groups import ParamGroup, default_lr, param_groups
 from frostline.models import logits_of
 from frostline.recipe import Recipe
-from frostline.surgery import load_optimizer_state, optimizer_state
+from frostline.surgery import even_out, load_optimizer_state, optimizer_state
 
 Forward = Callable[..., Any]
 
@@ -110,6 +110,8 @@ class Stepper:
             self.unreached = tuple(name for name, p in pairs if p.grad is None)
         if self._clip_norm is not None:
             self._arithmetic.clip(self._trainable, self._clip_norm)
+        for group in self.optimizer.param_groups:
+            even_out(self.optimizer, group)  # one may get its first gradient later than others
         self._arithmetic.step()
         for parameter in self._trainable:
             parameter.grad = None

@@ -3,7 +3,7 @@
 A module that has parameters of its own is called with the narrow weights of its childless children
 wide as well, since such a module may read them without calling the child (multi-head attention does
 so with its output projection). Of an embedding the rows that are looked up are widened, not the
-table.
+table, unless a subclass computes with them in a forward of its own.
 
 Where a gradient passes through, autograd would keep the wide copy until the backward. It keeps the
 narrow weight instead and widens it again there, unless hooks on saved tensors are at work: these
@@ -117,7 +117,9 @@ def _after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
 
 
 def _looks_up(module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding) and "weight" in notes_of(module)
+    """Whether the call does nothing but look up rows, so that they can be widened after it."""
+    is_plain = isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
+    return is_plain and "weight" in notes_of(module)
 
 
 def _widened(module: nn.Module) -> Iterator[_Swap]:

@@ -33,7 +33,6 @@ from frostline.engine import (
     train_phases,
 )
 from frostline.errors import ConfigError, DataError, DriftError, ModelError, TrainingError
-from frostline.fingerprints import fingerprint
 from frostline.folder import RunFolder
 from frostline.freezing import Proof
 from frostline.groups import param_groups
@@ -150,7 +149,6 @@ def fit(
         book = _begun(folder, settings, planned, resume=resume)
         saver = Saver(
             folder,
-            fingerprint(model) if folder else None,
             _about(settings),
             resume=resume,
             start=_start(model, planned) if plan else None,
@@ -384,7 +382,9 @@ def _class_names(
     """The classes' names, after a few samples have shown that the model gives a logit for each."""
     count = first.logits.shape[1] if first.logits.dim() == 2 else 0
     given = classes if classes is not None else getattr(train_data, "classes", None)
-    names = tuple(map(str, given)) if given is not None else tuple(map(str, range(count)))
+    if given is None or isinstance(given, int):  # some data sets say how many, not which
+        given = range(count if given is None else given)
+    names = tuple(map(str, given))
     if count != len(names) or first.logits.dim() != 2:
         raise ModelError(
             f"the model gives logits of shape {tuple(first.logits.shape)} for "

@@ -42,13 +42,16 @@ class _Unit:
 
 
 def stages(inventory: Inventory) -> tuple[frozenset[int], ...]:
-    """The entries of each stage, as indices into `inventory.entries`; every entry is in one."""
-    paths = stage_paths(inventory.model)
-    stage_of = {path: number for number, group in enumerate(paths) for path in group}
-    members: list[set[int]] = [set() for _ in paths] or [set()]
-    for index, entry in enumerate(inventory.entries):
-        members[_stage_of_name(entry.occurrences[0].name, stage_of)].add(index)
-    return tuple(frozenset(group) for group in members)
+    """The entries of each stage, as indices into `inventory.entries`; every entry is in one.
+
+    A tied parameter is in the stage of its first name.
+    """
+    return _members(inventory, further_names=False)
+
+
+def stages_by_any_name(inventory: Inventory) -> tuple[frozenset[int], ...]:
+    """Likewise, with a tied parameter in the stage of each of its names."""
+    return _members(inventory, further_names=True)
 
 
 def stage_paths(model: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -67,19 +70,43 @@ def stage_paths(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     return (*_merge(body), (head.path,))
 
 
+def _members(inventory: Inventory, *, further_names: bool) -> tuple[frozenset[int], ...]:
+    paths = stage_paths(inventory.model)
+    stage_of = {path: number for number, group in enumerate(paths) for path in group}
+    members: list[set[int]] = [set() for _ in paths] or [set()]
+    for index, entry in enumerate(inventory.entries):
+        first, *further = entry.occurrences
+        members[_stage_of_name(first.name, stage_of)].add(index)
+        for place in further if further_names else ():
+            # A module that stands twice beside its siblings is a stage at its first place alone.
+            if (number := _stage_holding(place.name, stage_of)) is not None:
+                members[number].add(index)
+    return tuple(frozenset(group) for group in members)
+
+
+def _stage_holding(name: str, stage_of: dict[str, int]) -> int | None:
+    """The stage whose path holds `name`."""
+    return next((stage_of[path] for path in _above(name) if path in stage_of), None)
+
+
 def _stage_of_name(name: str, stage_of: dict[str, int]) -> int:
     """The stage whose path holds `name`; else the first stage below the module that holds it."""
-    prefix = name
-    while prefix:
-        prefix = prefix.rpartition(".")[0]
-        if prefix in stage_of:
-            return stage_of[prefix]
+    if (number := _stage_holding(name, stage_of)) is not None:
+        return number
+    for prefix in _above(name):
         below = [
             at for path, at in stage_of.items() if path.startswith(f"{prefix}." if prefix else "")
         ]
         if below:
             return min(below)
     return 0
+
+
+def _above(name: str) -> Iterator[str]:
+    """The paths of the modules that hold `name`, the nearest first, the root's `""` last."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _children(unit: _Unit) -> list[_Unit]:

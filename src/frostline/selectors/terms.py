@@ -20,7 +20,7 @@ from frostline.errors import SelectorError, nearest
 from frostline.selectors.inventory import Inventory, Occurrence, plain_name, unwrap
 from frostline.selectors.kinds import KINDS, class_names
 from frostline.selectors.patterns import glob_rule, is_bare_glob, quoted, regex_rule, word
-from frostline.selectors.stages import stages
+from frostline.selectors.stages import stages, stages_by_any_name
 
 Picked = frozenset[int]
 Predicate = Callable[[str, Tensor, nn.Module], bool]
@@ -207,7 +207,7 @@ class Stage(Selector):
     last: int
 
     def pick(self, inventory: Inventory) -> Picked:
-        groups = stages(inventory)
+        groups = stages_by_any_name(inventory)
         count = len(groups)
         low, high = (n + count if n < 0 else n for n in (self.first, self.last))
         if not 0 <= low <= high < count:
@@ -215,7 +215,8 @@ class Stage(Selector):
                 f"'{self}' names no stage of {inventory.title}, which has {count}: "
                 f"stage:0 to stage:{count - 1}, or stage:-1 for the last."
             )
-        return frozenset().union(*groups[low : high + 1])
+        picked = frozenset[int]().union(*groups[low : high + 1])
+        return picked or _refuse(self, inventory, str(self))
 
     def __str__(self) -> str:
         return f"stage:{self.first}" + ("" if self.last == self.first else f"..{self.last}")

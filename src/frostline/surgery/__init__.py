@@ -2,6 +2,7 @@
 
 from frostline.surgery.naming import load_optimizer_state, optimizer_state
 from frostline.surgery.results import Synced
+from frostline.surgery.states import even_out
 from frostline.surgery.syncing import sync
 
-__all__ = ["Synced", "load_optimizer_state", "optimizer_state", "sync"]
+__all__ = ["Synced", "even_out", "load_optimizer_state", "optimizer_state", "sync"]

@@ -12,6 +12,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, fx, nn
 
+from frostline.cutting.at_key import at_key
 from frostline.cutting.at_module import ModuleSplit, cut_at
 from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
 from frostline.cutting.checking import check, state_kept
@@ -23,7 +24,6 @@ from frostline.cutting.sweep import Swept, sweep
 from frostline.cutting.tracing import Traced, module_path, one_line, operation, trace
 from frostline.cutting.trial import Trial, mixed, row_shape, run_trial
 from frostline.errors import CutError, NothingFrozen
-from frostline.fingerprints import fingerprint_of
 from frostline.modes import modes_kept
 from frostline.tables import hanging
 from frostline.units import format_bytes
@@ -338,8 +338,6 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
             for i, v in enumerate(values)
         )
     )
-    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
-    held = {**frozen, **dict(model.get_submodule(at).named_buffers(prefix=at))}
     return Cut(
         Prefix(spec, None, split.prefix),
         Suffix(model, split.suffix, split.suffix),
@@ -348,7 +346,7 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
         float("nan"),
         0.0,
         rows,
-        {"prefix": f"{type(model).__qualname__} up to {at}", "tensors": str(fingerprint_of(held))},
+        at_key(model, at),
     )
 
 

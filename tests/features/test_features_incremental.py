@@ -18,7 +18,8 @@ from feature_world import (
     words_net,
     write_images,
 )
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import frostline as fl
 from frostline.features import FeatureData
@@ -149,6 +150,40 @@ def test_another_head_costs_nothing(world: World, counted: Counted) -> None:
     model = pictures_net()
     model.head = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 7))
     assert world.extract(model).computed == counted.taken() == 0
+
+
+class Named(nn.Module):
+    """A convolution to freeze, under any name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.add_module(name, nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+        self.head = nn.Conv2d(4, 2, 3)
+        self.lower = name
+        fl.freeze(self, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.get_submodule(self.lower)(x)).mean((2, 3))
+        return out
+
+
+def test_a_renamed_module_costs_nothing(tmp_path: Path) -> None:
+    data = TensorDataset(torch.randn(6, 3, 8, 8), torch.arange(6) % 2)
+    computed = [
+        fl.extract(cut_of(Named(name), data), data, fl.FeatureStore(tmp_path)).computed
+        for name in ("backbone", "encoder")
+    ]
+    assert computed == [6, 0]
+
+
+def test_samples_of_another_size_are_kept_beside_the_first(tmp_path: Path) -> None:
+    store = fl.FeatureStore(tmp_path)
+    for size, computed in ((8, 6), (12, 6), (8, 0)):
+        inputs = torch.full((6, 3, size, size), 0.5) * torch.arange(6).view(6, 1, 1, 1)
+        data = TensorDataset(inputs, torch.arange(6) % 2)
+        made = cut_of(Named("backbone"), data)
+        assert fl.extract(made, data, store, precision="exact").computed == computed
 
 
 def test_another_model_of_the_same_name_computes_all_again(world: World, counted: Counted) -> None:

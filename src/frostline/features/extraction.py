@@ -238,8 +238,10 @@ class _Extraction:
         return loading * share, computing * share
 
     def _key(self) -> FeatureKey:
-        storage = " ".join(str(spec.stored).removeprefix("torch.") for spec in self._specs)
-        parts = {**self._compute.key, "transform": self._source.transform, "storage": storage}
+        values = " ".join(f"{_name(spec.dtype)} {list(spec.shape)}" for spec in self._specs)
+        storage = " ".join(_name(spec.stored) for spec in self._specs)
+        transform = self._source.transform
+        parts = {**self._compute.key, "transform": transform, "values": values, "storage": storage}
         return FeatureKey(parts)
 
     def _note(self) -> dict[str, str]:
@@ -340,6 +342,10 @@ def _try_read(features: Features, ids: list[bytes]) -> Rows | None:
     return None
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, ...]:
     kept: str = storage
     if storage == "auto":
@@ -347,6 +353,7 @@ def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, .
         name = compute.tuned.form.dtype
         kept = "same" if compute.tuned.form == PLAIN or name == "float32" else name
     return tuple(
-        ValueSpec(f"{number} {value.name}", value.shape, value.dtype, kept)
+        # Not by the module's path: the same weights under another name give the same rows.
+        ValueSpec(f"value {number}", value.shape, value.dtype, kept)
         for number, value in enumerate(cut.frontier.values)
     )

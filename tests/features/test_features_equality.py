@@ -123,6 +123,83 @@ def test_rows_that_depend_on_the_size_of_their_batch_are_computed_in_it(tmp_path
     assert parts.get("pass", "32 samples") == "32 samples filled up"
 
 
+class Gate(nn.Module):
+    """A narrow frozen part, whose matrix products sum otherwise in passes of other sizes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lower = nn.Sequential(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, 1))
+        self.head = nn.Linear(1, 3)
+        fl.freeze(self, "lower")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.lower(x))
+        return out
+
+
+@pytest.mark.parametrize("stored_before", [0, 21])
+def test_rows_are_those_of_full_passes_where_some_samples_are_not_computed(
+    tmp_path: Path, stored_before: int
+) -> None:
+    inputs = torch.randn(96, 8, generator=torch.Generator().manual_seed(2))
+    inputs[5] = inputs[3]
+    for width in (17, 33, 64, 100):
+        for batch_size in (16, 32):
+            made = fl.cut(Gate(width), inputs[:4])
+            store = fl.FeatureStore(tmp_path / f"{width} {batch_size}")
+            for first in (stored_before, 96) if stored_before else (96,):
+                data = TensorDataset(inputs[-first:], torch.arange(first) % 3)
+                found = fl.extract(made, data, store, precision="exact", batch_size=batch_size)
+            batches = inputs.split(batch_size)
+            expected = torch.cat([made.prefix(batch)[0] for batch in batches])
+            assert torch.equal(found.rows.gather(torch.arange(96))[0], expected)
+
+
+def test_pictures_with_their_channels_last_train_to_the_bits_of_the_plain_loop(
+    tmp_path: Path,
+) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        lower = nn.Sequential(
+            *(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+        )
+        model = nn.Sequential(lower, nn.Linear(256, 3))
+        fl.freeze(model, "0")
+        return model
+
+    inputs = torch.randn(24, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(inputs.permute(0, 3, 1, 2), torch.arange(24) % 3)
+    both(make, data, data, tmp_path, batch_size=8).assert_equal()
+
+
+@pytest.mark.parametrize("setting", ["medium", "high"])
+def test_rows_of_another_matmul_precision_are_not_taken(tmp_path: Path, setting: str) -> None:
+    data, store = word_data(20, 1), fl.FeatureStore(tmp_path)
+    made = fl.cut(words_net(), data.tensors[0][:4])
+    before = torch.get_float32_matmul_precision()
+    count = fl.extract(made, data, store, precision="exact").computed
+    try:
+        torch.set_float32_matmul_precision(setting)
+        assert fl.extract(made, data, store, precision="exact").computed == count
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert fl.extract(made, data, store, precision="exact").computed == 0
+
+
+def test_rows_without_onednn_are_not_taken_for_those_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, store = word_data(20, 1), fl.FeatureStore(tmp_path)
+    made = fl.cut(words_net(), data.tensors[0][:4])
+    count = fl.extract(made, data, store, precision="exact").computed
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    found = fl.extract(made, data, store, precision="exact")
+    assert found.computed == count
+    assert found.why.startswith("kernels: ")
+
+
 class StopAfter(Hook):
     """Interrupts the run when so many epochs are done."""
 

@@ -177,7 +177,10 @@ class _TensorBatches(_Ordered):
 
     def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
         for indices in self._order.epoch(epoch, start=start):
-            yield Batch(self._inputs[indices], self._targets[indices], _numbered(indices))
+            # Laid out as single samples are when stacked, whatever the strides of the whole:
+            # kernels for other layouts give other last bits.
+            inputs = self._inputs[indices].contiguous()
+            yield Batch(inputs, self._targets[indices], _numbered(indices))
 
 
 @final

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isnan
+from operator import attrgetter
 from typing import Any, final
 
 import torch
@@ -24,6 +25,20 @@ from frostline.tuning import (
     machine,
     realise,
     tune_and_realise,
+)
+
+# Torch's newer names: the older ones raise once one of the newer was set.
+_CPU_SETTINGS = (
+    "mkldnn.enabled",
+    "mkldnn.matmul.fp32_precision",
+    "mkldnn.conv.fp32_precision",
+    "mkldnn.rnn.fp32_precision",
+)
+_CUDA_SETTINGS = (
+    "cudnn.enabled",
+    "cuda.matmul.fp32_precision",
+    "cudnn.conv.fp32_precision",
+    "cudnn.rnn.fp32_precision",
 )
 
 
@@ -80,7 +95,8 @@ class Computing:
         parts = {**self.cut.key, "form": str(self.tuned.form), "torch": torch.__version__}
         if self.tuned.form == PLAIN:
             # Bits are promised, and kernels are chosen by what the processor can do.
-            parts["kernels"] = f"{self.device.type} {torch.backends.cpu.get_cpu_capability()}"
+            capability = torch.backends.cpu.get_cpu_capability()
+            parts["kernels"] = f"{self.device.type} {capability} {_settings(self.device)}"
         if self.mode:
             parts["mode"] = self.mode
         if self.whole or self.exact:
@@ -161,11 +177,19 @@ def _name(cut: Cut, precision: Precision, device: torch.device) -> str:
     return f"{cut.key['prefix']} {cut.key['tensors']} {shapes} {precision} on {machine(device)}"
 
 
+def in_passes_of(compute: Computing, count: int) -> Computing:
+    """As `compute`, but every pass is filled up to `count` rows.
+
+    Kernels for few rows may sum in another order, and where they do depends on the number in ways
+    that trying some does not tell; a pass is short wherever some rows are stored already.
+    """
+    return replace(compute, tuned=replace(compute.tuned, batch_size=count), whole=True)
+
+
 def in_whole_passes(compute: Computing, inputs: Any, last: int) -> tuple[Computing, float]:
     """As `compute`, but its rows do not depend on how many are computed at a time.
 
-    Kernels for few rows may sum in another order. Where they do here, every pass is filled up to
-    as many rows as `inputs` has: those of a whole batch.
+    Every pass is filled up to as many rows as `inputs` has: those of a whole batch.
 
     Args:
         inputs: a whole batch of samples.
@@ -174,14 +198,8 @@ def in_whole_passes(compute: Computing, inputs: Any, last: int) -> tuple[Computi
         Also the largest relative difference of the rows in a batch of `last`; 0 if there is none.
     """
     whole = compute(inputs)
-    count = len(whole[0])
-    one, few = (
-        _difference(compute(first_rows(inputs, size)), whole) for size in (1, last or count)
-    )
-    if one or few:
-        tuned = replace(compute.tuned, batch_size=count)
-        compute = replace(compute, tuned=tuned, whole=True)
-    return compute, few
+    few = _difference(compute(first_rows(inputs, last)), whole) if last else 0.0
+    return in_passes_of(compute, len(whole[0])), few
 
 
 def difference_by_place(compute: Computing, inputs: Any) -> float:
@@ -197,6 +215,14 @@ def difference_by_place(compute: Computing, inputs: Any) -> float:
     turned = torch.arange(len(whole[0]), device=whole[0].device).flip(0)
     found = compute(_rows(inputs, turned))
     return _difference(tuple(value[turned] for value in found), whole)
+
+
+def _settings(device: torch.device) -> str:
+    """What the user set that decides which kernels run and how they multiply float32."""
+    names = _CUDA_SETTINGS if device.type == "cuda" else _CPU_SETTINGS
+    found = attrgetter(*names)(torch.backends)
+    # "none" is what was never set, and means IEEE's float32.
+    return " ".join(str(setting).replace("none", "ieee") for setting in found)
 
 
 def first_rows(inputs: Any, count: int) -> Any:

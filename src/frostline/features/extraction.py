@@ -17,7 +17,7 @@ from frostline.cutting import Cut
 from frostline.data import Batch, Order, ordered_map
 from frostline.devices import device_of
 from frostline.errors import StoreError
-from frostline.features.computing import Computing, computing, in_whole_passes
+from frostline.features.computing import Computing, computing, in_passes_of
 from frostline.features.decisions import Decisions
 from frostline.features.side_by_side import is_worth_it, side_by_side
 from frostline.features.sources import Source, collate, source_of
@@ -154,8 +154,7 @@ def extract(
             decisions=Decisions(store.root),
         )
         if precision == "exact":
-            size = min(batch_size, source.samples)
-            compute, _ = in_whole_passes(compute, first_samples(source, size), 0)
+            compute = in_passes_of(compute, min(batch_size, source.samples))
     return extract_source(cut, source, store, compute=compute, storage=storage, progress=progress)
 
 

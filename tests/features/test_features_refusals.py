@@ -169,6 +169,38 @@ def test_a_changing_sample_is_named() -> None:
         source_of(Shaking())
 
 
+class SeldomFlipped(Fixed):
+    """Fixed but for a flip of each sample in `share` of the cases."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.asked: dict[int, int] = {}
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.asked[index] = self.asked.get(index, 0) + 1
+        image, label = super().__getitem__(index)
+        return (image.flip(-1) if torch.rand(()) < self.share else image), label
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_random_flips_are_noticed(share: float) -> None:
+    for seed in range(50):
+        torch.manual_seed(seed)
+        with pytest.raises(fl.DataError, match="gives another sample each time"):
+            source_of(SeldomFlipped(share))
+
+
+def test_trying_whether_samples_hold_still_asks_for_a_few_of_all() -> None:
+    class Large(SeldomFlipped):
+        def __len__(self) -> int:
+            return 1_000_000
+
+    data = Large(0.0)
+    source_of(data)
+    assert sum(data.asked.values()) <= 64
+    assert max(data.asked) > 900_000
+
+
 def test_inputs_are_told_apart_by_numbers_shape_type_and_name() -> None:
     from frostline.features.sources import content_id
 

@@ -146,6 +146,14 @@ def test_a_tensor_data_set_without_targets_is_refused() -> None:
         source_of(TensorDataset(torch.zeros(3, 2)))
 
 
+def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:
+    data = word_data(4, 1)
+    empty = TensorDataset(*(tensor[:0] for tensor in data.tensors))
+    made = fl.cut(words_net(), data.tensors[0])
+    with pytest.raises(fl.DataError, match=r"the TensorDataset holds no samples\. Give it a"):
+        fl.extract(made, empty, fl.FeatureStore(tmp_path))
+
+
 def test_live_pictures_have_no_fixed_view(tmp_path: Path) -> None:
     data = images(write_images(tmp_path, 2), augment="live")
     with pytest.raises(fl.DataError, match=r"augment live makes a new view every epoch"):

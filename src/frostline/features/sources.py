@@ -67,8 +67,15 @@ def source_of(data: object, *, views: int | None = None) -> Source:
         views: how many views of each sample to keep; by default what the data set says.
     Raises:
         DataError: it keeps its own batches or order, or gives another sample each time it is
-            asked: nothing fixed to store.
+            asked: nothing fixed to store; or it is empty.
     """
+    source = _source_of(data, views)
+    if not source.samples:
+        raise DataError(f"the {type(data).__name__} holds no samples. Give it a __len__ above 0.")
+    return source
+
+
+def _source_of(data: object, views: int | None) -> Source:
     if isinstance(data, ImageDataset):
         return ImageSource(data, views)
     if views not in (None, 1):

@@ -195,6 +195,39 @@ def test_what_is_the_same_for_each_sample_is_kept_once() -> None:
     assert made.frontier.nbytes == 12 * 4
 
 
+class Centred(nn.Module):
+    """Below a trainable layer: scales by what is computed of buffers, and moves one in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
+        self.register_buffer("spread", torch.ones(12))
+        self.register_buffer("tau", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.below(x)
+        if self.training:
+            with torch.no_grad():
+                self.spread.lerp_(y.var(0), 0.5)
+        out: Tensor = self.head(y / (self.spread + 1e-5).sqrt()) * (1 / self.tau)
+        return out
+
+
+def test_evaluation_reads_the_buffers_that_training_has_moved() -> None:
+    net = Centred()
+    fl.freeze(net, "below")
+    made = assert_exact(net, torch.randn(6, 6))
+    with torch.no_grad():
+        net.tau.fill_(0.25)
+    inputs = torch.randn(3, 6)
+    for mode in (True, False):
+        net.train(mode)
+        kept = net.spread.clone()
+        expected = net(inputs)
+        net.spread.copy_(kept)
+        assert same_bits(made.suffix(*made.prefix(inputs)), expected)
+
+
 def test_an_operation_in_place_does_not_write_into_the_features() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -76,6 +76,8 @@ class _Suffix:
         self._changing = {
             self._storage(base) for node in traced.nodes for base in effects.written(node)
         }
+        # A buffer that others may move is read anew each time.
+        self._live = {n for n in traced.nodes if n.op == "get_attr" and n.target in traced.live}
         self._above = [
             n
             for n in traced.nodes
@@ -137,7 +139,7 @@ class _Suffix:
             if (
                 node.op != "get_attr"
                 and self._storage(node) not in self._changing
-                and is_constant(node, self._line.free, value)
+                and is_constant(node, self._line.free - self._live, value)
             ):
                 return self._constant(node, value)
         elif node.op == "placeholder":

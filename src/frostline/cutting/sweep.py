@@ -228,15 +228,15 @@ def _free(traced: Traced, reasons: Mapping[fx.Node, str], memory: _Memory) -> fr
     return frozenset(n for n in traced.nodes if n not in reached and n not in reasons)
 
 
-def is_constant(node: fx.Node, free: frozenset[fx.Node], value: object) -> bool:
-    """Whether a free node's tensor is the same for any batch: nothing symbolic goes into it."""
+def is_constant(node: fx.Node, fixed: frozenset[fx.Node], value: object) -> bool:
+    """Whether a tensor is the same for any batch: all it is computed from is fixed, no size."""
     pending, seen = [node], set()
     while pending:
         current = pending.pop()
         if current in seen:
             continue
         seen.add(current)
-        if effects.is_symbolic(current) or current not in free:
+        if effects.is_symbolic(current) or current not in fixed:
             return False
         pending.extend(current.all_input_nodes)
     return isinstance(value, Tensor)

@@ -16,6 +16,7 @@ from torch.fx.graph import CodeGen
 
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output
 from frostline.errors import CutError
+from frostline.modes import is_held
 
 _PREFIX = "model."
 
@@ -31,11 +32,14 @@ class Traced:
         rebuild: makes the model's output from that tuple.
         constants: names of tensors that are neither parameters nor buffers; those that the forward
             makes are other objects in each trace.
+        live: names of buffers of modules that are not held. One that this graph only reads may be
+            moved by the graph of the other mode, or by whoever trains.
     """
 
     module: fx.GraphModule
     rebuild: Rebuild = field(repr=False)
     constants: frozenset[str] = frozenset()
+    live: frozenset[str] = frozenset()
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -127,7 +131,16 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
         )
     _tidy(module.graph)
     assert flat.note.rebuild is not None
-    return Traced(module, flat.note.rebuild, constants)
+    return Traced(module, flat.note.rebuild, constants, frozenset(_live(module, model)))
+
+
+def _live(module: fx.GraphModule, model: nn.Module) -> Iterator[str]:
+    live = {
+        id(b) for part in model.modules() if not is_held(part) for b in part.buffers(recurse=False)
+    }
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        if id(buffer) in live:
+            yield name
 
 
 def _export(flat: _Flat, tensors: list[Tensor]) -> tuple[fx.GraphModule, frozenset[str]]:

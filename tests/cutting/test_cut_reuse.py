@@ -66,6 +66,24 @@ def test_a_changed_model_is_followed_again(change: Callable[[nn.Module], object]
     assert follows(model, example) == 2
 
 
+def test_what_only_evaluation_reads_is_noticed_when_it_has_changed() -> None:
+    class Tempered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.head, self.temperature = nn.Linear(4, 8), nn.Linear(8, 2), 1.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.head(self.below(x))
+            return y if self.training else y / self.temperature
+
+    model, example = Tempered(), torch.randn(3, 4)
+    fl.freeze(model, "below")
+    fl.cut(model, example)
+    model.temperature = 10.0
+    again = fl.cut(model, example)
+    assert torch.equal(again.suffix.eval()(*again.prefix(example)), model.eval()(example))
+
+
 def test_what_is_kept_of_a_cut_does_not_keep_the_model() -> None:
     model = net()
     fl.cut(model, torch.randn(3, 4))

@@ -208,7 +208,7 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
         if known is not None:
             with suppress(CutError):  # something that identities do not tell has changed
                 made = _made(known, model, spec, tensors)
-                return _checked(made, model, spec, tensors, evaluation=False)
+                return _checked(made, model, spec, tensors)
         model.train()
         drawn = _draw(model, spec, tensors)
         model.train()
@@ -350,19 +350,15 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
     )
 
 
-def _checked(
-    made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor], *, evaluation: bool = True
-) -> Cut:
-    """The cut with its error against the model; in evaluation too, where that is not known."""
+def _checked(made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
+    """The cut with its error against the model in both modes."""
 
     def halves(given: list[Tensor]) -> object:
         # As a store gives them back.
         return made.suffix(*(value.contiguous() for value in made.prefix.run_flat(given)))
 
     compare = partial(check, model, spec, tensors, halves)
-    error = compare(training=True)
-    if evaluation:
-        error = max(error, compare(training=False))
+    error = max(compare(training=True), compare(training=False))
     return Cut(
         made.prefix, made.suffix, made.frontier, made.why, made.share, error, made.samples, made.key
     )

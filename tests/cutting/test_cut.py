@@ -1031,3 +1031,46 @@ def test_a_forward_that_holds_for_one_batch_size_is_refused() -> None:
     fl.freeze(net, "below")
     with pytest.raises(fl.CutError, match="only holds for batches of 4 samples"):
         cut(net, torch.randn(4, 6))
+
+
+class Counting(nn.Module):
+    """Goes one way for few samples, and another for many."""
+
+    def __init__(self, few: int, *, mode: bool | None = None) -> None:
+        super().__init__()
+        self.below, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
+        self.few, self.mode = few, mode
+        fl.freeze(self, "below")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.below(x)
+        if x.shape[0] <= self.few and self.mode in (None, self.training):
+            y = 2 * y
+        out: Tensor = self.head(y)
+        return out
+
+
+@pytest.mark.parametrize("mode", [None, True, False])
+@pytest.mark.parametrize(
+    ("few", "message"), [(7, "batches of up to 7 samples"), (1, "for one sample"), (3, "for one")]
+)
+def test_a_forward_that_asks_how_many_samples_there_are_is_refused(
+    few: int, message: str, mode: bool | None
+) -> None:
+    with pytest.raises(fl.CutError, match=message):
+        cut(Counting(few, mode=mode), torch.randn(4, 6))
+
+
+def test_a_forward_that_asks_for_many_samples_is_cut_behind_a_named_submodule() -> None:
+    net, inputs = Counting(7), torch.randn(9, 6)
+    made = cut(net, inputs[:4], at="below")
+    for samples in (1, 4, 9):
+        assert same_bits(made.suffix(*made.prefix(inputs[:samples])), net(inputs[:samples]))
+
+
+def test_a_forward_that_takes_no_single_sample_is_cut() -> None:
+    net = mlp(nn.BatchNorm1d(12))
+    made = cut(net, torch.randn(4, 6))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        net(torch.randn(1, 6))
+    assert made.error == 0

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from frostline.cutting.at_key import at_key
 from frostline.cutting.at_module import ModuleSplit, cut_at
 from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
-from frostline.cutting.checking import check, state_kept
+from frostline.cutting.checking import check, check_one, state_kept
 from frostline.cutting.halves import Line, build_prefix, build_suffix
 from frostline.cutting.reuse import Drawn, Forward, keep, recall
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
@@ -359,6 +359,8 @@ def _checked(made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]
 
     compare = partial(check, model, spec, tensors, halves)
     error = max(compare(training=True), compare(training=False))
+    for training in (True, False):
+        check_one(model, spec, tensors, halves, training=training)
     return Cut(
         made.prefix, made.suffix, made.frontier, made.why, made.share, error, made.samples, made.key
     )

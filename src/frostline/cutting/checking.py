@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.cutting.structures import InputSpec, flatten_output, same_bits
+from frostline.cutting.trial import rows_at
 from frostline.errors import CutError
 
 # Above it, it is another function; below, kernels that sum in another order.
@@ -49,6 +50,38 @@ def check(
             'instead: fl.cut(model, example, at="..."), and please report this model.'
         )
     return error
+
+
+def check_one(
+    model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward, *, training: bool
+) -> None:
+    """The first sample alone gives the outputs that the model gives, where it takes one sample.
+
+    The graph is that of two samples or more: a forward that asks how many there are may go
+    another way for one. Nothing of the model stays moved.
+
+    Raises:
+        CutError: it gives something else.
+    """
+    one = rows_at(tensors, [0])
+    with state_kept(model):
+        model.train(training)
+        try:
+            plain = _outcome(model, lambda given: spec.call(model, given), one, training=False)
+        except Exception:  # whatever a forward raises that wants more samples, as batch norm
+            return
+        try:
+            cut = _outcome(model, halves, one, training=False)
+        except RuntimeError:  # shapes that do not fit
+            cut = []
+    if len(plain) != len(cut) or any(
+        a.isfinite().all() and not _error(a, b) <= _LARGEST_ERROR
+        for a, b in zip(plain, cut, strict=True)
+    ):
+        raise CutError(
+            f"the forward of {type(model).__name__} takes another way for one sample than for "
+            'more. Name a frozen submodule to cut behind: fl.cut(model, example, at="...").'
+        )
 
 
 def _outcome(

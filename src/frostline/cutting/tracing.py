@@ -19,6 +19,8 @@ from frostline.errors import CutError
 from frostline.modes import is_held
 
 _PREFIX = "model."
+# Kernels that count in 32 bits may bound a batch too, but not below this.
+_LARGEST_BATCH = 2**12
 
 
 @final
@@ -114,7 +116,7 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     """
     flat = _Flat(model, spec)
     try:
-        module, constants = _export(flat, tensors)
+        module, program = _export(flat, tensors)
     except CutError:
         raise
     except Exception as raised:  # export raises whatever the model's own code does with fakes
@@ -124,14 +126,27 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
             'submodule to cut behind: fl.cut(model, example, at="backbone").'
         ) from error
     _mark_inputs(module, spec, tensors)
-    if next(iter(module.graph.find_nodes(op="placeholder"))).meta["batch"] is None:
+    if (most := _most_samples(module, program, tensors)) is not None:
         raise CutError(
-            f"the forward of {type(model).__name__} only holds for batches of {tensors[0].shape[0]}"
+            f"the forward of {type(model).__name__} only holds for batches of {most}"
             ' samples. Name a frozen submodule to cut behind: fl.cut(model, example, at="...").'
         )
     _tidy(module.graph)
     assert flat.note.rebuild is not None
+    constants = frozenset(program.graph_signature.lifted_tensor_constants)
     return Traced(module, flat.note.rebuild, constants, frozenset(_live(module, model)))
+
+
+def _most_samples(
+    module: fx.GraphModule, program: torch.export.ExportedProgram, tensors: list[Tensor]
+) -> str | None:
+    """How many samples the forward was bound to when it was followed; None for any number."""
+    counts = [node.meta["batch"] for node in module.graph.find_nodes(op="placeholder")]
+    if counts[0] is None:
+        return str(tensors[0].shape[0])
+    bounds = (program.range_constraints[c] for c in counts if c in program.range_constraints)
+    most = min((bound.upper for bound in bounds), default=_LARGEST_BATCH)
+    return f"up to {most}" if most < _LARGEST_BATCH else None
 
 
 def _live(module: fx.GraphModule, model: nn.Module) -> Iterator[str]:
@@ -143,7 +158,9 @@ def _live(module: fx.GraphModule, model: nn.Module) -> Iterator[str]:
             yield name
 
 
-def _export(flat: _Flat, tensors: list[Tensor]) -> tuple[fx.GraphModule, frozenset[str]]:
+def _export(
+    flat: _Flat, tensors: list[Tensor]
+) -> tuple[fx.GraphModule, torch.export.ExportedProgram]:
     rows = tensors[0].shape[0]
     last: Exception | None = None
     for dynamic in _dynamic_shapes(tensors, rows):
@@ -163,7 +180,7 @@ def _export(flat: _Flat, tensors: list[Tensor]) -> tuple[fx.GraphModule, frozens
         graph.set_codegen(CodeGen())
         _flatten_output_node(graph)
         module.recompile()
-        return module, frozenset(program.graph_signature.lifted_tensor_constants)
+        return module, program
     assert last is not None
     raise last
 

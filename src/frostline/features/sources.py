@@ -268,4 +268,8 @@ def _add(state: Any, item: Any) -> None:
 
 
 def _digest(path: Any) -> str:
-    return file_digest(path, xxhash.xxh3_128)
+    try:
+        return file_digest(path, xxhash.xxh3_128)
+    except OSError as error:
+        told = f"{path} cannot be read: {error.strerror or error}. Restore it, or leave it out."
+        raise DataError(told) from error

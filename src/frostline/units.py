@@ -45,8 +45,8 @@ def parse_bytes(text: str) -> int:
     number = compact.rstrip("BKMGTI")
     try:
         size = int(float(number) * {**_BYTES, **_BINARY_BYTES}[compact[len(number) :]])
-        if size >= 0:
-            return size
     except (ValueError, KeyError, OverflowError):
-        pass
-    raise ValueError(f"'{text}' is no size such as 10GB, 500MB or 2GiB.")
+        size = -1
+    if size < 0:
+        raise ValueError(f"'{text}' is no size such as 10GB, 500MB or 2GiB.")
+    return size

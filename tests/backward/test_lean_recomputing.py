@@ -272,6 +272,13 @@ def test_a_frozen_prefix_lets_go_of_its_values_as_it_goes() -> None:
     assert alive == [False]
 
 
+def test_a_frozen_convolution_of_one_sample_without_a_batch_keeps_no_activation() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GELU(), nn.Conv2d(8, 4, 3))
+    fl.freeze(model, "2")
+    plain, leaned = check(model, torch.randn(3, 9, 7))
+    assert plain - leaned == 4 * 8 * 9 * 7
+
+
 def test_a_first_layer_that_makes_less_of_its_input_leaves_it_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.BatchNorm2d(2))
     model[0].requires_grad_(False)

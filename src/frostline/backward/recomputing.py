@@ -98,7 +98,7 @@ def count(func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> None:
 
 
 def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not _thread.origins or func not in _KEEPERS or _is_frozen_layer(func, args):
+    if not _thread.origins or func not in _KEEPERS or _keeps_its_weight(func, args):
         return func(*args, **kwargs)
     recipes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
     if not recipes:
@@ -108,9 +108,9 @@ def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     )
 
 
-def _is_frozen_layer(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Whether only the weight will be kept."""
-    return func in _LAYERS and len(args) > 1 and not args[1].requires_grad
+def _keeps_its_weight(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether that is all it keeps: a frozen linear layer; a convolution keeps its input too."""
+    return func in _LINEAR and len(args) > 1 and not args[1].requires_grad
 
 
 def keeping(run: Callable[[], T], choose: Choose) -> T:
@@ -236,9 +236,11 @@ class _Saved:
 
 
 _aten = torch.ops.aten
+_LINEAR = frozenset({F.linear, _aten.linear.default})
 _LAYERS = frozenset(
     {
-        *(torch.conv1d, torch.conv2d, torch.conv3d, F.linear, _aten.linear.default),
+        *_LINEAR,
+        *(torch.conv1d, torch.conv2d, torch.conv3d),
         *(_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default),
     }
 )

@@ -77,8 +77,9 @@ def inspect(
         asked = ("freeze", freeze) if freeze is not None else ("train", train or setup.head)
         command = [model, *(["--head", head] if head else [])]
         command += ["--on", place] if place != "classifier" else []
-        command += ["--batch-size", str(batch_size)] if batch_size not in (None, 32) else []
-        _write_page(html, setup, asked, command, samples=samples or 1000, batch=batch_size or 32)
+        batch = batch_size or 32
+        command += ["--batch-size", str(batch)] if batch != 32 else []
+        _write_page(html, setup, asked, command, samples=samples or 1000, batch=batch)
         return
     if samples is not None or batch_size is not None:
         raise typer.BadParameter("--samples and --batch-size are for the page; add --html FILE.")

@@ -214,13 +214,12 @@ def _course(
 
 def _length(phase: Phase, epochs: int, steps_per_epoch: float) -> tuple[int, float]:
     """Epochs of a phase, the last one begun, and its steps."""
-    planned = phase.epochs or epochs
-    if phase.steps is None or not steps_per_epoch:
-        return planned, planned * steps_per_epoch
-    begun = ceil(phase.steps / ceil(steps_per_epoch))
-    if phase.epochs is None or begun <= phase.epochs:
-        return begun, min(phase.steps, begun * steps_per_epoch)
-    return planned, planned * steps_per_epoch
+    whole = ceil(steps_per_epoch)
+    if not whole:
+        return phase.epochs or epochs, 0.0
+    most = phase.total_steps(whole) or epochs * whole
+    begun = ceil(most / whole)
+    return begun, min(most, begun * steps_per_epoch)
 
 
 def _budget(

@@ -4,8 +4,9 @@ from frostline.features.computing import (
     Computing,
     computing,
     difference_by_place,
+    difference_by_size,
     first_rows,
-    in_whole_passes,
+    in_passes_of,
 )
 from frostline.features.decisions import Decisions
 from frostline.features.extraction import (
@@ -31,10 +32,11 @@ __all__ = [
     "collate",
     "computing",
     "difference_by_place",
+    "difference_by_size",
     "extract",
     "extract_source",
     "first_rows",
     "first_samples",
-    "in_whole_passes",
+    "in_passes_of",
     "source_of",
 ]

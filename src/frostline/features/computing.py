@@ -186,20 +186,13 @@ def in_passes_of(compute: Computing, count: int) -> Computing:
     return replace(compute, tuned=replace(compute.tuned, batch_size=count), whole=True)
 
 
-def in_whole_passes(compute: Computing, inputs: Any, last: int) -> tuple[Computing, float]:
-    """As `compute`, but its rows do not depend on how many are computed at a time.
-
-    Every pass is filled up to as many rows as `inputs` has: those of a whole batch.
+def difference_by_size(compute: Computing, inputs: Any, count: int) -> float:
+    """The largest relative difference of the first `count` rows where they are a pass of their own.
 
     Args:
         inputs: a whole batch of samples.
-        last: how many are in the smaller last batch of an epoch; 0 if there is none.
-    Returns:
-        Also the largest relative difference of the rows in a batch of `last`; 0 if there is none.
     """
-    whole = compute(inputs)
-    few = _difference(compute(first_rows(inputs, last)), whole) if last else 0.0
-    return in_passes_of(compute, len(whole[0])), few
+    return _difference(compute(first_rows(inputs, count)), compute(inputs))
 
 
 def difference_by_place(compute: Computing, inputs: Any) -> float:

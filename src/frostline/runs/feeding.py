@@ -32,10 +32,11 @@ from frostline.features import (
     Source,
     computing,
     difference_by_place,
+    difference_by_size,
     extract_source,
     first_rows,
     first_samples,
-    in_whole_passes,
+    in_passes_of,
     source_of,
 )
 from frostline.recipe import Recipe
@@ -285,7 +286,9 @@ class _Feeding:
                 )
                 return PrefixedBatches(side.plain, compute)
             # Rows as whole batches give them, which those of a smaller last one may differ from.
-            compute, difference = in_whole_passes(compute, whole, source.samples % size)
+            if last := source.samples % size:
+                difference = difference_by_size(compute, whole, last)
+            compute = in_passes_of(compute, size)
         found = extract_source(
             made,
             source,

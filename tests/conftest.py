@@ -1,10 +1,12 @@
-"""What all tests share: two threads, the real data where there are any, and nothing left behind."""
+"""What all tests share: one thread, the real data where there are any, and nothing left behind."""
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,27 @@ _NOT_OURS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> None:
+def pytest_configure() -> None:
+    """One thread, in this process and in those that tests start.
+
+    Tensors of tests are small: two threads would wait for one another, the more so since other
+    tests run beside this one. Bits depend on the number of threads, so children have the same.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    if find_spec("hypothesis") is not None:  # the browser's tests do without
+        from hypothesis import settings
+
+        settings.register_profile("tests", deadline=None)  # a busy machine is no mistake
+        settings.load_profile("tests")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """For what must hold with the threads that users have."""
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,6 +51,17 @@ def _own_features(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FROSTLINE_FEATURES", str(tmp_path_factory.mktemp("features")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collections() -> None:
+    """What is alive when a module's tests begin is looked at no more by the garbage collector.
+
+    torch, the tests and what torch.export keeps for good are millions of objects: a collection
+    that goes through them all takes a second, and operations on many small objects make many.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -405,6 +405,7 @@ def test_clipping_bounds_the_step_of_plain_sgd() -> None:
     assert float(torch.cat([m.flatten() for m in moved]).norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_momentum_begins_with_a_late_first_gradient_as_in_plain_sgd(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,7 +10,7 @@ import copy
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -465,16 +465,6 @@ class FreezingMachine(RuleBasedStateMachine):
         return frozenset((name, 0) for name in buffers_of(self.ledger.held, self.bits))
 
 
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    """In tensors as small as these, threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_whatever_is_frozen_thawed_synced_saved_and_loaded_trains_as_if_alone(name: str) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]  # hypothesis has no types here

@@ -704,7 +704,6 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
     arguments += ["--weights", finished.weights, "--freeze", "features", "--batch-size", 6]
     arguments += ["--epochs", 3, "--lr", 0.02, "--device", "cpu"]
     code = (
-        f"import torch; torch.set_num_threads(2)\n"
         f"from frostline.callbacks import saving; saving.SAVE_SECONDS = {save_seconds}\n"
         f"{KILL_AT_RENAME.format(number=number, after=after)}"
     )

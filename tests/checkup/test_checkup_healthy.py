@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -59,14 +59,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 OF_TEXT = {"bert", "albert", "distilbert", "gpt2"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small layers are faster so; two threads wait for each other on a busy machine."""
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(2)
 
 
 def example_for(name: str) -> Any:

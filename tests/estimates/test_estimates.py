@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import get_model
+from torchvision.models import MobileNetV2, ResNet, get_model
+from torchvision.models.resnet import BasicBlock
 
 import frostline as fl
 from frostline.backward import saved_bytes
@@ -53,14 +55,25 @@ class Asking(nn.Module):
         return self.layer(x if x.sum() > 0 else -x)
 
 
+def resnet() -> nn.Module:
+    """The six stages of ResNet-18 with one block in each of its layers."""
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5)
+
+
+def mobilenet() -> nn.Module:
+    """MobileNetV2 with one block for each of its kinds."""
+    blocks = [[1, 16, 1, 1], [6, 24, 1, 2], [6, 24, 1, 1], [6, 32, 1, 2]]
+    return MobileNetV2(num_classes=5, inverted_residual_setting=blocks)
+
+
 def estimated(model: nn.Module, example: Any, **options: Any) -> fl.Estimate:
     return fl.estimate(model, example, **{"calibration_seconds": 0.02, **options})
 
 
 @pytest.mark.parametrize("selector", SELECTIONS)
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_bytes_are_those_of_a_real_step(name: str, selector: str) -> None:
-    model = get_model(name, weights=None, num_classes=5)
+@pytest.mark.parametrize("make", [resnet, mobilenet])
+def test_bytes_are_those_of_a_real_step(make: Callable[[], nn.Module], selector: str) -> None:
+    model = make()
     fl.train_only(model, selector)
     images = torch.randn(6, 3, 64, 64)
     memory = estimated(model, images[:2], batch_size=6).step.memory
@@ -72,7 +85,7 @@ def test_bytes_are_those_of_a_real_step(name: str, selector: str) -> None:
 
 @pytest.mark.parametrize("selector", SELECTIONS)
 def test_bytes_with_lean_are_those_of_a_leaned_step(selector: str) -> None:
-    model = get_model("resnet18", weights=None, num_classes=5)
+    model = resnet()
     fl.train_only(model, selector)
     images = torch.randn(6, 3, 64, 64)
     found = estimated(model, images, batch_size=6, lean=True)
@@ -219,7 +232,7 @@ def test_with_nothing_to_train_a_step_is_a_forward() -> None:
 
 
 def test_more_frozen_costs_no_more() -> None:
-    model = get_model("resnet18", weights=None)
+    model = resnet()
     stages = estimated(model, torch.randn(2, 3, 64, 64), stages=True).stages
     assert [stage.frozen for stage in stages][:2] == ["none", "stage:0"]
     for less, more in pairwise(stages):
@@ -229,7 +242,7 @@ def test_more_frozen_costs_no_more() -> None:
 
 
 def test_each_phase_of_a_plan_has_its_own_cost() -> None:
-    model = get_model("resnet18", weights=None, num_classes=2)
+    model = resnet()
     plan = fl.Plan(
         [fl.Phase(name="head", train="fc", epochs=3), fl.Phase(train="layer4 | fc", epochs=2)]
     )
@@ -265,7 +278,7 @@ def test_a_phase_may_be_so_many_steps_long(length: dict[str, int], epochs: int, 
 
 
 def test_a_budget_is_kept_and_used_up() -> None:
-    model = get_model("mobilenet_v2", weights=None, num_classes=5)
+    model = mobilenet()
     images = torch.randn(2, 3, 64, 64)
     budget = estimated(model, images, budget=300 * 10**6, batch_size=8).budget
     assert budget is not None

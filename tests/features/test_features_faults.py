@@ -42,7 +42,6 @@ def in_child(work: Callable[[], object]) -> int:
         return child
     status = 1
     try:
-        torch.set_num_threads(1)
         work()
         status = 0
     finally:
@@ -75,29 +74,25 @@ def test_an_extraction_killed_ten_times_ends_as_one_that_was_not(
     photos: Path, tmp_path: Path
 ) -> None:
     made = cut_of(pictures_net(), images(photos))
-    torch.set_num_threads(1)  # a forked child cannot use the threads of its parent
-    try:
-        expected = values(extracted(photos, tmp_path / "calm", made))
-        chance, complete, deaths = random.Random(0), 0, 0
-        for _ in range(10):
-            ear, mouth = os.pipe()
+    expected = values(extracted(photos, tmp_path / "calm", made))
+    chance, complete, deaths = random.Random(0), 0, 0
+    for _ in range(10):
+        ear, mouth = os.pipe()
 
-            def work(mouth: int = mouth, passes: int = chance.randrange(3)) -> None:
-                noting_passes(mouth, die_after=passes)
-                extracted(photos, tmp_path / "killed", made)
+        def work(mouth: int = mouth, passes: int = chance.randrange(3)) -> None:
+            noting_passes(mouth, die_after=passes)
+            extracted(photos, tmp_path / "killed", made)
 
-            child = in_child(work)
-            os.close(mouth)
-            os.close(ear)
-            deaths += ended(child) == -signal.SIGKILL
-            (kept, *_) = [e.rows for e in fl.FeatureStore(tmp_path / "killed").ls()] or [0]
-            assert kept >= complete
-            complete = kept
-        assert deaths == 10
-        assert 0 < complete < 100  # else the kills came too late
-        found = extracted(photos, tmp_path / "killed", made)
-    finally:
-        torch.set_num_threads(2)
+        child = in_child(work)
+        os.close(mouth)
+        os.close(ear)
+        deaths += ended(child) == -signal.SIGKILL
+        (kept, *_) = [e.rows for e in fl.FeatureStore(tmp_path / "killed").ls()] or [0]
+        assert kept >= complete
+        complete = kept
+    assert deaths == 10
+    assert 0 < complete < 100  # else the kills came too late
+    found = extracted(photos, tmp_path / "killed", made)
     assert found.computed == 100 - complete
     assert torch.equal(values(found), expected)
     assert fl.FeatureStore(tmp_path / "killed").verify() == ()
@@ -107,26 +102,22 @@ def test_an_extraction_killed_from_outside_ends_as_one_that_was_not(
     photos: Path, tmp_path: Path
 ) -> None:
     made = cut_of(pictures_net(), images(photos))
-    torch.set_num_threads(1)
-    try:
-        expected = values(extracted(photos, tmp_path / "calm", made))
-        for passes in (1, 4, 9):
-            ear, mouth = os.pipe()
+    expected = values(extracted(photos, tmp_path / "calm", made))
+    for passes in (1, 4, 9):
+        ear, mouth = os.pipe()
 
-            def work(mouth: int = mouth) -> None:
-                noting_passes(mouth)
-                extracted(photos, tmp_path / "killed", made)
+        def work(mouth: int = mouth) -> None:
+            noting_passes(mouth)
+            extracted(photos, tmp_path / "killed", made)
 
-            child = in_child(work)
-            os.close(mouth)
-            for _ in range(passes):
-                os.read(ear, 1)
-            os.kill(child, signal.SIGKILL)
-            ended(child)
-            os.close(ear)
-        found = extracted(photos, tmp_path / "killed", made)
-    finally:
-        torch.set_num_threads(2)
+        child = in_child(work)
+        os.close(mouth)
+        for _ in range(passes):
+            os.read(ear, 1)
+        os.kill(child, signal.SIGKILL)
+        ended(child)
+        os.close(ear)
+    found = extracted(photos, tmp_path / "killed", made)
     assert torch.equal(values(found), expected)
 
 
@@ -134,23 +125,19 @@ def test_two_processes_compute_each_row_once_and_both_have_all(
     photos: Path, tmp_path: Path
 ) -> None:
     made = cut_of(pictures_net(), images(photos))
-    torch.set_num_threads(1)
-    try:
-        expected = values(extracted(photos, tmp_path / "calm", made))
-        ear, mouth = os.pipe()
+    expected = values(extracted(photos, tmp_path / "calm", made))
+    ear, mouth = os.pipe()
 
-        def work() -> None:
-            noting_passes(mouth, slowly=True)
-            found = extracted(photos, tmp_path / "shared", made)
-            assert torch.equal(values(found), expected)
+    def work() -> None:
+        noting_passes(mouth, slowly=True)
+        found = extracted(photos, tmp_path / "shared", made)
+        assert torch.equal(values(found), expected)
 
-        children = [in_child(work) for _ in range(2)]
-        os.close(mouth)
-        assert [ended(child) for child in children] == [0, 0]
-        with os.fdopen(ear, "rb") as told:
-            assert sum(told.read()) == 100
-    finally:
-        torch.set_num_threads(2)
+    children = [in_child(work) for _ in range(2)]
+    os.close(mouth)
+    assert [ended(child) for child in children] == [0, 0]
+    with os.fdopen(ear, "rb") as told:
+        assert sum(told.read()) == 100
 
 
 def test_a_broken_picture_midway_is_named_and_complete_rows_are_kept(

@@ -92,10 +92,8 @@ def in_child(work: Callable[[], None]) -> int:
 
     Forked and not started anew, so that a hundred of them cost no import of torch.
     """
-    torch.set_num_threads(1)  # a fork does not copy torch's threads
     child = os.fork()
     if child:
-        torch.set_num_threads(2)
         return child
     status = 1
     try:

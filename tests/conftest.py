@@ -37,6 +37,10 @@ def pytest_configure() -> None:
         settings.load_profile("tests")
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # an extension tells its objects that are left in the end as leaked
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """For what must hold with the threads that users have."""

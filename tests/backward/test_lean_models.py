@@ -60,7 +60,7 @@ SMALLER: dict[str, Callable[[], nn.Module]] = {
     "alexnet": _narrow("alexnet"),
     "vgg11_bn": _narrow("vgg11_bn"),
     "resnet18": lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=100),
-    "resnet50": lambda: ResNet(Bottleneck, [2, 1, 1, 1], num_classes=100),
+    "resnet50": lambda: ResNet(Bottleneck, [2, 1, 1, 1], num_classes=100, width_per_group=16),
     "convnext_tiny": lambda: ConvNeXt(
         [CNBlockConfig(48, 96, 2), CNBlockConfig(96, None, 2)], 0.1, num_classes=100
     ),

@@ -62,6 +62,23 @@ def _vgg() -> nn.Module:
     return model
 
 
+# MobileNetV2's blocks: without expansion, with a stride, with a shortcut.
+_INVERTED = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]
+
+
+def _resnet() -> nn.Module:
+    from torchvision.models.resnet import BasicBlock, ResNet
+
+    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10)
+
+
+def _efficientnet() -> nn.Module:
+    from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+
+    blocks = [(1, 3, 1, 16, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2)]
+    return EfficientNet([MBConvConfig(*block) for block in blocks], 0.2, num_classes=10)
+
+
 def _resnext() -> nn.Module:
     from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -123,12 +140,12 @@ def _mixer() -> nn.Module:
 TORCHVISION = {
     "alexnet": vision("alexnet"),
     "vgg11_bn": Known(_vgg, partial(images, 32)),
-    "resnet18": vision("resnet18"),
+    "resnet18": Known(_resnet, partial(images, SIZE)),
     "resnext": Known(_resnext, partial(images, SIZE)),
     "densenet": Known(_densenet, partial(images, 32)),
-    "mobilenet_v2": vision("mobilenet_v2"),
+    "mobilenet_v2": vision("mobilenet_v2", inverted_residual_setting=_INVERTED),
     "mobilenet_v3_small": vision("mobilenet_v3_small"),
-    "efficientnet_b0": vision("efficientnet_b0"),
+    "efficientnet_b0": Known(_efficientnet, partial(images, SIZE)),
     "squeezenet1_1": vision("squeezenet1_1"),
     "shufflenet_v2_x0_5": vision("shufflenet_v2_x0_5"),
     "mnasnet0_5": vision("mnasnet0_5"),
@@ -141,7 +158,7 @@ TORCHVISION = {
     "maxvit": Known(_maxvit, partial(images, 64)),
 }
 TIMM = {
-    "levit_128s": timm("levit_128s", img_size=64),
+    "levit_128s": timm("levit_128s", img_size=64, depth=(1, 1, 1)),
     "convnextv2_atto": timm("convnextv2_atto", size=32, depths=(1, 1, 2, 1)),
     "mixer": Known(_mixer, partial(images, 32)),
     "deit_tiny": timm("deit_tiny_patch16_224", img_size=64, depth=3),

@@ -24,6 +24,7 @@ FLOORS = {
     "units": 0,
     "metrics": 1,
     "selectors": 1,
+    "standins": 1,
     "fingerprints": 2,
     "modes": 2,
     "narrowing": 2,

@@ -23,6 +23,7 @@ FLOORS = {
     "tables": 0,
     "units": 0,
     "metrics": 1,
+    "nesting": 1,
     "selectors": 1,
     "standins": 1,
     "fingerprints": 2,

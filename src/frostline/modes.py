@@ -20,6 +20,7 @@ from typing import Any, Literal, final
 
 from torch import nn
 
+from frostline.nesting import pack_where_whole
 from frostline.selectors.inventory import keeps_running_statistics
 from frostline.standins import StandIn
 
@@ -140,6 +141,9 @@ def settle(model: nn.Module) -> None:
             _hold(module)
         elif module not in due and is_held(module):
             _release(module)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            pack_where_whole(module, any(map(is_held, module.layers)))
 
 
 def _hold(module: nn.Module) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Literal, final
 from torch import nn
 
 from frostline.nesting import pack_where_whole
+from frostline.recomputed import recompute, recompute_no_more
 from frostline.selectors.inventory import keeps_running_statistics
 from frostline.standins import StandIn
 
@@ -148,12 +149,14 @@ def settle(model: nn.Module) -> None:
 
 def _hold(module: nn.Module) -> None:
     Hold(module, module.__dict__.get("train"), module.training).put_on()
+    recompute(module)
     module.training = False
 
 
 def _release(module: nn.Module) -> None:
     hold: Hold = module.__dict__["train"]
     hold.take_off()
+    recompute_no_more(module)
     module.training = hold.former
 
 

@@ -10,6 +10,7 @@ import copy
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
@@ -43,12 +44,13 @@ class StandIn(ABC):
             raise ReferenceError(f"the module of this {type(self).__name__} is gone")
         return module
 
-    def original(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def original(self) -> Callable[..., Any]:
         """The method that it stands in for."""
         if self.shadowed is not None:
-            return self.shadowed(*args, **kwargs)
+            return self.shadowed
         module = self.module
-        return getattr(type(module), self.method)(module, *args, **kwargs)
+        return partial(getattr(type(module), self.method), module)
 
     def put_on(self) -> None:
         """Make it the instance's method."""

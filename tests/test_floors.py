@@ -22,6 +22,7 @@ FLOORS = {
     "recipe": 0,
     "tables": 0,
     "units": 0,
+    "wrapped": 0,
     "metrics": 1,
     "nesting": 1,
     "recomputed": 1,

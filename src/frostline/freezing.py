@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
@@ -36,7 +37,10 @@ from frostline.shrinking import NarrowDtype, asked_dtype, shrink
 from frostline.switches import Snapshot, is_marked, is_off, switch_off, switch_on, trains
 from frostline.tree import Summary, summary
 from frostline.units import format_bytes
+from frostline.wrapped import strays
 
+# Whether what is frozen and thawed now is undone before anybody trains.
+_passing: ContextVar[bool] = ContextVar("passing", default=False)
 _NORM_POLICIES = ("hold", "adapt")
 _LEAVINGS = ("something", "nothing")
 
@@ -203,9 +207,9 @@ def freeze(
     Raises:
         SelectorError: the selector cannot be read or a term matches nothing.
         FreezeError: the selection is empty, nothing trainable would be left, the model is already
-            wrapped for data-parallel training, or a tensor of which rows are selected is sharded
-            or has no data; with `dtype`, rows are selected, or a weight is sharded, has no data or
-            overflows. The model is as it was.
+            wrapped for data-parallel training (a living wrapper around it counts too), or a tensor
+            of which rows are selected is sharded or has no data; with `dtype`, rows are selected,
+            or a weight is sharded, has no data or overflows. The model is as it was.
     """
     _check_unwrapped(model)
     _check_words(norm=norm, leaving=leaving)
@@ -217,6 +221,7 @@ def freeze(
         _switch_off(selection, norm=norm)
         kept = None if narrow_dtype is None else shrink(selection, narrow_dtype, example)
         made = replace(_handle(selection, norm=norm), kept=kept)
+        _check_as_wrapped(selection)
     if lean and not is_lean(model):
         made = replace(made, leaned=lean_backward(model))
     return made
@@ -255,7 +260,9 @@ def train_only(model: nn.Module, selector: SelectorLike, *, norm: NormPolicy = "
     rest = Selection(~wanted.selector, stock, everything.pick(stock) - wanted.picked)
     with _all_or_nothing(Selection(everything, stock, everything.pick(stock))):
         _switch_on(wanted)
-        return _freeze(rest, norm=norm)
+        made = _freeze(rest, norm=norm)
+        _check_as_wrapped(rest)
+        return made
 
 
 def frozen_part(model: nn.Module) -> Frozen:
@@ -305,9 +312,11 @@ def freezes_kept(model: nn.Module) -> Iterator[None]:
     """Whatever the block freezes and thaws, afterwards all is switched and held as before."""
     stock = inventory(model)
     before = Snapshot.of(Selection(everything, stock, everything.pick(stock)))
+    outside = _passing.set(True)
     try:
         yield
     finally:
+        _passing.reset(outside)
         before.restore()
 
 
@@ -341,6 +350,7 @@ def _thaw(selection: Selection) -> None:
     with _all_or_nothing(selection):
         _switch_on(selection)
         _check_shared(selection.inventory.model)
+        _check_as_wrapped(selection)
 
 
 def _switch_on(selection: Selection) -> None:
@@ -424,6 +434,19 @@ def _check_unwrapped(model: nn.Module) -> None:
                 f"the model is already wrapped in {type(wrapper).__name__}, which took note of its "
                 "trainable parameters. Freeze and thaw first, then wrap."
             )
+
+
+def _check_as_wrapped(selection: Selection) -> None:
+    """Refuse what a wrapper that still lives around the model would not follow."""
+    if not _passing.get() and (names := strays(selection.inventory.model)):
+        raise FreezeError(
+            f"{selection.inventory.title} is inside a DistributedDataParallel that still lives and "
+            f"took note of what trains when it was made, otherwise than now {', '.join(names[:3])}"
+            f"{', ...' if len(names) > 3 else ''}: what is thawed is never averaged, and each "
+            "process trains a model of its own; what is frozen is waited for. Let go of the "
+            "wrapper (inner = model.module; del model), freeze and thaw the inner model, then "
+            "wrap anew."
+        )
 
 
 def _check_words(*, norm: str, leaving: str = "something") -> None:

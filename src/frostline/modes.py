@@ -13,16 +13,17 @@ model, so that its statistics follow the data.
 
 from __future__ import annotations
 
-import copy
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from torch import nn
 
+from frostline.nesting import pack_where_whole
+from frostline.recomputed import recompute, recompute_no_more
 from frostline.selectors.inventory import keeps_running_statistics
+from frostline.standins import StandIn
 
 NormPolicy = Literal["hold", "adapt"]
 
@@ -43,47 +44,34 @@ class Mark:
 
 
 @final
-class Hold:
+class Hold(StandIn):
     """Stands in for `module.train`: the module stays in eval, its children get the call.
 
     Held children ignore it likewise; a norm layer left to adapt follows it.
 
     Attributes:
         former: the module's own mode before it was held.
-        shadowed: the `train` that somebody had set on the instance before, if any.
     """
 
-    __slots__ = ("_module", "former", "shadowed")
+    __slots__ = ("former",)
+    method = "train"
 
     def __init__(
-        self, module: nn.Module, former: bool, shadowed: Callable[..., object] | None = None
+        self, module: nn.Module, shadowed: Callable[..., Any] | None, former: bool
     ) -> None:
-        # Weak, since a cycle would keep a dropped model's memory until the next collection.
-        self._module = weakref.ref(module)
+        super().__init__(module, shadowed)
         self.former = former
-        self.shadowed = shadowed
 
     def __call__(self, mode: bool = True) -> nn.Module:
-        module = self._target()
+        module = self.module
         module.training = False
         for child in module.children():
             child.train(mode)
         return module
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Hold:
-        module = self._target()
-        copied = memo.get(id(module), module)
-        assert isinstance(copied, nn.Module)
-        return Hold(copied, self.former, copy.deepcopy(self.shadowed, memo))
-
-    def __reduce__(self) -> tuple[type[Hold], tuple[object, ...]]:
-        return Hold, (self._target(), self.former, self.shadowed)
-
-    def _target(self) -> nn.Module:
-        module = self._module()
-        if module is None:
-            raise ReferenceError("the module of this hold is gone")
-        return module
+    def more(self) -> tuple[bool]:
+        """See `StandIn`."""
+        return (self.former,)
 
 
 _MARK = "_frostline"
@@ -154,18 +142,21 @@ def settle(model: nn.Module) -> None:
             _hold(module)
         elif module not in due and is_held(module):
             _release(module)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            pack_where_whole(module, any(map(is_held, module.layers)))
 
 
 def _hold(module: nn.Module) -> None:
-    own = module.__dict__
-    own["train"] = Hold(module, module.training, own.get("train"))
+    Hold(module, module.__dict__.get("train"), module.training).put_on()
+    recompute(module)
     module.training = False
 
 
 def _release(module: nn.Module) -> None:
-    hold: Hold = module.__dict__.pop("train")
-    if hold.shadowed is not None:
-        module.__dict__["train"] = hold.shadowed
+    hold: Hold = module.__dict__["train"]
+    hold.take_off()
+    recompute_no_more(module)
     module.training = hold.former
 
 

@@ -223,6 +223,53 @@ def test_a_relu_before_a_trained_layer_keeps_nothing_of_its_own() -> None:
     assert leaned == plain
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ReLU(),
+        nn.ReLU6(),
+        nn.LeakyReLU(0.1),
+        nn.Hardtanh(-0.5, 0.7),
+        nn.Hardswish(),
+        nn.SiLU(),
+        nn.Mish(),
+        nn.GELU(),
+        nn.Dropout(0.3),
+        nn.MaxPool2d(2),
+        nn.AvgPool2d(2),
+        nn.AdaptiveMaxPool2d(3),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Conv2d(8, 8, 1).requires_grad_(False),
+        nn.BatchNorm2d(8).eval().requires_grad_(False),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_an_output_may_be_written_over_where_pytorch_lets_it(layer: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), layer)
+    x = torch.randn(2, 3, 6, 6)
+
+    def run(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        return model(inputs).mul_(2).add_(1)
+
+    if isinstance(layer, nn.ReLU):
+        with (
+            fl.lean(model, at_least_bytes=0),
+            pytest.raises(RuntimeError, match="modified by an inplace operation"),
+        ):
+            run(model, x).sum().backward()
+    else:
+        check(model, x, run)
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU6(), nn.LeakyReLU(0.1), nn.Hardtanh(-0.5, 0.7)])
+def test_one_of_which_pytorch_keeps_the_input_keeps_a_bit_an_element(layer: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), layer, nn.Conv2d(8, 8, 1))
+    x = torch.randn(2, 3, 16, 16)
+    plain, leaned = check(model, x)
+    output = 4 * 2 * 8 * 16 * 16
+    assert leaned == plain - output + output // 32
+
+
 @pytest.mark.parametrize("form", ["none", "tanh"])
 def test_compressed_gelu_keeps_a_byte_and_its_gradient_is_within_the_error(form: str) -> None:
     model = nn.GELU(form)

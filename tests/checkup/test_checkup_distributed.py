@@ -56,13 +56,73 @@ def test_parameters_thawed_after_wrapping_are_named() -> None:
 def test_parameters_frozen_after_wrapping_are_named_and_the_mend_wraps_anew() -> None:
     net = Net()
     model = DistributedDataParallel(net)
-    fl.freeze(net, "backbone")
-    told = fl.doctor(model).findings[0]
+    net.backbone.requires_grad_(False)
+    net.backbone.eval()
+    told = next(f for f in fl.doctor(model).findings if f.code == "ddp-changed")
     assert (told.code, len(told.names)) == ("ddp-changed", 8)
     assert "8 parameters frozen after wrapping" in told.seen
     given = {"model": model}
     exec(told.mend, {"torch": torch}, given)
-    assert fl.doctor(given["model"]).codes == ()
+    assert "ddp-changed" not in fl.doctor(given["model"]).codes
+
+
+def test_a_wrapper_is_seen_from_the_inner_model_as_long_as_it_lives() -> None:
+    net = frozen(Net())
+    model = DistributedDataParallel(net)
+    assert fl.doctor(net).codes == fl.doctor(model).codes
+    net.backbone[1][0].weight.requires_grad_(True)
+    told = next(f for f in fl.doctor(net) if f.code == "ddp-changed")
+    assert told.names == ("backbone.1.0.weight",)
+    assert told.mend.startswith("model = torch.nn.parallel.DistributedDataParallel(model)")
+    del model
+    assert "ddp-changed" not in fl.doctor(net).codes
+
+
+def test_an_inner_model_is_not_thawed_or_frozen_while_its_wrapper_lives() -> None:
+    net, part = Net(), "backbone.1"
+    handle = fl.freeze(net, part)
+    model = DistributedDataParallel(net)
+    inner = net.get_submodule(part)
+    before = [p.requires_grad for p in net.parameters()]
+    for change in (
+        lambda: fl.thaw(inner, "all"),
+        lambda: fl.train_only(net, "backbone"),
+        handle.thaw,
+    ):
+        with pytest.raises(
+            fl.FreezeError, match="DistributedDataParallel that still lives"
+        ) as told:
+            change()
+        assert "Let go of the wrapper" in str(told.value)
+        assert [p.requires_grad for p in net.parameters()] == before
+    fl.freeze(net, part)  # as it is wrapped
+    with fl.frozen(net, "head"):  # undone before anybody trains
+        pass
+    del model
+    handle.thaw()
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_no_optimizer_is_synced_with_what_a_living_wrapper_does_not_average() -> None:
+    net = frozen(Net())
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    model = DistributedDataParallel(net)
+    assert fl.sync(optimizer, model).joined == ()
+    net.backbone[1][0].weight.requires_grad_(True)
+    for one in (net, model):
+        with pytest.raises(fl.FreezeError, match=r"made before backbone\.1\.0\.weight was frozen"):
+            fl.sync(optimizer, one)
+    del model, one
+    assert fl.sync(optimizer, net).joined == ("backbone.1.0.weight",)
+
+
+def test_what_the_user_told_the_wrapper_to_ignore_or_not_to_wait_for_is_no_stray() -> None:
+    net = Net()
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(net, ["head.weight"])
+    model = DistributedDataParallel(net, find_unused_parameters=True)
+    fl.freeze(net, "backbone.0")
+    assert not net.backbone[0][0].weight.requires_grad
+    del model
 
 
 def test_a_freeze_that_is_only_asked_for_counts_as_after_wrapping() -> None:

@@ -4,6 +4,10 @@ Every module gets two hooks: one enters, one leaves (also when the forward fails
 reference, so they go along through `copy.deepcopy` and `torch.save`, and a submodule that is called
 by itself, as by a checkpoint in the backward pass, is covered too.
 
+Attention and Transformer layers get a stand-in for their forward instead. PyTorch runs one that
+needs no gradient as one kernel, which gives other bits, if no hook is in it and no mode is on; so
+there is none where nothing in it wants a gradient.
+
 Gradient checkpointing compares what a forward and its repetition keep, number by number. In the
 forward, a checkpointed function's own operations run inside the outer module; in the repetition,
 outside of any. So rules act only while the saved-tensor hooks are those that the innermost module
@@ -14,20 +18,24 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from frostline.backward import recomputing
 from frostline.backward.rules import RULES
 from frostline.backward.settings import Settings
+from frostline.backward.tensors import wants
+from frostline.standins import StandIn, stand_ins
 
-# Whole layers that PyTorch runs as one kernel in inference, but only while no hook is inside.
+# What PyTorch runs as one kernel in inference.
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
@@ -53,29 +61,73 @@ class Leave:
             _thread.leave(module)
 
 
+@final
+class Fused(StandIn):
+    """Stands in for the forward of what PyTorch may run as one kernel."""
+
+    __slots__ = ("settings",)
+    method = "forward"
+
+    def __init__(
+        self, module: nn.Module, shadowed: Callable[..., Any] | None, settings: Settings
+    ) -> None:
+        super().__init__(module, shadowed)
+        self.settings = settings
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module
+        if torch.compiler.is_compiling():
+            return self.original(*args, **kwargs)
+        given = (*pytree.tree_leaves((args, kwargs)), *module.parameters())
+        if not torch.is_grad_enabled() or not any(
+            isinstance(t, Tensor) and wants(t) for t in given
+        ):
+            with _thread.left():
+                return self.original(*args, **kwargs)
+        _thread.enter(module, self.settings)
+        try:
+            return self.original(*args, **kwargs)
+        finally:
+            _thread.leave(module)
+
+    def more(self) -> tuple[Settings]:
+        """See `StandIn`."""
+        return (self.settings,)
+
+
 def hook(model: nn.Module, settings: Settings) -> list[Callable[[], None]]:
-    """Put the hooks on every module; gives what takes each off again."""
+    """Put one of both on every module; gives what takes each off again."""
     removals: list[Callable[[], None]] = []
     enter, leave = Enter(settings), Leave()
-    for module in _hookable(model, {}):
-        before = module.register_forward_pre_hook(enter, prepend=True)
-        after = module.register_forward_hook(leave, always_call=True)
-        removals += [before.remove, after.remove]
+    unhookable = _within_layers(model)
+    for module in model.modules():
+        if isinstance(module, _FUSED):
+            fused = Fused(module, module.__dict__.get("forward"), settings)
+            fused.put_on()
+            removals.append(fused.take_off)
+        elif module not in unhookable:
+            before = module.register_forward_pre_hook(enter, prepend=True)
+            after = module.register_forward_hook(leave, always_call=True)
+            removals += [before.remove, after.remove]
     return removals
 
 
 def unhook(model: nn.Module) -> None:
-    """Take all such hooks off, whoever put them there; a copy of a leaned model has them too."""
+    """Take them all off, whoever put them there; a copy of a leaned model has them too."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [k for k, h in hooks.items() if isinstance(h, Enter | Leave)]:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
+        for fused in _fused(module):
+            fused.take_off()
 
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether the module is leaned."""
-    return any(isinstance(h, Enter) for h in module._forward_pre_hooks.values())
+    return bool(_fused(module)) or any(
+        isinstance(h, Enter) for h in module._forward_pre_hooks.values()
+    )
 
 
 def is_on() -> bool:
@@ -133,6 +185,20 @@ class _Thread(threading.local):
                     self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # likewise
                 return
 
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """No mode of ours is on within the block, unless another one is on top of it."""
+        depth = torch._C._len_torch_function_stack()
+        mode = torch._C._get_function_stack_at(depth - 1) if depth else None
+        if mode is not self.mode:
+            yield
+            return
+        torch._C._pop_torch_function_stack()
+        try:
+            yield
+        finally:
+            torch._C._push_on_torch_function_stack(mode)
+
     def _is_running(self) -> bool:
         """Whether the outermost forward is still under way; PyTorch tells of no interrupt."""
         frame: FrameType | None = sys._getframe(2)
@@ -170,9 +236,11 @@ def _saved_hooks() -> object:
     return hooks and hooks[0]
 
 
-def _hookable(module: nn.Module, seen: dict[int, nn.Module]) -> list[nn.Module]:
-    if id(module) in seen:
-        return []
-    seen[id(module)] = module
-    below = () if isinstance(module, _FUSED) else module.children()
-    return [module, *(m for child in below for m in _hookable(child, seen))]
+def _within_layers(model: nn.Module) -> set[nn.Module]:
+    """Modules a hook on which would keep the layer around them from being run as one kernel."""
+    layers = (m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer))
+    return {module for layer in layers for module in layer.modules()}
+
+
+def _fused(module: nn.Module) -> list[Fused]:
+    return [s for s in stand_ins(module, Fused.method) if isinstance(s, Fused)]

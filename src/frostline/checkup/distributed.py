@@ -11,22 +11,19 @@ from torch.nn.parallel import DistributedDataParallel
 from frostline.checkup.findings import Finding, counted, listed
 from frostline.checkup.subject import Check, Subject, is_called
 from frostline.selectors.inventory import wrappers
+from frostline.wrapped import reduced
 
 _WRAP = "model = torch.nn.parallel.DistributedDataParallel(model.module)  # after each freeze"
-
-
-def _ddp(subject: Subject) -> DistributedDataParallel | None:
-    found = wrappers(subject.model)
-    return next((w for w in found if isinstance(w, DistributedDataParallel)), None)
+_WRAP_INNER = "model = torch.nn.parallel.DistributedDataParallel(model)  # dropping the other"
 
 
 def _ddp_changed(subject: Subject) -> Iterator[Finding]:
-    if (wrapper := _ddp(subject)) is None:
+    if (wrapper := subject.wrapper) is None:
         return
-    reduced = _reduced(wrapper)
+    averaged = reduced(wrapper)
     wanted = {key for key, name in subject.names.items() if name in subject.trainable}
-    thawed = tuple(subject.names[key] for key in subject.names if key in wanted - reduced)
-    frozen = tuple(subject.names[key] for key in subject.names if key in reduced - wanted)
+    thawed = tuple(subject.names[key] for key in subject.names if key in wanted - averaged)
+    frozen = tuple(subject.names[key] for key in subject.names if key in averaged - wanted)
     if thawed:
         yield Finding(
             "ddp-changed",
@@ -34,7 +31,7 @@ def _ddp_changed(subject: Subject) -> Iterator[Finding]:
             f"{counted(len(thawed), 'parameter')} thawed after wrapping in "
             f"DistributedDataParallel: {listed(thawed)}",
             "their gradients are never averaged, so each process trains a model of its own",
-            _WRAP,
+            _mend(subject),
             thawed,
         )
     if frozen:
@@ -44,19 +41,18 @@ def _ddp_changed(subject: Subject) -> Iterator[Finding]:
             f"{counted(len(frozen), 'parameter')} frozen after wrapping in "
             f"DistributedDataParallel: {listed(frozen)}",
             "it waits for their gradients: the second step raises, or hangs",
-            _WRAP,
+            _mend(subject),
             frozen,
         )
 
 
-def _reduced(wrapper: DistributedDataParallel) -> set[int]:
-    """`id()` of the parameters whose gradients the wrapper averages (torch 2.15)."""
-    buckets: Any = wrapper.reducer._get_zeros_like_grad_buckets()
-    return {id(parameter) for bucket in buckets for parameter in bucket.parameters()}
+def _mend(subject: Subject) -> str:
+    given = any(isinstance(w, DistributedDataParallel) for w in wrappers(subject.model))
+    return _WRAP if given else _WRAP_INNER
 
 
 def _ddp_unused(subject: Subject) -> Iterator[Finding]:
-    wrapper, facts = _ddp(subject), subject.facts
+    wrapper, facts = subject.wrapper, subject.facts
     if wrapper is None or facts is None or wrapper.static_graph:
         return
     names = tuple(name for name, kind in facts.gradients.items() if kind == "none")
@@ -83,7 +79,7 @@ def _ddp_unused(subject: Subject) -> Iterator[Finding]:
 
 def _ddp_plan(subject: Subject) -> Iterator[Finding]:
     """Phases that train other parameters than those the wrapper was made for."""
-    if _ddp(subject) is None or subject.plan is None:
+    if subject.wrapper is None or subject.plan is None:
         return
     trained = {part.selection.names for part in subject.parts}
     if len(trained) > 1:

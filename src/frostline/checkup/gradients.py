@@ -103,6 +103,20 @@ def _crossed(subject: Subject) -> Iterator[Finding]:
     if numbers < _WORTH_TELLING * total:
         return
     names = _largest(subject, facts.crossed)
+    if wanting := _made_to_want(subject):
+        yield Finding(
+            "frozen-above-trainable",
+            "note",
+            f"{format_count(numbers)} frozen numbers ({numbers / total:.0%}) are crossed by the "
+            f"backward pass, in {listed(names)}: a hook makes the output of {listed(wanting)}, "
+            "which is frozen, want a gradient",
+            "transformers hangs it there for gradient checkpointing (enable_input_require_grads); "
+            "nothing below trains, so the way down is for nothing",
+            "model.disable_input_require_grads()  # after enabling checkpointing, with "
+            "use_reentrant=False",
+            tuple(facts.crossed),
+        )
+        return
     yield Finding(
         "frozen-above-trainable",
         "note",
@@ -115,6 +129,17 @@ def _crossed(subject: Subject) -> Iterator[Finding]:
         "where it must be so, fl.lean(model) (--lean) saves the activations",
         tuple(facts.crossed),
     )
+
+
+def _made_to_want(subject: Subject) -> list[str]:
+    """Frozen modules whose output wants a gradient by a hook of transformers or PEFT."""
+    return [
+        path
+        for path, module in subject.root.named_modules()
+        for hook in module._forward_hooks.values()
+        if getattr(hook, "__name__", "") == "make_inputs_require_grads"
+        and not any(parameter.requires_grad for parameter in module.parameters())
+    ]
 
 
 def _frozen_numbers(subject: Subject, path: str) -> int:

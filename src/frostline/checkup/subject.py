@@ -9,6 +9,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from frostline.checkup.findings import Finding
 from frostline.checkup.trial import Facts, Failure, run_trial
@@ -17,6 +18,8 @@ from frostline.plans import Plan
 from frostline.plans.parts import Part, parts
 from frostline.recipe import Recipe
 from frostline.selectors import Inventory, Selector, inventory, stages
+from frostline.selectors.inventory import wrappers
+from frostline.wrapped import live_wrappers
 
 Preprocess = Callable[[Any], Tensor]
 
@@ -89,6 +92,12 @@ class Subject:
         """`id()` of the parameters of the model's last stage, the head."""
         entries = self.inventory.entries
         return frozenset(id(entries[index].tensor) for index in stages(self.inventory)[-1])
+
+    @cached_property
+    def wrapper(self) -> DistributedDataParallel | None:
+        """The wrapper that was given, or one that lives around the model."""
+        given = [w for w in wrappers(self.model) if isinstance(w, DistributedDataParallel)]
+        return next(iter(given or live_wrappers(self.root)), None)
 
     @cached_property
     def why_not_tried(self) -> str:

@@ -139,7 +139,7 @@ def _leave(
     if not _is_layer(module):
         return
     watch.last = (path, module)
-    if not isinstance(output, Tensor):
+    if not isinstance(output, Tensor) or output.is_nested:
         return
     if isinstance(module, _ZEROING) and not output.any():
         watch.dead.append(path)
@@ -168,8 +168,9 @@ def _key(tensor: Tensor) -> Key:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists and dicts."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """The tensors in nested tuples, lists and dicts; one that is a nest itself has no strides."""
+    leaves = pytree.tree_leaves(tree)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_nested]
 
 
 def _versions(tree: Any) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from frostline.cutting.structures import InputSpec, flatten_output, same_bits
 from frostline.cutting.trial import rows_at
 from frostline.errors import CutError
+from frostline.nesting import packing
 
 # Above it, it is another function; below, kernels that sum in another order.
 _LARGEST_ERROR = 1e-4
@@ -46,10 +47,23 @@ def check(
         mode = "training" if training else "evaluation"
         raise CutError(
             f"the cut {type(model).__name__} does not give what the model gives in {mode} "
-            f"(relative error {error:.2g}), so it is not used. Cut behind a frozen submodule "
-            'instead: fl.cut(model, example, at="..."), and please report this model.'
+            f"(relative error {error:.2g}), so it is not used. {_advice(model)}"
         )
     return error
+
+
+def _advice(model: nn.Module) -> str:
+    if not (encoders := packing(model)):
+        return (
+            'Cut behind a frozen submodule instead: fl.cut(model, example, at="..."), and please '
+            "report this model."
+        )
+    names = ", ".join(path or "the model" for path in encoders)
+    return (
+        "nn.TransformerEncoder packs padded batches, which no graph does, and gives zeros at "
+        f"padded places. Set use_nested_tensor = False on {names}, which computes these places "
+        "like the others, and cut again."
+    )
 
 
 def check_one(

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from frostline.errors import FreezeError
 from frostline.selectors import SelectorLike
 from frostline.surgery.members import check_optimizer, roster
 from frostline.surgery.placing import Options, close_up, join
@@ -15,6 +16,7 @@ from frostline.surgery.planning import Operation, Patient, prepared
 from frostline.surgery.results import Kept, Synced
 from frostline.surgery.schedules import Scheduler, check_schedulers
 from frostline.surgery.states import State, even_out
+from frostline.wrapped import strays
 
 
 def sync(
@@ -51,7 +53,8 @@ def sync(
             joiners of this call; `lr` is the rate before any schedule (`max_lr` of OneCycleLR).
 
     Raises:
-        FreezeError: nothing in the model is trainable.
+        FreezeError: nothing in the model is trainable, or what trains is not what a living
+            DistributedDataParallel around the model averages.
         ConfigError: the optimizer holds nothing of the model, cannot take or lose parameters, a
             scheduler cannot take in a new group, or a kept state does not fit. Nothing has been
             changed then.
@@ -59,6 +62,13 @@ def sync(
     """
     check_optimizer(optimizer)
     check_schedulers(optimizer, schedulers)
+    if names := strays(model):
+        raise FreezeError(
+            "the DistributedDataParallel around the model was made before "
+            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} was frozen or thawed: each "
+            "process would train a model of its own, or wait for ever. Wrap the inner model anew, "
+            "then sync."
+        )
     said = {
         "lr": lr,
         "weight_decay": weight_decay,

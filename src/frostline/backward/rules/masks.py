@@ -1,4 +1,4 @@
-"""ReLU and its kin: one bit an element, or the output where that is kept anyway."""
+"""ReLU and its kin: one bit an element, or the output where somebody else keeps it too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from frostline.backward.bits import unpack
+from frostline.backward.bits import pack_where, unpack
 from frostline.backward.deferring import Watch, is_packed, watchable
 from frostline.backward.settings import Settings
 from frostline.backward.tensors import is_spared
@@ -170,11 +170,15 @@ class _Masked(Function):
         output = kind.run(input, inplace)
         if inplace:
             ctx.mark_dirty(input)
-        alias = output.detach()
-        ctx.save_for_backward(alias)
         ctx.kind = kind
         ctx.sizes = output.shape
         ctx.strides = output.stride()
+        if not inplace and kind.name != "relu":
+            # PyTorch keeps the input of these: the output may be written over afterwards.
+            ctx.save_for_backward(pack_where(kind.passes, output))
+            return output
+        alias = output.detach()
+        ctx.save_for_backward(alias)
         ctx.watch = Watch(output, alias, kind.passes) if watchable(output) else None
         return output
 

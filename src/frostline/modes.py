@@ -22,7 +22,7 @@ from typing import Literal, final
 
 from torch import nn
 
-from frostline.selectors.inventory import keeps_running_statistics
+from frostline.selectors.norms import keeps_running_statistics
 
 NormPolicy = Literal["hold", "adapt"]
 

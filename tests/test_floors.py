@@ -22,6 +22,7 @@ FLOORS = {
     "recipe": 0,
     "tables": 0,
     "units": 0,
+    "held_statistics": 1,
     "metrics": 1,
     "selectors": 1,
     "fingerprints": 2,

@@ -22,6 +22,7 @@ from typing import Literal, final
 
 from torch import nn
 
+from frostline.held_statistics import keep_statistics, release_statistics
 from frostline.selectors.norms import keeps_running_statistics
 
 NormPolicy = Literal["hold", "adapt"]
@@ -174,6 +175,7 @@ def _hold(module: nn.Module) -> None:
     own = module.__dict__
     own["train"] = Hold(module, module.training, own.get("train"))
     module.training = False
+    keep_statistics(module)
 
 
 def _release(module: nn.Module) -> None:
@@ -181,6 +183,7 @@ def _release(module: nn.Module) -> None:
     if hold.shadowed is not None:
         module.__dict__["train"] = hold.shadowed
     module.training = hold.former
+    release_statistics(module)
 
 
 def _due(model: nn.Module) -> Iterator[nn.Module]:

@@ -21,6 +21,7 @@ FLOORS = {
     "preprocessing": 0,
     "recipe": 0,
     "tables": 0,
+    "tensor_parts": 0,
     "units": 0,
     "held_statistics": 1,
     "metrics": 1,

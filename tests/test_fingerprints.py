@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.fingerprints import digest, fingerprint_of
+from frostline.fingerprints import Record, digest, fingerprint_of
 
 
 class Net(nn.Module):
@@ -172,3 +173,56 @@ def test_a_tensor_without_data_is_refused() -> None:
     message = r"0\.weight has no data to hash: it lives on the meta device\. Load the weights first"
     with pytest.raises(fl.FrostlineError, match=message):
         fl.fingerprint(nn.Sequential(nn.Linear(2, 2, device="meta")))
+
+
+class Wrapped(torch.Tensor):
+    """A tensor subclass that is made of others, as libraries for quantisation have them."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapped:
+        made: Wrapped = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)
+        made.inner = inner
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], dict[str, int]]:
+        return ["inner"], {"bits": 8}
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return Wrapped(args[0].inner)
+        raise NotImplementedError(func)
+
+
+def quantised(value: float) -> Tensor:
+    return torch.quantize_per_tensor(torch.full((3,), value), 0.1, 2, torch.qint8)
+
+
+KINDS: dict[str, Callable[[float], Tensor]] = {
+    "quantised": quantised,
+    "by channel": lambda v: torch.quantize_per_channel(
+        torch.full((2, 3), v), torch.tensor([0.1, 0.2]), torch.tensor([0, 1]), 0, torch.qint8
+    ),
+    "coo": lambda v: torch.tensor([[0.0, v]]).to_sparse(),
+    "csr": lambda v: torch.tensor([[0.0, v]]).to_sparse_csr(),
+    "csc": lambda v: torch.tensor([[0.0, v]]).to_sparse_csc(),
+    "wrapped": lambda v: Wrapped(torch.full((3,), int(v), dtype=torch.int8)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch: such tensors are beta, or leave
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tensor_of_another_kind_has_a_digest_by_its_bits(kind: str) -> None:
+    make = KINDS[kind]
+    assert digest(make(1.0)) == digest(make(1.0)) != digest(make(2.0))
+    record = Record.of(make(1.0), name="it")
+    assert record.moved(make(1.0), name="it") is None
+    assert record.moved(make(2.0), name="it")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_quantised_tensor_of_another_scale_has_another_digest() -> None:
+    other = torch._make_per_tensor_quantized_tensor(quantised(1.0).int_repr(), 0.2, 2)
+    assert digest(other) != digest(quantised(1.0))

@@ -279,3 +279,47 @@ def test_freezing_changes_no_class_key_name_or_order(net: nn.Module) -> None:
     before = seen()
     fl.freeze(net, "part")
     assert seen() == before
+
+
+class Centring(nn.Module):
+    """A norm without torch's base class, as people write it."""
+
+    def __init__(self, width: int, stem: str) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(f(width)) for f in (torch.ones, torch.zeros))
+        self.register_buffer(f"{stem}_mean", torch.zeros(width))
+        self.stem = stem
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.get_buffer(f"{self.stem}_mean")
+        if self.training:
+            mean.lerp_(x.detach().mean(0), 0.1)
+        return (x - mean) * self.weight + self.bias
+
+
+@pytest.mark.parametrize("stem", ["running", "moving"])
+def test_a_norm_class_of_ones_own_frozen_in_part_keeps_its_statistics(stem: str) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), Centring(4, stem), nn.Linear(4, 2))
+    frozen = fl.freeze(net, "1.weight")
+    net.train()(torch.randn(8, 4) + 3)
+    assert torch.equal(net[1].get_buffer(f"{stem}_mean"), torch.zeros(4))
+    assert frozen.verify().tensors == 2
+
+
+def test_a_norm_class_of_ones_own_adapts_where_asked() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), Centring(4, "running"), nn.Linear(4, 2))
+    fl.freeze(net, "1", norm="adapt")
+    net.train()(torch.randn(8, 4) + 3)
+    assert bool(net[1].running_mean.all())
+
+
+def test_a_norm_class_of_ones_own_is_of_the_kind_norm() -> None:
+    net = nn.Sequential(Centring(4, "running"), nn.Linear(4, 2))
+    assert fl.select(net, "kind:norm").names == ("0.weight", "0.bias")
+
+
+def test_constants_of_a_frozen_batch_norm_do_not_keep_a_part_from_being_held() -> None:
+    part = nn.Sequential(torchvision.ops.FrozenBatchNorm2d(3), nn.Conv2d(3, 2, 1), nn.Dropout())
+    net = Net(part, 2)
+    fl.freeze(net, list(part.parameters()))
+    assert not any(module.training for module in net.train().part.modules())

@@ -24,7 +24,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast, final
+from typing import Any, Literal, cast, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -40,6 +40,7 @@ from frostline.modes import is_held
 from frostline.narrowing import is_narrow_dtype, narrow_names, wanted_dtype
 from frostline.row_holds import held_rows
 from frostline.selectors import exactly, inventory, rows
+from frostline.tensor_parts import is_distributed, is_shard
 from frostline.units import format_bytes
 
 FORMAT = "frostline-delta"
@@ -149,7 +150,8 @@ def delta_content(
             f"nothing in {type(model).__name__} is trainable, so there is no delta to save. "
             "Thaw what was trained, or save the whole state_dict."
         )
-    return {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items() if n in changed}
+    _check_whole(tensors)
+    return {n: _dense(t).cpu().contiguous().clone() for n, t in tensors.items() if n in changed}
 
 
 def load_delta(
@@ -224,7 +226,7 @@ def put_tensors(model: nn.Module, content: Mapping[str, Tensor]) -> None:
     tensors = all_tensors(model)
     with torch.no_grad():
         for name, values in content.items():
-            tensors[name].copy_(values)
+            _dense(tensors[name]).copy_(values)
 
 
 def read_delta(path: str | Path) -> Delta:
@@ -270,6 +272,23 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under its first name."""
     root = inventory(model).model
     return {**dict(root.named_parameters()), **dict(root.named_buffers())}
+
+
+def _check_whole(tensors: Mapping[str, Tensor]) -> None:
+    parts = [name for name, tensor in tensors.items() if is_shard(tensor)]
+    if parts:
+        raise DeltaError(
+            f"{_some(parts)} cannot be in a delta or its base: this process holds a part of it "
+            "only. Save the delta of an unsharded copy, filled from `full_tensor()` of each "
+            "parameter on every process."
+        )
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """The tensor's own numbers; of one that is distributed, those here, which are all of it."""
+    values: Any = tensor.detach()
+    local: Tensor = values.to_local() if is_distributed(values) else values
+    return local
 
 
 def _no_such_dtype(content: Mapping[str, Tensor], dtype: object) -> DeltaError:

@@ -15,9 +15,9 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from frostline.errors import FrostlineError
 from frostline.selectors import Entry, Selection, SelectorLike, everything, select
 from frostline.selectors.ranges import suffix
+from frostline.tensor_parts import plain_parts
 
 SAMPLED_NUMBERS = 4096
 BLOCK_NUMBERS = 65536
@@ -71,14 +71,18 @@ def tensors_of(selection: Selection) -> dict[str, Tensor]:
 
 
 def digest(tensor: Tensor, *, name: str = "tensor") -> str:
-    """Hash of one tensor's dtype, shape and bytes.
+    """Hash of one tensor's dtype, shape and bytes; of a sharded one, of this process's shard.
 
     Raises:
-        FrostlineError: the tensor has no data.
+        FrostlineError: the tensor has no data, or none that can be read.
     """
+    kind, parts = plain_parts(tensor, name)
     state = xxhash.xxh3_128(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    if tensor.numel():
-        state.update(_bytes(tensor, name).numpy().data)
+    for part in parts:
+        if kind:  # a plain tensor has its hash of old
+            state.update(f"{kind} {part.dtype} {tuple(part.shape)}".encode())
+        if part.numel():
+            state.update(_bytes(part).numpy().data)
     return state.hexdigest()
 
 
@@ -92,6 +96,7 @@ class Record:
     of what freezing is to make free.
 
     Attributes:
+        nbytes: how many bytes were recorded.
         rows: for a record of some rows of a tensor, which; all else is of these rows alone.
     """
 
@@ -100,19 +105,17 @@ class Record:
     shape: tuple[int, ...]
     sample: Tensor
     block_sums: Tensor
+    nbytes: int
     rows: range | None = None
 
     @classmethod
     def of(cls, tensor: Tensor, *, name: str, at: range | None = None) -> Self:
         """Take down `tensor` as it is now; with `at`, it is these rows of a larger one."""
         hashed = digest(tensor, name=name)  # first, since it refuses a tensor without data
-        sample, sums = _sample(tensor), _block_sums(tensor)
-        return cls(hashed, tensor.dtype, tuple(tensor.shape), sample, sums, at)
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes were recorded."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        _, parts = plain_parts(tensor, name)
+        sample, sums = _sample(parts[0]), _block_sums(parts[0])
+        size = sum(part.numel() * part.dtype.itemsize for part in parts)
+        return cls(hashed, tensor.dtype, tuple(tensor.shape), sample, sums, size, at)
 
     def moved(self, tensor: Tensor, *, name: str) -> str | None:
         """How far `tensor` is from this record, in words; `None` when no bit differs.
@@ -127,7 +130,7 @@ class Record:
             return f"dtype changed from {self.dtype} to {tensor.dtype}"
         if tuple(tensor.shape) != self.shape:
             return f"shape changed from {self.shape} to {tuple(tensor.shape)}"
-        return self._distance(tensor)
+        return self._distance(plain_parts(tensor, name)[1][0])
 
     def _distance(self, tensor: Tensor) -> str:
         steps = _steps(_sample(tensor), self.sample)
@@ -162,11 +165,7 @@ def _named_tensors(selection: Selection) -> Iterator[tuple[str, Tensor]]:
             yield from ((prefix + n, b) for n, b in buffers.items())
 
 
-def _bytes(tensor: Tensor, name: str) -> Tensor:
-    if tensor.is_meta:
-        raise FrostlineError(
-            f"{name} has no data to hash: it lives on the meta device. Load the weights first."
-        )
+def _bytes(tensor: Tensor) -> Tensor:
     dense = tensor.detach().cpu().resolve_conj().resolve_neg()
     return dense.contiguous().flatten().view(torch.uint8)
 

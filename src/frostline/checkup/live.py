@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from frostline.modes import adapts, is_random_in_training
-from frostline.selectors.inventory import keeps_running_statistics
+from frostline.selectors.norms import keeps_running_statistics
 
 # What layers of torch, torchvision and timm call their rate.
 _RATES = ("p", "drop_prob", "dropout", "drop_rate")
@@ -65,7 +65,7 @@ def _rate(module: nn.Module, word: str) -> bool:
 
 
 def _moves(module: nn.Module) -> bool:
-    momentum: Any = module.momentum
+    momentum: Any = getattr(module, "momentum", None)  # a norm of one's own may lack it
     return momentum is None or momentum > 0
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from frostline.estimates.ledger import Ledger
 from frostline.pages.frame import render_page
 from frostline.selectors import Entry, Inventory, inventory, stages
-from frostline.selectors.inventory import keeps_running_statistics
-from frostline.selectors.kinds import KINDS, class_names
+from frostline.selectors.kinds import KINDS
+from frostline.selectors.norms import class_names, keeps_running_statistics
 from frostline.selectors.stages import stage_paths
 
 

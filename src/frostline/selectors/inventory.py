@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
@@ -172,11 +171,6 @@ def plain_name(name: str) -> str:
         at = segments.index("parametrizations")
         segments = segments[:at] + segments[at + 1 : at + 2]
     return ".".join(segments)
-
-
-def keeps_running_statistics(module: nn.Module) -> bool:
-    """Whether training moves the module's statistics: batch and instance norms of all kinds."""
-    return isinstance(module, _NormBase) and module.running_mean is not None
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -6,25 +6,14 @@ import re
 from collections.abc import Callable
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from frostline.selectors.inventory import Occurrence
+from frostline.selectors.norms import is_called, is_norm_layer
 
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _LINEARS = (nn.Linear, nn.Bilinear)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _POSITION = re.compile(r"pos(ition(al)?)?_?emb(ed(ding)?s?)?")
-
-
-def is_norm_layer(module: nn.Module) -> bool:
-    """Whether `module` normalises: torch's norms, and classes of others named `...Norm...`."""
-    return isinstance(module, _NORMS) or (_called(module, "norm") and not _has_layers(module))
-
-
-def class_names(module: nn.Module) -> tuple[str, ...]:
-    """The names of the module's class and its bases, the nearest first."""
-    return tuple(base.__name__ for base in type(module).__mro__ if base is not object)
 
 
 def _norm(place: Occurrence) -> bool:
@@ -50,7 +39,7 @@ def _embedding(place: Occurrence) -> bool:
 
 
 def _attention(place: Occurrence) -> bool:
-    return any(_called(owner, "attention") or _called(owner, "attn") for owner in place.owners)
+    return any(is_called(owner, "attention") or is_called(owner, "attn") for owner in place.owners)
 
 
 KINDS: dict[str, Callable[[Occurrence], bool]] = {
@@ -69,11 +58,3 @@ def _layer(place: Occurrence) -> nn.Module:
     if "parametrizations" in segments:
         return place.owners[segments.index("parametrizations")]
     return place.owner
-
-
-def _has_layers(module: nn.Module) -> bool:
-    return any(True for child in module.children() for _ in child.parameters())
-
-
-def _called(module: nn.Module, word: str) -> bool:
-    return any(word in name.lower() for name in class_names(module))

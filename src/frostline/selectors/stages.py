@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from frostline.selectors.inventory import Inventory, keeps_running_statistics
-from frostline.selectors.kinds import is_norm_layer
+from frostline.selectors.inventory import Inventory
+from frostline.selectors.norms import is_norm_layer, keeps_running_statistics
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)

@@ -1,0 +1,75 @@
+"""Models sharded by `fully_shard`, in one process, and with tensors whose bits lie in others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import frostline as fl
+from frostline import tensor_parts
+from frostline.deltas import load_delta, save_delta
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Any]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def net() -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2))
+
+
+def sharded(mesh: Any) -> Any:
+    from torch.distributed.fsdp import fully_shard
+
+    made = net()
+    fully_shard(made[0], mesh=mesh)
+    return fully_shard(made, mesh=mesh)
+
+
+def test_a_model_frozen_after_fully_shard_is_proved(mesh: Any) -> None:
+    model = sharded(mesh)
+    frozen = fl.freeze(model, "0")
+    assert frozen.verify().tensors == 7
+    model[0][0].weight.data.to_local()[0, 0] += 0.5
+    with pytest.raises(fl.DriftError, match=r"0\.0\.weight: moved by up to 0\.5 \(1 of 16"):
+        frozen.verify()
+
+
+def test_a_whole_model_in_one_process_has_the_fingerprint_of_the_plain_one(mesh: Any) -> None:
+    assert fl.fingerprint(sharded(mesh)) == fl.fingerprint(net())
+
+
+def test_a_delta_of_it_fits_the_plain_model(mesh: Any, tmp_path: Path) -> None:
+    model, plain = sharded(mesh), net()
+    fl.freeze(model, "0")
+    model[1].weight.data.to_local().fill_(3.0)
+    save_delta(model, tmp_path / "delta.safetensors")
+    load_delta(plain, tmp_path / "delta.safetensors")
+    assert bool((plain[1].weight == 3).all())
+    load_delta(model, tmp_path / "delta.safetensors")
+
+
+def test_a_delta_of_shards_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    fl.freeze(model, "0")
+    monkeypatch.setattr("frostline.deltas.is_shard", lambda tensor: tensor.dim() == 2)
+    with pytest.raises(fl.DeltaError, match=r"0\.0\.weight.* holds a part of it only.*full_tensor"):
+        save_delta(model, tmp_path / "delta.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_is_told_by_its_shape() -> None:
+    part = type("DTensor", (SimpleNamespace,), {})(shape=(4, 4), to_local=lambda: torch.zeros(2, 4))
+    assert tensor_parts.is_shard(part)
+    assert not tensor_parts.is_shard(torch.zeros(2, 4))

@@ -17,12 +17,13 @@ from frostline.cutting.at_module import ModuleSplit, cut_at
 from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
 from frostline.cutting.checking import check, check_one, state_kept
 from frostline.cutting.halves import Line, build_prefix, build_suffix
+from frostline.cutting.layouts import Layout, row_sizes
 from frostline.cutting.reuse import Drawn, Forward, keep, recall
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
 from frostline.cutting.sweep import Swept, sweep
 from frostline.cutting.tracing import Traced, module_path, one_line, operation, trace
-from frostline.cutting.trial import Trial, mixed, row_shape, run_trial
+from frostline.cutting.trial import Trial, rearrange, run_trial
 from frostline.errors import CutError, NothingFrozen
 from frostline.modes import modes_kept
 from frostline.tables import hanging
@@ -236,21 +237,23 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         trial = run_trial(traced, tensors, judging=True)
         swept = sweep(traced, trial)
         reached = [n for n in traced.nodes if swept.is_frozen(n) and n not in swept.free]
-        found = mixed(traced, trial, reached)
+        seen = rearrange(traced, trial, reached)
     except RuntimeError as error:
         raise CutError(
             f"the forward of {type(model).__name__} does not hold for batches of 2 or 3 samples: "
             f"{one_line(error)}. Name a frozen submodule to cut behind: fl.cut(model, example, "
             'at="...").'
         ) from error
-    if found:
-        swept = sweep(traced, trial, mixed=found)
-    choice = choose(traced.nodes, swept, trial)
+    if seen.mixed:
+        swept = sweep(traced, trial, mixed=seen.mixed)
+    choice = choose(traced.nodes, swept, trial, seen.layouts)
     if all(node.op == "placeholder" for node in choice.below):
         raise NothingFrozen(_nothing(model, traced, swept))
     hashes = signatures(traced, trial)
     ends = settled(traced, trial, hashes, choice.below)
-    line = Line(choice.below, swept.free, _alike(choice, ends), trial.values)
+    alike = _alike(choice, ends)
+    layouts = tuple(seen.layouts[nodes[0]] for nodes in alike)
+    line = Line(choice.below, swept.free, alike, layouts, trial.values)
     graph, held = build_prefix(traced, line)
     training = build_suffix(traced, line)
     model.eval()
@@ -264,9 +267,12 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         graph,
         _forward(training, traced),
         _forward(evaluation, evaluated),
-        tuple(_value(nodes[0], trial) for nodes in line.crossing),
+        tuple(
+            _value(nodes[0], trial, layout)
+            for nodes, layout in zip(line.crossing, layouts, strict=True)
+        ),
         _why(choice, swept),
-        forward_share(choice.below, trial),
+        forward_share(held, trial),
         {
             "prefix": prefix_key(traced, held, [nodes[0] for nodes in line.crossing]),
             "tensors": str(prefix_tensors(traced, held)),
@@ -315,7 +321,7 @@ def _same_line(
         tuple(node for node in traced.nodes if found_ends[node] == ends[nodes[0]])
         for nodes in line.crossing
     )
-    return Line(below, swept.free - below, crossing, trial.values)
+    return Line(below, swept.free - below, crossing, line.layouts, trial.values)
 
 
 def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -> Cut:
@@ -366,9 +372,9 @@ def _checked(made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]
     )
 
 
-def _value(node: fx.Node, trial: Trial) -> FrontierValue:
+def _value(node: fx.Node, trial: Trial, layout: Layout) -> FrontierValue:
     return FrontierValue(
-        operation(node), row_shape(node), trial.values[node].dtype, row_bytes(node, trial)
+        operation(node), row_sizes(node, layout), trial.values[node].dtype, row_bytes(node, trial)
     )
 
 

@@ -18,8 +18,9 @@ from typing import final
 from torch import Tensor, fx
 
 from frostline.cutting import effects
+from frostline.cutting.layouts import Layout
 from frostline.cutting.sweep import Swept
-from frostline.cutting.trial import Trial, is_per_sample
+from frostline.cutting.trial import Trial
 
 # Floating-point operations in the time that reading one byte of a stored feature takes: about
 # 1e11 a second against 1e9 bytes a second from the page cache.
@@ -44,14 +45,20 @@ class Choice:
     crossing: tuple[fx.Node, ...]
 
 
-def choose(nodes: Iterable[fx.Node], swept: Swept, trial: Trial) -> Choice:
-    """The cheapest place for the line; `below` holds inputs only where nothing is worth keeping."""
+def choose(
+    nodes: Iterable[fx.Node], swept: Swept, trial: Trial, layouts: Mapping[fx.Node, Layout]
+) -> Choice:
+    """The cheapest place for the line; `below` holds inputs only where nothing can be kept.
+
+    Args:
+        layouts: of the nodes whose values can be kept, since they have a row for each sample.
+    """
     carriers = [n for n in nodes if swept.is_frozen(n) and n not in swept.free]
-    below = _below(carriers, swept, trial, price=1)
+    below = _below(carriers, swept, trial, layouts, price=1)
     if all(node.op == "placeholder" for node in below):
         # Computing is cheap beside reading, as in small networks: the last line there is. It
         # still saves reading and preparing the sample itself.
-        below = _below(carriers, swept, trial, price=_DEAR)
+        below = _below(carriers, swept, trial, layouts, price=_DEAR)
     return Choice(below, crossing_of(below, carriers))
 
 
@@ -64,14 +71,18 @@ def row_bytes(node: fx.Node, trial: Trial) -> int:
     """Bytes of one sample's value of a node."""
     value = trial.values[node]
     assert isinstance(value, Tensor)
-    return value.numel() * value.element_size() // max(1, value.shape[0])
+    return value.numel() * value.element_size() // trial.samples[0].shape[0]
 
 
-def forward_share(below: Collection[fx.Node], trial: Trial) -> float:
-    """Share of the forward's cost that lies below the line, by counted operations."""
+def forward_share(held: Collection[fx.Node], trial: Trial) -> float:
+    """Share of the forward's cost that the prefix computes, by counted operations.
+
+    Args:
+        held: the prefix's nodes, with those that no sample reaches, as tables of positions.
+    """
     costs = {node: _cost(node, trial) for node in trial.values if node.op == "call_function"}
     total = sum(costs.values())
-    return sum(costs[n] for n in costs if n in below) / total if total else 0.0
+    return sum(costs[n] for n in costs if n in held) / total if total else 0.0
 
 
 def _reads(user: fx.Node, below: Collection[fx.Node]) -> bool:
@@ -81,15 +92,28 @@ def _reads(user: fx.Node, below: Collection[fx.Node]) -> bool:
 def _cost(node: fx.Node, trial: Trial) -> int:
     """What computing the node again costs for one sample, in bytes read."""
     value = trial.values.get(node)
-    if node.op != "call_function" or not isinstance(value, Tensor):
+    outputs = [value] if isinstance(value, Tensor) else value
+    if node.op != "call_function" or not isinstance(outputs, tuple | list):
         return 0
-    rows = next(trial.values[p].shape[0] for p in node.graph.find_nodes(op="placeholder"))
-    passed = value.numel() * value.element_size() / rows * _PASS
+    rows = trial.samples[0].shape[0]
+    written = sum(out.numel() * out.element_size() for out in outputs if isinstance(out, Tensor))
+    passed = written / rows * _PASS
     return 1 + int(trial.flops.get(node, 0.0) / FLOPS_PER_BYTE + passed)
 
 
+def _is_view(node: fx.Node, trial: Trial) -> bool:
+    shared = [trial.storage.get(argument) for argument in node.all_input_nodes]
+    own = trial.storage.get(node)
+    return own is not None and own in shared and not any(effects.written(node))
+
+
 def _below(
-    carriers: list[fx.Node], swept: Swept, trial: Trial, *, price: int
+    carriers: list[fx.Node],
+    swept: Swept,
+    trial: Trial,
+    layouts: Mapping[fx.Node, Layout],
+    *,
+    price: int,
 ) -> frozenset[fx.Node]:
     place = {node: index for index, node in enumerate(carriers)}
     source, sink = 2 * len(carriers), 2 * len(carriers) + 1
@@ -97,8 +121,10 @@ def _below(
     for node, index in place.items():
         inside, outside = 2 * index, 2 * index + 1
         is_input = node.op == "placeholder"
-        flow.edge(source, inside, _INFINITE if is_input else price * _cost(node, trial))
-        flow.edge(inside, outside, row_bytes(node, trial) if is_per_sample(node) else _INFINITE)
+        # Another view of what is kept is worth no room, however dear computing is.
+        own = 1 if _is_view(node, trial) else price
+        flow.edge(source, inside, _INFINITE if is_input else own * _cost(node, trial))
+        flow.edge(inside, outside, row_bytes(node, trial) if node in layouts else _INFINITE)
         for user in node.users:
             if effects.reads_only_shape(user):
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -10,9 +11,17 @@ import torch
 from torch import Tensor, fx
 
 from frostline.cutting import effects
+from frostline.cutting.layouts import (
+    Layout,
+    row_sizes,
+    rows_back,
+    rows_first,
+    sizes_of,
+    times_batch,
+)
+from frostline.cutting.regions import close_regions
 from frostline.cutting.sweep import is_constant
 from frostline.cutting.tracing import Traced, operation
-from frostline.cutting.trial import row_shape, sizes_of
 from frostline.errors import CutError
 
 
@@ -26,12 +35,14 @@ class Line:
         free: frozen nodes that depend on no sample; both halves may compute them.
         crossing: for each frontier value, the nodes that hold it; the first stands for all. None
             hold it in a graph that does without, as an evaluation without auxiliary outputs.
+        layouts: for each frontier value, how the samples lie in it.
         values: what each node gave in the trial.
     """
 
     below: Collection[fx.Node]
     free: frozenset[fx.Node]
     crossing: tuple[tuple[fx.Node, ...], ...]
+    layouts: tuple[Layout, ...]
     values: Mapping[fx.Node, Any]
 
 
@@ -44,8 +55,14 @@ def build_prefix(traced: Traced, line: Line) -> tuple[fx.GraphModule, frozenset[
     for node in traced.nodes:
         if node in held:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
-    graph.output(tuple(copies[node] for node in wanted))
-    return fx.GraphModule(traced.module, graph), frozenset(held)
+    given = copies[inputs[0]]
+    graph.output(
+        tuple(
+            rows_first(graph, copies[node], layout, given)
+            for node, layout in zip(wanted, line.layouts, strict=True)
+        )
+    )
+    return close_regions(fx.GraphModule(traced.module, graph)), frozenset(held)
 
 
 def build_suffix(traced: Traced, line: Line) -> fx.GraphModule:
@@ -66,6 +83,7 @@ class _Suffix:
         self._traced = traced
         self._line = line
         self._copies: dict[fx.Node, fx.Node] = {}
+        self._first: fx.Node | None = None
         self._written = {
             self._storage(base)
             for node in traced.nodes
@@ -97,15 +115,15 @@ class _Suffix:
         self.graph.output(values)
         read = {str(n.target) for n in self.graph.find_nodes(op="get_attr")}
         own = {name: _attribute(self._traced.module, name) for name in read - set(self._constants)}
-        return fx.GraphModule({**own, **self._constants}, self.graph)
+        return close_regions(fx.GraphModule({**own, **self._constants}, self.graph))
 
     def _placeholders(self) -> None:
         for number, nodes in enumerate(self._line.crossing):
             given = self.graph.placeholder(f"feature_{number}")
+            self._first = self._first or given
             if not nodes:
                 continue
-            given.meta["val"] = nodes[0].meta["val"]
-            laid = self._as_laid_out(given, self._line.values[nodes[0]])
+            laid = self._as_laid_out(given, nodes[0], self._line.layouts[number])
             if any(self._storage(node) in self._written for node in nodes):
                 # Whoever holds the feature keeps it as it is.
                 laid = self.graph.call_function(torch.ops.aten.clone.default, (laid,))
@@ -116,15 +134,17 @@ class _Suffix:
         value = self._line.values.get(node)
         return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else 0
 
-    def _as_laid_out(self, given: fx.Node, seen: Tensor) -> fx.Node:
-        """The value with the strides that it has in the plain model; kernels may go by them."""
-        aten = torch.ops.aten
+    def _as_laid_out(self, given: fx.Node, node: fx.Node, layout: Layout) -> fx.Node:
+        """The node's value as it lies in the plain model; kernels may go by the strides."""
+        aten, seen = torch.ops.aten, self._line.values[node]
+        given = rows_back(self.graph, given, layout)
         if (order := _memory_order(seen)) is not None:
             back = [order.index(dim) for dim in range(len(order))]
             turned = self.graph.call_function(aten.permute.default, (given, order))
             dense = self.graph.call_function(aten.clone.default, (turned,), _CONTIGUOUS)
             return self.graph.call_function(aten.permute.default, (dense, back))
-        if _has_gaps(seen) and None not in (shape := row_shape(given)):
+        shape = row_sizes(node, layout)
+        if layout == Layout(0) and _has_gaps(seen) and None not in shape:
             rows = self.graph.call_function(aten.sym_size.int, (given, 0))
             room = (given, [rows, *shape], list(seen.stride()))
             spaced = self.graph.call_function(aten.new_empty_strided.default, room)
@@ -175,6 +195,9 @@ class _Suffix:
                     made = self.graph.call_function(torch.ops.aten.sym_size.int, given)
                     made.meta = dict(node.meta)
                     return made
+        if self._first is not None and (times := times_batch(tensor, wanted)) is not None:
+            rows = self.graph.call_function(torch.ops.aten.sym_size.int, (self._first, 0))
+            return self.graph.call_function(operator.mul, (rows, times))
         raise CutError(
             f"the part above the line needs the size {wanted}, which no value that crosses it "
             'has. Cut behind a frozen submodule instead: fl.cut(model, example, at="...").'

@@ -15,6 +15,7 @@ import xxhash
 from torch import fx
 
 from frostline.cutting import effects
+from frostline.cutting.regions import regions_of
 from frostline.cutting.tracing import Traced
 from frostline.cutting.trial import Trial
 from frostline.fingerprints import Fingerprint, digest
@@ -122,7 +123,7 @@ def _read(traced: Traced, node: fx.Node) -> str:
 def _call(node: fx.Node, name: Callable[[fx.Node], str]) -> str:
     arguments = _text(node.args, name)
     named = _text({key: node.kwargs[key] for key in sorted(node.kwargs)}, name)
-    return f"{node.target} {arguments} {named}"
+    return " ".join([*map(str, regions_of(node)), f"{node.target} {arguments} {named}"])
 
 
 def _text(value: Any, name: Callable[[fx.Node], str]) -> str:

@@ -15,8 +15,9 @@ from typing import final
 from torch import Tensor, fx
 
 from frostline.cutting import effects
+from frostline.cutting.layouts import is_row_each
 from frostline.cutting.tracing import Traced, module_path, operation, own_name
-from frostline.cutting.trial import Trial, is_per_sample
+from frostline.cutting.trial import Trial
 
 
 @final
@@ -133,7 +134,7 @@ def _why_not(
     spoilt: Mapping[int, str],
 ) -> str | None:
     if node.op == "placeholder":
-        return None if is_per_sample(node) else f"{operation(node)} has no row for each sample"
+        return None if is_row_each(node) else f"{operation(node)} has no row for each sample"
     if node.op == "output":
         return "the model's output"
     storage = trial.storage.get(node)

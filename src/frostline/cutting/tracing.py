@@ -14,6 +14,7 @@ import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 
+from frostline.cutting.regions import open_regions
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output
 from frostline.errors import CutError
 from frostline.modes import is_held
@@ -179,6 +180,7 @@ def _export(
         graph = module.graph
         graph.set_codegen(CodeGen())
         _flatten_output_node(graph)
+        open_regions(module)
         module.recompile()
         return module, program
     assert last is not None

@@ -17,9 +17,12 @@ from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from frostline.cutting import effects
+from frostline.cutting.layouts import Layout, layouts_of
+from frostline.cutting.regions import entered
 from frostline.cutting.tracing import Traced
 
 _ROWS = 3
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 # Beside the three samples in their order, each of these leaves out two of them, puts others in
 # the first and the last place, and is a smaller batch: a sum, a maximum, a roll, a flip, the
 # first or last sample, or the size of the batch comes out otherwise in one of the two.
@@ -54,7 +57,7 @@ def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Trial:
     """Run the graph on a few samples made from `tensors`; the model's buffers may move.
 
     Args:
-        judging: also take down what `mixed` and the costs go by.
+        judging: also take down what `rearrange` and the costs go by.
     """
     samples = few_samples(tensors)
     counter = FlopCounterMode(display=False) if judging else None
@@ -73,20 +76,36 @@ def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Trial:
     return Trial(tuple(samples), values, storage, flops, runner.computed, runner.noised)
 
 
-def mixed(traced: Traced, trial: Trial, among: Collection[fx.Node]) -> frozenset[fx.Node]:
-    """Which of the nodes give a sample a value that depends on its batch, or on chance.
+@final
+@dataclass(frozen=True)
+class Rearranged:
+    """What other batches showed.
+
+    Attributes:
+        mixed: nodes that give a sample a value that depends on its batch, or on chance.
+        layouts: of the nodes that do not, how the samples lie in their values.
+    """
+
+    mixed: frozenset[fx.Node]
+    layouts: Mapping[fx.Node, Layout]
+
+
+def rearrange(traced: Traced, trial: Trial, among: Collection[fx.Node]) -> Rearranged:
+    """Run the samples in other batches and compare sample by sample.
 
     Args:
         among: nodes that samples reach; what depends on the batch's size alone is computed anew.
     """
-    found: set[fx.Node] = set()
+    compared = trial.computed.keys() & set(among)
+    fitting = {node: layouts_of(node) for node in compared}
     for places in REARRANGED:
         moved = rows_at(trial.samples, places)
         with _chance_kept(moved):
-            runner = _Rearranged(traced, trial, among, torch.tensor(places))
+            runner = _Rearranging(traced, trial, among, fitting, torch.tensor(places))
             runner.run(*moved, enable_io_processing=False)
-        found |= runner.mixed
-    return frozenset(found)
+    # A dimension that counts other things as well may hold the samples in a third way.
+    mixed = {node for node, left in fitting.items() if not left and len(layouts_of(node)) == 1}
+    return Rearranged(frozenset(mixed), {node: left[0] for node, left in fitting.items() if left})
 
 
 def rows_at(samples: Sequence[Tensor], places: list[int]) -> list[Tensor]:
@@ -101,8 +120,9 @@ def is_close(one: Tensor, other: Tensor, scale: float = 0.0) -> bool:
         return True
     if one.shape != other.shape or not one.is_floating_point():
         return False
-    room = max(scale, _largest(one)) * _TOLERANCE
-    return torch.allclose(one, other, rtol=_TOLERANCE, atol=room, equal_nan=True)
+    relative = max(_TOLERANCE, 2 * torch.finfo(one.dtype).eps)  # bfloat16 has 8 bits
+    room = max(scale, _largest(one)) * relative
+    return torch.allclose(one, other, rtol=relative, atol=room, equal_nan=True)
 
 
 class _Runner(fx.Interpreter):
@@ -118,21 +138,32 @@ class _Runner(fx.Interpreter):
         self._draw = torch.Generator().manual_seed(1)
 
     def run_node(self, n: fx.Node) -> Any:
-        if self._counter is None:
-            return super().run_node(n)
-        before = self._counter.get_total_flops()
-        value = super().run_node(n)
-        self.flops[n] = self._counter.get_total_flops() - before
+        with entered(n):
+            if self._counter is None:
+                return super().run_node(n)
+            before = self._counter.get_total_flops()
+            value = super().run_node(n)
+        counted = self._counter.get_total_flops() - before
+        self.flops[n] = max(counted, self._recurrent_flops(n))
         reached = self._is_reached(n)
-        if isinstance(value, Tensor) and is_per_sample(n):
+        if isinstance(value, Tensor) and (layouts := layouts_of(n)):
             self.computed[n] = value.clone()
-            if reached and _rows_are_alike(value) and not _overlaps(value):
+            alike = any(_rows_are_alike(layout.rows(value, _ROWS)) for layout in layouts)
+            if reached and alike and not _overlaps(value):
                 # Rows that are all alike (equal tokens, a layer that starts at zero) would not
                 # show that an operation mixes them.
                 noise = torch.rand(value.shape, generator=self._draw).to(value)
                 value.add_(noise * (0.1 * max(_largest(value), 1.0)))
                 self.noised[n] = value.clone()
         return value
+
+    def _recurrent_flops(self, node: fx.Node) -> float:
+        """Two for each weight at each position; torch (2.15) counts no fused LSTM."""
+        if str(node.target).partition(".")[2].partition(".")[0] not in _RECURRENT:
+            return 0.0
+        first, *others = (self.env[argument] for argument in node.all_input_nodes)
+        weights = sum(t.numel() for t in others if isinstance(t, Tensor) and t.dim() == 2)
+        return 2.0 * weights * (int(first.numel()) / int(first.shape[-1]))
 
     def _is_reached(self, node: fx.Node) -> bool:
         """Whether a sample's numbers go into the node."""
@@ -144,71 +175,51 @@ class _Runner(fx.Interpreter):
         return node in self._reached
 
 
-class _Rearranged(fx.Interpreter):
-    """Runs the samples in another batch, operation by operation; notes what comes out otherwise.
+class _Rearranging(fx.Interpreter):
+    """Runs the samples in another batch, operation by operation.
+
+    From `fitting` it strikes the layouts in which a value comes out otherwise than in its first
+    batch.
 
     After each operation its value is set to what it should be, so that an error in the last bits
     does not grow from one operation to the next.
     """
 
     def __init__(
-        self, traced: Traced, trial: Trial, among: Collection[fx.Node], order: Tensor
+        self,
+        traced: Traced,
+        trial: Trial,
+        among: Collection[fx.Node],
+        fitting: dict[fx.Node, tuple[Layout, ...]],
+        order: Tensor,
     ) -> None:
         super().__init__(traced.module, garbage_collect_values=False)
-        self.mixed: set[fx.Node] = set()
         self._trial = trial
         self._wanted = _ancestors(among)
-        self._compared = trial.computed.keys() & set(among)
+        self._fitting = fitting
         self._order = order
 
     def run_node(self, n: fx.Node) -> Any:
         if n not in self._wanted and n.op != "placeholder":
             return None
-        value = super().run_node(n)
-        if n in self._compared:
-            expected = self._rows(self._trial.computed[n], value)
-            if not _same(expected, value) and not is_close(expected, value, self._scale(n)):
-                self.mixed.add(n)
-            elif not _overlaps(value):
-                value.copy_(self._rows(self._trial.noised.get(n, self._trial.computed[n]), value))
+        with entered(n):
+            value = super().run_node(n)
+        if self._fitting.get(n):
+            self._fitting[n] = tuple(a for a in self._fitting[n] if self._fits(n, value, a))
+            if self._fitting[n] and not _overlaps(value):
+                meant = self._trial.noised.get(n, self._trial.computed[n])
+                value.copy_(self._moved(meant, value, self._fitting[n][0]))
         return value
+
+    def _fits(self, node: fx.Node, value: Tensor, layout: Layout) -> bool:
+        expected = self._moved(self._trial.computed[node], value, layout)
+        return is_close(expected, value, self._scale(node))
 
     def _scale(self, node: fx.Node) -> float:
         return max((_largest(self.env[a]) for a in node.all_input_nodes), default=0.0)
 
-    def _rows(self, tensor: Tensor, like: Tensor) -> Tensor:
-        return tensor[self._order.to(like.device)]
-
-
-def is_per_sample(node: fx.Node) -> bool:
-    """Whether the node's tensor has one row for each sample, and no other dimension counts them."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return False
-    batch = _batch_symbols(node)
-    first, rest = value.shape[0], value.shape[1:]
-    return _expression(first) in batch and not any(batch & _symbols(size) for size in rest)
-
-
-def row_shape(node: fx.Node) -> tuple[int | None, ...]:
-    """Shape of one sample's value; None for a size that varies with the sample."""
-    return tuple(
-        None if isinstance(size, torch.SymInt) else int(size) for size in node.meta["val"].shape[1:]
-    )
-
-
-def _batch_symbols(node: fx.Node) -> frozenset[Any]:
-    """What counts the samples: inputs that never meet keep a symbol each."""
-    inputs = node.graph.find_nodes(op="placeholder")
-    return frozenset(i.meta["batch"] for i in inputs if i.meta.get("batch") is not None)
-
-
-def _expression(size: Any) -> Any:
-    return size.node.expr if isinstance(size, torch.SymInt) else size
-
-
-def _symbols(size: Any) -> frozenset[Any]:
-    return frozenset(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else frozenset()
+    def _moved(self, tensor: Tensor, like: Tensor, layout: Layout) -> Tensor:
+        return layout.restored(layout.rows(tensor, _ROWS)[self._order.to(like.device)])
 
 
 def few_samples(tensors: list[Tensor]) -> list[Tensor]:
@@ -267,11 +278,3 @@ def _largest(value: Any) -> float:
     if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
         return 0.0
     return float(value.detach().abs().nan_to_num(0, 0, 0).max())
-
-
-def sizes_of(node: fx.Node) -> Iterator[tuple[int, Any]]:
-    """Each dimension of the node's tensor with its symbolic size."""
-    value = node.meta.get("val")
-    if isinstance(value, Tensor):
-        for dim, size in enumerate(value.shape):
-            yield dim, _expression(size)

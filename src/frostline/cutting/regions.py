@@ -1,0 +1,159 @@
+"""Blocks of a forward under autocast or without gradients: opened for the sweep, closed again.
+
+torch.export keeps such a block as one operation that runs a graph of its own. The frost line may
+run through the middle of it, so its operations are put into the graph itself, each with a note of
+the blocks that it stands in; the halves get their blocks back, each around what is left of it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, final
+
+import torch
+from torch import fx
+
+_HIGHER = torch.ops.higher_order
+# The operations that run a block, with how many settings stand before its graph.
+_SETTINGS = {_HIGHER.wrap_with_autocast: 4, _HIGHER.wrap_with_set_grad_enabled: 1}
+_NOTE = "regions"
+
+
+@final
+@dataclass(frozen=True)
+class Region:
+    """One block of the forward.
+
+    Attributes:
+        number: tells two blocks of the same settings apart.
+    """
+
+    wrapper: Any
+    settings: tuple[Any, ...]
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.wrapper} {self.settings}"
+
+    def entered(self) -> AbstractContextManager[Any]:
+        """The block, for what runs node by node."""
+        if self.wrapper is _HIGHER.wrap_with_set_grad_enabled:
+            return torch.set_grad_enabled(*self.settings)
+        device, dtype, enabled, cached = self.settings
+        return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached)
+
+
+def regions_of(node: fx.Node) -> tuple[Region, ...]:
+    """The blocks that the node stands in, outermost first."""
+    found: tuple[Region, ...] = node.meta.get(_NOTE, ())
+    return found
+
+
+@contextmanager
+def entered(node: fx.Node) -> Iterator[None]:
+    """Inside, the node runs as it does in its blocks."""
+    with ExitStack() as stack:
+        for region in regions_of(node):
+            stack.enter_context(region.entered())
+        yield
+
+
+def open_regions(module: fx.GraphModule) -> None:
+    """Put the operations of every block into the graph of `module`, which must be compiled anew."""
+    number = 0
+    while blocks := [node for node in module.graph.nodes if node.target in _SETTINGS]:
+        for node in blocks:
+            number += 1
+            _open(module, node, number)
+
+
+def _open(module: fx.GraphModule, node: fx.Node, number: int) -> None:
+    wrapper: Any = node.target
+    count = _SETTINGS[wrapper]
+    reference, *handed = node.args[count:]
+    assert isinstance(reference, fx.Node)
+    inner: Any = attrgetter(str(reference.target))(module)
+    around = (*regions_of(node), Region(wrapper, _settings(node), number))
+    given = iter(handed)
+    copies: dict[fx.Node, Any] = {}
+    results: Any = ()
+    with module.graph.inserting_before(node):
+        for own in inner.graph.nodes:
+            if own.op == "placeholder":
+                copies[own] = next(given)
+            elif own.op == "output":
+                results = fx.map_arg(own.args[0], copies.__getitem__)
+            else:
+                made = copies[own] = module.graph.node_copy(own, copies.__getitem__)
+                made.meta[_NOTE] = around
+                if own.op == "get_attr":
+                    made.target = f"{reference.target}.{own.target}"
+    for user in list(node.users):  # each takes one of the results
+        user.replace_all_uses_with(results[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+    if not reference.users:
+        module.graph.erase_node(reference)
+
+
+def _settings(node: fx.Node) -> tuple[Any, ...]:
+    if node.target is not _HIGHER.wrap_with_autocast:
+        return node.args[:1]
+    # Export (2.15) traces with autocast's cache of cast weights off and writes that down. With it,
+    # as in the plain model, the gradients of a weight that is used twice are summed as there.
+    return (*node.args[:3], True)
+
+
+def close_regions(module: fx.GraphModule) -> fx.GraphModule:
+    """`module` with each run of operations of one block as an operation of its own again."""
+    nodes = list(module.graph.nodes)
+    if not any(map(regions_of, nodes)):
+        return module
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    parts = {n.target: attrgetter(n.target)(module) for n in nodes if n.op == "get_attr"}
+    first = [node for node in nodes if node.op in ("placeholder", "get_attr")]
+    for node in first:
+        copies[node] = graph.node_copy(node)
+    rest = [node for node in nodes if node.op == "call_function"]
+    parts |= _close(rest, graph, copies, depth=0)
+    graph.output(fx.map_arg(module.graph.output_node().args[0], copies.__getitem__))
+    return fx.GraphModule(parts, graph)
+
+
+def _close(
+    nodes: Sequence[fx.Node], graph: fx.Graph, copies: dict[fx.Node, fx.Node], *, depth: int
+) -> dict[str, fx.GraphModule]:
+    """Copy the nodes into `graph`; gives the blocks that it then refers to, by name."""
+    parts: dict[str, fx.GraphModule] = {}
+    for region, group in groupby(nodes, lambda node: (*regions_of(node)[depth:], None)[0]):
+        run = list(group)
+        if region is None:
+            for node in run:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+            continue
+        name = f"block_{len(parts)}"
+        outer = list(dict.fromkeys(a for n in run for a in n.all_input_nodes if a not in run))
+        results = [node for node in run if any(user not in run for user in node.users)]
+        parts[name] = _block(run, outer, results, depth=depth + 1)
+        reference = graph.get_attr(name)
+        handed = (*region.settings, reference, *(copies[node] for node in outer))
+        block = graph.call_function(region.wrapper, handed)
+        for place, node in enumerate(results):
+            copies[node] = graph.call_function(operator.getitem, (block, place))
+            copies[node].meta = dict(node.meta)
+    return parts
+
+
+def _block(
+    run: list[fx.Node], outer: list[fx.Node], results: list[fx.Node], *, depth: int
+) -> fx.GraphModule:
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(node.name) for node in outer}
+    parts = _close(run, graph, copies, depth=depth)
+    graph.output(tuple(copies[node] for node in results))
+    return fx.GraphModule(parts, graph)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, fx, nn
 
+from frostline.cutting.above import Seen, above, parameters_of
 from frostline.cutting.at_key import at_key
 from frostline.cutting.at_module import ModuleSplit, cut_at
+from frostline.cutting.bound import Half
 from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
 from frostline.cutting.checking import check, check_one, state_kept
 from frostline.cutting.halves import Line, build_prefix, build_suffix
 from frostline.cutting.layouts import Layout, row_sizes
-from frostline.cutting.reuse import Drawn, Forward, keep, recall
+from frostline.cutting.reuse import Drawn, keep, recall
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
 from frostline.cutting.sweep import Swept, sweep
 from frostline.cutting.tracing import Traced, module_path, one_line, operation, trace
 from frostline.cutting.trial import Trial, rearrange, run_trial
+from frostline.cutting.watching import Watch
 from frostline.errors import CutError, NothingFrozen
 from frostline.modes import modes_kept
 from frostline.tables import hanging
@@ -75,59 +77,73 @@ class Prefix(nn.Module):
     """The frozen side: `prefix(*inputs)`, called as the model is, gives the frontier's values.
 
     Computes in the gradient mode it is called in, since some kernels (LSTM's) give other last
-    bits under `no_grad`; what it gives never wants a gradient. Holds no parameter of its own.
-
-    Attributes:
-        graph: flat inputs to the tuple of values, for tuning; None behind a named submodule.
+    bits under `no_grad`; what it gives never wants a gradient. Holds no parameter of its own, and
+    reads those that the model has when it is called.
     """
 
-    def __init__(self, spec: InputSpec, graph: fx.GraphModule | None, run: _Run) -> None:
+    def __init__(self, spec: InputSpec, model: nn.Module, half: Half | ModuleSplit) -> None:
         super().__init__()
         self.spec = spec
-        object.__setattr__(self, "graph", graph)  # not a submodule: nothing here is owned
-        self._run = run
+        object.__setattr__(self, "_model", model)  # not a submodule: nothing here is owned
+        self._half = half
 
-    graph: fx.GraphModule | None
+    _model: nn.Module
+
+    @property
+    def graph(self) -> fx.GraphModule | None:
+        """Flat inputs to the tuple of values, for tuning, over the tensors that the model has now.
+
+        None behind a named submodule.
+        """
+        return self._half.over(self._model) if isinstance(self._half, Half) else None
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
         """The values, each `(batch, *shape)`.
 
         Raises:
-            CutError: the inputs are built otherwise than the example was.
+            CutError: the inputs are built otherwise than the example was, or the model is not what
+                was cut any more.
         """
         return self.run_flat(self.spec.flatten(named or inputs))
 
     def run_flat(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         """The values for the inputs' tensors, in the order of `spec`."""
-        return tuple(value.detach() for value in self._run(tensors))
+        if isinstance(self._half, Half):
+            values = self._half(self._model, tensors)
+        else:
+            values = self._half.prefix(tensors)
+        return tuple(value.detach() for value in values)
 
 
 class Suffix(nn.Module):
     """The rest: `suffix(*values)` gives what the model gives, in the mode that the model is in.
 
     Its only submodule is the model itself, so `train()`, `eval()` and `parameters()` are the
-    model's; gradients, buffers and random numbers are those of the plain forward.
+    model's; gradients, buffers and random numbers are those of the plain forward. It reads the
+    tensors that the model has when it is called, so it may be copied, averaged and pickled as any
+    module is.
     """
 
-    def __init__(self, model: nn.Module, training: Forward, evaluation: Forward) -> None:
+    def __init__(self, model: nn.Module, training: _Above, evaluation: _Above) -> None:
         super().__init__()
         self.model = model
         self.training = model.training
-        object.__setattr__(self, "_forwards", (evaluation, training))
-
-    _forwards: tuple[Forward, Forward]
+        self._above = (evaluation, training)
 
     def forward(self, *values: Tensor) -> Any:
         """The model's output.
 
         Args:
             values: the frontier's, each `(batch, *shape)`; they are not written into.
+        Raises:
+            CutError: a parameter below the line is trainable now, or the model is not what was cut
+                any more in what it computes here. Otherwise what the model raises.
         """
-        return self._forwards[self.model.training](list(values))
+        return self._above[self.model.training](self.model, list(values))
 
 
-class _Run(Protocol):
-    def __call__(self, tensors: list[Tensor], /) -> tuple[Tensor, ...]: ...
+class _Above(Protocol):
+    def __call__(self, model: nn.Module, values: list[Tensor], /) -> Any: ...
 
 
 @final
@@ -204,24 +220,38 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
     with modes_kept(model), state_kept(model), torch.compiler.set_stance("force_eager"):
         model.train()
         if at:
-            return _checked(_cut_at(model, spec, at, tensors), model, spec, tensors)
+            return _checked(_cut_at(model, spec, at, tensors), model, spec, tensors)[0]
         known = recall(model, spec, tensors)
         if known is not None:
             with suppress(CutError):  # something that identities do not tell has changed
-                made = _made(known, model, spec, tensors)
-                return _checked(made, model, spec, tensors)
+                return _made(known, model, spec, tensors)
         model.train()
         drawn = _draw(model, spec, tensors)
         model.train()
         keep(model, spec, tensors, drawn)
-        return _checked(_made(drawn, model, spec, tensors), model, spec, tensors)
+        return _made(drawn, model, spec, tensors)
 
 
 def _made(drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
-    graph = drawn.graph
+    """What was drawn, for this model: checked, and to be compared with it at each call."""
+    made = _halves(drawn, model, spec, tensors, (Seen(), Seen()))
+    checked, seen = _checked(made, model, spec, tensors)
+    watching = _halves(drawn, model, spec, tensors, seen)
+    return replace(checked, prefix=watching.prefix, suffix=watching.suffix)
+
+
+def _halves(
+    drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor], seen: tuple[Seen, Seen]
+) -> Cut:
+    entered = drawn.training[0].entered | drawn.evaluation[0].entered
+    watch = seen[0].watch.without(entered - drawn.prefix.entered).held_modes_only()
     return Cut(
-        Prefix(spec, graph, lambda given: tuple(graph(*given))),
-        Suffix(model, drawn.training, drawn.evaluation),
+        Prefix(spec, model, Half(drawn.prefix, parameters_of(drawn.prefix), watch)),
+        Suffix(
+            model,
+            above(drawn.training, drawn.prefix, seen[0], entered),
+            above(drawn.evaluation, drawn.prefix, seen[1], entered),
+        ),
         Frontier(drawn.frontier),
         drawn.why,
         drawn.share,
@@ -254,19 +284,19 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     alike = _alike(choice, ends)
     layouts = tuple(seen.layouts[nodes[0]] for nodes in alike)
     line = Line(choice.below, swept.free, alike, layouts, trial.values)
-    graph, held = build_prefix(traced, line)
-    training = build_suffix(traced, line)
+    graph, held = build_prefix(traced, line, model)
+    training = build_suffix(traced, line, model)
     model.eval()
     evaluated = trace(model, spec, tensors)
     evaluation = (
         training
         if outline(evaluated) == outline(traced)
-        else build_suffix(evaluated, _same_line(evaluated, tensors, line, hashes, ends))
+        else build_suffix(evaluated, _same_line(evaluated, tensors, line, hashes, ends), model)
     )
     return Drawn(
         graph,
-        _forward(training, traced),
-        _forward(evaluation, evaluated),
+        (training, traced.rebuild),
+        (evaluation, evaluated.rebuild),
         tuple(
             _value(nodes[0], trial, layout)
             for nodes, layout in zip(line.crossing, layouts, strict=True)
@@ -286,11 +316,6 @@ def _frozen_tensors(traced: Traced, swept: Swept) -> Iterator[Tensor]:
         tensor = traced.tensor(node)
         if tensor is not None and swept.is_frozen(node):
             yield tensor
-
-
-def _forward(graph: fx.GraphModule, traced: Traced) -> Forward:
-    rebuild = traced.rebuild
-    return lambda values: rebuild(iter(graph(*values)))
 
 
 def _alike(choice: Choice, hashes: Mapping[fx.Node, str]) -> tuple[tuple[fx.Node, ...], ...]:
@@ -345,7 +370,7 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
         )
     )
     return Cut(
-        Prefix(spec, None, split.prefix),
+        Prefix(spec, model, split),
         Suffix(model, split.suffix, split.suffix),
         frontier,
         f"behind {at}, as asked",
@@ -356,20 +381,25 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
     )
 
 
-def _checked(made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
-    """The cut with its error against the model in both modes."""
+def _checked(
+    made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]
+) -> tuple[Cut, tuple[Seen, Seen]]:
+    """The cut with its error against the model, and what was seen of the model in each mode."""
 
     def halves(given: list[Tensor]) -> object:
         # As a store gives them back.
         return made.suffix(*(value.contiguous() for value in made.prefix.run_flat(given)))
 
-    compare = partial(check, model, spec, tensors, halves)
-    error = max(compare(training=True), compare(training=False))
+    error, watches = 0.0, dict[bool, Watch]()
     for training in (True, False):
-        check_one(model, spec, tensors, halves, training=training)
-    return Cut(
-        made.prefix, made.suffix, made.frontier, made.why, made.share, error, made.samples, made.key
-    )
+        found, watches[training] = check(model, spec, tensors, halves, training=training)
+        error = max(error, found)
+    seen = []
+    for training, watch in watches.items():
+        refusal = check_one(model, spec, tensors, halves, training=training)
+        model.train(training)
+        seen.append(Seen(watch.settled(model), refusal))
+    return replace(made, error=error), (seen[0], seen[1])
 
 
 def _value(node: fx.Node, trial: Trial, layout: Layout) -> FrontierValue:

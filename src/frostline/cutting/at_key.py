@@ -54,6 +54,11 @@ def _attributes(owner: dict[str, Any]) -> Iterator[str]:
             yield f"{name} {text}"
 
 
+def content(value: object) -> str:
+    """A text that is equal for values of equal content, code included; empty where none is told."""
+    return _text(value, set())
+
+
 def _text(value: Any, seen: set[int]) -> str:
     """The content of what has a content to tell it by; empty for other objects."""
     match value:

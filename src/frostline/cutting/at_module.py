@@ -7,13 +7,15 @@ submodule and asked for their shape, but not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from frostline.cutting.bound import trainable_below
+from frostline.cutting.reads import reads_noted
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output, same_bits
 from frostline.cutting.trial import REARRANGED, few_samples, is_close, rows_at
 from frostline.errors import CutError
@@ -28,9 +30,10 @@ class ModuleSplit:
         self._model = model
         self._spec = spec
         self._path = path
-        self._module = _find(model, path)
+        _find(model, path)
         self._shapes = [(t.shape[1:], t.dtype, t.device) for t in tensors]
         self._rebuild: Rebuild | None = None
+        self._below: list[str] = []
         self._check_fixed(tensors)
 
     def prefix(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
@@ -48,9 +51,15 @@ class ModuleSplit:
         flat, self._rebuild = flatten_output(answered[0])
         return tuple(flat)
 
-    def suffix(self, features: list[Tensor]) -> object:
+    @property
+    def _module(self) -> nn.Module:
+        """The one that stands there now."""
+        return _find(self._model, self._path)
+
+    def suffix(self, _model: nn.Module, features: list[Tensor]) -> object:
         """The model's output, with `features` as the submodule's answer."""
         assert self._rebuild is not None
+        self._check_frozen()
         rows = features[0].shape[0]
         stubs: list[Tensor] = [_Unread.make(shape, dtype, rows) for shape, dtype, _ in self._shapes]
         answer = self._rebuild(iter(f.clone() for f in features))
@@ -73,7 +82,10 @@ class ModuleSplit:
         """The answer depends on nothing trainable and on no chance."""
         if any(p.requires_grad for p in self._module.parameters()):
             raise CutError(f"{self._path} is not wholly frozen. Freeze it, or name another part.")
-        first, second = (self._answers(tensors, seed=seed) for seed in (0, 1))
+        with reads_noted(self._model) as reads:
+            first = self._answers(tensors, seed=0)
+        second = self._answers(tensors, seed=1)
+        self._below = list(self._parameters_below(reads))
         if any(t.requires_grad for t in first):
             raise CutError(f"what goes into {self._path} is trainable. Name a lower part.")
         if not all(map(same_bits, first, second)):
@@ -82,6 +94,24 @@ class ModuleSplit:
                 "is random. Freeze it with fl.freeze, which holds dropout and norms."
             )
         self._check_batches(tensors)
+
+    def _parameters_below(self, reads: Mapping[str, Collection[str]]) -> Iterator[str]:
+        """Those that the submodule's answer hangs on: its own, and all of what ran before it.
+
+        What is still running when it answers has parts above the line too: there, what was read.
+        """
+        for name, _ in self._model.named_parameters(remove_duplicate=False):
+            path, _, leaf = name.rpartition(".")
+            read = reads[path]
+            running = not path or f"{self._path}.".startswith(f"{path}.")
+            inside = f"{path}.".startswith(f"{self._path}.")
+            if inside or leaf in read or ("forward" in read and not running):
+                yield name
+
+    def _check_frozen(self) -> None:
+        trainable = [name for name in self._below if self._model.get_parameter(name).requires_grad]
+        if trainable:
+            raise trainable_below(trainable)
 
     def _check_batches(self, tensors: list[Tensor]) -> None:
         """A sample's answer is the same in whatever batch."""

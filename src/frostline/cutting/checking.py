@@ -5,12 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from frostline.cutting.reads import reads_noted
 from frostline.cutting.structures import InputSpec, flatten_output, same_bits
 from frostline.cutting.trial import rows_at
+from frostline.cutting.watching import Watch
 from frostline.errors import CutError
 from frostline.nesting import packing
 
@@ -22,26 +26,26 @@ CutForward = Callable[[list[Tensor]], object]
 
 def check(
     model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward, *, training: bool
-) -> float:
+) -> tuple[float, Watch]:
     """Relative error of `halves` against the model in one mode; 0.0 means bit for bit.
 
     In training the gradients, the buffers afterwards and the random numbers drawn count as well.
-    Nothing of the model stays moved.
+    Nothing of the model stays moved. Also gives what the model's forward reads of its modules.
 
     Raises:
         CutError: they differ by more than the order of summation explains.
     """
     with state_kept(model):
         model.train(training)
+        noting = _Noting(model, spec)
         try:
-            plain = _outcome(
-                model, lambda given: spec.call(model, given), tensors, training=training
-            )
+            plain = _outcome(model, noting, tensors, training=training)
         except RuntimeError as broken:
             raise CutError(
                 f"{type(model).__name__} cannot be trained on the example as it is: {broken}"
             ) from broken
         cut = _outcome(model, halves, tensors, training=training)
+        watch = Watch.of(model, noting.reads)
     error = max((_error(a, b) for a, b in zip(plain, cut, strict=False)), default=float("inf"))
     if len(plain) != len(cut) or not error <= _LARGEST_ERROR:
         mode = "training" if training else "evaluation"
@@ -49,7 +53,21 @@ def check(
             f"the cut {type(model).__name__} does not give what the model gives in {mode} "
             f"(relative error {error:.2g}), so it is not used. {_advice(model)}"
         )
-    return error
+    return error, watch
+
+
+@final
+class _Noting:
+    """The model's own forward, noting what it reads of its modules."""
+
+    def __init__(self, model: nn.Module, spec: InputSpec) -> None:
+        self._model = model
+        self._spec = spec
+        self.reads: dict[str, set[str]] = {}
+
+    def __call__(self, given: list[Tensor]) -> object:
+        with reads_noted(self._model) as self.reads:
+            return self._spec.call(self._model, given)
 
 
 def _advice(model: nn.Module) -> str:
@@ -68,11 +86,12 @@ def _advice(model: nn.Module) -> str:
 
 def check_one(
     model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward, *, training: bool
-) -> None:
+) -> Refusal | None:
     """The first sample alone gives the outputs that the model gives, where it takes one sample.
 
     The graph is that of two samples or more: a forward that asks how many there are may go
-    another way for one. Nothing of the model stays moved.
+    another way for one. Nothing of the model stays moved. Gives what the model refuses one sample
+    with, if it does.
 
     Raises:
         CutError: it gives something else.
@@ -82,8 +101,8 @@ def check_one(
         model.train(training)
         try:
             plain = _outcome(model, lambda given: spec.call(model, given), one, training=False)
-        except Exception:  # whatever a forward raises that wants more samples, as batch norm
-            return
+        except Exception as error:  # whatever a forward raises that wants more samples
+            return Refusal.of(error)
         try:
             cut = _outcome(model, halves, one, training=False)
         except RuntimeError:  # shapes that do not fit
@@ -96,6 +115,25 @@ def check_one(
             f"the forward of {type(model).__name__} takes another way for one sample than for "
             'more. Name a frozen submodule to cut behind: fl.cut(model, example, at="...").'
         )
+    return None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a model says to a batch of one sample that it does not take."""
+
+    kind: type[Exception]
+    text: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Refusal:
+        plain = type(error).__module__ == "builtins"  # others may want other arguments
+        return cls(type(error) if plain else RuntimeError, str(error))
+
+    def error(self) -> Exception:
+        """The error that the model raises."""
+        return self.kind(self.text)
 
 
 def _outcome(

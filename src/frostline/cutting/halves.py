@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from frostline.cutting import effects
+from frostline.cutting.graphs import OpenGraph, open_graph, own_tensors
 from frostline.cutting.layouts import (
     Layout,
     row_sizes,
@@ -46,7 +47,9 @@ class Line:
     values: Mapping[fx.Node, Any]
 
 
-def build_prefix(traced: Traced, line: Line) -> tuple[fx.GraphModule, frozenset[fx.Node]]:
+def build_prefix(
+    traced: Traced, line: Line, model: nn.Module
+) -> tuple[OpenGraph, frozenset[fx.Node]]:
     """Flat inputs -> the crossing values; also the nodes of `traced` that it holds."""
     wanted = [nodes[0] for nodes in line.crossing]
     inputs = list(traced.module.graph.find_nodes(op="placeholder"))
@@ -62,25 +65,27 @@ def build_prefix(traced: Traced, line: Line) -> tuple[fx.GraphModule, frozenset[
             for node, layout in zip(wanted, line.layouts, strict=True)
         )
     )
-    return close_regions(fx.GraphModule(traced.module, graph)), frozenset(held)
+    closed, blocks = close_regions(graph)
+    return open_graph(closed, traced.module, model, blocks), frozenset(held)
 
 
-def build_suffix(traced: Traced, line: Line) -> fx.GraphModule:
-    """The crossing values -> flat outputs, over the model's own parameters and buffers.
+def build_suffix(traced: Traced, line: Line, model: nn.Module) -> OpenGraph:
+    """The crossing values -> flat outputs.
 
     It never writes into the values it is given.
 
     Raises:
         CutError: it needs a size that no crossing value tells, or a value that does not cross.
     """
-    return _Suffix(traced, line).build()
+    return _Suffix(traced, line, model).build()
 
 
 class _Suffix:
-    def __init__(self, traced: Traced, line: Line) -> None:
+    def __init__(self, traced: Traced, line: Line, model: nn.Module) -> None:
         self.graph = fx.Graph()
         self._constants: dict[str, Any] = {}
         self._traced = traced
+        self._model = model
         self._line = line
         self._copies: dict[fx.Node, fx.Node] = {}
         self._first: fx.Node | None = None
@@ -94,8 +99,8 @@ class _Suffix:
         self._changing = {
             self._storage(base) for node in traced.nodes for base in effects.written(node)
         }
-        # A buffer that others may move is read anew each time.
-        self._live = {n for n in traced.nodes if n.op == "get_attr" and n.target in traced.live}
+        # What is computed from a tensor of the model is computed anew: it may be another one.
+        self._own = own_tensors(traced.module, traced.module.graph, model)
         self._above = [
             n
             for n in traced.nodes
@@ -104,7 +109,7 @@ class _Suffix:
         starts = [a for n in self._above for a in n.all_input_nodes if a in line.free]
         self._held = _needed(starts, line.free, line) | set(self._above)
 
-    def build(self) -> fx.GraphModule:
+    def build(self) -> OpenGraph:
         self._placeholders()
         for node in self._traced.nodes:
             given = node in self._copies  # a feature, or of equal content
@@ -113,9 +118,8 @@ class _Suffix:
         output = self._traced.module.graph.output_node()
         values: Any = fx.map_arg(output.args[0], self._find)
         self.graph.output(values)
-        read = {str(n.target) for n in self.graph.find_nodes(op="get_attr")}
-        own = {name: _attribute(self._traced.module, name) for name in read - set(self._constants)}
-        return close_regions(fx.GraphModule({**own, **self._constants}, self.graph))
+        closed, blocks = close_regions(self.graph)
+        return open_graph(closed, self._traced.module, self._model, {**self._constants, **blocks})
 
     def _placeholders(self) -> None:
         for number, nodes in enumerate(self._line.crossing):
@@ -159,7 +163,7 @@ class _Suffix:
             if (
                 node.op != "get_attr"
                 and self._storage(node) not in self._changing
-                and is_constant(node, self._line.free - self._live, value)
+                and is_constant(node, self._line.free - self._own, value)
             ):
                 return self._constant(node, value)
         elif node.op == "placeholder":
@@ -209,13 +213,6 @@ class _Suffix:
         made = self.graph.get_attr(name)
         made.meta = dict(node.meta)
         return made
-
-
-def _attribute(module: fx.GraphModule, name: str) -> Any:
-    found: Any = module
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
 
 
 # One token of many is copied as it is: room for the others would cost more than it is worth.

@@ -109,20 +109,22 @@ def _settings(node: fx.Node) -> tuple[Any, ...]:
     return (*node.args[:3], True)
 
 
-def close_regions(module: fx.GraphModule) -> fx.GraphModule:
-    """`module` with each run of operations of one block as an operation of its own again."""
-    nodes = list(module.graph.nodes)
+def close_regions(graph: fx.Graph) -> tuple[fx.Graph, dict[str, fx.GraphModule]]:
+    """`graph` with each run of operations of one block as an operation of its own again.
+
+    Also the blocks that it then refers to, by name.
+    """
+    nodes = list(graph.nodes)
     if not any(map(regions_of, nodes)):
-        return module
-    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    parts = {n.target: attrgetter(n.target)(module) for n in nodes if n.op == "get_attr"}
-    first = [node for node in nodes if node.op in ("placeholder", "get_attr")]
-    for node in first:
-        copies[node] = graph.node_copy(node)
+        return graph, {}
+    closed, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in nodes:
+        if node.op in ("placeholder", "get_attr"):
+            copies[node] = closed.node_copy(node)
     rest = [node for node in nodes if node.op == "call_function"]
-    parts |= _close(rest, graph, copies, depth=0)
-    graph.output(fx.map_arg(module.graph.output_node().args[0], copies.__getitem__))
-    return fx.GraphModule(parts, graph)
+    blocks = _close(rest, closed, copies, depth=0)
+    closed.output(fx.map_arg(graph.output_node().args[0], copies.__getitem__))
+    return closed, blocks
 
 
 def _close(

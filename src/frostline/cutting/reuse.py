@@ -9,19 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, final
 from weakref import WeakKeyDictionary
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from frostline.cutting.structures import InputSpec
+from frostline.cutting.graphs import OpenGraph
+from frostline.cutting.structures import InputSpec, Rebuild
 from frostline.fingerprints import fingerprint_of
-
-
-class Forward(Protocol):
-    """The suffix of one mode: the frontier's values to the model's output."""
-
-    def __call__(self, values: list[Tensor], /) -> Any: ...
 
 
 @final
@@ -30,12 +25,13 @@ class Drawn:
     """All of a cut that does not refer to the model object itself.
 
     Attributes:
-        rests_on: the frozen tensors that the halves read or hold constants of.
+        training, evaluation: the suffix in each mode, and what makes the model's output of it.
+        rests_on: the frozen tensors that the halves read.
     """
 
-    graph: fx.GraphModule
-    training: Forward
-    evaluation: Forward
+    prefix: OpenGraph
+    training: tuple[OpenGraph, Rebuild]
+    evaluation: tuple[OpenGraph, Rebuild]
     frontier: tuple[Any, ...]
     why: str
     share: float

@@ -7,8 +7,9 @@ Outputs may be tensors, tuples, dicts, dataclasses or the output classes of tran
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -104,40 +105,51 @@ def flatten_output(output: Any) -> tuple[list[Tensor], Rebuild]:
 
 
 def _read(output: Any, found: list[Tensor]) -> Rebuild:
+    """Built of functions with names alone, so that it can be pickled."""
     if isinstance(output, Tensor):
         found.append(output)
-        return lambda given: next(given)
+        return next
     if output is None or isinstance(output, bool | int | float | str):
-        return lambda _: output
+        return partial(_as_it_was, output)
     if isinstance(output, Mapping):
-        return _read_mapping(output, found)
+        named = dataclasses.is_dataclass(output)  # transformers' ModelOutput is both
+        parts = {name: _read(value, found) for name, value in output.items()}
+        return partial(_build_named, type(output) if named else dict, parts)
     if isinstance(output, tuple | list):
-        return _read_sequence(output, found)
+        several = [_read(value, found) for value in output]
+        spread = isinstance(output, tuple) and hasattr(output, "_fields")  # a named tuple
+        return partial(_build_spread if spread else _build_listed, type(output), several)
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
         names = [field.name for field in dataclasses.fields(output) if field.init]
         parts = {name: _read(getattr(output, name), found) for name in names}
-        kind = type(output)
-        return lambda given: kind(**{name: part(given) for name, part in parts.items()})
+        return partial(_build_named, type(output), parts)
     raise CutError(
         f"the model returns a {type(output).__name__}, which cannot be taken apart. Let it return "
         "tensors, tuples, dicts or dataclasses; with transformers, pass use_cache=False."
     )
 
 
-def _read_mapping(output: Mapping[Any, Any], found: list[Tensor]) -> Rebuild:
-    parts = {name: _read(value, found) for name, value in output.items()}
-    kind = type(output)
-    if dataclasses.is_dataclass(output):  # transformers' ModelOutput is both
-        return lambda given: kind(**{name: part(given) for name, part in parts.items()})
-    return lambda given: {name: part(given) for name, part in parts.items()}
+def _as_it_was(output: object, _given: Iterator[Tensor]) -> object:
+    return output
 
 
-def _read_sequence(output: Any, found: list[Tensor]) -> Rebuild:
-    parts = [_read(value, found) for value in output]
-    kind = type(output)
-    if isinstance(output, tuple) and hasattr(output, "_fields"):  # a named tuple
-        return lambda given: kind(*(part(given) for part in parts))
-    return lambda given: kind([part(given) for part in parts])
+def _build_named(
+    kind: Callable[..., Any], parts: Mapping[Any, Rebuild], given: Iterator[Tensor]
+) -> Any:
+    built = {name: part(given) for name, part in parts.items()}
+    return built if kind is dict else kind(**built)
+
+
+def _build_listed(
+    kind: Callable[..., Any], parts: Sequence[Rebuild], given: Iterator[Tensor]
+) -> Any:
+    return kind([part(given) for part in parts])
+
+
+def _build_spread(
+    kind: Callable[..., Any], parts: Sequence[Rebuild], given: Iterator[Tensor]
+) -> Any:
+    return kind(*(part(given) for part in parts))
 
 
 def rows_of(tensors: list[Tensor]) -> int:

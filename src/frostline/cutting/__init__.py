@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isnan
 from typing import Any, Protocol, final
@@ -12,7 +12,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, fx, nn
 
-from frostline.cutting.at_key import at_key
+from frostline.cutting.at_key import At, at_key, at_line
 from frostline.cutting.at_module import ModuleSplit, cut_at
 from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
 from frostline.cutting.checking import check, check_one, state_kept
@@ -22,7 +22,7 @@ from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, se
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
 from frostline.cutting.sweep import Swept, sweep
 from frostline.cutting.tracing import Traced, module_path, one_line, operation, trace
-from frostline.cutting.trial import Trial, mixed, row_shape, run_trial
+from frostline.cutting.trial import Trial, few_samples, mixed, row_shape, run_trial
 from frostline.errors import CutError, NothingFrozen
 from frostline.modes import modes_kept
 from frostline.tables import hanging
@@ -145,6 +145,7 @@ class Cut:
             buffers and random numbers included.
         samples: on how many samples that was checked.
         key: what the prefix computes (`prefix`) and on which tensors (`tensors`), as hashes.
+        at: the line behind a named submodule; None where the graph tells it.
     """
 
     prefix: Prefix
@@ -155,6 +156,7 @@ class Cut:
     error: float
     samples: int
     key: Mapping[str, str] = field(repr=False)
+    at: At | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         exact = "bit for bit" if self.error == 0 else f"to a relative error of {self.error:.1g}"
@@ -269,7 +271,7 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         forward_share(choice.below, trial),
         {
             "prefix": prefix_key(traced, held, [nodes[0] for nodes in line.crossing]),
-            "tensors": str(prefix_tensors(traced, held)),
+            "tensors": prefix_tensors(traced, held),
         },
         tuple(_frozen_tensors(traced, swept)),
     )
@@ -327,6 +329,7 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
             f"{at} answers without a row for each sample: "
             f"{', '.join(str(tuple(v.shape)) for v in values)}. Name another submodule."
         )
+    line = at_line(model, at, lambda: split.prefix(few_samples(tensors)))
     frontier = Frontier(
         tuple(
             FrontierValue(
@@ -346,7 +349,8 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
         float("nan"),
         0.0,
         rows,
-        at_key(model, at),
+        at_key(model, line),
+        line,
     )
 
 
@@ -361,9 +365,7 @@ def _checked(made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]
     error = max(compare(training=True), compare(training=False))
     for training in (True, False):
         check_one(model, spec, tensors, halves, training=training)
-    return Cut(
-        made.prefix, made.suffix, made.frontier, made.why, made.share, error, made.samples, made.key
-    )
+    return replace(made, error=error)
 
 
 def _value(node: fx.Node, trial: Trial) -> FrontierValue:

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from frostline.clocks import Stopwatch
 from frostline.cutting import Cut
+from frostline.cutting.current import check_current
 from frostline.features.decisions import Decisions
 from frostline.features.sources import collate
 from frostline.tuning import (
@@ -125,7 +126,10 @@ def computing(
         precision: `"exact"`, `"auto"` or the relative error to allow.
         decisions: what was decided before under the same name is not measured again.
         form: use this one, as chosen before.
+    Raises:
+        CutError: the model's frozen tensors are not those that were cut; cut again.
     """
+    check_current(cut)
     graph = cut.prefix.graph
     if graph is None or precision == "exact":
         return replace(_plain(cut, batch_size, device), exact=precision == "exact")
@@ -144,17 +148,19 @@ def computing(
             batch_size=batch_size,
             planned_samples=planned_samples,
         )
+        check_current(cut)  # what was measured, and the copies that `run` holds
         if decisions:
             decisions.keep(name, tuned)
     if tuned.form == PLAIN:
         return _plain(cut, tuned.batch_size, device)
-    return Computing(cut, tuned, False, device, "", run or _Realised(graph, tuned.form))
+    return Computing(cut, tuned, False, device, "", run or _Realised(cut, graph, tuned.form))
 
 
 class _Realised:
     """The prefix in a form, converted when it is first run: where all is stored it never is."""
 
-    def __init__(self, graph: fx.GraphModule, form: Form) -> None:
+    def __init__(self, cut: Cut, graph: fx.GraphModule, form: Form) -> None:
+        self._cut = cut
         self._graph = graph
         self._form = form
 
@@ -163,7 +169,9 @@ class _Realised:
 
     @cached_property
     def _run(self) -> Callable[..., tuple[Tensor, ...]]:
-        return realise(self._graph, self._form)
+        run = realise(self._graph, self._form)
+        check_current(self._cut)  # whose converted copies it holds from now on
+        return run
 
 
 def _plain(cut: Cut, batch_size: int, device: torch.device) -> Computing:

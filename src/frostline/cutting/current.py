@@ -1,0 +1,116 @@
+"""Is a cut still one of its model? What its prefix computes with is compared with its key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx, nn
+
+from frostline.cutting.at_key import At, at_key
+from frostline.cutting.signatures import prefix_key
+from frostline.cutting.tracing import Traced, own_name
+from frostline.errors import CutError
+from frostline.fingerprints import Fingerprint, digest
+
+if TYPE_CHECKING:
+    from frostline.cutting import Cut
+
+_SHOWN = 3
+
+
+def check_current(cut: Cut) -> None:
+    """Make sure that what the prefix computes now belongs under `cut.key`.
+
+    Every tensor that it reads is hashed, at the speed of memory: whoever keeps what was computed
+    asks before and after. That nobody changed a tensor and changed it back in between is not
+    proven.
+
+    Raises:
+        CutError: tensors of the frozen part are trainable now, were changed or replaced, or the
+            modules of a cut behind a named submodule are others; names them.
+    """
+    model, known = cut.suffix.model, _digests(cut.key["tensors"])
+    if cut.at is None:
+        assert cut.prefix.graph is not None  # there, where no submodule was named
+        trainable, changed = _of_graph(model, cut.prefix.graph, known, cut.key["prefix"])
+    else:
+        trainable, changed = _of_model(model, cut.at, known, cut.key["prefix"])
+    found = [(trainable, "trainable now"), (changed, "changed since")]
+    told = "; ".join(f"{_listed(names)} {what}" for names, what in found if names)
+    if told:
+        raise CutError(
+            f"the frozen part of this {type(model).__name__} is not what was cut: {told}. What it "
+            "computes now does not belong to what was kept; cut again: fl.cut(model, example)."
+        )
+
+
+def _of_graph(
+    model: nn.Module, graph: fx.GraphModule, known: Mapping[str, str], key: str
+) -> tuple[list[str], list[str]]:
+    trainable, changed, has_inner = [], [], False
+    tensors = []
+    for node in graph.graph.find_nodes(op="get_attr", sort=True):
+        read = _found(graph, str(node.target))
+        if isinstance(read, Tensor):
+            tensors.append((own_name(node.target), read))
+        else:
+            has_inner = True
+    for (name, read), digested in zip(tensors, known.values(), strict=True):
+        now = _found(model, name)
+        if isinstance(now, Tensor) and now.requires_grad:
+            trainable.append(name)
+        elif digest(read, name=name) != digested or not _is_same(now, read, digested):
+            changed.append(name)
+    if has_inner and not changed and _key_of(graph) != key:
+        changed.append("a graph inside the graph")
+    return trainable, changed
+
+
+def _of_model(
+    model: nn.Module, at: At, known: Mapping[str, str], key: str
+) -> tuple[list[str], list[str]]:
+    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+    trainable = [name for name in known if name in wanted]
+    now = at_key(model, at)
+    digests = _digests(now["tensors"])
+    changed = [n for n in known if n not in wanted and digests.get(n) != known[n]]
+    if now["prefix"] != key:
+        changed.append("its modules, their attributes or their code")
+    return trainable, changed
+
+
+def _is_same(now: Any, read: Tensor, digested: str) -> bool:
+    """Whether the model has at that place what the graph reads; constants have none there."""
+    if now is read or (now is None and not isinstance(read, nn.Parameter)):
+        return True
+    return isinstance(now, Tensor) and digest(now) == digested
+
+
+def _key_of(graph: fx.GraphModule) -> str:
+    """The prefix's part of the key, as it was made of the whole graph."""
+    crossing: Any = graph.graph.output_node().args[0]
+    below = [node for node in graph.graph.nodes if node.op != "output"]
+    return prefix_key(Traced(graph, _no_output), below, list(crossing))
+
+
+def _no_output(_: Iterator[Tensor]) -> Any:
+    raise AssertionError("a prefix has no output to rebuild")
+
+
+def _found(owner: nn.Module, name: str) -> Any:
+    with suppress(AttributeError):
+        return reduce(getattr, name.split("."), owner)
+    return None
+
+
+def _digests(tensors: str) -> Mapping[str, str]:
+    assert isinstance(tensors, Fingerprint)
+    return tensors.tensors
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more + (" is" if len(names) == 1 else " are")

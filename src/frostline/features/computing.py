@@ -18,6 +18,7 @@ from frostline.cutting.current import check_current
 from frostline.features.decisions import Decisions
 from frostline.features.sources import collate
 from frostline.tuning import (
+    DEFAULT_TOLERANCE,
     PLAIN,
     Form,
     Precision,
@@ -138,7 +139,8 @@ def computing(
         tuned: Tuned | None = Tuned(form, float("nan"), batch_size)
     else:
         name = _name(cut, precision, device)
-        tuned = decisions.find(name) if decisions else None
+        tolerance = DEFAULT_TOLERANCE if precision == "auto" else precision
+        tuned = decisions.find(name, tolerance=tolerance) if decisions else None
     if tuned is None:
         tensors = [t.to(device) for t in cut.prefix.spec.flatten(samples())]
         tuned, run = tune_and_realise(

@@ -21,7 +21,7 @@ from torch import Tensor
 from frostline._files import FileLock
 from frostline.store.catalogue import Catalogue
 from frostline.store.keys import ValueSpec
-from frostline.store.layout import HEADER_BYTES, value_name
+from frostline.store.layout import HEADER_BYTES, open_own, value_name
 from frostline.store.numbers import decode
 from frostline.store.records import leading_shapes, unit_offsets
 
@@ -265,7 +265,7 @@ def _map(path: Path, units: int, unit_nbytes: int, *, pages: MappedPages) -> Ten
     shape = (units, unit_nbytes // dtype.itemsize)
     if units * unit_nbytes == 0:
         return torch.from_numpy(np.empty(shape, dtype=dtype))
-    with path.open("rb") as file:
+    with open_own(path) as file:
         size = HEADER_BYTES + units * unit_nbytes
         mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     pages.add(mapped)

@@ -21,6 +21,7 @@ FLOORS = {
     "preprocessing": 0,
     "recipe": 0,
     "tables": 0,
+    "turns": 0,
     "units": 0,
     "metrics": 1,
     "selectors": 1,

@@ -26,6 +26,7 @@ from frostline.cutting.trial import Trial, few_samples, mixed, row_shape, run_tr
 from frostline.errors import CutError, NothingFrozen
 from frostline.modes import modes_kept
 from frostline.tables import hanging
+from frostline.turns import in_turn
 from frostline.units import format_bytes
 
 __all__ = ["Cut", "Frontier", "FrontierValue", "Prefix", "Suffix", "cut"]
@@ -176,6 +177,7 @@ def _wrapped(word: str, text: str) -> str:
     return hanging(f"{word:9}{text}", indent=9)
 
 
+@in_turn
 def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
     """Cut `model` along its frost line.
 

@@ -28,6 +28,7 @@ from frostline.tuning import (
     realise,
     tune_and_realise,
 )
+from frostline.turns import in_turn
 
 # Torch's newer names: the older ones raise once one of the newer was set.
 _CPU_SETTINGS = (
@@ -109,6 +110,7 @@ class Computing:
         return parts
 
 
+@in_turn
 def computing(
     cut: Cut,
     samples: Callable[[], Any],

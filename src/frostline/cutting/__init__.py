@@ -16,6 +16,7 @@ from frostline.cutting.at_key import At, at_key, at_line
 from frostline.cutting.at_module import ModuleSplit, cut_at
 from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
 from frostline.cutting.checking import check, check_one, state_kept
+from frostline.cutting.current import check_current
 from frostline.cutting.halves import Line, build_prefix, build_suffix
 from frostline.cutting.reuse import Drawn, Forward, keep, recall
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
@@ -158,6 +159,21 @@ class Cut:
     samples: int
     key: Mapping[str, str] = field(repr=False)
     at: At | None = field(default=None, repr=False)
+
+    def check_current(self) -> None:
+        """Make sure that what the prefix computes now belongs under `key`.
+
+        Every tensor that it reads is hashed, at the speed of memory: whoever keeps what was
+        computed asks before and after. That nobody changed a tensor and changed it back in between
+        is not proven.
+
+        Raises:
+            CutError: tensors of the frozen part are trainable now, were changed or replaced, or
+                the modules of a cut behind a named submodule are others; names them.
+        """
+        line = self.at or self.prefix.graph
+        assert line is not None  # there is a graph where no submodule was named
+        check_current(self.suffix.model, line, self.key)
 
     def __str__(self) -> str:
         exact = "bit for bit" if self.error == 0 else f"to a relative error of {self.error:.1g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -15,29 +15,22 @@ from frostline.cutting.tracing import Traced, own_name
 from frostline.errors import CutError
 from frostline.fingerprints import Fingerprint, digest
 
-if TYPE_CHECKING:
-    from frostline.cutting import Cut
-
 _SHOWN = 3
 
 
-def check_current(cut: Cut) -> None:
-    """Make sure that what the prefix computes now belongs under `cut.key`.
+def check_current(model: nn.Module, line: fx.GraphModule | At, key: Mapping[str, str]) -> None:
+    """Make sure that what a prefix computes now belongs under the key of its cut.
 
-    Every tensor that it reads is hashed, at the speed of memory: whoever keeps what was computed
-    asks before and after. That nobody changed a tensor and changed it back in between is not
-    proven.
-
+    Args:
+        line: the prefix's graph, or where it ends in the model.
     Raises:
-        CutError: tensors of the frozen part are trainable now, were changed or replaced, or the
-            modules of a cut behind a named submodule are others; names them.
+        CutError: as `Cut.check_current`.
     """
-    model, known = cut.suffix.model, _digests(cut.key["tensors"])
-    if cut.at is None:
-        assert cut.prefix.graph is not None  # there, where no submodule was named
-        trainable, changed = _of_graph(model, cut.prefix.graph, known, cut.key["prefix"])
+    known = _digests(key["tensors"])
+    if isinstance(line, At):
+        trainable, changed = _of_model(model, line, known, key["prefix"])
     else:
-        trainable, changed = _of_model(model, cut.at, known, cut.key["prefix"])
+        trainable, changed = _of_graph(model, line, known, key["prefix"])
     found = [(trainable, "trainable now"), (changed, "changed since")]
     told = "; ".join(f"{_listed(names)} {what}" for names, what in found if names)
     if told:

@@ -14,7 +14,6 @@ from torch import Tensor, fx
 
 from frostline.clocks import Stopwatch
 from frostline.cutting import Cut
-from frostline.cutting.current import check_current
 from frostline.features.decisions import Decisions
 from frostline.features.sources import collate
 from frostline.tuning import (
@@ -132,7 +131,7 @@ def computing(
     Raises:
         CutError: the model's frozen tensors are not those that were cut; cut again.
     """
-    check_current(cut)
+    cut.check_current()
     graph = cut.prefix.graph
     if graph is None or precision == "exact":
         return replace(_plain(cut, batch_size, device), exact=precision == "exact")
@@ -152,7 +151,7 @@ def computing(
             batch_size=batch_size,
             planned_samples=planned_samples,
         )
-        check_current(cut)  # what was measured, and the copies that `run` holds
+        cut.check_current()  # what was measured, and the copies that `run` holds
         if decisions:
             decisions.keep(name, tuned)
     if tuned.form == PLAIN:
@@ -174,7 +173,7 @@ class _Realised:
     @cached_property
     def _run(self) -> Callable[..., tuple[Tensor, ...]]:
         run = realise(self._graph, self._form)
-        check_current(self._cut)  # whose converted copies it holds from now on
+        self._cut.check_current()  # whose converted copies it holds from now on
         return run
 
 

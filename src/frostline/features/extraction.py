@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from frostline.cutting import Cut
-from frostline.cutting.current import check_current
 from frostline.data import Batch, Order, ordered_map
 from frostline.devices import device_of
 from frostline.errors import StoreError
@@ -213,7 +212,7 @@ class _Extraction:
         self._storage_error = 0.0
 
     def run(self) -> FeatureData:
-        check_current(self._cut)
+        self._cut.check_current()
         source, key = self._source, self._key()
         features = self._store.open(key, self._specs, note=self._note())
         every = range(source.samples * source.views)

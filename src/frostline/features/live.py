@@ -10,7 +10,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from frostline.cutting.current import check_current
 from frostline.data import Batch, Batches, ordered_map
 from frostline.features.computing import Computing
 from frostline.features.extraction import FeatureBatches
@@ -40,7 +39,7 @@ class PrefixedBatches:
         return self._computed(self.whole.epoch(epoch, start=start))
 
     def _computed(self, whole: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
-        check_current(self.compute.cut)
+        self.compute.cut.check_current()
         with closing(whole) as batches:
             for batch in batches:
                 yield Batch(self.compute(batch.inputs), batch.targets, batch.names)
@@ -81,7 +80,7 @@ class LiveLastBatches:
         if not self._kept or not torch.equal(self._kept[0][0], rows):
             some = rows.tolist()
             self.source.ids(some, keep=True)
-            check_current(self.compute.cut)
+            self.compute.cut.check_current()
             with closing(ordered_map(self.source.load, some, ahead=len(some))) as loaded:
                 values = self.compute(collate(list(loaded)))
             self._kept[:] = [(rows, tuple(value.cpu() for value in values))]

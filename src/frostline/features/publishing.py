@@ -10,7 +10,6 @@ from typing import Final, final
 from torch import Tensor
 
 from frostline.cutting import Cut
-from frostline.cutting.current import check_current
 from frostline.errors import FrostlineError
 from frostline.store import Writer
 
@@ -53,7 +52,7 @@ class Publisher:
         if not waiting:
             return
         start = time.perf_counter()
-        check_current(self._cut)
+        self._cut.check_current()
         self._proven_at = time.perf_counter()
         self._proof_seconds = self._proven_at - start
         for row_ids, values in waiting:

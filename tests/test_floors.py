@@ -22,6 +22,7 @@ FLOORS = {
     "recipe": 0,
     "tables": 0,
     "tensor_parts": 0,
+    "turns": 0,
     "units": 0,
     "wrapped": 0,
     "held_statistics": 1,

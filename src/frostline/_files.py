@@ -58,9 +58,23 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all.
 
     Raises:
-        OutputError: as `replacing`.
+        OutputError: as `replacing`; or the text holds a file name that is no UTF-8.
     """
-    write_bytes(path, text.encode())
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        line = next(line for line in text.splitlines() if not _is_text(line))
+        raise OutputError(
+            f"cannot write {path}: it would hold a file name that is no UTF-8, in: "
+            f"{line.encode(errors='backslashreplace').decode()}. Rename the file or folder, or "
+            "reach it by a link with another name."
+        ) from error
+    write_bytes(path, content)
+
+
+def _is_text(line: str) -> bool:
+    """Whether it can be written; names of files that are no UTF-8 hold halves of characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in line)
 
 
 def keep_as(path: Path, other: Path) -> None:

@@ -119,8 +119,16 @@ class RunFolder:
         """Make sure a new run may be written here, before any work is done for it.
 
         Raises:
-            OutputError: something is here already, or the folder cannot be written.
+            OutputError: something is here already, or the folder cannot be written, or its name is
+                no UTF-8, which tensorboard's writer does not bear.
         """
+        try:
+            str(self.root.absolute()).encode()
+        except UnicodeEncodeError as error:
+            raise OutputError(
+                f"the path {self.root.absolute()} is no UTF-8, so not all of a run can be written "
+                "there. Choose another --out."
+            ) from error
         if self.root.exists() and not self._is_empty_folder():
             raise OutputError(f"{self.root} already holds {self._content()} choose another --out.")
         check_writable(self.root)

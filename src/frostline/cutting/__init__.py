@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from frostline.cutting.above import Seen, above, parameters_of
-from frostline.cutting.at_key import at_key
+from frostline.cutting.at_key import At, at_key, at_line
 from frostline.cutting.at_module import ModuleSplit, cut_at
 from frostline.cutting.bound import Half
 from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
 from frostline.cutting.checking import check, check_one, state_kept
+from frostline.cutting.current import check_current
 from frostline.cutting.halves import Line, build_prefix, build_suffix
 from frostline.cutting.layouts import Layout, row_sizes
 from frostline.cutting.reuse import Drawn, keep, recall
@@ -24,11 +25,12 @@ from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, se
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
 from frostline.cutting.sweep import Swept, sweep
 from frostline.cutting.tracing import Traced, module_path, one_line, operation, trace
-from frostline.cutting.trial import Trial, rearrange, run_trial
+from frostline.cutting.trial import Trial, few_samples, rearrange, run_trial
 from frostline.cutting.watching import Watch
 from frostline.errors import CutError, NothingFrozen
 from frostline.modes import modes_kept
 from frostline.tables import hanging
+from frostline.turns import in_turn
 from frostline.units import format_bytes
 
 __all__ = ["Cut", "Frontier", "FrontierValue", "Prefix", "Suffix", "cut"]
@@ -162,6 +164,7 @@ class Cut:
             buffers and random numbers included.
         samples: on how many samples that was checked.
         key: what the prefix computes (`prefix`) and on which tensors (`tensors`), as hashes.
+        at: the line behind a named submodule; None where the graph tells it.
     """
 
     prefix: Prefix
@@ -172,6 +175,22 @@ class Cut:
     error: float
     samples: int
     key: Mapping[str, str] = field(repr=False)
+    at: At | None = field(default=None, repr=False)
+
+    def check_current(self) -> None:
+        """Make sure that what the prefix computes now belongs under `key`.
+
+        Every tensor that it reads is hashed, at the speed of memory: whoever keeps what was
+        computed asks before and after. That nobody changed a tensor and changed it back in between
+        is not proven.
+
+        Raises:
+            CutError: tensors of the frozen part are trainable now, were changed or replaced, or
+                the modules of a cut behind a named submodule are others; names them.
+        """
+        line = self.at or self.prefix.graph
+        assert line is not None  # there is a graph where no submodule was named
+        check_current(self.suffix.model, line, self.key)
 
     def __str__(self) -> str:
         exact = "bit for bit" if self.error == 0 else f"to a relative error of {self.error:.1g}"
@@ -191,6 +210,7 @@ def _wrapped(word: str, text: str) -> str:
     return hanging(f"{word:9}{text}", indent=9)
 
 
+@in_turn
 def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
     """Cut `model` along its frost line.
 
@@ -305,7 +325,7 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         forward_share(held, trial),
         {
             "prefix": prefix_key(traced, held, [nodes[0] for nodes in line.crossing]),
-            "tensors": str(prefix_tensors(traced, held)),
+            "tensors": prefix_tensors(traced, held),
         },
         tuple(_frozen_tensors(traced, swept)),
     )
@@ -358,6 +378,7 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
             f"{at} answers without a row for each sample: "
             f"{', '.join(str(tuple(v.shape)) for v in values)}. Name another submodule."
         )
+    line = at_line(model, at, lambda: split.prefix(few_samples(tensors)))
     frontier = Frontier(
         tuple(
             FrontierValue(
@@ -377,7 +398,8 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
         float("nan"),
         0.0,
         rows,
-        at_key(model, at),
+        at_key(model, line),
+        line,
     )
 
 

@@ -17,6 +17,7 @@ from frostline.cutting import Cut
 from frostline.features.decisions import Decisions
 from frostline.features.sources import collate
 from frostline.tuning import (
+    DEFAULT_TOLERANCE,
     PLAIN,
     Form,
     Precision,
@@ -26,6 +27,7 @@ from frostline.tuning import (
     realise,
     tune_and_realise,
 )
+from frostline.turns import in_turn
 
 # Torch's newer names: the older ones raise once one of the newer was set.
 _CPU_SETTINGS = (
@@ -107,6 +109,7 @@ class Computing:
         return parts
 
 
+@in_turn
 def computing(
     cut: Cut,
     samples: Callable[[], Any],
@@ -125,7 +128,10 @@ def computing(
         precision: `"exact"`, `"auto"` or the relative error to allow.
         decisions: what was decided before under the same name is not measured again.
         form: use this one, as chosen before.
+    Raises:
+        CutError: the model's frozen tensors are not those that were cut; cut again.
     """
+    cut.check_current()
     graph = cut.prefix.graph
     if graph is None or precision == "exact":
         return replace(_plain(cut, batch_size, device), exact=precision == "exact")
@@ -134,7 +140,8 @@ def computing(
         tuned: Tuned | None = Tuned(form, float("nan"), batch_size)
     else:
         name = _name(cut, precision, device)
-        tuned = decisions.find(name) if decisions else None
+        tolerance = DEFAULT_TOLERANCE if precision == "auto" else precision
+        tuned = decisions.find(name, tolerance=tolerance) if decisions else None
     if tuned is None:
         tensors = [t.to(device) for t in cut.prefix.spec.flatten(samples())]
         tuned, run = tune_and_realise(
@@ -144,17 +151,19 @@ def computing(
             batch_size=batch_size,
             planned_samples=planned_samples,
         )
+        cut.check_current()  # what was measured, and the copies that `run` holds
         if decisions:
             decisions.keep(name, tuned)
     if tuned.form == PLAIN:
         return _plain(cut, tuned.batch_size, device)
-    return Computing(cut, tuned, False, device, "", run or _Realised(graph, tuned.form))
+    return Computing(cut, tuned, False, device, "", run or _Realised(cut, graph, tuned.form))
 
 
 class _Realised:
     """The prefix in a form, converted when it is first run: where all is stored it never is."""
 
-    def __init__(self, graph: fx.GraphModule, form: Form) -> None:
+    def __init__(self, cut: Cut, graph: fx.GraphModule, form: Form) -> None:
+        self._cut = cut
         self._graph = graph
         self._form = form
 
@@ -163,7 +172,9 @@ class _Realised:
 
     @cached_property
     def _run(self) -> Callable[..., tuple[Tensor, ...]]:
-        return realise(self._graph, self._form)
+        run = realise(self._graph, self._form)
+        self._cut.check_current()  # whose converted copies it holds from now on
+        return run
 
 
 def _plain(cut: Cut, batch_size: int, device: torch.device) -> Computing:

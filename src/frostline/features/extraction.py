@@ -19,9 +19,18 @@ from frostline.devices import device_of
 from frostline.errors import StoreError
 from frostline.features.computing import Computing, computing, in_passes_of
 from frostline.features.decisions import Decisions
+from frostline.features.publishing import publishing
 from frostline.features.side_by_side import is_worth_it, side_by_side
 from frostline.features.sources import Source, collate, source_of
-from frostline.store import FeatureKey, Features, FeatureStore, Rows, ValueSpec, storage_error
+from frostline.store import (
+    FeatureKey,
+    Features,
+    FeatureStore,
+    Rows,
+    ValueSpec,
+    Writer,
+    storage_error,
+)
 from frostline.tuning import PLAIN, Precision
 
 Storage = Literal["auto", "float32", "bfloat16", "float16", "int8"]
@@ -123,8 +132,9 @@ def extract(
     """The features of `dataset`, each computed once and then read from `store`.
 
     Rows are found by the content of their sample: a second call makes no forward pass, ten new
-    samples cost ten. What was complete when a call was cut short stays; several processes may
-    fill one store.
+    samples cost ten. Before any row is read or becomes visible, the model's frozen tensors are
+    proven to be those that were cut. What was complete when a call was cut short stays; several
+    processes may fill one store.
 
     Args:
         dataset: an `ImageDataset`, a `TensorDataset`, or any indexed data set of
@@ -137,6 +147,7 @@ def extract(
         progress: told (rows done, rows to compute).
         compute: how to compute, where that was decided before.
     Raises:
+        CutError: frozen tensors were changed or are trainable now; cut again.
         DataError: the data set has no fixed samples, or one cannot be read.
         StoreError: the store's budget does not suffice, or its format is another.
         OutputError: the store cannot be written; complete rows are kept.
@@ -201,6 +212,7 @@ class _Extraction:
         self._storage_error = 0.0
 
     def run(self) -> FeatureData:
+        self._cut.check_current()
         source, key = self._source, self._key()
         features = self._store.open(key, self._specs, note=self._note())
         every = range(source.samples * source.views)
@@ -266,7 +278,9 @@ class _Extraction:
         self._seconds = time.perf_counter() - start
         return ids
 
-    def _fill_claimed(self, writer: Any, missing: Sequence[int], found: dict[int, bytes]) -> None:
+    def _fill_claimed(
+        self, writer: Writer, missing: Sequence[int], found: dict[int, bytes]
+    ) -> None:
         """Compute those of the missing rows that no other process is computing."""
         batches = self._claimed(writer, missing, found)
         computed = (
@@ -274,19 +288,19 @@ class _Extraction:
             if is_worth_it(self._compute)
             else self._overlapping(batches)
         )
-        with closing(computed):
+        with closing(computed), publishing(self._cut, writer) as publisher:
             for rows, values in computed:
                 if not self._computed:
                     stored = zip(values, self._specs, strict=True)
                     errors = [storage_error(value, spec.storage) for value, spec in stored]
                     self._storage_error = max(errors)
-                writer.put([found[row] for row in rows], values)
+                publisher.put([found[row] for row in rows], values)
                 self._computed += len(rows)
                 if self._progress:
                     self._progress(self._computed, len(missing))
 
     def _claimed(
-        self, writer: Any, missing: Sequence[int], found: dict[int, bytes]
+        self, writer: Writer, missing: Sequence[int], found: dict[int, bytes]
     ) -> Generator[list[int], None, None]:
         """The missing rows in batches, claimed a few batches at a time."""
         size = self._compute.tuned.batch_size

@@ -19,7 +19,10 @@ from frostline.features.sources import Source, collate
 @final
 @dataclass(frozen=True)
 class PrefixedBatches:
-    """The batches of `whole`, with the frontier's values in place of the inputs."""
+    """The batches of `whole`, with the frontier's values in place of the inputs.
+
+    An epoch begins with a proof that the cut is still one of its model.
+    """
 
     whole: Batches
     compute: Computing
@@ -36,6 +39,7 @@ class PrefixedBatches:
         return self._computed(self.whole.epoch(epoch, start=start))
 
     def _computed(self, whole: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        self.compute.cut.check_current()
         with closing(whole) as batches:
             for batch in batches:
                 yield Batch(self.compute(batch.inputs), batch.targets, batch.names)
@@ -76,6 +80,7 @@ class LiveLastBatches:
         if not self._kept or not torch.equal(self._kept[0][0], rows):
             some = rows.tolist()
             self.source.ids(some, keep=True)
+            self.compute.cut.check_current()
             with closing(ordered_map(self.source.load, some, ahead=len(some))) as loaded:
                 values = self.compute(collate(list(loaded)))
             self._kept[:] = [(rows, tuple(value.cpu() for value in values))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -104,7 +105,7 @@ def _load(path: Path, spec: ModelSpec) -> ModuleType:
 
 def _module_name(path: Path, source: bytes) -> str:
     stem = re.sub(r"\W", "_", path.stem)
-    digest = xxhash.xxh3_64_hexdigest(str(path).encode() + b"\0" + source)
+    digest = xxhash.xxh3_64_hexdigest(os.fsencode(path) + b"\0" + source)
     return f"_frostline_{stem}_{digest}"
 
 

@@ -43,6 +43,7 @@ from frostline.runs.course import Book, PhasedCourse, Survey, survey
 from frostline.runs.feeding import Wanted, feed
 from frostline.runs.first_samples import FirstSamples
 from frostline.runs.reporting import make_report, promise_at_end
+from frostline.turns import in_turn
 
 _COMPILED = 10**6  # variants of one code: more than a process will make
 
@@ -72,6 +73,7 @@ class Run:
     phases: tuple[PhaseRecord, ...] = ()
 
 
+@in_turn
 def fit(
     model: nn.Module,
     train: object,
@@ -102,6 +104,8 @@ def fit(
     What lies below the frost line is computed once for each sample, in the fastest form that is
     faithful, and kept in a feature store; the epochs train from there. With `precision="exact"`
     the figures are those of the plain loop (`features="off"`).
+
+    In several threads of a process runs take turns, since random numbers are the process's.
 
     Args:
         train: dataset of (input, class index), or an iterable of batches of these.

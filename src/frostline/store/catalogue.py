@@ -11,7 +11,7 @@ import numpy as np
 
 from frostline.store.checking import damaged
 from frostline.store.keys import ValueSpec
-from frostline.store.layout import ROWS, segment_folders
+from frostline.store.layout import ROWS, open_own, segment_folders
 from frostline.store.manifest import Manifest
 from frostline.store.numbers import Integers
 from frostline.store.records import Log, Records, ids, parse, record_dtype
@@ -44,7 +44,7 @@ class SegmentRows:
         """Take in what was appended since; gives the number of the first new record."""
         known = len(self.log.records)
         try:
-            with (self.folder / ROWS).open("rb") as file:
+            with open_own(self.folder / ROWS) as file:
                 file.seek(known * record_dtype(self._values).itemsize)
                 raw = file.read()
         except OSError:

@@ -5,7 +5,6 @@ They are read, never mapped: an unreadable sector is then a damaged row and not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -14,11 +13,12 @@ import numpy as np
 import xxhash
 
 from frostline.store.keys import ValueSpec
-from frostline.store.layout import value_name
+from frostline.store.layout import open_own, value_name
 from frostline.store.numbers import Integers
-from frostline.store.records import Mask, Records, data_bytes, unit_offsets
+from frostline.store.records import Mask, Records, data_bytes, leading_shapes, unit_offsets
 
 CHUNK_BYTES: Final = 4 << 20
+_LONGEST_EMPTY: Final = 1 << 20  # a row without bytes may still be long
 
 
 def damaged(
@@ -30,9 +30,13 @@ def damaged(
     order = np.argsort(starts, kind="stable")
     bad = np.ones(len(records), dtype=np.bool_)
     try:
-        with (segment / value_name(number)).open("rb", buffering=0) as file:
+        with open_own(segment / value_name(number)) as file:
             end = file.seek(0, 2)
-            order = order[starts[order] + sizes[order] <= end]
+            fits = starts + sizes <= end
+            if value.ragged_count:
+                lengths = leading_shapes(value, number, records)
+                fits &= lengths.max(axis=1, initial=0) <= max(end, _LONGEST_EMPTY)
+            order = order[fits[order]]
             found = _sums(file, starts[order], sizes[order])
     except OSError:
         return bad
@@ -46,12 +50,17 @@ def _sums(file: FileIO, starts: Integers, sizes: Integers) -> list[int | None]:
     if not len(starts):
         return []
     ends = starts + sizes
+    large = sizes > CHUNK_BYTES
     breaks = (starts[1:] != ends[:-1]) | (starts[1:] // CHUNK_BYTES != starts[:-1] // CHUNK_BYTES)
+    breaks |= large[1:] | large[:-1]
     firsts = [0, *(np.flatnonzero(breaks) + 1).tolist()]
     found: list[int | None] = []
-    room = np.empty(_largest(starts, ends, firsts), dtype=np.uint8).data
+    room = np.empty(2 * CHUNK_BYTES, dtype=np.uint8).data
     for first, last in zip(firsts, [*firsts[1:], len(starts)], strict=True):
         begin = int(starts[first])
+        if large[first]:  # alone in its run
+            found.append(_sum_in_pieces(file, begin, int(ends[first]), room))
+            continue
         content = room[: int(ends[last - 1]) - begin]
         if not _fill(file, begin, content):
             found += [None] * (last - first)
@@ -62,10 +71,15 @@ def _sums(file: FileIO, starts: Integers, sizes: Integers) -> list[int | None]:
     return found
 
 
-def _largest(starts: Integers, ends: Integers, firsts: Sequence[int]) -> int:
-    """Bytes of the longest run."""
-    lasts = [*(first - 1 for first in firsts[1:]), len(ends) - 1]
-    return int((ends[lasts] - starts[list(firsts)]).max())
+def _sum_in_pieces(file: FileIO, begin: int, end: int, room: memoryview) -> int | None:
+    """Checksum of a piece that is not to be held in memory at once."""
+    state = xxhash.xxh3_64()
+    for at in range(begin, end, len(room)):
+        content = room[: min(len(room), end - at)]
+        if not _fill(file, at, content):
+            return None
+        state.update(content)
+    return state.intdigest()
 
 
 def _fill(file: FileIO, start: int, room: memoryview) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, final
 
 from frostline._files import lock
-from frostline.store.layout import CLAIMS, SEGMENT_LOCK, segment_folders
+from frostline.store.layout import CLAIMS, SEGMENT_LOCK, open_own, own_segments
 from frostline.store.records import ID_BYTES
 
 CLAIM_TOKEN_BYTES: Final = 16  # at the head of the file: another token, another writer
@@ -26,7 +26,7 @@ class OtherClaims:
 
     def refresh(self) -> None:
         """Drop claims of writers that ended, take in new ones. To be called in the key's turn."""
-        live = [p for p in segment_folders(self._folder) if p != self._own and is_live(p)]
+        live = [p for p in own_segments(self._folder) if p != self._own and is_live(p)]
         self._read = {path: self._read_on(path) for path in live}
 
     def __contains__(self, row_id: bytes) -> bool:
@@ -35,7 +35,7 @@ class OtherClaims:
     def _read_on(self, path: Path) -> tuple[bytes, set[bytes]]:
         known, claimed = self._read.get(path, (b"", set()))
         try:
-            with (path / CLAIMS).open("rb") as file:
+            with open_own(path / CLAIMS) as file:
                 token = file.read(CLAIM_TOKEN_BYTES)
                 if token != known:
                     claimed = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -12,12 +13,31 @@ from frostline._files import FileLock, lock
 from frostline.errors import CorruptFeatures, StoreError
 from frostline.store.budget import Budget
 from frostline.store.catalogue import Catalogue
-from frostline.store.keys import FeatureKey
+from frostline.store.keys import FeatureKey, ValueSpec
 from frostline.store.layout import IN_USE
 from frostline.store.manifest import Manifest
-from frostline.store.reading import Rows, make_rows
+from frostline.store.reading import ReadAgain, Rows, make_rows
+from frostline.store.records import ID_BYTES
 from frostline.store.removal import folder_bytes
 from frostline.store.writing import Writer, check_ids
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _ReadAgain:
+    """Where rows lie and which they are, to read them in another process."""
+
+    path: str
+    key: FeatureKey
+    values: tuple[ValueSpec, ...]
+    row_ids: bytes
+
+    def __call__(self) -> Rows:
+        folder = Path(self.path)
+        budget = Budget(folder.parent, None, folder.name)  # nothing is written
+        features = Features(folder, Manifest(self.key, self.values, {}), budget)
+        ids = (self.row_ids[at : at + ID_BYTES] for at in range(0, len(self.row_ids), ID_BYTES))
+        return features.read(list(ids))
 
 
 @final
@@ -98,12 +118,16 @@ class Features:
                 "Compute them anew: `missing` names them, and `writer` stores them again."
             )
         try:
-            return make_rows(catalogue, row_ids, held)
+            return make_rows(catalogue, row_ids, held, self._again(row_ids))
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"cannot map the features in {self.path}: {error}. "
                 "Raise the limit on memory or open files of this process."
             ) from error
+
+    def _again(self, row_ids: Sequence[bytes]) -> ReadAgain:
+        where = str(self.path.absolute())
+        return _ReadAgain(where, self._manifest.key, self._manifest.values, b"".join(row_ids))
 
     def _catalogue(self) -> Catalogue:
         catalogue = Catalogue(self.path, self._manifest)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from frostline.store.records import unit_totals
 from frostline.store.removal import folder_bytes, used_at
 from frostline.tables import Column, Table
 from frostline.units import format_bytes, format_count
+
+_SHOWN_PARTS: Final = 20
+_SHOWN_CHARACTERS: Final = 400
 
 
 @final
@@ -109,7 +113,7 @@ def stored_table(stored: Sequence[Stored]) -> Table:
             entry.digest[:12],
             format_count(entry.rows),
             format_bytes(entry.nbytes),
-            f"{datetime.fromtimestamp(entry.used_at):%Y-%m-%d %H:%M}",
+            _when(entry.used_at),
             entry.damage or _told(entry.note or entry.parts),
         )
         for entry in stored
@@ -170,5 +174,19 @@ def _row_count(folder: Path, manifest: Manifest) -> int:
     return len(catalogue)
 
 
+def _when(seconds: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):  # what a file system may hold, and no calendar
+        return "unknown"
+
+
 def _told(parts: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}: {text}" for name, text in parts.items())
+    """All parts, cut where they are too long for people to read."""
+    listed = islice(parts.items(), _SHOWN_PARTS)
+    more = [f"and {len(parts) - _SHOWN_PARTS} more"] if len(parts) > _SHOWN_PARTS else []
+    return ", ".join([*(f"{_cut(name)}: {_cut(text)}" for name, text in listed), *more])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"

@@ -42,6 +42,7 @@ STORAGES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
         "int8": torch.int8,
     }
 )
+MOST_NUMBERS: Final = 10**12
 MOST_DIMENSIONS: Final = 5  # so that the header of the `.npy` file fits its 128 bytes
 
 
@@ -110,6 +111,11 @@ class ValueSpec:
             raise StoreError(
                 f"value '{self.name}' has shape {self.shape} per sample; the store takes up to "
                 f"{MOST_DIMENSIONS} dimensions, none negative. Flatten some of them."
+            )
+        if math.prod(size or 1 for size in self.shape) > MOST_NUMBERS:
+            raise StoreError(
+                f"value '{self.name}' has shape {self.shape} per sample, which is more than "
+                f"{MOST_NUMBERS:.0e} numbers. Keep a smaller value of it."
             )
 
     @property

@@ -1,12 +1,21 @@
-"""Where things lie: names of files, and the header that makes a data file an `.npy` file."""
+"""Where things lie: names of files, and the header that makes a data file an `.npy` file.
+
+A store may hold what is not its own: folders named like a key or a segment, links to anywhere.
+Only what goes by the names here is ever opened, and no link is followed.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
+from frostline.errors import StoreError
 from frostline.store.keys import NUMPY_TYPES, ValueSpec
 
 MANIFEST: Final = "manifest.json"
@@ -18,29 +27,95 @@ CLAIMS: Final = "claims"
 HEADER_BYTES: Final = 128
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
-_REMOVED: Final = ".removed-"
+_REMOVED: Final = re.compile(r"\.removed-[0-9a-f]{32}-[0-9a-f]{16}")
+_SEGMENT: Final = re.compile(r"segment-[0-9a-f]{16}")
+_IN_KEY: Final = re.compile(r"manifest\.json|in-use\.lock|turn\.lock|\.manifest\.json\.\w+\.tmp")
+_IN_SEGMENT: Final = re.compile(r"writer\.lock|rows|claims|value\d+\.npy")
 
 
 def key_folders(root: Path) -> Iterator[Path]:
     """The folders of keys under `root`, by name; anything else there is not ours."""
     for path in _entries(root):
-        if _DIGEST.fullmatch(path.name) and path.is_dir():
+        if _DIGEST.fullmatch(path.name) and _is_folder(path) and _holds_own(path):
             yield path
 
 
 def removed_folders(root: Path) -> Iterator[Path]:
     """What is left of keys whose removal was cut short."""
-    return (path for path in _entries(root) if path.name.startswith(_REMOVED))
+    for path in _entries(root):
+        if _REMOVED.fullmatch(path.name) and _is_folder(path):
+            yield path
 
 
 def removed_name(digest: str, token: str) -> str:
     """What a key's folder is called while it is being removed."""
-    return f"{_REMOVED}{digest}-{token}"
+    return f".removed-{digest}-{token}"
 
 
 def segment_folders(folder: Path) -> Iterator[Path]:
     """The segments of a key, by name."""
-    return (path for path in _entries(folder) if path.name.startswith("segment-"))
+    for path in _entries(folder):
+        if _SEGMENT.fullmatch(path.name) and _is_folder(path):
+            yield path
+
+
+def own_segments(folder: Path) -> Iterator[Path]:
+    """The segments in which all is a writer's own: only there may anything be written."""
+    for path in segment_folders(folder):
+        entries = _entries(path)
+        if all(_IN_SEGMENT.fullmatch(entry.name) and _is_ours_alone(entry) for entry in entries):
+            yield path
+
+
+def own_files(folder: Path) -> Iterator[Path]:
+    """The store's own files in a key's folder and its segments; no links, nothing else."""
+    for path in _entries(folder):
+        if _IN_KEY.fullmatch(path.name) and _is_file(path):
+            yield path
+    for segment in segment_folders(folder):
+        yield from segment_files(segment)
+
+
+def segment_files(segment: Path) -> Iterator[Path]:
+    """The store's own files in a segment."""
+    for path in _entries(segment):
+        if _IN_SEGMENT.fullmatch(path.name) and _is_file(path):
+            yield path
+
+
+def check_no_link(folder: Path) -> None:
+    """Make sure that a key's folder and the files in it are what they seem.
+
+    Raises:
+        StoreError: one of them is a link.
+    """
+    for path in (folder, *(folder / name for name in (MANIFEST, IN_USE, TURN))):
+        if path.is_symlink():
+            raise StoreError(
+                f"{path} is a link, and a store follows none, so that nothing outside it is "
+                "touched. Put what it leads to in its place, or delete the link."
+            )
+
+
+def open_own(path: Path, mode: str = "rb") -> FileIO:
+    """Open one of the store's own files: no link is followed, no pipe waited for.
+
+    With `r+b` it is made if it is missing.
+
+    Raises:
+        OSError: it is a link or no file, or cannot be opened.
+    """
+    return FileIO(path, mode, opener=_opened)
+
+
+def _opened(path: str, flags: int) -> int:
+    never = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not on Windows
+    made = os.O_CREAT if flags & os.O_RDWR else 0
+    handle = os.open(path, flags | made | never, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return handle
 
 
 def segment_name(token: str) -> str:
@@ -73,7 +148,7 @@ def header_fits(path: Path, spec: ValueSpec, units: int) -> bool:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_own(path) as file:
         found = file.read(HEADER_BYTES)
     told = re.search(rb"'shape': \((\d{1,18})", found)
     claimed = int(told[1]) if told else -1
@@ -86,5 +161,27 @@ def header_fits(path: Path, spec: ValueSpec, units: int) -> bool:
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # gone, or not to be looked into
         return []
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _is_ours_alone(path: Path) -> bool:
+    """Whether it is a file that goes by no other name, which writing would change as well."""
+    try:
+        told = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(told.st_mode) and told.st_nlink <= 1
+
+
+def _holds_own(folder: Path) -> bool:
+    entries = _entries(folder)
+    return any(_IN_KEY.fullmatch(e.name) or _SEGMENT.fullmatch(e.name) for e in entries)

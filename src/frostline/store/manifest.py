@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
-import torch
 import xxhash
 
 from frostline._files import write_text
 from frostline.errors import CorruptFeatures, StoreError
 from frostline.store.keys import NUMPY_TYPES, FeatureKey, ValueSpec, canonical_json, dtype_name
-from frostline.store.layout import MANIFEST
+from frostline.store.layout import MANIFEST, open_own
+from frostline.units import format_bytes
 
 FORMAT: Final = "frostline features"
 VERSION: Final = 1
+MOST_BYTES: Final = 4 << 20
 
 _DTYPES: Final = {dtype_name(dtype): dtype for dtype in NUMPY_TYPES}
 
@@ -46,6 +47,7 @@ class Manifest:
 
         Raises:
             OutputError: as `frostline._files.write_text`.
+            StoreError: the key, the values and the note are longer than a reader takes.
         """
         content = {
             "format": FORMAT,
@@ -54,7 +56,13 @@ class Manifest:
             "note": dict(self.note),
         }
         sealed = {"checksum": _checksum(content), **content}
-        write_text(folder / MANIFEST, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
+        if len(text.encode()) > MOST_BYTES:
+            raise StoreError(
+                f"the key, the values and the note of {folder} take more than "
+                f"{format_bytes(MOST_BYTES)}. Put hashes into the key, and a shorter note."
+            )
+        write_text(folder / MANIFEST, text)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -65,15 +73,15 @@ def read_manifest(folder: Path) -> Manifest | None:
         StoreError: it is of a format version this Frostline does not know.
     """
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
+        content = _object(_parsed(folder / MANIFEST))
         checksum = content.pop("checksum")
         intact = content["format"] == FORMAT and checksum == _checksum(content)
         version = content["version"]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise _damaged(folder) from error
-    if not intact:
+    if not intact or type(version) is not int:
         raise _damaged(folder)
     if version != VERSION:
         raise StoreError(
@@ -81,7 +89,14 @@ def read_manifest(folder: Path) -> Manifest | None:
             "Use the Frostline that wrote it, or delete the folder: its features are then "
             "computed anew."
         )
-    return Manifest(FeatureKey(content["parts"]), _values(content["values"]), content["note"])
+    try:
+        key = FeatureKey(_texts(content["parts"]))
+        found = Manifest(key, _values(content["values"]), _texts(content["note"]))
+    except (ValueError, KeyError, StoreError) as error:
+        raise _damaged(folder) from error
+    if key.digest != folder.name:
+        raise _damaged(folder)
+    return found
 
 
 def settle(folder: Path, wanted: Manifest) -> Manifest | None:
@@ -109,14 +124,53 @@ def _described(key: FeatureKey, values: Sequence[ValueSpec]) -> dict[str, object
     return {"parts": dict(key.parts), "values": [value.describe() for value in values]}
 
 
-def _values(described: Sequence[Mapping[str, object]]) -> tuple[ValueSpec, ...]:
-    return tuple(_value(**entry) for entry in described)  # type: ignore[arg-type]  # checksum held
+def _parsed(path: Path) -> object:
+    """The JSON in a file that is none too large.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError, RecursionError: it is too large or nested too deep, or no JSON.
+    """
+    with open_own(path) as file:
+        raw = file.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES} bytes")
+    return json.loads(raw)
 
 
-def _value(name: str, shape: list[int | None], dtype: str, stored: str, numpy: str) -> ValueSpec:
-    del numpy  # for other programs; follows from `stored`
-    kept: torch.dtype = _DTYPES[dtype]
-    return ValueSpec(name, tuple(shape), kept, "same" if stored == dtype else stored)
+def _object(found: object) -> dict[str, object]:
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return found
+
+
+def _texts(found: object) -> dict[str, str]:
+    texts = _object(found)
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise ValueError("no object of strings")
+    return texts  # type: ignore[return-value]  # looked at above
+
+
+def _values(described: object) -> tuple[ValueSpec, ...]:
+    if not isinstance(described, list):
+        raise ValueError("no list of values")
+    values = tuple(_value(_object(entry)) for entry in described)
+    if not values or len({value.name for value in values}) < len(values):
+        raise ValueError("no values with distinct names")
+    return values
+
+
+def _value(told: Mapping[str, object]) -> ValueSpec:
+    """One value as `ValueSpec.describe` wrote it; nothing else passes."""
+    name, shape, dtype, stored = (told[field] for field in ("name", "shape", "dtype", "stored"))
+    if not isinstance(name, str) or not isinstance(dtype, str) or not isinstance(stored, str):
+        raise ValueError("a value is not named by text")
+    if not isinstance(shape, list) or not all(s is None or type(s) is int for s in shape):
+        raise ValueError("a shape is no list of sizes")
+    spec = ValueSpec(name, tuple(shape), _DTYPES[dtype], "same" if stored == dtype else stored)
+    if spec.describe() != told:
+        raise ValueError("a value contradicts itself")
+    return spec
 
 
 def _listed(values: Sequence[ValueSpec]) -> str:

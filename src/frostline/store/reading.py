@@ -21,7 +21,7 @@ from torch import Tensor
 from frostline._files import FileLock
 from frostline.store.catalogue import Catalogue
 from frostline.store.keys import ValueSpec
-from frostline.store.layout import HEADER_BYTES, value_name
+from frostline.store.layout import HEADER_BYTES, open_own, value_name
 from frostline.store.numbers import decode
 from frostline.store.records import leading_shapes, unit_offsets
 
@@ -32,21 +32,30 @@ _CAN_GIVE_BACK = sys.platform == "linux"
 
 @final
 class Rows:
-    """A read-only view of stored rows in a fixed order; a row may be there several times."""
+    """A read-only view of stored rows in a fixed order; a row may be there several times.
+
+    It pickles as the place of the rows: another process, as a worker of a `DataLoader`, finds and
+    checks them anew.
+    """
 
     def __init__(
         self,
         columns: Sequence[Column],
         count: int,
         held: FileLock | None,
+        again: ReadAgain,
         pages: MappedPages | None = None,
     ) -> None:
         self._columns, self._count = tuple(columns), count
+        self._again = again
         self._held = held  # keeps `prune` away as long as these rows live
         self._pages = pages
 
     def __len__(self) -> int:
         return self._count
+
+    def __reduce__(self) -> tuple[ReadAgain, tuple[()]]:
+        return self._again, ()
 
     def gather(self, indices: Tensor) -> tuple[Tensor, ...]:
         """The rows at `indices` `(batch,)`: one tensor for each value, in fresh memory.
@@ -65,6 +74,12 @@ class Rows:
     def shapes(self, value: int = 0) -> Tensor:
         """Each row's own shape of a value, `(rows, dimensions)` int64."""
         return self._columns[value].shapes()
+
+
+class ReadAgain(Protocol):
+    """Finds the same rows once more, in whatever process; pickles."""
+
+    def __call__(self) -> Rows: ...
 
 
 class MappedPages:
@@ -185,7 +200,9 @@ class RaggedColumn:
         return torch.cat([self.leading, fixed], dim=1)
 
 
-def make_rows(catalogue: Catalogue, row_ids: Sequence[bytes], held: FileLock | None) -> Rows:
+def make_rows(
+    catalogue: Catalogue, row_ids: Sequence[bytes], held: FileLock | None, again: ReadAgain
+) -> Rows:
     """Rows in the order of `row_ids`, all of which must be complete and checked.
 
     Raises:
@@ -193,7 +210,7 @@ def make_rows(catalogue: Catalogue, row_ids: Sequence[bytes], held: FileLock | N
     """
     if not row_ids:
         columns: list[Column] = [_empty(spec) for spec in catalogue.values]
-        return Rows(columns, 0, held)
+        return Rows(columns, 0, held, again)
     segments, places = catalogue.places(row_ids)
     used, segment_of = np.unique(segments, return_inverse=True)
     chosen = [(s, np.flatnonzero(segments == s)) for s in used.tolist()]
@@ -224,7 +241,7 @@ def make_rows(catalogue: Catalogue, row_ids: Sequence[bytes], held: FileLock | N
                 torch.from_numpy(scales) if spec.is_scaled else None,
             )
         )
-    return Rows(columns, len(row_ids), held, pages)
+    return Rows(columns, len(row_ids), held, again, pages)
 
 
 def _column(
@@ -265,7 +282,7 @@ def _map(path: Path, units: int, unit_nbytes: int, *, pages: MappedPages) -> Ten
     shape = (units, unit_nbytes // dtype.itemsize)
     if units * unit_nbytes == 0:
         return torch.from_numpy(np.empty(shape, dtype=dtype))
-    with path.open("rb") as file:
+    with open_own(path) as file:
         size = HEADER_BYTES + units * unit_nbytes
         mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     pages.add(mapped)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ from frostline.store.layout import HEADER_BYTES
 from frostline.store.numbers import Block, Integers
 
 ID_BYTES = 16
+_MOST_UNITS: Final = 2.0**48
+_MOST_BYTES: Final = 2.0**62
 
 Records: TypeAlias = npt.NDArray[np.void]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -80,7 +83,23 @@ def parse(values: Sequence[ValueSpec], raw: bytes, *, identity: int, first: int 
     flat = np.frombuffer(raw, dtype=np.uint8, count=count * dtype.itemsize)
     void: Mask = np.logical_not(flat.reshape(count, dtype.itemsize).any(axis=1))
     matches: Mask = np.equal(records["check"], _checks(records, identity, first))
-    return Log(records, matches & ~void, void)
+    return Log(records, matches & ~void & _is_possible(values, records), void)
+
+
+def _is_possible(values: Sequence[ValueSpec], records: Records) -> Mask:
+    """Which records speak of places that a file can have; sums with these do not overflow."""
+    possible = np.ones(len(records), dtype=np.bool_)
+    for number, value in enumerate(values):
+        if value.ragged_count:
+            offsets = records[f"offset{number}"].astype(np.float64)
+            lengths = records[f"lengths{number}"].astype(np.float64)
+            fixed = math.prod(size for size in value.leading if size is not None)
+            units = lengths.prod(axis=1) * fixed
+            possible &= (offsets < _MOST_UNITS) & (lengths < _MOST_UNITS).all(axis=1)
+            possible &= (units < _MOST_UNITS) & (
+                (offsets + units) * value.unit_nbytes < _MOST_BYTES
+            )
+    return possible
 
 
 def ids(records: Records) -> list[bytes]:

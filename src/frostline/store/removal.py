@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import stat
 from collections.abc import Collection
 from contextlib import suppress
@@ -11,7 +10,14 @@ from pathlib import Path
 
 from frostline._files import lock
 from frostline.errors import OutputError
-from frostline.store.layout import IN_USE, key_folders, removed_folders, removed_name
+from frostline.store.layout import (
+    IN_USE,
+    key_folders,
+    own_files,
+    removed_folders,
+    removed_name,
+    segment_folders,
+)
 
 
 def folder_bytes(folder: Path) -> int:
@@ -35,11 +41,14 @@ def used_at(folder: Path) -> float:
 def remove(folder: Path) -> bool:
     """Remove a key's folder, unless it is in use; tells whether it is gone.
 
-    It disappears at once and whole; a crash in between leaves only what `sweep` removes.
+    It disappears at once and whole; a crash in between leaves only what `sweep` removes. What is
+    not the store's own, links among it, stays in the folder.
 
     Raises:
         OutputError: it cannot be removed.
     """
+    if folder.is_symlink() or (folder / IN_USE).is_symlink():
+        return False
     try:
         held = lock(folder / IN_USE, wait=False)
         if held is None:
@@ -47,7 +56,8 @@ def remove(folder: Path) -> bool:
         with held:
             aside = folder.with_name(removed_name(folder.name, secrets.token_hex(8)))
             folder.rename(aside)
-            shutil.rmtree(aside)
+            if not _clear(aside):
+                aside.rename(folder)
     except FileNotFoundError:  # another process removed it
         return True
     except OSError as error:
@@ -61,7 +71,23 @@ def remove(folder: Path) -> bool:
 def sweep(root: Path) -> None:
     """Remove what is left of removals that were cut short."""
     for path in removed_folders(root):
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            _clear(path)
+
+
+def _clear(folder: Path) -> bool:
+    """Delete the store's own files, and the folders that are empty then; tells whether all are.
+
+    Raises:
+        OSError: one cannot be deleted.
+    """
+    for path in own_files(folder):
+        path.unlink(missing_ok=True)
+    for path in (*segment_folders(folder), folder):
+        if any(path.iterdir()):
+            continue
+        path.rmdir()
+    return not folder.exists()
 
 
 def remove_oldest(root: Path, *, max_bytes: int, keep: Collection[str]) -> None:

@@ -27,7 +27,9 @@ from frostline.store.layout import (
     ROWS,
     SEGMENT_LOCK,
     header,
-    segment_folders,
+    open_own,
+    own_segments,
+    segment_files,
     segment_name,
     value_name,
 )
@@ -35,10 +37,13 @@ from frostline.store.manifest import Manifest
 from frostline.store.numbers import Block, Bytes
 from frostline.store.records import (
     Log,
+    Mask,
     Records,
+    data_bytes,
     make_records,
     parse,
     record_dtype,
+    unit_offsets,
     unit_totals,
 )
 
@@ -54,10 +59,10 @@ class Segment:
         self._manifest, self._held = manifest, held
         self._count, self._units = 0, [0] * len(manifest.values)
         with ExitStack() as undo:
-            self._log = undo.enter_context(_opened(folder / ROWS))
-            self._claims = undo.enter_context(_opened(folder / CLAIMS))
+            self._log = undo.enter_context(open_own(folder / ROWS, "r+b"))
+            self._claims = undo.enter_context(open_own(folder / CLAIMS, "r+b"))
             self._data = [
-                undo.enter_context(_opened(folder / value_name(number)))
+                undo.enter_context(open_own(folder / value_name(number), "r+b"))
                 for number in range(len(manifest.values))
             ]
             self._mend()
@@ -73,8 +78,7 @@ class Segment:
             OutputError: the folder cannot be written.
         """
         with stored_or_kept(folder):
-            taken = [cls._open(path, manifest) for path in segment_folders(folder)]
-            free = [segment for segment in taken if segment is not None]
+            free = list(cls._abandoned(folder, manifest))
             for segment in free[1:]:
                 segment.close()
             if free:
@@ -84,6 +88,15 @@ class Segment:
             made = cls._open(path, manifest)
             assert made is not None  # nobody else takes one in this turn
             return made
+
+    @classmethod
+    def _abandoned(cls, folder: Path, manifest: Manifest) -> Iterator[Self]:
+        """Those that nobody holds, each mended; one that cannot be written is left as it is."""
+        for path in own_segments(folder):
+            with suppress(OSError):
+                segment = cls._open(path, manifest)
+                if segment is not None:
+                    yield segment
 
     @classmethod
     def _open(cls, folder: Path, manifest: Manifest) -> Self | None:
@@ -137,7 +150,7 @@ class Segment:
         self._files.close()
         if self._count == 0:
             with suppress(OSError):
-                for path in self.folder.iterdir():
+                for path in segment_files(self.folder):
                     path.unlink()
                 self.folder.rmdir()
         self._held.release()
@@ -196,9 +209,24 @@ class Segment:
         if most is not None:
             raw = raw[: most * size]
         log = parse(self._manifest.values, raw, identity=self._manifest.identity)
+        log = Log(log.records, log.sound & self._is_in_files(log.records), log.void)
         self._count = len(log.records)
         self._units = unit_totals(self._manifest.values, log)
         return log
+
+    def _is_in_files(self, records: Records) -> Mask:
+        """Which records speak of units that the files have; of ragged ones, as others are filled.
+
+        Files are never made longer on the word of a record alone.
+        """
+        found = np.ones(len(records), dtype=np.bool_)
+        places = np.arange(len(records))
+        for number, (file, value) in enumerate(zip(self._data, self._manifest.values, strict=True)):
+            if value.ragged_count:
+                offsets, counts = unit_offsets(value, number, records, places)
+                starts, sizes = data_bytes(value, offsets, counts)
+                found &= starts + sizes <= max(HEADER_BYTES, file.seek(0, os.SEEK_END))
+        return found
 
     def _keep_whole_records(self, count: int) -> None:
         """After a failed append: rows whose records got through stay, a torn record goes."""
@@ -222,11 +250,6 @@ def stored_or_kept(folder: Path) -> Iterator[None]:
             "Make room on the disk (see `frostline features prune`) or choose a folder you can "
             "write to, and run it again: it goes on where it stopped."
         ) from error
-
-
-def _opened(path: Path) -> FileIO:
-    path.touch()
-    return path.open("r+b", buffering=0)
 
 
 def _write_at(file: FileIO, position: int, content: bytes | Bytes) -> None:

@@ -13,7 +13,7 @@ from frostline.store.budget import Budget
 from frostline.store.features import Features
 from frostline.store.keeping import Damage, Stored, find_damage, list_stored
 from frostline.store.keys import FeatureKey, ValueSpec
-from frostline.store.layout import key_folders
+from frostline.store.layout import check_no_link, key_folders
 from frostline.store.manifest import Manifest, settle
 from frostline.store.misses import miss_line
 from frostline.store.removal import remove, sweep
@@ -65,6 +65,7 @@ class FeatureStore:
             )
         manifest = Manifest(key, tuple(values), dict(note))
         folder = self.root / key.digest
+        check_no_link(folder)
         settle(folder, manifest)
         return Features(folder, manifest, Budget(self.root, self._budget_bytes, key.digest))
 

@@ -230,10 +230,14 @@ def use_key(folder: Path) -> FileLock:
         OSError: the folder cannot be written.
     """
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             held = lock(folder / IN_USE, mode="shared")
         except FileNotFoundError:  # removed by `prune` in between
+            continue
+        except FileExistsError:  # a file; or a folder that `prune` removed before it was looked at
+            if folder.is_file():
+                raise
             continue
         assert held is not None  # it waits
         with suppress(OSError):

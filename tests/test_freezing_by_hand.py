@@ -8,6 +8,7 @@ from torch import nn
 
 import frostline as fl
 from blocks_net import Net, state, wanting
+from frostline import modes
 from frostline.freezing import frozen_part
 
 
@@ -93,3 +94,39 @@ def test_a_shared_dropout_is_refused_and_the_model_left_as_it_was() -> None:
 def test_a_wrapped_model_is_refused() -> None:
     with pytest.raises(fl.FreezeError, match="wrapped in DataParallel"):
         frozen_part(nn.DataParallel(Net()))
+
+
+def held_though_trainable(net: nn.Module) -> list[str]:
+    return [path for path, _ in modes.held_though_trainable(net)]
+
+
+def test_parts_unfrozen_by_hand_are_named_as_held_by_their_outermost_modules() -> None:
+    net = Net()
+    fl.freeze(net, "body")
+    assert held_though_trainable(net) == []
+    net.body[0][1].requires_grad_(True)
+    assert held_though_trainable(net) == ["body"]
+    fl.thaw(net, "body")
+    assert held_though_trainable(net) == []
+
+
+def test_a_norm_unfrozen_by_hand_in_a_trainable_part_is_named_as_held() -> None:
+    net = Net()
+    fl.freeze(net, "kind:norm")
+    for parameter in net.body[0][1].parameters():
+        parameter.requires_grad_(True)
+    assert held_though_trainable(net) == ["body.0.1"]
+
+
+def test_a_norm_frozen_in_half_is_rightly_held() -> None:
+    net = Net()
+    fl.freeze(net, "body.0.1.weight")
+    assert modes.is_held(net.body[0][1])
+    assert held_though_trainable(net) == []
+
+
+def test_a_whole_model_unfrozen_by_hand_is_named_as_its_root() -> None:
+    net = Net()
+    fl.freeze(net, "all", leaving="nothing")
+    net.requires_grad_(True)
+    assert held_though_trainable(net) == [""]

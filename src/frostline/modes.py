@@ -156,6 +156,20 @@ def settle(model: nn.Module) -> None:
             _release(module)
 
 
+def held_though_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The outermost modules that are held although something unfroze them behind the freeze.
+
+    They train with dropout and statistics off until `fl.thaw` (or another freeze) settles them.
+    """
+    due, above = set(_due(model)), None
+    for path, module in model.named_modules():  # a module before those below it
+        if above is not None and (not above or path.startswith(f"{above}.")):
+            continue
+        if is_held(module) and module not in due:
+            above = path
+            yield path, module
+
+
 def _hold(module: nn.Module) -> None:
     own = module.__dict__
     own["train"] = Hold(module, module.training, own.get("train"))
@@ -174,8 +188,17 @@ def _due(model: nn.Module) -> Iterator[nn.Module]:
     for root in _frozen_roots(model):
         yield from (module for module in root.modules() if not adapts(module))
     for module in model.modules():
-        if mark_of(module) is not None and keeps_running_statistics(module) and not adapts(module):
+        if _is_frozen_in_part(module) and keeps_running_statistics(module) and not adapts(module):
             yield module
+
+
+def _is_frozen_in_part(module: nn.Module) -> bool:
+    """Whether any own tensor that Frostline froze is frozen still; one may be unfrozen by hand."""
+    if (mark := mark_of(module)) is None:
+        return False
+    own = {**module._parameters, **module._buffers}
+    frozen = (tensor for name in mark.names if (tensor := own.get(name)) is not None)
+    return bool(mark.partly) or not all(tensor.requires_grad for tensor in frozen)
 
 
 def _frozen_roots(module: nn.Module) -> Iterator[nn.Module]:

@@ -272,6 +272,19 @@ def one_parameter_in_two_optimizers() -> Case:
 
 
 @case
+def resized_after_a_step() -> Case:
+    net = Net()
+    optimizer = adam(net)
+    net(pictures()).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    net.head.weight.data = torch.zeros(CLASSES + 1, 8)
+    net.head.bias.data = torch.zeros(CLASSES + 1)
+    asked = {"model": net, "optimizer": optimizer}
+    return Case("outgrown-state", "head.weight", asked, mended=True)
+
+
+@case
 def frozen_with_gradients_from_before() -> Case:
     net = Net()
     optimizer = adam(net)

@@ -18,6 +18,7 @@ LEVELS = {
         *("forward-failed", "backward-failed", "not-finite", "other-model", "not-in-optimizer"),
         *("in-two-groups", "other-scheduler", "scheduler-groups", "reentrant-checkpoint"),
         *("moving-statistics", "target-range", "plan-error", "stale-gradient"),
+        *("outgrown-state",),
     },
     "note": {"log-softmax", "frozen-above-trainable", "not-tried", "everything-trainable"},
 }
@@ -86,6 +87,7 @@ SAID = {
     "other-model": ("this model would never move", "fl.param_groups(model, lr="),
     "not-in-optimizer": ("they get gradients and never move", "fl.sync(optimizer, model)"),
     "frozen-in-optimizer": ("momentum and weight decay move it", "fl.sync(optimizer, model)"),
+    "outgrown-state": ("the next step fails", "fl.sync(optimizer, model"),
     "in-two-groups": ("each step moves them twice", "fl.param_groups(model, lr="),
     "stale-gradient": ("the next step moves them, frozen or not", "zero_grad(set_to_none=True)"),
     "other-scheduler": ("would never change", "StepLR(optimizer, ...)"),

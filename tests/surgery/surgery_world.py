@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,6 +39,15 @@ OPTIMIZERS: dict[str, Make] = {
     "rprop": _with(torch.optim.Rprop, lr=0.02),
     "adafactor": _with(torch.optim.Adafactor, lr=0.02, weight_decay=0.1),
 }
+
+
+def timm_optim() -> ModuleType:
+    """`timm.optim`, whose import lifts torch's limit of recompiles for the whole process."""
+    limit = torch._dynamo.config.recompile_limit
+    import timm.optim
+
+    torch._dynamo.config.recompile_limit = limit
+    return timm.optim
 
 
 def three_layers() -> nn.Sequential:

@@ -331,3 +331,53 @@ def test_groups_added_past_a_scheduler_are_noticed() -> None:
     switch(net[0], on=True)
     with pytest.raises(fl.ConfigError, match="StepLR knows 1 of the optimizer's 2 groups"):
         fl.sync(optimizer, net, schedulers=[scheduler])
+
+
+def reduced_by_hand() -> tuple[nn.Sequential, torch.optim.Optimizer, Any]:
+    """A plain optimizer over what is not frozen, whose rate a plateau halved twice, from 0.1."""
+    net = three_layers()
+    switch(net[0], on=False)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    plateau = s.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    advance(optimizer, plateau, 3)
+    switch(net[0], on=True)
+    return net, optimizer, plateau
+
+
+def test_where_a_plateau_stands_is_not_guessed() -> None:
+    net, optimizer, plateau = reduced_by_hand()
+    message = r"ReduceLROnPlateau does not keep the rate that it began with.*group\['base_lr'\] ="
+    with pytest.raises(fl.ConfigError, match=message):
+        fl.sync(optimizer, net, lr=0.02, schedulers=[plateau])
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("way", ["base_lr", "param_groups"])
+def test_a_joiner_of_a_reduced_plateau_gets_the_reduced_rate(way: str) -> None:
+    if way == "base_lr":
+        net, optimizer, plateau = reduced_by_hand()
+        optimizer.param_groups[0]["base_lr"] = 0.1
+    else:
+        net, optimizer = frozen_below()
+        plateau = s.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+        advance(optimizer, plateau, 3)
+        switch(net[0], on=True)
+    lr = 0.02 if way == "base_lr" else 0.1  # a fifth of it for this layer by its rule
+    fl.sync(optimizer, net, lr=lr, schedulers=[plateau])
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.025, 0.005])
+
+
+def test_without_a_rate_joiners_share_where_the_plateau_stands() -> None:
+    net, optimizer, plateau = reduced_by_hand()
+    assert fl.sync(optimizer, net, schedulers=[plateau]).groups_added == 0
+
+
+def test_a_plateau_that_cannot_have_reduced_yet_takes_any_rate() -> None:
+    net = three_layers()
+    switch(net[0], on=False)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    plateau = s.ReduceLROnPlateau(optimizer, patience=3)
+    advance(optimizer, plateau, 3)
+    switch(net[0], on=True)
+    fl.sync(optimizer, net, lr=0.02, schedulers=[plateau])
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.02]

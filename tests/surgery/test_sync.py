@@ -262,6 +262,17 @@ def test_it_says_in_a_line_what_it_did(net: nn.Sequential) -> None:
     assert told.endswith("4 parameters (1.weight, 1.bias, 0.weight, ...) left")
 
 
+def test_modules_that_something_else_unfroze_are_named_as_held(net: nn.Sequential) -> None:
+    fl.freeze(net, "0 | 1")
+    optimizer = torch.optim.SGD(trainable(net), lr=0.1)
+    switch(net[0], on=True)
+    synced = fl.sync(optimizer, net)
+    assert (synced.joined, synced.held) == (("0.weight", "0.bias"), ("0",))
+    assert str(synced).endswith("; held in eval though trainable: 0 (fl.thaw lets them go)")
+    fl.thaw(net, "1")
+    assert fl.sync(optimizer, net).held == ()
+
+
 def refusal(optimizer: Any, model: Any, message: str, **options: Any) -> None:
     before = snapshot(optimizer)
     gradients = [parameter.grad for parameter in model.parameters()]

@@ -11,6 +11,7 @@ from torch import Tensor
 from frostline.checkup.findings import Finding, counted, listed
 from frostline.checkup.subject import Check, Subject
 from frostline.groups import default_lr
+from frostline.surgery import has_rate, outgrown
 
 _NEW = "optimizer = torch.optim.AdamW(fl.param_groups(model, lr={lr:g}))"
 # Usual are 1e-5 to 1e-2 for heads and 1e-6 to 3e-4 for pretrained layers with Adam and its kin;
@@ -88,6 +89,27 @@ def _in_two_groups(subject: Subject) -> Iterator[Finding]:
             f"{counted(len(names), 'parameter')} in more than one group: {listed(names)}",
             "each step moves them twice, by two learning rates",
             _new(subject),
+            names,
+        )
+
+
+def _outgrown_states(subject: Subject) -> Iterator[Finding]:
+    names = tuple(
+        subject.names[id(parameter)]
+        for optimizer in subject.optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if id(parameter) in subject.names and outgrown(optimizer, parameter, group) is not None
+    )
+    if names:
+        yield Finding(
+            "outgrown-state",
+            "error",
+            f"{counted(len(names), 'parameter')} with optimizer state of another shape: "
+            f"{listed(names)}",
+            "their data were resized after a step, as by resize_token_embeddings, and the next "
+            "step fails; or, by a fused kernel, reads past the end of the state",
+            _sync(subject),
             names,
         )
 
@@ -174,7 +196,7 @@ def _too_high(subject: Subject, groups: list[Any], *, is_adam: bool) -> Iterator
 def _too_low(subject: Subject, groups: list[Any], *, is_adam: bool) -> Iterator[Finding]:
     """Judged by the highest: lower layers may go far down by a layer-wise decay."""
     least = _LEAST_ADAM if is_adam else _LEAST_SGD
-    moving = [g for g in groups if any(p.requires_grad for p in g["params"])]
+    moving = [g for g in groups if has_rate(g) and any(p.requires_grad for p in g["params"])]
     highest = max(map(_peak, moving), default=least)
     if highest < least:
         yield Finding(
@@ -187,9 +209,9 @@ def _too_low(subject: Subject, groups: list[Any], *, is_adam: bool) -> Iterator[
 
 
 def _peak(group: dict[str, Any]) -> float:
-    """The highest rate that a schedule would give, as far as the group tells."""
-    rates = (group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0))
-    return max(float(rate) for rate in rates)
+    """The highest rate that a schedule would give, as far as the group tells; 0 without a rate."""
+    rates = (group.get(key) for key in ("lr", "initial_lr", "max_lr"))
+    return max((float(rate) for rate in rates if rate is not None), default=0.0)
 
 
 def _part(subject: Subject, members: list[Tensor]) -> str:
@@ -224,6 +246,7 @@ CHECKS = (
     Check(_other_model, ("other-model",)),
     Check(_not_in_optimizer, ("not-in-optimizer",)),
     Check(_in_two_groups, ("in-two-groups",)),
+    Check(_outgrown_states, ("outgrown-state",)),
     Check(_stale_gradients, ("stale-gradient",)),
     Check(_schedulers, ("other-scheduler", "scheduler-groups")),
     Check(_frozen_in_optimizer, ("frozen-in-optimizer",)),

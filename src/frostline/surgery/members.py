@@ -71,7 +71,8 @@ def check_optimizer(optimizer: object) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer) or "param_groups" not in vars(optimizer):
         raise ConfigError(
             f"{kind} is no torch.optim.Optimizer with groups of its own. Pass the torch optimizer "
-            "inside it, often `optimizer.optimizer`."
+            "inside it, often `optimizer.optimizer`. A wrapper that keeps something of each "
+            "parameter itself, as slow weights, is to be made anew with it."
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError(
@@ -95,6 +96,19 @@ def check_optimizer(optimizer: object) -> None:
         )
 
 
+def keeper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that keeps the states: this one, or one inside that has the same groups.
+
+    timm's Lookahead shares its list of groups with the optimizer it wraps, and has no state.
+    """
+    inside = (
+        value
+        for value in vars(optimizer).values()
+        if isinstance(value, torch.optim.Optimizer) and value.param_groups is optimizer.param_groups
+    )
+    return next(inside, optimizer)
+
+
 def groups_with_members(groups: list[Group], known: Roster) -> tuple[int, ...]:
     """Indices of the groups that hold parameters of the model.
 
@@ -112,7 +126,14 @@ def groups_with_members(groups: list[Group], known: Roster) -> tuple[int, ...]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two hyperparameters are equal, be they numbers or tensors of one."""
+    """Whether two hyperparameters are equal, be they numbers, tensors, or rows of them."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        return float(one) == float(other)
+        if not all(isinstance(value, torch.Tensor | float | int) for value in (one, other)):
+            return False
+        first, second = (
+            torch.as_tensor(v, dtype=torch.float64).cpu().ravel() for v in (one, other)
+        )
+        return torch.equal(first, second)
     return bool(one == other)

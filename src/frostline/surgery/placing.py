@@ -41,10 +41,11 @@ class Place:
     """What a joiner is to have: the base of its group and its weight decay.
 
     Attributes:
+        base: None where the optimizer finds its learning rate itself (see `has_rate`).
         decay: None where the optimizer knows no weight decay.
     """
 
-    base: float
+    base: float | None
     decay: float | None
 
 
@@ -53,8 +54,16 @@ def anchor(group: Group) -> str:
     return next((key for key in _ANCHORS if key in group), "lr")
 
 
+def has_rate(group: Group) -> bool:
+    """Whether the group has a learning rate at all.
+
+    transformers' Adafactor has `lr=None` where it finds the rate itself; others have no `lr`.
+    """
+    return group.get(anchor(group)) is not None
+
+
 def base_of(group: Group) -> float:
-    """The group's learning rate before any schedule."""
+    """The learning rate before any schedule of a group that has one."""
     return float(group[anchor(group)])
 
 
@@ -65,7 +74,7 @@ def places(
 
     Args:
         groups: those that hold parameters of the model.
-        reference: the one of them whose base is the highest.
+        reference: the one of them whose base is the highest; any where none has a rate.
 
     Raises:
         ConfigError: a number is out of its range, or the rule holds a selector without text.
@@ -74,6 +83,8 @@ def places(
     carried = _carried(groups, reference)
     rule = _with(options, carried or _visible(groups, reference))
     rates = rates_by_rule(model, **rule)
+    if not has_rate(reference):
+        _check_no_rate_asked(options)
     to_base = _to_base(groups, reference, rescaled=carried is not None and "lr" not in options)
     decays = "weight_decay" in reference
     if not decays and options.get("weight_decay"):
@@ -113,19 +124,20 @@ def same_rule(one: Group, other: Group) -> bool:
     return bool(one.get("rule") == other.get("rule"))
 
 
-def new_group(reference: Group, place: Place, lr: float) -> Group:
+def new_group(reference: Group, place: Place, lr: float | None) -> Group:
     """A group without parameters at `place`, in everything else as `reference`.
 
     Args:
-        lr: the learning rate at which the schedule stands for that base.
+        lr: the learning rate at which the schedule stands for that base; None without a base.
     """
     scale = scale_of(reference, place)
     group = {key: copy.deepcopy(v) for key, v in reference.items() if key != "params"}
     for key in ("max_lr", "initial_lr", "min_lr", "base_lr"):
         if key in group:
             group[key] = like(group[key], float(group[key]) * scale)
-    group[anchor(reference)] = like(group[anchor(reference)], place.base)
-    group["lr"] = like(group["lr"], lr)
+    if place.base is not None and lr is not None:
+        group[anchor(reference)] = like(group[anchor(reference)], place.base)
+        group["lr"] = like(group["lr"], lr)
     if place.decay is not None:
         group["weight_decay"] = place.decay
     if "param_names" in group:
@@ -139,6 +151,8 @@ def scale_of(reference: Group, place: Place) -> float:
     Raises:
         ConfigError: the reference's base is 0.
     """
+    if place.base is None:
+        return 1.0
     base = base_of(reference)
     if base == 0 != place.base:
         raise ConfigError(
@@ -185,9 +199,11 @@ def _visible(groups: list[Group], reference: Group) -> Rule:
     decays = [group.get("weight_decay", 0.0) for group in groups]
     is_split = any(decays) and not all(decays)
     decaying = [group for group in groups if group.get("weight_decay")]
-    source = max(decaying, key=base_of) if is_split else reference
+    source = reference
+    if is_split:
+        source = max(decaying, key=lambda group: base_of(group) if has_rate(group) else 0.0)
     return Rule(
-        lr=base_of(reference),
+        lr=base_of(reference) if has_rate(reference) else 1.0,
         weight_decay=float(source.get("weight_decay", 0.0)),
         layer_decay=1.0,
         lr_mult={},
@@ -207,15 +223,19 @@ def _with(options: Options, rule: Rule) -> dict[str, Any]:
     return found
 
 
-def _to_base(groups: list[Group], reference: Group, *, rescaled: bool) -> Callable[[float], float]:
-    """A function from the rule's learning rate to a group's base.
+def _to_base(
+    groups: list[Group], reference: Group, *, rescaled: bool
+) -> Callable[[float], float | None]:
+    """A function from the rule's learning rate to a group's base; None where it has none.
 
     They differ where the user, or a one-cycle schedule, set other rates than `param_groups` did.
     """
+    if not has_rate(reference):
+        return lambda _: None
     if not rescaled or "base_lr" not in reference:
         return float
     told = {float(group["base_lr"]) for group in groups if "base_lr" in group}
-    found = {base_of(group) for group in groups}
+    found = {base_of(group) for group in groups if has_rate(group)}
     if len(found) == 1 and len(told) > 1:  # one rate was given to all groups
         return lambda _: base_of(reference)
     if base_of(reference) == float(reference["base_lr"]):
@@ -224,12 +244,24 @@ def _to_base(groups: list[Group], reference: Group, *, rescaled: bool) -> Callab
     return lambda lr: lr * scale
 
 
+def _check_no_rate_asked(options: Options) -> None:
+    asked = [name for name in ("lr", "layer_decay", "lr_mult") if name in options]
+    if asked:
+        raise ConfigError(
+            f"{asked[0]} was asked for, but the optimizer's groups have no learning rate: it finds "
+            "its own. Leave it out, or make the optimizer with a rate, as lr=1e-3."
+        )
+
+
 def _place_of(group: Group) -> Place:
     decay = group.get("weight_decay")
-    return Place(base_of(group), None if decay is None else float(decay))
+    base = base_of(group) if has_rate(group) else None
+    return Place(base, None if decay is None else float(decay))
 
 
 def _same_place(one: Place, other: Place) -> bool:
+    if one.base is None or other.base is None:
+        return one == other
     return math.isclose(one.base, other.base, rel_tol=1e-6) and one.decay == other.decay
 
 

@@ -6,10 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import torch
+
 from frostline.errors import ConfigError
 from frostline.units import format_count
 
 _NAMES_SHOWN = 3
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What a parameter was like when it left."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 @final
@@ -23,6 +34,11 @@ class Synced:
         states: name -> the optimizer state that left with it; none where it had none yet.
         groups: name -> index of the group that it left.
         groups_added: how many groups were appended to the optimizer.
+        dropped: names of those whose state was of a shape that the parameter no longer has, as
+            after a resize of its data; who of them trains begins without.
+        held: names of modules that are held although something else than `fl.thaw` unfroze them:
+            what is in them trains with dropout and running statistics off.
+        formers: name -> what those in `states` were like when they left.
     """
 
     joined: tuple[str, ...]
@@ -30,11 +46,19 @@ class Synced:
     states: Mapping[str, Mapping[str, Any]] = field(repr=False)
     groups: Mapping[str, int] = field(repr=False)
     groups_added: int = 0
+    dropped: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    formers: Mapping[str, Former] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         told = f"{_told(self.joined)} joined, {_told(self.left)} left"
         if self.groups_added:
             told += f"; {self.groups_added} group{'s' * (self.groups_added > 1)} added"
+        if self.dropped:
+            told += f"; {_told(self.dropped)} begin again: their state was of another shape"
+        if self.held:
+            names = ", ".join(self.held[:_NAMES_SHOWN]) + ", ..." * (len(self.held) > _NAMES_SHOWN)
+            told += f"; held in eval though trainable: {names} (fl.thaw lets them go)"
         return told
 
 

@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 
 from frostline.errors import ConfigError
 from frostline.surgery.members import Group
-from frostline.surgery.placing import base_of, like
+from frostline.surgery.placing import anchor, base_of, has_rate, like
 
 Scheduler = torch_schedulers.LRScheduler
 
@@ -75,12 +75,14 @@ class Schedules:
         """The reference group."""
         return self.optimizer.param_groups[self.reference]
 
-    def present_lr(self, scale: float) -> float:
-        """Where a group stands now whose base is `scale` times the reference's.
+    def present_lr(self, scale: float) -> float | None:
+        """Where a group stands now whose base is `scale` times the reference's; None without one.
 
         Raises:
             ConfigError: that cannot be told from the reference.
         """
+        if not has_rate(self.group):
+            return None
         lr = float(self.group["lr"])
         if scale == 1.0:
             return lr
@@ -98,7 +100,7 @@ class Schedules:
 
     def changes(self, scales: Sequence[float]) -> list[Change]:
         """What the schedulers are to know of new groups with these scales, in their order."""
-        lrs = [self.present_lr(scale) for scale in scales]
+        lrs = [lr for scale in scales if (lr := self.present_lr(scale)) is not None]
         return [self._change(scheduler, scales, lrs) for scheduler in _all(self.schedulers)]
 
     def _line(self) -> tuple[float, float]:
@@ -149,6 +151,26 @@ def check_schedules(
             "it is no longer used: for group in optimizer.param_groups: group.pop('initial_lr')."
         )
     return found
+
+
+def check_plateaus(schedulers: Sequence[Scheduler], reference: Group) -> None:
+    """Make sure that a rate "before any schedule" can be told from where a plateau stands.
+
+    ReduceLROnPlateau lowers `lr` and keeps no note of what it was.
+
+    Raises:
+        ConfigError: one may have lowered the reference's rate, which has no base beside it.
+    """
+    for scheduler in _all(schedulers):
+        may_have = _is_plateau(scheduler) and scheduler.last_epoch > scheduler.patience
+        if may_have and anchor(reference) == "lr":
+            raise ConfigError(
+                "ReduceLROnPlateau does not keep the rate that it began with, so how far it has "
+                "come cannot be seen, nor where a group that began with lr=... stands now. Write "
+                "it once: group['base_lr'] = ... in each group, its rate before the first "
+                "reduction, or make the groups by fl.param_groups; or leave lr out, and the "
+                "joiners share the present rate."
+            )
 
 
 def check_schedulers(optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduler]) -> None:

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from frostline.errors import FreezeError
+from frostline.modes import held_though_trainable
 from frostline.selectors import SelectorLike
-from frostline.surgery.members import check_optimizer, roster
+from frostline.surgery.members import check_optimizer, keeper, roster
 from frostline.surgery.placing import Options, close_up, join
 from frostline.surgery.planning import Operation, Patient, prepared
-from frostline.surgery.results import Kept, Synced
+from frostline.surgery.results import Former, Kept, Synced
 from frostline.surgery.schedules import Scheduler, check_schedulers
-from frostline.surgery.states import State, even_out
+from frostline.surgery.states import State, begun, even_out
 from frostline.wrapped import strays
 
 
@@ -45,6 +46,8 @@ def sync(
     says it left; else, and for what the options leave open, the highest learning rate there is,
     and no decay on biases and norms if the groups are split so.
     With several optimizers over one model, sync each with the submodule that it trains.
+    State of another shape than its parameter has now, as after a resize of embeddings, is
+    dropped. `Synced` names these, and modules that are held though something unfroze them.
 
     Args:
         schedulers: all learning rate schedulers of this optimizer.
@@ -55,8 +58,9 @@ def sync(
     Raises:
         FreezeError: nothing in the model is trainable, or what trains is not what a living
             DistributedDataParallel around the model averages.
-        ConfigError: the optimizer holds nothing of the model, cannot take or lose parameters, a
-            scheduler cannot take in a new group, or a kept state does not fit. Nothing has been
+        ConfigError: the optimizer holds nothing of the model, cannot take or lose parameters, or
+            would not give a joiner its whole first step; a scheduler cannot take in a new group,
+            or does not show where a rate stands; or a kept state does not fit. Nothing has been
             changed then.
         SelectorError: a selector cannot be read or matches nothing.
     """
@@ -85,6 +89,7 @@ def _operate(operation: Operation) -> Synced:
     _append(operation)
     for change in operation.changes:
         change.apply()
+    _drop_outgrown(operation)
     states = _let_go(operation)
     _take_in(operation)
     return Synced(
@@ -93,6 +98,9 @@ def _operate(operation: Operation) -> Synced:
         states,
         {member.name: index for member, index in operation.leavers},
         len(operation.groups),
+        tuple(member.name for member, _ in operation.outgrown),
+        tuple(path or "the model" for path, _ in held_though_trainable(operation.patient.model)),
+        _formers(operation, states),
     )
 
 
@@ -110,6 +118,26 @@ def _append(operation: Operation) -> None:
         raise
 
 
+def _drop_outgrown(operation: Operation) -> None:
+    """Forget states, and gradients, of a shape that the parameter no longer has."""
+    optimizer = operation.patient.optimizer
+    for member, group in operation.outgrown:
+        parameter = member.parameter
+        del keeper(optimizer).state[parameter]
+        if parameter.grad is not None and parameter.grad.shape != parameter.shape:
+            parameter.grad = None
+        if (state := begun(optimizer, parameter, group)) is not None:
+            keeper(optimizer).state[parameter] = state
+
+
+def _formers(operation: Operation, states: Mapping[str, State]) -> dict[str, Former]:
+    return {
+        member.name: Former(tuple(member.parameter.shape), member.parameter.dtype)
+        for member in operation.patient.known.members.values()
+        if member.name in states
+    }
+
+
 def _let_go(operation: Operation) -> dict[str, State]:
     """Take out who leaves, and the gradient and state of all that is frozen; gives the states."""
     optimizer = operation.patient.optimizer
@@ -120,7 +148,7 @@ def _let_go(operation: Operation) -> dict[str, State]:
     for member in operation.patient.known.members.values():
         if not member.parameter.requires_grad:
             member.parameter.grad = None
-            if state := optimizer.state.pop(member.parameter, None):
+            if state := keeper(optimizer).state.pop(member.parameter, None):
                 states[member.name] = state
     return states
 
@@ -128,12 +156,13 @@ def _let_go(operation: Operation) -> dict[str, State]:
 def _take_in(operation: Operation) -> None:
     """Put the joiners into the groups that there were, and give all joiners their state."""
     optimizer = operation.patient.optimizer
+    states = keeper(optimizer).state
     for member, index in operation.joiners:
         if index < operation.groups_before:
             join(optimizer.param_groups[index], member)
-        optimizer.state.pop(member.parameter, None)
+        states.pop(member.parameter, None)
         if member.name in operation.states:
-            optimizer.state[member.parameter] = operation.states[member.name]
+            states[member.parameter] = operation.states[member.name]
     for group in optimizer.param_groups:
         if operation.patient.known.of_group(group):
             even_out(optimizer, group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from frostline.engine import Hook, Training
 from frostline.models import load_model
 from frostline.recipe import recipe_of
 from frostline.runs import open_run, prepare
-from small_world import start, write_net, write_picture, write_pictures
+from small_world import call, start, without_sum, write_net, write_picture, write_pictures
 
 
 class StopAfter(Hook):
@@ -112,7 +113,7 @@ def weights(run: Path, which: str = "last") -> str:
 
 def edit(file: Path, change: Callable[[str], str]) -> None:
     before = file.read_text()
-    file.write_text(change(before))
+    file.write_text(change(without_sum(before)))
     assert file.read_text() != before
 
 
@@ -474,6 +475,95 @@ def test_a_missing_state_says_what_is_kept(world: World) -> None:
         world.run(resume=True)
 
 
+def test_a_flipped_bit_in_the_largest_record_of_a_state_is_never_resumed_from(
+    world: World,
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=2)
+    state = world.root / "run" / "last" / "state-2.pt"
+    flip_in_largest_record(state)
+    answer = call("train", "--resume", world.root / "run")
+    assert answer.status == 1
+    assert "state-2.pt is missing or damaged (its checksum is not that of its" in answer.message
+
+
+def test_a_state_of_before_is_read_and_checked_by_the_sums_of_its_zip(world: World) -> None:
+    whole = weights(world.run("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=2)
+    state = world.root / "run" / "last" / "state-2.pt"
+    content = state.read_bytes()
+    state.write_bytes(content[: content.rindex(b"\n# checksum ")])
+    older = Path(shutil.copytree(world.root / "run", world.root / "older"))
+    flip_in_largest_record(state)
+    with pytest.raises(
+        fl.ConfigError, match=r"damaged \(the checksum of .*data/\d+ is not that of"
+    ):
+        world.run(resume=True)
+    world.run("older", resume=True)
+    assert weights(older) == whole
+
+
+def flip_in_largest_record(state: Path) -> None:
+    """One bit in the exponent of one float."""
+    content = bytearray(state.read_bytes())
+    with zipfile.ZipFile(state) as records:
+        tensors = [record for record in records.infolist() if "/data/" in record.filename]
+        largest = max(tensors, key=lambda record: record.file_size)
+        data = records.read(largest)
+    content[content.index(data) + 3] ^= 1 << 4
+    state.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("run.toml", "run.toml cannot be read: its checksum is not that of its content"),
+        ("frozen.json", "frozen.json is missing or damaged (its checksum is not that"),
+        ("trained_on.txt", "trained_on.txt is damaged (its checksum is not that of"),
+        ("validated_on.txt", "validated_on.txt is damaged (its checksum is not that"),
+        ("last/delta.safetensors", "delta.safetensors is damaged: "),
+    ],
+)
+def test_another_digit_in_a_file_that_a_resume_reads_is_told(
+    finished: World, tmp_path: Path, name: str, told: str
+) -> None:
+    """The first 1 that may be a 3 by one bit: of a learning rate, a digest, a position."""
+    run = Path(shutil.copytree(finished.root / "run", tmp_path / "run"))
+    content = (run / name).read_bytes()
+    assert content.count(b"1")
+    (run / name).write_bytes(content.replace(b"1", b"3", 1))
+    answer = call("train", "--resume", run)
+    assert answer.status in (1, 3)
+    assert told in answer.message
+
+
+def test_notes_of_a_delta_are_covered_by_its_checksum(spoiled: Path) -> None:
+    file = spoiled / "best" / "delta.safetensors"
+    content = file.read_bytes()
+    assert content.count(rb"\"phase\": \"1\"") == 1
+    file.write_bytes(content.replace(rb"\"phase\": \"1\"", rb"\"phase\": \"3\""))
+    with pytest.raises(fl.CorruptDelta, match="its header is not the one that was written"):
+        open_run(spoiled).verify()
+
+
+@pytest.mark.parametrize("name", ["result.json", "data.json", "course.json"])
+def test_another_digit_in_what_a_report_reads_is_told_on_it(spoiled: Path, name: str) -> None:
+    content = (spoiled / name).read_bytes()
+    (spoiled / name).write_bytes(content.replace(b"1", b"3", 1))
+    lacks = open_run(spoiled).report().facts.records.lacks
+    assert [line for line in lacks if f"{name} is damaged (its checksum is not" in line]
+
+
+def test_settings_changed_by_hand_are_read_once_their_checksum_is_deleted(spoiled: Path) -> None:
+    text = (spoiled / "run.toml").read_text()
+    (spoiled / "run.toml").write_text(text.replace("epochs = 3", "epochs = 4"))
+    with pytest.raises(fl.ConfigError, match="if you changed it by hand, delete its last line"):
+        open_run(spoiled)
+    edit(spoiled / "run.toml", lambda text: text)
+    assert open_run(spoiled).settings.training.epochs == 4
+
+
 def test_metrics_of_a_resumed_run_have_no_line_twice(world: World) -> None:
     with pytest.raises(KeyboardInterrupt):
         world.run(stop=2)
@@ -638,7 +728,12 @@ def test_a_run_of_a_python_model_is_resumed_in_python(tmp_path: Path) -> None:
 def test_another_frozen_part_is_refused_on_a_resume(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         python_run(tmp_path, stop=1)
-    edit(tmp_path / "run" / "frozen.json", lambda text: text.replace('"0.bias"', '"0.bios"'))
+
+    def rename(text: str) -> str:
+        digests = json.loads(text)["tensors"]
+        return json.dumps({"tensors": {**digests, "0.bios": digests.pop("0.bias")}})
+
+    edit(tmp_path / "run" / "frozen.json", rename)
     with pytest.raises(fl.DriftError, match=r"cannot resume: the frozen part is not what"):
         python_run(tmp_path, resume=True)
 

@@ -10,6 +10,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field
 
 from frostline._files import write_text
+from frostline._sums import checked, with_sum
 from frostline._version import __version__
 from frostline.errors import ConfigError
 from frostline.plans import Phase
@@ -109,14 +110,17 @@ class RunSettings(_Section):
             ConfigError: the file is missing, no TOML, or holds what this version does not know.
         """
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            content = tomllib.loads(checked(path.read_bytes()))
         except FileNotFoundError:
             raise ConfigError(
                 f"{path.parent} is no run: it has no {path.name}. Give the folder that "
                 "`frostline train --out` wrote."
             ) from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}. Restore it from a copy.") from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{path} cannot be read: {error}. Restore it from a copy; if you changed it by "
+                "hand, delete its last line, the checksum."
+            ) from error
         try:
             with config_errors():
                 return cls.model_validate(content)
@@ -135,4 +139,4 @@ class RunSettings(_Section):
         """
         content = self.model_dump(mode="json", exclude_none=True)
         content["plan"] = [phase.as_dict() for phase in self.plan]
-        write_text(path, tomli_w.dumps(content))
+        write_text(path, with_sum(tomli_w.dumps(content)))

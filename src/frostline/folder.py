@@ -22,13 +22,13 @@ tensorboard/                 curves
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from frostline._files import check_writable, write_text
+from frostline._sums import checked, json_checked, json_with_sum, with_sum
 from frostline.errors import ConfigError, OutputError
 from frostline.fingerprints import Fingerprint
 
@@ -195,7 +195,7 @@ class RunFolder:
 
     def write_frozen(self, fingerprint: Fingerprint) -> None:
         """Note what the frozen part was before training."""
-        write_text(self.frozen, json.dumps({"tensors": fingerprint.tensors}, indent=1))
+        write_text(self.frozen, json_with_sum({"tensors": fingerprint.tensors}))
 
     def read_frozen(self) -> Fingerprint:
         """What the frozen part was before training.
@@ -204,7 +204,7 @@ class RunFolder:
             ConfigError: the note is missing or damaged.
         """
         try:
-            return Fingerprint(json.loads(self.frozen.read_text())["tensors"])
+            return Fingerprint(json_checked(self.frozen.read_text())["tensors"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{self.frozen} is missing or damaged ({error}), so nothing can be proven. "
@@ -214,14 +214,22 @@ class RunFolder:
     def write_data(self, trained_on: Iterable[str], validated_on: Iterable[str]) -> None:
         """Note the content of the training and validation files."""
         for file, digests in ((self.trained_on, trained_on), (self.validated_on, validated_on)):
-            write_text(file, "".join(f"{digest}\n" for digest in digests))
+            write_text(file, with_sum("".join(f"{digest}\n" for digest in digests)))
 
     def read_trained_on(self) -> frozenset[str]:
-        """Content digests of the files the run has trained on; empty where none were noted."""
-        return _lines(self.trained_on)
+        """Content digests of the files the run has trained on; empty where none were noted.
+
+        Raises:
+            ConfigError: the note is damaged.
+        """
+        return frozenset(_lines(self.trained_on))
 
     def read_validated_on(self) -> frozenset[str]:
-        """Content digests of the files it was judged by; empty where none were noted."""
+        """The same of the files it was judged by."""
+        return frozenset(self.validation_digests())
+
+    def validation_digests(self) -> tuple[str, ...]:
+        """The same in the order of the validation data."""
         return _lines(self.validated_on)
 
 
@@ -229,8 +237,16 @@ def _is_cut_short(file: Path) -> bool:
     return file.name.startswith(".") and file.name.endswith(".tmp")
 
 
-def _lines(file: Path) -> frozenset[str]:
-    return frozenset(file.read_text().split()) if file.exists() else frozenset()
+def _lines(file: Path) -> tuple[str, ...]:
+    try:
+        return tuple(checked(file.read_bytes()).split())
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({error}), so it is not known which pictures the run has seen. "
+            "Restore it from a copy, or delete it to go on without."
+        ) from error
 
 
 def _mark(file: Path) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline._files import write_text
+from frostline._sums import json_with_sum
 from frostline.callbacks.journal import Journal
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
@@ -440,4 +441,4 @@ def _write_result(
         },
         "phases": [asdict(phase) for phase in phases],
     }
-    write_text(folder.result, json.dumps(result, indent=1))
+    write_text(folder.result, json_with_sum(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -407,6 +408,83 @@ def test_a_folder_with_anything_trained_is_never_cleared(tmp_path: Path, file: s
     before = sorted(tmp_path.rglob("*"))
     RunFolder(tmp_path).discard_start()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_run_in_the_folder_of_one_that_is_going_is_refused(
+    world: World, resume: bool
+) -> None:
+    refused: list[str] = []
+
+    class Second(Hook):
+        def on_epoch(self, training: Training) -> None:
+            if training.epochs_done == 1:
+                with pytest.raises(fl.OutputError) as caught:
+                    world.run(resume=resume)
+                refused.append(str(caught.value))
+                new = [world.photos, "--model", world.model, "--out"]
+                how = ["--resume"] if resume else new
+                refused.append(call("train", *how, out).message)
+
+    out = world.root / "run"
+    prepare(world.settings()).run(out, hooks=[Second()])
+    assert len(refused) == 2
+    assert all("a run is going in" in text and "Wait for its end" in text for text in refused)
+    assert len(metrics(out)) == 3
+    assert not (out / "run.lock").exists()
+    assert weights(out) == weights(world.run("alone"))
+
+
+def test_of_two_runs_that_begin_in_one_folder_at_once_only_one_goes_on(world: World) -> None:
+    """The second looked before the first began, and comes to the folder when it has ended."""
+
+    class First(Hook):
+        def on_notice(self, text: str, /) -> None:  # noqa: ARG002 - the hook's signature
+            if not (world.root / "run").exists():
+                world.run(recipe={"epochs": 1})
+
+    plan = (fl.Phase(train="head", epochs=1),)
+    late = world.settings(plan=plan, freeze={"freeze": None}, recipe={"patience": 3})
+    prepared = prepare(late)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fl.Plan, "check", lambda *_, **__: ("a warning",))
+        with pytest.raises(fl.OutputError, match="already holds a run; nothing was overwritten"):
+            prepared.run(world.root / "run", hooks=[First()])
+    assert open_run(world.root / "run").verify().tensors == 7
+
+
+def test_a_lock_that_a_killed_run_left_stops_no_one(world: World) -> None:
+    (world.root / "run").mkdir()
+    (world.root / "run" / "run.lock").touch()
+    assert (world.run(recipe={"epochs": 1}) / "result.json").is_file()
+
+
+def test_where_a_file_system_has_no_locks_a_run_goes_on_without(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("frostline.folder.lock", without)
+    assert (world.run(recipe={"epochs": 1}) / "result.json").is_file()
+
+
+def test_a_run_that_is_going_can_be_read(world: World) -> None:
+    read: list[float] = []
+
+    class Reader(Hook):
+        def on_epoch(self, training: Training) -> None:  # noqa: ARG002 - the hook's signature
+            run = open_run(out)
+            read.append(run.evaluate(run.held_out(world.photos).images).loss)
+            assert run.verify().tensors == 7
+            assert run.report().facts.records.epochs
+
+    out = world.root / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("frostline.callbacks.saving.SAVE_SECONDS", 0.0)
+        patch.setattr("frostline.callbacks.saving._SHARE_OF_TIME", 0)
+        prepare(world.settings()).run(out, hooks=[Reader()])
+    assert len(read) == 3
 
 
 def test_an_empty_folder_may_be_written_to(world: World) -> None:

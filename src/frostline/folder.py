@@ -16,21 +16,28 @@ last/state-N.pt              optimizer and position after epoch N, to resume fro
 last/delta-N.safetensors     earlier ones, with their states, where several are kept
 result.json                  figures of the best epoch, and the proof
 report.html                  all of it on one page
+run.lock                     while a run is going here
 tensorboard/                 curves
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import errno
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from frostline._files import check_writable, write_text
+from frostline._files import FileLock, check_writable, lock, output_errors, write_text
 from frostline._sums import checked, json_checked, json_with_sum, with_sum
 from frostline.errors import ConfigError, OutputError
 from frostline.fingerprints import Fingerprint
+
+# What a file system without locks answers; a run goes on there without one.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_TRIES, _TRY_SECONDS = 10, 0.02  # who only looks whether a run is going holds the lock for a moment
 
 
 @final
@@ -39,6 +46,10 @@ class RunFolder:
     """The files of one run."""
 
     root: Path
+
+    @property
+    def lock_file(self) -> Path:
+        return self.root / "run.lock"
 
     @property
     def settings(self) -> Path:
@@ -125,6 +136,52 @@ class RunFolder:
             raise OutputError(f"{self.root} already holds {self._content()} choose another --out.")
         check_writable(self.root)
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep all other runs out of the folder; who reads it needs no lock.
+
+        The system lets go of the lock of a run that is killed.
+
+        Raises:
+            OutputError: a run is going here, or the folder cannot be written.
+        """
+        with output_errors(self.lock_file):
+            self.root.mkdir(parents=True, exist_ok=True)
+            held = self._try_lock(tries=_TRIES)
+        with held:
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    self.lock_file.unlink()
+                    self.root.rmdir()  # only where the run left nothing
+
+    def check_idle(self) -> None:
+        """Make sure that no run is going here.
+
+        Raises:
+            OutputError: one is.
+        """
+        if self.lock_file.exists():
+            with contextlib.suppress(OSError):  # one that cannot even be read: writing tells
+                self._try_lock(tries=1).__exit__()
+
+    def _try_lock(self, *, tries: int) -> FileLock | contextlib.nullcontext[None]:
+        for _ in range(tries):
+            try:
+                held = lock(self.lock_file, mode="exclusive", wait=False)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                return contextlib.nullcontext()
+            if held is not None:
+                return held
+            time.sleep(_TRY_SECONDS)
+        raise OutputError(
+            f"a run is going in {self.root}, and two would mix their files; nothing was changed. "
+            "Wait for its end, or choose another --out."
+        )
+
     def _content(self) -> str:
         if not self.settings.exists():
             return "something; nothing was overwritten. For a new run"
@@ -173,7 +230,8 @@ class RunFolder:
     def _is_empty_folder(self) -> bool:
         try:
             # A run that was killed while it wrote its first file left that file's beginning.
-            return self.root.is_dir() and all(_is_cut_short(p) for p in self.root.iterdir())
+            left = (path for path in self.root.iterdir() if path != self.lock_file)
+            return self.root.is_dir() and all(map(_is_cut_short, left))
         except OSError as error:
             raise OutputError(
                 f"cannot look into {self.root}: {error.strerror}. Choose another --out."

@@ -220,6 +220,7 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
     from frostline.folder import RunFolder
     from frostline.runs import prepare
 
+    RunFolder(folder).check_idle()
     if resume:
         RunFolder(folder).check_is_run()
     else:

@@ -289,16 +289,23 @@ def _folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | Non
         yield None
         return
     folder = RunFolder(Path(out))
+    folder.check_idle()
+    _check_place(folder, resume=resume)
+    with folder.locked():
+        _check_place(folder, resume=resume)  # another run may have come and gone meanwhile
+        try:
+            yield folder
+        except Exception:
+            if not resume:
+                folder.discard_start()
+            raise
+
+
+def _check_place(folder: RunFolder, *, resume: bool) -> None:
     if resume:
         folder.check_is_run()
     else:
         folder.check_free()
-    try:
-        yield folder
-    except Exception:
-        if not resume:
-            folder.discard_start()
-        raise
 
 
 @contextmanager

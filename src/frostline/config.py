@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from frostline._files import write_text
 from frostline._sums import checked, with_sum
@@ -16,6 +16,8 @@ from frostline.errors import ConfigError
 from frostline.plans import Phase
 from frostline.preprocessing import Preprocessing
 from frostline.recipe import Recipe, config_errors
+from frostline.records import BY_MODEL
+from frostline.tuning import Form
 
 HeadPlace = Literal["classifier", "logits", "keep"]
 _FROM_PYTHON = "python:"
@@ -75,7 +77,8 @@ class FeatureSettings(_Section):
     """What is kept of the frozen part, and where.
 
     `store` is `auto` (the user's cache folder), `off` or a folder; `forms` is how the frozen part
-    was computed in each phase, `model` where the model did it: written when the phase begins.
+    was computed in each phase, `model` where the model did it: written when the phase begins, or
+    given to repeat another run.
     """
 
     store: str = "auto"
@@ -83,6 +86,14 @@ class FeatureSettings(_Section):
     budget_bytes: int | None = Field(None, ge=1)
     compile: bool = False
     forms: tuple[str, ...] = ()
+
+    @field_validator("forms")
+    @classmethod
+    def _known_forms(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for text in given:
+            if text != BY_MODEL:
+                Form.parse(text)
+        return given
 
 
 class RunSettings(_Section):

@@ -68,6 +68,14 @@ def train(
         Literal["auto", "float32", "bfloat16", "float16", "int8"],
         typer.Option(help="How stored features lie on disk; auto keeps every bit."),
     ] = "auto",
+    form: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How the frozen part is computed, as a run noted it: 'bfloat16 channels-last', or "
+            "model; once for each phase. By default what the machine is best at.",
+            metavar="FORM",
+        ),
+    ] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="Compile what is trained with torch.compile.")
     ] = False,
@@ -124,7 +132,12 @@ def train(
             freeze=FreezeSettings(freeze=freeze, train=train, norm=norm),
             plan=phases,
             training=recipe_of(**recipe),
-            features=FeatureSettings(store=_absolute(features), storage=storage, compile=compile_),
+            features=FeatureSettings(
+                store=_absolute(features),
+                storage=storage,
+                compile=compile_,
+                forms=tuple(form or ()),
+            ),
             device=device,
         )
     _check_storage(settings)

@@ -135,6 +135,8 @@ def computing(
     else:
         name = _name(cut, precision, device)
         tuned = decisions.find(name) if decisions else None
+        if tuned is not None:  # another run may have had batches of another size
+            tuned = replace(tuned, batch_size=batch_size)
     if tuned is None:
         tensors = [t.to(device) for t in cut.prefix.spec.flatten(samples())]
         tuned, run = tune_and_realise(

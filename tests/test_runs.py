@@ -512,6 +512,48 @@ def test_other_settings_are_refused_by_name_on_a_resume(
         finished.run(resume=True, **changes)
 
 
+NUMBERED = ("0", "1", "2", "10", "11")
+AS_TEXT = tuple(sorted(NUMBERED))
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> World:
+    made = World(tmp_path)
+    shutil.rmtree(made.photos)
+    write_pictures(made.photos, names=NUMBERED, train=2, val=2)
+    return made
+
+
+def test_numbered_classes_are_those_of_a_kept_classifier(numbered: World) -> None:
+    kept = numbered.settings(model={"on": "keep"})
+    prepared = prepare(kept)
+    assert prepared.data.splits.train.classes == NUMBERED
+    assert prepared.mapping.startswith("of the kept classifier in the order of the data's names: 0")
+    options = ["--model", numbered.model, "--weights", numbered.weights, "--on", "keep"]
+    options += ["--epochs", 1, "--freeze", "features", "--out", numbered.root / "run"]
+    answer = call("train", numbered.photos, *options)
+    assert "Classes  of the kept classifier" in answer.out
+    assert "2 is 2, 3 is 10" in " ".join(answer.out.split())
+
+
+@pytest.mark.parametrize("how", ["alone", "with its options"])
+def test_a_run_of_before_keeps_the_order_of_its_classes(numbered: World, how: str) -> None:
+    changes = {"data": {"classes": AS_TEXT}, "model": {"weights": "none"}}
+    whole = numbered.run("whole", **changes)
+    out = numbered.root / "run"
+    with pytest.raises(KeyboardInterrupt):
+        numbered.run(stop=1, **changes)
+    assert open_run(out).settings.data.classes == AS_TEXT
+    options = [numbered.photos, "--model", numbered.model, "--weights", "none", "--epochs", 3]
+    options += ["--freeze", "features", "--lr", 0.02, "--batch-size", 6, "--out"]
+    answer = call("train", "--resume", *([] if how == "alone" else options), out)
+    assert answer.status == 0, answer.err
+    assert weights(out) == weights(whole)
+    run = open_run(out)
+    found = run.evaluate(run.held_out(numbered.photos).images)
+    assert found.loss == json.loads((out / "result.json").read_text())["loss"]
+
+
 @pytest.mark.parametrize(("part", "called"), [("train", "training"), ("val", "validation")])
 def test_a_changed_picture_is_refused_on_a_resume(world: World, part: str, called: str) -> None:
     with pytest.raises(KeyboardInterrupt):

@@ -236,6 +236,7 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
     RunFolder(folder).check_idle()
     if resume:
         RunFolder(folder).check_is_run()
+        settings = _classes_as_before(settings, folder)
     else:
         _check_apart(folder, Path(settings.data.path))
         RunFolder(folder).check_free()
@@ -254,6 +255,15 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
         print_json(_document(run, folder))
     else:
         _conclude(run, folder, page)
+
+
+def _classes_as_before(settings: RunSettings, folder: Path) -> RunSettings:
+    """With the run's own order of classes: runs of before counted numbers as text."""
+    from frostline.runs import open_run
+
+    classes = open_run(folder).settings.data.classes
+    data = settings.data.model_copy(update={"classes": classes})
+    return settings.model_copy(update={"data": data})
 
 
 def _check_apart(folder: Path, data: Path) -> None:
@@ -282,6 +292,8 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
         say(aside, f"{finding.level.capitalize()}: {finding.message}", style="yellow")
     say(page, f"Model    {prepared.loaded.spec}, head at {prepared.loaded.head}")
     say(page, f"Weights  {prepared.loaded.weights}")
+    if prepared.mapping:
+        say(page, hanging(f"Classes  {prepared.mapping}", indent=9))
     page.print()
     page.print(prepared.frozen.summary(depth=1).table())
     page.print()

@@ -306,6 +306,7 @@ class FinishedRun:
             folds=own.folds,
             fold=own.fold,
             seed=self.settings.training.seed,
+            classes=own.classes,
         )
         return splits.test or splits.val
 

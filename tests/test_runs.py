@@ -942,6 +942,17 @@ def test_a_folder_with_the_beginning_of_a_killed_runs_first_file_may_be_written_
     assert (world.run(recipe={"epochs": 1}) / "result.json").is_file()
 
 
+def test_beginnings_of_files_that_a_killed_run_left_are_swept_on_a_resume(world: World) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=1)
+    run, left = world.root / "run", ("last/.state-2.pt.a_1.tmp", "best/.delta.safetensors.b.tmp")
+    for name in (*left, ".course.json.x1.tmp", ".mine.tmp", "last/.notes.txt.x.tmp"):
+        (run / name).write_text("half")
+    world.run(resume=True)
+    hidden = {path.relative_to(run).as_posix() for path in run.rglob(".*")}
+    assert hidden == {".mine.tmp", "last/.notes.txt.x.tmp"}
+
+
 def test_a_run_killed_between_its_settings_and_its_digests_begins_on_a_resume(
     world: World,
 ) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -37,6 +38,12 @@ from frostline.fingerprints import Fingerprint
 
 # What a file system without locks answers; a run goes on there without one.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+# The beginning of a file of a run, as `replacing` names it.
+_OWN_FILE = re.compile(
+    r"\.(run\.toml|plan\.toml|report\.html|(frozen|data|course|result)\.json|metrics\.jsonl"
+    r"|(trained|validated)_on\.txt|predictions\.safetensors|delta[-.\d]*\.safetensors"
+    r"|state-[\d.]+\.pt)\.[^.]+\.tmp$"
+)
 _TRIES, _TRY_SECONDS = 10, 0.02  # who only looks whether a run is going holds the lock for a moment
 
 
@@ -236,6 +243,14 @@ class RunFolder:
             raise OutputError(
                 f"cannot look into {self.root}: {error.strerror}. Choose another --out."
             ) from error
+
+    def sweep(self) -> None:
+        """Take away the beginnings of files that a killed run left."""
+        for folder in (self.root, self.best.parent, self.last.parent):
+            for file in folder.glob(".*.tmp"):
+                if _OWN_FILE.match(file.name):
+                    with contextlib.suppress(OSError):  # it is in no one's way
+                        file.unlink()
 
     def check_is_run(self) -> None:
         """Make sure there is a run here.

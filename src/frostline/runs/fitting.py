@@ -319,6 +319,7 @@ def _folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | Non
     _check_place(folder, resume=resume)
     with folder.locked():
         _check_place(folder, resume=resume)  # another run may have come and gone meanwhile
+        folder.sweep()
         try:
             yield folder
         except Exception:

@@ -61,7 +61,7 @@ def put_photos(run: Path) -> int:
     photos = sorted((DATA / "hymenoptera" / "val").glob("*/*.jpg"))
     facts, folder = open_run(run).report().facts, RunFolder(run)
     judged = read_judged(folder.predictions)
-    digests = folder.validated_on.read_text().split()
+    digests = list(folder.validation_digests())
     below = {name: place for place, name in enumerate(judged.names)}
     wanted = [f"{facts.pictures_in}{os.sep}{one.file}" for one in (*facts.mistakes, *facts.doubts)]
     found = list(zip(wanted, photos, strict=False))

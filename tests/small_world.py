@@ -146,5 +146,10 @@ def write_pictures(
     return root
 
 
+def without_sum(text: str) -> str:
+    """What a text file says, less its last line with the checksum, as who changes it deletes it."""
+    return text.partition("\n# checksum ")[0]
+
+
 def hash_of(text: str) -> int:
     return sum(text.encode())

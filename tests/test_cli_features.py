@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
-from frostline.runs import default_store
+from frostline.deltas import read_delta
+from frostline.runs import default_store, open_run
 from small_world import Answer, call, write_net, write_pictures
 
 
@@ -127,6 +130,45 @@ def test_a_run_is_evaluated_and_predicts_in_the_form_it_was_trained_in(
     right = judged["accuracy"] * len(files)
     shown = json.dumps(told)
     assert shown.count('"dark"') + shown.count('"light"') >= len(files) >= right
+
+
+def test_a_run_is_repeated_in_the_form_that_it_noted(world: World, tmp_path: Path) -> None:
+    form = "float32 folded"  # not what is chosen first
+    world.train("--form", form, "--json")
+    assert tomllib.loads((world.run / "run.toml").read_text())["features"]["forms"] == [form]
+    facts = open_run(world.run).report().facts
+    told = "On the same machine, with the same versions and number of threads, it gives the same "
+    assert facts.repeat_notes == (f"{told}bits.",)
+    command = facts.repeat.replace("\\\n", " ").replace(str(world.store), str(tmp_path / "fresh"))
+    words = shlex.split(command)
+    assert words[words.index("--form") + 1] == form
+    answer = call(*words[1:])
+    assert answer.status == 0, answer.err
+    again = world.run.with_name(f"{world.run.name}-again")
+    assert tomllib.loads((again / "run.toml").read_text())["features"]["forms"] == [form]
+    first, second = (read_delta(run / "last" / "delta.safetensors") for run in (world.run, again))
+    assert all(torch.equal(first.tensors[name], t) for name, t in second.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "told"),
+    [
+        (["--form", "bfloat17"], 2, "'bfloat17' is no form of a prefix"),
+        (["--form", "model", "--form", "model"], 1, "got 2 forms for 1 phase. Give one for each"),
+        (
+            ["--form", "bfloat16", "--precision", "exact"],
+            1,
+            "precision 'exact' keeps every bit, and the form 'bfloat16' does not; leave one out",
+        ),
+    ],
+)
+def test_a_form_that_cannot_be_heeded_is_refused(
+    world: World, options: list[str], status: int, told: str
+) -> None:
+    answer = world.train(*options)
+    assert answer.status == status
+    assert told in " ".join(answer.err.replace("│", " ").split())
+    assert not world.run.exists()
 
 
 @pytest.mark.parametrize("form", ["bfloat16 channels-last folded", "float32 channels-last folded"])

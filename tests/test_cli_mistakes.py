@@ -12,7 +12,15 @@ from safetensors.torch import save_file
 
 from frostline.deltas import read_delta
 from frostline.models import load_model
-from small_world import Answer, call, start, write_net, write_picture, write_pictures
+from small_world import (
+    Answer,
+    call,
+    start,
+    without_sum,
+    write_net,
+    write_picture,
+    write_pictures,
+)
 
 
 class World:
@@ -207,10 +215,41 @@ def test_a_folder_that_is_no_run_is_refused(world: World, verb: str) -> None:
     refused(call(verb, world.photos, *more), "is no run: it has no run.toml")
 
 
+@pytest.mark.parametrize("verb", ["report", "compare", "inspect"])
+def test_a_page_is_written_over_no_other_file(finished: World, tmp_path: Path, verb: str) -> None:
+    other = shutil.copytree(finished.run, tmp_path / "other")
+    arguments = {
+        "report": ["report", finished.run, "--out"],
+        "compare": ["compare", finished.run, other, "--html"],
+        "inspect": ["inspect", finished.model, "--html"],
+    }[verb]
+    mine = tmp_path / "run.toml"
+    mine.write_text("my own")
+    refused(call(*arguments, mine), "is no page that Frostline wrote, so it was not overwritten")
+    assert mine.read_text() == "my own"
+    if verb == "inspect":  # its page takes seconds, and is written by the same function
+        return
+    assert call(*arguments, mine, "--force").status == 0
+    assert mine.read_text().startswith("<!doctype html>")
+    assert call(*arguments, mine).status == 0  # over its own
+
+
+@pytest.mark.parametrize("verb", ["plan", "merge"])
+def test_plans_and_checkpoints_are_written_over_no_file(
+    finished: World, tmp_path: Path, verb: str
+) -> None:
+    mine = tmp_path / "mine.pth"
+    mine.write_text("my own")
+    plan = ["plan", finished.model, "--kind", "full", "--out", mine]
+    arguments = plan if verb == "plan" else ["merge", finished.run, "--out", mine]
+    refused(call(*arguments), "is there already. Choose another --out, or remove it first")
+    assert mine.read_text() == "my own"
+
+
 def test_a_run_that_was_made_in_python_says_how_to_resume_it(finished: World) -> None:
     copy = finished.root / "from_python"
     shutil.copytree(finished.run, copy)
-    text = (copy / "run.toml").read_text()
+    text = without_sum((copy / "run.toml").read_text())
     (copy / "run.toml").write_text(text.replace(f'name = "{finished.model}"', 'name = "python:N"'))
     refused(call("train", "--resume", copy), "handed over in Python (python:N)", "resume=True")
     shutil.rmtree(copy)

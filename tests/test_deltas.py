@@ -293,7 +293,7 @@ def test_a_failing_save_leaves_the_old_file(saved: Path, monkeypatch: pytest.Mon
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("frostline.deltas.save_file", full)
+    monkeypatch.setattr("frostline._tensor_files.save_file", full)
     with pytest.raises(fl.OutputError, match=r"cannot write .*No space left.*Nothing was overwr"):
         fl.save_delta(trained(), saved)
     assert saved.read_bytes() == before
@@ -307,7 +307,7 @@ def test_a_save_cut_short_leaves_the_old_file(saved: Path, monkeypatch: pytest.M
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("frostline.deltas.save_file", interrupted)
+    monkeypatch.setattr("frostline._tensor_files.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fl.save_delta(trained(), saved)
     assert saved.read_bytes() == before

@@ -13,6 +13,8 @@ import frostline
 
 FLOORS = {
     "_files": 0,
+    "_sums": 0,
+    "_tensor_files": 1,
     "_version": 0,
     "calling": 0,
     "clocks": 0,

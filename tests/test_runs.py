@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from frostline.engine import Hook, Training
 from frostline.models import load_model
 from frostline.recipe import recipe_of
 from frostline.runs import open_run, prepare
-from small_world import start, write_net, write_picture, write_pictures
+from small_world import call, start, without_sum, write_net, write_picture, write_pictures
 
 
 class StopAfter(Hook):
@@ -112,7 +114,7 @@ def weights(run: Path, which: str = "last") -> str:
 
 def edit(file: Path, change: Callable[[str], str]) -> None:
     before = file.read_text()
-    file.write_text(change(before))
+    file.write_text(change(without_sum(before)))
     assert file.read_text() != before
 
 
@@ -408,6 +410,83 @@ def test_a_folder_with_anything_trained_is_never_cleared(tmp_path: Path, file: s
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_run_in_the_folder_of_one_that_is_going_is_refused(
+    world: World, resume: bool
+) -> None:
+    refused: list[str] = []
+
+    class Second(Hook):
+        def on_epoch(self, training: Training) -> None:
+            if training.epochs_done == 1:
+                with pytest.raises(fl.OutputError) as caught:
+                    world.run(resume=resume)
+                refused.append(str(caught.value))
+                new = [world.photos, "--model", world.model, "--out"]
+                how = ["--resume"] if resume else new
+                refused.append(call("train", *how, out).message)
+
+    out = world.root / "run"
+    prepare(world.settings()).run(out, hooks=[Second()])
+    assert len(refused) == 2
+    assert all("a run is going in" in text and "Wait for its end" in text for text in refused)
+    assert len(metrics(out)) == 3
+    assert not (out / "run.lock").exists()
+    assert weights(out) == weights(world.run("alone"))
+
+
+def test_of_two_runs_that_begin_in_one_folder_at_once_only_one_goes_on(world: World) -> None:
+    """The second looked before the first began, and comes to the folder when it has ended."""
+
+    class First(Hook):
+        def on_notice(self, text: str, /) -> None:  # noqa: ARG002 - the hook's signature
+            if not (world.root / "run").exists():
+                world.run(recipe={"epochs": 1})
+
+    plan = (fl.Phase(train="head", epochs=1),)
+    late = world.settings(plan=plan, freeze={"freeze": None}, recipe={"patience": 3})
+    prepared = prepare(late)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fl.Plan, "check", lambda *_, **__: ("a warning",))
+        with pytest.raises(fl.OutputError, match="already holds a run; nothing was overwritten"):
+            prepared.run(world.root / "run", hooks=[First()])
+    assert open_run(world.root / "run").verify().tensors == 7
+
+
+def test_a_lock_that_a_killed_run_left_stops_no_one(world: World) -> None:
+    (world.root / "run").mkdir()
+    (world.root / "run" / "run.lock").touch()
+    assert (world.run(recipe={"epochs": 1}) / "result.json").is_file()
+
+
+def test_where_a_file_system_has_no_locks_a_run_goes_on_without(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("frostline.folder.lock", without)
+    assert (world.run(recipe={"epochs": 1}) / "result.json").is_file()
+
+
+def test_a_run_that_is_going_can_be_read(world: World) -> None:
+    read: list[float] = []
+
+    class Reader(Hook):
+        def on_epoch(self, training: Training) -> None:  # noqa: ARG002 - the hook's signature
+            run = open_run(out)
+            read.append(run.evaluate(run.held_out(world.photos).images).loss)
+            assert run.verify().tensors == 7
+            assert run.report().facts.records.epochs
+
+    out = world.root / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("frostline.callbacks.saving.SAVE_SECONDS", 0.0)
+        patch.setattr("frostline.callbacks.saving._SHARE_OF_TIME", 0)
+        prepare(world.settings()).run(out, hooks=[Reader()])
+    assert len(read) == 3
+
+
 def test_an_empty_folder_may_be_written_to(world: World) -> None:
     (world.root / "run").mkdir()
     assert (world.run(recipe={"epochs": 1}) / "result.json").is_file()
@@ -431,6 +510,48 @@ def test_other_settings_are_refused_by_name_on_a_resume(
 ) -> None:
     with pytest.raises(fl.ConfigError, match=rf"cannot resume with other settings: .*{message}"):
         finished.run(resume=True, **changes)
+
+
+NUMBERED = ("0", "1", "2", "10", "11")
+AS_TEXT = tuple(sorted(NUMBERED))
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> World:
+    made = World(tmp_path)
+    shutil.rmtree(made.photos)
+    write_pictures(made.photos, names=NUMBERED, train=2, val=2)
+    return made
+
+
+def test_numbered_classes_are_those_of_a_kept_classifier(numbered: World) -> None:
+    kept = numbered.settings(model={"on": "keep"})
+    prepared = prepare(kept)
+    assert prepared.data.splits.train.classes == NUMBERED
+    assert prepared.mapping.startswith("of the kept classifier in the order of the data's names: 0")
+    options = ["--model", numbered.model, "--weights", numbered.weights, "--on", "keep"]
+    options += ["--epochs", 1, "--freeze", "features", "--out", numbered.root / "run"]
+    answer = call("train", numbered.photos, *options)
+    assert "Classes  of the kept classifier" in answer.out
+    assert "2 is 2, 3 is 10" in " ".join(answer.out.split())
+
+
+@pytest.mark.parametrize("how", ["alone", "with its options"])
+def test_a_run_of_before_keeps_the_order_of_its_classes(numbered: World, how: str) -> None:
+    changes = {"data": {"classes": AS_TEXT}, "model": {"weights": "none"}}
+    whole = numbered.run("whole", **changes)
+    out = numbered.root / "run"
+    with pytest.raises(KeyboardInterrupt):
+        numbered.run(stop=1, **changes)
+    assert open_run(out).settings.data.classes == AS_TEXT
+    options = [numbered.photos, "--model", numbered.model, "--weights", "none", "--epochs", 3]
+    options += ["--freeze", "features", "--lr", 0.02, "--batch-size", 6, "--out"]
+    answer = call("train", "--resume", *([] if how == "alone" else options), out)
+    assert answer.status == 0, answer.err
+    assert weights(out) == weights(whole)
+    run = open_run(out)
+    found = run.evaluate(run.held_out(numbered.photos).images)
+    assert found.loss == json.loads((out / "result.json").read_text())["loss"]
 
 
 @pytest.mark.parametrize(("part", "called"), [("train", "training"), ("val", "validation")])
@@ -472,6 +593,95 @@ def test_a_missing_state_says_what_is_kept(world: World) -> None:
     (world.root / "run" / "last" / "state-2.pt").unlink()
     with pytest.raises(fl.ConfigError, match=r"state-2\.pt is missing or damaged .*best"):
         world.run(resume=True)
+
+
+def test_a_flipped_bit_in_the_largest_record_of_a_state_is_never_resumed_from(
+    world: World,
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=2)
+    state = world.root / "run" / "last" / "state-2.pt"
+    flip_in_largest_record(state)
+    answer = call("train", "--resume", world.root / "run")
+    assert answer.status == 1
+    assert "state-2.pt is missing or damaged (its checksum is not that of its" in answer.message
+
+
+def test_a_state_of_before_is_read_and_checked_by_the_sums_of_its_zip(world: World) -> None:
+    whole = weights(world.run("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=2)
+    state = world.root / "run" / "last" / "state-2.pt"
+    content = state.read_bytes()
+    state.write_bytes(content[: content.rindex(b"\n# checksum ")])
+    older = Path(shutil.copytree(world.root / "run", world.root / "older"))
+    flip_in_largest_record(state)
+    with pytest.raises(
+        fl.ConfigError, match=r"damaged \(the checksum of .*data/\d+ is not that of"
+    ):
+        world.run(resume=True)
+    world.run("older", resume=True)
+    assert weights(older) == whole
+
+
+def flip_in_largest_record(state: Path) -> None:
+    """One bit in the exponent of one float."""
+    content = bytearray(state.read_bytes())
+    with zipfile.ZipFile(state) as records:
+        tensors = [record for record in records.infolist() if "/data/" in record.filename]
+        largest = max(tensors, key=lambda record: record.file_size)
+        data = records.read(largest)
+    content[content.index(data) + 3] ^= 1 << 4
+    state.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("run.toml", "run.toml cannot be read: its checksum is not that of its content"),
+        ("frozen.json", "frozen.json is missing or damaged (its checksum is not that"),
+        ("trained_on.txt", "trained_on.txt is damaged (its checksum is not that of"),
+        ("validated_on.txt", "validated_on.txt is damaged (its checksum is not that"),
+        ("last/delta.safetensors", "delta.safetensors is damaged: "),
+    ],
+)
+def test_another_digit_in_a_file_that_a_resume_reads_is_told(
+    finished: World, tmp_path: Path, name: str, told: str
+) -> None:
+    """The first 1 that may be a 3 by one bit: of a learning rate, a digest, a position."""
+    run = Path(shutil.copytree(finished.root / "run", tmp_path / "run"))
+    content = (run / name).read_bytes()
+    assert content.count(b"1")
+    (run / name).write_bytes(content.replace(b"1", b"3", 1))
+    answer = call("train", "--resume", run)
+    assert answer.status in (1, 3)
+    assert told in answer.message
+
+
+def test_notes_of_a_delta_are_covered_by_its_checksum(spoiled: Path) -> None:
+    file = spoiled / "best" / "delta.safetensors"
+    content = file.read_bytes()
+    assert content.count(rb"\"phase\": \"1\"") == 1
+    file.write_bytes(content.replace(rb"\"phase\": \"1\"", rb"\"phase\": \"3\""))
+    with pytest.raises(fl.CorruptDelta, match="its header is not the one that was written"):
+        open_run(spoiled).verify()
+
+
+@pytest.mark.parametrize("name", ["result.json", "data.json", "course.json"])
+def test_another_digit_in_what_a_report_reads_is_told_on_it(spoiled: Path, name: str) -> None:
+    content = (spoiled / name).read_bytes()
+    (spoiled / name).write_bytes(content.replace(b"1", b"3", 1))
+    lacks = open_run(spoiled).report().facts.records.lacks
+    assert [line for line in lacks if f"{name} is damaged (its checksum is not" in line]
+
+
+def test_settings_changed_by_hand_are_read_once_their_checksum_is_deleted(spoiled: Path) -> None:
+    text = (spoiled / "run.toml").read_text()
+    (spoiled / "run.toml").write_text(text.replace("epochs = 3", "epochs = 4"))
+    with pytest.raises(fl.ConfigError, match="if you changed it by hand, delete its last line"):
+        open_run(spoiled)
+    edit(spoiled / "run.toml", lambda text: text)
+    assert open_run(spoiled).settings.training.epochs == 4
 
 
 def test_metrics_of_a_resumed_run_have_no_line_twice(world: World) -> None:
@@ -638,7 +848,12 @@ def test_a_run_of_a_python_model_is_resumed_in_python(tmp_path: Path) -> None:
 def test_another_frozen_part_is_refused_on_a_resume(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         python_run(tmp_path, stop=1)
-    edit(tmp_path / "run" / "frozen.json", lambda text: text.replace('"0.bias"', '"0.bios"'))
+
+    def rename(text: str) -> str:
+        digests = json.loads(text)["tensors"]
+        return json.dumps({"tensors": {**digests, "0.bios": digests.pop("0.bias")}})
+
+    edit(tmp_path / "run" / "frozen.json", rename)
     with pytest.raises(fl.DriftError, match=r"cannot resume: the frozen part is not what"):
         python_run(tmp_path, resume=True)
 
@@ -724,6 +939,17 @@ def test_a_folder_with_the_beginning_of_a_killed_runs_first_file_may_be_written_
     (world.root / "run").mkdir()
     (world.root / "run" / ".run.toml.x1.tmp").write_text("fros")
     assert (world.run(recipe={"epochs": 1}) / "result.json").is_file()
+
+
+def test_beginnings_of_files_that_a_killed_run_left_are_swept_on_a_resume(world: World) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=1)
+    run, left = world.root / "run", ("last/.state-2.pt.a_1.tmp", "best/.delta.safetensors.b.tmp")
+    for name in (*left, ".course.json.x1.tmp", ".mine.tmp", "last/.notes.txt.x.tmp"):
+        (run / name).write_text("half")
+    world.run(resume=True)
+    hidden = {path.relative_to(run).as_posix() for path in run.rglob(".*")}
+    assert hidden == {".mine.tmp", "last/.notes.txt.x.tmp"}
 
 
 def test_a_run_killed_between_its_settings_and_its_digests_begins_on_a_resume(

@@ -28,13 +28,13 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder cannot be made or written, or the disk is full.
     """
-    with _output_errors(path):
+    with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
     temporary = Path(name)
     try:
-        with _output_errors(path):
+        with output_errors(path):
             yield temporary
             _flush(temporary)
             temporary.chmod(0o666 & ~_umask())
@@ -91,6 +91,19 @@ def keep_as(path: Path, other: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn what the system refuses about a file of output into a clear error."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"cannot write {path}: {reason}. Nothing was overwritten. "
+            "Choose a folder you can write to, with room on its disk."
+        ) from error
+
+
 def check_writable(folder: Path) -> None:
     """Make sure files can be written in `folder`, and leave everything as it was.
 
@@ -99,7 +112,7 @@ def check_writable(folder: Path) -> None:
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with _output_errors(folder):
+        with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
@@ -115,7 +128,7 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         OutputError: as `replacing`.
     """
-    with _output_errors(path), path.open("a", encoding="utf-8") as log:
+    with output_errors(path), path.open("a", encoding="utf-8") as log:
         log.write(line + "\n")
 
 
@@ -199,18 +212,6 @@ def _umask() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
     return 0o022
-
-
-@contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"cannot write {path}: {reason}. Nothing was overwritten. "
-            "Choose a folder you can write to, with room on its disk."
-        ) from error
 
 
 def _open_lock(path: Path, mode: LockMode) -> int:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from frostline._files import write_text
+from frostline._sums import checked, with_sum
 from frostline._version import __version__
 from frostline.errors import ConfigError
 from frostline.plans import Phase
 from frostline.preprocessing import Preprocessing
 from frostline.recipe import Recipe, config_errors
+from frostline.records import BY_MODEL
+from frostline.tuning import Form
 
 HeadPlace = Literal["classifier", "logits", "keep"]
 _FROM_PYTHON = "python:"
@@ -74,7 +77,8 @@ class FeatureSettings(_Section):
     """What is kept of the frozen part, and where.
 
     `store` is `auto` (the user's cache folder), `off` or a folder; `forms` is how the frozen part
-    was computed in each phase, `model` where the model did it: written when the phase begins.
+    was computed in each phase, `model` where the model did it: written when the phase begins, or
+    given to repeat another run.
     """
 
     store: str = "auto"
@@ -82,6 +86,14 @@ class FeatureSettings(_Section):
     budget_bytes: int | None = Field(None, ge=1)
     compile: bool = False
     forms: tuple[str, ...] = ()
+
+    @field_validator("forms")
+    @classmethod
+    def _known_forms(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for text in given:
+            if text != BY_MODEL:
+                Form.parse(text)
+        return given
 
 
 class RunSettings(_Section):
@@ -109,14 +121,17 @@ class RunSettings(_Section):
             ConfigError: the file is missing, no TOML, or holds what this version does not know.
         """
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+            content = tomllib.loads(checked(path.read_bytes()))
         except FileNotFoundError:
             raise ConfigError(
                 f"{path.parent} is no run: it has no {path.name}. Give the folder that "
                 "`frostline train --out` wrote."
             ) from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}. Restore it from a copy.") from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{path} cannot be read: {error}. Restore it from a copy; if you changed it by "
+                "hand, delete its last line, the checksum."
+            ) from error
         try:
             with config_errors():
                 return cls.model_validate(content)
@@ -135,4 +150,4 @@ class RunSettings(_Section):
         """
         content = self.model_dump(mode="json", exclude_none=True)
         content["plan"] = [phase.as_dict() for phase in self.plan]
-        write_text(path, tomli_w.dumps(content))
+        write_text(path, with_sum(tomli_w.dumps(content)))

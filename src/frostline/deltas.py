@@ -15,6 +15,7 @@ A delta MUST be applied to the base it was made from; the header says which that
     kept           JSON object, name of a tensor of the base that is kept in fewer bits than it is
                    computed with -> in which dtype; its digest is that of the rounded numbers
     about          JSON object, what its maker wanted to note: model, weights, epoch, plan, ...
+    header         checksum of all texts above (see _sums.py), checked when it is read; may lack
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ from typing import Any, Literal, cast, final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from frostline._files import replacing
+from frostline._tensor_files import check_header, save_tensors
 from frostline.errors import ConfigError, CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.freezing import freeze as freeze_part
@@ -124,11 +124,10 @@ def save_delta(
         "kept": json.dumps({n: w for n, w in narrow_names(model).items() if n in rest.tensors}),
         "about": json.dumps(dict(about or {})),
     }
-    with replacing(Path(path)) as temporary:
-        try:
-            save_file(dict(content), temporary, metadata=header)
-        except KeyError as error:  # safetensors 0.8: a dtype that its table of sizes lacks
-            raise _no_such_dtype(content, error.args[0]) from error
+    try:
+        save_tensors(content, Path(path), header=header)
+    except KeyError as error:  # safetensors 0.8: a dtype that its table of sizes lacks
+        raise _no_such_dtype(content, error.args[0]) from error
 
 
 def delta_content(
@@ -313,6 +312,7 @@ def _damaged(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
 def _with_header(tensors: dict[str, Tensor], header: Mapping[str, str], file: Path) -> Delta:
     """The delta with the base's fingerprint, checked against its hash, and the notes."""
     try:
+        check_header(header)
         base = Fingerprint(json.loads(header["base_tensors"]))
         about = dict(json.loads(header["about"]))
         trainable = tuple(json.loads(header.get("trainable", "[]")))

@@ -16,21 +16,35 @@ last/state-N.pt              optimizer and position after epoch N, to resume fro
 last/delta-N.safetensors     earlier ones, with their states, where several are kept
 result.json                  figures of the best epoch, and the proof
 report.html                  all of it on one page
+run.lock                     while a run is going here
 tensorboard/                 curves
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterable
+import errno
+import re
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from frostline._files import check_writable, write_text
+from frostline._files import FileLock, check_writable, lock, output_errors, write_text
+from frostline._sums import checked, json_checked, json_with_sum, with_sum
 from frostline.errors import ConfigError, OutputError
 from frostline.fingerprints import Fingerprint
+
+# What a file system without locks answers; a run goes on there without one.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+# The beginning of a file of a run, as `replacing` names it.
+_OWN_FILE = re.compile(
+    r"\.(run\.toml|plan\.toml|report\.html|(frozen|data|course|result)\.json|metrics\.jsonl"
+    r"|(trained|validated)_on\.txt|predictions\.safetensors|delta[-.\d]*\.safetensors"
+    r"|state-[\d.]+\.pt)\.[^.]+\.tmp$"
+)
+_TRIES, _TRY_SECONDS = 10, 0.02  # who only looks whether a run is going holds the lock for a moment
 
 
 @final
@@ -39,6 +53,10 @@ class RunFolder:
     """The files of one run."""
 
     root: Path
+
+    @property
+    def lock_file(self) -> Path:
+        return self.root / "run.lock"
 
     @property
     def settings(self) -> Path:
@@ -133,6 +151,52 @@ class RunFolder:
             raise OutputError(f"{self.root} already holds {self._content()} choose another --out.")
         check_writable(self.root)
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep all other runs out of the folder; who reads it needs no lock.
+
+        The system lets go of the lock of a run that is killed.
+
+        Raises:
+            OutputError: a run is going here, or the folder cannot be written.
+        """
+        with output_errors(self.lock_file):
+            self.root.mkdir(parents=True, exist_ok=True)
+            held = self._try_lock(tries=_TRIES)
+        with held:
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    self.lock_file.unlink()
+                    self.root.rmdir()  # only where the run left nothing
+
+    def check_idle(self) -> None:
+        """Make sure that no run is going here.
+
+        Raises:
+            OutputError: one is.
+        """
+        if self.lock_file.exists():
+            with contextlib.suppress(OSError):  # one that cannot even be read: writing tells
+                self._try_lock(tries=1).__exit__()
+
+    def _try_lock(self, *, tries: int) -> FileLock | contextlib.nullcontext[None]:
+        for _ in range(tries):
+            try:
+                held = lock(self.lock_file, mode="exclusive", wait=False)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                return contextlib.nullcontext()
+            if held is not None:
+                return held
+            time.sleep(_TRY_SECONDS)
+        raise OutputError(
+            f"a run is going in {self.root}, and two would mix their files; nothing was changed. "
+            "Wait for its end, or choose another --out."
+        )
+
     def _content(self) -> str:
         if not self.settings.exists():
             return "something; nothing was overwritten. For a new run"
@@ -181,11 +245,20 @@ class RunFolder:
     def _is_empty_folder(self) -> bool:
         try:
             # A run that was killed while it wrote its first file left that file's beginning.
-            return self.root.is_dir() and all(_is_cut_short(p) for p in self.root.iterdir())
+            left = (path for path in self.root.iterdir() if path != self.lock_file)
+            return self.root.is_dir() and all(map(_is_cut_short, left))
         except OSError as error:
             raise OutputError(
                 f"cannot look into {self.root}: {error.strerror}. Choose another --out."
             ) from error
+
+    def sweep(self) -> None:
+        """Take away the beginnings of files that a killed run left."""
+        for folder in (self.root, self.best.parent, self.last.parent):
+            for file in folder.glob(".*.tmp"):
+                if _OWN_FILE.match(file.name):
+                    with contextlib.suppress(OSError):  # it is in no one's way
+                        file.unlink()
 
     def check_is_run(self) -> None:
         """Make sure there is a run here.
@@ -203,7 +276,7 @@ class RunFolder:
 
     def write_frozen(self, fingerprint: Fingerprint) -> None:
         """Note what the frozen part was before training."""
-        write_text(self.frozen, json.dumps({"tensors": fingerprint.tensors}, indent=1))
+        write_text(self.frozen, json_with_sum({"tensors": fingerprint.tensors}))
 
     def read_frozen(self) -> Fingerprint:
         """What the frozen part was before training.
@@ -212,7 +285,7 @@ class RunFolder:
             ConfigError: the note is missing or damaged.
         """
         try:
-            return Fingerprint(json.loads(self.frozen.read_text())["tensors"])
+            return Fingerprint(json_checked(self.frozen.read_text())["tensors"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"{self.frozen} is missing or damaged ({error}), so nothing can be proven. "
@@ -222,14 +295,22 @@ class RunFolder:
     def write_data(self, trained_on: Iterable[str], validated_on: Iterable[str]) -> None:
         """Note the content of the training and validation files."""
         for file, digests in ((self.trained_on, trained_on), (self.validated_on, validated_on)):
-            write_text(file, "".join(f"{digest}\n" for digest in digests))
+            write_text(file, with_sum("".join(f"{digest}\n" for digest in digests)))
 
     def read_trained_on(self) -> frozenset[str]:
-        """Content digests of the files the run has trained on; empty where none were noted."""
-        return _lines(self.trained_on)
+        """Content digests of the files the run has trained on; empty where none were noted.
+
+        Raises:
+            ConfigError: the note is damaged.
+        """
+        return frozenset(_lines(self.trained_on))
 
     def read_validated_on(self) -> frozenset[str]:
-        """Content digests of the files it was judged by; empty where none were noted."""
+        """The same of the files it was judged by."""
+        return frozenset(self.validation_digests())
+
+    def validation_digests(self) -> tuple[str, ...]:
+        """The same in the order of the validation data."""
         return _lines(self.validated_on)
 
 
@@ -237,8 +318,16 @@ def _is_cut_short(file: Path) -> bool:
     return file.name.startswith(".") and file.name.endswith(".tmp")
 
 
-def _lines(file: Path) -> frozenset[str]:
-    return frozenset(file.read_text().split()) if file.exists() else frozenset()
+def _lines(file: Path) -> tuple[str, ...]:
+    try:
+        return tuple(checked(file.read_bytes()).split())
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} is damaged ({error}), so it is not known which pictures the run has seen. "
+            "Restore it from a copy, or delete it to go on without."
+        ) from error
 
 
 def _mark(file: Path) -> str:

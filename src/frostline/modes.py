@@ -162,20 +162,6 @@ def held_though_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def held_though_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The outermost modules that are held although something unfroze them behind the freeze.
-
-    They train with dropout and statistics off until `fl.thaw` (or another freeze) settles them.
-    """
-    due, above = set(_due(model)), None
-    for path, module in model.named_modules():  # a module before those below it
-        if above is not None and (not above or path.startswith(f"{above}.")):
-            continue
-        if is_held(module) and module not in due:
-            above = path
-            yield path, module
-
-
 def _hold(module: nn.Module) -> None:
     Hold(module, module.__dict__.get("train"), module.training).put_on()
     recompute(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,9 +69,10 @@ def test_a_broken_promise_is_the_first_thing_seen(sized: Any, run: Path, tmp_pat
     from frostline.runs import open_run
 
     broken = Path(shutil.copytree(run, tmp_path / "run"))
-    text = (broken / "frozen.json").read_text()
-    digest = text.split('": "')[1][:8]
-    (broken / "frozen.json").write_text(text.replace(digest, digest[::-1], 1))
+    digests = json.loads((broken / "frozen.json").read_text())["tensors"]
+    name = next(iter(digests))
+    digests[name] = digests[name][::-1]
+    (broken / "frozen.json").write_text(json.dumps({"tensors": digests}))
     open_run(broken).report().save(broken / "report.html")
     sized.get((broken / "report.html").as_uri())
     top = "return document.querySelector('.promise.broken h2').getBoundingClientRect().top"

@@ -33,6 +33,30 @@ def test_train_and_val_folders_are_the_splits(make_folder: MakeFolder, val: str)
     assert splits.how == f"train/ and {val}/ folders"
 
 
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (("0", "1", "2", "10", "11"), ("0", "1", "2", "10", "11")),
+        (("1", "02", "10", "b"), ("02", "1", "10", "b")),
+    ],
+)
+def test_names_are_counted_as_numbers_where_all_are(
+    tmp_path: Path, names: tuple[str, ...], order: tuple[str, ...]
+) -> None:
+    for name in names:
+        for index in range(3):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{index}.png").touch()
+    splits = read_splits(tmp_path)
+    for part in (splits.train, splits.val):
+        assert part.classes == order
+        assert all(order[s.label] == s.path.parent.name for s in part.samples)
+        assert [s.label for s in part.samples] == sorted(s.label for s in part.samples)
+    recorded = tuple(sorted(names))
+    assert read_splits(tmp_path, classes=recorded).train.classes == recorded
+    assert read_splits(tmp_path, classes=("a", "b")).train.classes == order
+
+
 def test_test_folder_serves_as_validation_set_where_there_is_no_other(
     make_folder: MakeFolder,
 ) -> None:

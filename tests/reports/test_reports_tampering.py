@@ -15,7 +15,7 @@ from frostline.deltas import save_delta
 from frostline.fingerprints import digest
 from frostline.runs import open_run
 from report_world import World, page_of
-from small_world import call
+from small_world import call, without_sum
 
 BUFFER = "features.1.running_mean"
 
@@ -33,7 +33,8 @@ def copied(world: World, tmp_path: Path) -> Path:
     run = Path(shutil.copytree(world.root / "run", tmp_path / "run"))
     weights = Path(shutil.copy(world.weights, tmp_path / "weights.safetensors"))
     settings = run / "run.toml"
-    settings.write_text(settings.read_text().replace(str(world.weights), str(weights)))
+    text = without_sum(settings.read_text())
+    settings.write_text(text.replace(str(world.weights), str(weights)))
     return run
 
 
@@ -72,7 +73,7 @@ def test_one_digit_of_a_frozen_digest_is_named(copied: Path) -> None:
     frozen = json.loads((copied / "frozen.json").read_text())
     known = frozen["tensors"][BUFFER]
     frozen["tensors"][BUFFER] = ("1" if known[0] != "1" else "2") + known[1:]
-    (copied / "frozen.json").write_text(json.dumps(frozen))
+    (copied / "frozen.json").write_text(json.dumps({"tensors": frozen["tensors"]}))
     check_told(copied, BUFFER)
 
 

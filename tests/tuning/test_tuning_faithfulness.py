@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from frostline.tuning.faithfulness import NO_DISTANCE, distance
+from frostline.tuning.faithfulness import distance
 
 HALF = torch.tensor([[3.0, 4.0]])
 
@@ -15,14 +15,6 @@ HALF = torch.tensor([[3.0, 4.0]])
 def test_the_error_is_that_of_the_worst_output() -> None:
     near, far = HALF * 1.01, HALF * 1.5
     assert distance([near, far], [HALF, HALF]).error == pytest.approx(0.5)
-
-
-def test_batches_add_up_to_the_error_of_the_whole() -> None:
-    outputs, reference = torch.randn(8, 5), torch.randn(8, 5)
-    parts = NO_DISTANCE
-    for rows in (slice(0, 3), slice(3, 8)):
-        parts += distance([outputs[rows]], [reference[rows]])
-    assert parts.error == pytest.approx(distance([outputs], [reference]).error)
 
 
 def test_any_output_is_infinitely_far_from_zero() -> None:

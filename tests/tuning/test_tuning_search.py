@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +25,6 @@ from frostline.tuning import (
     trials,
     tune_and_realise,
 )
-from frostline.tuning import batches as batches_module
 from frostline.tuning import candidates as candidates_module
 from frostline.tuning.candidates import candidates
 
@@ -61,7 +60,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Plain float32 takes a second per sample; the four forms to try, half of one."""
     clock = Clock({PLAIN: 1.0})
     monkeypatch.setattr(trials, "timed", clock.timed)
-    monkeypatch.setattr(batches_module, "timed", clock.timed)
     monkeypatch.setattr(search, "candidates", lambda *_, **__: FORMS)
     return clock
 
@@ -77,57 +75,44 @@ def test_exact_is_plain_float32_and_nothing_is_timed(small: Known, clock: Clock)
     assert clock.runs == []
 
 
-def test_the_fastest_form_within_tolerance_wins(small: Known, clock: Clock) -> None:
+def test_the_first_form_within_tolerance_wins(small: Known, clock: Clock) -> None:
     _, prefix, inputs = small
-    clock.seconds |= {REDUCED: 0.55, FLOAT32: 0.7}
+    clock.seconds |= {REDUCED: 0.55, FLOAT32: 0.1}
     tuned = tune(prefix, inputs)
     assert tuned.form == REDUCED
     assert tuned.speedup == pytest.approx(1 / 0.55)
     assert 1e-4 < tuned.error < 0.02
-    assert trial_of(tuned, FLOAT32).refused == ""
-
-
-def test_float32_is_not_tried_where_a_reduced_form_is_out_of_its_reach(
-    small: Known, clock: Clock
-) -> None:
-    _, prefix, inputs = small
-    clock.seconds |= {REDUCED: 0.25, FLOAT32: 0.1}
-    assert tune(prefix, inputs).form == REDUCED
     assert clock.count(FLOAT32) == 0
 
 
-def test_a_form_slower_than_plain_float32_never_wins(small: Known, clock: Clock) -> None:
-    _, prefix, inputs = small
-    clock.seconds |= dict.fromkeys(FORMS, 0.97)
-    tuned = tune(prefix, inputs)
-    assert (tuned.form, tuned.error) == (PLAIN, 0.0)
-    assert {trial.refused for trial in tuned.trials} == {"no faster than plain float32"}
-
-
-def test_a_hopeless_form_is_run_once(small: Known, clock: Clock) -> None:
-    _, prefix, inputs = small
-    clock.seconds |= {REDUCED: 0.5, FLOAT32: 2.5, Form(folded=True): 0.9}
-    tuned = tune(prefix, inputs)
-    assert tuned.form == REDUCED
-    assert clock.count(FLOAT32) == 1
-
-
-def test_a_close_race_is_run_again_and_may_be_lost(
-    small: Known, clock: Clock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("seed", range(3))
+def test_a_busy_machine_chooses_the_same_form(
+    small: Known, clock: Clock, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Plain float32 looked slow at first; side by side it is not."""
+    """Each run takes up to three times as long as it would alone."""
     _, prefix, inputs = small
-    clock.seconds |= dict.fromkeys(FORMS, 0.9)
-    seen = itertools.count()
+    draw = random.Random(seed)
+    slow = Form("bfloat16", channels_last=True, folded=True)
+    monkeypatch.setattr(search, "candidates", lambda *_, **__: (slow, FLOAT32))
 
     def timed(run: Realised, given: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], float]:
         outputs, seconds = clock.timed(run, given)
-        late = any(form != PLAIN for form, _ in clock.runs)
-        is_plain = clock.runs[next(seen)][0] == PLAIN
-        return outputs, seconds * (0.9 if is_plain and late else 1)
+        return outputs, seconds * draw.uniform(1, 3)
 
     monkeypatch.setattr(trials, "timed", timed)
-    assert tune(prefix, inputs).form == PLAIN
+    clock.seconds |= {slow: 0.6, FLOAT32: 0.5}
+    assert tune(prefix, inputs).form == slow
+    clock.seconds |= {slow: 8.0}
+    assert tune(prefix, inputs).form == FLOAT32
+
+
+def test_forms_that_the_machine_is_slow_at_are_put_aside(small: Known, clock: Clock) -> None:
+    _, prefix, inputs = small
+    clock.seconds |= dict.fromkeys(FORMS, 4.0)
+    tuned = tune(prefix, inputs)
+    assert (tuned.form, tuned.error) == (PLAIN, 0.0)
+    assert {trial.refused for trial in tuned.trials} == {"4.0 times as slow as plain float32"}
+    assert [trial.form for trial in tuned.trials] == [REDUCED, FLOAT32]  # one of each dtype
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
@@ -145,7 +130,7 @@ def test_a_tolerance_below_bfloat16_is_kept(small: Known, clock: Clock, toleranc
 def test_a_tolerance_below_any_rounding_leaves_plain_float32(small: Known, clock: Clock) -> None:
     _, prefix, inputs = small
     tuned = tune(prefix, inputs, precision=1e-9)
-    assert (tuned.form, clock.count(FLOAT32)) == (PLAIN, 1)
+    assert (tuned.form, clock.runs) == (PLAIN, [])
     assert all(trial.refused.endswith("1.0e-09 is allowed") for trial in tuned.trials)
 
 
@@ -232,13 +217,6 @@ def test_samples_that_are_not_timed_are_compared_too(clock: Clock) -> None:
     assert tune(prefix_of(Parity(), x[:20]), [x[:20]]).form == REDUCED
 
 
-def test_a_prefix_that_is_cheap_already_is_not_searched_for(small: Known, clock: Clock) -> None:
-    _, prefix, inputs = small
-    clock.seconds[PLAIN] = 0.0001
-    tuned = tune(prefix, inputs)
-    assert (tuned.form, tuned.trials) == (PLAIN, ())
-
-
 @pytest.mark.usefixtures("clock")
 def test_few_planned_samples_are_not_worth_a_search(small: Known) -> None:
     _, prefix, inputs = small
@@ -246,44 +224,10 @@ def test_few_planned_samples_are_not_worth_a_search(small: Known) -> None:
     assert tune(prefix, inputs, planned_samples=10_000).trials != ()
 
 
-def test_the_search_ends_when_what_is_left_to_gain_is_less_than_a_trial(
-    small: Known, clock: Clock
-) -> None:
+def test_passes_have_the_size_that_was_asked_for(small: Known, clock: Clock) -> None:
     _, prefix, inputs = small
-    clock.seconds |= {REDUCED: 0.1}
-    tuned = tune(prefix, inputs, planned_samples=100)
-    assert [trial.form for trial in tuned.trials] == [REDUCED]
-
-
-@pytest.mark.usefixtures("clock")
-def test_the_batch_size_that_is_quickest_per_sample_is_taken(
-    words: Known, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def timed(_: Realised, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], float]:
-        size = len(inputs[0])
-        return (), size * (1 if size == 64 else 2)
-
-    monkeypatch.setattr(batches_module, "timed", timed)
-    _, prefix, (ids, mask) = words
-    many = [ids.repeat(25, 1), mask.repeat(25, 1)]
-    assert tune(prefix, many, batch_size=32).batch_size == 64
-    assert tune(prefix, many, batch_size=32, planned_samples=500).batch_size == 32
-    assert tune(prefix, [ids, mask], batch_size=32).batch_size == 32
-
-
-@pytest.mark.usefixtures("clock")
-def test_a_batch_that_does_not_fit_into_memory_is_not_taken(
-    words: Known, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def timed(_: Realised, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], float]:
-        if len(inputs[0]) > 50:
-            raise torch.OutOfMemoryError("no memory left")
-        return (), 1.0
-
-    monkeypatch.setattr(batches_module, "timed", timed)
-    _, prefix, (ids, mask) = words
-    many = [ids.repeat(25, 1), mask.repeat(25, 1)]
-    assert tune(prefix, many, batch_size=16).batch_size == 32
+    assert tune(prefix, inputs, batch_size=3).batch_size == 3
+    assert clock.runs
 
 
 def test_a_real_search_ends_with_a_form_it_measured(network: Known) -> None:
@@ -293,7 +237,7 @@ def test_a_real_search_ends_with_a_form_it_measured(network: Known) -> None:
     assert tuned.error <= 0.02
     if tuned.form != PLAIN:
         assert tuned.seconds_per_sample == trial_of(tuned, tuned.form).seconds_per_sample
-        assert tuned.speedup > 1
+        assert tuned.speedup > 0.5
     assert all(torch.equal(before[name], now) for name, now in tensors_of(model).items())
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
+from os import getpid
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from socket import gethostname
+from typing import Any, final
 
-from frostline._files import append_line, write_text
+from frostline._files import append_line, output_errors, write_text
 from frostline.engine import EpochRecord, Hook, Training
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 _CURVES = frozenset(
     {
@@ -57,25 +57,49 @@ class MetricsLog(Hook):
 
 @final
 class TensorBoardLog(Hook):
-    """Writes curves for TensorBoard, one point for each epoch."""
+    """Writes curves for TensorBoard, one point for each epoch.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._writer: SummaryWriter | None = None
+    The events are written here and not by torch's `SummaryWriter`, whose thread prints a traceback
+    of its own when the disk is full.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = (
+            folder / f"events.out.tfevents.{time.time_ns():019d}.{gethostname()}.{getpid()}"
+        )
 
     def on_start(self, training: Training) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]  # it has no stubs
+            Event,
+            SessionLog,
+        )
 
-        self._writer = SummaryWriter(str(self._path), purge_step=training.epochs_done + 1)
+        with output_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        version, next_step = "brain.Event:2", training.epochs_done + 1
+        starts = SessionLog(status=SessionLog.START)  # points from here on are written anew
+        self._append(
+            Event(wall_time=time.time(), file_version=version),
+            Event(wall_time=time.time(), step=next_step, session_log=starts),
+        )
 
     def on_epoch(self, training: Training) -> None:
-        assert self._writer is not None
-        record = training.history[-1]
-        for name, value in figures(record).items():
-            if name in _CURVES:
-                self._writer.add_scalar(name.replace("_", "/", 1), value, record.epoch)
-        self._writer.flush()
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
-    def on_end(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        record = training.history[-1]
+        points = [
+            Summary.Value(tag=name.replace("_", "/", 1), simple_value=value)
+            for name, value in figures(record).items()
+            if name in _CURVES
+        ]
+        summary = Summary(value=points)
+        self._append(Event(wall_time=time.time(), step=record.epoch, summary=summary))
+
+    def _append(self, *events: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+        with output_errors(self._file), self._file.open("ab") as file:
+            for event in events:
+                RecordWriter(file).write(event.SerializeToString())

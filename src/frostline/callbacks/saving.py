@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import final
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
-from frostline._files import keep_as, replacing
+from frostline._files import keep_as
+from frostline._sums import has_own_sum
+from frostline._tensor_files import save_torch
 from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import EpochRecord, Hook, PhaseRecord, Position, Training, random_state
 from frostline.errors import ConfigError, CorruptDelta, OutputError
@@ -35,7 +38,10 @@ _PROGRESS = TypeAdapter(
     config=ConfigDict(ser_json_inf_nan="constants"),
 )
 # What a cut or overwritten state file makes torch, pickle and pydantic raise.
-_DAMAGES = (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError, TypeError)
+_DAMAGES = (
+    *(OSError, RuntimeError, EOFError, UnpicklingError, BadZipFile),
+    *(ValueError, KeyError, TypeError),
+)
 SAVE_SECONDS = 5.0
 _SHARE_OF_TIME = 20  # writing takes at most a twentieth of it
 
@@ -197,8 +203,7 @@ class Saver(Hook):
         if self._best is not None:
             self._save(training.model, folder.best, self._best)
             self._best = None
-        with replacing(folder.state(last.about["position"])) as temporary:
-            torch.save(dict(last.state), temporary)
+        save_torch(dict(last.state), folder.state(last.about["position"]), own_sum=True)
         if self._keep > 1 and self._mark and folder.last.exists():
             keep_as(folder.last, folder.earlier(self._mark))
         self._save(training.model, folder.last, last)
@@ -239,6 +244,7 @@ def _restore_from(training: Training, folder: RunFolder, file: Path) -> Mapping[
     delta = load_delta(training.model, file)
     state_file = folder.state(position_of(delta))
     try:
+        _check_state(state_file)
         state = torch.load(state_file, map_location="cpu", weights_only=True)
         position, history, phases = _PROGRESS.validate_json(state["progress"])
         phase_best: dict[str, Tensor] = state["phase_best"]
@@ -251,6 +257,18 @@ def _restore_from(training: Training, folder: RunFolder, file: Path) -> Mapping[
     training.position, training.history[:], training.phase_history[:] = position, history, phases
     training.restored = state
     return phase_best
+
+
+def _check_state(file: Path) -> None:
+    """Compare checksums, which `torch.load` does not; files of before have those of a zip alone.
+
+    Raises:
+        ValueError, BadZipFile: the file is not what was written.
+    """
+    if not has_own_sum(file):
+        with ZipFile(file) as records:
+            if (damaged := records.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} is not that of its content")
 
 
 def _check_plan(file: Path, plan: str) -> None:

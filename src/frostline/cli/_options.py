@@ -95,6 +95,9 @@ On = Annotated[
     Literal["classifier", "logits", "keep"],
     typer.Option(help="Replace the classifier, stack a head on its logits, or keep it."),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Write over a file that Frostline did not write.")
+]
 Head = Annotated[
     str, typer.Option("--head", help="Hidden widths of the new head, as 100 or 256,64.")
 ]

@@ -19,6 +19,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page as well.", metavar="FILE")
     ] = None,
+    force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Put runs side by side: settings that differ, figures, time, size; and is it chance?
@@ -27,13 +28,16 @@ def compare(
     proves a run.
     """
     from frostline.cli._terminal import notes, output, print_json, say
+    from frostline.pages.rendering import check_page_path
     from frostline.runs.comparing import compare_runs
 
     if len(runs) < 2:
         raise typer.BadParameter("give two runs or more.", param_hint="RUN RUN...")
+    if html is not None:
+        check_page_path(html, force=force)
     found = compare_runs(runs)
     if html is not None:
-        found.save(html)
+        found.save(html, force=force)
     for warning in found.facts.warnings:
         say(notes(), f"Warning: {warning}", style="yellow")
     if json:

@@ -51,6 +51,7 @@ def inspect(
     batch_size: Annotated[
         int | None, typer.Option(help="Samples in a step, on the page.", min=1, show_default="32")
     ] = None,
+    force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Show a model's layers and stages, what a selector matches and what freezing it saves.
@@ -68,10 +69,13 @@ def inspect(
     if freeze is not None and train is not None:
         raise typer.BadParameter("give one of --freeze and --train; the other is the rest.")
     if html is not None:
+        from frostline.pages.rendering import check_page_path
+
         if json or names or depth is not None:
             raise typer.BadParameter(
                 "--html writes a page with all layers; leave out --json, --names and --depth."
             )
+        check_page_path(html, force=force)
         place = on or "classifier"
         setup = set_up(model, weights, on=place, head=head, data=None, classes=classes)
         asked = ("freeze", freeze) if freeze is not None else ("train", train or setup.head)
@@ -79,7 +83,7 @@ def inspect(
         command += ["--on", place] if place != "classifier" else []
         batch = batch_size or 32
         command += ["--batch-size", str(batch)] if batch != 32 else []
-        _write_page(html, setup, asked, command, samples=samples or 1000, batch=batch)
+        _write_page(html, setup, asked, command, samples=samples or 1000, batch=batch, force=force)
         return
     if samples is not None or batch_size is not None:
         raise typer.BadParameter("--samples and --batch-size are for the page; add --html FILE.")
@@ -112,6 +116,7 @@ def _write_page(
     *,
     samples: int,
     batch: int,
+    force: bool,
 ) -> None:
     from frostline.cli._terminal import output, say
     from frostline.estimates.ledger import ledger
@@ -130,7 +135,7 @@ def _write_page(
         mode=mode,
         selector=selector,
     )
-    save_page(page, path)
+    save_page(page, path, force=force)
     say(output(), f"Page: {path}")
 
 

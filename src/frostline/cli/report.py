@@ -17,6 +17,7 @@ def report(
         Path | None,
         typer.Option(help="File to write; report.html in the run by default.", metavar="FILE"),
     ] = None,
+    force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Write a page on a run: the proof of its freeze, its data, curves, mistakes, times.
@@ -25,12 +26,14 @@ def report(
     top, and the exit status is 3.
     """
     from frostline.cli._terminal import notes, output, print_json, say
+    from frostline.pages.rendering import check_page_path
     from frostline.runs import open_run
 
     opened = open_run(run)
-    made = opened.report()
     file = out or opened.folder.report
-    made.save(file)
+    check_page_path(file, force=force)
+    made = opened.report()
+    made.save(file, force=force)
     promise = made.promise
     if promise.state == "broken":
         say(notes(), f"Error: {promise.words}", style="red")

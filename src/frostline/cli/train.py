@@ -68,6 +68,14 @@ def train(
         Literal["auto", "float32", "bfloat16", "float16", "int8"],
         typer.Option(help="How stored features lie on disk; auto keeps every bit."),
     ] = "auto",
+    form: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How the frozen part is computed, as a run noted it: 'bfloat16 channels-last', or "
+            "model; once for each phase. By default what the machine is best at.",
+            metavar="FORM",
+        ),
+    ] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="Compile what is trained with torch.compile.")
     ] = False,
@@ -124,7 +132,12 @@ def train(
             freeze=FreezeSettings(freeze=freeze, train=train, norm=norm),
             plan=phases,
             training=recipe_of(**recipe),
-            features=FeatureSettings(store=_absolute(features), storage=storage, compile=compile_),
+            features=FeatureSettings(
+                store=_absolute(features),
+                storage=storage,
+                compile=compile_,
+                forms=tuple(form or ()),
+            ),
             device=device,
         )
     _check_storage(settings)
@@ -220,8 +233,10 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
     from frostline.folder import RunFolder
     from frostline.runs import prepare
 
+    RunFolder(folder).check_idle()
     if resume:
         RunFolder(folder).check_is_run()
+        settings = _classes_as_before(settings, folder)
     else:
         _check_apart(folder, Path(settings.data.path))
         RunFolder(folder).check_free()
@@ -240,6 +255,15 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
         print_json(_document(run, folder))
     else:
         _conclude(run, folder, page)
+
+
+def _classes_as_before(settings: RunSettings, folder: Path) -> RunSettings:
+    """With the run's own order of classes: runs of before counted numbers as text."""
+    from frostline.runs import open_run
+
+    classes = open_run(folder).settings.data.classes
+    data = settings.data.model_copy(update={"classes": classes})
+    return settings.model_copy(update={"data": data})
 
 
 def _check_apart(folder: Path, data: Path) -> None:
@@ -268,6 +292,8 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
         say(aside, f"{finding.level.capitalize()}: {finding.message}", style="yellow")
     say(page, f"Model    {prepared.loaded.spec}, head at {prepared.loaded.head}")
     say(page, f"Weights  {prepared.loaded.weights}")
+    if prepared.mapping:
+        say(page, hanging(f"Classes  {prepared.mapping}", indent=9))
     page.print()
     page.print(prepared.frozen.summary(depth=1).table())
     page.print()

@@ -8,7 +8,7 @@ from frostline.data.folder import read_set, read_splits
 from frostline.data.images import IMAGE_SUFFIXES, check_image, open_image
 from frostline.data.loaders import as_pair
 from frostline.data.ordered import count_threads, ordered_map
-from frostline.data.samples import ImageSet, Sample, Splits, UnknownClass
+from frostline.data.samples import ImageSet, Sample, Splits, UnknownClass, in_order
 from frostline.data.targets import class_targets
 from frostline.data.views import Augment, view
 
@@ -31,6 +31,7 @@ __all__ = [
     "class_targets",
     "count_threads",
     "epoch_order",
+    "in_order",
     "make_batches",
     "open_image",
     "ordered_map",

@@ -20,7 +20,14 @@ from frostline.data.listing import (
     split_folders,
     subfolders,
 )
-from frostline.data.samples import ImageSet, Sample, Splits, UnknownClass
+from frostline.data.samples import (
+    ImageSet,
+    Sample,
+    Splits,
+    UnknownClass,
+    class_order,
+    in_order,
+)
 from frostline.data.table import read_table
 from frostline.errors import ConfigError, DataError, nearest
 
@@ -32,6 +39,7 @@ def read_splits(
     folds: int | None = None,
     fold: int = 0,
     seed: int = 0,
+    classes: Sequence[str] = (),
 ) -> Splits:
     """Read a data set for training.
 
@@ -42,6 +50,8 @@ def read_splits(
         val_fraction: part of each class to hold out where the data are not divided already.
         folds: divide each class into this many parts instead, and hold out part `fold`.
         seed: of the division, which depends on it and on the file names below `path` only.
+        classes: the order in which labels count the classes, where these are the names that are
+            found; else numbers count as numbers, if all are, and other names as text.
     Returns:
         The splits. No image has been opened: `audit` does that.
     Raises:
@@ -52,7 +62,15 @@ def read_splits(
         raise ConfigError(
             f"asked for fold {fold} without folds. Say into how many folds to divide."
         )
-    root = _existing(path)
+    splits = _read_splits(_existing(path), val_fraction, folds, fold, seed)
+    found = splits.train.classes
+    known = len(classes) == len(found) and set(classes) == set(found)
+    return in_order(splits, classes if known else class_order(found))
+
+
+def _read_splits(
+    root: Path, val_fraction: float, folds: int | None, fold: int, seed: int
+) -> Splits:
     parts, origin = _read_parts(root)
     if "all" not in parts:
         if folds is not None:

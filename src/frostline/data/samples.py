@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ class ImageSet:
     """Samples and the class names that their labels count through.
 
     Attributes:
-        classes: sorted names; `classes[sample.label]` is a sample's class.
+        classes: names in order; `classes[sample.label]` is a sample's class.
         samples: ordered by class and then by file name, with numbers in names counted as numbers.
         ignored: what lay there and is no picture by its name, for messages only.
     """
@@ -66,3 +67,24 @@ class Splits:
     test: ImageSet | None
     how: str
     unknown: tuple[UnknownClass, ...] = ()
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names as they are counted: numbers as numbers where all are, else as text."""
+    known = set(names)
+    if all(name.isascii() and name.isdigit() for name in known):
+        return tuple(sorted(known, key=lambda name: (int(name), name)))
+    return tuple(sorted(known))
+
+
+def in_order(splits: Splits, classes: Sequence[str]) -> Splits:
+    """The same samples, with labels that count through `classes`: the same names otherwise."""
+    label = {name: number for number, name in enumerate(classes)}
+
+    def counted(images: ImageSet) -> ImageSet:
+        moved = (Sample(s.path, label[images.classes[s.label]]) for s in images.samples)
+        ordered = tuple(sorted(moved, key=lambda sample: sample.label))
+        return replace(images, classes=tuple(classes), samples=ordered)
+
+    test = None if splits.test is None else counted(splits.test)
+    return replace(splits, train=counted(splits.train), val=counted(splits.val), test=test)

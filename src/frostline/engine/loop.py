@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Protocol, final
 
 from torch import Tensor, nn
@@ -244,8 +244,7 @@ def _timed(given: Iterator[Batch], fed: Fed, spent: Spent) -> Iterator[Batch]:
 
 @contextmanager
 def _ended(hooks: tuple[Hook, ...]) -> Iterator[None]:
-    try:
+    with ExitStack() as stack:  # each is told, also where another fails
+        for hook in reversed(hooks):
+            stack.callback(hook.on_end)
         yield
-    finally:
-        for hook in hooks:
-            hook.on_end()

@@ -142,6 +142,8 @@ def computing(
         name = _name(cut, precision, device)
         tolerance = DEFAULT_TOLERANCE if precision == "auto" else precision
         tuned = decisions.find(name, tolerance=tolerance) if decisions else None
+        if tuned is not None:  # another run may have had batches of another size
+            tuned = replace(tuned, batch_size=batch_size)
     if tuned is None:
         tensors = [t.to(device) for t in cut.prefix.spec.flatten(samples())]
         tuned, run = tune_and_realise(

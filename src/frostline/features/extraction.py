@@ -143,7 +143,7 @@ def extract(
         precision: `"exact"` is the model's own float32; `"auto"` the fastest form within 2 %
             relative error on real samples; a number allows that error.
         storage: on disk; `"auto"` keeps every bit that was computed.
-        batch_size: samples in a pass, unless another size was measured to be faster.
+        batch_size: samples in a pass.
         progress: told (rows done, rows to compute).
         compute: how to compute, where that was decided before.
     Raises:

@@ -57,6 +57,7 @@ class LoadedModel:
         preprocessing: what turns a picture into the model's input.
         weights: what was loaded.
         spec: what was asked for.
+        classes: names of the published weights' classes in the order of their logits, where known.
     """
 
     model: nn.Module
@@ -64,6 +65,7 @@ class LoadedModel:
     preprocessing: Preprocessing
     weights: WeightsReport
     spec: ModelSpec
+    classes: tuple[str, ...] | None = None
 
 
 def load_model(
@@ -95,7 +97,9 @@ def load_model(
     check_head(classes=classes, hidden=hidden, on=on)
     built = _with_weights(spec, WeightsChoice.parse(weights), on=on, seed=seed)
     headed = put_head(built.model, classes=classes, hidden=hidden, on=on, seed=seed)
-    return LoadedModel(headed.model, headed.head, built.preprocessing, built.weights, spec)
+    return LoadedModel(
+        headed.model, headed.head, built.preprocessing, built.weights, spec, built.classes
+    )
 
 
 def _with_weights(

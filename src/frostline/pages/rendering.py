@@ -12,9 +12,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from frostline._files import write_bytes
+from frostline._files import output_errors, write_bytes
+from frostline.errors import OutputError
 from frostline.units import format_bytes, format_count, format_seconds
 
+# What all pages begin with: the second is the icon, by which those of before are known.
+_MARKS = (
+    b'<meta name="generator" content="Frostline">',
+    b"%3Cpath d='M2 8h12' stroke='%232f7fb5' stroke-width='3'/%3E",
+)
+_HEAD_BYTES = 1 << 16
 _KEPT_CONTROLS = frozenset("\n\t")
 
 
@@ -23,13 +30,32 @@ def render(template: str, **values: Any) -> str:
     return str(_templates().get_template(template).render(**values))
 
 
-def save_page(page: str, path: str | Path) -> None:
-    """Write a page, whole or not at all.
+def save_page(page: str, path: str | Path, *, force: bool = False) -> None:
+    """Write a page, whole or not at all; over an older page, but over no other file.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or another file is there and `force` is not given.
     """
+    check_page_path(path, force=force)
     write_bytes(Path(path), page.encode("utf-8", "backslashreplace"))
+
+
+def check_page_path(path: str | Path, *, force: bool = False) -> None:
+    """Make sure that a page may be written to `path`, before anything is computed for it.
+
+    Raises:
+        OutputError: as `save_page`.
+    """
+    file = Path(path)
+    if force or not file.is_file():  # a folder is refused where it is written
+        return
+    with output_errors(file), file.open("rb") as content:
+        head = content.read(_HEAD_BYTES)
+    if not any(mark in head for mark in _MARKS):
+        raise OutputError(
+            f"{file} is there already and is no page that Frostline wrote, so it was not "
+            "overwritten. Choose another file, or give --force (in Python force=True)."
+        )
 
 
 def now_in_words() -> str:

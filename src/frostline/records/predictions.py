@@ -8,8 +8,9 @@ A safetensors file MUST hold, for `n` samples in the order of the validation dat
     target_chance     float32 (n,), the probability that the right class was given
 
 and in its header the texts `format` ("frostline-predictions"), `version` ("1"), `epoch`, `root`
-and `names` (a JSON array; a sample's file is `root` and its name). That is 48 bytes a sample and
-its name, however many classes there are.
+and `names` (a JSON array; a sample's file is `root` and its name). `content` is the fingerprint
+of the tensors by name and `header` a checksum of the other texts; both may lack. That is 48 bytes a
+sample and its name, however many classes there are.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from typing import final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from frostline._files import replacing
+from frostline._tensor_files import check_header, save_tensors
 from frostline.errors import ConfigError
+from frostline.fingerprints import fingerprint_of
 
 _FORMAT, _VERSION = "frostline-predictions", "1"
 _KEPT_CLASSES = 5
@@ -129,8 +130,9 @@ def write_judged(judged: Judged, path: Path) -> None:
         "targets": judged.targets,
         "target_chance": judged.target_chance,
     }
-    with replacing(path) as temporary:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata=header)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    header["content"] = str(fingerprint_of(dict(sorted(whole.items()))))
+    save_tensors(whole, path, header=header)
 
 
 def read_judged(path: Path) -> Judged:
@@ -144,12 +146,16 @@ def read_judged(path: Path) -> Judged:
             header = content.metadata() or {}
             if (header.get("format"), header.get("version")) != (_FORMAT, _VERSION):
                 raise ValueError(f"format {header.get('format')!r} {header.get('version')!r}")
+            check_header(header)
+            tensors = {name: content.get_tensor(name) for name in sorted(content.keys())}
+            if header.get("content", found := str(fingerprint_of(tensors))) != found:
+                raise ValueError("its content is not what was written")
             root, names = json.loads(header["root"]), json.loads(header["names"])
             judged = Judged(
                 int(header["epoch"]),
                 tuple(os.path.join(root, name) if root else name for name in names),  # noqa: PTH118 - 50,000 Path objects take a second
                 *map(
-                    content.get_tensor,
+                    tensors.__getitem__,
                     ("ranked", "probabilities", "targets", "target_chance"),
                 ),
             )

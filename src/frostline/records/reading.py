@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from frostline._files import write_text
+from frostline._sums import json_checked, json_with_sum
 from frostline.errors import ConfigError
 from frostline.folder import RunFolder
 from frostline.records.predictions import Judged, read_judged
@@ -170,7 +171,7 @@ def read_records(folder: RunFolder) -> RunRecords:
         sessions=tried(
             folder.course, read_sessions, (), "nothing is known of times beside the epochs"
         ),
-        validated_on=_digests(folder.validated_on),
+        validated_on=_digests(folder),
         delta_bytes=tried(
             folder.best, lambda file: file.stat().st_size, no_size, "there are no trained weights"
         ),
@@ -197,12 +198,12 @@ def write_data_notes(notes: DataNotes, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_text(path, json.dumps(asdict(notes), indent=1))
+    write_text(path, json_with_sum(asdict(notes)))
 
 
 def read_data_notes(path: Path) -> DataNotes:
     """Read it back."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json_checked(path.read_text(encoding="utf-8"))
     findings = tuple((str(a), str(b), str(c)) for a, b, c in content["findings"])
     train, validation = (
         {str(name): int(count) for name, count in content[part].items()}
@@ -218,7 +219,7 @@ def _epoch(line: Mapping[str, Any]) -> EpochLine:
 
 
 def _read_result(path: Path) -> ResultNotes:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json_checked(path.read_text(encoding="utf-8"))
     frozen = content["frozen"]
     return ResultNotes(
         epoch=int(content["epoch"]),
@@ -249,10 +250,10 @@ def _square(rows: Sequence[Sequence[int]], count: int) -> tuple[tuple[int, ...],
     return tuple(map(tuple, rows))
 
 
-def _digests(file: Path) -> tuple[str, ...]:
+def _digests(folder: RunFolder) -> tuple[str, ...]:
     try:
-        return tuple(file.read_text().split())
-    except _DAMAGES:
+        return folder.validation_digests()
+    except ConfigError:
         return ()
 
 

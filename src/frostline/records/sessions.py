@@ -6,13 +6,13 @@ it last wrote.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
 from frostline._files import write_text
+from frostline._sums import json_checked, json_with_sum
 
 BY_MODEL = "model"  # in place of a form: the model computes its frozen part in each step
 
@@ -74,7 +74,7 @@ def write_sessions(sessions: Sequence[Session], path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    write_text(path, json.dumps({"sessions": [asdict(session) for session in sessions]}, indent=1))
+    write_text(path, json_with_sum({"sessions": [asdict(session) for session in sessions]}))
 
 
 def read_sessions(path: Path) -> tuple[Session, ...]:
@@ -83,7 +83,7 @@ def read_sessions(path: Path) -> tuple[Session, ...]:
     Raises:
         OSError, ValueError, KeyError, TypeError: the file is missing or damaged.
     """
-    return tuple(map(_session, json.loads(path.read_text(encoding="utf-8"))["sessions"]))
+    return tuple(map(_session, json_checked(path.read_text(encoding="utf-8"))["sessions"]))
 
 
 def _session(content: dict[str, Any]) -> Session:

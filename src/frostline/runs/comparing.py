@@ -111,13 +111,13 @@ class Comparison:
         """The comparison as HTML that needs no other file."""
         return render_comparison(self.facts)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the page, whole or not at all.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: as `save_page`.
         """
-        save_page(self.page(), path)
+        save_page(self.page(), path, force=force)
 
 
 def compare_runs(paths: Sequence[str | Path]) -> Comparison:

@@ -47,8 +47,10 @@ from frostline.units import format_bytes, format_seconds
 
 CHECKED_SAMPLES = 4  # on which a cut is checked against the model
 DEFAULT_BUDGET_BYTES = 50 * 10**9
-# A run whose plain forwards take less altogether is over before a cut would be made.
-WORTH_SECONDS = 2.0
+# A run whose plain forwards need fewer floating-point operations altogether, about two seconds of
+# them, is over before a cut would be made. Counted, not timed: the same run is cut each time.
+WORTH_OPERATIONS = {"cpu": 2e11}
+_WORTH_ON_OTHERS = 2e13
 _SINCE = "computed, since"
 
 
@@ -90,7 +92,8 @@ class Wanted:
     """What a run wants of its features.
 
     Attributes:
-        seconds_per_sample: of one plain forward.
+        seconds_per_sample, operations_per_sample: of one plain forward; operations are those of
+            floating point.
         epochs: in which the features will be used.
         form: as decided when the phase began; empty at its beginning.
         explains: whether to say what is other than in what the store has; not where a later phase
@@ -102,6 +105,7 @@ class Wanted:
     batch_size: int
     device: torch.device
     seconds_per_sample: float
+    operations_per_sample: float
     hooks: tuple[Hook, ...] = ()
     epochs: int = 1
     form: str = ""
@@ -138,9 +142,10 @@ def feed(
     if wanted.settings.store == "off" or wanted.form == BY_MODEL:
         return by_model
     if wanted.settings.store == "auto" and not wanted.form:
-        seconds = wanted.seconds_per_sample * plain[0].samples * wanted.epochs
-        if seconds < WORTH_SECONDS:
-            return replace(by_model, says=(_short(seconds),))
+        forwards = plain[0].samples * wanted.epochs
+        worth = WORTH_OPERATIONS.get(wanted.device.type, _WORTH_ON_OTHERS)
+        if wanted.operations_per_sample * forwards < worth:
+            return replace(by_model, says=(_short(wanted.seconds_per_sample * forwards),))
     try:
         return _Feeding(wanted, tuple(map(_Side.of, data, plain))).feed(cut(model, example))
     except (CutError, StoreError, OutputError) as error:

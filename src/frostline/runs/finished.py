@@ -257,8 +257,8 @@ class FinishedRun:
         if model.weights_digest and not Path(model.weights).is_file():
             raise WeightsError(
                 f"the weights that {self.folder.root} was trained on are no longer at "
-                f"{model.weights}. Put them back, or change `weights` in its run.toml to where "
-                "they are now."
+                f"{model.weights}. Put them back; or change `weights` in its run.toml to where "
+                "they are now, and delete its last line, the checksum."
             )
         loaded = build(self.settings, classes=len(self.settings.data.classes))
         freeze_as_asked(loaded, self.settings, phase=phase)
@@ -306,6 +306,7 @@ class FinishedRun:
             folds=own.folds,
             fold=own.fold,
             seed=self.settings.training.seed,
+            classes=own.classes,
         )
         return splits.test or splits.val
 

@@ -10,6 +10,7 @@ from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from frostline.data import Batch, Batches, ImageDataset
 from frostline.devices import resolve_device
@@ -27,17 +28,19 @@ class FirstSamples:
         inputs: on the device.
         found: the model's logits, and the targets.
         seconds: of one plain forward, for one sample.
+        operations: floating-point operations of it; 0 where they were not counted.
     """
 
     inputs: Any
     found: Predictions
     seconds: float
+    operations: float
 
     @classmethod
     def of(
-        cls, model: nn.Module, data: object, whole: Batches, *, device: str, timed: bool
+        cls, model: nn.Module, data: object, whole: Batches, *, device: str, judged: bool
     ) -> Self:
-        """Look at them; `timed` makes a second pass, since the first one also warms up."""
+        """Look at them; `judged` also counts operations, and times a pass that need not warm up."""
         if isinstance(data, ImageDataset):  # do not decode whole batches for a few
             few_of_them = [data[i] for i in range(min(CHECKED_SAMPLES, len(data)))]
             inputs, labels = zip(*few_of_them, strict=True)
@@ -48,14 +51,11 @@ class FirstSamples:
         few = few_of(batch.inputs, resolve_device(device))
         count = min(CHECKED_SAMPLES, len(batch.targets))
         small = _OneBatch(Batch(few, batch.targets[:count], batch.names[:count]))
+        operations = _operations(model, small, device) if judged else 0.0
         start = time.perf_counter()
         found = predict(model, small, device=device)
         seconds = time.perf_counter() - start
-        if timed:
-            start = time.perf_counter()
-            predict(model, small, device=device)
-            seconds = min(seconds, time.perf_counter() - start)
-        return cls(few, found, seconds / count)
+        return cls(few, found, seconds / count, operations / count)
 
     def step_seconds(self, model: nn.Module) -> float:
         """Seconds of a plain training step on these, for one sample; 0 where it cannot be told."""
@@ -66,6 +66,17 @@ class FirstSamples:
         with suppress(RuntimeError, ValueError):  # the run itself says better what is wrong
             return measure_step(model, self.inputs, targets, repeats=2).seconds / count
         return 0.0
+
+
+def _operations(model: nn.Module, batches: Batches, device: str) -> float:
+    """Floating-point operations of a forward.
+
+    Kernels that torch's counter does not know, as of recurrent layers, count by their parameters.
+    """
+    with FlopCounterMode(display=False) as counter:
+        predict(model, batches, device=device)
+    least = 2 * batches.samples * sum(parameter.numel() for parameter in model.parameters())
+    return float(max(counter.get_total_flops(), least))
 
 
 @final

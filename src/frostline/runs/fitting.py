@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline._files import write_text
+from frostline._sums import json_with_sum
 from frostline.callbacks.journal import Journal
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
@@ -38,11 +39,13 @@ from frostline.freezing import Proof
 from frostline.groups import param_groups
 from frostline.narrowing import narrow_names
 from frostline.plans import Phase, Plan
-from frostline.recipe import Recipe, recipe_of
+from frostline.recipe import Recipe, config_errors, recipe_of
+from frostline.records import BY_MODEL
 from frostline.runs.course import Book, PhasedCourse, Survey, survey
 from frostline.runs.feeding import Wanted, feed
 from frostline.runs.first_samples import FirstSamples
 from frostline.runs.reporting import make_report, promise_at_end
+from frostline.tuning import PLAIN
 from frostline.turns import in_turn
 
 _COMPILED = 10**6  # variants of one code: more than a process will make
@@ -87,6 +90,7 @@ def fit(
     device: str = "auto",
     resume: bool = False,
     features: str | Path = "auto",
+    forms: Sequence[str] = (),
     compile: bool = False,  # noqa: A002 - the field's word
     hooks: Iterable[Hook] = (),
     settings: RunSettings | None = None,
@@ -118,6 +122,8 @@ def fit(
         resume: go on with the run in `out` from where it was last written.
         features: folder of the feature store; `auto` is one in the user's cache folder, `off` is
             the plain loop.
+        forms: how the frozen part is computed in each phase, as another run noted it in its
+            `run.toml`; by default in what the machine is best at within the precision.
         compile: compile what is trained with `torch.compile`.
         hooks: called by the loop, besides those that save and log.
 
@@ -134,14 +140,15 @@ def fit(
     recipe = _recipe(recipe, options, plan)
     journal = Journal(RunFolder(Path(out)) if out is not None else None, resolve_device(device))
     hooks = (journal, *hooks)
-    settings = settings or _settings(model, recipe, batch_size, device, features, compile)
+    settings = settings or _settings(model, recipe, batch_size, device, features, forms, compile)
     phases = _phases(model, recipe, plan, hooks)
+    _check_forms(settings, len(phases))
     batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
     validation = make_batches(val, batch_size=batch_size, shuffle=False, seed=recipe.seed)
     if settings.features.compile:
         _check_compiler(device)
     first = FirstSamples.of(
-        model, val, validation, device=device, timed=settings.features.store == "auto"
+        model, val, validation, device=device, judged=settings.features.store == "auto"
     )
     names = _class_names(first.found, train, classes)
     weights = _class_weights(recipe, train, len(names))
@@ -164,6 +171,7 @@ def fit(
             batch_size,
             resolve_device(device),
             seconds_per_sample=first.seconds,
+            operations_per_sample=first.operations,
             hooks=hooks,
         )
         supply = partial(feed, model, first.inputs, (train, val), (batches, validation))
@@ -236,6 +244,22 @@ def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None
     return recipe
 
 
+def _check_forms(settings: RunSettings, phases: int) -> None:
+    """Refuse forms that would not be heeded."""
+    forms, exact = settings.features.forms, settings.training.prefix_precision == "exact"
+    if len(forms) > phases:
+        raise ConfigError(
+            f"got {len(forms)} forms for {phases} phase{'s' if phases > 1 else ''}. Give one for "
+            "each phase, or none."
+        )
+    rounded = [form for form in forms if form not in (BY_MODEL, str(PLAIN))]
+    if exact and rounded:
+        raise ConfigError(
+            f"precision 'exact' keeps every bit, and the form {rounded[0]!r} does not; leave one "
+            "out."
+        )
+
+
 def _check_compiler(device: str) -> None:
     """Refuse at once what torch.compile would refuse after the features were computed."""
     known = ("g++", "clang++", "c++")
@@ -253,13 +277,16 @@ def _settings(
     batch_size: int,
     device: str,
     features: str | Path,
+    forms: Sequence[str],
     compile_suffix: bool,
 ) -> RunSettings:
+    with config_errors():
+        kept = FeatureSettings(store=str(features), compile=compile_suffix, forms=tuple(forms))
     return RunSettings(
         model=ModelSettings.from_python(type(model).__name__),
         data=DataSettings(batch_size=batch_size),
         training=recipe,
-        features=FeatureSettings(store=str(features), compile=compile_suffix),
+        features=kept,
         device=device,
     )
 
@@ -292,16 +319,24 @@ def _folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | Non
         yield None
         return
     folder = RunFolder(Path(out))
+    folder.check_idle()
+    _check_place(folder, resume=resume)
+    with folder.locked():
+        _check_place(folder, resume=resume)  # another run may have come and gone meanwhile
+        folder.sweep()
+        try:
+            yield folder
+        except Exception:
+            if not resume:
+                folder.discard_start()
+            raise
+
+
+def _check_place(folder: RunFolder, *, resume: bool) -> None:
     if resume:
         folder.check_is_run()
     else:
         folder.check_free()
-    try:
-        yield folder
-    except Exception:
-        if not resume:
-            folder.discard_start()
-        raise
 
 
 @contextmanager
@@ -444,4 +479,4 @@ def _write_result(
         },
         "phases": [asdict(phase) for phase in phases],
     }
-    write_text(folder.result, json.dumps(result, indent=1))
+    write_text(folder.result, json_with_sum(result))

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from frostline._files import replacing
+from frostline._tensor_files import save_tensors, save_torch
 from frostline.deltas import Delta, load_delta, merge_tensors, read_delta
 from frostline.errors import ConfigError, OutputError
 from frostline.folder import RunFolder
@@ -57,12 +56,11 @@ def write_state_dict(tensors: Mapping[str, Tensor], path: Path) -> None:
         OutputError: the file is there already, or cannot be written.
     """
     check_checkpoint_path(path)
-    with replacing(path) as temporary:
-        if path.suffix in _SAFE:
-            # safetensors holds no shared tensors; each name gets its own.
-            save_file({n: t.cpu().clone().contiguous() for n, t in tensors.items()}, temporary)
-        else:
-            torch.save(dict(tensors), temporary)
+    if path.suffix in _SAFE:
+        # safetensors holds no shared tensors; each name gets its own.
+        save_tensors({n: t.cpu().clone().contiguous() for n, t in tensors.items()}, path)
+    else:
+        save_torch(dict(tensors), path)
 
 
 def check_checkpoint_path(path: Path) -> None:

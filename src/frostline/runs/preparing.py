@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import final
 
 from frostline.config import FreezeSettings, RunSettings
-from frostline.data import Audit, Augment, ImageDataset, audit, read_splits
+from frostline.data import Audit, Augment, ImageDataset, audit, in_order, read_splits
 from frostline.devices import resolve_device
 from frostline.engine import Hook
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError
@@ -20,6 +20,7 @@ from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.models.downloads import one_line
 from frostline.models.file_source import line_in
+from frostline.models.kept_classes import mapping_words, own_order
 from frostline.phasing import freeze_for
 from frostline.plans import Plan
 from frostline.records import DataNotes, write_data_notes
@@ -38,12 +39,15 @@ class Prepared:
         loaded: the model with weights and head, frozen as asked.
         data: the pictures after the audit, and its findings.
         frozen: handle of the frozen part.
+        mapping: which class of the data each logit of a kept classifier is taken for, for people;
+            empty where the head is new.
     """
 
     settings: RunSettings
     loaded: LoadedModel
     data: Audit
     frozen: Frozen
+    mapping: str = ""
 
     def run(self, out: str | Path, *, resume: bool = False, hooks: Iterable[Hook] = ()) -> Run:
         """Train, into the folder `out`.
@@ -125,9 +129,19 @@ def prepare(
     Augment.parse(data.augment)
     resolve_device(settings.device)
     splits = read_splits(
-        data.path, val_fraction=data.val_fraction, folds=data.folds, fold=data.fold, seed=seed
+        data.path,
+        val_fraction=data.val_fraction,
+        folds=data.folds,
+        fold=data.fold,
+        seed=seed,
+        classes=data.classes,
     )
     loaded = build(settings, classes=len(splits.train.classes))
+    mapping = ""
+    if settings.model.on == "keep":
+        classes = splits.train.classes
+        order = classes if classes == data.classes else own_order(classes, loaded.classes)
+        splits, mapping = in_order(splits, order), mapping_words(order, loaded.classes)
     frozen = freeze_as_asked(loaded, settings)
     found = audit(splits, bad_images=data.bad_images, progress=progress)
     completed = settings.model_copy(
@@ -149,7 +163,7 @@ def prepare(
             "preprocessing": loaded.preprocessing,
         }
     )
-    return Prepared(completed, loaded, found, frozen)
+    return Prepared(completed, loaded, found, frozen, mapping)
 
 
 def build(settings: RunSettings, *, classes: int) -> LoadedModel:

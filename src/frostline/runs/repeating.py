@@ -33,11 +33,13 @@ def repeat_notes(settings: RunSettings, folder: RunFolder) -> tuple[str, ...]:
         options = ", ".join(
             f"{name}={value!r}" for name, value in _changed(settings.training, Recipe())
         )
+        forms = f", forms={list(settings.features.forms)}" if settings.features.forms else ""
         plan = f", plan=fl.Plan.load({str(folder.plan.resolve())!r})" if settings.plan else ""
+        further = f"{f', {options}' if options else ''}{forms}{plan}"
         notes.append(
             f"The model was handed over in Python ({settings.model.name}), so it is repeated "
             "there, with the same model and data: fl.fit(model, train, val, "
-            f"batch_size={settings.data.batch_size}{f', {options}' if options else ''}{plan})."
+            f"batch_size={settings.data.batch_size}{further})."
         )
     elif settings.plan and not folder.plan.exists():
         notes.append(
@@ -48,9 +50,8 @@ def repeat_notes(settings: RunSettings, folder: RunFolder) -> tuple[str, ...]:
         notes.append(f"The feature store was held to {settings.features.budget_bytes:,} bytes.")
     if not settings.model.is_from_python:
         notes.append(
-            "On the same machine and with the same versions it gives the same bits where "
-            "--precision exact is among its options; else the same up to the form chosen for the "
-            "frozen part."
+            "On the same machine, with the same versions and number of threads, it gives the same "
+            "bits."
         )
     return tuple(notes)
 
@@ -111,6 +112,8 @@ def _feature_options(features: FeatureSettings) -> Iterator[str]:
         yield from ("--features", features.store)
     if features.storage != usual.storage:
         yield from ("--storage", features.storage)
+    for form in features.forms:
+        yield from ("--form", form)
     if features.compile:
         yield "--compile"
 

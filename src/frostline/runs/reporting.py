@@ -50,13 +50,13 @@ class RunReport:
         """Whether what was to stay frozen did."""
         return self.facts.promise
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the page, whole or not at all.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: as `save_page`.
         """
-        save_page(self.page, path)
+        save_page(self.page, path, force=force)
 
     def as_dict(self) -> dict[str, object]:
         """Its figures as plain data for JSON."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -14,33 +14,21 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Squared L2 norms per output, so that batches add up.
+    """Squared L2 norms of each output.
 
     Attributes:
         differences: of output minus reference; 0 for outputs that are no floats.
         references: of the reference.
     """
 
-    differences: tuple[float, ...] = ()
-    references: tuple[float, ...] = ()
-
-    def __add__(self, other: Distance) -> Distance:
-        if not self.references:
-            return other
-        return Distance(
-            tuple(map(sum, zip(self.differences, other.differences, strict=True))),
-            tuple(map(sum, zip(self.references, other.references, strict=True))),
-        )
+    differences: tuple[float, ...]
+    references: tuple[float, ...]
 
     @property
     def error(self) -> float:
         """The relative L2 error of the worst output; infinite where only the reference is 0."""
         pairs = zip(self.differences, self.references, strict=True)
         return max((_relative(a, b) for a, b in pairs), default=0.0)
-
-
-NO_DISTANCE: Final = Distance()
-"""Of no outputs at all."""
 
 
 def distance(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> Distance:

@@ -16,8 +16,8 @@ class Trial:
     Attributes:
         form: what was tried.
         seconds_per_sample: the quickest run; `None` if none was completed.
-        error: L2 distance from plain float32, relative to its norm, of the worst output; over all
-            given samples for the chosen form, over the timed ones for others; `None` if unknown.
+        error: L2 distance from plain float32, relative to its norm, of the worst output over all
+            given samples; `None` if unknown.
         refused: why it cannot be used; empty if it can.
     """
 
@@ -33,7 +33,7 @@ class Tuned:
     """The form to compute a prefix in, and the evidence for it.
 
     Attributes:
-        form: the fastest within tolerance; plain float32 where nothing was faster.
+        form: the first within tolerance that is not slow; plain float32 where none is.
         error: as in `Trial`, over all given samples; 0 for plain float32.
         batch_size: samples per pass.
         trials: what was tried, in that order; empty if exactness was asked for.

@@ -142,3 +142,14 @@ def test_with_all_frozen_the_input_still_gets_its_gradient() -> None:
     fl.freeze(model, "all", leaving="nothing")
     plain, leaned = check(model, pictures(3).requires_grad_())
     assert leaned < plain / 2
+
+
+def test_a_cut_holds_while_its_attention_is_leaned_and_afterwards() -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Linear(16, 2))
+    fl.freeze(model, "0")
+    inputs = torch.randn(4, 5, 16)
+    cut = fl.cut(model, inputs)
+    plain = cut.suffix(*cut.prefix(inputs))
+    with fl.lean(model):
+        assert torch.equal(cut.suffix(*cut.prefix(inputs)), plain)
+    assert torch.equal(cut.suffix(*cut.prefix(inputs)), plain)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from frostline.backward.entering import Enter, Leave
 from frostline.cutting.at_key import content
 from frostline.errors import CutError
+from frostline.standins import StandIn
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _ALWAYS = (*_HOOKS, "_modules", "_parameters", "_buffers")
@@ -215,8 +216,11 @@ def _words(module: nn.Module, names: tuple[str, ...], codes: dict[type, str]) ->
             found[label] = ", ".join(map(_name, hooks))
     found["children"] = " ".join(n for n, child in own["_modules"].items() if child is not None)
     for name in names:
-        if name in own:
-            found[name] = _told(own[name], _DEEP)
+        value = own.get(name)
+        while isinstance(value, StandIn):  # ours, which change no number
+            value = value.shadowed
+        if value is not None or (name in own and own[name] is None):
+            found[name] = _told(value, _DEEP)
     return found
 
 

@@ -223,27 +223,32 @@ def test_a_relu_before_a_trained_layer_keeps_nothing_of_its_own() -> None:
     assert leaned == plain
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.ReLU(),
-        nn.ReLU6(),
-        nn.LeakyReLU(0.1),
-        nn.Hardtanh(-0.5, 0.7),
-        nn.Hardswish(),
-        nn.SiLU(),
-        nn.Mish(),
-        nn.GELU(),
-        nn.Dropout(0.3),
-        nn.MaxPool2d(2),
-        nn.AvgPool2d(2),
-        nn.AdaptiveMaxPool2d(3),
-        nn.AdaptiveAvgPool2d(3),
-        nn.Conv2d(8, 8, 1).requires_grad_(False),
-        nn.BatchNorm2d(8).eval().requires_grad_(False),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
+LAYERS = [
+    nn.ReLU(),
+    nn.ReLU(True),
+    nn.ReLU6(),
+    nn.ReLU6(True),
+    nn.LeakyReLU(0.1),
+    nn.LeakyReLU(0.1, True),
+    nn.Hardtanh(-0.5, 0.7),
+    nn.Hardtanh(-0.5, 0.7, inplace=True),
+    nn.Hardswish(),
+    nn.SiLU(),
+    nn.Mish(),
+    nn.GELU(),
+    nn.Dropout(0.3),
+    nn.MaxPool2d(2),
+    nn.AvgPool2d(2),
+    nn.AdaptiveMaxPool2d(3),
+    nn.AdaptiveAvgPool2d(3),
+    nn.Conv2d(8, 8, 1).requires_grad_(False),
+    nn.BatchNorm2d(8).eval().requires_grad_(False),
+    nn.InstanceNorm2d(8, track_running_stats=True).eval(),
+]
+each_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: str(layer).split(",")[0])
+
+
+@each_layer
 def test_an_output_may_be_written_over_where_pytorch_lets_it(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), layer)
     x = torch.randn(2, 3, 6, 6)
@@ -251,17 +256,39 @@ def test_an_output_may_be_written_over_where_pytorch_lets_it(layer: nn.Module) -
     def run(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
         return model(inputs).mul_(2).add_(1)
 
-    if isinstance(layer, nn.ReLU):
-        with (
-            fl.lean(model, at_least_bytes=0),
-            pytest.raises(RuntimeError, match="modified by an inplace operation"),
-        ):
+    try:
+        run(model, x).sum().backward()
+    except RuntimeError:
+        fl.lean(model, at_least_bytes=0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             run(model, x).sum().backward()
     else:
         check(model, x, run)
 
 
-@pytest.mark.parametrize("layer", [nn.ReLU6(), nn.LeakyReLU(0.1), nn.Hardtanh(-0.5, 0.7)])
+@each_layer
+def test_an_empty_batch_goes_pytorchs_way(layer: nn.Module) -> None:
+    def run(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(model(inputs), 0.3, training=True, inplace=True)
+
+    check(nn.Sequential(nn.Conv2d(3, 8, 1), layer), torch.randn(0, 3, 6, 6), run)
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["", "in place"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_hardtanh_passes_what_pytorchs_kernel_passes(dtype: torch.dtype, inplace: bool) -> None:
+    low, high = -0.1, 0.3  # neither is a number of the smaller types
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[:8] = torch.tensor([low, high, float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 6.0])
+    x.requires_grad_()
+
+    def run(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        return model(inputs * 1).nan_to_num()
+
+    check(nn.Hardtanh(low, high, inplace), x, run)
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU6(), nn.ReLU6(True), nn.LeakyReLU(0.1)])
 def test_one_of_which_pytorch_keeps_the_input_keeps_a_bit_an_element(layer: nn.Module) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), layer, nn.Conv2d(8, 8, 1))
     x = torch.randn(2, 3, 16, 16)

@@ -236,6 +236,17 @@ def test_a_forward_without_a_backward_holds_nothing(name: str) -> None:
         assert held() == before
 
 
+def test_a_value_that_is_a_product_is_not_taken_for_the_weights_of_attention() -> None:
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)  # as many elements as the weights have
+
+    class Attention(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            given = (inputs.sin(), inputs.cos(), inputs * 2)
+            return F.scaled_dot_product_attention(*given, dropout_p=0.2)
+
+    check(Attention(), x)
+
+
 def test_second_derivatives_of_attention_are_right() -> None:
     model = Attention().double()
 

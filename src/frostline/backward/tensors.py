@@ -29,8 +29,8 @@ def is_ordinary(*tensors: Tensor | None) -> bool:
 
 
 def is_worth(tensor: Tensor, settings: Settings) -> bool:
-    """Whether the tensor is large enough to do without."""
-    return tensor.nbytes >= settings.at_least_bytes
+    """Whether the tensor is large enough to do without; an empty one never is."""
+    return tensor.nbytes >= max(settings.at_least_bytes, 1)
 
 
 def is_spared(tensor: Tensor, settings: Settings) -> bool:

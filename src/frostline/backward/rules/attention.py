@@ -19,7 +19,7 @@ from torch import Tensor
 from frostline.backward.bits import pack, unpack
 from frostline.backward.recomputing import Recipe, keeping
 from frostline.backward.settings import Settings
-from frostline.backward.tensors import Layout, is_ordinary, wants
+from frostline.backward.tensors import Layout, is_ordinary, is_worth, wants
 
 _aten = torch.ops.aten
 
@@ -69,13 +69,15 @@ class _Chain:
         self._p = p
         self._settings = settings
         self._softmax: Tensor | None = None
+        self._node: object = None
         self._bits: Tensor | None = None
 
     def choose(self, kept: Tensor) -> Recipe | None:
         """For `keeping`."""
         if self._softmax is None:
             if "Softmax" in type(kept.grad_fn).__name__ and kept.is_contiguous():
-                self._softmax = kept if kept.nbytes >= self._settings.at_least_bytes else None
+                self._softmax = kept if is_worth(kept, self._settings) else None
+                self._node = kept.grad_fn
             return None
         layout = Layout(self._softmax)
         if self._bits is None:
@@ -83,17 +85,19 @@ class _Chain:
                 return None
             self._bits = pack(kept != 0)
             return Recipe(partial(_noise, layout, self._p), (self._bits,), layout)
-        if kept.numel() != self._softmax.numel() or not _is_product(kept):
+        if kept.numel() != self._softmax.numel() or not self._is_product(kept):
             return None
         return Recipe(partial(_dropped, layout, self._p), (self._softmax, self._bits), layout)
 
-
-def _is_product(kept: Tensor) -> bool:
-    """Whether it is a product, seen otherwise."""
-    node = kept.grad_fn
-    while type(node).__name__ in _VIEWS:
-        node = node.next_functions[0][0]  # type: ignore[union-attr]  # those have one
-    return type(node).__name__ == "MulBackward0"
+    def _is_product(self, kept: Tensor) -> bool:
+        """Whether it is the softmax times the noise, seen otherwise."""
+        node = kept.grad_fn
+        while type(node).__name__ in _VIEWS:
+            node = node.next_functions[0][0]  # type: ignore[union-attr]  # those have one
+        if type(node).__name__ != "MulBackward0":
+            return False
+        # A value that is another product may have as many elements.
+        return any(before is self._node for before, _ in node.next_functions)  # type: ignore[union-attr]
 
 
 def _noise(layout: Layout, p: float, bits: Tensor) -> Tensor:

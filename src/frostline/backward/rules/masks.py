@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from frostline.backward.bits import pack_where, unpack
+from frostline.backward.bits import is_dense, pack_where, unpack
 from frostline.backward.deferring import Watch, is_packed, watchable
 from frostline.backward.settings import Settings
 from frostline.backward.tensors import is_spared
@@ -22,7 +22,7 @@ _aten = torch.ops.aten
 @final
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A function that is straight on both sides of one or two corners, told by its output."""
+    """A function that is straight on both sides of one or two corners."""
 
     name: Literal["relu", "hardtanh", "leaky_relu"]
     low: float = 0.0
@@ -43,15 +43,22 @@ class Kind:
                 output = leak(input, self.slope)
         return output
 
-    def passes(self, output: Tensor) -> Tensor:
-        """Where the gradient passes as it is; NaN goes as in PyTorch's kernels."""
+    def keeps_output(self, inplace: bool) -> bool:
+        """Whether PyTorch keeps the output, not the input: then nobody may write over it."""
+        return self.name == "relu" or (self.name == "leaky_relu" and inplace)
+
+    def passes(self, kept: Tensor) -> Tensor:
+        """Where the gradient passes as it is, from what PyTorch would keep."""
         match self.name:
             case "relu":
-                return output != 0
+                return kept != 0
             case "hardtanh":
-                return ((output <= self.low) | (output >= self.high)).logical_not_()
+                # Its own kernel, which has ways with NaN and with bounds that the type rounds.
+                one = torch.ones_like(kept)
+                passed: Tensor = _aten.hardtanh_backward.default(one, kept, self.low, self.high)
+                return passed != 0
             case "leaky_relu":
-                return output > 0
+                return kept > 0
 
     def back(self, grad: Tensor, output: Tensor) -> Tensor:
         """The gradient, from the whole output."""
@@ -167,18 +174,18 @@ _RELU6 = Kind("hardtanh", 0.0, 6.0)
 class _Masked(Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, kind: Kind, inplace: bool) -> Tensor:
-        output = kind.run(input, inplace)
+        ctx.kind = kind
+        ctx.sizes = input.shape
+        ctx.strides = input.stride()
         if inplace:
             ctx.mark_dirty(input)
-        ctx.kind = kind
-        ctx.sizes = output.shape
-        ctx.strides = output.stride()
-        if not inplace and kind.name != "relu":
-            # PyTorch keeps the input of these: the output may be written over afterwards.
-            ctx.save_for_backward(pack_where(kind.passes, output))
-            return output
+        if not kind.keeps_output(inplace):
+            ctx.save_for_backward(pack_where(kind.passes, input))
+            return kind.run(input, inplace)
+        output = kind.run(input, inplace)
         alias = output.detach()
         ctx.save_for_backward(alias)
+        ctx.strides = output.stride()
         ctx.watch = Watch(output, alias, kind.passes) if watchable(output) else None
         return output
 
@@ -194,6 +201,8 @@ class _Masked(Function):
 
 def _masked(settings: Settings, input: Tensor, kind: Kind, inplace: bool) -> Tensor | None:
     if not is_spared(input, settings):
+        return None
+    if not (kind.keeps_output(inplace) or is_dense(input)):
         return None
     if inplace and (input.is_leaf or input._is_view()):
         return None  # an error of PyTorch's, or its own way of keeping views right

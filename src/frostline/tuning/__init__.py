@@ -1,4 +1,4 @@
-"""The fastest faithful form of a prefix: precision, layout and folding, measured on real samples.
+"""The first faithful form of a prefix: precision, layout and folding, in the order of the machine.
 
 `tune_and_realise` decides and gives the prefix in the form that it chose; `realise` gives any form.
 """

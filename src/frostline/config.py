@@ -115,7 +115,8 @@ class RunSettings(_Section):
                 f"{path.parent} is no run: it has no {path.name}. Give the folder that "
                 "`frostline train --out` wrote."
             ) from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
+            # Not TOML's own errors alone: numbers may have endless digits, tables endless depth.
             raise ConfigError(f"{path} cannot be read: {error}. Restore it from a copy.") from error
         try:
             with config_errors():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from frostline.tables import Column, Table, visible
 from small_world import call, write_net, write_pictures
 
 COLOUR = re.compile(r"\x1b\[[\d;]*\b(3\d|4[0-8]|9\d|10[0-7])\b[\d;]*m")
@@ -114,3 +115,26 @@ def test_a_terminal_shows_progress_beside_the_result(
     assert "━" in err
     assert "━" not in out
     assert "Best epoch" in out
+
+
+HOSTILE = "\x1b[2J\x9b31mred\u202etxt\u2066\r\x07"
+
+
+def test_names_never_reach_the_terminal_as_anything_but_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = r"\x1b[2J\x9b31mred\u202etxt\u2066\r\x07"
+    name = f"{HOSTILE}.toml"
+    for told in (
+        str(Table((Column("name"),), ((HOSTILE,),), title=HOSTILE, notes=(HOSTILE,))),
+        call("plan", "alexnet", "--kind", "full", "--out", tmp_path / name).out,
+        call("train", tmp_path, "--model", "alexnet", "--plan", f"{tmp_path}/{HOSTILE}").message,
+    ):
+        assert shown in "".join(told.split("\n"))
+        assert not set(HOSTILE) - set("[2J31mredtxt") & set(told)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_names_in_other_scripts_are_shown_as_they_are() -> None:
+    name = "сеть 网络 க்\u200cஷ é👩\u200d🔬\tend\nline"
+    assert visible(name) == name

@@ -127,7 +127,8 @@ class RunSettings(_Section):
                 f"{path.parent} is no run: it has no {path.name}. Give the folder that "
                 "`frostline train --out` wrote."
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
+            # Not TOML's own errors alone: numbers may have endless digits, tables endless depth.
             raise ConfigError(
                 f"{path} cannot be read: {error}. Restore it from a copy; if you changed it by "
                 "hand, delete its last line, the checksum."

@@ -116,6 +116,14 @@ class DriftError(BrokenPromise):
         self.drifts = tuple(drifts)
 
 
+def shortened(text: object, *, most: int = 80) -> str:
+    """`text` as a message can hold it: of a long one the beginning, and how long it is."""
+    whole = str(text)
+    if len(whole) <= most:
+        return whole
+    return f"{whole[:most]}... ({len(whole):,} characters)"
+
+
 def nearest(word: str, known: Sequence[str], *, count: int = 3) -> list[str]:
     """The `count` entries of `known` that are spelt most like `word`, best first."""
     from difflib import SequenceMatcher

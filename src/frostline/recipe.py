@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, shortened
 
 Monitor = Literal["accuracy", "macro_f1", "loss"]
 MixedPrecision = Literal["fp32", "bf16", "fp16"]
@@ -25,7 +25,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(10, ge=1, description="Passes over the training data.")
+    epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training data.")
     lr: float | None = Field(
         None,
         gt=0,
@@ -73,6 +73,14 @@ class Recipe(BaseModel):
         1, ge=1, description="How many of the last checkpoints stay, beside the best."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random in the run.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given: object, field: ValidationInfo) -> object:
+        """`epochs = true` is no number, though Python and pydantic take it for 1."""
+        if isinstance(given, bool) and field.field_name != "lean":
+            raise ValueError("true and false are no numbers; write a number")
+        return given
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -144,4 +152,4 @@ def _one_problem(problem: dict[str, object]) -> str:
         return f"there is no option '{name}'"
     if problem["type"] == "missing":
         return f"the option '{name}' is missing"
-    return f"{name}={problem['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{name}={shortened(repr(problem['input']))}: {message[:1].lower()}{message[1:]}"

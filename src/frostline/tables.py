@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
+# Control characters but for tabs and line ends, line separators, and marks of direction or of none.
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)
 COLUMNS = 80  # of a text for people
 _GAP_COLUMNS = 3  # what rich puts between two columns
 # Where a cell may be broken, best first: between words and folders; then within a name, behind a
@@ -60,17 +64,27 @@ class Table:
 
         grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         room = options.max_width - _GAP_COLUMNS * (len(self.columns) - 1)
-        widths = _column_widths(self.columns, self.rows, room)
+        rows = [tuple(map(visible, row)) for row in self.rows]
+        widths = _column_widths(self.columns, rows, room)
         for column, width in zip(self.columns, widths, strict=True):
             heading = Text(_folded(column.heading, width))
             grid.add_column(heading, justify=column.justify, overflow="fold", width=width)
-        for row in self.rows:
+        for row in rows:
             cells = zip(row, widths, strict=True)
             grid.add_row(*(Text(_folded(cell, width)) for cell, width in cells))
         if self.title:
-            yield Text(self.title, style="bold")
+            yield Text(visible(self.title), style="bold")
         yield grid
-        yield from map(Text, self.notes)
+        yield from (Text(visible(note)) for note in self.notes)
+
+
+def visible(text: str) -> str:
+    r"""`text` with what a terminal would obey, not show, written out: `\x1b`, `\u202e`.
+
+    Names of classes, files and modules are others' text: escape sequences could move the cursor
+    or rewrite what stands there, direction marks show a name in another order than it has.
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def columns(*headings: str, left: int = 1) -> tuple[Column, ...]:

@@ -227,3 +227,31 @@ def test_the_table_shows_what_trains_for_how_long_and_how() -> None:
 @given(plan=PLAN)
 def test_no_line_of_the_table_is_wider_than_80_columns(plan: fl.Plan) -> None:
     assert max(map(cell_len, str(plan).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("toml", "told"),
+    [
+        ("[[phase]]\nepochs = true", "phase 1: epochs=True: true and false are no numbers"),
+        ("[[phase]]\nepochs = 1\nlr = true", "lr=True: true and false are no numbers"),
+        ("[[phase]]\nepochs = 1\nlr_mult = {all = true}", "true and false are no numbers"),
+        ("[[phase]]\nuntil = {patience = true}", "until.patience=True: true and false"),
+        ("[[phase]]\nepochs = " + "9" * 10_000, "no TOML: Exceeds the limit"),
+        ("[[phase]]\nsteps = " + "9" * 4_000, "less than or equal to 1000000000"),
+        ("[[phase]]\nepochs = 1\nname = '" + "x" * 10**6 + "'", "at most 200 characters"),
+        ("[[phase]]\n" + "x" * 10**6 + " = 1", r"no option 'x{80}\.\.\. \(1,000,000 char"),
+        ("a = " + "[" * 3_000 + "]" * 3_000, "nested too deep"),
+        ("a = " + "{a = " * 3_000 + "1" + "}" * 3_000, "nested too deep"),
+        ("[[phase]]\nepochs = 1\n" * 3_000, "at most 1,000 phases, and this one has 3,000"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_what_has_no_bound_is_refused_in_a_short_message(toml: str, told: str) -> None:
+    with pytest.raises(fl.ConfigError, match=told) as error:
+        fl.Plan.loads(toml)
+    assert len(str(error.value)) < 400
+
+
+def test_a_number_that_python_does_not_write_out_is_refused() -> None:
+    with pytest.raises(fl.ConfigError, match=r"epochs=<a number of 33,220 bits>: .* 1000000000"):
+        fl.Phase(epochs=10**10_000)

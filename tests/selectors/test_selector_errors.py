@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 import warnings
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 import frostline as fl
 from frostline.selectors import parse
+from frostline.selectors.patterns import glob_rule
 
 NET = torchvision.models.resnet18(weights=None)
 
@@ -198,3 +200,62 @@ def test_selecting_in_something_else_than_a_model_is_refused() -> None:
 def test_random_text_raises_nothing_but_selector_errors(text: str) -> None:
     with contextlib.suppress(fl.SelectorError):
         fl.select(NET, text)
+
+
+@pytest.mark.parametrize("pattern", ["*" * 16 + "zz", "a*" * 30 + "zz", "**a*" * 30 + "zz"])
+def test_a_glob_of_many_stars_is_answered_at_once(pattern: str) -> None:
+    rule = glob_rule(pattern)
+    start = time.process_time()
+    assert rule.match("a" * 300 + ".a" * 100) is None
+    assert rule.match(("a" * 60 + ".") * 2 + "zz" + "a" * 400) is None
+    assert time.process_time() - start < 1
+
+
+def matches(pattern: str, name: str) -> bool:
+    """What a glob says, by its definition: tries each length of each star."""
+    if not pattern:
+        return not name or name[0] == "."
+    if pattern.startswith("**"):
+        return any(matches(pattern[2:], name[end:]) for end in range(len(name) + 1))
+    if pattern[0] == "*":
+        segment = name.partition(".")[0]
+        return any(matches(pattern[1:], name[end:]) for end in range(len(segment) + 1))
+    same = bool(name) and (name[0] == pattern[0] or (pattern[0] == "?" and name[0] != "."))
+    return same and matches(pattern[1:], name[1:])
+
+
+@given(st.text("ab.*?", min_size=1, max_size=8), st.text("ab.", min_size=1, max_size=8))
+@settings(max_examples=300, deadline=None)
+@example("**a*b", "a.ab")
+@example("*a*b.a", "aab.a")
+@example("**.a.*b", "a.a.ab.b")
+@example("***b", "a.b")
+def test_a_glob_matches_what_its_definition_says(pattern: str, name: str) -> None:
+    assert (glob_rule(pattern).match(name) is not None) is matches(pattern, name)
+
+
+@pytest.mark.parametrize("prefix", ["", "kind:", "type:", "stage:", "glob:*", "re:", "no:", "a b"])
+def test_a_message_about_endless_text_is_short(prefix: str) -> None:
+    for length in (10_000, 1_000_000):
+        with pytest.raises(fl.SelectorError) as error:
+            fl.select(NET, prefix + "9" * length)
+        assert len(str(error.value)) < 600
+
+
+def test_the_mark_in_a_long_text_stands_under_what_is_wrong() -> None:
+    with pytest.raises(fl.SelectorError) as error:
+        parse(f"{'a | ' * 100}!! nope | {'b | ' * 100}c".replace("!! nope", "x:y"))
+    _, line, mark = str(error.value).splitlines()
+    assert line[mark.index("^") :].startswith("x:y")
+    assert len(line) < 80
+
+
+def test_text_of_more_than_a_million_characters_is_refused() -> None:
+    with pytest.raises(fl.SelectorError, match=r"may have 1,000,000 characters.*has 1,000,001"):
+        parse("a" * 1_000_001)
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_depth_of_endless_digits_is_refused(digits: int) -> None:
+    with pytest.raises(fl.SelectorError, match="goes above 0% and up to 100%"):
+        fl.depth(10**digits)

@@ -174,3 +174,81 @@ def test_a_stage_without_parameters_is_refused() -> None:
 def test_a_compiled_backbone_keeps_its_stages() -> None:
     compiled = torch.compile(build("resnet18"), backend="eager")
     assert len(stage_paths(Stacked(compiled, nn.Linear(1000, 2)))) == 7
+
+
+class Shuffled(nn.Module):
+    """Registered in another order than its forward has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+        self.position = nn.Linear(2, 2)
+        self.second = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+        self.first = nn.Sequential(nn.Linear(2, 2), self.position, nn.Linear(2, 2))
+        self.stem = nn.Linear(2, 2)
+        self.extra: nn.Module | None = None
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        if self.head is not None and len(self.second) > 1:
+            x = self.second(self.first(self.stem(x)))
+        for layer in [self.position]:
+            x = layer(x)
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x))
+
+
+class Heir(Shuffled):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Shuffled, Heir])
+def test_stages_follow_the_forward_and_not_the_registration(kind: type[nn.Module]) -> None:
+    order = [path for group in stage_paths(kind()) for path in group]
+    assert order == ["stem", "position", "first", "second", "head"]
+
+
+def test_without_source_stages_follow_the_registration() -> None:
+    code = "class Net(nn.Module):\n    def forward(self, x):\n        return self.b(self.a(x))\n"
+    space = {"nn": nn, "__name__": "nowhere"}
+    exec(code, space)
+    net = space["Net"]()
+    net.b, net.a = nn.Linear(2, 2), nn.Linear(2, 2)
+    assert stage_paths(net) == (("b",), ("a",))
+
+
+def test_coats_scales_follow_each_other() -> None:
+    with torch.device("cpu"):
+        paths = [path for group in stage_paths(timm.create_model("coat_tiny")) for path in group]
+    scales = [n for n in paths if n.startswith(("patch_embed", "serial_blocks"))]
+    assert scales == [f"{n}{i}" for i in (1, 2, 3, 4) for n in ("patch_embed", "serial_blocks")]
+    assert paths[-1] == "head"
+
+
+def test_a_decoder_embeds_before_its_layers() -> None:
+    transformers = pytest.importorskip("transformers")
+    small = {"vocab_size": 60, "d_model": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    layers = {"encoder_layers": 2, "decoder_layers": 2}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    model = transformers.BartForSequenceClassification(
+        transformers.BartConfig(**small, **layers, **heads)
+    )
+    paths = [path for group in stage_paths(model) for path in group]
+    assert paths.index("model.decoder.layernorm_embedding") < paths.index("model.decoder.layers.0")
+
+
+def test_an_auxiliary_head_that_is_used_behind_the_head_is_not_the_last_stage() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(2, 2)
+            self.aux = nn.Linear(2, 2)
+            self.head = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.body(x)
+            return self.head(x) + self.aux(x)
+
+    assert stage_paths(Net()) == (("body",), ("aux",), ("head",))

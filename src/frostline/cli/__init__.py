@@ -29,6 +29,7 @@ from frostline.cli.report import report
 from frostline.cli.train import train
 from frostline.cli.verify import verify
 from frostline.errors import FrostlineError
+from frostline.tables import visible
 
 app = typer.Typer(
     help="Freeze any part of a pretrained network and train the rest.",
@@ -103,5 +104,5 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"Error: {message}", file=sys.stderr)  # noqa: T201 - works where nothing else may
+    print(f"Error: {visible(message)}", file=sys.stderr)  # noqa: T201 - works where nothing else may
     sys.exit(status)

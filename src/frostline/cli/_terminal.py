@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from frostline.tables import COLUMNS
+from frostline.tables import COLUMNS, visible
 
 if TYPE_CHECKING:
     from frostline.metrics import Evaluation
@@ -30,7 +30,7 @@ def notes() -> Console:
 
 def say(console: Console, message: str, *, style: str = "") -> None:
     """Print one message as it is: square brackets in names are no markup, long paths not cut."""
-    console.print(Text(message, style=style), soft_wrap=True)
+    console.print(Text(visible(message), style=style), soft_wrap=True)
 
 
 def print_json(document: object) -> None:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from frostline.errors import ConfigError, nearest
+from frostline.errors import ConfigError, nearest, shortened
 
 _SHOWN = 80  # characters of a value in a message
+
+
+def refuse_truth(given: object) -> object:
+    """No option is a yes or no, which Python and pydantic would take for 1 and 0."""
+    if isinstance(given, bool):
+        raise ValueError("true and false are no numbers; write a number")
+    return given
 
 
 class Data(BaseModel):
@@ -31,6 +38,11 @@ class Data(BaseModel):
     # Inside another model pydantic then checks the fields itself, and names the one at fault by
     # its whole path, as `until.patience`; without the mark it would call `__init__` there.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # pydantic's own mark
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, given: object) -> object:
+        return refuse_truth(given)
 
     def as_dict(self) -> dict[str, Any]:
         """What differs from the defaults, as JSON and TOML can hold it; `**` makes it whole."""
@@ -66,11 +78,16 @@ def _one_problem(problem: ErrorDetails, fields: Sequence[str]) -> str:
     if not place:
         return message
     if problem["type"] == "extra_forbidden":
-        near = nearest(place, fields, count=1)
-        return f"there is no option '{place}'" + (f" (nearest: '{near[0]}')" if near else "")
+        near = nearest(place[:_SHOWN], fields, count=1)
+        return f"there is no option '{shortened(place)}'" + (
+            f" (nearest: '{near[0]}')" if near else ""
+        )
     return f"{place}={_shown(problem['input'])}: {message}"
 
 
 def _shown(value: object) -> str:
-    first, *more = repr(value).splitlines() or [""]
+    try:
+        first, *more = repr(value).splitlines() or [""]
+    except ValueError:  # Python writes out no number of more than some thousand digits
+        return f"<a number of {value.bit_length():,} bits>" if isinstance(value, int) else "..."
     return f"{first[:_SHOWN]}..." if more or len(first) > _SHOWN else first

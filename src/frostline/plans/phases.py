@@ -9,11 +9,13 @@ from typing import Annotated, Literal, Self, TypeVar, final
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from frostline.errors import ConfigError, SelectorError
-from frostline.plans._data import Data
+from frostline.plans._data import Data, refuse_truth
 from frostline.recipe import Monitor, Recipe
 from frostline.selectors import Selector, as_selector, parse
 
 _Value = TypeVar("_Value")
+_MOST = 10**9  # epochs or steps; no run comes near
+_LONGEST_NAME = 200  # characters
 _SHARES = ("accuracy", "macro_f1")  # figures that lie from 0 to 1
 
 
@@ -46,6 +48,7 @@ def _selector_text(value: object) -> object:
     return text
 
 
+Factor = Annotated[float, BeforeValidator(refuse_truth), Field(gt=0, allow_inf_nan=False)]
 SelectorText = Annotated[str, BeforeValidator(_selector_text)]
 
 
@@ -65,7 +68,7 @@ class Until(Data):
     """
 
     monitor: Monitor | None = None
-    patience: int | None = Field(None, ge=1)
+    patience: int | None = Field(None, ge=1, le=_MOST)
     min_change: float = Field(0.0, ge=0, allow_inf_nan=False)
     target: float | None = Field(None, allow_inf_nan=False)
     minutes: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -127,17 +130,15 @@ class Phase(Data):
     train: SelectorText | None = None
     freeze: SelectorText | None = None
     norm: Literal["hold", "adapt"] = "hold"
-    epochs: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1, le=_MOST)
+    steps: int | None = Field(None, ge=1, le=_MOST)
     until: Until | None = None
     lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     layer_decay: float | None = Field(None, gt=0, le=1)
     weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
     schedule: Literal["cosine", "constant"] | None = None
     warmup: float | None = Field(None, ge=0, allow_inf_nan=False)
-    lr_mult: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        default_factory=dict
-    )
+    lr_mult: dict[str, Factor] = Field(default_factory=dict)
     start: Literal["best", "last"] = "last"
     state: Literal["keep", "fresh"] = "keep"
 
@@ -146,6 +147,8 @@ class Phase(Data):
     def _one_line(cls, name: str) -> str:
         if not name.isprintable() or name != name.strip():
             raise ValueError("a name is one line of text without spaces around it")
+        if len(name) > _LONGEST_NAME:
+            raise ValueError(f"a name has at most {_LONGEST_NAME} characters, not {len(name):,}")
         return name
 
     @field_validator("lr_mult", mode="before")

@@ -20,6 +20,8 @@ from frostline.plans.showing import model_table, plan_table
 from frostline.recipe import Recipe
 from frostline.tables import Table
 
+_MOST_PHASES = 1000
+
 
 @final
 class Plan(Data):
@@ -50,6 +52,11 @@ class Plan(Data):
             raise ValueError("a plan is a list of phases, as fl.Plan([fl.Phase(...)])")
         if not (phases := tuple(given)):
             raise ValueError("a plan has at least one phase, as fl.Plan([fl.Phase(epochs=5)])")
+        if len(phases) > _MOST_PHASES:
+            raise ValueError(
+                f"a plan has at most {_MOST_PHASES:,} phases, and this one has {len(phases):,}; "
+                "make those that train the same one phase"
+            )
         return phases
 
     @classmethod

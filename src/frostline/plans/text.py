@@ -9,9 +9,11 @@ from typing import Any
 
 import tomli_w
 
-from frostline.errors import ConfigError, nearest
+from frostline.errors import ConfigError, nearest, shortened
 from frostline.plans.parts import naming
 from frostline.plans.phases import Phase, Until
+
+_COMPARED = 200  # characters of a key that are held against the known ones
 
 
 def to_toml(phases: Iterable[Phase]) -> str:
@@ -28,8 +30,14 @@ def from_toml(text: str) -> tuple[Phase, ...]:
     """
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the plan is no TOML: {error}. Mend it there.") from error
+    except RecursionError:
+        raise ConfigError(
+            "the plan is nested too deep to be read. A phase is a [[phase]] table with options, "
+            "as `frostline plan` writes it."
+        ) from None
+    except ValueError as error:  # TOML's own errors, and Python's for numbers of endless digits
+        reason = str(error).partition(";")[0]
+        raise ConfigError(f"the plan is no TOML: {reason}. Mend it there.") from error
     _refuse_unknown(content, ["phase"])
     tables = content.get("phase", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
@@ -78,7 +86,7 @@ def _pair(key: str, value: Any) -> str:
 def _phase(number: int, table: Mapping[str, Any]) -> Phase:
     name = table.get("name")
     named = isinstance(name, str) and name
-    with naming(f"phase {number} ({name})" if named else f"phase {number}"):
+    with naming(f"phase {number} ({shortened(name)})" if named else f"phase {number}"):
         _refuse_unknown(table, list(Phase.model_fields))
         if isinstance(until := table.get("until"), dict):
             _refuse_unknown(until, list(Until.model_fields), within="until.")
@@ -88,9 +96,9 @@ def _phase(number: int, table: Mapping[str, Any]) -> Phase:
 def _refuse_unknown(table: Mapping[str, Any], known: Sequence[str], *, within: str = "") -> None:
     for key in table:
         if key not in known:
-            near = nearest(key, known, count=1)
+            near = nearest(key[:_COMPARED], known, count=1)
             hint = f"Did you mean {within}{near[0]}?" if near else f"Known: {', '.join(known)}."
-            raise ConfigError(f"there is no option '{within}{key}'. {hint}")
+            raise ConfigError(f"there is no option '{within}{shortened(key)}'. {hint}")
 
 
 def _neighbours(path: Path) -> str:

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
-from frostline.errors import SelectorError, nearest
+from frostline.errors import SelectorError, nearest, shortened
 from frostline.selectors.patterns import is_pattern
 from frostline.selectors.pieces import Rows
 from frostline.selectors.terms import (
@@ -48,6 +48,8 @@ _STAGE = re.compile(r"(-?\d{1,9})(?:\.\.(-?\d{1,9}))?")
 _DEPTH = re.compile(r"(\d+(?:\.\d+)?)%")
 _SPAN = re.compile(r"\s*(?:(-?\d{1,18})|(-?\d{1,18})?\s*:\s*(-?\d{1,18})?)\s*")
 _OPERATORS = "&|~()"
+_LONGEST = 1_000_000  # characters
+_SHOWN = 70  # characters of the text that a message shows, the mark among them
 _DEEPEST = 50  # nested parentheses and negations; far from Python's own limit
 
 
@@ -71,10 +73,17 @@ def parse(text: str) -> Selector:
     Raises:
         SelectorError: the text cannot be read; shows where.
     """
+    if len(text) > _LONGEST:
+        raise SelectorError(
+            f"a selector may have {_LONGEST:,} characters, and this one has {len(text):,}. Name "
+            "modules instead of each of their parameters, or pass a list."
+        )
     tokens = _Tokens(text)
     selector = _either(tokens)
     if (rest := tokens.peek()) is not None:
-        tokens.refuse(rest, f"'{rest.text}' was not expected here; join terms with & or |")
+        tokens.refuse(
+            rest, f"'{shortened(rest.text)}' was not expected here; join terms with & or |"
+        )
     return selector
 
 
@@ -196,8 +205,14 @@ def _depth(tokens: _Tokens, token: _Token) -> Selector:
 def _rows(tokens: _Tokens, token: _Token, span: str) -> Selector:
     found = _SPAN.fullmatch(span)
     if found is None:
-        reason = "rows go by one" if span.count(":") > 1 else f"'{span.strip()}' is no span of rows"
-        tokens.refuse(token, f"{reason}; write rows:{token.text}[0:100], [5], [-10:] or [0:10,20]")
+        reason = (
+            "rows go by one"
+            if span.count(":") > 1
+            else f"'{shortened(span.strip())}' is no span of rows"
+        )
+        tokens.refuse(
+            token, f"{reason}; write rows:{shortened(token.text)}[0:100], [5], [-10:] or [0:10,20]"
+        )
     single, first, stop = (None if text is None else int(text) for text in found.groups())
     if single is None:
         return Rows(token.text, first or 0, stop)
@@ -206,10 +221,10 @@ def _rows(tokens: _Tokens, token: _Token, span: str) -> Selector:
 
 def _refuse_prefix(tokens: _Tokens, token: _Token) -> NoReturn:
     prefix = token.text.partition(":")[0]
-    near = nearest(prefix, _PREFIXES, count=1)
+    near = nearest(prefix[:_SHOWN], _PREFIXES, count=1)
     hint = f"; did you mean '{near[0]}:'?" if near else ""
     known = ", ".join(f"{p}:" for p in _PREFIXES)
-    tokens.refuse(token, f"there is no '{prefix}:'{hint} (there are {known})")
+    tokens.refuse(token, f"there is no '{shortened(prefix)}:'{hint} (there are {known})")
 
 
 def _tokenize(text: str) -> list[_Token]:
@@ -291,5 +306,11 @@ def _regex_end(text: str, at: int) -> int:
 
 
 def _refuse(text: str, at: int, reason: str) -> NoReturn:
-    line = re.sub(r"\s", " ", text)  # on one line, or the mark would point elsewhere
+    # On one line, and as wide as it is long, or the mark would point elsewhere.
+    line = "".join(sign if sign.isprintable() else " " for sign in text)
+    if len(line) > _SHOWN:
+        start = max(0, at - _SHOWN // 2)
+        end = start + _SHOWN
+        line = f"{'...' if start else ''}{line[start:end]}{'...' if end < len(line) else ''}"
+        at += (3 if start else 0) - start
     raise SelectorError(f"cannot read the selector at the mark: {reason}.\n  {line}\n  {' ' * at}^")

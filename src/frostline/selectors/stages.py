@@ -1,10 +1,11 @@
 """`stage:` and `depth:` - a model's own stages in forward order: stem, blocks, head.
 
-Registration order stands for forward order, as it does in torchvision, timm and transformers.
-The rules, each for a family of models:
+The order is that in which the source of each forward uses a module's children (see `order`), and
+registration order where the source does not tell. The rules, each for a family of models:
 
 1. Go down while a module has a single child with parameters (a bare wrapper).
-2. The last child is the head. A plain `Sequential` of several layers that stands beside the
+2. The last child is the head; of two used at the end, the one registered last. A plain
+   `Sequential` of several layers that stands beside the
    feature layers (AlexNet's and VGG's `classifier`) is opened, so that its last layer is the
    head; a child named `head` is not, nor is one that stands beside a whole network.
 3. Of the rest, a child that holds most of the layers is opened (`features`, `encoder`,
@@ -26,6 +27,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from frostline.selectors.inventory import Inventory
 from frostline.selectors.norms import is_norm_layer, keeps_running_statistics
+from frostline.selectors.order import used_order
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -39,6 +41,11 @@ class _Unit:
 
     path: str
     module: nn.Module
+
+    @property
+    def name(self) -> str:
+        """The path's last segment."""
+        return self.path.rpartition(".")[2]
 
 
 def stages(inventory: Inventory) -> tuple[frozenset[int], ...]:
@@ -61,13 +68,26 @@ def stage_paths(model: nn.Module) -> tuple[tuple[str, ...], ...]:
         top = children[0]
     if not children:
         return ((top.path,),)
-    *body, head = children
+    *body, head = _head_last(top, children)
     body = list(_open_dominant(body))
     if _is_layer_stack(head, children):
         body, head = [*body, *(opened := _children(head))[:-1]], opened[-1]
     if _joins(head, body):
         return tuple(_merge([*body, head]))
     return (*_merge(body), (head.path,))
+
+
+def _head_last(top: _Unit, children: list[_Unit]) -> list[_Unit]:
+    """The children with the one registered last at the end, if small ones alone are used later.
+
+    An auxiliary head may be used behind the head.
+    """
+    last = next(u for name in reversed(top.module._modules) for u in children if u.name == name)
+    place = children.index(last)
+    size = _layer_count(last.module)
+    if any(_layer_count(later.module) > size for later in children[place + 1 :]):
+        return children
+    return [*children[:place], *children[place + 1 :], last]
 
 
 def _members(inventory: Inventory, *, further_names: bool) -> tuple[frozenset[int], ...]:
@@ -110,9 +130,10 @@ def _above(name: str) -> Iterator[str]:
 
 
 def _children(unit: _Unit) -> list[_Unit]:
-    """Children with parameters or running statistics, each module once; no parametrizations."""
+    """Children with parameters or running statistics, in the order of their use, each once."""
     found: dict[int, _Unit] = {}
-    for name, child in unit.module.named_children():
+    for name in used_order(unit.module):
+        child = unit.module.get_submodule(name)
         if name == "parametrizations" or not _holds_layers(child):
             continue
         inner = _Unit(f"{unit.path}.{name}" if unit.path else name, child)
@@ -153,7 +174,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _is_layer_stack(head: _Unit, siblings: list[_Unit]) -> bool:
-    if type(head.module) is not nn.Sequential or head.path.rpartition(".")[2] == "head":
+    if type(head.module) is not nn.Sequential or head.name == "head":
         return False
     beside_network = len(siblings) == 2 and not isinstance(siblings[0].module, _CONTAINERS)
     return not beside_network and len(_children(head)) > 1

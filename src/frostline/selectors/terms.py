@@ -16,7 +16,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from frostline.errors import SelectorError, nearest
+from frostline.errors import SelectorError, nearest, shortened
 from frostline.selectors.inventory import Inventory, Occurrence, plain_name, unwrap
 from frostline.selectors.kinds import KINDS
 from frostline.selectors.norms import class_names
@@ -25,6 +25,7 @@ from frostline.selectors.stages import stages, stages_by_any_name
 
 Picked = frozenset[int]
 Predicate = Callable[[str, Tensor, nn.Module], bool]
+_COMPARED = 200  # characters of a name that are held against those the model has
 
 
 class Selector(ABC):
@@ -98,8 +99,9 @@ class Glob(Selector):
         rule = glob_rule(wider)
         if any(rule.match(p.name) for e in inventory.entries for p in e.occurrences):
             raise SelectorError(
-                f"'{self}' matches no parameter of {inventory.title}: `*` stays inside one segment "
-                f"of a dotted name. '{wider}' crosses segments and does match."
+                f"'{shortened(self)}' matches no parameter of {inventory.title}: `*` stays inside "
+                f"one segment of a dotted name. '{shortened(wider)}' crosses segments and does "
+                "match."
             )
         return _refuse(self, inventory, self.pattern)
 
@@ -123,8 +125,8 @@ class Regex(Selector):
             regex_rule(self.pattern)
         except (re.error, OverflowError, RecursionError) as error:
             raise SelectorError(
-                f"'{self}' is no regular expression: {error}. Mend the pattern; quote it if it "
-                "holds spaces: re:'...'."
+                f"'{shortened(self)}' is no regular expression: {error}. Mend the pattern; quote "
+                "it if it holds spaces: re:'...'."
             ) from error
 
     def pick(self, inventory: Inventory) -> Picked:
@@ -178,9 +180,11 @@ class Kind(Selector):
 
     def __post_init__(self) -> None:
         if self.name not in KINDS:
-            near = nearest(self.name, list(KINDS), count=1)
+            near = nearest(self.name[:_COMPARED], list(KINDS), count=1)
             hint = f" Did you mean kind:{near[0]}?" if near else ""
-            raise SelectorError(f"there is no 'kind:{self.name}'.{hint} Kinds: {', '.join(KINDS)}.")
+            raise SelectorError(
+                f"there is no 'kind:{shortened(self.name)}'.{hint} Kinds: {', '.join(KINDS)}."
+            )
 
     def pick(self, inventory: Inventory) -> Picked:
         picked = _matching(inventory, KINDS[self.name])
@@ -237,7 +241,7 @@ class Depth(Selector):
 
     def __post_init__(self) -> None:
         if not 0 < self.percent <= 100:
-            raise SelectorError(f"'{self}' is out of range: depth goes above 0% and up to 100%.")
+            raise SelectorError("that depth is out of range: depth goes above 0% and up to 100%.")
 
     def pick(self, inventory: Inventory) -> Picked:
         groups = stages(inventory)
@@ -479,9 +483,11 @@ def _sample(inventory: Inventory) -> str:
 def _refuse(
     term: Selector, inventory: Inventory, asked: str, *, known: list[str] | None = None
 ) -> Picked:
-    near = nearest(plain_name(asked), known if known is not None else list(inventory.names))
+    near = nearest(
+        plain_name(asked[:_COMPARED]), known if known is not None else list(inventory.names)
+    )
     hint = f" Nearest: {', '.join(near)}." if near else ""
     raise SelectorError(
-        f"'{term}' matches no parameter of {inventory.title}.{hint} "
+        f"'{shortened(term)}' matches no parameter of {inventory.title}.{hint} "
         "See all: print(fl.summary(model)) or `frostline inspect MODEL`."
     )

@@ -36,6 +36,7 @@ from frostline.shrinking import NarrowDtype, asked_dtype, shrink
 from frostline.switches import Snapshot, is_marked, is_off, switch_off, switch_on, trains
 from frostline.tree import Summary, summary
 from frostline.units import format_bytes
+from frostline.unlisted_proof import UnlistedRecord, unlisted_records
 
 _NORM_POLICIES = ("hold", "adapt")
 _LEAVINGS = ("something", "nothing")
@@ -56,17 +57,22 @@ class Drift:
 @final
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The result of a verification that found nothing: how much was compared, and its hash."""
+    """The result of a verification that found nothing: how much was compared, and its hash.
+
+    `not_covered` names what of the frozen part no proof can see, with what it is.
+    """
 
     tensors: int
     nbytes: int
     fingerprint: Fingerprint
+    not_covered: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        if not self.tensors:
-            return "nothing was frozen"
-        size = format_bytes(self.nbytes)
-        return f"{self.tensors} frozen tensors ({size}) are bit for bit as they were"
+        text = "nothing was frozen"
+        if self.tensors:
+            size = format_bytes(self.nbytes)
+            text = f"{self.tensors} frozen tensors ({size}) are bit for bit as they were"
+        return text + not_covered_text(self.not_covered)
 
 
 @final
@@ -82,6 +88,7 @@ class Frozen:
             of them as `embed.weight[0:100]`, and the buffers that are held with them.
         kept: with `dtype=`, in how many bytes the weights are kept now, and how far rounding moved
             them and the output.
+        unlisted: of held modules, what they have beside parameters and buffers.
         leaned: with `lean=True`, the handle that makes the model plain again.
     """
 
@@ -90,6 +97,7 @@ class Frozen:
     norm: NormPolicy
     records: dict[str, Record] = field(repr=False)
     kept: Kept | None = None
+    unlisted: tuple[UnlistedRecord, ...] = field(default=(), repr=False)
     leaned: Lean | None = field(default=None, repr=False)
 
     @property
@@ -100,7 +108,20 @@ class Frozen:
     @property
     def fingerprint(self) -> Fingerprint:
         """Content hash of the frozen tensors as they were when they were frozen."""
-        return Fingerprint({name: record.digest for name, record in self.records.items()})
+        saved = (pair for one in self.unlisted for pair in one.saved.items())
+        records = {**self.records, **dict(saved)}
+        return Fingerprint({name: record.digest for name, record in records.items()})
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """Names of what is frozen that no proof can see, with what it is."""
+        return tuple(name for one in self.unlisted for name in one.not_covered())
+
+    @property
+    def in_no_file(self) -> tuple[str, ...]:
+        """Names of what is frozen that a proof from files cannot see, with what it is."""
+        attributes = (f"{name} (a plain attribute)" for one in self.unlisted for name in one.loose)
+        return (*self.not_covered, *attributes)
 
     def verify(self) -> Proof:
         """Prove that nothing frozen moved: every bit, every gradient switch, every mode.
@@ -115,14 +136,19 @@ class Frozen:
         """
         checks = [self._check(name, record) for name, record in self.records.items()]
         drifts = [drift for found, _ in checks for drift in found]
+        drifts.extend(Drift(*found) for one in self.unlisted for found in one.drifts())
         drifts.extend(_mode_drifts(self.model))
         if drifts:
             raise _drift_error(self.model, drifts)
         proved = {name: record for _, found in checks for name, record in found.items()}
+        beside = {name: r for one in self.unlisted for name, r in one.proved().items()}
+        saved = {name for one in self.unlisted for name in one.saved}
+        hashed = {**proved, **{name: r for name, r in beside.items() if name in saved}}
         return Proof(
-            len(proved),
-            sum(record.nbytes for record in proved.values()),
-            Fingerprint({name: record.digest for name, record in proved.items()}),
+            len(proved) + len(beside),
+            sum(record.nbytes for record in (*proved.values(), *beside.values())),
+            Fingerprint({name: record.digest for name, record in hashed.items()}),
+            self.not_covered,
         )
 
     def thaw(self, selector: SelectorLike | None = None) -> None:
@@ -137,7 +163,8 @@ class Frozen:
         return summary(self.model, depth=depth)
 
     def __str__(self) -> str:
-        return str(self.summary()) + ("" if self.kept is None else f"\n{self.kept}")
+        covered = not_covered_text(self.not_covered).removeprefix("; ")
+        return "\n".join(filter(None, (str(self.summary()), str(self.kept or ""), covered)))
 
     def _check(self, name: str, record: Record) -> tuple[list[Drift], dict[str, Record]]:
         """What is wrong with one recorded tensor, and what of it was to be proved."""
@@ -334,7 +361,9 @@ def _switch_off(selection: Selection, *, norm: NormPolicy) -> None:
 
 def _handle(selection: Selection, *, norm: NormPolicy) -> Frozen:
     root = selection.inventory.model
-    return Frozen(root, selection, norm, dict(_owed_records(selection)))
+    frozen = {id(entry.tensor) for entry in selection.entries if entry.rows is None}
+    beside = tuple(unlisted_records(selection.inventory.modules, frozen))
+    return Frozen(root, selection, norm, dict(_owed_records(selection)), unlisted=beside)
 
 
 def _thaw(selection: Selection) -> None:
@@ -362,6 +391,14 @@ def _owed_records(selection: Selection) -> Iterator[tuple[str, Record]]:
             yield name, Record.of(entry.content, name=name, at=entry.rows)
         if (own or any(id(buffer) in pieces for _, buffer in buffers)) and is_held(module):
             yield from ((prefix + n, Record.of(b, name=prefix + n)) for n, b in buffers)
+
+
+def not_covered_text(names: tuple[str, ...]) -> str:
+    """What a proof adds about what it did not look at; empty where it saw all."""
+    if not names:
+        return ""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"; not covered: {', '.join(names[:5])}{more}"
 
 
 def _module_at(root: nn.Module, path: str) -> nn.Module | None:

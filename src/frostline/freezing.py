@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -230,8 +231,8 @@ def freeze(
     Raises:
         SelectorError: the selector cannot be read or a term matches nothing.
         FreezeError: the selection is empty, nothing trainable would be left, the model is already
-            wrapped for data-parallel training, or a tensor of which rows are selected is sharded
-            or has no data; with `dtype`, rows are selected, or a weight is sharded, has no data or
+            wrapped for data-parallel training, a tensor of which rows are selected is sharded or
+            has no data, or a selected layer is TorchScript or an embedding with `max_norm`; with `dtype`, rows are selected, or a weight is sharded, has no data or
             overflows. The model is as it was.
     """
     _check_unwrapped(model)
@@ -354,6 +355,7 @@ def _freeze(selection: Selection, *, norm: NormPolicy) -> Frozen:
 
 
 def _switch_off(selection: Selection, *, norm: NormPolicy) -> None:
+    _check_can_stay(selection)
     switch_off(selection, norm=norm)
     settle(selection.inventory.model)
     _check_shared(selection.inventory.model)
@@ -460,6 +462,24 @@ def _check_unwrapped(model: nn.Module) -> None:
             raise FreezeError(
                 f"the model is already wrapped in {type(wrapper).__name__}, which took note of its "
                 "trainable parameters. Freeze and thaw first, then wrap."
+            )
+
+
+def _check_can_stay(selection: Selection) -> None:
+    """Refuse layers that no switch keeps as they are."""
+    places = (place for entry in selection.entries for place in entry.occurrences)
+    for place in places:
+        owner, path = place.owner, place.name.rpartition(".")[0]
+        if isinstance(owner, torch.jit.ScriptModule):
+            raise FreezeError(
+                f"{path or 'the model'} is TorchScript, whose modes cannot be held. Freeze the "
+                "Python module it was made from, and script it afterwards; or leave it out."
+            )
+        if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.max_norm is not None:
+            raise FreezeError(
+                f"{path or 'the model'} is an embedding with max_norm={owner.max_norm:g}: its "
+                "forward writes into its weight, in eval mode too. Scale the rows once, then "
+                f"take it off: model.get_submodule({path!r}).max_norm = None."
             )
 
 

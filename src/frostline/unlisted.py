@@ -114,7 +114,7 @@ def _saved(module: nn.Module) -> dict[str, Any] | None:
 
 def _is_own(module: nn.Module, name: str) -> bool:
     """Whether an attribute is neither torch's, nor ours, nor made anew from parameters."""
-    parts = module._parameters.keys()
+    parts = set(module._parameters.keys())  # of TorchScript a list
     is_derived = f"{name}_orig" in parts or {f"{name}_g", f"{name}_v"} <= parts
     return name not in _TORCHS and not name.startswith("_frostline") and not is_derived
 

@@ -233,7 +233,8 @@ def freeze(
         FreezeError: the selection is empty, nothing trainable would be left, the model is already
             wrapped for data-parallel training, a tensor of which rows are selected is sharded or
             has no data, or a selected layer is TorchScript or an embedding with `max_norm`;
-            with `dtype`, rows are selected, or a weight is sharded, has no data or overflows. The model is as it was.
+            with `dtype`, rows are selected, or a weight is sharded, has no data or overflows.
+            The model is as it was.
     """
     _check_unwrapped(model)
     _check_words(norm=norm, leaving=leaving)

@@ -354,6 +354,22 @@ def test_json_of_verify_is_one_document(finished: World) -> None:
     assert answer.json["tensors"] == 7
 
 
+def test_verify_names_what_no_file_shows(world: World) -> None:
+    file = world.root / "small_net.py"
+    net = file.read_text().replace("from torch import nn", "import torch\nfrom torch import nn")
+    file.write_text(
+        net.replace(
+            "        self.middle", "        self.features.t = torch.ones(3)\n        self.middle"
+        )
+    )
+    assert world.train("--epochs", 1).status == 0
+    answer = call("verify", world.run)
+    assert answer.out.endswith("; not covered: features.t (a plain attribute)\n")
+    assert call("verify", world.run, "--json").json["not_covered"] == [
+        "features.t (a plain attribute)"
+    ]
+
+
 def test_a_run_that_froze_nothing_says_so(world: World) -> None:
     answer = world.train("--train", "all")
     assert "Verified: nothing was frozen" in answer.out

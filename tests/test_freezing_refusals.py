@@ -136,3 +136,27 @@ def test_a_model_on_the_meta_device_is_refused_and_left_as_it_was() -> None:
     with pytest.raises(fl.FrostlineError, match=r"body\.0\.0\.weight has no data to hash"):
         fl.freeze(net, "body")
     assert state(net) == before
+
+
+def test_torchscript_is_refused_with_what_to_do() -> None:
+    class Scripted(torch.jit.ScriptModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+    net = nn.Sequential(Scripted(), nn.Linear(2, 2))
+    with pytest.raises(fl.FreezeError, match=r"0 is TorchScript, .* script it afterwards"):
+        fl.freeze(net, "0")
+    fl.freeze(net, "1").verify()
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_that_rewrites_itself_is_refused_and_left_as_it_was(kind: Any) -> None:
+    net: Any = nn.Sequential(kind(4, 2, max_norm=0.5), nn.Linear(2, 2))
+    with pytest.raises(fl.FreezeError, match=r"with max_norm=0\.5: .*\('0'\)\.max_norm = None"):
+        fl.freeze(net, "0")
+    assert net[0].weight.requires_grad
+    net[0].max_norm = None
+    frozen = fl.freeze(net, "0")
+    net.eval()(torch.tensor([[1]]))
+    frozen.verify()

@@ -223,3 +223,12 @@ def test_a_table_is_text_even_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_lazy_model_says_what_to_do() -> None:
     with pytest.raises(fl.SelectorError, match="Run one batch through the model"):
         fl.summary(nn.Sequential(nn.LazyLinear(2)))
+
+
+def test_a_part_held_though_trainable_is_named_under_the_table() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), nn.Linear(2, 2))
+    fl.freeze(net, "0")
+    assert "held in eval though" not in str(fl.summary(net))
+    net[0].requires_grad_(True)
+    assert fl.summary(net).held_though_trainable == ("0",)
+    assert "held in eval though trainable: 0; unfreeze with fl.thaw" in str(fl.summary(net))

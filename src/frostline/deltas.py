@@ -11,7 +11,8 @@ A delta MUST be applied to the base it was made from; the header says which that
     trainable      JSON array, names of the parameters that were trainable
     held_rows      JSON object, name of one of these -> its frozen rows, [[first, behind last], ...]
     tied           JSON object, each further name of a shared tensor -> its first name
-    unsaved        JSON array, names of buffers that a state_dict does not hold
+    unsaved        JSON array, names of buffers that a state_dict does not hold, and of what modules
+                   save besides tensors (packed weights, extra state), which is in `base` alone
     kept           JSON object, name of a tensor of the base that is kept in fewer bits than it is
                    computed with -> in which dtype; its digest is that of the rounded numbers
     about          JSON object, what its maker wanted to note: model, weights, epoch, plan, ...
@@ -42,6 +43,7 @@ from frostline.row_holds import held_rows
 from frostline.selectors import exactly, inventory, rows
 from frostline.tensor_parts import is_distributed, is_shard
 from frostline.units import format_bytes
+from frostline.unlisted import saved_state
 
 FORMAT = "frostline-delta"
 VERSION = "2"
@@ -109,7 +111,7 @@ def save_delta(
     if content is None:
         content = delta_content(model, base=base)
     tensors = all_tensors(model)
-    rest = fingerprint_of({n: t for n, t in tensors.items() if n not in content})
+    rest = _rest(model, tensors, content)
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -283,6 +285,17 @@ def _check_whole(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
+def _rest(model: nn.Module, tensors: Mapping[str, Tensor], content: Collection[str]) -> Fingerprint:
+    """Of the base: all tensors that are not in the delta, and what modules save besides."""
+    left = {name: tensor for name, tensor in tensors.items() if name not in content}
+    return fingerprint_of({**left, **_saved_state(model)})
+
+
+def _saved_state(model: nn.Module) -> dict[str, Tensor]:
+    stock = inventory(model)
+    return saved_state(stock.modules, {id(p) for p in stock.model.parameters()})
+
+
 def _dense(tensor: Tensor) -> Tensor:
     """The tensor's own numbers; of one that is distributed, those here, which are all of it."""
     values: Any = tensor.detach()
@@ -350,7 +363,8 @@ def _as_kept(values: Tensor, word: str | None) -> Tensor:
 
 def _unsaved_names(model: nn.Module) -> list[str]:
     saved = inventory(model).model.state_dict(keep_vars=True).keys()
-    return [name for name in all_tensors(model) if name not in saved]
+    lacking = [name for name in all_tensors(model) if name not in saved]
+    return [*lacking, *_saved_state(model)]
 
 
 def _rows_held(tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[int, int]]]:
@@ -409,10 +423,12 @@ def _check_fit(delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def _check_base(model: nn.Module, delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
-    rest = fingerprint_of({n: t for n, t in tensors.items() if n not in delta.tensors})
+    rest = _rest(model, tensors, delta.tensors)
+    # A delta of before knows nothing of what modules save besides their tensors.
+    names = [n for n in rest.tensors if n in tensors or n in delta.base.tensors]
     differing = [
         name
-        for name in dict.fromkeys([*delta.base.tensors, *rest.tensors])
+        for name in dict.fromkeys([*delta.base.tensors, *names])
         if delta.base.tensors.get(name) != rest.tensors.get(name)
     ]
     rounded = {delta.kept.get(name) for name in differing}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from frostline.selectors import Entry, Selection, SelectorLike, everything, select
 from frostline.selectors.ranges import suffix
 from frostline.tensor_parts import plain_parts
+from frostline.unlisted import saved_state
 
 SAMPLED_NUMBERS = 4096
 BLOCK_NUMBERS = 65536
@@ -48,13 +49,16 @@ def fingerprint(model: nn.Module, selector: SelectorLike = everything) -> Finger
     """Content hash of the selected parameters and of the buffers that belong to them.
 
     Equal exactly when names, shapes, dtypes and bits are; the device and memory layout do not
-    count. A module's buffers belong to the selection when all its own parameters do.
+    count. A module's buffers belong to the selection when all its own parameters do. So does what
+    its class itself saves, as packed weights and `get_extra_state`; tensors that are plain
+    attributes do not.
 
     Raises:
         SelectorError: as `select`.
         FrostlineError: a tensor has no data (it lives on the meta device).
     """
-    return fingerprint_of(tensors_of(select(model, selector)))
+    selection = select(model, selector)
+    return fingerprint_of({**tensors_of(selection), **_saved_state(selection)})
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor]) -> Fingerprint:
@@ -163,6 +167,11 @@ def _named_tensors(selection: Selection) -> Iterator[tuple[str, Tensor]]:
                 yield prefix + name + suffix(entry.rows), rows
         if all(id(tensor) in whole for tensor in own.values() or buffers.values()):
             yield from ((prefix + n, b) for n, b in buffers.items())
+
+
+def _saved_state(selection: Selection) -> dict[str, Tensor]:
+    whole = {id(entry.tensor) for entry in selection.entries if entry.rows is None}
+    return saved_state(selection.inventory.modules, whole)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -37,6 +38,7 @@ from frostline.shrinking import NarrowDtype, asked_dtype, shrink
 from frostline.switches import Snapshot, is_marked, is_off, switch_off, switch_on, trains
 from frostline.tree import Summary, summary
 from frostline.units import format_bytes
+from frostline.unlisted_proof import UnlistedRecord, unlisted_records
 from frostline.wrapped import strays
 
 # Whether what is frozen and thawed now is undone before anybody trains.
@@ -60,17 +62,22 @@ class Drift:
 @final
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The result of a verification that found nothing: how much was compared, and its hash."""
+    """The result of a verification that found nothing: how much was compared, and its hash.
+
+    `not_covered` names what of the frozen part no proof can see, with what it is.
+    """
 
     tensors: int
     nbytes: int
     fingerprint: Fingerprint
+    not_covered: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        if not self.tensors:
-            return "nothing was frozen"
-        size = format_bytes(self.nbytes)
-        return f"{self.tensors} frozen tensors ({size}) are bit for bit as they were"
+        text = "nothing was frozen"
+        if self.tensors:
+            size = format_bytes(self.nbytes)
+            text = f"{self.tensors} frozen tensors ({size}) are bit for bit as they were"
+        return text + not_covered_text(self.not_covered)
 
 
 @final
@@ -86,6 +93,7 @@ class Frozen:
             of them as `embed.weight[0:100]`, and the buffers that are held with them.
         kept: with `dtype=`, in how many bytes the weights are kept now, and how far rounding moved
             them and the output.
+        unlisted: of held modules, what they have beside parameters and buffers.
         leaned: with `lean=True`, the handle that makes the model plain again.
     """
 
@@ -94,6 +102,7 @@ class Frozen:
     norm: NormPolicy
     records: dict[str, Record] = field(repr=False)
     kept: Kept | None = None
+    unlisted: tuple[UnlistedRecord, ...] = field(default=(), repr=False)
     leaned: Lean | None = field(default=None, repr=False)
 
     @property
@@ -104,7 +113,20 @@ class Frozen:
     @property
     def fingerprint(self) -> Fingerprint:
         """Content hash of the frozen tensors as they were when they were frozen."""
-        return Fingerprint({name: record.digest for name, record in self.records.items()})
+        saved = (pair for one in self.unlisted for pair in one.saved.items())
+        records = {**self.records, **dict(saved)}
+        return Fingerprint({name: record.digest for name, record in records.items()})
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """Names of what is frozen that no proof can see, with what it is."""
+        return tuple(name for one in self.unlisted for name in one.not_covered())
+
+    @property
+    def in_no_file(self) -> tuple[str, ...]:
+        """Names of what is frozen that a proof from files cannot see, with what it is."""
+        attributes = (f"{name} (a plain attribute)" for one in self.unlisted for name in one.loose)
+        return (*self.not_covered, *attributes)
 
     def verify(self) -> Proof:
         """Prove that nothing frozen moved: every bit, every gradient switch, every mode.
@@ -119,14 +141,19 @@ class Frozen:
         """
         checks = [self._check(name, record) for name, record in self.records.items()]
         drifts = [drift for found, _ in checks for drift in found]
+        drifts.extend(Drift(*found) for one in self.unlisted for found in one.drifts())
         drifts.extend(_mode_drifts(self.model))
         if drifts:
             raise _drift_error(self.model, drifts)
         proved = {name: record for _, found in checks for name, record in found.items()}
+        beside = {name: r for one in self.unlisted for name, r in one.proved().items()}
+        saved = {name for one in self.unlisted for name in one.saved}
+        hashed = {**proved, **{name: r for name, r in beside.items() if name in saved}}
         return Proof(
-            len(proved),
-            sum(record.nbytes for record in proved.values()),
-            Fingerprint({name: record.digest for name, record in proved.items()}),
+            len(proved) + len(beside),
+            sum(record.nbytes for record in (*proved.values(), *beside.values())),
+            Fingerprint({name: record.digest for name, record in hashed.items()}),
+            self.not_covered,
         )
 
     def thaw(self, selector: SelectorLike | None = None) -> None:
@@ -141,7 +168,8 @@ class Frozen:
         return summary(self.model, depth=depth)
 
     def __str__(self) -> str:
-        return str(self.summary()) + ("" if self.kept is None else f"\n{self.kept}")
+        covered = not_covered_text(self.not_covered).removeprefix("; ")
+        return "\n".join(filter(None, (str(self.summary()), str(self.kept or ""), covered)))
 
     def _check(self, name: str, record: Record) -> tuple[list[Drift], dict[str, Record]]:
         """What is wrong with one recorded tensor, and what of it was to be proved."""
@@ -207,9 +235,10 @@ def freeze(
     Raises:
         SelectorError: the selector cannot be read or a term matches nothing.
         FreezeError: the selection is empty, nothing trainable would be left, the model is already
-            wrapped for data-parallel training (a living wrapper around it counts too), or a tensor
-            of which rows are selected is sharded or has no data; with `dtype`, rows are selected,
-            or a weight is sharded, has no data or overflows. The model is as it was.
+            wrapped for data-parallel training (a living wrapper around it counts too), a tensor of
+            which rows are selected is sharded or has no data, or a selected layer is TorchScript
+            or an embedding with `max_norm`; with `dtype`, rows are selected, or a weight is
+            sharded, has no data or overflows. The model is as it was.
     """
     _check_unwrapped(model)
     _check_words(norm=norm, leaving=leaving)
@@ -336,6 +365,7 @@ def _freeze(selection: Selection, *, norm: NormPolicy) -> Frozen:
 
 
 def _switch_off(selection: Selection, *, norm: NormPolicy) -> None:
+    _check_can_stay(selection)
     switch_off(selection, norm=norm)
     settle(selection.inventory.model)
     _check_shared(selection.inventory.model)
@@ -343,7 +373,9 @@ def _switch_off(selection: Selection, *, norm: NormPolicy) -> None:
 
 def _handle(selection: Selection, *, norm: NormPolicy) -> Frozen:
     root = selection.inventory.model
-    return Frozen(root, selection, norm, dict(_owed_records(selection)))
+    frozen = {id(entry.tensor) for entry in selection.entries if entry.rows is None}
+    beside = tuple(unlisted_records(selection.inventory.modules, frozen))
+    return Frozen(root, selection, norm, dict(_owed_records(selection)), unlisted=beside)
 
 
 def _thaw(selection: Selection) -> None:
@@ -372,6 +404,14 @@ def _owed_records(selection: Selection) -> Iterator[tuple[str, Record]]:
             yield name, Record.of(entry.content, name=name, at=entry.rows)
         if (own or any(id(buffer) in pieces for _, buffer in buffers)) and is_held(module):
             yield from ((prefix + n, Record.of(b, name=prefix + n)) for n, b in buffers)
+
+
+def not_covered_text(names: tuple[str, ...]) -> str:
+    """What a proof adds about what it did not look at; empty where it saw all."""
+    if not names:
+        return ""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"; not covered: {', '.join(names[:5])}{more}"
 
 
 def _module_at(root: nn.Module, path: str) -> nn.Module | None:
@@ -447,6 +487,24 @@ def _check_as_wrapped(selection: Selection) -> None:
             "wrapper (inner = model.module; del model), freeze and thaw the inner model, then "
             "wrap anew."
         )
+
+
+def _check_can_stay(selection: Selection) -> None:
+    """Refuse layers that no switch keeps as they are."""
+    places = (place for entry in selection.entries for place in entry.occurrences)
+    for place in places:
+        owner, path = place.owner, place.name.rpartition(".")[0]
+        if isinstance(owner, torch.jit.ScriptModule):
+            raise FreezeError(
+                f"{path or 'the model'} is TorchScript, whose modes cannot be held. Freeze the "
+                "Python module it was made from, and script it afterwards; or leave it out."
+            )
+        if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.max_norm is not None:
+            raise FreezeError(
+                f"{path or 'the model'} is an embedding with max_norm={owner.max_norm:g}: its "
+                "forward writes into its weight, in eval mode too. Scale the rows once, then "
+                f"take it off: model.get_submodule({path!r}).max_norm = None."
+            )
 
 
 def _check_words(*, norm: str, leaving: str = "something") -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from frostline.modes import adapts, is_held
+from frostline.modes import adapts, held_though_trainable, is_held
 from frostline.row_holds import held_numel
 from frostline.selectors.inventory import inventory, unwrap
 from frostline.tables import Column, Table
@@ -44,9 +44,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The model's modules down to a depth, and the whole in the first row."""
+    """The model's modules down to a depth, and the whole in the first row.
+
+    Attributes:
+        held_though_trainable: modules that something unfroze behind the freeze; they train with
+            dropout and statistics off.
+    """
 
     rows: tuple[Row, ...]
+    held_though_trainable: tuple[str, ...] = ()
 
     @property
     def total(self) -> Row:
@@ -69,7 +75,17 @@ class Summary:
             notes=(
                 f"{format_count(total.trainable)} of {format_count(total.parameters)} parameters "
                 f"trainable ({share:.2%}), {format_bytes(total.nbytes)} in all",
+                *self._warnings(),
             ),
+        )
+
+    def _warnings(self) -> tuple[str, ...]:
+        names = [name or "(model)" for name in self.held_though_trainable]
+        if not names:
+            return ()
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        return (
+            f"held in eval though trainable: {', '.join(names[:5])}{more}; unfreeze with fl.thaw",
         )
 
     def as_dict(self) -> dict[str, list[dict[str, str | int]]]:
@@ -90,7 +106,8 @@ def summary(model: nn.Module, *, depth: int = 2) -> Summary:
         SelectorError: `model` is no module, or is lazy and has not seen a batch.
     """
     root = inventory(model).model
-    return Summary(tuple(_rows(root, "", depth)))
+    held = tuple(path for path, _ in held_though_trainable(root))
+    return Summary(tuple(_rows(root, "", depth)), held)
 
 
 def describe(module: nn.Module, path: str = "") -> Row:

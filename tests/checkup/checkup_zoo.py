@@ -137,6 +137,13 @@ def requires_grad_set_on_a_module() -> Case:
 
 
 @case
+def a_frozen_part_unfrozen_by_hand() -> Case:
+    net = frozen_net()
+    net.backbone.requires_grad_(True)
+    return Case("held-though-trainable", "backbone", {"model": net}, mended=True)
+
+
+@case
 def terms_that_exclude_each_other() -> Case:
     asked = {"model": Net(), "freeze": "backbone & head"}
     return Case("cannot-freeze", "leaves nothing to freeze", asked)

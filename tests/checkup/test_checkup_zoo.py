@@ -18,7 +18,7 @@ LEVELS = {
         *("forward-failed", "backward-failed", "not-finite", "other-model", "not-in-optimizer"),
         *("in-two-groups", "other-scheduler", "scheduler-groups", "reentrant-checkpoint"),
         *("moving-statistics", "target-range", "plan-error", "stale-gradient"),
-        *("outgrown-state",),
+        *("outgrown-state", "held-though-trainable"),
     },
     "note": {"log-softmax", "frozen-above-trainable", "not-tried", "everything-trainable"},
 }
@@ -73,6 +73,7 @@ def test_every_code_but_those_that_need_more_is_in_the_zoo() -> None:
 
 # A phrase of each finding's reason and of its mend.
 SAID = {
+    "held-though-trainable": ("set requires_grad behind the freeze", "fl.thaw"),
     "no-match": ("a pattern that matches nothing freezes or trains nothing", "on the command line"),
     "nothing-trainable": ("an optimizer would have nothing to move", "--train 'stage:-1'"),
     "everything-trainable": ("pretrained layers take the head's first steps", "--freeze 'stage:"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -224,3 +225,19 @@ def test_real_features_move_into_the_model_whose_classifier_is_replaced(
     assert str(loaded.weights).endswith(
         "312 tensors loaded; no weights for classifier.1 (it is replaced)"
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: torch.empty(2, 3, device="meta"), "without data"),
+        (lambda: torch.eye(2, 3).to_sparse(), "of the layout torch.sparse_coo"),
+        (lambda: torch.eye(2, 3).to_sparse_csr(), "of the layout torch.sparse_csr"),
+        (lambda: torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8), "quantised"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_of_another_kind_are_refused_by_name(tmp_path: Path, make: Any, kind: str) -> None:
+    torch.save({"weight": make(), "bias": torch.zeros(2)}, tmp_path / "odd.pt")
+    with pytest.raises(WeightsError, match=rf"weight in odd.pt is {kind}.*plain dense tensors"):
+        load_weights(nn.Linear(3, 2), tmp_path / "odd.pt")

@@ -14,7 +14,7 @@ from frostline.checkup.live import (
     random_layers,
 )
 from frostline.checkup.subject import Check, Subject
-from frostline.modes import modes_kept
+from frostline.modes import held_though_trainable, modes_kept
 
 _ALL_FROZEN = "[p for p in model.parameters() if not p.requires_grad]"
 
@@ -62,6 +62,22 @@ def _moving_statistics(subject: Subject) -> Iterator[Finding]:
         _freeze(tuple(found)),
         names,
     )
+
+
+def _held_though_trainable(subject: Subject) -> Iterator[Finding]:
+    names = tuple(path for path, _ in held_though_trainable(subject.root))
+    if names:
+        told = tuple(name or "(model)" for name in names)
+        yield Finding(
+            "held-though-trainable",
+            "error",
+            f"{counted(len(names), 'part')} held in eval though trainable: {listed(told)}",
+            "something set requires_grad behind the freeze, as a trainer's finetuning callback: "
+            "they would train with dropout and statistics off for ever",
+            f"fl.thaw(model, {' | '.join(name or 'all' for name in names)!r})  # gives the modes "
+            "back; what is to stay frozen in there, freeze again",
+            told,
+        )
 
 
 def _batch_statistics(subject: Subject) -> Iterator[Finding]:
@@ -119,6 +135,7 @@ def _freeze(paths: tuple[str, ...]) -> str:
 
 
 CHECKS = (
+    Check(_held_though_trainable, ("held-though-trainable",)),
     Check(_moving_statistics, ("moving-statistics",)),
     Check(_live_dropout, ("live-dropout",)),
     Check(_batch_statistics, ("batch-statistics",)),

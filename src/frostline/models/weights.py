@@ -88,6 +88,7 @@ def load_weights(
     wanted = _wanted(model)
     found = _modern(read_state_dict(path), wanted)
     fit = _fit(found, wanted, tolerated=(*replaced, *removed))
+    _check_kinds(path, {name: found[name] for name in fit.taken})
     if problems := _problems(fit, found, wanted):
         advice = "" if replaced else "; if only its classifier differs, use --on classifier"
         raise WeightsError(
@@ -202,6 +203,28 @@ def _hint(name: str, known: Sequence[str]) -> str:
 def _listed(shown: Sequence[str], count: int) -> str:
     more = f" and {format_count(count - len(shown))} more" if count > len(shown) else ""
     return ", ".join(shown) + more
+
+
+def _check_kinds(path: Path, taken: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that cannot be copied number by number."""
+    for name, tensor in taken.items():
+        kind = _kind(tensor)
+        if kind:
+            raise WeightsError(
+                f"{name} in {path.name} is {kind}, not plain numbers. Save a state_dict of plain "
+                "dense tensors: gathered, with their data, and dequantised."
+            )
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return "without data (on the meta device)"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return f"of the layout {tensor.layout}"
+    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+    return "" if plain else f"a {type(tensor).__name__}"
 
 
 def _check_no_nan(

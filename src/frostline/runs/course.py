@@ -28,6 +28,7 @@ from frostline.records import BY_MODEL, FedNote
 from frostline.runs.feeding import Feed, Wanted
 from frostline.selectors import inventory
 from frostline.units import format_count, format_seconds
+from frostline.unlisted import saved_state
 
 Supply = Callable[[Wanted], Feed]
 _OPEN_EPOCHS = 10  # of a phase that ends by what it reaches
@@ -42,11 +43,13 @@ class Survey:
         untouched: content hashes of the tensors that stay frozen in every phase.
         trained: of each phase, the parameters that are trainable.
         seconds_per_sample: of each phase, of a plain training step; 0 where it was not measured.
+        not_covered: what is frozen in a phase and in no file, with what it is.
     """
 
     untouched: Fingerprint
     trained: tuple[tuple[str, ...], ...]
     seconds_per_sample: tuple[float, ...]
+    not_covered: tuple[str, ...] = ()
 
     def trained_until(self, phase: int) -> tuple[str, ...]:
         """Parameters that are trainable in a phase up to this one, counted from 0."""
@@ -68,17 +71,20 @@ def survey(
         SelectorError, FreezeError: a phase does not fit the model.
     """
     digests: dict[str, str] = {}
+    not_covered: dict[str, None] = {}
     trained, seconds = [], []
     whole = _every_tensor(model)
     with freezes_kept(model):
         for number in range(len(phases)):
-            found = freeze_for(model, phases, number).fingerprint.tensors
+            frozen = freeze_for(model, phases, number)
+            not_covered.update(dict.fromkeys(frozen.in_no_file))
+            found = frozen.fingerprint.tensors
             known = digests if number else found
             # Rows of a tensor have a proof in each phase, but no place in a file of tensors.
             digests = {n: d for n, d in known.items() if n in found and n in whole}
             trained.append(tuple(n for n, p in model.named_parameters() if p.requires_grad))
             seconds.append(measure() if measure else 0.0)
-    return Survey(Fingerprint(digests), tuple(trained), tuple(seconds))
+    return Survey(Fingerprint(digests), tuple(trained), tuple(seconds), tuple(not_covered))
 
 
 @final
@@ -285,9 +291,11 @@ def _noted(fed: Feed, phase: int, seconds: float) -> FedNote:
 
 
 def _every_tensor(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers under each of their names."""
-    root = inventory(model).model
+    """Parameters and buffers under each of their names, and what modules save besides."""
+    stock = inventory(model)
+    root = stock.model
     return {
         **dict(root.named_parameters(remove_duplicate=False)),
         **dict(root.named_buffers(remove_duplicate=False)),
+        **saved_state(stock.modules, {id(p) for p in root.parameters()}),
     }

@@ -35,6 +35,7 @@ from frostline.errors import (
 )
 from frostline.fingerprints import Fingerprint
 from frostline.folder import RunFolder
+from frostline.freezing import not_covered_text
 from frostline.metrics import Evaluation
 from frostline.models import LoadedModel
 from frostline.plans import Phase
@@ -58,11 +59,12 @@ class Prediction:
 @final
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was proven about a finished run."""
+    """What was proven about a finished run, and by name what of it no file shows."""
 
     tensors: int
     fingerprint: Fingerprint
     checks: tuple[str, ...]
+    not_covered: tuple[str, ...] = ()
 
 
 @final
@@ -211,7 +213,7 @@ class FinishedRun:
             DeltaError: a delta is missing or damaged.
         """
         expected = self.folder.read_frozen()
-        checks = []
+        checks, not_covered = list[str](), tuple[str, ...]()
         for file in (self.folder.best, self.folder.last):
             _check_delta(read_delta(file), expected, file)
             checks.append(f"{file.parent.name}/ holds no frozen tensor and was saved beside them")
@@ -220,9 +222,9 @@ class FinishedRun:
                 "the base itself was handed over in Python: verify it with fl.fingerprint"
             )
         else:
-            self._check_base(expected)
+            not_covered = self._check_base(expected)
             checks.append("the base, built again from its weights, has the same frozen tensors")
-        return Verdict(len(expected.tensors), expected, tuple(checks))
+        return Verdict(len(expected.tensors), expected, tuple(checks), not_covered)
 
     def report(self) -> RunReport:
         """The run's report, with what `verify` finds now; `.save(path)` writes the page.
@@ -234,7 +236,8 @@ class FinishedRun:
     def _proven(self) -> tuple[str, tuple[str, ...]]:
         verdict = self.verify()
         frozen = f"{verdict.tensors} frozen tensors, {verdict.fingerprint}"
-        return frozen if verdict.tensors else "nothing was to stay frozen", verdict.checks
+        words = frozen if verdict.tensors else "nothing was to stay frozen"
+        return words + not_covered_text(verdict.not_covered), verdict.checks
 
     def built_for(self, delta: Delta) -> LoadedModel:
         """The base, frozen as when `delta` was saved.
@@ -275,7 +278,8 @@ class FinishedRun:
                 "content has changed. Restore it."
             )
 
-    def _check_base(self, expected: Fingerprint) -> None:
+    def _check_base(self, expected: Fingerprint) -> tuple[str, ...]:
+        """Compare the base built again; names what of it no file shows."""
         try:
             model = self._base().model
             planned = survey(model, self._phases)
@@ -294,6 +298,7 @@ class FinishedRun:
         if moved:
             raise _drift(f"the base built again from {self.settings.model.weights}", moved)
         self._check_weights()
+        return planned.not_covered
 
     def _read(self, data: Path) -> ImageSet:
         own = self.settings.data

@@ -16,6 +16,7 @@ from frostline.config import RunSettings
 from frostline.deltas import read_delta
 from frostline.errors import BrokenPromise, ConfigError, DeltaError, DriftError, FrostlineError
 from frostline.folder import RunFolder
+from frostline.freezing import not_covered_text
 from frostline.pages.facts import FrozenPart, Promise, ReportFacts, Shown, Trained
 from frostline.pages.rendering import now_in_words, save_page
 from frostline.pages.thumbnails import thumbnail
@@ -150,7 +151,7 @@ def promise_at_end(proof: Proof) -> Promise:
     return Promise(
         "proven",
         f"{proof.tensors} frozen tensors, {size}: every bit is what it was before training, "
-        f"{proof.fingerprint}.",
+        f"{proof.fingerprint}{not_covered_text(proof.not_covered)}.",
         (
             "compared in memory when the run ended",
             "`frostline report` and `frostline verify` prove it again from the files alone",

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from frostline.cutting.offering import Unfollowed
 from frostline.cutting.structures import InputSpec, flatten_output, same_bits
 from frostline.cutting.trial import rows_at
 from frostline.errors import CutError
@@ -44,10 +45,9 @@ def check(
     error = max((_error(a, b) for a, b in zip(plain, cut, strict=False)), default=float("inf"))
     if len(plain) != len(cut) or not error <= _LARGEST_ERROR:
         mode = "training" if training else "evaluation"
-        raise CutError(
+        raise Unfollowed(
             f"the cut {type(model).__name__} does not give what the model gives in {mode} "
-            f"(relative error {error:.2g}), so it is not used. Cut behind a frozen submodule "
-            'instead: fl.cut(model, example, at="..."), and please report this model.'
+            f"(relative error {error:.2g}), so it is not used. Please report this model."
         )
     return error
 
@@ -78,9 +78,8 @@ def check_one(
         a.isfinite().all() and not _error(a, b) <= _LARGEST_ERROR
         for a, b in zip(plain, cut, strict=True)
     ):
-        raise CutError(
-            f"the forward of {type(model).__name__} takes another way for one sample than for "
-            'more. Name a frozen submodule to cut behind: fl.cut(model, example, at="...").'
+        raise Unfollowed(
+            f"the forward of {type(model).__name__} takes another way for one sample than for more."
         )
 
 

@@ -36,7 +36,7 @@ LEFT_OUT = {
 }
 # Of the modules with parameters (the others are one operation each, at most): why no line is drawn.
 _ALONE = "its first input is one sample without a batch"
-REFUSED = dict.fromkeys("PReLU RNNCell GRUCell LSTMCell RNN GRU LSTM".split(), _ALONE)
+REFUSED = dict.fromkeys(["PReLU", "RNNCell", "GRUCell", "LSTMCell", "RNN", "GRU", "LSTM"], _ALONE)
 
 
 @dataclass

@@ -11,7 +11,7 @@ FrostlineError                    exit status 1: the user can mend it
 ├── DeltaError                    a delta that does not belong to this model, or is none
 │   └── CorruptDelta              its bytes are not those that were written; a broken promise, 3
 ├── CutError                      no frost line can be drawn through the model; says why
-│   └── NothingFrozen             nothing below the first trainable parameter is worth keeping
+│   └── NothingFrozen             nothing below the first trainable parameter can be kept
 ├── StoreError                    a feature store that cannot be read or used as asked
 │   └── CorruptFeatures           stored features are not what was written; broken promise, 3
 ├── OutputError                   a result that cannot be written where it was asked for
@@ -70,7 +70,7 @@ class CutError(FrostlineError):
 
 
 class NothingFrozen(CutError):  # noqa: N818 - named for what was found
-    """No value below the first trainable parameter is worth keeping."""
+    """No value below the first trainable parameter can be kept."""
 
 
 class StoreError(FrostlineError):

@@ -70,7 +70,7 @@ def test_where_nothing_below_is_frozen_the_run_is_plain_and_says_so(tmp_path: Pa
     fl.thaw(model, "features.0")
     run = fit(model, Fixed(), tmp_path)
     assert len(run.says) == 1
-    assert run.says[0].startswith("Features  none are stored: nothing in Pictures is worth keeping")
+    assert run.says[0].startswith("Features  none are stored: nothing in Pictures can be kept")
     assert not list(tmp_path.iterdir())
 
 

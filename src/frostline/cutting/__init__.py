@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any, Protocol, final
@@ -20,6 +20,8 @@ from frostline.cutting.checking import check, check_one, state_kept
 from frostline.cutting.current import check_current
 from frostline.cutting.halves import Line, build_prefix, build_suffix
 from frostline.cutting.layouts import Layout, row_sizes
+from frostline.cutting.nothing import nothing_kept
+from frostline.cutting.offering import Unfollowed, offer
 from frostline.cutting.reuse import Drawn, keep, recall
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
@@ -27,7 +29,7 @@ from frostline.cutting.sweep import Swept, sweep
 from frostline.cutting.tracing import Traced, module_path, one_line, operation, trace
 from frostline.cutting.trial import Trial, few_samples, rearrange, run_trial
 from frostline.cutting.watching import Watch
-from frostline.errors import CutError, NothingFrozen
+from frostline.errors import CutError, FrostlineError, NothingFrozen
 from frostline.modes import modes_kept
 from frostline.tables import hanging
 from frostline.turns import in_turn
@@ -226,7 +228,7 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
         at: dotted path of a frozen submodule; the line then runs behind its output. For models
             that torch.export cannot follow.
     Raises:
-        NothingFrozen: no value below the first trainable parameter is worth keeping; names that.
+        NothingFrozen: no value below the first trainable parameter can be kept; names that.
         CutError: the model cannot be followed, or the cut model does not give what the model
             gives; says why.
     Source: torch.export's graph; Ford and Fulkerson for the minimum cut.
@@ -240,16 +242,20 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
     with modes_kept(model), state_kept(model), torch.compiler.set_stance("force_eager"):
         model.train()
         if at:
-            return _checked(_cut_at(model, spec, at, tensors), model, spec, tensors)[0]
+            return _behind(model, spec, at, tensors)
         known = recall(model, spec, tensors)
         if known is not None:
             with suppress(CutError):  # something that identities do not tell has changed
                 return _made(known, model, spec, tensors)
         model.train()
-        drawn = _draw(model, spec, tensors)
-        model.train()
-        keep(model, spec, tensors, drawn)
-        return _made(drawn, model, spec, tensors)
+        try:
+            drawn = _draw(model, spec, tensors)
+            model.train()
+            keep(model, spec, tensors, drawn)
+            return _made(drawn, model, spec, tensors)
+        except Unfollowed as error:
+            offered = offer(model, lambda path: _behind(model, spec, path, tensors))
+            raise CutError(f"{error}{offered}") from error.__cause__
 
 
 def _made(drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
@@ -283,22 +289,16 @@ def _halves(
 
 def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     traced = trace(model, spec, tensors)
-    try:
+    with _for_few_samples(model):
         trial = run_trial(traced, tensors, judging=True)
         swept = sweep(traced, trial)
         reached = [n for n in traced.nodes if swept.is_frozen(n) and n not in swept.free]
         seen = rearrange(traced, trial, reached)
-    except RuntimeError as error:
-        raise CutError(
-            f"the forward of {type(model).__name__} does not hold for batches of 2 or 3 samples: "
-            f"{one_line(error)}. Name a frozen submodule to cut behind: fl.cut(model, example, "
-            'at="...").'
-        ) from error
     if seen.mixed:
         swept = sweep(traced, trial, mixed=seen.mixed)
     choice = choose(traced.nodes, swept, trial, seen.layouts)
     if all(node.op == "placeholder" for node in choice.below):
-        raise NothingFrozen(_nothing(model, traced, swept))
+        raise NothingFrozen(nothing_kept(model, traced, swept))
     hashes = signatures(traced, trial)
     ends = settled(traced, trial, hashes, choice.below)
     alike = _alike(choice, ends)
@@ -311,7 +311,9 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     evaluation = (
         training
         if outline(evaluated) == outline(traced)
-        else build_suffix(evaluated, _same_line(evaluated, tensors, line, hashes, ends), model)
+        else build_suffix(
+            evaluated, _same_line(model, evaluated, tensors, line, hashes, ends), model
+        )
     )
     return Drawn(
         graph,
@@ -331,6 +333,17 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     )
 
 
+@contextmanager
+def _for_few_samples(model: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError) as error:  # as operations refuse their sizes
+        raise Unfollowed(
+            f"the forward of {type(model).__name__} does not hold for batches of 2 or 3 samples: "
+            f"{one_line(error)}."
+        ) from error
+
+
 def _frozen_tensors(traced: Traced, swept: Swept) -> Iterator[Tensor]:
     for node in traced.module.graph.find_nodes(op="get_attr"):
         tensor = traced.tensor(node)
@@ -347,6 +360,7 @@ def _alike(choice: Choice, hashes: Mapping[fx.Node, str]) -> tuple[tuple[fx.Node
 
 
 def _same_line(
+    model: nn.Module,
     traced: Traced,
     tensors: list[Tensor],
     line: Line,
@@ -354,7 +368,8 @@ def _same_line(
     ends: Mapping[fx.Node, str],
 ) -> Line:
     """The line of the training graph, whose hashes these are, in another graph."""
-    trial = run_trial(traced, tensors, judging=False)
+    with _for_few_samples(model):
+        trial = run_trial(traced, tensors, judging=False)
     swept = sweep(traced, trial)
     found = signatures(traced, trial)
     # Of equal computations one may lie below and another above; both are then above here.
@@ -367,6 +382,20 @@ def _same_line(
         for nodes in line.crossing
     )
     return Line(below, swept.free - below, crossing, line.layouts, trial.values)
+
+
+def _behind(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -> Cut:
+    try:
+        return _checked(_cut_at(model, spec, at, tensors), model, spec, tensors)[0]
+    except FrostlineError:
+        raise
+    except Exception as error:  # whatever the model's own forward raises
+        raise CutError(
+            f"{type(model).__name__} cannot be cut behind {at}: its forward fails on single "
+            f"samples of the example, or on batches of 2 or 3 of them: {one_line(error)}. Each "
+            "tensor of the example must hold the batch in dimension 0; a list with a tensor for "
+            "each sample, or such targets beside it, cannot be kept by sample."
+        ) from error
 
 
 def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -> Cut:
@@ -451,15 +480,6 @@ def _first_reason(crossing: list[fx.Node], choice: Choice, swept: Swept) -> tupl
         level = list(dict.fromkeys(user for node in level for user in node.users))
         steps += 1
     return "what follows is the model's output", 0
-
-
-def _nothing(model: nn.Module, traced: Traced, swept: Swept) -> str:
-    reason = next((swept.reasons[n] for n in traced.nodes if n in swept.reasons), "")
-    return (
-        f"nothing in {type(model).__name__} is worth keeping: {reason or 'it has no frozen part'}, "
-        "and what is frozen below that costs no more to compute than to read. Freeze from the "
-        'input upwards, as fl.train_only(model, "stage:-1").'
-    )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from frostline.cutting.offering import Unfollowed
 from frostline.cutting.reads import reads_noted
 from frostline.cutting.structures import InputSpec, flatten_output, same_bits
 from frostline.cutting.trial import rows_at
@@ -49,7 +50,7 @@ def check(
     error = max((_error(a, b) for a, b in zip(plain, cut, strict=False)), default=float("inf"))
     if len(plain) != len(cut) or not error <= _LARGEST_ERROR:
         mode = "training" if training else "evaluation"
-        raise CutError(
+        raise Unfollowed(
             f"the cut {type(model).__name__} does not give what the model gives in {mode} "
             f"(relative error {error:.2g}), so it is not used. {_advice(model)}"
         )
@@ -72,10 +73,7 @@ class _Noting:
 
 def _advice(model: nn.Module) -> str:
     if not (encoders := packing(model)):
-        return (
-            'Cut behind a frozen submodule instead: fl.cut(model, example, at="..."), and please '
-            "report this model."
-        )
+        return "Please report this model."
     names = ", ".join(path or "the model" for path in encoders)
     return (
         "nn.TransformerEncoder packs padded batches, which no graph does, and gives zeros at "
@@ -111,9 +109,8 @@ def check_one(
         a.isfinite().all() and not _error(a, b) <= _LARGEST_ERROR
         for a, b in zip(plain, cut, strict=True)
     ):
-        raise CutError(
-            f"the forward of {type(model).__name__} takes another way for one sample than for "
-            'more. Name a frozen submodule to cut behind: fl.cut(model, example, at="...").'
+        raise Unfollowed(
+            f"the forward of {type(model).__name__} takes another way for one sample than for more."
         )
     return None
 

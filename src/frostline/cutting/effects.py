@@ -106,8 +106,11 @@ def _uses_batch_statistics(node: fx.Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return False
-    word = _MOVES_STATISTICS.get(target._schema.name.partition("::")[2])
-    return word is not None and dict(_with_defaults(node)).get(word) is True
+    name = target._schema.name.partition("::")[2]
+    given = dict(_with_defaults(node))
+    # Without running statistics each sample is normalised by its own, in training as ever.
+    by_sample = name == "instance_norm" and given["running_mean"] is None
+    return given.get(_MOVES_STATISTICS.get(name, "")) is True and not by_sample
 
 
 def _operations(node: fx.Node) -> Iterator[fx.Node]:

@@ -20,6 +20,7 @@ from frostline.cutting.layouts import (
     sizes_of,
     times_batch,
 )
+from frostline.cutting.offering import Unfollowed
 from frostline.cutting.regions import close_regions
 from frostline.cutting.sweep import is_constant
 from frostline.cutting.tracing import Traced, operation
@@ -178,9 +179,8 @@ class _Suffix:
     def _find(self, node: fx.Node) -> fx.Node:
         found = self._copies.get(node)
         if found is None:
-            raise CutError(
-                f"the part above the line reads {operation(node)}, which does not cross it. Cut "
-                'behind a frozen submodule instead: fl.cut(model, example, at="...").'
+            raise Unfollowed(
+                f"the part above the line reads {operation(node)}, which does not cross it."
             )
         return found
 
@@ -202,9 +202,8 @@ class _Suffix:
         if self._first is not None and (times := times_batch(tensor, wanted)) is not None:
             rows = self.graph.call_function(torch.ops.aten.sym_size.int, (self._first, 0))
             return self.graph.call_function(operator.mul, (rows, times))
-        raise CutError(
-            f"the part above the line needs the size {wanted}, which no value that crosses it "
-            'has. Cut behind a frozen submodule instead: fl.cut(model, example, at="...").'
+        raise Unfollowed(
+            f"the part above the line needs the size {wanted}, which no value that crosses it has."
         )
 
     def _constant(self, node: fx.Node, value: Any) -> fx.Node:

@@ -14,6 +14,7 @@ import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 from torch.fx.graph import CodeGen
 
+from frostline.cutting.offering import Unfollowed
 from frostline.cutting.regions import open_regions
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output
 from frostline.errors import CutError
@@ -122,15 +123,13 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
         raise
     except Exception as raised:  # export raises whatever the model's own code does with fakes
         error = (raised.__cause__ or raised) if isinstance(raised, _RefusedError) else raised
-        raise CutError(
-            f"torch.export cannot follow {type(model).__name__}: {one_line(error)}. Name a frozen "
-            'submodule to cut behind: fl.cut(model, example, at="backbone").'
+        raise Unfollowed(
+            f"torch.export cannot follow {type(model).__name__}: {one_line(error)}."
         ) from error
     _mark_inputs(module, spec, tensors)
     if (most := _most_samples(module, program, tensors)) is not None:
-        raise CutError(
-            f"the forward of {type(model).__name__} only holds for batches of {most}"
-            ' samples. Name a frozen submodule to cut behind: fl.cut(model, example, at="...").'
+        raise Unfollowed(
+            f"the forward of {type(model).__name__} only holds for batches of {most} samples."
         )
     _tidy(module.graph)
     assert flat.note.rebuild is not None

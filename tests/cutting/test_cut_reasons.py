@@ -1,0 +1,206 @@
+"""What a refusal says of a model is true of it, and what it advises works."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import frostline as fl
+from frostline.cutting import cut
+
+
+def refusal(model: nn.Module, example: Any, **options: Any) -> str:
+    with pytest.raises(fl.CutError) as refused:
+        cut(model, example, **options)
+    return str(refused.value)
+
+
+class FixedRow(nn.Module):
+    """Sets each sample off against the fifth of its batch, above or below what is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.below(x)
+        out: Tensor = self.head(y - y[4])
+        return out
+
+
+def test_a_forward_that_reads_a_fixed_row_is_refused_with_a_cut_that_works() -> None:
+    net = FixedRow()
+    fl.freeze(net, "below")
+    example = torch.randn(6, 6)
+    message = refusal(net, example)
+    assert "does not hold for batches of 2 or 3 samples: IndexError" in message
+    [path] = re.findall(r'at="(.*)"', message)
+    assert torch.equal(cut(net, example, at=path).prefix(example)[0], net.below(example))
+
+
+def test_no_submodule_is_offered_where_none_does() -> None:
+    net = FixedRow()
+    fl.freeze(net, "below.bias")
+    assert "at=" not in refusal(net, torch.randn(6, 6))
+
+
+class Detector(nn.Module):
+    """Takes a list with an image for each sample, and a target for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
+        assert len(images) == len(targets)
+        assert all(image.shape[0] == 3 for image in images), "wants three channels"
+        scores = self.head(self.backbone(torch.stack(images))).mean((2, 3))
+        labels = torch.stack([target["label"][0] for target in targets])
+        return nn.functional.cross_entropy(scores, labels)
+
+
+@pytest.mark.parametrize("options", [{}, {"at": "backbone"}])
+def test_samples_in_a_list_are_refused_in_words(options: dict[str, str]) -> None:
+    net = Detector()
+    fl.freeze(net, "backbone")
+    images = [torch.randn(3, 8, 8) for _ in range(2)]
+    targets = [{"label": torch.tensor([1])} for _ in range(2)]
+    message = refusal(net, (images, targets), **options)
+    if options:
+        assert "cannot be cut behind backbone" in message
+        assert "a list with a tensor for each sample" in message
+    else:
+        assert "at=" not in message  # would not do either
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.middle = nn.Embedding(20, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.head(self.middle(self.embed(ids)))
+        return out
+
+
+def test_a_tied_head_is_named_as_what_trains_at_the_input() -> None:
+    net = Tied()
+    fl.train_only(net, "head")
+    with pytest.raises(fl.NothingFrozen) as refused:
+        cut(net, torch.randint(0, 20, (4, 5)))
+    assert "is one tensor with" in str(refused.value)
+    assert {"embed.weight", "head.weight"} <= set(re.findall(r"\w+\.weight", str(refused.value)))
+    assert "stage:-1" not in str(refused.value)
+
+
+class Adapted(nn.Module):
+    """A base whose gradients someone switched off, with live dropout, and an adapter in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.ModuleDict(
+            {
+                "stem": nn.Sequential(nn.Dropout(0.1), nn.Linear(6, 6)),
+                "layer": nn.Linear(6, 6),
+            }
+        )
+        self.adapter, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+        self.base.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base["stem"](x)
+        out: Tensor = self.head(self.base["layer"](y) + self.adapter(y))
+        return out
+
+
+def test_a_base_that_is_not_held_is_named_with_the_call_that_holds_it() -> None:
+    net = Adapted()
+    with pytest.raises(fl.NothingFrozen, match=r"dropout in base\.stem\.0 is random") as refused:
+        cut(net, torch.randn(4, 6))
+    [path] = re.findall(r'fl\.freeze\(model, "(.*)"\)', str(refused.value))
+    fl.freeze(net, path)
+    made = cut(net, torch.randn(4, 6))
+    assert made.error == 0
+    assert made.why.startswith("behind base.stem.1, since adapter.weight is trainable")
+
+
+def test_an_adapter_at_the_input_is_named() -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
+    fl.freeze(net, "1")
+    with pytest.raises(fl.NothingFrozen) as refused:
+        cut(net, torch.randn(4, 6))
+    assert "0.weight is trainable. It works on the input itself" in str(refused.value)
+    assert "costs no more" not in str(refused.value)
+
+
+class Wheel(nn.Module):
+    """Holds its samples between two parts of each in one dimension; no row can be made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.head = nn.Linear(8, 8), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.reshape(-1, 2, 2, 2).transpose(0, 1).reshape(-1, 2)
+        out: Tensor = self.head(y)
+        return out.view(2, -1, 2, 2).sum((0, 2))
+
+
+def test_a_value_that_lies_in_no_known_order_is_not_kept() -> None:
+    net = Wheel()
+    fl.freeze(net, "below")
+    made = cut(net, torch.randn(4, 8))  # the last view before that order
+    assert made.error == 0
+    assert made.frontier.values[0].shape == (2, 2, 2)
+
+
+def test_an_instance_norm_without_running_statistics_lies_below_the_line() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    fl.train_only(net, "3")
+    made = cut(net, torch.randn(4, 3, 8, 8))
+    assert made.error == 0
+    assert made.why == "behind 2, since 3.weight is trainable"
+
+
+class Tables(nn.Module):
+    """Projects a table of positions below the line, at most of the forward's cost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(30, 40))
+        self.project, self.below = nn.Linear(40, 40), nn.Linear(40, 40)
+        self.head = nn.Linear(30, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.below(x) @ self.project(self.table).T)
+        return out
+
+
+def test_the_share_below_counts_what_no_sample_reaches() -> None:
+    net = Tables()
+    fl.train_only(net, "head")
+    assert cut(net, torch.randn(4, 40)).share > 0.98
+
+
+def test_the_share_below_counts_a_recurrent_layer() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.head = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.below(x)[0][:, -1])
+            return out
+
+    net = Net()
+    fl.freeze(net, "below")
+    made = cut(net, torch.randn(4, 4, 8))
+    flops = 4 * 2 * 4 * 16 * (8 + 16)
+    assert made.share == pytest.approx(flops / (flops + 2 * 16 * 16), abs=0.02)
+    assert made.why.startswith("behind select in the forward")

@@ -18,6 +18,7 @@ from frostline.cutting.bound import Half
 from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
 from frostline.cutting.checking import check, check_one, state_kept
 from frostline.cutting.halves import Line, build_prefix, build_suffix
+from frostline.cutting.packing import forget_symbols
 from frostline.cutting.reuse import Drawn, keep, recall
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
@@ -290,7 +291,7 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         if outline(evaluated) == outline(traced)
         else build_suffix(evaluated, _same_line(evaluated, tensors, line, hashes, ends), model)
     )
-    return Drawn(
+    drawn = Drawn(
         graph,
         (training, traced.rebuild),
         (evaluation, evaluated.rebuild),
@@ -303,6 +304,8 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         },
         tuple(_frozen_tensors(traced, swept)),
     )
+    forget_symbols(traced.module.graph, evaluated.module.graph)
+    return drawn
 
 
 def _frozen_tensors(traced: Traced, swept: Swept) -> Iterator[Tensor]:

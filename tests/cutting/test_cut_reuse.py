@@ -10,6 +10,8 @@ from unittest import mock
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import frostline as fl
 from frostline.cutting import tracing
@@ -82,6 +84,17 @@ def test_what_only_evaluation_reads_is_noticed_when_it_has_changed() -> None:
     model.temperature = 10.0
     again = fl.cut(model, example)
     assert torch.equal(again.suffix.eval()(*again.prefix(example)), model.eval()(example))
+
+
+def test_many_cuts_keep_no_more_of_their_tracing_than_one() -> None:
+    def worlds() -> int:
+        gc.collect()
+        return sum(type(o) in (ShapeEnv, FakeTensorMode) for o in gc.get_objects())
+
+    kept = [fl.cut(net(), torch.randn(3, 4))]
+    after_one = worlds()
+    kept += [fl.cut(net(), torch.randn(3, 4)) for _ in range(2)]
+    assert worlds() <= after_one
 
 
 def test_what_is_kept_of_a_cut_does_not_keep_the_model() -> None:

@@ -22,6 +22,7 @@ from frostline.cutting.halves import Line, build_prefix, build_suffix
 from frostline.cutting.layouts import Layout, row_sizes
 from frostline.cutting.nothing import nothing_kept
 from frostline.cutting.offering import Unfollowed, offer
+from frostline.cutting.packing import forget_symbols
 from frostline.cutting.reuse import Drawn, keep, recall
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
@@ -315,7 +316,7 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
             evaluated, _same_line(model, evaluated, tensors, line, hashes, ends), model
         )
     )
-    return Drawn(
+    drawn = Drawn(
         graph,
         (training, traced.rebuild),
         (evaluation, evaluated.rebuild),
@@ -331,6 +332,8 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         },
         tuple(_frozen_tensors(traced, swept)),
     )
+    forget_symbols(traced.module.graph, evaluated.module.graph)
+    return drawn
 
 
 @contextmanager

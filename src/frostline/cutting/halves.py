@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from frostline.cutting import effects
+from frostline.cutting.fronts import add_check
 from frostline.cutting.graphs import OpenGraph, open_graph, own_tensors
 from frostline.cutting.layouts import (
     Layout,
@@ -174,7 +175,9 @@ class _Suffix:
             )
         elif effects.reads_only_shape(node):
             return self._size(node)
-        return self.graph.node_copy(node, self._find)
+        copied = self.graph.node_copy(node, self._find)
+        add_check(self.graph, copied)
+        return copied
 
     def _find(self, node: fx.Node) -> fx.Node:
         found = self._copies.get(node)

@@ -12,6 +12,8 @@ from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import map_aggregate
 
 _Graphs = TypeVar("_Graphs", fx.Graph, fx.GraphModule)
@@ -46,6 +48,23 @@ def _form(value: object) -> Tensor | None:
     sizes = [s.node.hint if isinstance(s, torch.SymInt) else s for s in value.shape]
     known = [2 if size is None else int(size) for size in sizes]
     return torch.empty(known, dtype=value.dtype, device="meta")
+
+
+def forget_symbols(*graphs: fx.Graph) -> None:
+    """Let go of the worlds of symbols that these graphs were traced in, which nobody needs then.
+
+    PyTorch (2.15) keeps them twice: in caches on methods, by their last 256 arguments, and by the
+    inputs that a world tracks, whose sizes refer back to it where no garbage collector looks.
+    """
+    for graph in graphs:
+        for node in graph.find_nodes(op="placeholder"):
+            seen = node.meta.get("val")
+            if isinstance(seen, FakeTensor) and seen.fake_mode.shape_env is not None:
+                seen.fake_mode.shape_env.tracked_fakes = None
+    for method in vars(ShapeEnv).values():
+        clear = getattr(method, "cache_clear", None)
+        if clear is not None:
+            clear()
 
 
 @final

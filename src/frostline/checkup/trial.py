@@ -19,6 +19,7 @@ from frostline.calling import call_with
 from frostline.checkup.keeping import same_bits, untouched
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers
 from frostline.checkup.watching import PartCall, Watch, tensors_in, watching
+from frostline.tensor_parts import is_finite, is_wrapped, plain_parts
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 Step = Literal[
@@ -53,6 +54,7 @@ class Facts:
         gradients: what each trainable parameter got in the best of several passes.
         crossed: modules with frozen parameters that the backward pass goes through.
         dead: ReLUs that gave nothing but zeros.
+        cut: modules that the backward pass could enter and not leave below.
         reentrant: modules in which reentrant checkpointing cut the gradient.
         stacked: pairs of linear layers with nothing between.
         last: the last layer called, by path and class.
@@ -65,6 +67,7 @@ class Facts:
     gradients: Mapping[str, Gradient]
     crossed: tuple[str, ...]
     dead: tuple[str, ...]
+    cut: tuple[str, ...]
     reentrant: tuple[str, ...]
     stacked: tuple[tuple[str, str], ...]
     last: tuple[str, str] | None
@@ -115,6 +118,7 @@ def _facts(root: nn.Module, example: Any, targets: Tensor | None) -> Facts:
         gradients=_settled(root, example, targets, gradients),
         crossed=tuple(watch.crossed),
         dead=tuple(watch.dead),
+        cut=tuple(watch.cut),
         reentrant=tuple(watch.reentrant),
         stacked=watch.stacked(root),
         last=_last(watch),
@@ -181,6 +185,8 @@ def _settled(
 def _nudge_zeros(root: nn.Module) -> None:
     for name, parameter in root.named_parameters():
         is_weight = parameter.requires_grad and not name.endswith("bias")
+        if is_wrapped(parameter):
+            continue  # no such tensor begins at zero, and few can be filled
         if is_weight and parameter.is_floating_point() and not parameter.any():
             parameter.data.normal_(std=0.02)
 
@@ -189,9 +195,9 @@ def _kind(gradient: Tensor | None) -> Gradient:
     if gradient is None:
         return "none"
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    if not bool(values.isfinite().all()):
+    if not is_finite(values, "a gradient"):
         return "not finite"
-    return "some" if bool(values.any()) else "zero"
+    return "some" if any(map(Tensor.any, plain_parts(values, "a gradient")[1])) else "zero"
 
 
 def _loss(output: Any, targets: Tensor | None) -> Tensor | None:

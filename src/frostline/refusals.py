@@ -58,26 +58,30 @@ def check_as_wrapped(selection: Selection) -> None:
 
 def check_can_stay(selection: Selection) -> None:
     """Refuse layers that no switch keeps as they are."""
-    for _, why in unholdable(selection):
-        raise FreezeError(why)
+    for _, why, mend in unholdable(selection):
+        raise FreezeError(f"{why} {mend}")
 
 
-def unholdable(selection: Selection) -> Iterator[tuple[str, str]]:
+def unholdable(selection: Selection) -> Iterator[tuple[str, str, str]]:
     """Names of selected tensors that no switch keeps as they are, with why and what to do."""
     for place in (place for entry in selection.entries for place in entry.occurrences):
         owner, path = place.owner, place.name.rpartition(".")[0]
-        if isinstance(owner, torch.jit.ScriptModule):
+        scripted = [isinstance(o, torch.jit.ScriptModule) for o in place.owners]
+        if any(scripted):
+            outermost = ".".join(place.name.split(".")[: scripted.index(True)])
             yield (
                 place.name,
-                f"{path or 'the model'} is TorchScript, whose modes cannot be held. Freeze the "
-                "Python module it was made from, and script it afterwards; or leave it out.",
+                f"{outermost or 'the model'} is TorchScript, whose modes cannot be held.",
+                "Freeze the Python module it was made from, and script it afterwards; or leave it "
+                "out.",
             )
         if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.max_norm is not None:
             yield (
                 place.name,
                 f"{path or 'the model'} is an embedding with max_norm={owner.max_norm:g}: its "
-                "forward writes into its weight, in eval mode too. Scale the rows once, then "
-                f"take it off: model.get_submodule({path!r}).max_norm = None.",
+                "forward writes into its weight, in eval mode too.",
+                "Scale the rows once, then take it off: "
+                f"model.get_submodule({path!r}).max_norm = None.",
             )
 
 

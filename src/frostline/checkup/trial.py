@@ -60,6 +60,7 @@ class Facts:
         last: the last layer called, by path and class.
         random_parts: frozen parts that draw random numbers in code of their own.
         moved_in_eval: buffers that a pass in eval mode changes, the second time too.
+        differs_in_eval: whether two passes in eval mode give other numbers, with no buffer moved.
     """
 
     outputs: tuple[Tensor, ...]
@@ -73,6 +74,7 @@ class Facts:
     last: tuple[str, str] | None
     random_parts: tuple[str, ...]
     moved_in_eval: tuple[str, ...]
+    differs_in_eval: bool
 
 
 def run_trial(root: nn.Module, example: Any, targets: Tensor | None) -> Facts | Failure:
@@ -111,19 +113,22 @@ def _facts(root: nn.Module, example: Any, targets: Tensor | None) -> Facts:
         _seed(0)
         output = _forward(root, example)
     gradients = _gradients(root, output, targets)
-    again = (path for path, call in watch.parts.items() if _is_random(call))
+    settled = _settled(root, example, targets, gradients)
+    again = tuple(path for path, call in watch.parts.items() if _is_random(call))
+    moved, differs = _in_eval(root, example)
     return Facts(
         outputs=tuple(t.detach() for t in _floats(output)),
         logits=_detached(logits_in(output)),
-        gradients=_settled(root, example, targets, gradients),
+        gradients=settled,
         crossed=tuple(watch.crossed),
         dead=tuple(watch.dead),
         cut=tuple(watch.cut),
         reentrant=tuple(watch.reentrant),
         stacked=watch.stacked(root),
         last=_last(watch),
-        random_parts=tuple(again),
-        moved_in_eval=_moved_in_eval(root, example),
+        random_parts=again,
+        moved_in_eval=moved,
+        differs_in_eval=differs,
     )
 
 
@@ -248,25 +253,32 @@ def _is_random(call: PartCall) -> bool:
         _seed(seed)
         with torch.no_grad(), _quietly():
             outputs.append(tensors_in(call.module(*call.args, **call.kwargs)))
+    return _differ(*outputs)
+
+
+def _differ(ones: list[Tensor], others: list[Tensor]) -> bool:
     return any(
         a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
-        for a, b in zip(*outputs, strict=False)
+        for a, b in zip(ones, others, strict=False)
     )
 
 
-def _moved_in_eval(root: nn.Module, example: Any) -> tuple[str, ...]:
-    """Buffers that change at a second pass as well: the first may fill what is made when needed."""
+def _in_eval(root: nn.Module, example: Any) -> tuple[tuple[str, ...], bool]:
+    """Buffers that change in two passes (the first may fill what is made when needed), and whether
+    the outputs differ though none does."""
     root.eval()
-    moved: tuple[str, ...] = ()
-    for _ in range(2):
+    moved: list[tuple[str, ...]] = []
+    outputs: list[list[Tensor]] = []
+    for seed in (1, 2):
         before = {name: buffer.clone() for name, buffer in root.named_buffers()}
+        _seed(seed)
         with torch.no_grad(), _quietly(), _stopping("forward pass in eval mode"):
-            call(root, example)
+            outputs.append(_floats(call(root, example)))
         now = dict(root.named_buffers())
-        moved = tuple(n for n, b in before.items() if n in now and not same_bits(now[n], b))
-        if not moved:
-            break
-    return moved
+        moved.append(tuple(n for n, b in before.items() if n in now and not same_bits(now[n], b)))
+    first, second = moved
+    both = tuple(name for name in second if name in first)
+    return both, not first and not second and _differ(*outputs)
 
 
 def _last(watch: Watch) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ from frostline.backward import Lean, is_lean
 from frostline.backward import lean as lean_backward
 from frostline.errors import DriftError, FreezeError
 from frostline.fingerprints import Fingerprint, Record
-from frostline.modes import NormPolicy, is_held, mark_of, settle
+from frostline.modes import NormPolicy, is_held, mark_of, note_content, settle
 from frostline.narrowing import Kept
 from frostline.refusals import (
     check_as_wrapped,
@@ -373,7 +373,13 @@ def _handle(selection: Selection, *, norm: NormPolicy) -> Frozen:
     root = selection.inventory.model
     frozen = {id(entry.tensor) for entry in selection.entries if entry.rows is None}
     beside = tuple(unlisted_records(selection.inventory.modules, frozen))
-    return Frozen(root, selection, norm, dict(_owed_records(selection)), unlisted=beside)
+    records = dict(_owed_records(selection))
+    for name, record in records.items():
+        path, _, leaf = name.rpartition(".")
+        if record.rows is None:
+            owner = selection.inventory.modules[path]
+            note_content(owner, leaf, (record.dtype, record.digest))
+    return Frozen(root, selection, norm, records, unlisted=beside)
 
 
 def _thaw(selection: Selection) -> None:

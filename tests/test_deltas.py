@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -330,3 +331,64 @@ def test_a_new_head_on_a_frozen_network_weighs_less_than_a_hundredth(tmp_path: P
     delta, full = ((tmp_path / f"{n}.safetensors").stat().st_size for n in ("d", "full"))
     # The digests of the 312 tensors of the base weigh more than the head itself.
     assert delta < 0.01 * full
+
+
+def averaged(model: Net) -> Net:
+    """A copy whose frozen weights were rounded by steps of an average that multiplies and adds."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for mean, value in zip(copied.parameters(), model.parameters(), strict=True):
+            for _ in range(5):
+                mean.copy_(0.9 * mean + (1 - 0.9) * value)
+    return copied
+
+
+def test_a_delta_whose_base_moved_by_rounding_is_refused_when_it_is_written(tmp_path: Path) -> None:
+    model = trained()
+    mean = averaged(model)
+    assert not torch.equal(mean.body[0].weight, model.body[0].weight)
+    message = (
+        r"body\.0\.weight, .*moved since being frozen, so the delta would fit no base .*"
+        r"Copy the frozen weights over from the model itself, then save; or, .* freeze them again"
+    )
+    with pytest.raises(fl.DeltaError, match=message):
+        fl.save_delta(mean, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+    mean.body.load_state_dict(model.body.state_dict())
+    fl.save_delta(mean, tmp_path / "d")
+    fl.load_delta(net(), tmp_path / "d")
+
+
+def test_frozen_weights_that_moved_are_a_base_once_they_are_frozen_again(tmp_path: Path) -> None:
+    mean = averaged(trained())
+    fl.freeze(mean, "body")
+    fl.save_delta(mean, tmp_path / "d")
+    base = net()
+    base.body.load_state_dict(mean.body.state_dict())
+    fl.load_delta(base, tmp_path / "d")
+
+
+def test_what_a_delta_put_into_a_frozen_part_is_its_base(tmp_path: Path, saved: Path) -> None:
+    model = net()
+    fl.train_only(model, "head")
+    fl.load_delta(model, saved)
+    fl.save_delta(model, tmp_path / "next")
+    again = net()
+    fl.load_delta(again, saved)
+    fl.load_delta(again, tmp_path / "next")
+    assert same(state(again), state(model))
+
+
+def test_a_model_that_was_cast_after_the_freeze_is_a_base(tmp_path: Path) -> None:
+    fl.save_delta(trained().double(), tmp_path / "d")
+    fl.load_delta(net().double(), tmp_path / "d")
+
+
+def test_what_was_thawed_is_no_longer_owed_by_a_delta(tmp_path: Path) -> None:
+    model = trained()
+    fl.thaw(model, "body")
+    with torch.no_grad():
+        model.body[0].weight.add_(1)
+    for parameter in model.body.parameters():
+        parameter.requires_grad_(False)
+    fl.save_delta(model, tmp_path / "d")

@@ -38,6 +38,7 @@ FLOORS = {
     "modes": 2,
     "narrowing": 2,
     "row_holds": 2,
+    "refusals": 3,
     "plans": 2,
     "folder": 3,
     "groups": 3,

@@ -10,6 +10,7 @@ from torch import nn
 
 import frostline as fl
 from blocks_net import Net, state, wanting
+from quantised_weights import quantise
 
 
 @pytest.fixture
@@ -160,3 +161,30 @@ def test_an_embedding_that_rewrites_itself_is_refused_and_left_as_it_was(kind: A
     frozen = fl.freeze(net, "0")
     net.eval()(torch.tensor([[1]]))
     frozen.verify()
+
+
+@pytest.mark.parametrize("call", [fl.thaw, fl.train_only])
+@pytest.mark.parametrize("kind", ["opaque", "cutting"])
+def test_a_quantised_weight_that_gets_no_gradient_is_not_thawed(call: Any, kind: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    quantise(model[0], kind)  # type: ignore[arg-type]
+    message = (
+        r"0\.weight is of class Int8Weight, a kind of tensor that takes no gradient: it would want "
+        r"one and never move\. Dequantise it first, as "
+        r"layer\.weight = torch\.nn\.Parameter\(layer\.weight\.dequantize\(\)\), or leave it out: "
+        r"'\(0\) & ~0\.weight'"
+    )
+    with pytest.raises(fl.FreezeError, match=message):
+        call(model, "0")
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
+    fl.freeze(model, "0")
+    fl.thaw(model, "(0) & ~0.weight")
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
+
+
+def test_a_tensor_of_a_kind_of_its_own_that_trains_is_thawed() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    quantise(model[0], "trainable")  # type: ignore[arg-type]
+    fl.thaw(model, "0")
+    model(torch.randn(3, 4)).sum().backward()
+    assert model[0].weight.grad is not None

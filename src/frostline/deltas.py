@@ -37,7 +37,7 @@ from frostline.errors import ConfigError, CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import train_only
-from frostline.modes import is_held
+from frostline.modes import is_held, mark_of, note_content
 from frostline.narrowing import is_narrow_dtype, narrow_names, wanted_dtype
 from frostline.row_holds import held_rows
 from frostline.selectors import exactly, inventory, rows
@@ -104,7 +104,8 @@ def save_delta(
         content: what `delta_content` gave earlier, to write that state rather than the present.
 
     Raises:
-        DeltaError: nothing is trainable and no buffer changed: there is no delta; or a tensor is
+        DeltaError: nothing is trainable and no buffer changed: there is no delta; frozen weights
+            moved since they were frozen, as in an average whose steps rounded them; or a tensor is
             of a dtype that safetensors lacks, as complex128.
         OutputError: the file cannot be written.
     """
@@ -112,6 +113,7 @@ def save_delta(
         content = delta_content(model, base=base)
     tensors = all_tensors(model)
     rest = _rest(model, tensors, content)
+    _check_as_frozen(model, rest)
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -225,9 +227,12 @@ def merge_tensors(delta: Delta, base: Mapping[str, Tensor], *, where: str) -> di
 def put_tensors(model: nn.Module, content: Mapping[str, Tensor]) -> None:
     """Copy tensors into those of the same names, in place."""
     tensors = all_tensors(model)
+    root = inventory(model).model
     with torch.no_grad():
         for name, values in content.items():
             _dense(tensors[name]).copy_(values)
+            path, _, leaf = name.rpartition(".")
+            note_content(root.get_submodule(path), leaf, None)
 
 
 def read_delta(path: str | Path) -> Delta:
@@ -282,6 +287,31 @@ def _check_whole(tensors: Mapping[str, Tensor]) -> None:
             f"{_some(parts)} cannot be in a delta or its base: this process holds a part of it "
             "only. Save the delta of an unsharded copy, filled from `full_tensor()` of each "
             "parameter on every process."
+        )
+
+
+def _check_as_frozen(model: nn.Module, rest: Fingerprint) -> None:
+    """Refuse a base that is none: what it is to hold was another when it was frozen."""
+    moved = []
+    for path, module in inventory(model).model.named_modules():
+        mark = mark_of(module)
+        for leaf, (dtype, known) in mark.contents.items() if mark else ():
+            name = f"{path}.{leaf}" if path else leaf
+            tensor = module._parameters.get(leaf)
+            # A cast of the whole model makes another base, and is meant.
+            if (
+                tensor is not None
+                and tensor.dtype == dtype
+                and rest.tensors.get(name, known) != known
+            ):
+                moved.append(name)
+    if moved:
+        raise DeltaError(
+            f"{_some(moved)} moved since being frozen, so the delta would fit no base that there "
+            "is: something wrote them, as an average that multiplies and adds, whose steps round. "
+            "Copy the frozen weights over from the model itself, then save; or, where they are "
+            "meant so and are kept elsewhere, freeze them again first, which takes them as they "
+            "are."
         )
 
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
-import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from frostline.backward import Lean, is_lean
 from frostline.backward import lean as lean_backward
 from frostline.errors import DriftError, FreezeError
 from frostline.fingerprints import Fingerprint, Record
-from frostline.modes import NormPolicy, is_held, is_random_in_training, mark_of, settle
+from frostline.modes import NormPolicy, is_held, mark_of, note_content, settle
 from frostline.narrowing import Kept
+from frostline.refusals import (
+    check_as_wrapped,
+    check_can_learn,
+    check_can_stay,
+    check_shared,
+    check_unwrapped,
+    check_words,
+    passing,
+)
 from frostline.row_holds import held_rows, holds_of, kept_within
 from frostline.selectors import (
     Entry,
@@ -29,7 +35,6 @@ from frostline.selectors import (
     nothing,
     select,
 )
-from frostline.selectors.inventory import wrappers
 from frostline.selectors.pieces import cut_at
 from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.ranges import suffix
@@ -39,12 +44,6 @@ from frostline.switches import Snapshot, is_marked, is_off, switch_off, switch_o
 from frostline.tree import Summary, summary
 from frostline.units import format_bytes
 from frostline.unlisted_proof import UnlistedRecord, unlisted_records
-from frostline.wrapped import strays
-
-# Whether what is frozen and thawed now is undone before anybody trains.
-_passing: ContextVar[bool] = ContextVar("passing", default=False)
-_NORM_POLICIES = ("hold", "adapt")
-_LEAVINGS = ("something", "nothing")
 
 
 @final
@@ -240,8 +239,8 @@ def freeze(
             or an embedding with `max_norm`; with `dtype`, rows are selected, or a weight is
             sharded, has no data or overflows. The model is as it was.
     """
-    _check_unwrapped(model)
-    _check_words(norm=norm, leaving=leaving)
+    check_unwrapped(model)
+    check_words(norm=norm, leaving=leaving)
     narrow_dtype = asked_dtype(dtype, example)
     selection = _non_empty(select(model, selector), "freeze")
     if leaving == "something":
@@ -250,7 +249,7 @@ def freeze(
         _switch_off(selection, norm=norm)
         kept = None if narrow_dtype is None else shrink(selection, narrow_dtype, example)
         made = replace(_handle(selection, norm=norm), kept=kept)
-        _check_as_wrapped(selection)
+        check_as_wrapped(selection)
     if lean and not is_lean(model):
         made = replace(made, leaned=lean_backward(model))
     return made
@@ -267,7 +266,7 @@ def thaw(model: nn.Module, selector: SelectorLike) -> None:
             training, a tensor of which rows are selected is sharded or has no data, or one dropout
             would serve the thawed part and what stays frozen. The model is as it was.
     """
-    _check_unwrapped(model)
+    check_unwrapped(model)
     _thaw(_non_empty(select(model, selector), "thaw"))
 
 
@@ -280,8 +279,8 @@ def train_only(model: nn.Module, selector: SelectorLike, *, norm: NormPolicy = "
         SelectorError: the selector cannot be read or a term matches nothing.
         FreezeError: the selection is empty; the model is as it was.
     """
-    _check_unwrapped(model)
-    _check_words(norm=norm)
+    check_unwrapped(model)
+    check_words(norm=norm)
     wanted = _non_empty(select(model, selector), "train")
     if not wanted.parameters:
         raise FreezeError(f"'{wanted.selector}' holds no parameter that could be trained.")
@@ -290,7 +289,7 @@ def train_only(model: nn.Module, selector: SelectorLike, *, norm: NormPolicy = "
     with _all_or_nothing(Selection(everything, stock, everything.pick(stock))):
         _switch_on(wanted)
         made = _freeze(rest, norm=norm)
-        _check_as_wrapped(rest)
+        check_as_wrapped(rest)
         return made
 
 
@@ -303,7 +302,7 @@ def frozen_part(model: nn.Module) -> Frozen:
     Raises:
         FreezeError: as `freeze`, except that nothing needs to be left.
     """
-    _check_unwrapped(model)
+    check_unwrapped(model)
     whole = inventory(model)
     stock = cut_at(whole, {id(e.tensor): held_rows(e.tensor) for e in whole.entries})
     off = {index for index, entry in enumerate(stock.entries) if is_off(entry)}
@@ -326,8 +325,8 @@ def frozen(
     Raises:
         SelectorError, FreezeError: as `freeze`.
     """
-    _check_unwrapped(model)
-    _check_words(norm=norm)
+    check_unwrapped(model)
+    check_words(norm=norm)
     selection = _non_empty(select(model, selector), "freeze")
     before = Snapshot.of(selection)
     try:
@@ -341,11 +340,10 @@ def freezes_kept(model: nn.Module) -> Iterator[None]:
     """Whatever the block freezes and thaws, afterwards all is switched and held as before."""
     stock = inventory(model)
     before = Snapshot.of(Selection(everything, stock, everything.pick(stock)))
-    outside = _passing.set(True)
     try:
-        yield
+        with passing():
+            yield
     finally:
-        _passing.reset(outside)
         before.restore()
 
 
@@ -365,27 +363,34 @@ def _freeze(selection: Selection, *, norm: NormPolicy) -> Frozen:
 
 
 def _switch_off(selection: Selection, *, norm: NormPolicy) -> None:
-    _check_can_stay(selection)
+    check_can_stay(selection)
     switch_off(selection, norm=norm)
     settle(selection.inventory.model)
-    _check_shared(selection.inventory.model)
+    check_shared(selection.inventory.model)
 
 
 def _handle(selection: Selection, *, norm: NormPolicy) -> Frozen:
     root = selection.inventory.model
     frozen = {id(entry.tensor) for entry in selection.entries if entry.rows is None}
     beside = tuple(unlisted_records(selection.inventory.modules, frozen))
-    return Frozen(root, selection, norm, dict(_owed_records(selection)), unlisted=beside)
+    records = dict(_owed_records(selection))
+    for name, record in records.items():
+        path, _, leaf = name.rpartition(".")
+        if record.rows is None:
+            owner = selection.inventory.modules[path]
+            note_content(owner, leaf, (record.dtype, record.digest))
+    return Frozen(root, selection, norm, records, unlisted=beside)
 
 
 def _thaw(selection: Selection) -> None:
     with _all_or_nothing(selection):
         _switch_on(selection)
-        _check_shared(selection.inventory.model)
-        _check_as_wrapped(selection)
+        check_shared(selection.inventory.model)
+        check_as_wrapped(selection)
 
 
 def _switch_on(selection: Selection) -> None:
+    check_can_learn(selection)
     switch_on(selection)
     settle(selection.inventory.model)
 
@@ -465,81 +470,6 @@ def _non_empty(selection: Selection, verb: str) -> Selection:
         f"'{selection.selector}' leaves nothing to {verb} in {selection.inventory.title}: its "
         "terms match, but no parameter is in all of them. See fl.select(model, ...) for each."
     )
-
-
-def _check_unwrapped(model: nn.Module) -> None:
-    for wrapper in wrappers(model):
-        if isinstance(wrapper, DistributedDataParallel | DataParallel):
-            raise FreezeError(
-                f"the model is already wrapped in {type(wrapper).__name__}, which took note of its "
-                "trainable parameters. Freeze and thaw first, then wrap."
-            )
-
-
-def _check_as_wrapped(selection: Selection) -> None:
-    """Refuse what a wrapper that still lives around the model would not follow."""
-    if not _passing.get() and (names := strays(selection.inventory.model)):
-        raise FreezeError(
-            f"{selection.inventory.title} is inside a DistributedDataParallel that still lives and "
-            f"took note of what trains when it was made, otherwise than now {', '.join(names[:3])}"
-            f"{', ...' if len(names) > 3 else ''}: what is thawed is never averaged, and each "
-            "process trains a model of its own; what is frozen is waited for. Let go of the "
-            "wrapper (inner = model.module; del model), freeze and thaw the inner model, then "
-            "wrap anew."
-        )
-
-
-def _check_can_stay(selection: Selection) -> None:
-    """Refuse layers that no switch keeps as they are."""
-    places = (place for entry in selection.entries for place in entry.occurrences)
-    for place in places:
-        owner, path = place.owner, place.name.rpartition(".")[0]
-        if isinstance(owner, torch.jit.ScriptModule):
-            raise FreezeError(
-                f"{path or 'the model'} is TorchScript, whose modes cannot be held. Freeze the "
-                "Python module it was made from, and script it afterwards; or leave it out."
-            )
-        if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.max_norm is not None:
-            raise FreezeError(
-                f"{path or 'the model'} is an embedding with max_norm={owner.max_norm:g}: its "
-                "forward writes into its weight, in eval mode too. Scale the rows once, then "
-                f"take it off: model.get_submodule({path!r}).max_norm = None."
-            )
-
-
-def _check_words(*, norm: str, leaving: str = "something") -> None:
-    if norm not in _NORM_POLICIES:
-        raise FreezeError(f"norm={norm!r} is no norm policy. Use norm='hold' or norm='adapt'.")
-    if leaving not in _LEAVINGS:
-        raise FreezeError(
-            f"leaving={leaving!r} is unknown. Use leaving='something', or leaving='nothing' to "
-            "freeze the whole model."
-        )
-
-
-def _check_shared(root: nn.Module) -> None:
-    """Refuse one dropout object that serves a frozen and a trainable part."""
-    held: dict[nn.Module, str] = {}
-    free: dict[nn.Module, str] = {}
-    for path, module in root.named_modules(remove_duplicate=False):
-        if is_random_in_training(module):
-            (held if is_held(_part_around(root, path)) else free)[module] = path
-    for module in held.keys() & free.keys():
-        raise FreezeError(
-            f"one {type(module).__name__} serves the frozen part as {held[module]} and the "
-            f"trainable part as {free[module]}; it cannot be off in one and on in the other. "
-            "Give each part its own."
-        )
-
-
-def _part_around(root: nn.Module, path: str) -> nn.Module:
-    """The nearest module above `path` that has parameters: the part which the layer serves."""
-    while path:
-        path = path.rpartition(".")[0]
-        above = root.get_submodule(path)
-        if next(above.parameters(), None) is not None:
-            return above
-    return root
 
 
 def _check_leaves_something(selection: Selection) -> None:

@@ -10,11 +10,13 @@ along through `copy.deepcopy` and `torch.save` of the whole module.
 
 from __future__ import annotations
 
-import weakref
-from typing import final
+from collections.abc import Callable
+from typing import Any, final
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from frostline.standins import StandIn, stand_ins
 
 _COUNTER = "num_batches_tracked"
 _RESET = {"running_mean": 0.0, "running_var": 1.0}
@@ -23,63 +25,56 @@ _RESET = {"running_mean": 0.0, "running_var": 1.0}
 def keep_statistics(module: nn.Module) -> None:
     """Have the module's statistics pass over resets, if it is one of torch's norms."""
     if isinstance(module, _NormBase):
-        module.__dict__.setdefault("reset_running_stats", _nothing)
-        module.__dict__.setdefault("register_buffer", _Registration(module))
+        for kind in (_NoReset, _Registration):
+            kind(module, module.__dict__.get(kind.method)).put_on()
 
 
 def release_statistics(module: nn.Module) -> None:
     """Have them follow resets again."""
-    if module.__dict__.get("reset_running_stats") is _nothing:
-        del module.__dict__["reset_running_stats"]
-    if isinstance(module.__dict__.get("register_buffer"), _Registration):
-        del module.__dict__["register_buffer"]
-
-
-def _nothing() -> None:
-    """Stands in for `reset_running_stats`."""
+    for kind in (_NoReset, _Registration):
+        for one in stand_ins(module, kind.method):
+            if isinstance(one, kind):
+                one.take_off()
 
 
 @final
-class _Registration:
+class _NoReset(StandIn):
+    """Stands in for `module.reset_running_stats`, and does nothing."""
+
+    __slots__ = ()
+    method = "reset_running_stats"
+
+    def __call__(self) -> None:
+        """Leave the statistics."""
+
+
+@final
+class _Registration(StandIn):
     """Stands in for `module.register_buffer`."""
 
-    __slots__ = ("_count", "_module", "_passed")
+    __slots__ = ("_count", "_passed")
+    method = "register_buffer"
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = weakref.ref(module)
+    def __init__(self, module: nn.Module, shadowed: Callable[..., Any] | None) -> None:
+        super().__init__(module, shadowed)
         self._passed: dict[str, Tensor] = {}
         self._count: Tensor | None = None  # of batches, since trainers zero the counter in place
 
     def __call__(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        module = self._target()
+        buffers = self.module._buffers
         if tensor is not None and _is_reset(name, tensor):
-            counter = module._buffers.get(_COUNTER)
+            counter = buffers.get(_COUNTER)
             self._count = None if counter is None else counter.clone()
             self._passed[name] = tensor
             return
         if name == _COUNTER and self._passed:
             passed, self._passed = self._passed, {}
-            if tensor is module._buffers.get(name) and tensor is not None:
+            if tensor is buffers.get(name) and tensor is not None:
                 tensor.copy_(tensor if self._count is None else self._count)
                 return
             for other, values in passed.items():  # no reset: load_state_dict(assign=True)
-                nn.Module.register_buffer(module, other, values)
-        nn.Module.register_buffer(module, name, tensor, persistent)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> _Registration:
-        module = self._target()
-        copied = memo.get(id(module), module)
-        assert isinstance(copied, nn.Module)
-        return _Registration(copied)
-
-    def __reduce__(self) -> tuple[type[_Registration], tuple[nn.Module]]:
-        return _Registration, (self._target(),)
-
-    def _target(self) -> nn.Module:
-        module = self._module()
-        if module is None:
-            raise ReferenceError("the module of this hold is gone")
-        return module
+                self.original(other, values)
+        self.original(name, tensor, persistent)
 
 
 def _is_reset(name: str, tensor: Tensor) -> bool:

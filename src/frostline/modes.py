@@ -13,11 +13,12 @@ model, so that its statistics follow the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
+import torch
 from torch import nn
 
 from frostline.held_statistics import keep_statistics, release_statistics
@@ -37,11 +38,14 @@ class Mark:
     Attributes:
         names: those that are frozen whole.
         partly: those of which some rows are frozen (see row_holds/), the others trained.
+        contents: dtype and digest of each parameter of `names` as the last freeze found it; they go
+            along with a copy, so that a delta of one whose frozen weights moved can be refused.
     """
 
     names: frozenset[str]
     norm: NormPolicy = "hold"
     partly: frozenset[str] = frozenset()
+    contents: Mapping[str, tuple[torch.dtype, str]] = field(default_factory=dict, compare=False)
 
 
 @final
@@ -90,6 +94,17 @@ def set_mark(module: nn.Module, mark: Mark | None) -> None:
         module.__dict__[_MARK] = mark
     else:
         module.__dict__.pop(_MARK, None)
+
+
+def note_content(module: nn.Module, leaf: str, content: tuple[torch.dtype, str] | None) -> None:
+    """Note what the frozen parameter holds now; none says that it was written on purpose."""
+    mark = mark_of(module)
+    if mark is None or leaf not in mark.names or leaf not in module._parameters:
+        return
+    others = {name: known for name, known in mark.contents.items() if name != leaf}
+    set_mark(
+        module, replace(mark, contents=others if content is None else {**others, leaf: content})
+    )
 
 
 def is_held(module: nn.Module) -> bool:

@@ -193,7 +193,8 @@ def _mark(entry: Entry, state: _State, *, norm: NormPolicy | None) -> None:
             names |= {leaf}
         elif state == "partly":
             partly |= {leaf}
-        set_mark(owner, Mark(names, norm or mark.norm, partly))
+        contents = {name: known for name, known in mark.contents.items() if name in names}
+        set_mark(owner, Mark(names, norm or mark.norm, partly, contents))
 
 
 def _homes(entry: Entry) -> Iterator[tuple[nn.Module, str]]:

@@ -59,6 +59,26 @@ def plain_parts(tensor: Tensor, name: str) -> tuple[str, list[Tensor]]:
     return "", [value]
 
 
+def is_finite(tensor: Tensor, name: str) -> bool:
+    """Whether none of the numbers that it is made of is NaN or infinite.
+
+    Raises:
+        FrostlineError: as `plain_parts`.
+    """
+    return all(bool(part.isfinite().all()) for part in plain_parts(tensor, name)[1] if _may(part))
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether it is of a subclass that is made of other tensors: few operations take those."""
+    return hasattr(tensor, "__tensor_flatten__") and not is_distributed(tensor)
+
+
+def _may(part: Tensor) -> bool:
+    """Whether the dtype has NaN or infinity; torch 2.15 asks it of no float of four bits."""
+    has_exponent = part.is_floating_point() or part.is_complex()
+    return has_exponent and not str(part.dtype).startswith("torch.float4")
+
+
 def _local(tensor: Any) -> Tensor:
     local: Tensor = tensor.to_local()
     return local

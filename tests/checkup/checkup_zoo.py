@@ -95,6 +95,84 @@ def adam(model: nn.Module, lr: float = 1e-3) -> torch.optim.Optimizer:
     return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
 
 
+class Scripted(torch.jit.ScriptModule):
+    """A part that comes as TorchScript."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+
+@case
+def embedding_with_max_norm_frozen_by_hand() -> Case:
+    net = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), nn.Flatten(), nn.Linear(8, CLASSES))
+    off(net[0])
+    asked = {"model": net, "example": torch.tensor([[0, 1], [2, 3], [4, 0], [1, 2]])}
+    return Case("cannot-freeze", "max_norm=1", asked)
+
+
+@case
+def torchscript_frozen_by_hand() -> Case:
+    net = nn.Sequential(Scripted(), nn.Linear(4, CLASSES))
+    off(net[0])
+    return Case("cannot-freeze", "0.weight: 0 is TorchScript", {"model": net})
+
+
+@case
+def norms_put_in_place_of_held_ones() -> Case:
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(frozen_net())
+    asked = {"model": net, "example": pictures()}
+    return Case("replaced-norm", "backbone.1.1 (SyncBatchNorm)", asked, mended=True)
+
+
+@case
+def norms_with_parameters_of_their_own_put_in_place_of_held_ones() -> Case:
+    net = frozen_net()
+    net.backbone[0][1] = nn.BatchNorm2d(8)
+    asked = {"model": net, "example": pictures()}
+    return Case("replaced-norm", "backbone.0.1 (BatchNorm2d)", asked, mended=True)
+
+
+class Passing(Net):
+    """Freezes its backbone itself, and passes it over whenever a mode is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        off(self.backbone)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+
+    def train(self, mode: bool = True) -> Passing:
+        self.training = mode
+        self.head.train(mode)
+        return self
+
+
+@case
+def dropout_that_no_eval_reaches() -> Case:
+    asked = {"model": Passing()}
+    return Case("random-in-eval", "backbone.0.3, backbone.1.3", asked, mended=True)
+
+
+class Drawing(nn.Module):
+    """Dropout by the function, which asks no mode of its own accord."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(F.dropout(x))
+        return out
+
+
+@case
+def dropout_in_a_forward_that_asks_no_mode() -> Case:
+    asked = {"model": Drawing(), "example": rows()}
+    return Case("random-in-eval", "two passes", asked)
+
+
 @case
 def misspelt_freeze() -> Case:
     return Case("no-match", "bakbone", {"model": Net(), "freeze": "bakbone"}, mended=True)

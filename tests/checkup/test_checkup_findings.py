@@ -292,3 +292,77 @@ def test_a_module_that_takes_no_hooks_is_a_note() -> None:
     assert [(f.code, f.level) for f in checkup] == [("not-tried", "note")]
     assert "ended with RuntimeError: no hooks on me" in checkup.findings[0].seen
     assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+def test_a_scripted_part_frozen_by_hand_is_one_finding() -> None:
+    part = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    net = nn.Sequential(torch.jit.script(part), nn.Linear(4, 3))
+    assert "check-failed" not in fl.doctor(net, rows()).codes
+    for parameter in net[0].parameters():
+        parameter.requires_grad_(False)
+    findings = [f for f in fl.doctor(net, rows()) if f.code == "cannot-freeze"]
+    assert [f.names for f in findings] == [
+        ("0.0.weight", "0.0.bias", "0.1.0.weight", "0.1.0.bias"),
+    ]
+    assert "fl.freeze would refuse it" in findings[0].why
+    assert findings[0].mend.startswith("Freeze the Python module it was made from")
+
+
+def test_a_norm_left_to_adapt_in_a_held_part_is_no_replacement() -> None:
+    net = Net()
+    fl.freeze(net, "backbone", norm="adapt")
+    assert "replaced-norm" not in fl.doctor(net, pictures()).codes
+
+
+def test_a_norm_that_came_after_the_freeze_is_told_once() -> None:
+    net = Net()
+    fl.freeze(net, "backbone")
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    net.backbone[1][1] = nn.BatchNorm2d(8)
+    checkup = fl.doctor(net, pictures())
+    assert checkup.codes[0] == "replaced-norm"
+    assert checkup.findings[0].names == ("backbone.0.1", "backbone.1.1")
+    assert not {"moving-statistics", "held-though-trainable"} & set(checkup.codes)
+
+
+def test_a_part_unfrozen_by_hand_beside_a_new_norm_is_told_too() -> None:
+    net = Net()
+    fl.freeze(net, "backbone")
+    net.backbone[1][1] = nn.BatchNorm2d(8)
+    net.backbone[1][0].requires_grad_(True)
+    assert {"replaced-norm", "held-though-trainable"} <= set(fl.doctor(net).codes)
+
+
+def test_noise_in_eval_from_code_that_asks_a_mode_which_no_eval_reaches() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(self.layer(x), training=self.training)
+
+        def train(self, mode: bool = True) -> Block:
+            del mode  # passed over
+            return self
+
+    net = nn.Sequential(Block().requires_grad_(False), nn.Linear(8, 3))
+    finding = next(f for f in fl.doctor(net, rows()) if f.code == "random-in-eval")
+    assert "between two passes of one batch; in train mode after model.eval(): 0" in finding.seen
+    assert finding.mend.startswith("fl.freeze(model, '0')")
+
+
+def test_state_that_a_forward_keeps_is_not_taken_for_noise() -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x) * self.calls
+
+    codes = fl.doctor(nn.Sequential(Counting()), rows()).codes
+    assert "changes-in-eval" in codes
+    assert "random-in-eval" not in codes

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from frostline.checkup.findings import Finding, counted, listed
 from frostline.checkup.subject import Check, Subject
 from frostline.checkup.trial import Facts, Gradient
+from frostline.tensor_parts import is_wrapped
 from frostline.units import format_count
 
 _WORTH_TELLING = 0.05  # of the model's numbers, in frozen layers that the backward pass crosses
@@ -33,16 +34,54 @@ def _no_gradient(subject: Subject) -> Iterator[Finding]:
     names = _with(facts, "none")
     if facts is None or not names:
         return
+    ends = [f"{path or '(model)'} ({_kind(subject, path)})" for path in facts.cut]
     yield Finding(
         "no-gradient",
         "error" if len(names) == len(facts.gradients) else "warning",
         f"{counted(len(names), 'trainable parameter')} got no gradient on the example: "
-        f"{listed(names)}",
-        "no path leads from the loss to them: they are not used in the forward, or something cuts "
-        "it (no_grad, detach, argmax, .data, numpy)",
-        _frozen_mend(names),
+        f"{listed(names)}{f'; it ends at {listed(ends)}' if ends else ''}",
+        _why_none(subject, names),
+        _frozen_mend(names, _way_down(subject, names)),
         names,
     )
+
+
+def _why_none(subject: Subject, names: tuple[str, ...]) -> str:
+    wrapped = [n for n in names if is_wrapped(subject.parameters[n])]
+    if wrapped:
+        kind = type(subject.parameters[wrapped[0]]).__name__
+        return (
+            f"{listed(wrapped)} is of class {kind}, a kind of tensor that takes no gradient: it "
+            "is computed with and never moves"
+        )
+    return (
+        "no path leads from the loss to them: they are not used in the forward, or something cuts "
+        "it (no_grad, detach, argmax, .data, numpy, a layer that quantises its input)"
+    )
+
+
+def _way_down(subject: Subject, names: tuple[str, ...]) -> str:
+    """What to do where they are to train after all."""
+    if any(is_wrapped(subject.parameters[n]) for n in names):
+        return "dequantise them first: layer.weight = torch.nn.Parameter(weight.dequantize())"
+    quantised = [p for p in subject.facts.cut if _wrapped_of(subject, p)] if subject.facts else []
+    if quantised:
+        return (
+            f"quantise the weights of {listed(quantised)} only, not what goes in, or dequantise "
+            "them"
+        )
+    return "use them in the forward"
+
+
+def _kind(subject: Subject, path: str) -> str:
+    told = (f"its {name} of class {kind}" for name, kind in _wrapped_of(subject, path).items())
+    return ", ".join([type(subject.root.get_submodule(path)).__name__, *told])
+
+
+def _wrapped_of(subject: Subject, path: str) -> dict[str, str]:
+    """The module's own parameters of a quantised or other wrapping kind, with their classes."""
+    own = subject.root.get_submodule(path).named_parameters(recurse=False)
+    return {name: type(p).__name__ for name, p in own if is_wrapped(p)}
 
 
 def _zero_gradient(subject: Subject) -> Iterator[Finding]:
@@ -88,10 +127,12 @@ def _weight_of(name: str) -> str:
     return f"{stem}weight" if stem != name else ""
 
 
-def _frozen_mend(names: tuple[str, ...]) -> str:
+def _frozen_mend(names: tuple[str, ...], otherwise: str) -> str:
     if len(names) > 3:
-        return "Use them in the forward, or freeze them so that no optimizer carries them."
-    return f"fl.freeze(model, {' | '.join(names)!r})  # or use them in the forward"
+        return (
+            f"Freeze them so that no optimizer carries them; where they are to train, {otherwise}."
+        )
+    return f"fl.freeze(model, {' | '.join(names)!r})  # or {otherwise}"
 
 
 def _crossed(subject: Subject) -> Iterator[Finding]:

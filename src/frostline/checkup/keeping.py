@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from frostline.tensor_parts import plain_parts
+
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
@@ -148,11 +150,14 @@ def _write_back(tensor: Tensor, before: Tensor) -> None:
 
 
 def same_bits(tensor: Tensor, other: Tensor) -> bool:
-    """Whether dtype, shape and every bit are the same."""
+    """Whether dtype, shape and every bit are the same, of whatever the tensors are made of."""
     if tensor.dtype != other.dtype or tensor.shape != other.shape:
         return False
-    return torch.equal(_bits(tensor), _bits(other))
+    (kind, parts), (other_kind, others) = plain_parts(tensor, "it"), plain_parts(other, "it")
+    shapes = [part.shape for part in parts] == [part.shape for part in others]
+    return kind == other_kind and shapes and all(map(torch.equal, _bits(parts), _bits(others)))
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().flatten().view(torch.uint8)
+def _bits(parts: list[Tensor]) -> Iterator[Tensor]:
+    for part in parts:
+        yield part.contiguous().flatten().view(torch.uint8)

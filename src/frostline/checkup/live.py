@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from frostline.modes import adapts, is_random_in_training
+from frostline.modes import adapts, is_held, is_random_in_training
 from frostline.selectors.norms import keeps_running_statistics
 
 # What layers of torch, torchvision and timm call their rate.
@@ -44,6 +44,16 @@ def moving_layers(path: str, part: nn.Module) -> Iterator[str]:
             yield name
         elif type(module).__name__ == "_SpectralNorm" or _has_spectral_hook(module):
             yield name.removesuffix(".0").partition(".parametrizations")[0]
+
+
+def replaced_norms(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Norms that are not held though the module around them is: they came after the freeze."""
+    for path, module in root.named_modules():
+        if not is_held(module) or keeps_running_statistics(module):
+            continue  # a norm is held alone where it is frozen in part
+        for name, child in module.named_children():
+            if keeps_running_statistics(child) and not is_held(child) and not adapts(child):
+                yield f"{path}.{name}" if path else name, child
 
 
 def batch_bound_layers(path: str, part: nn.Module) -> Iterator[str]:

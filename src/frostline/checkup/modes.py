@@ -12,6 +12,7 @@ from frostline.checkup.live import (
     frozen_parts,
     moving_layers,
     random_layers,
+    replaced_norms,
 )
 from frostline.checkup.subject import Check, Subject
 from frostline.modes import held_though_trainable, modes_kept
@@ -48,7 +49,12 @@ def _live_dropout(subject: Subject) -> Iterator[Finding]:
 
 
 def _moving_statistics(subject: Subject) -> Iterator[Finding]:
-    found = _in_training(subject, moving_layers)
+    replaced = dict(replaced_norms(subject.root))
+    found = {
+        path: left
+        for path, names in _in_training(subject, moving_layers).items()
+        if (left := tuple(name for name in names if name not in replaced))
+    }
     if not found:
         return
     names = tuple(name for layers in found.values() for name in layers)
@@ -64,8 +70,28 @@ def _moving_statistics(subject: Subject) -> Iterator[Finding]:
     )
 
 
+def _replaced_norm(subject: Subject) -> Iterator[Finding]:
+    found = dict(replaced_norms(subject.root))
+    if found:
+        told = [f"{path} ({type(norm).__name__})" for path, norm in found.items()]
+        yield Finding(
+            "replaced-norm",
+            "error",
+            f"{counted(len(found), 'norm')} put into held parts after the freeze: {listed(told)}",
+            "what held the norm before went with it: the new one has no hold, its statistics move "
+            "in training, and parameters of its own train",
+            f"fl.freeze(model, {' | '.join(found)!r})  # or convert first, then freeze",
+            tuple(found),
+        )
+
+
 def _held_though_trainable(subject: Subject) -> Iterator[Finding]:
-    names = tuple(path for path, _ in held_though_trainable(subject.root))
+    new = {p for _, norm in replaced_norms(subject.root) for p in norm.parameters()}
+    names = tuple(
+        path
+        for path, part in held_though_trainable(subject.root)
+        if any(p.requires_grad and p not in new for p in part.parameters())
+    )
     if names:
         told = tuple(name or "(model)" for name in names)
         yield Finding(
@@ -113,6 +139,38 @@ def _changes_in_eval(subject: Subject) -> Iterator[Finding]:
     )
 
 
+def _random_in_eval(subject: Subject) -> Iterator[Finding]:
+    root, facts = subject.root, subject.facts
+    with modes_kept(root):
+        root.eval()
+        names = tuple(random_layers("", root))
+        live = tuple(path for path, module in root.named_modules() if path and module.training)
+    if names:
+        seen = f"{counted(len(names), 'layer')} draw random numbers after model.eval(): "
+        seen += listed(names)
+    elif facts is not None and facts.differs_in_eval:
+        seen = "the output in eval mode differs between two passes of one batch"
+        seen += f"; in train mode after model.eval(): {listed(live)}" if live else ""
+    else:
+        return
+    frozen = [path for path, part in frozen_parts(root) if _is_around(path, names or live)]
+    yield Finding(
+        "random-in-eval",
+        "warning",
+        seen,
+        "the model is evaluated with noise, and what a frozen part gives is never the same twice; "
+        "a train() of the model's own may pass parts over, as after a freeze_encoder()",
+        _freeze(tuple(frozen))
+        if frozen
+        else "Ask the mode where random numbers are drawn: F.dropout(x, training=self.training).",
+        names or live,
+    )
+
+
+def _is_around(path: str, names: tuple[str, ...]) -> bool:
+    return any(name == path or name.startswith(f"{path}.") for name in names)
+
+
 def _in_training(
     subject: Subject, layers: Callable[[str, nn.Module], Iterator[str]]
 ) -> dict[str, tuple[str, ...]]:
@@ -135,9 +193,11 @@ def _freeze(paths: tuple[str, ...]) -> str:
 
 
 CHECKS = (
+    Check(_replaced_norm, ("replaced-norm",)),
     Check(_held_though_trainable, ("held-though-trainable",)),
     Check(_moving_statistics, ("moving-statistics",)),
     Check(_live_dropout, ("live-dropout",)),
     Check(_batch_statistics, ("batch-statistics",)),
     Check(_changes_in_eval, ("changes-in-eval",)),
+    Check(_random_in_eval, ("random-in-eval",)),
 )

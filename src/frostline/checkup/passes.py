@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
 from frostline.checkup.findings import Finding, listed
 from frostline.checkup.subject import Check, Subject
 from frostline.checkup.trial import Failure
+from frostline.tensor_parts import is_finite
 
 _CODES = {
     "forward pass in train mode": "forward-failed",
@@ -47,7 +46,7 @@ def _not_tried(subject: Subject) -> Iterator[Finding]:
 
 
 def _not_finite(subject: Subject) -> Iterator[Finding]:
-    bad = [n for n, p in subject.parameters.items() if not p.is_meta and not _is_finite(p)]
+    bad = [n for n, p in subject.parameters.items() if not p.is_meta and not is_finite(p, n)]
     if bad:
         yield Finding(
             "not-finite",
@@ -62,7 +61,7 @@ def _not_finite(subject: Subject) -> Iterator[Finding]:
     if facts is None:
         return
     names = tuple(n for n, kind in facts.gradients.items() if kind == "not finite")
-    in_output = not all(map(_is_finite, facts.outputs))
+    in_output = not all(is_finite(output, "the output") for output in facts.outputs)
     if names or in_output:
         where = "the output" if in_output else f"the gradients of {listed(names)}"
         yield Finding(
@@ -74,10 +73,6 @@ def _not_finite(subject: Subject) -> Iterator[Finding]:
             "of zero; in half precision, compute the loss in float32.",
             names,
         )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
 
 
 def _told(error: Exception) -> str:

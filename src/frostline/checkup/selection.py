@@ -10,8 +10,9 @@ from torch.nn.parameter import is_lazy
 from frostline.checkup.findings import Finding, counted, listed
 from frostline.checkup.subject import Check, Subject
 from frostline.errors import FreezeError, SelectorError, nearest
+from frostline.refusals import unholdable
 from frostline.row_holds import held_rows
-from frostline.selectors import Entry, Selector, select, stages
+from frostline.selectors import Entry, Selection, Selector, nothing, select, stages
 from frostline.selectors.inventory import Occurrence
 from frostline.selectors.terms import And, Not, Or
 
@@ -40,6 +41,24 @@ def refused_finding(error: FreezeError) -> Finding:
         "what was asked for would be refused; the other checks saw the model as it is",
         "Choose another selector; fl.select(model, ...) shows what one matches.",
     )
+
+
+def _unholdable(subject: Subject) -> Iterator[Finding]:
+    """What is frozen by hand and would be refused by `fl.freeze`, since it does not stay so."""
+    stock = subject.inventory
+    off = (i for i, e in enumerate(stock.entries) if e.is_parameter and not e.tensor.requires_grad)
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, why, mend in unholdable(Selection(nothing, stock, frozenset(off))):
+        found.setdefault((why, mend), []).append(name)
+    for (why, mend), names in found.items():
+        yield Finding(
+            "cannot-freeze",
+            "error",
+            f"{listed(names)}: {why.removesuffix('.')}",
+            "requires_grad=False alone does not keep it as it is, and fl.freeze would refuse it",
+            mend,
+            tuple(names),
+        )
 
 
 def _unmatched(subject: Subject) -> Iterator[Finding]:
@@ -174,10 +193,11 @@ def _module(subject: Subject, path: str) -> nn.Module:
 
 CHECKS = (
     Check(_unmatched, ("no-match",)),
+    Check(_unholdable, ("cannot-freeze",)),
     Check(_useless_switch, ("useless-switch",)),
     Check(_nothing_trainable, ("nothing-trainable",)),
     Check(_tied_split, ("tied-split",)),
     Check(_everything_trainable, ("everything-trainable",)),
 )
-CODES = ("lazy-module", "cannot-freeze")
-"""Of findings that no check gives: they tell why the checks cannot see what was asked."""
+CODES = ("lazy-module",)
+"""Of a finding that no check gives: it tells why the checks cannot be made."""

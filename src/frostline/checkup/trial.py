@@ -19,6 +19,7 @@ from frostline.calling import call_with
 from frostline.checkup.keeping import same_bits, untouched
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers
 from frostline.checkup.watching import PartCall, Watch, tensors_in, watching
+from frostline.tensor_parts import is_finite, is_wrapped, plain_parts
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 Step = Literal[
@@ -53,11 +54,13 @@ class Facts:
         gradients: what each trainable parameter got in the best of several passes.
         crossed: modules with frozen parameters that the backward pass goes through.
         dead: ReLUs that gave nothing but zeros.
+        cut: modules that the backward pass could enter and not leave below.
         reentrant: modules in which reentrant checkpointing cut the gradient.
         stacked: pairs of linear layers with nothing between.
         last: the last layer called, by path and class.
         random_parts: frozen parts that draw random numbers in code of their own.
         moved_in_eval: buffers that a pass in eval mode changes, the second time too.
+        differs_in_eval: whether two passes in eval mode give other numbers, with no buffer moved.
     """
 
     outputs: tuple[Tensor, ...]
@@ -65,11 +68,13 @@ class Facts:
     gradients: Mapping[str, Gradient]
     crossed: tuple[str, ...]
     dead: tuple[str, ...]
+    cut: tuple[str, ...]
     reentrant: tuple[str, ...]
     stacked: tuple[tuple[str, str], ...]
     last: tuple[str, str] | None
     random_parts: tuple[str, ...]
     moved_in_eval: tuple[str, ...]
+    differs_in_eval: bool
 
 
 def run_trial(root: nn.Module, example: Any, targets: Tensor | None) -> Facts | Failure:
@@ -108,18 +113,22 @@ def _facts(root: nn.Module, example: Any, targets: Tensor | None) -> Facts:
         _seed(0)
         output = _forward(root, example)
     gradients = _gradients(root, output, targets)
-    again = (path for path, call in watch.parts.items() if _is_random(call))
+    settled = _settled(root, example, targets, gradients)
+    again = tuple(path for path, call in watch.parts.items() if _is_random(call))
+    moved, differs = _in_eval(root, example)
     return Facts(
         outputs=tuple(t.detach() for t in _floats(output)),
         logits=_detached(logits_in(output)),
-        gradients=_settled(root, example, targets, gradients),
+        gradients=settled,
         crossed=tuple(watch.crossed),
         dead=tuple(watch.dead),
+        cut=tuple(watch.cut),
         reentrant=tuple(watch.reentrant),
         stacked=watch.stacked(root),
         last=_last(watch),
-        random_parts=tuple(again),
-        moved_in_eval=_moved_in_eval(root, example),
+        random_parts=again,
+        moved_in_eval=moved,
+        differs_in_eval=differs,
     )
 
 
@@ -181,6 +190,8 @@ def _settled(
 def _nudge_zeros(root: nn.Module) -> None:
     for name, parameter in root.named_parameters():
         is_weight = parameter.requires_grad and not name.endswith("bias")
+        if is_wrapped(parameter):
+            continue  # no such tensor begins at zero, and few can be filled
         if is_weight and parameter.is_floating_point() and not parameter.any():
             parameter.data.normal_(std=0.02)
 
@@ -189,9 +200,9 @@ def _kind(gradient: Tensor | None) -> Gradient:
     if gradient is None:
         return "none"
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    if not bool(values.isfinite().all()):
+    if not is_finite(values, "a gradient"):
         return "not finite"
-    return "some" if bool(values.any()) else "zero"
+    return "some" if any(map(Tensor.any, plain_parts(values, "a gradient")[1])) else "zero"
 
 
 def _loss(output: Any, targets: Tensor | None) -> Tensor | None:
@@ -242,25 +253,32 @@ def _is_random(call: PartCall) -> bool:
         _seed(seed)
         with torch.no_grad(), _quietly():
             outputs.append(tensors_in(call.module(*call.args, **call.kwargs)))
+    return _differ(*outputs)
+
+
+def _differ(ones: list[Tensor], others: list[Tensor]) -> bool:
     return any(
         a.shape != b.shape or not torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
-        for a, b in zip(*outputs, strict=False)
+        for a, b in zip(ones, others, strict=False)
     )
 
 
-def _moved_in_eval(root: nn.Module, example: Any) -> tuple[str, ...]:
-    """Buffers that change at a second pass as well: the first may fill what is made when needed."""
+def _in_eval(root: nn.Module, example: Any) -> tuple[tuple[str, ...], bool]:
+    """Buffers that change in two passes (the first may fill what is made when needed), and whether
+    the outputs differ though none does."""
     root.eval()
-    moved: tuple[str, ...] = ()
-    for _ in range(2):
+    moved: list[tuple[str, ...]] = []
+    outputs: list[list[Tensor]] = []
+    for seed in (1, 2):
         before = {name: buffer.clone() for name, buffer in root.named_buffers()}
+        _seed(seed)
         with torch.no_grad(), _quietly(), _stopping("forward pass in eval mode"):
-            call(root, example)
+            outputs.append(_floats(call(root, example)))
         now = dict(root.named_buffers())
-        moved = tuple(n for n, b in before.items() if n in now and not same_bits(now[n], b))
-        if not moved:
-            break
-    return moved
+        moved.append(tuple(n for n, b in before.items() if n in now and not same_bits(now[n], b)))
+    first, second = moved
+    both = tuple(name for name in second if name in first)
+    return both, not first and not second and _differ(*outputs)
 
 
 def _last(watch: Watch) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -44,6 +45,8 @@ class Watch:
     Attributes:
         crossed: owners of frozen parameters whose input wants a gradient.
         dead: ReLUs that gave nothing but zeros.
+        cut: the innermost modules with parameters into which went what wants a gradient, and out of
+            which came nothing that does.
         reentrant: the innermost modules in which reentrant checkpointing cut the gradient.
         last: the last layer called.
         parts: the first call of each module that was to be noted.
@@ -51,6 +54,7 @@ class Watch:
 
     crossed: list[str] = field(default_factory=list)
     dead: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
     reentrant: list[str] = field(default_factory=list)
     last: tuple[str, nn.Module] | None = None
     parts: dict[str, PartCall] = field(default_factory=dict)
@@ -94,7 +98,7 @@ def watching(root: nn.Module, parts: Iterable[str] = ()) -> Iterator[Watch]:
             enter = partial(_enter, watch, path, path in wanted, frames, caught)
             leave = partial(_leave, watch, path, frames, caught)
             before = module.register_forward_pre_hook(enter, with_kwargs=True)
-            after = module.register_forward_hook(leave)
+            after = module.register_forward_hook(leave, with_kwargs=True)
             hooks.callback(before.remove)
             hooks.callback(after.remove)
         yield watch
@@ -130,12 +134,17 @@ def _leave(
     caught: list[warnings.WarningMessage],
     module: nn.Module,
     args: tuple[Any, ...],
+    kwargs: dict[str, Any],
     output: Any,
 ) -> None:
     before = frames.pop()
     if any(_REENTRANT in str(warning.message) for warning in caught[before:]):
         watch.reentrant.append(path)
         del caught[before:]
+    if _cuts(module, (args, kwargs), output) and not any(
+        _is_within(inner, path) for inner in watch.cut
+    ):
+        watch.cut.append(path)
     if not _is_layer(module):
         return
     watch.last = (path, module)
@@ -151,6 +160,22 @@ def _leave(
         if source in watch._sources and _key(output) != source:
             watch._held.append(output)
             watch._same[_key(output)] = source
+
+
+def _cuts(module: nn.Module, given: Any, output: Any) -> bool:
+    """Whether a gradient ends here; of what has no parameters, as a mask, nobody expects one."""
+    results = tensors_in(output)
+    return (
+        torch.is_grad_enabled()  # else it ends in the module around, which switched it off
+        and bool(results)
+        and not any(t.requires_grad for t in results)
+        and any(t.requires_grad for t in tensors_in(given))
+        and next(module.parameters(), None) is not None
+    )
+
+
+def _is_within(path: str, above: str) -> bool:
+    return path == above or path.startswith(f"{above}.") or not above
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -132,8 +132,9 @@ def _above(name: str) -> Iterator[str]:
 def _children(unit: _Unit) -> list[_Unit]:
     """Children with parameters or running statistics, in the order of their use, each once."""
     found: dict[int, _Unit] = {}
+    children = dict(unit.module.named_children())  # a scripted module knows no get_submodule
     for name in used_order(unit.module):
-        child = unit.module.get_submodule(name)
+        child = children[name]
         if name == "parametrizations" or not _holds_layers(child):
             continue
         inner = _Unit(f"{unit.path}.{name}" if unit.path else name, child)

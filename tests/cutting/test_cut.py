@@ -952,6 +952,23 @@ def test_a_named_submodule_that_does_not_do_is_refused(at: str, message: str) ->
         cut(net, torch.randn(4, 6), at=at)
 
 
+@pytest.mark.parametrize("name", ["gru", "lstm", "rnn_tanh", "x_assert", "sym_size", "dropout"])
+def test_a_layer_that_is_called_as_an_operation_is_taken_for_none(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.GRU(6, 40, batch_first=True))
+            self.head = nn.Linear(40, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.get_submodule(name)(x)[0])
+            return out
+
+    net = Named()
+    fl.freeze(net, name)
+    assert cut(net, torch.randn(4, 5, 6)).error == 0
+
+
 def test_features_behind_a_named_submodule_are_those_of_train_mode_in_both_modes() -> None:
     """Their key tells no mode, so a forward that goes by it after the cut must not mix rows."""
 

@@ -246,7 +246,9 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
         known = recall(model, spec, tensors)
         if known is not None:
             with suppress(CutError):  # something that identities do not tell has changed
-                return _made(known, model, spec, tensors)
+                made = _made(known, model, spec, tensors)
+                made.check_current()
+                return made
         model.train()
         try:
             drawn = _draw(model, spec, tensors)
@@ -329,7 +331,6 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
             "prefix": prefix_key(traced, held, [nodes[0] for nodes in line.crossing]),
             "tensors": prefix_tensors(traced, held),
         },
-        tuple(_frozen_tensors(traced, swept)),
     )
 
 
@@ -342,13 +343,6 @@ def _for_few_samples(model: nn.Module) -> Iterator[None]:
             f"the forward of {type(model).__name__} does not hold for batches of 2 or 3 samples: "
             f"{one_line(error)}."
         ) from error
-
-
-def _frozen_tensors(traced: Traced, swept: Swept) -> Iterator[Tensor]:
-    for node in traced.module.graph.find_nodes(op="get_attr"):
-        tensor = traced.tensor(node)
-        if tensor is not None and swept.is_frozen(node):
-            yield tensor
 
 
 def _alike(choice: Choice, hashes: Mapping[fx.Node, str]) -> tuple[tuple[fx.Node, ...], ...]:

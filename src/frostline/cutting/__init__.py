@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from math import isnan
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
 
-from frostline.cutting.above import Seen, above, parameters_of
+from frostline.cutting.above import Above, Seen, above, parameters_of
 from frostline.cutting.at_key import At, at_key, at_line
 from frostline.cutting.at_module import ModuleSplit, cut_at
 from frostline.cutting.bound import Half
@@ -128,11 +128,12 @@ class Suffix(nn.Module):
     module is.
     """
 
-    def __init__(self, model: nn.Module, training: _Above, evaluation: _Above) -> None:
+    def __init__(self, model: nn.Module, above: ModuleSplit | tuple[Above, Above]) -> None:
+        """Over `model`; `above` is what lies above the line, in evaluation and in training."""
         super().__init__()
         self.model = model
         self.training = model.training
-        self._above = (evaluation, training)
+        self._above = above
 
     def forward(self, *values: Tensor) -> Any:
         """The model's output.
@@ -143,11 +144,12 @@ class Suffix(nn.Module):
             CutError: a parameter below the line is trainable now, or the model is not what was cut
                 any more in what it computes here. Otherwise what the model raises.
         """
-        return self._above[self.model.training](self.model, list(values))
-
-
-class _Above(Protocol):
-    def __call__(self, model: nn.Module, values: list[Tensor], /) -> Any: ...
+        if isinstance(self._above, ModuleSplit):
+            return self._above.suffix(values)
+        above = self._above[self.model.training]
+        # Here, where torch.compile can follow all the rest as one.
+        tensors = above.half.tensors(self.model)
+        return above(tensors, values)
 
 
 @final
@@ -277,8 +279,10 @@ def _halves(
         Prefix(spec, model, Half(drawn.prefix, parameters_of(drawn.prefix), watch)),
         Suffix(
             model,
-            above(drawn.training, drawn.prefix, seen[0], entered),
-            above(drawn.evaluation, drawn.prefix, seen[1], entered),
+            (
+                above(drawn.evaluation, drawn.prefix, seen[1], entered),
+                above(drawn.training, drawn.prefix, seen[0], entered),
+            ),
         ),
         Frontier(drawn.frontier),
         drawn.why,
@@ -415,7 +419,7 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
     )
     return Cut(
         Prefix(spec, model, split),
-        Suffix(model, split.suffix, split.suffix),
+        Suffix(model, split),
         frontier,
         f"behind {at}, as asked",
         float("nan"),

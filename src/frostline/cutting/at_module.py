@@ -7,7 +7,7 @@ submodule and asked for their shape, but not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, final
 
@@ -46,7 +46,7 @@ class ModuleSplit:
         """The one that stands there now."""
         return _find(self._model, self._path)
 
-    def suffix(self, _model: nn.Module, features: list[Tensor]) -> object:
+    def suffix(self, features: Sequence[Tensor]) -> object:
         """The model's output, with `features` as the submodule's answer."""
         assert self._rebuild is not None
         self._check_frozen()

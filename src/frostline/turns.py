@@ -1,22 +1,34 @@
 """What one thread does at a time: tracing and random numbers are of the whole process.
 
 torch.export replaces functions of torch while it follows a model, and every thread draws from one
-generator, which a training loop seeds and a check puts back. Two threads at this at once get other
-bits, or errors that blame the model; so the second waits.
+generator, which a training loop seeds and a check or an estimate puts back. Two threads at this at
+once get other bits, or errors that blame the model; so the second waits.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import Final, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
 # A thread that has the turn may take it again: `fit` cuts, and a hook of its may cut as well.
-_TURN: Final = threading.RLock()
+_TURN = threading.RLock()
+
+
+def _begin_anew() -> None:
+    """A child process has none of the other threads, which would never give their turn back."""
+    global _TURN
+    _TURN = threading.RLock()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def in_turn(work: Callable[_Given, _Result]) -> Callable[_Given, _Result]:

@@ -922,6 +922,7 @@ def test_the_key_of_a_named_cut_is_that_of_its_frozen_tensors() -> None:
         ("above", r"what goes into above is trainable"),
         ("random", r"random answers differently each time"),
         ("mates", r"mates gives a sample what depends on its batch"),
+        ("mode", r"mode answers otherwise in evaluation than in training.*name a lower part"),
         ("read", r"reads the model's input itself"),
     ],
 )
@@ -929,7 +930,7 @@ def test_a_named_submodule_that_does_not_do_is_refused(at: str, message: str) ->
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            for name in ("unused", "twice", "read", "head", "above"):
+            for name in ("unused", "twice", "read", "mode", "head", "above"):
                 self.add_module(name, nn.Linear(6, 6))
             self.random = nn.Dropout()
             self.mates = nn.BatchNorm1d(6, affine=False)
@@ -939,14 +940,56 @@ def test_a_named_submodule_that_does_not_do_is_refused(at: str, message: str) ->
             y = self.read(self.twice(self.twice(self.random(x) if at == "random" else x)))
             if at == "read":
                 y = y + x.relu()
+            if at == "mode":
+                y = self.mode(1.5 * y if self.training else y)
             out: Tensor = self.above(self.head(y))
             return out
 
     net = Net()
-    for name in ("unused", "twice", "read", "above"):
+    for name in ("unused", "twice", "read", "mode", "above"):
         net.get_submodule(name).requires_grad_(False)
     with pytest.raises(fl.CutError, match=message):
         cut(net, torch.randn(4, 6), at=at)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "rnn_tanh", "x_assert", "sym_size", "dropout"])
+def test_a_layer_that_is_called_as_an_operation_is_taken_for_none(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.GRU(6, 40, batch_first=True))
+            self.head = nn.Linear(40, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.get_submodule(name)(x)[0])
+            return out
+
+    net = Named()
+    fl.freeze(net, name)
+    assert cut(net, torch.randn(4, 5, 6)).error == 0
+
+
+def test_features_behind_a_named_submodule_are_those_of_train_mode_in_both_modes() -> None:
+    """Their key tells no mode, so a forward that goes by it after the cut must not mix rows."""
+
+    class Switched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head, self.factor = nn.Linear(6, 6), nn.Linear(6, 2), lambda: 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.body(x * (self.factor() if self.training else 1.0)))
+            return out
+
+    net, x, factors = Switched(), torch.randn(4, 6), [1.0]
+    net.factor = lambda: factors[0]
+    fl.freeze(net, "body")
+    made = cut(net, x, at="body")
+    factors[0] = 1.5
+    trained = made.prefix(x)[0]
+    net.eval()
+    assert same_bits(made.prefix(x)[0], trained)
+    assert not net.training
 
 
 def test_a_gradient_that_export_loses_is_noticed() -> None:

@@ -269,6 +269,23 @@ def test_a_part_below_a_named_line_that_is_thawed_is_named() -> None:
         made.suffix(*features)
 
 
+def test_a_compiled_suffix_looks_its_model_over_as_well() -> None:
+    model = Net().eval()
+    made = made_of(model)
+    features = made.prefix(X)
+    compiled = torch.compile(made.suffix, backend="eager")
+    assert torch.equal(compiled(*features), model(X))
+    model.head = nn.Linear(12, 2)
+    assert torch.equal(compiled(*features), model(X))
+    model.body[2].weight.requires_grad_(True)
+    with pytest.raises(fl.CutError, match=r"body\.2\.weight is trainable now and lies below"):
+        compiled(*features)
+    model.body[2].weight.requires_grad_(False)
+    model.tail = nn.Tanh()
+    with pytest.raises(fl.CutError, match="'tail' is a Tanh, and was a Identity"):
+        compiled(*features)
+
+
 def test_the_prefix_of_a_changed_model_is_refused_and_a_new_head_does_not_matter_to_it() -> None:
     model = Net()
     made = made_of(model)

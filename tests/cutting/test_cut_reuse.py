@@ -104,3 +104,31 @@ def test_what_is_kept_of_a_cut_does_not_keep_the_model() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_a_tensor_that_is_a_plain_attribute_belongs_to_the_key_of_the_next_cut() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 16), nn.Linear(16, 2)
+            self.scale = torch.full((16,), 2.0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head((self.body(x) * self.scale).tanh())
+            return out
+
+    model, example = Scaled(), torch.randn(3, 4)
+    fl.freeze(model, "body")
+    before = fl.cut(model, example)
+    model.scale = torch.full((16,), 3.0)
+    again = fl.cut(model, example)
+    again.check_current()
+    assert again.key["tensors"] != before.key["tensors"]
+
+
+def test_what_was_drawn_under_autocast_is_not_taken_without() -> None:
+    model, example = net(), torch.randn(3, 4)
+    plain = fl.cut(model, example).frontier.values[0].dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = fl.cut(model, example).frontier.values[0].dtype
+    assert (plain, cast) == (torch.float32, torch.bfloat16)

@@ -277,3 +277,17 @@ def test_a_prefix_under_autocast_is_proven_too(tmp_path: Path) -> None:
     write(made)
     with pytest.raises(fl.CutError, match="changed since"):
         extract(made, tmp_path)
+
+
+def test_rows_that_were_computed_under_autocast_are_not_read_without(tmp_path: Path) -> None:
+    class Wide(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.backbone(x).float())
+            return out
+
+    made = cut_net(model=Wide())
+    with torch.autocast("cpu", torch.bfloat16):
+        extract(made, tmp_path)
+    found = extract(made, tmp_path)
+    assert found.computed == 64
+    assert torch.allclose(found.rows.gather(torch.arange(64))[0], made.prefix(INPUTS)[0], atol=1e-5)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import frostline as fl
+from frostline.turns import in_turn
 
 INPUTS = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
 DATA = TensorDataset(INPUTS, torch.arange(24) % 3)
@@ -76,11 +82,52 @@ def test_cuts_in_threads_are_those_of_each_alone() -> None:
 
 
 def test_who_has_the_turn_may_take_it_again() -> None:
-    from frostline.turns import in_turn
-
     @in_turn
     def inner(word: str) -> str:
         return word
 
     assert in_turn(inner)("said") == "said"
     assert in_turn(inner).__name__ == "inner"
+
+
+@pytest.mark.parametrize("look", [fl.estimate, fl.doctor])
+def test_looking_at_a_model_waits_for_the_fit_of_another_thread(
+    look: Callable[[nn.Module, Tensor], object],
+) -> None:
+    """Both put the random numbers of the process back, which the fit draws from."""
+    model, runs = nets()[0], threading.Event()
+    model.register_forward_pre_hook(lambda *_: runs.set())
+    thread = threading.Thread(target=look, args=(model, INPUTS[:4]))
+
+    @in_turn
+    def fit() -> bool:
+        thread.start()
+        return runs.wait(0.3)
+
+    assert not fit()
+    thread.join()
+    assert runs.is_set()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_child_process_does_not_wait_for_a_thread_that_it_does_not_have() -> None:
+    has_turn, may_go = threading.Event(), threading.Event()
+
+    @in_turn
+    def take() -> None:
+        has_turn.set()
+        may_go.wait()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    has_turn.wait()
+    with warnings.catch_warnings(action="ignore"):  # of threads beside a fork
+        child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # ends a child that waits for ever
+        in_turn(lambda: None)()
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    may_go.set()
+    thread.join()
+    assert status == 0

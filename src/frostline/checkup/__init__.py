@@ -32,6 +32,7 @@ from frostline.plans import Plan
 from frostline.recipe import check_alone
 from frostline.selectors import Selector, SelectorLike, as_selector
 from frostline.selectors.inventory import unwrap
+from frostline.turns import in_turn
 
 __all__ = ["CODES", "Check", "Checkup", "Finding", "Level", "doctor"]
 
@@ -53,6 +54,7 @@ CODES = (*selection.CODES, *chain.from_iterable(check.codes for check in _CHECKS
 """Every code that a finding may have."""
 
 
+@in_turn
 def doctor(
     model: nn.Module,
     example: Any = None,

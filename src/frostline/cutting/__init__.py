@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from math import isnan
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
 
-from frostline.cutting.above import Seen, above, parameters_of
+from frostline.cutting.above import Above, Seen, above, parameters_of
 from frostline.cutting.at_key import At, at_key, at_line
 from frostline.cutting.at_module import ModuleSplit, cut_at
 from frostline.cutting.bound import Half
@@ -129,11 +129,12 @@ class Suffix(nn.Module):
     module is.
     """
 
-    def __init__(self, model: nn.Module, training: _Above, evaluation: _Above) -> None:
+    def __init__(self, model: nn.Module, above: ModuleSplit | tuple[Above, Above]) -> None:
+        """Over `model`; `above` is what lies above the line, in evaluation and in training."""
         super().__init__()
         self.model = model
         self.training = model.training
-        self._above = (evaluation, training)
+        self._above = above
 
     def forward(self, *values: Tensor) -> Any:
         """The model's output.
@@ -144,11 +145,12 @@ class Suffix(nn.Module):
             CutError: a parameter below the line is trainable now, or the model is not what was cut
                 any more in what it computes here. Otherwise what the model raises.
         """
-        return self._above[self.model.training](self.model, list(values))
-
-
-class _Above(Protocol):
-    def __call__(self, model: nn.Module, values: list[Tensor], /) -> Any: ...
+        if isinstance(self._above, ModuleSplit):
+            return self._above.suffix(values)
+        above = self._above[self.model.training]
+        # Here, where torch.compile can follow all the rest as one.
+        tensors = above.half.tensors(self.model)
+        return above(tensors, values)
 
 
 @final
@@ -247,7 +249,9 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
         known = recall(model, spec, tensors)
         if known is not None:
             with suppress(CutError):  # something that identities do not tell has changed
-                return _made(known, model, spec, tensors)
+                made = _made(known, model, spec, tensors)
+                made.check_current()
+                return made
         model.train()
         try:
             drawn = _draw(model, spec, tensors)
@@ -276,8 +280,10 @@ def _halves(
         Prefix(spec, model, Half(drawn.prefix, parameters_of(drawn.prefix), watch)),
         Suffix(
             model,
-            above(drawn.training, drawn.prefix, seen[0], entered),
-            above(drawn.evaluation, drawn.prefix, seen[1], entered),
+            (
+                above(drawn.evaluation, drawn.prefix, seen[1], entered),
+                above(drawn.training, drawn.prefix, seen[0], entered),
+            ),
         ),
         Frontier(drawn.frontier),
         drawn.why,
@@ -330,7 +336,6 @@ def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
             "prefix": prefix_key(traced, held, [nodes[0] for nodes in line.crossing]),
             "tensors": prefix_tensors(traced, held),
         },
-        tuple(_frozen_tensors(traced, swept)),
     )
     forget_symbols(traced.module.graph, evaluated.module.graph)
     return drawn
@@ -345,13 +350,6 @@ def _for_few_samples(model: nn.Module) -> Iterator[None]:
             f"the forward of {type(model).__name__} does not hold for batches of 2 or 3 samples: "
             f"{one_line(error)}."
         ) from error
-
-
-def _frozen_tensors(traced: Traced, swept: Swept) -> Iterator[Tensor]:
-    for node in traced.module.graph.find_nodes(op="get_attr"):
-        tensor = traced.tensor(node)
-        if tensor is not None and swept.is_frozen(node):
-            yield tensor
 
 
 def _alike(choice: Choice, hashes: Mapping[fx.Node, str]) -> tuple[tuple[fx.Node, ...], ...]:
@@ -424,7 +422,7 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
     )
     return Cut(
         Prefix(spec, model, split),
-        Suffix(model, split.suffix, split.suffix),
+        Suffix(model, split),
         frontier,
         f"behind {at}, as asked",
         float("nan"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from frostline.cutting.bound import Half
 from frostline.cutting.checking import Refusal
@@ -32,17 +32,17 @@ class Seen:
 @final
 @dataclass(frozen=True, slots=True)
 class Above:
-    """`above(model, values)` is the model's output, as long as it is the model that was cut."""
+    """`above(half.tensors(model), values)` is the model's output, if it is what was cut."""
 
     half: Half
     rebuild: Rebuild
     refusal: Refusal | None
 
-    def __call__(self, model: nn.Module, values: Sequence[Tensor]) -> Any:
+    def __call__(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Any:
         """The model's output for the frontier's values; raises what the model raises."""
         if self.refusal is not None and values[0].shape[0] == 1:
             raise self.refusal.error()
-        return self.rebuild(iter(self.half(model, values)))
+        return self.rebuild(iter(self.half.run(tensors, values)))
 
 
 def above(

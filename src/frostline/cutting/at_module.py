@@ -7,7 +7,7 @@ submodule and asked for their shape, but not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, final
 
@@ -37,18 +37,8 @@ class ModuleSplit:
         self._check_fixed(tensors)
 
     def prefix(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
-        """The submodule's output, flat."""
-        answered: list[object] = []
-
-        def stop(_module: nn.Module, _inputs: object, output: object) -> None:
-            answered.append(output)
-            raise _ReachedError
-
-        with self._hooked(stop), suppress(_ReachedError):
-            self._spec.call(self._model, tensors)
-        if not answered:
-            raise CutError(f"{self._path} is not used in the forward. Name one that is.")
-        flat, self._rebuild = flatten_output(answered[0])
+        """The submodule's output, flat; as in train mode, since one set of rows serves both."""
+        flat, self._rebuild = self._answer(tensors)
         return tuple(flat)
 
     @property
@@ -56,7 +46,7 @@ class ModuleSplit:
         """The one that stands there now."""
         return _find(self._model, self._path)
 
-    def suffix(self, _model: nn.Module, features: list[Tensor]) -> object:
+    def suffix(self, features: Sequence[Tensor]) -> object:
         """The model's output, with `features` as the submodule's answer."""
         assert self._rebuild is not None
         self._check_frozen()
@@ -94,6 +84,13 @@ class ModuleSplit:
                 "is random. Freeze it with fl.freeze, which holds dropout and norms."
             )
         self._check_batches(tensors)
+        evaluated, _ = self._answer([t.clone() for t in tensors], training=False)
+        if len(first) != len(evaluated) or not all(map(is_close, first, evaluated)):
+            raise CutError(
+                f"{self._path} answers otherwise in evaluation than in training, and one set of "
+                "features serves both. Freeze what is below it with fl.freeze, which holds its "
+                "mode, or name a lower part."
+            )
 
     def _parameters_below(self, reads: Mapping[str, Collection[str]]) -> Iterator[str]:
         """Those that the submodule's answer hangs on: its own, and all of what ran before it.
@@ -129,20 +126,26 @@ class ModuleSplit:
                         )
 
     def _answers(self, tensors: list[Tensor], *, seed: int = 0) -> list[Tensor]:
-        answers: list[list[Tensor]] = []
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            return self._answer([t.clone() for t in tensors])[0]
 
-        def note(_module: nn.Module, _inputs: object, output: object) -> None:
-            answers.append(flatten_output(output)[0])
+    def _answer(
+        self, tensors: list[Tensor], *, training: bool = True
+    ) -> tuple[list[Tensor], Rebuild]:
+        """What the submodule answers in a mode of the model, flat, and what makes it of that."""
+        answered: list[object] = []
+
+        def stop(_module: nn.Module, _inputs: object, output: object) -> None:
+            answered.append(output)
             raise _ReachedError
 
-        with modes_kept(self._model), self._hooked(note), torch.random.fork_rng(devices=()):
-            self._model.train()
-            torch.manual_seed(seed)
-            with suppress(_ReachedError):
-                self._spec.call(self._model, [t.clone() for t in tensors])
-        if not answers:
+        with modes_kept(self._model), self._hooked(stop), suppress(_ReachedError):
+            self._model.train(training)
+            self._spec.call(self._model, tensors)
+        if not answered:
             raise CutError(f"{self._path} is not used in the forward. Name one that is.")
-        return answers[0]
+        return flatten_output(answered[0])
 
     @contextmanager
     def _hooked(self, hook: Callable[..., None]) -> Iterator[None]:

@@ -42,11 +42,15 @@ class Half:
         Raises:
             CutError: the model is not what was cut.
         """
-        return self._graph.run(self._tensors(model), values)
+        return self.run(self.tensors(model), values)
+
+    def run(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the graph gives for `values`, over what `tensors` gave."""
+        return self._graph.run(tensors, values)
 
     def over(self, model: nn.Module) -> fx.GraphModule:
         """The graph as a module over the tensors that the model has now; raises as a call does."""
-        return self._graph.over(self._tensors(model))
+        return self._graph.over(self.tensors(model))
 
     def __deepcopy__(self, memo: dict[int, object]) -> Half:
         return Half(self._graph, self._below, self._watch)
@@ -54,9 +58,16 @@ class Half:
     def __reduce__(self) -> tuple[Any, ...]:
         return Half, (self._graph, self._below, self._watch)
 
-    def _tensors(self, model: nn.Module) -> list[Tensor]:
+    @torch.compiler.disable(reason="a cut looks its model over")  # type: ignore[untyped-decorator, no-untyped-call]  # torch's own
+    def tensors(self, model: nn.Module) -> list[Tensor]:
+        """Those that the graph reads, as the model has them now.
+
+        torch.compile guards what it sees, and sees no module in the graph: so it does not follow.
+
+        Raises:
+            CutError: as a call.
+        """
         found = self._found  # one reading: replicas of a model share this in several threads
-        # While torch.compile follows, it guards modules and tensors on its own.
         if found is None or found.model is not model or not _is_current(found):
             found = self._found = self._find(model)
         tensors: list[Any] = [owned.get(leaf) for owned, leaf in found.tensors]
@@ -102,8 +113,6 @@ class _Found(NamedTuple):
 
 def _is_current(found: _Found) -> bool:
     """Whether nothing has changed; if not, finding all again tells what."""
-    if torch.compiler.is_compiling():
-        return True
     for owned, leaf in found.below:
         tensor = owned.get(leaf)
         if tensor is None or tensor.requires_grad:

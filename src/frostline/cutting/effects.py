@@ -30,7 +30,7 @@ _MOVES_STATISTICS = {
 
 def is_assertion(node: fx.Node) -> bool:
     """Whether the operation only checks something."""
-    name = str(getattr(node.target, "__name__", node.target))
+    name = str(getattr(node.target, "__name__", ""))  # a name of the model's is plain text
     return "_assert" in name or "sym_constrain_range" in name
 
 

@@ -2,7 +2,7 @@
 
 Following a model takes longer than training a head on stored features, and a second run with
 another learning rate starts from the same model. What is reused is checked on the example like
-anything new: an attribute that was changed behind our back shows there.
+anything new, and its tensors against its key: what was changed behind our back shows there.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from frostline.cutting.graphs import OpenGraph
 from frostline.cutting.structures import InputSpec, Rebuild
-from frostline.fingerprints import fingerprint_of
 
 
 @final
@@ -26,7 +26,6 @@ class Drawn:
 
     Attributes:
         training, evaluation: the suffix in each mode, and what makes the model's output of it.
-        rests_on: the frozen tensors that the halves read.
     """
 
     prefix: OpenGraph
@@ -36,14 +35,12 @@ class Drawn:
     why: str
     share: float
     key: Mapping[str, str]
-    rests_on: tuple[Tensor, ...]
 
 
 @final
 @dataclass(frozen=True)
 class _Kept:
     state: tuple[object, ...]
-    content: str
     drawn: Drawn
 
 
@@ -53,7 +50,7 @@ _KEPT: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
 def keep(model: nn.Module, spec: InputSpec, tensors: list[Tensor], drawn: Drawn) -> None:
     """Remember what was drawn for the model as it is now, in train mode."""
-    _KEPT[model] = _Kept(_state(model, spec, tensors), _content(drawn), drawn)
+    _KEPT[model] = _Kept(_state(model, spec, tensors), drawn)
 
 
 def recall(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn | None:
@@ -61,15 +58,11 @@ def recall(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn | 
     kept = _KEPT.get(model)
     if kept is None or kept.state != _state(model, spec, tensors):
         return None
-    return kept.drawn if _content(kept.drawn) == kept.content else None
-
-
-def _content(drawn: Drawn) -> str:
-    return str(fingerprint_of({str(i): t for i, t in enumerate(drawn.rests_on)}))
+    return kept.drawn
 
 
 def _state(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> tuple[object, ...]:
-    """Identities of modules, tensors and hooks, gradient switches and modes, shapes of inputs."""
+    """Identities of modules, tensors and hooks, switches and modes, autocast, shapes of inputs."""
     return (
         tuple(
             (
@@ -85,6 +78,10 @@ def _state(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> tuple[ob
         tuple((id(p), p.requires_grad, p.device) for p in model.parameters()),
         tuple(id(b) for b in model.buffers()),
         tuple((t.shape[1:], t.dtype, t.device) for t in tensors),
+        tuple(
+            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in {t.device.type for t in tensors}
+        ),
         spec.tree,
         spec.leaves,
     )

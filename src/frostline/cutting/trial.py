@@ -159,7 +159,8 @@ class _Runner(fx.Interpreter):
 
     def _recurrent_flops(self, node: fx.Node) -> float:
         """Two for each weight at each position; torch (2.15) counts no fused LSTM."""
-        if str(node.target).partition(".")[2].partition(".")[0] not in _RECURRENT:
+        name = str(node.target).partition(".")[2].partition(".")[0]
+        if node.op != "call_function" or name not in _RECURRENT:  # a layer may be called `gru`
             return 0.0
         first, *others = (self.env[argument] for argument in node.all_input_nodes)
         weights = sum(t.numel() for t in others if isinstance(t, Tensor) and t.dim() == 2)

@@ -31,12 +31,14 @@ from frostline.phasing import freeze_for
 from frostline.plans import Phase, Plan
 from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike
+from frostline.turns import in_turn
 
 __all__ = ["Estimate", "estimate"]
 
 _PRECISIONS = ("fp32", "bf16", "fp16")
 
 
+@in_turn
 def estimate(
     model: nn.Module,
     example: Any,

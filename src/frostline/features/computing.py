@@ -99,6 +99,8 @@ class Computing:
             # Bits are promised, and kernels are chosen by what the processor can do.
             capability = torch.backends.cpu.get_cpu_capability()
             parts["kernels"] = f"{self.device.type} {capability} {_settings(self.device)}"
+            if torch.is_autocast_enabled(self.device.type):  # around the caller; forms shut it out
+                parts["autocast"] = str(torch.get_autocast_dtype(self.device.type))
         if self.mode:
             parts["mode"] = self.mode
         if self.whole or self.exact:

@@ -239,7 +239,11 @@ def read_delta(path: str | Path) -> Delta:
     """
     file = Path(path)
     if not file.is_file():
-        raise DeltaError(f"there is no delta at {file}. A run keeps its own in best/ and last/.")
+        raise DeltaError(
+            f"there is no delta at {file}. A run keeps its own in best/ and last/, from its first "
+            "epochs on: wait for one that is going; one that was stopped goes on by `frostline "
+            "train --resume`."
+        )
     try:
         with safe_open(file, framework="pt") as content:
             header = cast("dict[str, str]", content.metadata() or {})

@@ -534,6 +534,14 @@ def buffer_that_counts_in_eval() -> Case:
 
 
 @case
+def frozen_embedding_that_scales_its_rows() -> Case:
+    net = nn.Sequential(nn.Embedding(5, 4, max_norm=1.0), nn.Flatten(), nn.Linear(8, CLASSES))
+    off(net[0])
+    arguments = {"model": net, "example": torch.tensor([[0, 1], [2, 3]])}
+    return Case("moving-embedding", "max_norm: 0", arguments, mended=True)
+
+
+@case
 def softmax_at_the_end() -> Case:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(dim=1))
     off(net[0])

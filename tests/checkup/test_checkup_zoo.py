@@ -18,7 +18,7 @@ LEVELS = {
         *("forward-failed", "backward-failed", "not-finite", "other-model", "not-in-optimizer"),
         *("in-two-groups", "other-scheduler", "scheduler-groups", "reentrant-checkpoint"),
         *("moving-statistics", "target-range", "plan-error", "stale-gradient"),
-        *("outgrown-state", "held-though-trainable"),
+        *("outgrown-state", "held-though-trainable", "moving-embedding"),
     },
     "note": {"log-softmax", "frozen-above-trainable", "not-tried", "everything-trainable"},
 }
@@ -102,6 +102,7 @@ SAID = {
     "live-dropout": ("evaluation", "holds their mode too"),
     "batch-statistics": ("depends on the others in its batch", "track_running_stats=True"),
     "changes-in-eval": ("another one after each evaluation", "`if self.training:`"),
+    "moving-embedding": ("in eval mode too, so what is frozen moves", "max_norm = None"),
     "softmax-output": ("cross-entropy takes the softmax itself", ""),
     "log-softmax": ("changes nothing but costs time", "torch.nn.Identity()"),
     "stacked-linear": ("make one linear map", "--head 100"),

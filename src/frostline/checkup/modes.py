@@ -113,6 +113,27 @@ def _changes_in_eval(subject: Subject) -> Iterator[Finding]:
     )
 
 
+def _moving_embeddings(subject: Subject) -> Iterator[Finding]:
+    names = tuple(
+        path
+        for path, module in subject.root.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        and module.max_norm is not None
+        and not module.weight.requires_grad
+    )
+    if names:
+        yield Finding(
+            "moving-embedding",
+            "error",
+            f"{counted(len(names), 'frozen embedding')} with max_norm: {listed(names)}",
+            "its forward scales the rows that it reads, in its own weight and in eval mode too, so "
+            "what is frozen moves",
+            f"model.get_submodule({names[0]!r}).max_norm = None  # of each of them, once its rows "
+            "are scaled",
+            names,
+        )
+
+
 def _in_training(
     subject: Subject, layers: Callable[[str, nn.Module], Iterator[str]]
 ) -> dict[str, tuple[str, ...]]:
@@ -140,4 +161,5 @@ CHECKS = (
     Check(_live_dropout, ("live-dropout",)),
     Check(_batch_statistics, ("batch-statistics",)),
     Check(_changes_in_eval, ("changes-in-eval",)),
+    Check(_moving_embeddings, ("moving-embedding",)),
 )

@@ -63,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         content = text.encode()
     except UnicodeEncodeError as error:
-        line = next(line for line in text.splitlines() if not _is_text(line))
+        line = next(line for line in text.splitlines() if not is_text(line))
         raise OutputError(
             f"cannot write {path}: it would hold a file name that is no UTF-8, in: "
             f"{line.encode(errors='backslashreplace').decode()}. Rename the file or folder, or "
@@ -72,8 +72,8 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, content)
 
 
-def _is_text(line: str) -> bool:
-    """Whether it can be written; names of files that are no UTF-8 hold halves of characters."""
+def is_text(line: str) -> bool:
+    """Whether UTF-8 can hold it; names of files that are no UTF-8 hold halves of characters."""
     return not any("\ud800" <= character <= "\udfff" for character in line)
 
 

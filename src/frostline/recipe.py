@@ -55,8 +55,9 @@ class Recipe(BaseModel):
     )
     precision: str = Field(
         "auto",
-        description="auto: float32, the frozen part in the fastest form within 2 % error; exact: "
-        "float32 throughout, bit for bit; a number: that error; bf16 or fp16: mixed precision.",
+        description="auto: float32, the frozen part in the first form that suits the processor "
+        "and is within 2 % error; exact: float32 throughout, bit for bit; a number: that error; "
+        "bf16 or fp16: mixed precision.",
     )
     lean: bool = Field(
         False,

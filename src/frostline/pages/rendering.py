@@ -34,7 +34,8 @@ def save_page(page: str, path: str | Path, *, force: bool = False) -> None:
     """Write a page, whole or not at all; over an older page, but over no other file.
 
     Raises:
-        OutputError: it cannot be written, or another file is there and `force` is not given.
+        OutputError: it cannot be written, is a folder, or another file is there and `force` is not
+            given.
     """
     check_page_path(path, force=force)
     write_bytes(Path(path), page.encode("utf-8", "backslashreplace"))
@@ -47,7 +48,9 @@ def check_page_path(path: str | Path, *, force: bool = False) -> None:
         OutputError: as `save_page`.
     """
     file = Path(path)
-    if force or not file.is_file():  # a folder is refused where it is written
+    if file.is_dir():
+        raise OutputError(f"{file} is a folder. Name a file to write, as {file / 'page.html'}.")
+    if force or not file.is_file():
         return
     with output_errors(file), file.open("rb") as content:
         head = content.read(_HEAD_BYTES)

@@ -142,7 +142,7 @@ def config_errors() -> Iterator[None]:
         yield
     except ValidationError as error:
         found = [_one_problem(dict(problem)) for problem in error.errors(include_url=False)]
-        raise ConfigError("; ".join(found) + ".") from error
+        raise ConfigError("; ".join(found).removesuffix(".") + ".") from error
 
 
 def _one_problem(problem: dict[str, object]) -> str:

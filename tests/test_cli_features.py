@@ -168,6 +168,7 @@ def test_a_form_that_cannot_be_heeded_is_refused(
     answer = world.train(*options)
     assert answer.status == status
     assert told in " ".join(answer.err.replace("│", " ").split())
+    assert ".." not in answer.err
     assert not world.run.exists()
 
 

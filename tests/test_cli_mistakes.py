@@ -227,6 +227,7 @@ def test_a_page_is_written_over_no_other_file(finished: World, tmp_path: Path, v
     mine.write_text("my own")
     refused(call(*arguments, mine), "is no page that Frostline wrote, so it was not overwritten")
     assert mine.read_text() == "my own"
+    refused(call(*arguments, tmp_path), "is a folder, so it was not overwritten. Name a file")
     if verb == "inspect":  # its page takes seconds, and is written by the same function
         return
     assert call(*arguments, mine, "--force").status == 0

@@ -55,6 +55,10 @@ def test_a_store_lies_in_such_a_folder_and_a_run_is_refused_at_once(
         told = call("features", *verb, store.root, "--json")
         assert (plain.status, told.status) == (0, 0), plain.err + told.err
         json.loads(told.out)
+    lost = tmp_path / "delta.safetensors"
+    fl.save_delta(model, lost)
+    with pytest.raises(fl.DeltaError, match=r"the path .* is no UTF-8.*another name"):
+        fl.load_delta(model, lost.rename(root / lost.name))
     missing = call("report", root / "run")
     assert (missing.status, missing.err[:6]) == (1, "Error:")
 

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from frostline import OutputError
-from frostline._files import append_line, file_digest, lock, replacing, write_bytes, write_text
+from frostline._files import (
+    append_line,
+    check_replaceable,
+    file_digest,
+    lock,
+    replacing,
+    write_bytes,
+    write_text,
+)
 
 
 def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
@@ -80,9 +88,22 @@ def test_a_folder_that_is_a_file_is_an_output_error(tmp_path: Path) -> None:
 
 def test_a_path_that_is_a_folder_is_an_output_error_and_stays(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError, match=r"Is a directory\. Nothing was overwritten\. Choose"):
+    with pytest.raises(OutputError, match=r"is a folder, so it was not overwritten\. Name a"):
         write_bytes(tmp_path / "folder", b"")
     assert [found.name for found in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_a_pipe_or_a_device_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for file in (pipe, Path(os.devnull)):
+        with pytest.raises(OutputError, match=r"is no file but a device, a pipe .*Name a file"):
+            check_replaceable(file)
+    with pytest.raises(OutputError, match="is no file but a device"):
+        write_bytes(pipe, b"new")
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -26,8 +26,10 @@ def replacing(path: Path) -> Iterator[Path]:
     that is memory-mapped elsewhere keeps its old content there.
 
     Raises:
-        OutputError: the folder cannot be made or written, or the disk is full.
+        OutputError: the folder cannot be made or written, or the disk is full, or as
+            `check_replaceable`.
     """
+    check_replaceable(path)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -42,6 +44,20 @@ def replacing(path: Path) -> Iterator[Path]:
             _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Make sure that a file may come to `path`: over another file at most.
+
+    A rename over a device or a pipe would take it from everybody: `/dev/null`, say.
+
+    Raises:
+        OutputError: there is something else.
+    """
+    with output_errors(path):
+        if path.exists() and not path.is_file():
+            what = "a folder" if path.is_dir() else "no file but a device, a pipe or the like"
+            raise OutputError(f"{path} is {what}, so it was not overwritten. Name a file to write.")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -63,7 +79,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         content = text.encode()
     except UnicodeEncodeError as error:
-        line = next(line for line in text.splitlines() if not _is_text(line))
+        line = next(line for line in text.splitlines() if not is_text(line))
         raise OutputError(
             f"cannot write {path}: it would hold a file name that is no UTF-8, in: "
             f"{line.encode(errors='backslashreplace').decode()}. Rename the file or folder, or "
@@ -72,8 +88,8 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, content)
 
 
-def _is_text(line: str) -> bool:
-    """Whether it can be written; names of files that are no UTF-8 hold halves of characters."""
+def is_text(line: str) -> bool:
+    """Whether UTF-8 can hold it; names of files that are no UTF-8 hold halves of characters."""
     return not any("\ud800" <= character <= "\udfff" for character in line)
 
 

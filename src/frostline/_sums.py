@@ -23,8 +23,8 @@ _DIFFERS = "its checksum is not that of its content"
 
 
 def with_sum(text: str) -> str:
-    """`text` and a last line with its checksum."""
-    return text + _line(xxhash.xxh3_128(text.encode())).decode()
+    """`text` and a last line with its checksum; what is no UTF-8 is refused where it is written."""
+    return text + _line(xxhash.xxh3_128(text.encode(errors="surrogatepass"))).decode()
 
 
 def checked(raw: bytes) -> str:

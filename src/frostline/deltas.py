@@ -32,6 +32,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from frostline._files import is_text
 from frostline._tensor_files import check_header, save_tensors
 from frostline.errors import ConfigError, CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
@@ -244,12 +245,21 @@ def read_delta(path: str | Path) -> Delta:
     """
     file = Path(path)
     if not file.is_file():
-        raise DeltaError(f"there is no delta at {file}. A run keeps its own in best/ and last/.")
+        raise DeltaError(
+            f"there is no delta at {file}. A run keeps its own in best/ and last/, from its first "
+            "epochs on: wait for one that is going; one that was stopped goes on by `frostline "
+            "train --resume`."
+        )
     try:
         with safe_open(file, framework="pt") as content:
             header = cast("dict[str, str]", content.metadata() or {})
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
+        if not is_text(str(file)):  # which safetensors 0.8 takes for no path
+            raise DeltaError(
+                f"the path {file} is no UTF-8, so safetensors cannot read it. Move the run, or the "
+                "file, to a folder with another name."
+            ) from error
         if file.suffix != ".safetensors":
             raise DeltaError(
                 f"{file} is no delta: those are .safetensors files. A run keeps its own in best/ "

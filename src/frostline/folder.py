@@ -138,14 +138,14 @@ class RunFolder:
 
         Raises:
             OutputError: something is here already, or the folder cannot be written, or its name is
-                no UTF-8, which tensorboard's writer does not bear.
+                no UTF-8, from where safetensors reads nothing back (0.8).
         """
         try:
             str(self.root.absolute()).encode()
         except UnicodeEncodeError as error:
             raise OutputError(
-                f"the path {self.root.absolute()} is no UTF-8, so not all of a run can be written "
-                "there. Choose another --out."
+                f"the path {self.root.absolute()} is no UTF-8, so what a run saves there could not "
+                "be read back. Choose another --out."
             ) from error
         if self.root.exists() and not self._is_empty_folder():
             raise OutputError(f"{self.root} already holds {self._content()} choose another --out.")

@@ -55,8 +55,9 @@ class Recipe(BaseModel):
     )
     precision: str = Field(
         "auto",
-        description="auto: float32, the frozen part in the fastest form within 2 % error; exact: "
-        "float32 throughout, bit for bit; a number: that error; bf16 or fp16: mixed precision.",
+        description="auto: float32, the frozen part in the first form that suits the processor "
+        "and is within 2 % error; exact: float32 throughout, bit for bit; a number: that error; "
+        "bf16 or fp16: mixed precision.",
     )
     lean: bool = Field(
         False,
@@ -141,7 +142,7 @@ def config_errors() -> Iterator[None]:
         yield
     except ValidationError as error:
         found = [_one_problem(dict(problem)) for problem in error.errors(include_url=False)]
-        raise ConfigError("; ".join(found) + ".") from error
+        raise ConfigError("; ".join(found).removesuffix(".") + ".") from error
 
 
 def _one_problem(problem: dict[str, object]) -> str:

@@ -76,6 +76,14 @@ def test_other_validation_pictures_make_figures_incomparable(world: World, tmp_p
     assert compare_runs([world.root / "one", run]).facts.runs[1].validation == "different"
 
 
+def test_a_run_that_has_not_ended_is_named(world: World, tmp_path: Path) -> None:
+    stopped = shutil.copytree(world.root / "two", tmp_path / "stopped")
+    (stopped / "result.json").unlink()
+    (warning,) = call("compare", world.root / "one", stopped, "--json").json["warnings"]
+    assert warning.startswith("stopped has no result.json")
+    assert "epochs so far" in warning
+
+
 def test_runs_of_other_classes_are_not_paired(world: World, tmp_path: Path) -> None:
     run = World(tmp_path, names=("cat", "dog")).run("other")
     answer = call("compare", world.root / "one", run, "--json")

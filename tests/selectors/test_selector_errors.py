@@ -96,6 +96,18 @@ def test_an_unknown_kind_names_the_nearest_and_all() -> None:
         fl.kind("norms")
 
 
+def test_a_depth_outside_its_range_is_said() -> None:
+    with pytest.raises(fl.SelectorError, match=r"depth:900% is out of range"):
+        fl.depth(900)
+
+
+def test_a_module_without_parameters_is_not_called_its_own_nearest_name() -> None:
+    with pytest.raises(fl.SelectorError) as caught:
+        fl.select(NET, "relu")
+    assert "'relu' matches no parameter of ResNet. That module has none" in str(caught.value)
+    assert "Nearest" not in str(caught.value)
+
+
 @pytest.mark.parametrize("percent", [0, -5, 100.5, float("nan"), float("inf")])
 def test_a_depth_outside_its_range_is_refused(percent: float) -> None:
     with pytest.raises(fl.SelectorError, match="depth goes above 0% and up to 100%"):

@@ -140,8 +140,9 @@ def extract(
         dataset: an `ImageDataset`, a `TensorDataset`, or any indexed data set of
             (input, class index) that gives the same sample each time.
         views: random views of each picture to keep; by default as the data set says.
-        precision: `"exact"` is the model's own float32; `"auto"` the fastest form within 2 %
-            relative error on real samples; a number allows that error.
+        precision: `"exact"` is the model's own float32; `"auto"` the first form that suits
+            the processor and is within 2 % relative error on real samples; a number allows that
+            error.
         storage: on disk; `"auto"` keeps every bit that was computed.
         batch_size: samples in a pass.
         progress: told (rows done, rows to compute).

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from frostline._files import output_errors, write_bytes
+from frostline._files import check_replaceable, output_errors, write_bytes
 from frostline.errors import OutputError
 from frostline.units import format_bytes, format_count, format_seconds
 
@@ -34,7 +34,8 @@ def save_page(page: str, path: str | Path, *, force: bool = False) -> None:
     """Write a page, whole or not at all; over an older page, but over no other file.
 
     Raises:
-        OutputError: it cannot be written, or another file is there and `force` is not given.
+        OutputError: it cannot be written, is no file, or another file is there and `force` is
+            not given.
     """
     check_page_path(path, force=force)
     write_bytes(Path(path), page.encode("utf-8", "backslashreplace"))
@@ -47,7 +48,8 @@ def check_page_path(path: str | Path, *, force: bool = False) -> None:
         OutputError: as `save_page`.
     """
     file = Path(path)
-    if force or not file.is_file():  # a folder is refused where it is written
+    check_replaceable(file)
+    if force or not file.exists():
         return
     with output_errors(file), file.open("rb") as content:
         head = content.read(_HEAD_BYTES)

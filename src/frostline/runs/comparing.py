@@ -198,7 +198,12 @@ def _differing(settings: Sequence[RunSettings]) -> tuple[Differing, ...]:
 
 def _warnings(runs: Sequence[ComparedRun], sides: Sequence[Side]) -> list[str]:
     first = runs[0].name
-    found = []
+    found = [
+        f"{run.name} has no result.json that can be read, as one that is still going or was "
+        "stopped: its figures are those of its epochs so far."
+        for run in runs
+        if run.records.result is None
+    ]
     for run, side in zip(runs[1:], sides[1:], strict=True):
         if side.classes != sides[0].classes:
             found.append(

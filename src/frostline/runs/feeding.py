@@ -130,7 +130,7 @@ def feed(
     plain: tuple[Batches, Batches],
     wanted: Wanted,
 ) -> Feed:
-    """The fastest way for `data` (training, validation) through `model`.
+    """The shortest way for `data` (training, validation) through `model`.
 
     Args:
         example: a few samples, on the device, to cut on.

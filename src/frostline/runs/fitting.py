@@ -105,9 +105,9 @@ def fit(
     With a plan each phase freezes and thaws by its selectors, and what was frozen in it is
     verified when it ends; the model stays frozen as in the last one.
 
-    What lies below the frost line is computed once for each sample, in the fastest form that is
-    faithful, and kept in a feature store; the epochs train from there. With `precision="exact"`
-    the figures are those of the plain loop (`features="off"`).
+    What lies below the frost line is computed once for each sample, in the first faithful form
+    that suits the processor, and kept in a feature store; the epochs train from there. With
+    `precision="exact"` the figures are those of the plain loop (`features="off"`).
 
     In several threads of a process runs take turns, since random numbers are the process's.
 

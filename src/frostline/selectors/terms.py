@@ -241,7 +241,8 @@ class Depth(Selector):
 
     def __post_init__(self) -> None:
         if not 0 < self.percent <= 100:
-            raise SelectorError("that depth is out of range: depth goes above 0% and up to 100%.")
+            asked = f"depth:{self.percent:g}%" if abs(self.percent) < 1e300 else "that depth"
+            raise SelectorError(f"{asked} is out of range: depth goes above 0% and up to 100%.")
 
     def pick(self, inventory: Inventory) -> Picked:
         groups = stages(inventory)
@@ -483,10 +484,11 @@ def _sample(inventory: Inventory) -> str:
 def _refuse(
     term: Selector, inventory: Inventory, asked: str, *, known: list[str] | None = None
 ) -> Picked:
-    near = nearest(
-        plain_name(asked[:_COMPARED]), known if known is not None else list(inventory.names)
-    )
-    hint = f" Nearest: {', '.join(near)}." if near else ""
+    names = known if known is not None else list(inventory.names)
+    name = plain_name(asked[:_COMPARED])
+    hint = f" Nearest: {', '.join(near)}." if (near := nearest(name, names)) else ""
+    if name in names:  # as quantised layers, whose weights are packed
+        hint = " That module has none, so there is nothing to switch; leave it out."
     raise SelectorError(
         f"'{shortened(term)}' matches no parameter of {inventory.title}.{hint} "
         "See all: print(fl.summary(model)) or `frostline inspect MODEL`."

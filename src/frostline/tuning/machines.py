@@ -1,4 +1,4 @@
-"""What of the machine decides which form is fastest: its name, and what it may be good at."""
+"""What of the machine decides which forms are tried: its name, and what it may be good at."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-KILLS = 30
+KILLS = 16
 PHOTOS_OF_A_CLASS = 8
 
 # A small network with its own weights on small crops, so that a run takes a second.

@@ -86,6 +86,13 @@ def test_the_mend_for_what_is_cut_off_leaves_nothing_without_a_gradient() -> Non
     assert fl.doctor(model, batch()).codes == ()
 
 
+def test_a_plan_that_would_thaw_such_a_weight_is_told_before_it_begins() -> None:
+    model = frozen_net(0, "opaque")
+    plan = fl.Plan([fl.Phase(train="4", epochs=1), fl.Phase(train="0 | 4", epochs=1)])
+    finding = next(f for f in fl.doctor(model, plan=plan) if f.code == "plan-error")
+    assert finding.seen.startswith("phase 2: 0.weight is of class Int8Weight, a kind of tensor")
+
+
 def test_a_layer_that_computes_without_a_graph_is_named_too() -> None:
     class Cutting(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

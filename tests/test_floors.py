@@ -29,6 +29,7 @@ FLOORS = {
     "wrapped": 0,
     "unlisted": 0,
     "held_statistics": 1,
+    "inert": 1,
     "metrics": 1,
     "nesting": 1,
     "recomputed": 1,

@@ -7,15 +7,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from frostline.errors import FreezeError
+from frostline.inert import why_inert
 from frostline.modes import is_held, is_random_in_training
 from frostline.selectors import Selection
-from frostline.selectors.inventory import Occurrence, wrappers
-from frostline.tensor_parts import is_wrapped
+from frostline.selectors.inventory import wrappers
 from frostline.wrapped import strays
 
 # Whether what is frozen and thawed now is undone before anybody trains.
@@ -87,41 +86,9 @@ def unholdable(selection: Selection) -> Iterator[tuple[str, str, str]]:
 
 def check_can_learn(selection: Selection) -> None:
     """Refuse to thaw weights that would want a gradient and never get one."""
-    for entry in selection.entries:
-        for place in entry.occurrences:
-            if entry.is_parameter and not entry.tensor.requires_grad and _is_inert(place):
-                raise FreezeError(
-                    f"{place.name} is of class {type(entry.tensor).__name__}, a kind of tensor "
-                    "that takes no gradient: it would want one and never move. Dequantise it "
-                    "first, as layer.weight = torch.nn.Parameter(layer.weight.dequantize()), or "
-                    f"leave it out: '({selection.selector}) & ~{place.name}'."
-                )
-
-
-def _is_inert(place: Occurrence) -> bool:
-    """Whether the layer's function, on one sample, gives the weight no part in the graph.
-
-    Asked of layers whose function is known. No class tells: of some quantised weights the library
-    gives a gradient itself, others are wrapped floats.
-    """
-    owner, leaf = place.owner, place.name.rpartition(".")[2]
-    weight = owner._parameters[leaf]
-    is_known = isinstance(owner, nn.Linear | nn.Embedding) and leaf == "weight"
-    if weight is None or not is_known or not is_wrapped(weight):
-        return False
-    wanting = weight.detach().requires_grad_()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            return not _output(owner, wanting).requires_grad
-    except Exception:
-        return False  # it takes another input than this; doctor tells, with an example
-
-
-def _output(layer: nn.Module, weight: Tensor) -> Tensor:
-    if isinstance(layer, nn.Embedding):
-        return F.embedding(torch.zeros(1, dtype=torch.long, device=weight.device), weight)
-    sample = torch.zeros(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    return F.linear(sample, weight)
+    places = ((p.name, p.owner) for entry in selection.entries for p in entry.occurrences)
+    if why := why_inert(places, asked=str(selection.selector)):
+        raise FreezeError(why)
 
 
 def check_words(*, norm: str, leaving: str = "something") -> None:

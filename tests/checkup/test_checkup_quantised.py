@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import frostline as fl
+from frostline.tensor_parts import is_finite
 from quantised_weights import Int8Weight, quantise
 
 
@@ -38,6 +39,13 @@ def test_a_number_that_is_not_finite_is_found_in_a_quantised_weight() -> None:
     weight.scale[2] = torch.inf
     finding = next(iter(fl.doctor(model, batch())))
     assert (finding.code, finding.names) == ("not-finite", ("0.weight",))
+
+
+def test_numbers_of_eight_and_four_bits_are_looked_at_too() -> None:
+    eight = torch.tensor([1.0, torch.nan]).to(torch.float8_e4m3fn)
+    assert is_finite(eight[:1], "it")
+    assert not is_finite(eight, "it")
+    assert is_finite(torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "it")
 
 
 def test_a_quantised_weight_that_a_forward_writes_into_is_put_back() -> None:
@@ -76,6 +84,13 @@ def test_the_mend_for_what_is_cut_off_leaves_nothing_without_a_gradient() -> Non
     finding = next(f for f in fl.doctor(model, batch()) if f.code == "no-gradient")
     exec(finding.mend, {"fl": fl}, {"model": model})
     assert fl.doctor(model, batch()).codes == ()
+
+
+def test_a_plan_that_would_thaw_such_a_weight_is_told_before_it_begins() -> None:
+    model = frozen_net(0, "opaque")
+    plan = fl.Plan([fl.Phase(train="4", epochs=1), fl.Phase(train="0 | 4", epochs=1)])
+    finding = next(f for f in fl.doctor(model, plan=plan) if f.code == "plan-error")
+    assert finding.seen.startswith("phase 2: 0.weight is of class Int8Weight, a kind of tensor")
 
 
 def test_a_layer_that_computes_without_a_graph_is_named_too() -> None:

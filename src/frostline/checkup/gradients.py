@@ -51,8 +51,8 @@ def _why_none(subject: Subject, names: tuple[str, ...]) -> str:
     if wrapped:
         kind = type(subject.parameters[wrapped[0]]).__name__
         return (
-            f"{listed(wrapped)} is of class {kind}, a kind of tensor that takes no gradient: it "
-            "is computed with and never moves"
+            f"{listed(wrapped)} {'is' if len(wrapped) == 1 else 'are'} of class {kind}, a kind of "
+            "tensor that takes no gradient: what is computed with it never moves it"
         )
     return (
         "no path leads from the loss to them: they are not used in the forward, or something cuts "

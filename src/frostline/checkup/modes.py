@@ -146,7 +146,8 @@ def _random_in_eval(subject: Subject) -> Iterator[Finding]:
         names = tuple(random_layers("", root))
         live = tuple(path for path, module in root.named_modules() if path and module.training)
     if names:
-        seen = f"{counted(len(names), 'layer')} draw random numbers after model.eval(): "
+        draw = "draws" if len(names) == 1 else "draw"
+        seen = f"{counted(len(names), 'layer')} {draw} random numbers after model.eval(): "
         seen += listed(names)
     elif facts is not None and facts.differs_in_eval:
         seen = "the output in eval mode differs between two passes of one batch"

@@ -10,6 +10,7 @@ from typing import final
 from torch import nn
 
 from frostline.errors import ConfigError, SelectorError
+from frostline.inert import why_inert
 from frostline.plans.phases import Phase
 from frostline.recipe import Recipe
 from frostline.selectors import Selection, inventory, nothing, parse, select, select_whole, stages
@@ -99,6 +100,9 @@ def _trained(model: nn.Module, phase: Phase, before: Selection) -> Selection:
         found = select(model, ~parse(phase.freeze))
     else:
         found = before
+    places = ((p.name, p.owner) for entry in found.entries for p in entry.occurrences)
+    if why := why_inert(places, asked=str(found.selector)):
+        raise ConfigError(why)
     if any(p.is_floating_point() or p.is_complex() for p in found.parameters):
         return found
     raise ConfigError(f"{_asked(phase)} leaves nothing to train in {found.inventory.title}. {_DO}")

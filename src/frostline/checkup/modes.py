@@ -67,16 +67,16 @@ def _moving_statistics(subject: Subject) -> Iterator[Finding]:
 def _held_though_trainable(subject: Subject) -> Iterator[Finding]:
     names = tuple(path for path, _ in held_though_trainable(subject.root))
     if names:
-        told = tuple(name or "(model)" for name in names)
+        shown = tuple(name or "(model)" for name in names)
         yield Finding(
             "held-though-trainable",
             "error",
-            f"{counted(len(names), 'part')} held in eval though trainable: {listed(told)}",
+            f"{counted(len(names), 'part')} held in eval though trainable: {listed(shown)}",
             "something set requires_grad behind the freeze, as a trainer's finetuning callback: "
             "they would train with dropout and statistics off for ever",
             f"fl.thaw(model, {' | '.join(name or 'all' for name in names)!r})  # gives the modes "
             "back; what is to stay frozen in there, freeze again",
-            told,
+            shown,
         )
 
 

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
+import frostline as fl
 from frostline.deltas import read_delta
 from frostline.runs import default_store, open_run
 from small_world import Answer, call, write_net, write_pictures
@@ -160,6 +163,11 @@ def test_a_run_is_repeated_in_the_form_that_it_noted(world: World, tmp_path: Pat
             1,
             "precision 'exact' keeps every bit, and the form 'bfloat16' does not; leave one out",
         ),
+        (
+            ["--form", "bfloat16", "--features", "off"],
+            1,
+            "the form 'bfloat16' would not be heeded; leave out the form, or 'off'",
+        ),
     ],
 )
 def test_a_form_that_cannot_be_heeded_is_refused(
@@ -170,6 +178,14 @@ def test_a_form_that_cannot_be_heeded_is_refused(
     assert told in " ".join(answer.err.replace("│", " ").split())
     assert ".." not in answer.err
     assert not world.run.exists()
+
+
+def test_one_form_may_be_given_in_python_without_a_list() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    fl.freeze(model, "0")
+    data = TensorDataset(torch.randn(4, 4), torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(fl.ConfigError, match=r"precision 'exact'.* the form 'bfloat16' does not"):
+        fl.fit(model, data, data, epochs=1, precision="exact", forms="bfloat16")
 
 
 @pytest.mark.parametrize("form", ["bfloat16 channels-last folded", "float32 channels-last folded"])

@@ -528,7 +528,9 @@ def test_numbered_classes_are_those_of_a_kept_classifier(numbered: World) -> Non
     kept = numbered.settings(model={"on": "keep"})
     prepared = prepare(kept)
     assert prepared.data.splits.train.classes == NUMBERED
-    assert prepared.mapping.startswith("of the kept classifier in the order of the data's names: 0")
+    assert prepared.mapping.startswith(
+        "of the kept classifier in the order of the data's names: logit 0"
+    )
     options = ["--model", numbered.model, "--weights", numbered.weights, "--on", "keep"]
     options += ["--epochs", 1, "--freeze", "features", "--out", numbered.root / "run"]
     answer = call("train", numbered.photos, *options)

@@ -56,9 +56,9 @@ class UnlistedRecord:
         now = self._now()
         for name, record in {**self.saved, **self.loose}.items():
             tensor = now.get(name)
-            is_owed = name in self.saved or tensor is self.objects[name]
+            is_kept = name in self.saved or tensor is self.objects[name]
             words = "is gone" if tensor is None else record.moved(tensor, name=name)
-            if is_owed and words:
+            if is_kept and words:
                 yield name, words
 
     def proved(self) -> dict[str, Record]:

@@ -12,7 +12,7 @@ def test_classes_go_in_the_order_of_the_classifiers_own_names() -> None:
     own = ("tench", "Bee", "ant_lion")
     order = own_order(("ant lion", "bee", "tench"), own)
     assert order == ("tench", "bee", "ant lion")
-    told = "of the kept classifier by its own names: 0 is tench, 1 is bee, 2 is ant lion"
+    told = "of the kept classifier by its own names: logit 0 is tench, 1 is bee, 2 is ant lion"
     assert mapping_words(order, own) == told
 
 
@@ -20,7 +20,7 @@ def test_classes_go_in_the_order_of_the_classifiers_own_names() -> None:
 def test_other_names_keep_their_order_and_it_is_said(own: tuple[str, ...] | None) -> None:
     assert own_order(("0", "1"), own) == ("0", "1")
     first = "0 (tench) is 0, 1 (bee) is 1" if own else "0 is 0, 1 is 1"
-    told = f"of the kept classifier in the order of the data's names: {first}"
+    told = f"of the kept classifier in the order of the data's names: logit {first}"
     assert mapping_words(("0", "1"), own) == told
 
 

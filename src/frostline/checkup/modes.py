@@ -93,16 +93,16 @@ def _held_though_trainable(subject: Subject) -> Iterator[Finding]:
         if any(p.requires_grad and p not in new for p in part.parameters())
     )
     if names:
-        told = tuple(name or "(model)" for name in names)
+        shown = tuple(name or "(model)" for name in names)
         yield Finding(
             "held-though-trainable",
             "error",
-            f"{counted(len(names), 'part')} held in eval though trainable: {listed(told)}",
+            f"{counted(len(names), 'part')} held in eval though trainable: {listed(shown)}",
             "something set requires_grad behind the freeze, as a trainer's finetuning callback: "
             "they would train with dropout and statistics off for ever",
             f"fl.thaw(model, {' | '.join(name or 'all' for name in names)!r})  # gives the modes "
             "back; what is to stay frozen in there, freeze again",
-            told,
+            shown,
         )
 
 

@@ -45,7 +45,7 @@ def mapping_words(order: Sequence[str], own: Sequence[str] | None) -> str:
         pairs = [f"{number} ({names[number]}) is {name}" for number, name in shown]
     how = "by its own names" if named else "in the order of the data's names"
     more = ", ..." if len(order) > _SHOWN else ""
-    return f"of the kept classifier {how}: {', '.join(pairs)}{more}"
+    return f"of the kept classifier {how}: logit {', '.join(pairs)}{more}"
 
 
 def _plain(name: str) -> str:

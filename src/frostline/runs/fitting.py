@@ -258,6 +258,11 @@ def _check_forms(settings: RunSettings, phases: int) -> None:
             f"precision 'exact' keeps every bit, and the form {rounded[0]!r} does not; leave one "
             "out."
         )
+    if rounded and settings.features.store == "off":
+        raise ConfigError(
+            "without features the model computes all itself, so the form "
+            f"{rounded[0]!r} would not be heeded; leave out the form, or 'off'."
+        )
 
 
 def _check_compiler(device: str) -> None:
@@ -281,7 +286,8 @@ def _settings(
     compile_suffix: bool,
 ) -> RunSettings:
     with config_errors():
-        kept = FeatureSettings(store=str(features), compile=compile_suffix, forms=tuple(forms))
+        given = (forms,) if isinstance(forms, str) else tuple(forms)
+        kept = FeatureSettings(store=str(features), compile=compile_suffix, forms=given)
     return RunSettings(
         model=ModelSettings.from_python(type(model).__name__),
         data=DataSettings(batch_size=batch_size),

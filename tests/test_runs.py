@@ -777,6 +777,7 @@ def test_a_delta_saved_beside_another_frozen_tensor_is_found(
     model = open_run(finished.root / "run").loaded.model
     with torch.no_grad():
         model.get_parameter("features.0.weight")[0] += 1
+    fl.freeze(model, "features.0.weight")  # as it is now, or the delta would be refused
     fl.save_delta(model, spoiled / "last" / "delta.safetensors", about={"epoch": "3"})
     assert "features.0.weight" in str(drift(spoiled))
 

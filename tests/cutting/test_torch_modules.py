@@ -17,12 +17,9 @@ from torch import Tensor, nn
 import frostline as fl
 from frostline.cutting import cut
 from frostline.cutting.structures import same_bits
+from torch_databases import database
 
-common_modules = pytest.importorskip(
-    "torch.testing._internal.common_modules",
-    reason="PyTorch's module database needs the package expecttest",
-    exc_type=ImportError,
-)
+common_modules = database("common_modules")
 
 # Some modules warn of options that the database tries on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -20,6 +20,7 @@ def run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     answer = call(
         *("train", photos, "--model", "squeezenet1_1", "--weights", weights),
         *("--epochs", 2, "--out", folder),
+        *("--features", folder.parent / "features"),  # of its own, or others' rows would be read
     )
     assert answer.status == 0, answer.err
     return folder

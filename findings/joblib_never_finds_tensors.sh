@@ -4,13 +4,8 @@
 # copy counts as another argument. (A NumPy array is hashed by its content.)
 # Seen with joblib 1.6.0, torch 2.15.0:
 #   equal arrays: 1 call, equal tensors: 2 calls, equal modules: 2 calls
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 joblib==1.6.0
-cd "$folder"
-"$folder/venv/bin/python" -W ignore - <<'EOF'
+. "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6 joblib==1.6.0
+python -W ignore - <<'EOF'
 import copy
 
 import joblib

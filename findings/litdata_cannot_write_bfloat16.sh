@@ -5,13 +5,8 @@
 # Seen with litdata 0.2.76, torch 2.15.0:
 #   float16: read back, equal
 #   bfloat16: TypeError: Got unsupported ScalarType BFloat16
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 torchvision==0.29.2 numpy==2.4.6 litdata==0.2.76
-cd "$folder"
-"$folder/venv/bin/python" -W ignore - <<'EOF'
+. "$(dirname "$0")/environment.bash" torch==2.15.0 torchvision==0.29.2 numpy==2.4.6 litdata==0.2.76
+python -W ignore - <<'EOF'
 import torch
 from litdata.constants import _TORCH_DTYPES_MAPPING
 from litdata.streaming.serializers import NoHeaderTensorSerializer, TensorSerializer

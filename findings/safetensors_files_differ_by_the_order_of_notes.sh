@@ -4,12 +4,8 @@
 # a frozen base or a checkpoint by the hash of its file takes equal ones for others as soon as there
 # are two notes. With one note the files are equal.
 # Seen with safetensors 0.8.0: 1 file of 20 saves with one note, 20 files of 20 saves with six notes
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check numpy==2.4.6 safetensors==0.8.0
-"$folder/venv/bin/python" - <<'EOF'
+. "$(dirname "$0")/environment.bash" numpy==2.4.6 safetensors==0.8.0
+python - <<'EOF'
 import numpy
 from safetensors.numpy import save
 

@@ -6,13 +6,8 @@
 #   bfloat16: read back, equal
 #   float8_e4m3fn: written (60 bytes), reading raises KeyError: 'torch.float8_e4m3fn'
 #   float8_e5m2: written (60 bytes), reading raises KeyError: 'torch.float8_e5m2'
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 tensordict==0.15.3
-cd "$folder"
-"$folder/venv/bin/python" -W ignore - <<'EOF'
+. "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6 tensordict==0.15.3
+python -W ignore - <<'EOF'
 from pathlib import Path
 
 import torch

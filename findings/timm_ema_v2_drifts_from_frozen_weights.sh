@@ -11,13 +11,8 @@
 #   ModelEmaV3 float32: 0.00 0e+00, 0.00 0e+00, 0.00 0e+00
 #   ModelEmaV3 float16: 0.00 0e+00, 0.00 0e+00, 0.00 0e+00
 #   ModelEmaV3 bfloat16: 0.00 0e+00, 0.00 8e-05, 0.00 3e-04
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 torchvision==0.29.2 numpy==2.4.6 timm==1.0.31
-cd "$folder"
-"$folder/venv/bin/python" -W ignore - <<'EOF'
+. "$(dirname "$0")/environment.bash" torch==2.15.0 torchvision==0.29.2 numpy==2.4.6 timm==1.0.31
+python -W ignore - <<'EOF'
 import torch
 from timm.utils import ModelEmaV2, ModelEmaV3
 

@@ -5,13 +5,8 @@
 # measures of recompiling depends on whether anything imported timm.optim.
 # Seen with timm 1.0.31, torch 2.15.0:
 #   recompile_limit 8 before, 8 after `import timm.layers`, 1000000 after `import timm.optim`
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 torchvision==0.29.2 numpy==2.4.6 timm==1.0.31
-cd "$folder"
-"$folder/venv/bin/python" -W ignore - <<'EOF'
+. "$(dirname "$0")/environment.bash" torch==2.15.0 torchvision==0.29.2 numpy==2.4.6 timm==1.0.31
+python -W ignore - <<'EOF'
 import torch._dynamo
 
 limits = [torch._dynamo.config.recompile_limit]

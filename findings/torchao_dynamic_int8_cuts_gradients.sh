@@ -8,13 +8,8 @@
 #   Int8DynamicActivationInt8WeightConfig: output error 0.007, NO gradient reaches the input
 #   Int8DynamicActivationIntxWeightConfig: output error 0.006, NO gradient reaches the input
 #   residual block: 0.51 of the gradient's norm is missing, without an error
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 torchao==0.18.0
-cd "$folder"
-"$folder/venv/bin/python" -W ignore - 2>"$folder/log" <<'EOF' || { cat "$folder/log" >&2; exit 1; }
+. "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6 torchao==0.18.0
+quietly python -W ignore - <<'EOF'
 import copy
 
 import torch

@@ -6,13 +6,8 @@
 #   Int8WeightOnlyConfig: requires_grad True, gradient of weight None, of bias there; 20 steps of
 #   SGD move the weight by 0.0
 #   Float8WeightOnlyConfig: the same
-set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3.11}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check torch==2.15.0 numpy==2.4.6 torchao==0.18.0
-cd "$folder"
-"$folder/venv/bin/python" -W ignore - 2>"$folder/log" <<'EOF' || { cat "$folder/log" >&2; exit 1; }
+. "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6 torchao==0.18.0
+quietly python -W ignore - <<'EOF'
 import torch
 import torchao.quantization as quantization
 

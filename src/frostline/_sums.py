@@ -1,4 +1,4 @@
-"""Checksums that files carry themselves, so that a flipped bit is told from what was written.
+"""Checksums that files carry themselves, so that a flipped bit is found.
 
 A text, or a file that allows for bytes behind its end, gets a last line with the xxh3_128 of all
 that stands above it; a JSON object gets a key, and tensors a text in their file's header. What

@@ -25,6 +25,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, final
 
@@ -43,13 +44,13 @@ from frostline.narrowing import is_narrow_dtype, narrow_names, wanted_dtype
 from frostline.row_holds import held_rows
 from frostline.selectors import exactly, inventory, rows
 from frostline.tensor_parts import is_distributed, is_shard
-from frostline.units import format_bytes
+from frostline.units import format_bytes, some_of
 from frostline.unlisted import saved_state
 
 FORMAT = "frostline-delta"
 VERSION = "2"
 _READ = ("1", "2")
-_NAMED_AT_MOST = 5
+_some = partial(some_of, most=5)
 _FREEZES = ("as it is", "as saved")
 
 
@@ -116,9 +117,8 @@ def save_delta(
         content = delta_content(model, base=base)
     tensors = all_tensors(model)
     rest = _rest(model, tensors, content)
-    if (
-        is_present
-    ):  # a run that kept its state proves the frozen part itself, and keeps what it trained
+    # A run that kept an earlier state proves the frozen part itself, and keeps what it trained.
+    if is_present:
         _check_as_frozen(model, rest)
     header = {
         "format": FORMAT,
@@ -487,8 +487,3 @@ def _check_base(model: nn.Module, delta: Delta, tensors: Mapping[str, Tensor], f
             f"{file} was trained on another base: {len(differing)} of {len(rest.tensors)} frozen "
             f"tensors differ, first {_some(differing)}. Load the weights it was trained on."
         )
-
-
-def _some(items: list[str]) -> str:
-    more = len(items) - _NAMED_AT_MOST
-    return ", ".join(items[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

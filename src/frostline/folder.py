@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from frostline._files import FileLock, check_writable, lock, output_errors, write_text
+from frostline._files import FileLock, check_writable, is_text, lock, output_errors, write_text
 from frostline._sums import checked, json_checked, json_with_sum, with_sum
 from frostline.errors import ConfigError, OutputError
 from frostline.fingerprints import Fingerprint
@@ -140,13 +140,11 @@ class RunFolder:
             OutputError: something is here already, or the folder cannot be written, or its name is
                 no UTF-8, from where safetensors reads nothing back (0.8).
         """
-        try:
-            str(self.root.absolute()).encode()
-        except UnicodeEncodeError as error:
+        if not is_text(str(self.root.absolute())):
             raise OutputError(
                 f"the path {self.root.absolute()} is no UTF-8, so what a run saves there could not "
                 "be read back. Choose another --out."
-            ) from error
+            )
         if self.root.exists() and not self._is_empty_folder():
             raise OutputError(f"{self.root} already holds {self._content()} choose another --out.")
         check_writable(self.root)

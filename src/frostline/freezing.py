@@ -42,7 +42,7 @@ from frostline.selectors.terms import Nothing
 from frostline.shrinking import NarrowDtype, asked_dtype, shrink
 from frostline.switches import Snapshot, is_marked, is_off, switch_off, switch_on, trains
 from frostline.tree import Summary, summary
-from frostline.units import format_bytes
+from frostline.units import format_bytes, some_of
 from frostline.unlisted_proof import UnlistedRecord, unlisted_records
 
 
@@ -413,10 +413,7 @@ def _owed_records(selection: Selection) -> Iterator[tuple[str, Record]]:
 
 def not_covered_text(names: tuple[str, ...]) -> str:
     """What a proof adds about what it did not look at; empty where it saw all."""
-    if not names:
-        return ""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"; not covered: {', '.join(names[:5])}{more}"
+    return f"; not covered: {some_of(names, most=5)}" if names else ""
 
 
 def _module_at(root: nn.Module, path: str) -> nn.Module | None:

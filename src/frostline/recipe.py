@@ -16,6 +16,13 @@ MixedPrecision = Literal["fp32", "bf16", "fp16"]
 _PRECISIONS = ("auto", "exact", "bf16", "fp16")
 
 
+def refuse_truth(given: object) -> object:
+    """A yes or no is no number, though Python and pydantic take `epochs = true` for 1."""
+    if isinstance(given, bool):
+        raise ValueError("true and false are no numbers; write a number")
+    return given
+
+
 class Recipe(BaseModel):
     """Optimizer, schedule, loss and stopping of one training run; checked when it is made.
 
@@ -78,10 +85,7 @@ class Recipe(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, given: object, field: ValidationInfo) -> object:
-        """`epochs = true` is no number, though Python and pydantic take it for 1."""
-        if isinstance(given, bool) and field.field_name != "lean":
-            raise ValueError("true and false are no numbers; write a number")
-        return given
+        return given if field.field_name == "lean" else refuse_truth(given)
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -114,17 +114,17 @@ def _wrapped(tensor: Any, name: str) -> tuple[str, list[Tensor]]:
         kind, found = plain_parts(getattr(tensor, inner), f"{name}.{inner}")
         kinds.append(f"{inner} {kind}")
         parts += found
-    told = " ".join(_told(context))
-    return f"{type(tensor).__name__} {told} {' '.join(kinds)}", parts
+    values = " ".join(_plain_values(context))
+    return f"{type(tensor).__name__} {values} {' '.join(kinds)}", parts
 
 
-def _told(context: Any) -> Iterator[str]:
+def _plain_values(context: Any) -> Iterator[str]:
     """What its context says in plain values; others might show an address, which is none."""
     if isinstance(context, dict):
         for key, value in context.items():
-            yield from (str(key), *_told(value))
+            yield from (str(key), *_plain_values(value))
     elif isinstance(context, list | tuple):
         for value in context:
-            yield from _told(value)
+            yield from _plain_values(value)
     elif context is None or isinstance(context, str | int | float | torch.dtype):
         yield repr(context)

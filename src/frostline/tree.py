@@ -13,7 +13,7 @@ from frostline.modes import adapts, held_though_trainable, is_held
 from frostline.row_holds import held_numel
 from frostline.selectors.inventory import inventory, unwrap
 from frostline.tables import Column, Table
-from frostline.units import format_bytes, format_count
+from frostline.units import format_bytes, format_count, some_of
 
 State = Literal["frozen", "trainable", "partly frozen", "no parameters"]
 Mode = Literal["eval, held", "eval", "train", "mixed", "none"]
@@ -83,10 +83,8 @@ class Summary:
         names = [name or "(model)" for name in self.held_though_trainable]
         if not names:
             return ()
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        return (
-            f"held in eval though trainable: {', '.join(names[:5])}{more}; unfreeze with fl.thaw",
-        )
+        listed = some_of(names, most=5)
+        return (f"held in eval though trainable: {listed}; unfreeze with fl.thaw",)
 
     def as_dict(self) -> dict[str, list[dict[str, str | int]]]:
         """Plain data for JSON."""

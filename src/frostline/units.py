@@ -1,6 +1,8 @@
-"""Bytes, seconds and counts as people read them."""
+"""Bytes, seconds, counts and long lists as people read them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def format_bytes(count: float) -> str:
@@ -50,3 +52,9 @@ def parse_bytes(text: str) -> int:
     if size < 0:
         raise ValueError(f"'{text}' is no size such as 10GB, 500MB or 2GiB.")
     return size
+
+
+def some_of(things: Sequence[object], *, most: int) -> str:
+    """The first `most` of `things` separated by commas, and how many more there are."""
+    named = ", ".join(str(thing) for thing in things[:most])
+    return named if len(things) <= most else f"{named} and {len(things) - most} more"

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, final
 
 from frostline.tables import hanging
+from frostline.units import some_of
 
 Level = Literal["error", "warning", "note"]
 
@@ -112,8 +113,7 @@ def sorted_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 def listed(names: Sequence[str]) -> str:
     """The first five names, and how many more there are."""
-    first = ", ".join(names[:_NAMED])
-    return first if len(names) <= _NAMED else f"{first} and {len(names) - _NAMED} more"
+    return some_of(names, most=_NAMED)
 
 
 def counted(count: int, one: str, many: str = "") -> str:

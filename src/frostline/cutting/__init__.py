@@ -102,6 +102,11 @@ class Prefix(nn.Module):
         """
         return self._half.over(self._model) if isinstance(self._half, Half) else None
 
+    @property
+    def read(self) -> list[tuple[str, Tensor]]:
+        """The tensors that it reads, as the model has them now; none behind a named submodule."""
+        return self._half.read(self._model) if isinstance(self._half, Half) else []
+
     def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
         """The values, each `(batch, *shape)`.
 
@@ -193,9 +198,7 @@ class Cut:
             CutError: tensors of the frozen part are trainable now, were changed or replaced, or
                 the modules of a cut behind a named submodule are others; names them.
         """
-        line = self.at or self.prefix.graph
-        assert line is not None  # there is a graph where no submodule was named
-        check_current(self.suffix.model, line, self.key)
+        check_current(self.suffix.model, self.at or self.prefix.read, self.key)
 
     def __str__(self) -> str:
         exact = "bit for bit" if self.error == 0 else f"to a relative error of {self.error:.1g}"

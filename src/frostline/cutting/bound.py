@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from frostline.cutting.graphs import OpenGraph, Place
 from frostline.cutting.watching import Look, Watch, changed
 from frostline.errors import CutError
+from frostline.units import some_of
 
 _SHOWN = 3
 
@@ -47,6 +48,10 @@ class Half:
     def run(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the graph gives for `values`, over what `tensors` gave."""
         return self._graph.run(tensors, values)
+
+    def read(self, model: nn.Module) -> list[tuple[str, Tensor]]:
+        """All tensors that the graph reads, as the model has them now; raises as a call does."""
+        return self._graph.read(self.tensors(model))
 
     def over(self, model: nn.Module) -> fx.GraphModule:
         """The graph as a module over the tensors that the model has now; raises as a call does."""
@@ -155,11 +160,10 @@ def _spot(model: nn.Module, place: Place, name: str) -> tuple[dict[str, Any], st
 
 def trainable_below(names: Sequence[str]) -> CutError:
     """The error that names parameters which the features were computed with while frozen."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     verb = "is trainable now and lies" if len(names) == 1 else "are trainable now and lie"
     return CutError(
-        f"{', '.join(names[:_SHOWN])}{more} {verb} below the frost line of this cut, where nothing "
-        "is trained. Freeze it, or cut again: fl.cut(model, example)."
+        f"{some_of(names, most=_SHOWN)} {verb} below the frost line of this cut, where nothing is "
+        "trained. Freeze it, or cut again: fl.cut(model, example)."
     )
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import reduce
-from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from frostline.cutting.at_key import At, at_key
-from frostline.cutting.tracing import own_name
 from frostline.errors import CutError
 from frostline.fingerprints import Fingerprint, digest
+from frostline.units import some_of
 
 _SHOWN = 3
 
 
-def check_current(model: nn.Module, line: fx.GraphModule | At, key: Mapping[str, str]) -> None:
+def check_current(
+    model: nn.Module, line: Sequence[tuple[str, Tensor]] | At, key: Mapping[str, str]
+) -> None:
     """Make sure that what a prefix computes now belongs under the key of its cut.
 
     Args:
-        line: the prefix's graph over the model as it is now, or where it ends in the model.
+        line: the tensors that the prefix reads, as the model has them now, or where it ends in it.
     Raises:
         CutError: as `Cut.check_current`.
     """
@@ -29,32 +28,26 @@ def check_current(model: nn.Module, line: fx.GraphModule | At, key: Mapping[str,
     if isinstance(line, At):
         trainable, changed = _of_model(model, line, known, key["prefix"])
     else:
-        trainable, changed = _of_graph(model, line, known)
+        trainable, changed = _of_tensors(line, known)
     found = [(trainable, "trainable now"), (changed, "changed since")]
-    told = "; ".join(f"{_listed(names)} {what}" for names, what in found if names)
-    if told:
+    reasons = "; ".join(f"{_listed(names)} {what}" for names, what in found if names)
+    if reasons:
         raise CutError(
-            f"the frozen part of this {type(model).__name__} is not what was cut: {told}. What it "
-            "computes now does not belong to what was kept; cut again: fl.cut(model, example)."
+            f"the frozen part of this {type(model).__name__} is not what was cut: {reasons}. What "
+            "it computes now does not belong to what was kept; cut again: fl.cut(model, example)."
         )
 
 
-def _of_graph(
-    model: nn.Module, graph: fx.GraphModule, known: Mapping[str, str]
+def _of_tensors(
+    read: Sequence[tuple[str, Tensor]], known: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
-    """Inner graphs hold no tensor of the model: what they compute with is handed to them."""
-    trainable, changed = [], []
-    found = (
-        (own_name(node.target), _found(graph, str(node.target)))
-        for node in graph.graph.find_nodes(op="get_attr", sort=True)
-    )
-    read = [(name, tensor) for name, tensor in found if isinstance(tensor, Tensor)]
-    for (name, tensor), digested in zip(read, known.values(), strict=True):
-        now = _found(model, name)
-        if isinstance(now, Tensor) and now.requires_grad:
-            trainable.append(name)
-        elif digest(tensor, name=name) != digested:
-            changed.append(name)
+    trainable = [name for name, tensor in read if tensor.requires_grad]
+    frozen = zip(read, known.values(), strict=True)
+    changed = [
+        name
+        for (name, tensor), digested in frozen
+        if not tensor.requires_grad and digest(tensor, name=name) != digested
+    ]
     return trainable, changed
 
 
@@ -71,17 +64,10 @@ def _of_model(
     return trainable, changed
 
 
-def _found(owner: nn.Module, name: str) -> Any:
-    with suppress(AttributeError):
-        return reduce(getattr, name.split("."), owner)
-    return None
-
-
 def _digests(tensors: str) -> Mapping[str, str]:
     assert isinstance(tensors, Fingerprint)
     return tensors.tensors
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more + (" is" if len(names) == 1 else " are")
+    return some_of(names, most=_SHOWN) + (" is" if len(names) == 1 else " are")

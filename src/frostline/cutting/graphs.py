@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
 
-from frostline.cutting.packing import pack, slim, unpack
+from frostline.cutting.packing import copied, pack, slim, unpack
 
 
 @final
@@ -77,10 +78,21 @@ class OpenGraph:
         outputs: tuple[Tensor, ...] = self._code.forward(*tensors, *values)
         return outputs
 
+    def read(self, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+        """All tensors that its operations read, in their order, by name: these, and constants."""
+        given = dict(zip((target_of(place.name) for place in self.places), tensors, strict=True))
+        held = {**self._values, **given}
+        targets = [str(node.target) for node in self._graph.find_nodes(op="get_attr", sort=True)]
+        return [
+            (target.removeprefix(target_of("")), value)
+            for target in targets
+            if isinstance(value := held[target], Tensor)
+        ]
+
     def over(self, tensors: Sequence[Tensor]) -> fx.GraphModule:
         """The graph as a module that holds these tensors, under the targets they have in it."""
         given = {target_of(p.name): t for p, t in zip(self.places, tensors, strict=True)}
-        return fx.GraphModule({**self._values, **given}, _copied(self._graph))
+        return fx.GraphModule({**self._values, **given}, copied(self._graph))
 
     @cached_property
     def _code(self) -> fx.GraphModule:
@@ -124,7 +136,7 @@ def open_graph(
     for target in dict.fromkeys(str(n.target) for n in graph.find_nodes(op="get_attr", sort=True)):
         if target in values:
             continue
-        value: Any = _attribute(root, target)
+        value: Any = attrgetter(target)(root)
         place = _place(target, value, names)
         if place is None:
             values[target] = value
@@ -137,7 +149,7 @@ def own_tensors(root: nn.Module, graph: fx.Graph, model: nn.Module) -> set[fx.No
     """The nodes that read tensors which the model owns, be it as plain attributes."""
     names = _names(model)
     nodes = graph.find_nodes(op="get_attr")
-    return {n for n in nodes if _place(str(n.target), _attribute(root, str(n.target)), names)}
+    return {n for n in nodes if _place(str(n.target), attrgetter(str(n.target))(root), names)}
 
 
 def _names(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
@@ -161,19 +173,6 @@ def _place(target: str, value: object, names: Mapping[int, list[tuple[str, str]]
         return None
     ties = tuple(other for other in known if other != name)
     return Place(name, known[name], value.shape, value.dtype, value.device, ties)
-
-
-def _attribute(root: nn.Module, target: str) -> Any:
-    found: Any = root
-    for part in target.split("."):
-        found = getattr(found, part)
-    return found
-
-
-def _copied(graph: fx.Graph) -> fx.Graph:
-    copied = fx.Graph()
-    copied.output(copied.graph_copy(graph, {}))
-    return copied
 
 
 def _entered(graph: fx.Graph, values: Mapping[str, Any]) -> frozenset[str]:

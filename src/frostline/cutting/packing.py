@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeVar, final
 
 import torch
@@ -23,20 +24,24 @@ def slim(graph: _Graphs) -> _Graphs:
     """A graph whose nodes note no more than a tensor without data of their value's form."""
     if isinstance(graph, fx.GraphModule):
         return fx.GraphModule(_read(graph), slim(graph.graph))
-    copied = fx.Graph()
-    copied.output(copied.graph_copy(graph, {}))
-    for node in copied.nodes:
+    slimmed = copied(graph)
+    for node in slimmed.nodes:
         seen = _form(node.meta.get("val"))
         node.meta = {} if seen is None else {"val": seen}
-    return copied
+    return slimmed
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """The same graph once more."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
 
 
 def _read(module: fx.GraphModule) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for node in module.graph.find_nodes(op="get_attr"):
-        value: Any = module
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
+        value: Any = attrgetter(str(node.target))(module)
         found[str(node.target)] = slim(value) if isinstance(value, fx.GraphModule) else value
     return found
 

@@ -1,4 +1,4 @@
-"""What of a model's structure a cut rests on: told at the cut, and compared afterwards.
+"""What of a model's structure a cut rests on: described at the cut, and compared afterwards.
 
 A graph knows nothing of what changes in Python: a layer that another one replaced, a hook, an
 adapter that was switched off. So for each module that the forward reads, the cut keeps a
@@ -57,12 +57,12 @@ class Watch:
         """The model as it is now, in the mode it is in; `reads` tells what its forward reads."""
         read = [path for path, names in reads.items() if names]
         wanted = {*read, *(up for path in read for up in _upwards(path))}
-        return cls._told(
+        return cls._described(
             model, {p: tuple(sorted({*reads.get(p, ())} - _OF_MODULES)) for p in wanted}
         )
 
     @classmethod
-    def _told(cls, model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> Watch:
+    def _described(cls, model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> Watch:
         codes: dict[type, str] = {}
         modules = dict(model.named_modules(remove_duplicate=False))
         return cls({p: Watched(n, _words(modules[p], n, codes)) for p, n in names.items()})
@@ -73,23 +73,25 @@ class Watch:
         Args:
             model: the same, in the same mode.
         """
-        later = self._told(model, {path: told.names for path, told in self.modules.items()})
+        later = self._described(
+            model, {path: watched.names for path, watched in self.modules.items()}
+        )
         kept = {}
-        for path, told in self.modules.items():
+        for path, watched in self.modules.items():
             now = later.modules[path].words
-            moved = {n for n in told.words | now if told.words.get(n) != now.get(n)}
-            kept[path] = told.less(moved)
+            moved = {n for n in watched.words | now if watched.words.get(n) != now.get(n)}
+            kept[path] = watched.less(moved)
         return Watch(kept)
 
     def without(self, roots: Collection[str]) -> Watch:
         """Less the modules at these paths and below."""
         return Watch(
-            {p: told for p, told in self.modules.items() if not _is_under(p, roots)},
+            {p: watched for p, watched in self.modules.items() if not _is_under(p, roots)},
         )
 
     def held_modes_only(self) -> Watch:
         """As what holds in both modes: of modes, the evaluation in which a frozen part is held."""
-        free = {p for p, told in self.modules.items() if told.words.get(_MODE) == str(True)}
+        free = {p for p, watched in self.modules.items() if watched.words.get(_MODE) == str(True)}
         return Watch({p: t.less({_MODE}) if p in free else t for p, t in self.modules.items()})
 
     def look(self, model: nn.Module) -> Look:
@@ -103,11 +105,11 @@ class Watch:
         for path in self.modules:
             if path not in now:
                 raise changed(model, f"'{path}' is gone")
-        for path, told in self.modules.items():
-            words = _words(now[path], told.names, codes)
-            if difference := _difference(path, told.words, words):
+        for path, watched in self.modules.items():
+            words = _words(now[path], watched.names, codes)
+            if difference := _difference(path, watched.words, words):
                 raise changed(model, difference)
-        return Look([_Seen.of(path, now, told.names) for path, told in self.modules.items()])
+        return Look([_Seen.of(path, now, watched.names) for path, watched in self.modules.items()])
 
 
 class _Seen(NamedTuple):
@@ -220,7 +222,7 @@ def _words(module: nn.Module, names: tuple[str, ...], codes: dict[type, str]) ->
         while isinstance(value, StandIn):  # ours, which change no number
             value = value.shadowed
         if value is not None or (name in own and own[name] is None):
-            found[name] = _told(value, _DEEP)
+            found[name] = _in_words(value, _DEEP)
     return found
 
 
@@ -235,7 +237,7 @@ def _name(hook: object) -> str:
     return str(getattr(hook, "__qualname__", type(hook).__qualname__))
 
 
-def _told(value: Any, deep: int) -> str:
+def _in_words(value: Any, deep: int) -> str:
     match value:
         case Tensor() if value.requires_grad or deep < _DEEP:
             return "a tensor"  # one that is trained, or hangs on such
@@ -244,12 +246,12 @@ def _told(value: Any, deep: int) -> str:
         case dict() | list() | tuple() | set() if len(value) > _MANY or not deep:
             return f"{len(value)} entries"
         case dict():
-            parts = (f"{key}: {_told(part, deep - 1)}" for key, part in value.items())
+            parts = (f"{key}: {_in_words(part, deep - 1)}" for key, part in value.items())
             return f"{{{', '.join(parts)}}}"
         case list() | tuple() | set():
-            return f"({', '.join(_told(part, deep - 1) for part in value)})"
+            return f"({', '.join(_in_words(part, deep - 1) for part in value)})"
         case partial():
-            return f"partial {_told((value.func, value.args, value.keywords), deep - 1)}"
+            return f"partial {_in_words((value.func, value.args, value.keywords), deep - 1)}"
     return content(value) or _name(value)
 
 
@@ -266,27 +268,27 @@ def _is_under(path: str, roots: Collection[str]) -> bool:
 def _difference(path: str, before: Mapping[str, str], now: Mapping[str, str]) -> str:
     where = f"'{path}'" if path else "the model itself"
     for label in dict.fromkeys([*before, *now]):
-        was, told = before.get(label), now.get(label)
-        if was == told:
+        was, is_now = before.get(label), now.get(label)
+        if was == is_now:
             continue
         if label == "class":
-            return f"{where} is a {told}, and was a {was}"
+            return f"{where} is a {is_now}, and was a {was}"
         if label == _MODE:
-            mode = "training" if told == str(True) else "evaluation"
+            mode = "training" if is_now == str(True) else "evaluation"
             return (
                 f"{where} is in {mode} mode, other than it was in this mode of the model "
                 "(model.train() or model.eval() sets all; fl.freeze holds a part in evaluation)"
             )
         if label in _HOOKS:
             word = label.strip("_").replace("_", " ")
-            return f"{where} has {told or 'none'} for {word}, and had {was or 'none'}"
+            return f"{where} has {is_now or 'none'} for {word}, and had {was or 'none'}"
         if label in ("code", "forward"):
             return f"{where} has another forward"
         if label == "children":
             return f"{where} has other modules in it"
-        if was is None or told is None or len(was) > _SHORT or len(told) > _SHORT:
+        if was is None or is_now is None or len(was) > _SHORT or len(is_now) > _SHORT:
             return f"{where} has another {label}"
-        return f"{where} has {label} = {told}, and had {was}"
+        return f"{where} has {label} = {is_now}, and had {was}"
     return ""
 
 

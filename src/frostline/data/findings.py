@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from frostline.data.samples import ImageSet, Splits
+from frostline.units import some_of
 
 FEW_IMAGES = 5
 """A class with fewer training images than this is reported."""
@@ -78,12 +79,6 @@ def find_oddities(splits: Splits, digests: Mapping[Path, str]) -> Iterator[Findi
     yield from _ignored(splits)
 
 
-def some(things: Sequence[object], count: int) -> str:
-    """The first `count` of `things` separated by commas, and how many more there are."""
-    named = ", ".join(str(thing) for thing in things[:count])
-    return named if len(things) <= count else f"{named} and {len(things) - count} more"
-
-
 def _conflicting_labels(train: ImageSet, digests: Mapping[Path, str]) -> Iterator[Finding]:
     groups = [
         group
@@ -96,7 +91,7 @@ def _conflicting_labels(train: ImageSet, digests: Mapping[Path, str]) -> Iterato
             "warning",
             "label-conflict",
             f"{_plural(len(groups), 'image is', 'images are')} in the train split under different "
-            f"labels: {some(pairs, 5)}. Remove the wrong one of each.",
+            f"labels: {some_of(pairs, most=5)}. Remove the wrong one of each.",
         )
 
 
@@ -115,7 +110,7 @@ def _leaks(splits: Splits, digests: Mapping[Path, str]) -> Iterator[Finding]:
                 f"train-{name}-overlap",
                 f"{_plural(len(pairs), 'image of', 'images of')} the {name} split "
                 f"{_plural(len(pairs), 'is', 'are', numbered=False)} in the train split as well: "
-                f"{some(pairs, 5)}. The metrics will be too good; remove one of each.",
+                f"{some_of(pairs, most=5)}. The metrics will be too good; remove one of each.",
             )
 
 
@@ -145,7 +140,8 @@ def _few_images(train: ImageSet) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "few-images",
-            f"fewer than {FEW_IMAGES} training images of {some(few, 10)}. Add more if you can.",
+            f"fewer than {FEW_IMAGES} training images of {some_of(few, most=10)}. Add more if you "
+            "can.",
         )
 
 
@@ -171,12 +167,12 @@ def _ignored(splits: Splits) -> Iterator[Finding]:
             "warning",
             "not-images",
             f"left out {_plural(len(ignored), 'entry that is', 'entries that are')} no image by "
-            f"name: {some(ignored, 5)}. Convert them if they are pictures.",
+            f"name: {some_of(ignored, most=5)}. Convert them if they are pictures.",
         )
 
 
 def _listed(names: Sequence[str]) -> str:
-    return some(names, 10)
+    return some_of(names, most=10)
 
 
 def _count(paths: Sequence[Path]) -> str:

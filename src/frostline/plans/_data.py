@@ -9,15 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from frostline.errors import ConfigError, nearest, shortened
+from frostline.recipe import refuse_truth
 
 _SHOWN = 80  # characters of a value in a message
-
-
-def refuse_truth(given: object) -> object:
-    """No option is a yes or no, which Python and pydantic would take for 1 and 0."""
-    if isinstance(given, bool):
-        raise ValueError("true and false are no numbers; write a number")
-    return given
 
 
 class Data(BaseModel):

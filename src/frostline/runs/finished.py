@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
@@ -43,7 +43,9 @@ from frostline.runs.course import Survey, survey
 from frostline.runs.feeding import prefixed
 from frostline.runs.preparing import build, freeze_as_asked
 from frostline.runs.reporting import RunReport, make_report, promise_of
+from frostline.units import some_of
 
+_some = partial(some_of, most=5)  # names of tensors in a message
 _NOT_THIS_RUNS = "It is another run's, or was changed; restore it from a copy, or train again."
 
 
@@ -349,7 +351,8 @@ def _check_left_out(delta: Delta, frozen: Iterable[str], file: Path) -> None:
     held = [name for name in frozen if name in delta.tensors]
     if held:
         raise DriftError(
-            f"{file} holds tensors that were to stay frozen: {_some(held)}. {_NOT_THIS_RUNS}", held
+            f"{file} holds tensors that were to stay frozen: {_some(held)}. {_NOT_THIS_RUNS}",
+            held,
         )
 
 
@@ -375,11 +378,6 @@ def _drift(where: str, names: Sequence[str]) -> DriftError:
         f"{_some(names)}. Do not trust this run; restore its files or train again.",
         names,
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
 
 
 def _notes(broken: Mapping[Path, ImageError], known: int, count: int) -> Iterable[str]:

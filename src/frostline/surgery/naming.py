@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NotRequired, TypedDict, final
 
 import torch
@@ -30,6 +31,7 @@ from frostline.surgery.states import (
     outgrown,
     restored,
 )
+from frostline.units import some_of
 
 Missing = Literal["refuse", "fresh"]
 Hyperparameters = Literal["saved", "own"]
@@ -37,7 +39,7 @@ Hyperparameters = Literal["saved", "own"]
 _FORMAT = "frostline optimizer state 2"
 _BEFORE = "frostline optimizer state 1"  # knew of parameters' states and groups only
 _NOT_SAVED = frozenset({"params", "param_names"})
-_NAMES_SHOWN = 3
+_some = partial(some_of, most=3)
 
 
 class NamedParameter(TypedDict):
@@ -346,9 +348,3 @@ def _begin_rest(optimizer: torch.optim.Optimizer, found: Mapping[int, _Found]) -
                     keeper(optimizer).state[parameter] = state
         if any(id(parameter) in found for parameter in group["params"]):
             even_out(optimizer, group)
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    more = len(names) - _NAMES_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -21,7 +21,7 @@ from frostline.callbacks.journal import Journal
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
-from frostline.data import ImageDataset, make_batches
+from frostline.data import ImageDataset, make_batches, open_data
 from frostline.deltas import all_tensors
 from frostline.devices import resolve_device
 from frostline.engine import (
@@ -143,13 +143,13 @@ def fit(
     settings = settings or _settings(model, recipe, batch_size, device, features, forms, compile)
     phases = _phases(model, recipe, plan, hooks)
     _check_forms(settings, len(phases))
-    batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
-    validation = make_batches(val, batch_size=batch_size, shuffle=False, seed=recipe.seed)
+    seen, unseen = open_data(train), open_data(val)
+    batches = make_batches(seen, batch_size=batch_size, shuffle=True, seed=recipe.seed)
+    validation = make_batches(unseen, batch_size=batch_size, shuffle=False, seed=recipe.seed)
     if settings.features.compile:
         _check_compiler(device)
-    first = FirstSamples.of(
-        model, val, validation, device=device, judged=settings.features.store == "auto"
-    )
+    judged = settings.features.store == "auto"
+    first = FirstSamples.of(model, unseen, device=device, judged=judged)
     names = _class_names(first.found, train, classes)
     weights = _class_weights(recipe, train, len(names))
     settings = _completed(settings, names, plan)
@@ -174,7 +174,7 @@ def fit(
             operations_per_sample=first.operations,
             hooks=hooks,
         )
-        supply = partial(feed, model, first.inputs, (train, val), (batches, validation))
+        supply = partial(feed, model, first.inputs, (seen, unseen), (batches, validation))
         course = PhasedCourse(saver, planned, book, supply, wanted, journal)
         logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if folder else ()
         with _room_to_compile(settings), closing(course):

@@ -20,6 +20,7 @@ _HOMES = {
     "backward": ("Lean", "lean"),
     "checkup": ("Checkup", "Finding", "doctor"),
     "cutting": ("Cut", "cut"),
+    "data": ("Samples", "open_data"),
     "deltas": ("load_delta", "save_delta"),
     "errors": (
         "BrokenPromise",

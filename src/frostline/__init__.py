@@ -14,7 +14,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from frostline._moved import offer_old_modules
 from frostline._version import __version__ as __version__
+
+offer_old_modules()
 
 _HOMES = {
     "backward": ("Lean", "lean"),
@@ -70,7 +73,7 @@ _HOMES = {
     ),
     "store": ("FeatureStore",),
     "surgery": ("load_optimizer_state", "optimizer_state", "sync"),
-    "tree": ("summary",),
+    "freezing.tree": ("summary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.calling import in_turn
 from frostline.checkup import (
     data,
     distributed,
@@ -32,7 +33,6 @@ from frostline.plans import Plan
 from frostline.recipe import check_alone
 from frostline.selectors import Selector, SelectorLike, as_selector
 from frostline.selectors.inventory import unwrap
-from frostline.turns import in_turn
 
 __all__ = ["CODES", "Check", "Checkup", "Finding", "Level", "doctor"]
 

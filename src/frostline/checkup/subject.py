@@ -19,7 +19,7 @@ from frostline.plans.parts import Part, parts
 from frostline.recipe import Recipe
 from frostline.selectors import Inventory, Selector, inventory, stages
 from frostline.selectors.inventory import wrappers
-from frostline.wrapped import live_wrappers
+from frostline.wrappers import live_wrappers
 
 Preprocess = Callable[[Any], Tensor]
 

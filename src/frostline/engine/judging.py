@@ -12,8 +12,8 @@ from frostline.data import Batches
 from frostline.devices import Arithmetic, Precision
 from frostline.engine.steps import Forward, batch_errors, call, check_targets, non_finite
 from frostline.engine.training import Hook, Predictions
+from frostline.freezing.modes import modes_kept
 from frostline.metrics import Evaluation, evaluate_logits
-from frostline.modes import modes_kept
 
 
 def evaluate(

@@ -15,7 +15,7 @@ from frostline.engine.judging import judge, predictions
 from frostline.engine.randomness import random_state_kept, seed_epoch, set_random_state
 from frostline.engine.steps import Fed, Forward, Stepper
 from frostline.engine.training import Hook, Left, Proven, Spent, Training
-from frostline.modes import modes_kept
+from frostline.freezing.modes import modes_kept
 from frostline.plans import Phase
 from frostline.recipe import Recipe
 

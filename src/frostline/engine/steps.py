@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from frostline.calling import call_with
-from frostline.clocks import Stopwatch
 from frostline.data import Batch, Batches
 from frostline.devices import Arithmetic
 from frostline.engine.training import Training
@@ -21,6 +20,7 @@ from frostline.groups import ParamGroup, default_lr, param_groups
 from frostline.models import logits_of
 from frostline.recipe import Recipe
 from frostline.surgery import even_out, load_optimizer_state, optimizer_state
+from frostline.units import Stopwatch
 
 Forward = Callable[..., Any]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from frostline.errors import FreezeError
-from frostline.modes import held_though_trainable
+from frostline.freezing.modes import held_though_trainable
 from frostline.selectors import SelectorLike
 from frostline.surgery.members import check_optimizer, keeper, roster
 from frostline.surgery.placing import Options, close_up, join
@@ -17,7 +17,7 @@ from frostline.surgery.planning import Operation, Patient, prepared
 from frostline.surgery.results import Former, Kept, Synced
 from frostline.surgery.schedules import Scheduler, check_schedulers
 from frostline.surgery.states import State, begun, even_out
-from frostline.wrapped import strays
+from frostline.wrappers import strays
 
 
 def sync(

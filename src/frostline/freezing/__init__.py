@@ -11,11 +11,11 @@ from torch import nn
 
 from frostline.backward import Lean, is_lean
 from frostline.backward import lean as lean_backward
+from frostline.casting import Kept, NarrowDtype, asked_dtype, shrink
 from frostline.errors import DriftError, FreezeError
 from frostline.fingerprints import Fingerprint, Record
-from frostline.modes import NormPolicy, is_held, mark_of, note_content, settle
-from frostline.narrowing import Kept
-from frostline.refusals import (
+from frostline.freezing.modes import NormPolicy, is_held, mark_of, note_content, settle
+from frostline.freezing.refusals import (
     check_as_wrapped,
     check_can_learn,
     check_can_stay,
@@ -24,7 +24,10 @@ from frostline.refusals import (
     check_words,
     passing,
 )
-from frostline.row_holds import held_rows, holds_of, kept_within
+from frostline.freezing.rows import held_rows, holds_of, kept_within
+from frostline.freezing.switches import Snapshot, is_marked, is_off, switch_off, switch_on, trains
+from frostline.freezing.tree import Summary, summary
+from frostline.freezing.unlisted import UnlistedRecord, unlisted_records
 from frostline.selectors import (
     Entry,
     Selection,
@@ -39,11 +42,7 @@ from frostline.selectors.pieces import cut_at
 from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.ranges import suffix
 from frostline.selectors.terms import Nothing
-from frostline.shrinking import NarrowDtype, asked_dtype, shrink
-from frostline.switches import Snapshot, is_marked, is_off, switch_off, switch_on, trains
-from frostline.tree import Summary, summary
 from frostline.units import format_bytes, some_of
-from frostline.unlisted_proof import UnlistedRecord, unlisted_records
 
 
 @final

@@ -15,10 +15,10 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from frostline.fingerprints.parts import plain_parts
+from frostline.fingerprints.unlisted import saved_state
 from frostline.selectors import Entry, Selection, SelectorLike, everything, select
 from frostline.selectors.ranges import suffix
-from frostline.tensor_parts import plain_parts
-from frostline.unlisted import saved_state
 
 SAMPLED_NUMBERS = 4096
 BLOCK_NUMBERS = 65536

@@ -9,8 +9,8 @@ from typing import Literal
 
 from torch import nn
 
-from frostline.modes import adapts, held_though_trainable, is_held
-from frostline.row_holds import held_numel
+from frostline.freezing.modes import adapts, held_though_trainable, is_held
+from frostline.freezing.rows import held_numel
 from frostline.selectors.inventory import inventory, unwrap
 from frostline.tables import Column, Table
 from frostline.units import format_bytes, format_count, some_of

@@ -21,9 +21,13 @@ from typing import Any, Literal, final
 import torch
 from torch import nn
 
-from frostline.held_statistics import keep_statistics, release_statistics
-from frostline.nesting import pack_where_whole
-from frostline.recomputed import recompute, recompute_no_more
+from frostline.freezing.held_layers import (
+    keep_statistics,
+    pack_where_whole,
+    recompute,
+    recompute_no_more,
+    release_statistics,
+)
 from frostline.selectors.norms import keeps_running_statistics
 from frostline.standins import StandIn
 
@@ -37,7 +41,7 @@ class Mark:
 
     Attributes:
         names: those that are frozen whole.
-        partly: those of which some rows are frozen (see row_holds/), the others trained.
+        partly: those of which some rows are frozen (see rows.py), the others trained.
         contents: dtype and digest of each parameter of `names` as the last freeze found it; they go
             along with a copy, so that a delta of one whose frozen weights moved can be refused.
     """

@@ -1,7 +1,7 @@
 """The gradients switch of one tensor, whole or in rows, with the marks that say who threw it.
 
 Three states: free; frozen whole (it wants no gradient, its owners' marks name it); frozen in some
-rows (it wants gradients, and the rows are held, see row_holds/). Freezing all rows of a tensor,
+rows (it wants gradients, and the rows are held, see rows.py). Freezing all rows of a tensor,
 at once or bit by bit, is freezing it whole.
 """
 
@@ -13,10 +13,11 @@ from typing import Literal, final
 
 from torch import Tensor, nn
 
+from frostline.casting import keep_narrow, kept_narrow
+from frostline.casting.calls import Narrow
 from frostline.errors import FreezeError
-from frostline.modes import Mark, NormPolicy, mark_of, set_mark, settle
-from frostline.narrowing import Narrow, keep_narrow, kept_narrow
-from frostline.row_holds import (
+from frostline.freezing.modes import Mark, NormPolicy, mark_of, set_mark, settle
+from frostline.freezing.rows import (
     Kept,
     check_holdable,
     clear_gradient,

@@ -1,4 +1,4 @@
-"""Records and proof of frozen state that is neither parameter nor buffer (see unlisted.py)."""
+"""Records and proof of frozen state that is neither parameter nor buffer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Self, final
 from torch import Tensor, nn
 
 from frostline.fingerprints import Record
-from frostline.modes import is_held
-from frostline.unlisted import belongs, listed_storages, unlisted
+from frostline.fingerprints.unlisted import belongs, listed_storages, unlisted
+from frostline.freezing.modes import is_held
 
 
 @final

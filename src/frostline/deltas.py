@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from frostline._files import is_text
 from frostline._tensor_files import check_header, save_tensors
-from frostline.casting import is_narrow_dtype, narrow_names, wanted_dtype
+from frostline.casting import cast_dtypes, is_narrow_dtype, wanted_dtype
 from frostline.errors import ConfigError, CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.fingerprints.parts import is_distributed, is_shard
@@ -131,7 +131,7 @@ def save_delta(
         "held_rows": json.dumps(_rows_held(tensors)),
         "tied": json.dumps(_tied_names(model)),
         "unsaved": json.dumps(_unsaved_names(model)),
-        "kept": json.dumps({n: w for n, w in narrow_names(model).items() if n in rest.tensors}),
+        "kept": json.dumps({n: w for n, w in cast_dtypes(model).items() if n in rest.tensors}),
         "about": json.dumps(dict(about or {})),
     }
     try:
@@ -477,7 +477,7 @@ def _check_base(model: nn.Module, delta: Delta, tensors: Mapping[str, Tensor], f
         if delta.base.tensors.get(name) != rest.tensors.get(name)
     ]
     rounded = {delta.kept.get(name) for name in differing}
-    if len(rounded) == 1 and (word := rounded.pop()) and not narrow_names(model):
+    if len(rounded) == 1 and (word := rounded.pop()) and not cast_dtypes(model):
         raise DeltaError(
             f"{file} was trained with {len(delta.kept)} frozen weights kept in {word}, and here "
             f"they are not. Freeze them so before loading: fl.freeze(model, ..., dtype='{word}')."

@@ -1,19 +1,36 @@
-"""DistributedDataParallel wrappers that live around a model, also where only that is at hand.
+"""What is wrapped around a model: torch.compile, DataParallel and DistributedDataParallel.
 
-A wrapper notes what trains when it is made. What is thawed later is never averaged, and each
-process trains a model of its own, silently. It leaves no trace on the model (torch 2.15), so it is
-looked for among all objects, and only in a process that has joined others.
+DistributedDataParallel records what trains when it is made. What is thawed later is never averaged,
+and each process trains a model of its own, silently. It leaves no trace on the model (torch 2.15),
+so it is looked for among all objects, and only in a process that has joined others.
 """
 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
+    inner = model
+    while (below := _inside(inner)) is not None:
+        inner = below
+    return inner
+
+
+def wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """The `torch.compile`, DataParallel and DistributedDataParallel wrappers, the outer first."""
+    layer = model
+    while (inner := _inside(layer)) is not None:
+        yield layer
+        layer = inner
 
 
 def live_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
@@ -69,3 +86,16 @@ def _kinds(kind: type[DistributedDataParallel]) -> Iterator[type]:
     yield kind
     for narrower in kind.__subclasses__():
         yield from _kinds(narrower)
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """What `model` wraps, if it is a wrapper."""
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        return cast("nn.Module", model.module)
+    return cast("nn.Module", model._orig_mod) if _is_compiled(model) else None
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    # torch.compile's machinery takes a second to import, and is there if a compiled model is.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    return compiler is not None and isinstance(model, compiler.OptimizedModule)

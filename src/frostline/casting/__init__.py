@@ -51,7 +51,7 @@ def kept_narrow(entry: Entry) -> Narrow | None:
     return next((note for note in notes if note is not None), None)
 
 
-def narrow_names(model: nn.Module) -> dict[str, str]:
+def cast_dtypes(model: nn.Module) -> dict[str, str]:
     """Names of the model's parameters that are kept narrow -> in which dtype."""
     notes = ((entry.name, kept_narrow(entry)) for entry in inventory(model).entries)
     return {name: str(n.kept).removeprefix("torch.") for name, n in notes if n is not None}

@@ -32,7 +32,7 @@ from frostline.freezing import freezes_kept, train_only
 from frostline.plans import Plan
 from frostline.recipe import check_alone
 from frostline.selectors import Selector, SelectorLike, as_selector
-from frostline.selectors.inventory import unwrap
+from frostline.wrappers import unwrap
 
 __all__ = ["CODES", "Check", "Checkup", "Finding", "Level", "doctor"]
 

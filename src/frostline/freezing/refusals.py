@@ -18,8 +18,7 @@ from frostline.errors import FreezeError
 from frostline.fingerprints.parts import is_wrapped
 from frostline.freezing.modes import is_held, is_random_in_training
 from frostline.selectors import Selection
-from frostline.selectors.inventory import wrappers
-from frostline.wrappers import strays
+from frostline.wrappers import strays, wrappers
 
 # Whether what is frozen and thawed now is undone before anybody trains.
 _passing: ContextVar[bool] = ContextVar("passing", default=False)

@@ -11,9 +11,10 @@ from torch import nn
 
 from frostline.freezing.modes import adapts, held_though_trainable, is_held
 from frostline.freezing.rows import held_numel
-from frostline.selectors.inventory import inventory, unwrap
+from frostline.selectors.inventory import inventory
 from frostline.tables import Column, Table
 from frostline.units import format_bytes, format_count, some_of
+from frostline.wrappers import unwrap
 
 State = Literal["frozen", "trainable", "partly frozen", "no parameters"]
 Mode = Literal["eval, held", "eval", "train", "mixed", "none"]

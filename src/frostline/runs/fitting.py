@@ -20,7 +20,7 @@ from frostline.callbacks.journal import Journal
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
-from frostline.casting import narrow_names
+from frostline.casting import cast_dtypes
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
 from frostline.data import ImageDataset, make_batches
 from frostline.deltas import all_tensors
@@ -222,7 +222,7 @@ def _phases(
 
 def _check_none_widens(model: nn.Module, planned: Survey) -> None:
     """Refuse to thaw what is kept in half the bits: the run's deltas would have two bases."""
-    kept = narrow_names(model)
+    kept = cast_dtypes(model)
     thawed = [name for name in planned.trained_until(len(planned.trained)) if name in kept]
     if thawed:
         raise ConfigError(

@@ -52,7 +52,7 @@ FLOORS = {
     "models": 4,
     "cutting": 3,
     "store": 4,
-    "surgery": 4,
+    "optimizer_sync": 4,
     "tuning": 4,
     "checkup": 5,
     "estimates": 6,

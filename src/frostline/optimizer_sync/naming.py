@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from frostline.errors import ConfigError
-from frostline.surgery.carrying import Common, common_of
-from frostline.surgery.members import (
+from frostline.optimizer_sync.carrying import Common, common_of
+from frostline.optimizer_sync.members import (
     Group,
     Member,
     Roster,
@@ -22,7 +22,7 @@ from frostline.surgery.members import (
     roster,
     same,
 )
-from frostline.surgery.states import (
+from frostline.optimizer_sync.states import (
     begun,
     check_even,
     check_fit,

@@ -12,7 +12,7 @@ import outside_optimizers as outside
 import pytest
 import torch
 from outside_optimizers import Outside
-from surgery_world import bits, moved, switch, trainable
+from sync_world import bits, moved, switch, trainable
 from torch import nn
 
 import frostline as fl

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.errors import ConfigError
-from frostline.surgery.members import Group, Member, keeper
+from frostline.optimizer_sync.members import Group, Member, keeper
 
 State = dict[str, Any]  # torch's own type for the state of one parameter
 # How the shape of a state may follow from its parameter's: the same, or that of a row or column.

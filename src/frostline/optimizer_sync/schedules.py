@@ -18,8 +18,8 @@ import torch
 from torch.optim import lr_scheduler as torch_schedulers
 
 from frostline.errors import ConfigError
-from frostline.surgery.members import Group
-from frostline.surgery.placing import anchor, base_of, has_rate, like
+from frostline.optimizer_sync.members import Group
+from frostline.optimizer_sync.placing import anchor, base_of, has_rate, like
 
 Scheduler = torch_schedulers.LRScheduler
 

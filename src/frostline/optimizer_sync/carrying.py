@@ -9,8 +9,8 @@ from typing import Any, final
 import torch
 
 from frostline.errors import ConfigError
-from frostline.surgery.members import keeper
-from frostline.surgery.states import copied
+from frostline.optimizer_sync.members import keeper
+from frostline.optimizer_sync.states import copied
 
 _OWN_WAY = (
     "so none of it has a parameter's name. Save optimizer.state_dict() and load it into an "

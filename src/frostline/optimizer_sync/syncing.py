@@ -10,13 +10,13 @@ from torch import nn
 
 from frostline.errors import FreezeError
 from frostline.modes import held_though_trainable
+from frostline.optimizer_sync.members import check_optimizer, keeper, roster
+from frostline.optimizer_sync.placing import Options, close_up, join
+from frostline.optimizer_sync.planning import Operation, Patient, prepared
+from frostline.optimizer_sync.results import Former, Kept, Synced
+from frostline.optimizer_sync.schedules import Scheduler, check_schedulers
+from frostline.optimizer_sync.states import State, begun, even_out
 from frostline.selectors import SelectorLike
-from frostline.surgery.members import check_optimizer, keeper, roster
-from frostline.surgery.placing import Options, close_up, join
-from frostline.surgery.planning import Operation, Patient, prepared
-from frostline.surgery.results import Former, Kept, Synced
-from frostline.surgery.schedules import Scheduler, check_schedulers
-from frostline.surgery.states import State, begun, even_out
 from frostline.wrapped import strays
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from frostline.errors import ConfigError, FreezeError
-from frostline.surgery.members import Group, Member, Roster, groups_with_members, keeper
-from frostline.surgery.placing import (
+from frostline.optimizer_sync.members import Group, Member, Roster, groups_with_members, keeper
+from frostline.optimizer_sync.placing import (
     Options,
     Place,
     base_of,
@@ -23,9 +23,9 @@ from frostline.surgery.placing import (
     same_rule,
     scale_of,
 )
-from frostline.surgery.results import Former, Kept, Synced, states_of
-from frostline.surgery.schedules import Change, Scheduler, check_plateaus, check_schedules
-from frostline.surgery.states import (
+from frostline.optimizer_sync.results import Former, Kept, Synced, states_of
+from frostline.optimizer_sync.schedules import Change, Scheduler, check_plateaus, check_schedules
+from frostline.optimizer_sync.states import (
     State,
     begun,
     begun_by_group,

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from frostline.errors import ConfigError
 from frostline.groups import DEFAULT_NO_DECAY, Rule, rates_by_rule
+from frostline.optimizer_sync.members import Group, Member, same
 from frostline.selectors import SelectorLike
-from frostline.surgery.members import Group, Member, same
 
 _ANCHORS = ("max_lr", "initial_lr", "base_lr")
 _OWN_KEYS = frozenset({*_ANCHORS, "lr", "min_lr", "weight_decay", "params", "param_names", "rule"})

@@ -8,18 +8,16 @@ from functools import partial
 from typing import Any, Literal, NotRequired, TypedDict, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from frostline.errors import ConfigError
-from frostline.optimizer_sync.carrying import Common, common_of
 from frostline.optimizer_sync.members import (
     Group,
-    Member,
-    Roster,
+    ModelParams,
     check_optimizer,
-    groups_with_members,
+    groups_of_model,
     keeper,
-    roster,
+    model_params,
     same,
 )
 from frostline.optimizer_sync.states import (
@@ -31,6 +29,7 @@ from frostline.optimizer_sync.states import (
     outgrown,
     restored,
 )
+from frostline.selectors.inventory import Entry
 from frostline.units import some_of
 
 Missing = Literal["refuse", "fresh"]
@@ -55,7 +54,9 @@ class OptimizerState(TypedDict):
     """A whole saved state: plain data and tensors, which `torch.load(weights_only=True)` reads.
 
     A few optimizers of other libraries keep objects of their own; these are in it as they are.
-    `shared` and `further` belong to no single parameter (see `carrying.Common`).
+    What belongs to no single parameter (counters, a schedule of its own, random generators) is
+    `shared`, entries of the optimizer's state under a name instead of a parameter, and `further`,
+    entries of its `state_dict()` beside state and groups.
     """
 
     format: str
@@ -77,28 +78,30 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optim
             again, holds nothing of the model, or a state of another shape than its parameter.
     """
     check_optimizer(optimizer)
-    known = roster(model)
-    own = groups_with_members(optimizer.param_groups, known)
-    common, states = common_of(optimizer), keeper(optimizer).state
+    params = model_params(model)
+    groups = [optimizer.param_groups[at] for at in groups_of_model(optimizer.param_groups, params)]
+    shared, further = _beside_parameters(optimizer)
+    states = keeper(optimizer).state
     parameters: dict[str, NamedParameter] = {}
-    for saved_index, index in enumerate(own):
-        group = optimizer.param_groups[index]
-        for member in known.of_group(group):
-            _check_not_outgrown(optimizer, member, group)
-            parameters[member.name] = NamedParameter(
-                shape=list(member.parameter.shape),
-                dtype=str(member.parameter.dtype),
-                group=saved_index,
-                state=copied(states.get(member.parameter, {})),
+    for index, group in enumerate(groups):
+        for entry in params.of_group(group):
+            _check_not_outgrown(optimizer, entry, group)
+            parameters[entry.name] = NamedParameter(
+                shape=list(entry.tensor.shape),
+                dtype=str(entry.tensor.dtype),
+                group=index,
+                state=copied(states.get(entry.tensor, {})),
             )
-    groups = [_hyperparameters(optimizer.param_groups[index]) for index in own]
     return OptimizerState(
         format=_FORMAT,
         optimizer=type(optimizer).__name__,
         parameters=parameters,
-        groups=groups,
-        shared=common.shared,
-        further=common.further,
+        groups=[
+            {key: copied(value) for key, value in group.items() if key not in _NOT_SAVED}
+            for group in groups
+        ],
+        shared=shared,
+        further=further,
     )
 
 
@@ -129,36 +132,44 @@ def load_optimizer_state(
     """
     _check_choices(missing, hyperparameters)
     check_optimizer(optimizer)
-    known = roster(model)
-    own = groups_with_members(optimizer.param_groups, known)
-    saved, common = _checked(state, optimizer), common_of(optimizer)
+    params, groups = model_params(model), optimizer.param_groups
+    own = groups_of_model(groups, params)
+    _check_format(state, optimizer)
+    shared, further = _beside_parameters(optimizer)
+    if state["format"] == _FORMAT:
+        shared, further = copied(state["shared"]), {**further, **copied(state["further"])}
+    saved: Mapping[str, NamedParameter] = state["parameters"]
     found = {
-        id(member.parameter): _Found(member, saved["parameters"].get(_saved_name(member, saved)))
+        id(entry.tensor): _Saved(entry, _saved_of(entry, saved))
         for index in own
-        for member in known.of_group(optimizer.param_groups[index])
+        for entry in params.of_group(groups[index])
     }
     if missing == "refuse":
-        _check_names(known, found, saved)
+        _check_names(params, found, saved)
     for one in found.values():
         _check_shape(optimizer, one)
-    settings = [
-        _settings(group, known, found, saved) if hyperparameters == "saved" else {}
-        for group in optimizer.param_groups
-    ]
+    settings: list[dict[str, Any]] = [{} for _ in groups]
+    if hyperparameters == "saved":
+        settings = [_settings(group, params, found, state["groups"]) for group in groups]
     _check_first_steps(optimizer, found, settings)
-    if state["format"] == _FORMAT:
-        common = Common(copied(saved["shared"]), {**common.further, **copied(saved["further"])})
-    _load(optimizer, _by_position(optimizer, found, settings, common))
+    packed = optimizer.state_dict()
+    states = shared
+    for at, parameter in _positions(optimizer, packed).items():
+        one_state = _state_to_be(optimizer, found, parameter)
+        if one_state:
+            states[at] = copied(one_state) if id(parameter) in found else one_state
+    merged = [{**p, **s} for p, s in zip(packed["param_groups"], settings, strict=True)]
+    _load(optimizer, {**further, "state": states, "param_groups": merged})
     _keep_bits(optimizer, found)
     _begin_rest(optimizer, found)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Saved:
     """A parameter in the optimizer and what was saved of it; None if nothing was."""
 
-    member: Member
+    entry: Entry
     saved: NamedParameter | None
 
     @property
@@ -167,18 +178,69 @@ class _Found:
         return {} if self.saved is None else self.saved["state"]
 
 
-def _check_not_outgrown(optimizer: torch.optim.Optimizer, member: Member, group: Group) -> None:
-    if (key := outgrown(optimizer, member.parameter, group)) is not None:
-        shape = tuple(keeper(optimizer).state[member.parameter][key].shape)
+def _beside_parameters(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """A copy of what the optimizer keeps for no single parameter: `shared` and `further`.
+
+    Raises:
+        ConfigError: its `state_dict()` has another form, keeps parameters' states elsewhere, or
+            something in it goes by the parameters' positions, which a name cannot find again.
+    """
+    packed = optimizer.state_dict()
+    positions = _positions(optimizer, packed)
+    states = keeper(optimizer).state
+    if any(packed["state"].get(at) and not states.get(p) for at, p in positions.items()):
+        raise _refused(optimizer, "keeps its parameters' states in another object")
+    shared = {key: value for key, value in packed["state"].items() if key not in positions}
+    further = {key: v for key, v in packed.items() if key not in ("state", "param_groups")}
+    for key, value in {**shared, **further}.items():
+        if not isinstance(key, str) or _goes_by_position(value):
+            raise _refused(optimizer, f"keeps '{key}' by the positions of its parameters")
+    return copied(shared), copied(further)
+
+
+def _positions(
+    optimizer: torch.optim.Optimizer, packed: Mapping[str, Any]
+) -> dict[Any, nn.Parameter]:
+    """What stands for each parameter in what torch's `load_state_dict` reads."""
+    groups = packed.get("param_groups")
+    if "state" not in packed or groups is None or len(groups) != len(optimizer.param_groups):
+        raise _refused(optimizer, f"saves itself in a form of its own ({', '.join(packed)})")
+    pairs = zip(groups, optimizer.param_groups, strict=True)
+    return {
+        at: parameter
+        for packed_group, group in pairs
+        for at, parameter in zip(packed_group["params"], group["params"], strict=True)
+    }
+
+
+def _goes_by_position(value: Any) -> bool:
+    """Whether a mapping in it has other keys than names, as positions or parameters."""
+    if isinstance(value, Mapping):
+        named = all(isinstance(key, str) for key in value)
+        return not named or any(_goes_by_position(inner) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return any(_goes_by_position(inner) for inner in value)
+    return isinstance(value, nn.Parameter)
+
+
+def _refused(optimizer: torch.optim.Optimizer, why: str) -> ConfigError:
+    return ConfigError(
+        f"{type(optimizer).__name__} {why}, so none of it has a parameter's name. Save "
+        "optimizer.state_dict() and load it into an optimizer made the same way; or save the "
+        "state of the optimizer inside."
+    )
+
+
+def _check_not_outgrown(optimizer: torch.optim.Optimizer, entry: Entry, group: Group) -> None:
+    if (key := outgrown(optimizer, entry.tensor, group)) is not None:
+        shape = tuple(keeper(optimizer).state[entry.tensor][key].shape)
         raise ConfigError(
-            f"{member.name} has the shape {tuple(member.parameter.shape)}, but the optimizer keeps "
+            f"{entry.name} has the shape {tuple(entry.tensor.shape)}, but the optimizer keeps "
             f"'{key}' of it with {shape}: its data were resized since. Let it begin again: "
             "fl.sync(optimizer, model)."
         )
-
-
-def _hyperparameters(group: Group) -> dict[str, Any]:
-    return {key: copied(value) for key, value in group.items() if key not in _NOT_SAVED}
 
 
 def _check_choices(missing: str, hyperparameters: str) -> None:
@@ -190,7 +252,7 @@ def _check_choices(missing: str, hyperparameters: str) -> None:
             raise ConfigError(f"{name} is {value!r}; it is {known[0]!r} or {known[1]!r}.")
 
 
-def _checked(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> OptimizerState:
+def _check_format(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
     if not isinstance(state, Mapping) or state.get("format") not in (_FORMAT, _BEFORE):
         raise ConfigError(
             "this is no optimizer state by name that this version reads. Pass what "
@@ -203,30 +265,24 @@ def _checked(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Opti
             f"the state was saved from {state['optimizer']}, but this optimizer is {kind}, which "
             "keeps other numbers. Make the optimizer that was saved, or begin without state."
         )
-    return OptimizerState(
-        format=_FORMAT,
-        optimizer=kind,
-        parameters=state["parameters"],
-        groups=state["groups"],
-        shared=state.get("shared", {}),
-        further=state.get("further", {}),
-    )
 
 
-def _saved_name(member: Member, saved: OptimizerState) -> str:
-    """The name under which it was saved; a tied parameter may have been met elsewhere first."""
-    return next((name for name in member.aliases if name in saved["parameters"]), member.name)
+def _saved_of(entry: Entry, saved: Mapping[str, NamedParameter]) -> NamedParameter | None:
+    """What was saved of it; a tied parameter may have been met under another name first."""
+    return next((saved[name] for name in entry.names if name in saved), None)
 
 
-def _check_names(known: Roster, found: Mapping[int, _Found], saved: OptimizerState) -> None:
-    unknown = [one.member.name for one in found.values() if one.saved is None]
+def _check_names(
+    params: ModelParams, found: Mapping[int, _Saved], saved: Mapping[str, NamedParameter]
+) -> None:
+    unknown = [one.entry.name for one in found.values() if one.saved is None]
     if unknown:
         raise ConfigError(
-            f"the saved state knows nothing of {_some(unknown)} of {known.title}. To let what it "
+            f"the saved state knows nothing of {_some(unknown)} of {params.title}. To let what it "
             'does not know begin without state: fl.load_optimizer_state(..., missing="fresh").'
         )
-    held = {name for one in found.values() for name in one.member.aliases}
-    absent = [name for name in saved["parameters"] if name not in held]
+    held = {name for one in found.values() for name in one.entry.names}
+    absent = [name for name in saved if name not in held]
     if absent:
         raise ConfigError(
             f"the saved state holds {_some(absent)}, which this optimizer does not. Thaw it and "
@@ -235,50 +291,56 @@ def _check_names(known: Roster, found: Mapping[int, _Found], saved: OptimizerSta
         )
 
 
-def _check_shape(optimizer: torch.optim.Optimizer, one: _Found) -> None:
+def _check_shape(optimizer: torch.optim.Optimizer, one: _Saved) -> None:
     if one.saved is None:
         return
-    saved, own = tuple(one.saved["shape"]), tuple(one.member.parameter.shape)
+    saved, own = tuple(one.saved["shape"]), tuple(one.entry.tensor.shape)
     if saved != own:
         raise ConfigError(
-            f"{one.member.name} was saved with the shape {saved}, but has {own} in this model. "
+            f"{one.entry.name} was saved with the shape {saved}, but has {own} in this model. "
             "Load into the model that was trained."
         )
-    check_fit(optimizer, one.member, one.saved["state"])
+    check_fit(optimizer, one.entry, one.state)
 
 
 def _check_first_steps(
-    optimizer: torch.optim.Optimizer, found: Mapping[int, _Found], settings: list[dict[str, Any]]
+    optimizer: torch.optim.Optimizer, found: Mapping[int, _Saved], settings: list[dict[str, Any]]
 ) -> None:
-    states = keeper(optimizer).state
     for group, chosen in zip(optimizer.param_groups, settings, strict=True):
-        to_be: list[Mapping[str, Any]] = []
-        for parameter in group["params"]:
-            one = found.get(id(parameter))
-            kept = states.get(parameter, {}) if one is None else one.state
-            to_be.append(kept)
         if any(id(parameter) in found for parameter in group["params"]):
+            to_be = [_state_to_be(optimizer, found, p) for p in group["params"]]
             check_even(optimizer, {**group, **chosen}, to_be)
 
 
+def _state_to_be(
+    optimizer: torch.optim.Optimizer, found: Mapping[int, _Saved], parameter: Tensor
+) -> Mapping[str, Any]:
+    """The state that was saved; of another model's parameter, its own."""
+    one = found.get(id(parameter))
+    return keeper(optimizer).state.get(parameter, {}) if one is None else one.state
+
+
 def _settings(
-    group: Group, known: Roster, found: Mapping[int, _Found], saved: OptimizerState
+    group: Group,
+    params: ModelParams,
+    found: Mapping[int, _Saved],
+    saved_groups: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The hyperparameters that were saved for the members of `group`, which must be one set."""
+    """The hyperparameters that were saved for the parameters in `group`, which must be one set."""
     chosen: dict[str, Any] = {}
     first = ""
-    for member in known.of_group(group):
-        entry = found[id(member.parameter)].saved
-        if entry is None:
+    for entry in params.of_group(group):
+        saved = found[id(entry.tensor)].saved
+        if saved is None:
             continue
-        settings = saved["groups"][entry["group"]]
+        settings = saved_groups[saved["group"]]
         if first and (key := _difference(chosen, settings)) is not None:
             raise ConfigError(
-                f"{first} and {member.name} stand in one group, but were saved with {key} "
+                f"{first} and {entry.name} stand in one group, but were saved with {key} "
                 f"{chosen.get(key)} and {settings.get(key)}. Make the groups as they were, or "
                 'keep their own: fl.load_optimizer_state(..., hyperparameters="own").'
             )
-        chosen, first = settings, first or member.name
+        chosen, first = settings, first or entry.name
     return {key: copied(value) for key, value in chosen.items()}
 
 
@@ -290,31 +352,10 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     )
 
 
-def _by_position(
-    optimizer: torch.optim.Optimizer,
-    found: Mapping[int, _Found],
-    settings: list[dict[str, Any]],
-    common: Common,
-) -> dict[str, Any]:
-    """What the optimizer's `load_state_dict` reads: itself as it is to be, by position."""
-    present, own = optimizer.state_dict(), keeper(optimizer).state
-    states: dict[Any, Any] = dict(common.shared)
-    for group, packed in zip(optimizer.param_groups, present["param_groups"], strict=True):
-        for parameter, position in zip(group["params"], packed["params"], strict=True):
-            one = found.get(id(parameter))
-            if state := own.get(parameter) if one is None else copied(one.state):
-                states[position] = state
-    groups = [
-        {**packed, **chosen}
-        for packed, chosen in zip(present["param_groups"], settings, strict=True)
-    ]
-    return {**common.further, "state": states, "param_groups": groups}
-
-
 def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """By the optimizer's own door; if it refuses, it stays as it was.
+    """By the optimizer's own `load_state_dict`; if it refuses, the optimizer stays as it was.
 
-    torch's `load_state_dict` makes new groups and states, so that the old ones can be put back.
+    torch's makes new groups and states, so that the old ones can be put back.
     """
     before = [(one, dict(vars(one))) for one in (optimizer, keeper(optimizer))]
     try:
@@ -329,22 +370,21 @@ def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         ) from error
 
 
-def _keep_bits(optimizer: torch.optim.Optimizer, found: Mapping[int, _Found]) -> None:
+def _keep_bits(optimizer: torch.optim.Optimizer, found: Mapping[int, _Saved]) -> None:
     """Undo casts of loading where the parameter has the dtype that it was saved with."""
     states = keeper(optimizer).state
     for one in found.values():
-        parameter = one.member.parameter
+        parameter = one.entry.tensor
         if one.state and one.saved and one.saved.get("dtype") == str(parameter.dtype):
             states[parameter] = restored(states[parameter], one.state)
 
 
-def _begin_rest(optimizer: torch.optim.Optimizer, found: Mapping[int, _Found]) -> None:
+def _begin_rest(optimizer: torch.optim.Optimizer, found: Mapping[int, _Saved]) -> None:
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            one = found.get(id(parameter))
-            if one is not None and not one.state:
-                state = begun(optimizer, parameter, group)
-                if state is not None:
-                    keeper(optimizer).state[parameter] = state
-        if any(id(parameter) in found for parameter in group["params"]):
+        own = [one for p in group["params"] if (one := found.get(id(p))) is not None]
+        for one in own:
+            parameter = one.entry.tensor
+            if not one.state and (state := begun(optimizer, parameter, group)) is not None:
+                keeper(optimizer).state[parameter] = state
+        if own:
             even_out(optimizer, group)

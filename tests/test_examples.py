@@ -28,6 +28,24 @@ def test_freezing_alexnet_trains_a_head_and_proves_the_rest(
     assert trainable == ["head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias"]
 
 
+def test_a_loop_of_ones_own_trains_in_phases_and_proves_each(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(EXAMPLES / "04_own_loop.py"), run_name="__main__")
+    head, proof, last, other = capsys.readouterr().out.splitlines()
+    assert (head, last) == ("head: 250 features computed", "last stage: 0 features computed")
+    assert re.fullmatch(r"14 frozen tensors \(.*\) are bit for bit as they were", proof)
+    assert re.fullmatch(r"7 frozen tensors \(.*\) are bit for bit as they were", other)
+
+
+def test_two_threads_share_an_epoch_as_two_processes_would(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(EXAMPLES / "05_world_of_two.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert out == "of 11 samples this process had 6; 4 right in all\neach once: True\n"
+
+
 def test_every_example_is_run_by_a_test() -> None:
     text = Path(__file__).read_text()
     assert all(path.name in text for path in EXAMPLES.glob("*.py"))

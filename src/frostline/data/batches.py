@@ -19,6 +19,7 @@ from frostline.data.loaders import GivenBatches, as_pair, holds_batches
 from frostline.data.ordered import count_threads, ordered_map
 from frostline.data.targets import class_targets
 from frostline.errors import ConfigError, DataError
+from frostline.world import ALONE, World
 
 _BATCHES_AHEAD = 2
 
@@ -110,21 +111,29 @@ def epoch_order(count: int, *, shuffle: bool, seed: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Which samples make up which batch."""
+    """Which samples make up which batch of this process.
+
+    Several processes share each epoch: every step takes `batch_size` samples for each of them, so
+    that together they see every sample once.
+    """
 
     samples: int
     batch_size: int
     shuffle: bool
     seed: int
+    world: World = ALONE
 
     def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
+        left_over = max(0, self.samples - self.world.rank)  # for who comes late there may be none
+        return -(-left_over // (self.batch_size * self.world.size))
 
     def epoch(self, epoch: int, *, start: int = 0) -> list[Tensor]:
         """The indices of each batch from number `start` on."""
         order = epoch_order(self.samples, shuffle=self.shuffle, seed=self.seed, epoch=epoch)
-        firsts = range(start * self.batch_size, self.samples, self.batch_size)
-        return [order[first : first + self.batch_size] for first in firsts]
+        rank, size = self.world.rank, self.world.size
+        whole = self.batch_size * size
+        firsts = range(start * whole, self.samples - rank, whole)
+        return [order[first : first + whole][rank::size] for first in firsts]
 
 
 class _Ordered:

@@ -16,7 +16,7 @@ from frostline.data import Batch, Batches, ImageDataset
 from frostline.devices import resolve_device
 from frostline.engine import Predictions, predict
 from frostline.estimates.measuring import measure_step
-from frostline.runs.feeding import CHECKED_SAMPLES, few_of
+from frostline.session.pipelines import CHECKED_SAMPLES, few_of
 
 
 @final

@@ -9,8 +9,7 @@ from typing import Annotated, Literal, Self, TypeVar, final
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from frostline.errors import ConfigError, SelectorError
-from frostline.plans._data import Data
-from frostline.recipe import Monitor, Recipe, refuse_truth
+from frostline.recipe import Data, Monitor, Recipe, refuse_truth
 from frostline.selectors import Selector, as_selector, parse
 
 _Value = TypeVar("_Value")

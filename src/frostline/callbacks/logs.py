@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from os import getpid
 from pathlib import Path
 from socket import gethostname
@@ -12,6 +13,7 @@ from typing import Any, final
 
 from frostline._files import append_line, output_errors, write_text
 from frostline.engine import EpochRecord, Hook, Training
+from frostline.folder import RunFolder
 
 _CURVES = frozenset(
     {
@@ -38,6 +40,12 @@ def figures(record: EpochRecord) -> dict[str, object]:
         **({"lrs": list(record.rates)} if len(record.rates) > 1 else {}),
         **(asdict(record.spent) if record.spent is not None else {}),
     }
+
+
+def logs_in(folder: RunFolder) -> tuple[Hook, ...]:
+    """What logs each epoch of a run; curves where tensorboard, an extra, is installed."""
+    metrics = MetricsLog(folder.metrics)
+    return (metrics, TensorBoardLog(folder.tensorboard)) if find_spec("tensorboard") else (metrics,)
 
 
 @final

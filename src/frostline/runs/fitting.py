@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from frostline._files import json_with_sum, write_text
 from frostline.callbacks.journal import Journal
-from frostline.callbacks.logs import MetricsLog, TensorBoardLog
+from frostline.callbacks.logs import logs_in
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
@@ -180,7 +180,7 @@ def fit(
             progress=partial(_progress, hooks, batch_size),
         )
         pipelines = PhasePipelines(make, book, journal, hooks)
-        logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if folder else ()
+        logs = logs_in(folder) if folder else ()
         seconds = tuple(batch_size * each for each in planned.seconds_per_sample)
         with _room_to_compile(settings):
             training = train_phases(

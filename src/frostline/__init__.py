@@ -70,6 +70,7 @@ _HOMES = {
     ),
     "store": ("FeatureStore",),
     "surgery": ("load_optimizer_state", "optimizer_state", "sync"),
+    "tasks": ("Classification", "Metric", "Metrics", "Task"),
     "tree": ("summary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

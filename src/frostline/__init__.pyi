@@ -67,4 +67,8 @@ from frostline.store import FeatureStore as FeatureStore
 from frostline.surgery import load_optimizer_state as load_optimizer_state
 from frostline.surgery import optimizer_state as optimizer_state
 from frostline.surgery import sync as sync
+from frostline.tasks import Classification as Classification
+from frostline.tasks import Metric as Metric
+from frostline.tasks import Metrics as Metrics
+from frostline.tasks import Task as Task
 from frostline.tree import summary as summary

@@ -9,34 +9,31 @@ writing takes long. A killed run then goes on from a little earlier, to the same
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import final
 from zipfile import BadZipFile, ZipFile
 
 import torch
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from frostline._files import keep_as
 from frostline._sums import has_own_sum
 from frostline._tensor_files import save_torch
 from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
-from frostline.engine import EpochRecord, Hook, PhaseRecord, Position, Training, random_state
+from frostline.engine import Hook, Position, Training, random_state
 from frostline.errors import ConfigError, CorruptDelta, OutputError
 from frostline.folder import RunFolder
-from frostline.records import Judged, judged_of, write_judged
+from frostline.records import EpochRecord, Judged, PhaseRecord, judged_of, write_judged
 from frostline.surgery import optimizer_state
+from frostline.tasks import Metrics, Task
 
-# A loss can be infinite, which plain JSON would turn into null.
-_PROGRESS = TypeAdapter(
-    tuple[Position, list[EpochRecord], list[PhaseRecord]],
-    config=ConfigDict(ser_json_inf_nan="constants"),
-)
 # What a cut or overwritten state file makes torch, pickle and pydantic raise.
 _DAMAGES = (
     *(OSError, RuntimeError, EOFError, UnpicklingError, BadZipFile),
@@ -66,6 +63,8 @@ class Saver(Hook):
         start: what will be trained, as it is before the run: a best epoch of an early phase has
             the rest like that.
         keep: how many of the last deltas and states stay, to go back to.
+        task: of what classes predictions are kept for the report, if of any.
+        like: metrics of this task, as which those of a resumed run are read.
     """
 
     def __init__(
@@ -76,12 +75,16 @@ class Saver(Hook):
         resume: bool,
         start: Mapping[str, Tensor] | None = None,
         keep: int = 1,
+        task: Task,
+        like: Metrics,
     ) -> None:
         self._folder = folder
         self._about = dict(about)
         self._start = start or {}
         self._resume = resume
         self._keep = keep
+        self._task = task
+        self._like = like
         self._best: _Moment | None = None
         self._judged: Judged | None = None  # what that moment makes of the validation data
         self._phase_best: Mapping[str, Tensor] = {}
@@ -95,7 +98,8 @@ class Saver(Hook):
         self._training = training
         # A run that was killed before `last` was there has nothing to go on from, and begins.
         if self._resume and self._folder and self._folder.last.exists():
-            self._phase_best = restore(training, self._folder, plan=self._about.get("plan", ""))
+            plan = self._about.get("plan", "")
+            self._phase_best = restore(training, self._folder, plan=plan, like=self._like)
             self._mark = training.position.mark
 
     def on_step(self, training: Training) -> None:
@@ -150,9 +154,9 @@ class Saver(Hook):
 
     def _judge(self, training: Training) -> None:
         found = training.found
-        if self._folder is not None and found is not None:
+        if self._folder is not None and found is not None and self._task.classes:
             epoch = training.position.epochs
-            self._judged = judged_of(found.logits, found.targets, names=found.names, epoch=epoch)
+            self._judged = judged_of(found.outputs, found.targets, names=found.names, epoch=epoch)
 
     @property
     def _is_due(self) -> bool:
@@ -182,9 +186,14 @@ class Saver(Hook):
         follows = training.phases[at.phase + 1 : at.phase + 2]
         return {
             "version": 2,
-            "progress": _PROGRESS.dump_json(
-                (at, training.history, training.phase_history)
-            ).decode(),
+            # A loss can be infinite, which this writes as Infinity.
+            "progress": json.dumps(
+                [
+                    asdict(at),
+                    [record.as_dict() for record in training.history],
+                    [asdict(record) for record in training.phase_history],
+                ]
+            ),
             "optimizer": optimizer_state(training.optimizer, training.model),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "random": random_state() if at.batches else {},
@@ -216,13 +225,16 @@ class Saver(Hook):
         save_delta(model, path, about=moment.about, content=moment.content)
 
 
-def restore(training: Training, folder: RunFolder, *, plan: str) -> Mapping[str, Tensor]:
+def restore(
+    training: Training, folder: RunFolder, *, plan: str, like: Metrics
+) -> Mapping[str, Tensor]:
     """Put the model and the position to where the run was last written; the optimizer follows.
 
     Where the last files are damaged and earlier ones were kept, those are taken.
 
     Args:
         plan: of the run, which must be the one that the deltas were trained by.
+        like: metrics of the run's task.
 
     Returns:
         The best weights of the phase that the run is in, where a later phase needs them.
@@ -234,19 +246,24 @@ def restore(training: Training, folder: RunFolder, *, plan: str) -> Mapping[str,
     for file in (folder.last, *folder.earlier_ones()):
         try:
             _check_plan(file, plan)
-            return _restore_from(training, folder, file)
+            return _restore_from(training, folder, file, like)
         except (ConfigError, CorruptDelta) as error:
             refusals.append(error)
     raise refusals[0]
 
 
-def _restore_from(training: Training, folder: RunFolder, file: Path) -> Mapping[str, Tensor]:
+def _restore_from(
+    training: Training, folder: RunFolder, file: Path, like: Metrics
+) -> Mapping[str, Tensor]:
     delta = load_delta(training.model, file)
     state_file = folder.state(position_of(delta))
     try:
         _check_state(state_file)
         state = torch.load(state_file, map_location="cpu", weights_only=True)
-        position, history, phases = _PROGRESS.validate_json(state["progress"])
+        at, epochs, ended = json.loads(state["progress"])
+        position = Position.read(at)
+        history = [EpochRecord.read(record, like=like) for record in epochs]
+        phases = TypeAdapter(list[PhaseRecord]).validate_python(ended)
         phase_best: dict[str, Tensor] = state["phase_best"]
     except _DAMAGES as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Protocol, final
 
-from torch import Tensor, nn
+from torch import nn
 
 from frostline.data import Batch, Batches
 from frostline.devices import Arithmetic
-from frostline.engine.judging import judge, predictions
+from frostline.engine.judging import predictions, summarised
 from frostline.engine.randomness import random_state_kept, seed_epoch, set_random_state
 from frostline.engine.steps import Fed, Forward, Stepper
-from frostline.engine.training import Hook, Left, Proven, Spent, Training
+from frostline.engine.training import Hook, Left, Training
 from frostline.modes import modes_kept
 from frostline.plans import Phase
 from frostline.recipe import Recipe
+from frostline.records import Proven, Spent
+from frostline.tasks import Task
 
 _NAMED_AT_MOST = 3
 
@@ -47,9 +49,8 @@ def train(
     validation: Batches,
     *,
     recipe: Recipe,
-    classes: Sequence[str],
+    task: Task,
     device: str = "auto",
-    class_weights: Tensor | None = None,
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Training:
@@ -67,30 +68,22 @@ def train(
         FreezeError: nothing is trainable.
         NonFiniteLoss: the loss is NaN or infinite, before a step is made with it; or an output
             is NaN in validation, before the epoch is reported.
-        DataError: a label is outside the classes.
+        DataError: a target does not go with the task.
         TrainingError: a batch does not go through the model; says why and what to do.
     """
     course = _Once(Fed(batches, validation, model if forward is None else forward))
     training = Training(
         model, recipe, (Phase(epochs=recipe.epochs).completed(recipe),), len(batches)
     )
-    return train_phases(
-        training,
-        course,
-        classes=classes,
-        device=device,
-        class_weights=class_weights,
-        hooks=hooks,
-    )
+    return train_phases(training, course, task=task, device=device, hooks=hooks)
 
 
 def train_phases(
     training: Training,
     course: Course,
     *,
-    classes: Sequence[str],
+    task: Task,
     device: str = "auto",
-    class_weights: Tensor | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Training:
     """Train phase after phase; gives the `training` that was handed in, at its end.
@@ -98,12 +91,12 @@ def train_phases(
     Raises:
         as `train`, and what `course` raises.
     """
-    loop = _Loop(training, course, Arithmetic(device, training.recipe.mixed), classes, tuple(hooks))
+    loop = _Loop(training, course, Arithmetic(device, training.recipe.mixed), task, tuple(hooks))
     with modes_kept(training.model), random_state_kept(), _ended(loop.hooks):
         training.model.to(loop.arithmetic.device)
         for hook in loop.hooks:
             hook.on_start(training)
-        loop.run(class_weights)
+        loop.run()
     return training
 
 
@@ -133,21 +126,21 @@ class _Loop:
         training: Training,
         course: Course,
         arithmetic: Arithmetic,
-        classes: Sequence[str],
+        task: Task,
         hooks: tuple[Hook, ...],
     ) -> None:
         self.training = training
         self.arithmetic = arithmetic
         self.hooks = hooks
         self._course = course
-        self._classes = classes
+        self._task = task
 
-    def run(self, class_weights: Tensor | None) -> None:
+    def run(self) -> None:
         """From the training's position to the end of its last phase."""
         training = self.training
         while True:
             self._course.enter(training)
-            stepper = Stepper(training, self.arithmetic, class_weights)
+            stepper = Stepper(training, self.arithmetic, self._task)
             if not training.phase_end:
                 start = time.perf_counter()
                 fed = self._course.feed(training)
@@ -175,8 +168,8 @@ class _Loop:
             training.tick()
             training.position.spent.validation_seconds += time.perf_counter() - start
             rates = {float(group["lr"]) for group in stepper.optimizer.param_groups}
-            figures = judge(found, self._classes)
-            training.end_epoch(tuple(sorted(rates, reverse=True)), figures, seconds)
+            metrics = summarised(self._task, found)
+            training.end_epoch(tuple(sorted(rates, reverse=True)), metrics, seconds)
             training.found = found
             for hook in self.hooks:
                 hook.on_epoch(training)
@@ -195,9 +188,9 @@ class _Loop:
             for batch in _timed(given, fed, at.spent):
                 factor = training.phase.lr_factor(at.phase_epochs * count + at.batches, count)
                 began = time.perf_counter()
-                loss, correct = stepper.step(fed.forward, batch, factor, check=check)
+                loss, sums = stepper.step(fed.forward, batch, factor, check=check)
                 at.spent.step_seconds += time.perf_counter() - began
-                training.count_step(loss, correct, len(batch.targets))
+                training.count_step(loss, sums, len(batch.targets))
                 self._tell(stepper, count)
                 if training.stops_within_epoch:
                     break

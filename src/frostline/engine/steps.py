@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frostline.calling import call_with
 from frostline.clocks import Stopwatch
 from frostline.data import Batch, Batches
 from frostline.devices import Arithmetic
 from frostline.engine.training import Training
-from frostline.errors import DataError, FreezeError, NonFiniteLoss, TrainingError
+from frostline.errors import FreezeError, NonFiniteLoss, TrainingError
 from frostline.groups import ParamGroup, default_lr, param_groups
 from frostline.models import logits_of
 from frostline.recipe import Recipe
 from frostline.surgery import even_out, load_optimizer_state, optimizer_state
+from frostline.tasks import Task
 
 Forward = Callable[..., Any]
 
@@ -48,9 +49,7 @@ class Stepper:
     a resumed run takes up what it had.
     """
 
-    def __init__(
-        self, training: Training, arithmetic: Arithmetic, class_weights: Tensor | None
-    ) -> None:
+    def __init__(self, training: Training, arithmetic: Arithmetic, task: Task) -> None:
         model, phase, recipe = training.model, training.phase, training.recipe
         self._arithmetic = arithmetic
         self._clip_norm = recipe.clip_norm
@@ -70,14 +69,13 @@ class Stepper:
         self._take_state(training)
         # What a backward before this phase left behind is no part of its first step.
         self.optimizer.zero_grad(set_to_none=True)
-        weights = None if class_weights is None else class_weights.to(arithmetic.device)
-        self._loss = nn.CrossEntropyLoss(weight=weights, label_smoothing=recipe.label_smoothing)
+        self._task = task
         self.unreached: tuple[str, ...] | None = None
 
     def step(
         self, forward: Forward, batch: Batch, lr_factor: float, *, check: bool = True
-    ) -> tuple[float, Tensor]:
-        """One optimizer step; gives the batch's loss and how many it got right.
+    ) -> tuple[float, Mapping[str, Tensor]]:
+        """One optimizer step; gives the batch's loss and the task's sums over it.
 
         Args:
             check: whether the targets are still to be checked; once an epoch has seen them, no.
@@ -87,12 +85,13 @@ class Stepper:
         targets = batch.targets.to(self._arithmetic.device, non_blocking=True)
         with batch_errors(batch):
             with self._arithmetic.autocast():
-                logits = call(forward, batch.inputs, self._arithmetic)
+                outputs = call(forward, batch.inputs, self._arithmetic)
                 if check:
-                    check_targets(batch.targets, logits.shape[1], batch.names)
-                loss = self._loss(logits.float(), targets)
+                    self._task.check(outputs.detach(), batch.targets, batch.names)
+                loss = self._task.loss(outputs.float(), targets)
             value = self._update(loss, batch)
-        return value, (logits.detach().argmax(dim=1) == targets).sum()
+        with torch.no_grad():
+            return value, self._task.sums(outputs.detach(), targets)
 
     def _update(self, loss: Tensor, batch: Batch) -> float:
         value = loss.item()
@@ -133,24 +132,6 @@ class Stepper:
         training.optimizer = self.optimizer
 
 
-def check_targets(targets: Tensor, classes: int, names: Sequence[str]) -> None:
-    """Make sure that class indices count through `classes` classes.
-
-    Raises:
-        DataError: one does not; names its sample.
-    """
-    if not len(targets):
-        return
-    lowest, highest = (int(end) for end in targets.aminmax())
-    if lowest < 0 or highest >= classes:
-        outside = (targets < 0) | (targets >= classes)
-        first = int(outside.nonzero()[0])
-        raise DataError(
-            f"the label of {names[first]} is {int(targets[first])}, but the model tells {classes} "
-            f"classes apart: 0 to {classes - 1}. Mend the labels or the head."
-        )
-
-
 def make_optimizer(groups: list[ParamGroup], recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
     fused = all(p.is_floating_point() for group in groups for p in group["params"])
@@ -163,7 +144,7 @@ def make_optimizer(groups: list[ParamGroup], recipe: Recipe) -> torch.optim.Opti
 
 
 def call(forward: Forward, inputs: Any, arithmetic: Arithmetic) -> Tensor:
-    """Logits of a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
+    """Outputs for a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
     return logits_of(call_with(forward, arithmetic.to_device(inputs)))
 
 

@@ -3,90 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from frostline.metrics import Evaluation
-from frostline.plans import Phase, is_better
+from frostline.plans import Phase
 from frostline.recipe import Recipe
-from frostline.tables import Column, Table
-from frostline.units import format_count, format_seconds
+from frostline.records import EpochRecord, PhaseRecord, Proven, Spent
+from frostline.tasks import Metric, Metrics
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Logits `(samples, classes)`, targets `(samples,)` and what each sample is called."""
+    """Outputs `(samples, ...)` in float32, targets `(samples, ...)` and what samples are called."""
 
-    logits: Tensor
+    outputs: Tensor
     targets: Tensor
     names: tuple[str, ...]
-
-
-@final
-@dataclass(slots=True)
-class Spent:
-    """Seconds of wall clock by what they went into, read where batches begin and end.
-
-    A device that works behind the processor's back is not waited for: what is queued counts where
-    its result is asked for, which each step does.
-
-    Attributes:
-        idle_seconds: in which training waited for its batches: for decoding and reading.
-        prefix_seconds: computing the frozen part of training batches as they came.
-        step_seconds: forward, backward and update of what the batches go through.
-        validation_seconds: all of validation.
-    """
-
-    idle_seconds: float = 0.0
-    prefix_seconds: float = 0.0
-    step_seconds: float = 0.0
-    validation_seconds: float = 0.0
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class EpochRecord:
-    """What one epoch gave.
-
-    Attributes:
-        epoch: counted from 1, through all phases.
-        lr: learning rate of the last stage at the epoch's end.
-        train_loss: mean of the loss that was minimised, per sample.
-        train_accuracy: over the epoch, while the weights moved.
-        seconds: training and validation together.
-        samples_per_second: of training.
-        best: whether its validation figure is the best so far.
-        phase: to which it belongs, counted from 1.
-        rates: the learning rates of all parameters at the epoch's end, highest first, each once.
-        spent: where the seconds went; None in records of before it was noted.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    validation: Evaluation
-    seconds: float
-    samples_per_second: float
-    best: bool
-    phase: int = 1
-    rates: tuple[float, ...] = ()
-    spent: Spent | None = None
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Proven:
-    """How much was compared and found unmoved, with the content hash of it."""
-
-    tensors: int
-    nbytes: int
-    fingerprint: str
 
 
 @final
@@ -106,59 +44,6 @@ class Left:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class PhaseRecord:
-    """What one phase gave.
-
-    Attributes:
-        phase: counted from 1.
-        trained: parameters (elements) that were trainable.
-        epochs: whole ones, or one cut short by the phase's number of steps.
-        feed_seconds: until its first batch was there: the cut, and features that were computed.
-        seconds: of training and validation.
-        plain_step_seconds: of one step of a plain loop, as timed before the run; 0 if it was not.
-        ended: what ended it, for people.
-        best_epoch: of this phase, counted through the run; 0 where no figure was a number.
-        frozen: of what was frozen in this phase.
-    """
-
-    phase: int
-    name: str
-    trained: int
-    epochs: int
-    steps: int
-    feed_seconds: float
-    seconds: float
-    plain_step_seconds: float
-    ended: str
-    best_epoch: int
-    best_figure: float | None
-    frozen: Proven
-
-
-def phase_table(records: Sequence[PhaseRecord]) -> Table:
-    """What each phase trained, took and gave."""
-    heads = ("phase", "trained", "epochs", "features", "epochs' time", "best", "ended by")
-    rows = (
-        (
-            f"{record.phase} {record.name}",
-            format_count(record.trained),
-            str(record.epochs),
-            format_seconds(record.feed_seconds),
-            format_seconds(record.seconds),
-            "-" if record.best_figure is None else f"{record.best_figure:.3f}",
-            record.ended,
-        )
-        for record in records
-    )
-    columns = (
-        Column(head, "right" if 0 < place < len(heads) - 1 else "left")
-        for place, head in enumerate(heads)
-    )
-    return Table(tuple(columns), tuple(rows))
-
-
-@final
 @dataclass
 class Position:
     """Where a run is; all that a resumed run needs besides tensors.
@@ -170,8 +55,8 @@ class Position:
         phase_steps: optimizer steps made in this phase.
         phase_seconds: of wall clock in this phase's epochs.
         feed_seconds: that went before them.
-        batches: done of the epoch that is under way; with its sums of loss, hits and samples.
-        best_epoch: of the run, with the figure by which it is the best; 0 before the first.
+        batches: done of the epoch that is under way; with the sums of its loss, samples and task.
+        best_epoch: of the run, with the metric by which it is the best; 0 before the first.
         phase_best_epoch: the same of this phase.
         plateau_epoch: the last epoch that was better as the phase's `until` counts it.
         moved: parameters and buffers that may have moved in phases before this one.
@@ -187,7 +72,7 @@ class Position:
     feed_seconds: float = 0.0
     batches: int = 0
     loss_sum: float = 0.0
-    correct: int = 0
+    sums: dict[str, int | float] = field(default_factory=dict)
     seen: int = 0
     epoch_seconds: float = 0.0
     best_epoch: int = 0
@@ -199,6 +84,18 @@ class Position:
     moved: tuple[str, ...] = ()
     frozen: str = ""
     spent: Spent = field(default_factory=Spent)
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Self:
+        """From its fields as plain data; also as version 0.1 wrote them.
+
+        Raises:
+            KeyError, ValueError: something is missing or of another kind.
+        """
+        given = dict(content)
+        if "sums" not in given:
+            given["sums"] = {"accuracy": given.pop("correct")}
+        return TypeAdapter(cls).validate_python(given)
 
     @property
     def is_fresh(self) -> bool:
@@ -237,7 +134,7 @@ class Training:
     restored: Mapping[str, Any] | None = None
     scaler: torch.amp.GradScaler | None = None
     found: Predictions | None = None
-    _hits: Tensor | None = None
+    _sums: dict[str, Tensor] = field(default_factory=dict)
     _clock: float = field(default_factory=time.perf_counter)
 
     @property
@@ -252,7 +149,7 @@ class Training:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the best figure so far; 0 before there is one."""
+        """The epoch with the best metric so far; 0 before there is one."""
         return self.position.best_epoch
 
     @property
@@ -282,12 +179,12 @@ class Training:
             return ""
         if until.minutes is not None and at.phase_seconds >= 60 * until.minutes:
             return f"{until.minutes:g} minutes"
-        figure = self.history[-1].validation.headline()[until.monitor or self.recipe.monitor]
-        if until.is_reached(figure):
-            return f"{until.monitor} reached {until.target:g}"
+        metric = self._watched(self.history[-1].validation)
+        if until.target is not None and metric.reaches(until.target):
+            return f"{metric.name} reached {until.target:g}"
         waited = at.epochs - at.plateau_epoch
         if until.patience is not None and at.plateau_epoch and waited >= until.patience:
-            return f"no better {until.monitor} for {waited} epoch{'s' if waited > 1 else ''}"
+            return f"no better {metric.name} for {waited} epoch{'s' if waited > 1 else ''}"
         return ""
 
     @property
@@ -298,10 +195,11 @@ class Training:
         minutes = phase.until.minutes if phase.until else None
         return out_of_steps or (minutes is not None and at.phase_seconds >= 60 * minutes)
 
-    def count_step(self, loss: float, hits: Tensor, samples: int) -> None:
-        """Count an optimizer step; `hits` stay on their device until the sums are settled."""
+    def count_step(self, loss: float, sums: Mapping[str, Tensor], samples: int) -> None:
+        """Count an optimizer step; the task's `sums` stay on their device until settled."""
         at = self.position
-        self._hits = hits if self._hits is None else self._hits + hits
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, at.sums.get(name, 0)) + value
         at.loss_sum += loss * samples
         at.seen += samples
         at.batches += 1
@@ -309,10 +207,11 @@ class Training:
         self.tick()
 
     def settle_sums(self) -> None:
-        """Bring the hits of the epoch under way into the position."""
-        if self._hits is not None:
-            self.position.correct += int(self._hits)
-            self._hits = None
+        """Bring the sums of the epoch under way into the position.
+
+        They also go on where they are: a resumed run then adds the same numbers in the same order.
+        """
+        self.position.sums = {name: value.item() for name, value in self._sums.items()}
 
     def tick(self) -> None:
         """Count the wall clock since the last tick into the phase and the epoch."""
@@ -325,19 +224,21 @@ class Training:
         """Let what happened since the last tick not count."""
         self._clock = time.perf_counter()
 
-    def end_epoch(self, rates: tuple[float, ...], found: Evaluation, train_seconds: float) -> None:
-        """Count an epoch with its validation figures, and note whether it is the best.
+    def end_epoch(self, rates: tuple[float, ...], found: Metrics, train_seconds: float) -> None:
+        """Count an epoch with its validation metrics, and note whether it is the best.
 
         Args:
             rates: learning rates at its end, highest first.
+        Raises:
+            ConfigError: the task has no metric of the name that is monitored.
         """
-        at, figures, monitor = self.position, found.headline(), self.recipe.monitor
-        best = is_better(figures[monitor], at.best_figure, monitor=monitor)
+        at, metric = self.position, found.metric(self.recipe.monitor)
+        best = metric.beats(at.best_figure)
+        sums = {"loss": at.loss_sum, **at.sums}
         record = EpochRecord(
             epoch=at.epochs + 1,
             lr=rates[0],
-            train_loss=at.loss_sum / at.seen,
-            train_accuracy=at.correct / at.seen,
+            train={name: value / at.seen for name, value in sums.items()},
             validation=found,
             seconds=at.epoch_seconds,
             samples_per_second=at.seen / train_seconds,
@@ -348,16 +249,16 @@ class Training:
         )
         at.spent = Spent()
         at.epochs, at.phase_epochs = at.epochs + 1, at.phase_epochs + 1
-        at.batches, at.seen, at.correct, at.loss_sum, at.epoch_seconds = 0, 0, 0, 0.0, 0.0
+        at.batches, at.seen, at.loss_sum, at.epoch_seconds = 0, 0, 0.0, 0.0
+        at.sums, self._sums = {}, {}
         if best:
-            at.best_epoch, at.best_figure = at.epochs, figures[monitor]
-        if is_better(figures[monitor], at.phase_best_figure, monitor=monitor):
-            at.phase_best_epoch, at.phase_best_figure = at.epochs, figures[monitor]
-        until = self.phase.until
-        if until is not None:
-            watched = figures[until.monitor or monitor]
-            if until.is_better(watched, at.plateau_figure):
-                at.plateau_epoch, at.plateau_figure = at.epochs, watched
+            at.best_epoch, at.best_figure = at.epochs, metric.value
+        if metric.beats(at.phase_best_figure):
+            at.phase_best_epoch, at.phase_best_figure = at.epochs, metric.value
+        if (until := self.phase.until) is not None:
+            watched = self._watched(found)
+            if watched.beats(at.plateau_figure, min_change=until.min_change):
+                at.plateau_epoch, at.plateau_figure = at.epochs, watched.value
         self.history.append(record)
 
     def end_phase(self, ended: Left) -> None:
@@ -391,6 +292,11 @@ class Training:
             best_figure=at.best_figure,
             moved=moved,
         )
+
+    def _watched(self, found: Metrics) -> Metric:
+        """The metric by which the present phase may end."""
+        until = self.phase.until
+        return found.metric((until and until.monitor) or self.recipe.monitor)
 
     def _epochs_of(self, phase: Phase) -> int | None:
         if phase.steps is not None:

@@ -16,7 +16,7 @@ from frostline.callbacks.journal import Journal
 from frostline.callbacks.saving import Saver
 from frostline.config import RunSettings
 from frostline.deltas import all_tensors
-from frostline.engine import Fed, Left, Proven, Training
+from frostline.engine import Fed, Left, Training
 from frostline.errors import DriftError
 from frostline.fingerprints import Fingerprint, fingerprint_of
 from frostline.folder import RunFolder
@@ -24,7 +24,7 @@ from frostline.freezing import Frozen, Proof, freezes_kept
 from frostline.modes import is_held
 from frostline.phasing import freeze_for
 from frostline.plans import Phase
-from frostline.records import BY_MODEL, FedNote
+from frostline.records import BY_MODEL, FedNote, Proven
 from frostline.runs.feeding import Feed, Wanted
 from frostline.selectors import inventory
 from frostline.units import format_count, format_seconds

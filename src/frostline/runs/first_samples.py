@@ -26,7 +26,7 @@ class FirstSamples:
 
     Attributes:
         inputs: on the device.
-        found: the model's logits, and the targets.
+        found: the model's outputs, and the targets.
         seconds: of one plain forward, for one sample.
         operations: floating-point operations of it; 0 where they were not counted.
     """

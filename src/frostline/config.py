@@ -9,8 +9,7 @@ from typing import Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from frostline._files import write_text
-from frostline._sums import checked, with_sum
+from frostline._files import checked, with_sum, write_text
 from frostline._version import __version__
 from frostline.errors import ConfigError
 from frostline.plans import Phase

@@ -19,7 +19,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @final
-class Arithmetic:
+class MixedPrecision:
     """Forward, backward and step on one device.
 
     Attributes:

@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,12 +57,12 @@ def noting_passes(pipe: int, *, die_after: int = -1, slowly: bool = False) -> No
     """In this process, write the number of rows of each pass; perhaps die in one."""
     plain, passes = Computing.rows, 0
 
-    def rows(compute: Computing, samples: list[Tensor]) -> tuple[Tensor, ...]:
+    def rows(compute: Computing, samples: list[Tensor], collate: Any) -> tuple[Tensor, ...]:
         nonlocal passes
         if passes == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
         passes += 1
-        found = plain(compute, samples)
+        found = plain(compute, samples, collate)
         os.write(pipe, bytes([len(samples)]))
         if slowly:
             os.sched_yield()

@@ -23,15 +23,14 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from frostline._files import keep_as
-from frostline._sums import has_own_sum
+from frostline._files import has_own_sum, keep_as
 from frostline._tensor_files import save_torch
 from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import Hook, Position, Training, random_state
 from frostline.errors import ConfigError, CorruptDelta, OutputError
 from frostline.folder import RunFolder
+from frostline.optimizer_sync import optimizer_state
 from frostline.records import EpochRecord, Judged, PhaseRecord, judged_of, write_judged
-from frostline.surgery import optimizer_state
 from frostline.tasks import Metrics, Task
 
 # What a cut or overwritten state file makes torch, pickle and pydantic raise.

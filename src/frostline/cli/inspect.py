@@ -63,8 +63,8 @@ def inspect(
     from frostline.cli._terminal import output, print_json
     from frostline.freezing import freeze as freeze_part
     from frostline.freezing import train_only
+    from frostline.freezing.tree import summary
     from frostline.selectors import select
-    from frostline.tree import summary
 
     if freeze is not None and train is not None:
         raise typer.BadParameter("give one of --freeze and --train; the other is the rest.")
@@ -150,8 +150,8 @@ def _built(
 
 
 def _document(network: nn.Module, depth: int) -> dict[str, object]:
+    from frostline.freezing.tree import summary
     from frostline.selectors.stages import stage_paths
-    from frostline.tree import summary
 
     found = summary(network, depth=depth)
     parameters = [

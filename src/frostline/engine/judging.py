@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from frostline.data import Batches
-from frostline.devices import Arithmetic, Precision
+from frostline.devices import MixedPrecision, Precision
 from frostline.engine.steps import Forward, batch_errors, call, non_finite
 from frostline.engine.training import Hook, Predictions
-from frostline.modes import modes_kept
+from frostline.freezing.modes import modes_kept
 from frostline.tasks import Metrics, Task
 
 
@@ -58,7 +58,7 @@ def predict(
     Raises:
         NonFiniteLoss: an output is NaN; names its batch.
     """
-    arithmetic = Arithmetic(device, precision)
+    arithmetic = MixedPrecision(device, precision)
     model.to(arithmetic.device)
     return predictions(
         model, batches, arithmetic, model if forward is None else forward, tuple(hooks)
@@ -68,7 +68,7 @@ def predict(
 def predictions(
     model: nn.Module,
     batches: Batches,
-    arithmetic: Arithmetic,
+    arithmetic: MixedPrecision,
     forward: Forward,
     hooks: tuple[Hook, ...],
 ) -> Predictions:

@@ -10,8 +10,7 @@ from typing import Any, TypeVar, final
 
 from pydantic import TypeAdapter
 
-from frostline._files import write_text
-from frostline._sums import json_checked, json_with_sum
+from frostline._files import json_checked, json_with_sum, write_text
 from frostline.errors import ConfigError
 from frostline.folder import RunFolder
 from frostline.records.epochs import PhaseRecord, Proven, Spent

@@ -18,34 +18,30 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from frostline.clocks import Stopwatch
 from frostline.config import FeatureSettings
 from frostline.cutting import Cut, cut
-from frostline.data import Batches
+from frostline.data import Batches, Samples, first_batch, some_rows
 from frostline.engine import Forward, Hook
-from frostline.errors import CutError, DataError, OutputError, StoreError
+from frostline.errors import CutError, OutputError, StoreError
 from frostline.features import (
     Computing,
     Decisions,
     LiveLastBatches,
     PrefixedBatches,
-    Source,
     computing,
     difference_by_place,
     difference_by_size,
-    extract_source,
-    first_rows,
-    first_samples,
+    extract,
     in_passes_of,
-    source_of,
 )
 from frostline.recipe import Recipe
 from frostline.records import BY_MODEL
 from frostline.store import FeatureStore
 from frostline.tuning import PLAIN, Form
-from frostline.units import format_bytes, format_seconds
+from frostline.units import Stopwatch, format_bytes, format_seconds
 
 CHECKED_SAMPLES = 4  # on which a cut is checked against the model
+TRIED_SAMPLES = 8  # on which forms are tried
 DEFAULT_BUDGET_BYTES = 50 * 10**9
 # A run whose plain forwards need fewer floating-point operations altogether, about two seconds of
 # them, is over before a cut would be made. Counted, not timed: the same run is cut each time.
@@ -126,7 +122,7 @@ class Wanted:
 def feed(
     model: nn.Module,
     example: Any,
-    data: tuple[object, object],
+    data: tuple[Samples, Samples],
     plain: tuple[Batches, Batches],
     wanted: Wanted,
 ) -> Feed:
@@ -147,7 +143,7 @@ def feed(
         if wanted.operations_per_sample * forwards < worth:
             return replace(by_model, says=(_short(wanted.seconds_per_sample * forwards),))
     try:
-        return _Feeding(wanted, tuple(map(_Side.of, data, plain))).feed(cut(model, example))
+        return _Feeding(wanted, tuple(map(_Side, data, plain))).feed(cut(model, example))
     except (CutError, StoreError, OutputError) as error:
         if wanted.settings.store != "auto" and not isinstance(error, CutError):
             raise
@@ -195,24 +191,14 @@ def default_store() -> Path:
 @final
 @dataclass(frozen=True)
 class _Side:
-    """Training or validation data: as a source of rows where it can be one, and in batches."""
+    """Training or validation data: its samples, and their batches in a plain loop."""
 
-    source: Source | None
+    samples: Samples
     plain: Batches
-    why_not: str = ""
-
-    @classmethod
-    def of(cls, data: object, plain: Batches) -> _Side:
-        try:
-            return cls(source_of(data), plain)
-        except DataError as error:
-            return cls(None, plain, str(error))
 
     def first(self, device: torch.device) -> Any:
         """A batch of a few samples."""
-        if self.source is not None:
-            return first_samples(self.source)
-        return first_inputs(self.plain, device)
+        return on_device(first_batch(self.samples, TRIED_SAMPLES).inputs, device)
 
 
 class _Feeding:
@@ -276,14 +262,14 @@ class _Feeding:
         return training, compute
 
     def _batches(self, made: Cut, side: _Side, compute: Computing, *, shuffle: bool) -> Batches:
-        wanted, source = self._wanted, side.source
-        if source is None:
-            self._notes.append(side.why_not)
+        wanted, samples = self._wanted, side.samples
+        if why := samples.why_not_stored():
+            self._notes.append(why)
             return PrefixedBatches(side.plain, compute)
         difference = 0.0
         if wanted.recipe.prefix_precision == "exact":
-            size = min(wanted.batch_size, source.samples)
-            whole = first_samples(source, size)
+            size = min(wanted.batch_size, len(samples))
+            whole = first_batch(samples, size).inputs
             if by_place := difference_by_place(compute, whole):
                 self._notes.append(
                     f"rows differ by up to {by_place:.0e} with their place in a batch on this "
@@ -291,18 +277,18 @@ class _Feeding:
                 )
                 return PrefixedBatches(side.plain, compute)
             # Rows as whole batches give them, which those of a smaller last one may differ from.
-            if last := source.samples % size:
+            if last := len(samples) % size:
                 difference = difference_by_size(compute, whole, last)
             compute = in_passes_of(compute, size)
-        found = extract_source(
+        found = extract(
             made,
-            source,
+            samples,
             self._store,
             storage=wanted.settings.storage,
             progress=wanted.progress,
             compute=compute,
         )
-        self._samples += source.samples
+        self._samples += len(samples)
         self._computed += found.computed
         self._seconds += found.seconds
         self._decode_seconds += found.decode_seconds
@@ -325,9 +311,9 @@ class _Feeding:
             return batches
         self._notes.append(
             f"rows differ by up to {difference:.0e} with the number of rows in a pass, so the last "
-            f"{source.samples % wanted.batch_size} of {source.samples} are computed in each epoch"
+            f"{len(samples) % wanted.batch_size} of {len(samples)} are computed in each epoch"
         )
-        return LiveLastBatches(batches, source, compute)
+        return LiveLastBatches(batches, samples, compute)
 
     def _says(self, made: Cut, compute: Computing) -> Iterator[str]:
         wanted = self._wanted
@@ -369,5 +355,11 @@ def in_form(made: Cut, form: Form, device: torch.device, batch_size: int = 32) -
 
 def few_of(inputs: Any, device: torch.device) -> Any:
     """The first samples of a batch, on the device."""
-    few = first_rows(inputs, CHECKED_SAMPLES)
-    return tree_map(lambda part: part.to(device) if isinstance(part, torch.Tensor) else part, few)
+    return on_device(some_rows(inputs, slice(CHECKED_SAMPLES)), device)
+
+
+def on_device(inputs: Any, device: torch.device) -> Any:
+    """A batch of inputs with its tensors on the device."""
+    return tree_map(
+        lambda part: part.to(device) if isinstance(part, torch.Tensor) else part, inputs
+    )

@@ -14,13 +14,14 @@ from typing import final
 
 from torch import Tensor, nn
 
-from frostline._files import write_text
-from frostline._sums import json_with_sum
+from frostline._files import json_with_sum, write_text
 from frostline.callbacks.journal import Journal
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
+from frostline.calling import in_turn
+from frostline.casting import cast_dtypes
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
-from frostline.data import make_batches
+from frostline.data import make_batches, open_data
 from frostline.deltas import all_tensors
 from frostline.devices import resolve_device
 from frostline.engine import (
@@ -32,7 +33,6 @@ from frostline.errors import ConfigError, DriftError, TrainingError
 from frostline.folder import RunFolder
 from frostline.freezing import Proof
 from frostline.groups import param_groups
-from frostline.narrowing import narrow_names
 from frostline.plans import Phase, Plan
 from frostline.recipe import Recipe, config_errors, recipe_of
 from frostline.records import BY_MODEL, EpochRecord, PhaseRecord
@@ -42,7 +42,6 @@ from frostline.runs.first_samples import FirstSamples
 from frostline.runs.reporting import make_report, promise_at_end
 from frostline.tasks import Classification, Metrics, Task, task_of
 from frostline.tuning import PLAIN
-from frostline.turns import in_turn
 
 _COMPILED = 10**6  # variants of one code: more than a process will make
 
@@ -144,12 +143,18 @@ def fit(
     if plan is None:
         param_groups(model, lr=1.0)  # refuses early when nothing is trainable
     given = _task(task, classes)
-    batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
-    validation = make_batches(val, batch_size=batch_size, shuffle=False, seed=recipe.seed)
+    seen, unseen = open_data(train), open_data(val)
+    batches = make_batches(
+        seen, batch_size=batch_size, shuffle=True, seed=recipe.seed, as_targets=given.targets
+    )
+    validation = make_batches(
+        unseen, batch_size=batch_size, shuffle=False, seed=recipe.seed, as_targets=given.targets
+    )
     if settings.features.compile:
         _check_compiler(device)
+    judged = settings.features.store == "auto"
     first = FirstSamples.of(
-        model, val, validation, device=device, judged=settings.features.store == "auto"
+        model, unseen, device=device, judged=judged, as_targets=given.targets
     )
     found = first.found
     task = given.completed(found.outputs, found.targets, found.names, data=train, recipe=recipe)
@@ -180,7 +185,7 @@ def fit(
             operations_per_sample=first.operations,
             hooks=hooks,
         )
-        supply = partial(feed, model, first.inputs, (train, val), (batches, validation))
+        supply = partial(feed, model, first.inputs, (seen, unseen), (batches, validation))
         course = PhasedCourse(saver, planned, book, supply, wanted, journal)
         logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if folder else ()
         with _room_to_compile(settings), closing(course):
@@ -222,7 +227,7 @@ def _phases(
 
 def _check_none_widens(model: nn.Module, planned: Survey) -> None:
     """Refuse to thaw what is kept in half the bits: the run's deltas would have two bases."""
-    kept = narrow_names(model)
+    kept = cast_dtypes(model)
     thawed = [name for name in planned.trained_until(len(planned.trained)) if name in kept]
     if thawed:
         raise ConfigError(

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import final
@@ -104,11 +105,10 @@ class Prepared:
         """Training pictures with the augmentation asked for, validation pictures without."""
         splits, seed = self.data.splits, self.settings.training.seed
         augment = Augment.parse(self.settings.data.augment)
-        preprocessing = self.loaded.preprocessing
-        return (
-            ImageDataset(splits.train, preprocessing, augment=augment, seed=seed),
-            ImageDataset(splits.val, preprocessing),
+        made = partial(
+            ImageDataset, preprocessing=self.loaded.preprocessing, digests=self.data.digests
         )
+        return made(splits.train, augment=augment, seed=seed), made(splits.val)
 
 
 def prepare(

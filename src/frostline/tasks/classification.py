@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from frostline.data import ImageDataset
+from frostline.data import ImageDataset, class_targets
 from frostline.errors import ConfigError, DataError, ModelError
 from frostline.recipe import Recipe
 from frostline.tables import Table, columns
@@ -19,7 +19,6 @@ from frostline.tasks.task import Task
 
 _MATRIX_COLUMNS = 60  # of 80, which leaves 20 for the names of the rows
 _MOST_CLASSES = 12  # in a matrix in the terminal
-_DO = "Give one class index, a whole number, for each sample."
 
 
 @final
@@ -131,22 +130,7 @@ class Classification(Task):
         Raises:
             DataError: fractions, one-hot rows, text, or another number of targets.
         """
-        try:
-            found = torch.as_tensor(raw)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise DataError(
-                f"the targets of {what} are {type(raw).__name__}, not numbers. {_DO}"
-            ) from error
-        if found.is_floating_point() or found.is_complex():
-            raise DataError(f"the targets of {what} are {found.dtype}. {_DO}")
-        if found.dim() == 2 and found.shape[1] == 1:
-            found = found.squeeze(1)
-        if found.shape != (count,):
-            raise DataError(
-                f"the targets of {what} have the shape {tuple(found.shape)} for {count} samples. "
-                f"{_DO}"
-            )
-        return found.long()
+        return class_targets(raw, count, what)
 
     def check(self, outputs: Tensor, targets: Tensor, names: Sequence[str]) -> None:
         """Make sure that class indices count through the logits.

@@ -23,6 +23,7 @@ FLOORS = {
     "standins": 0,
     "tables": 0,
     "units": 0,
+    "world": 0,
     "wrappers": 0,
     "_tensor_files": 1,
     "selectors": 1,
@@ -42,18 +43,18 @@ FLOORS = {
     "checkup": 6,
     "deltas": 5,
     "features": 5,
-    "phasing": 5,
     "tasks": 5,
     "records": 6,
-    "engine": 7,
-    "estimates": 7,
-    "callbacks": 8,
-    "config": 8,
-    "pages": 8,
-    "": 9,  # the package itself: what a user imports as `fl`
-    "runs": 9,
-    "cli": 10,
-    "__main__": 11,
+    "session": 7,
+    "engine": 8,
+    "estimates": 8,
+    "callbacks": 9,
+    "config": 9,
+    "pages": 9,
+    "": 10,  # the package itself: what a user imports as `fl`
+    "runs": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 # Every module may raise: errors stand under the ground floor too.
 CELLAR = "errors"

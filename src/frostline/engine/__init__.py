@@ -6,15 +6,9 @@ run again, or a run continued at any step, with the same bits on the same machin
 
 from frostline.engine.judging import evaluate as evaluate
 from frostline.engine.judging import predict as predict
-from frostline.engine.loop import Course as Course
 from frostline.engine.loop import train as train
 from frostline.engine.loop import train_phases as train_phases
-from frostline.engine.randomness import random_state as random_state
-from frostline.engine.steps import Fed as Fed
-from frostline.engine.steps import Forward as Forward
-from frostline.engine.steps import make_optimizer as make_optimizer
 from frostline.engine.training import Hook as Hook
-from frostline.engine.training import Left as Left
-from frostline.engine.training import Position as Position
 from frostline.engine.training import Predictions as Predictions
+from frostline.engine.training import Sums as Sums
 from frostline.engine.training import Training as Training

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from frostline.data import Batches
 from frostline.devices import MixedPrecision, Precision
-from frostline.engine.steps import Forward, batch_errors, call, non_finite
+from frostline.engine.steps import batch_errors, call, non_finite
 from frostline.engine.training import Hook, Predictions
 from frostline.freezing.modes import modes_kept
+from frostline.session import Forward
 from frostline.tasks import Metrics, Task
 
 

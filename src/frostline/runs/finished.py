@@ -25,7 +25,7 @@ from frostline.data import (
 )
 from frostline.deltas import Delta, load_delta, read_delta
 from frostline.devices import resolve_device
-from frostline.engine import Forward, Hook, evaluate, predict
+from frostline.engine import Hook, evaluate, predict
 from frostline.errors import (
     ConfigError,
     DataError,
@@ -38,10 +38,9 @@ from frostline.folder import RunFolder
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
 from frostline.plans import Phase
-from frostline.runs.course import Survey, survey
-from frostline.runs.feeding import prefixed
 from frostline.runs.preparing import build, freeze_as_asked
 from frostline.runs.reporting import RunReport, make_report, promise_of
+from frostline.session import Forward, Survey, prefixed, survey
 from frostline.tasks import Classification, Metrics
 from frostline.units import some_of
 

@@ -12,7 +12,6 @@ from pydantic_core import ErrorDetails
 
 from frostline.errors import ConfigError, nearest, shortened
 
-Monitor = Literal["accuracy", "macro_f1", "loss"]
 MixedPrecision = Literal["fp32", "bf16", "fp16"]
 _SHOWN = 80  # characters of a value in a message
 _PRECISIONS = ("auto", "exact", "bf16", "fp16")
@@ -112,11 +111,13 @@ class Recipe(BaseModel):
         description="Keep for the backward pass only what the wanted gradients need; bit for bit "
         "the same in float32.",
     )
-    monitor: Monitor = Field(
-        "accuracy", description="Validation figure that decides the best epoch."
+    monitor: str = Field(
+        "accuracy",
+        description="Validation metric that decides the best epoch: accuracy, macro_f1 or loss; of "
+        "a task of your own by default its first.",
     )
     patience: int | None = Field(
-        None, ge=1, description="Stop after this many epochs without a better figure."
+        None, ge=1, description="Stop after this many epochs without a better metric."
     )
     keep: int = Field(
         1, ge=1, description="How many of the last checkpoints stay, beside the best."

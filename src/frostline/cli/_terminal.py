@@ -14,7 +14,7 @@ from rich.text import Text
 from frostline.tables import COLUMNS, visible
 
 if TYPE_CHECKING:
-    from frostline.metrics import Evaluation
+    from frostline.tasks import Metrics
 
 
 def output() -> Console:
@@ -38,9 +38,9 @@ def print_json(document: object) -> None:
     print(json.dumps(document, indent=2))  # noqa: T201 - the output itself
 
 
-def print_evaluation(console: Console, found: Evaluation) -> None:
-    """The figures of each class, what was confused with what, and an empty line after each."""
-    for table in (found.class_table(), found.confusion_table()):
+def print_metrics(console: Console, found: Metrics) -> None:
+    """What a task shows beside its metrics, with an empty line after each table."""
+    for table in found.tables():
         console.print(table)
         console.print()
 

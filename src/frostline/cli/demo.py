@@ -34,7 +34,7 @@ def demo() -> None:
     from frostline.cli._digits import SIDE_PIXELS, efficientnet, write_digits
     from frostline.cli._terminal import notes, output, say
     from frostline.engine import predict
-    from frostline.metrics import evaluate_logits
+    from frostline.tasks import evaluate_logits
 
     start, page = time.perf_counter(), output()
     with tempfile.TemporaryDirectory(prefix="frostline-demo-") as scratch:
@@ -64,7 +64,7 @@ def demo() -> None:
             lr=3e-3,
         )
         told = predict(network, _batches(test))
-        found = evaluate_logits(told.logits, told.targets, classes=test.classes)
+        found = evaluate_logits(told.outputs, told.targets, classes=test.classes)
         page.print()
         page.print(_some_predictions(told))
         page.print()
@@ -103,7 +103,7 @@ def _some_predictions(told: Predictions) -> Table:
     """A few held-out pictures with the digit that was told and the true one."""
     from frostline.tables import Column, Table
 
-    probabilities = told.logits.double().softmax(dim=1)
+    probabilities = told.outputs.double().softmax(dim=1)
     step = max(1, len(told.names) // 6)
     rows = [
         (

@@ -29,8 +29,8 @@ def evaluate(
         counting,
         notes,
         output,
-        print_evaluation,
         print_json,
+        print_metrics,
         say,
     )
     from frostline.runs import open_run
@@ -46,9 +46,5 @@ def evaluate(
         print_json(found.as_dict())
         return
     page = output()
-    print_evaluation(page, found)
-    say(
-        page,
-        f"accuracy {found.accuracy:.3f}, macro F1 {found.macro_f1:.3f}, loss {found.loss:.4f} "
-        f"on {found.samples} pictures",
-    )
+    print_metrics(page, found)
+    say(page, f"{found.line()} on {found.samples} pictures")

@@ -303,16 +303,15 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
 
 
 def _conclude(run: Run, folder: Path, page: Console) -> None:
-    from frostline.cli._terminal import print_evaluation, say
-    from frostline.engine import phase_table
+    from frostline.cli._terminal import print_metrics, say
+    from frostline.records import phase_table
 
     found = run.best.validation
     page.print()
-    print_evaluation(page, found)
+    print_metrics(page, found)
     say(
         page,
-        f"Best epoch {run.best.epoch}: accuracy {found.accuracy:.3f}, macro F1 "
-        f"{found.macro_f1:.3f}, loss {found.loss:.4f} on {found.samples} held-out pictures",
+        f"Best epoch {run.best.epoch}: {found.line()} on {found.samples} held-out pictures",
     )
     if len(run.phases) > 1:
         page.print(phase_table(run.phases))
@@ -328,13 +327,11 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
 
 
 def _document(run: Run, folder: Path) -> dict[str, object]:
-    from frostline.callbacks.logs import figures
-
     return {
         "run": str(folder),
         "epoch": run.best.epoch,
         **run.best.validation.as_dict(),
-        "history": [figures(record) for record in run.history],
+        "history": [record.line() for record in run.history],
         "phases": [asdict(record) for record in run.phases],
         "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
     }

@@ -9,7 +9,7 @@ from torch import nn
 
 from frostline.groups import Rate
 from frostline.plans.parts import Part, parts
-from frostline.plans.phases import Phase
+from frostline.plans.phases import Phase, Until
 from frostline.recipe import Recipe
 from frostline.selectors import select
 
@@ -41,14 +41,22 @@ def _met_before(found: Sequence[Part]) -> Iterator[str]:
     """Targets that an earlier phase has reached when it ends by its own."""
     for earlier, later in combinations(found, 2):
         first, second = earlier.phase.until, later.phase.until
-        if first is None or second is None or first.target is None or second.target is None:
+        if first is None or second is None or first.monitor != second.monitor:
             continue
-        if first.monitor == second.monitor and second.is_reached(first.target):
+        if _meets(first, second):
             yield (
                 f"{later.place} would end after its first epoch: its target, {second.monitor} "
                 f"{second.target:g}, is met where {earlier.place} meets its own, "
                 f"{first.target:g}. Give it a harder target or leave it out."
             )
+
+
+def _meets(first: Until, second: Until) -> bool:
+    """Whether what meets the first target meets the second, as far as the direction is known."""
+    if first.target is None or second.target is None:
+        return False
+    better = {"accuracy": 1, "macro_f1": 1, "loss": -1}.get(first.monitor or "", 0)
+    return better != 0 and better * (first.target - second.target) >= 0
 
 
 def _repeated(found: Sequence[Part]) -> Iterator[str]:

@@ -74,9 +74,7 @@ class RunReport:
             },
             "epochs": len(records.epochs),
             "best_epoch": best.epoch if best else None,
-            "accuracy": best.val_accuracy if best else None,
-            "macro_f1": best.val_macro_f1 if best else None,
-            "loss": best.val_loss if best else None,
+            **(best.validation if best else {}),
             "calibration_error": (
                 calibration(records.judged).expected_error if records.judged else None
             ),

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from frostline.calling import call_with
 from frostline.cutting import Cut, cut
-from frostline.data import Batch, Batches, Samples, first_batch, some_rows
+from frostline.data import AsTargets, Batch, Batches, Samples, class_targets, first_batch, some_rows
 from frostline.devices import to_device
 from frostline.errors import CutError, OutputError, StoreError
 from frostline.features import (
@@ -109,6 +109,7 @@ class PipelineOptions:
             floating point.
         compile: compile what is trained with `torch.compile`.
         progress: told (rows done, rows to compute).
+        as_targets: makes the tensor of the targets; by default class indices.
     """
 
     device: torch.device
@@ -125,6 +126,7 @@ class PipelineOptions:
     operations_per_sample: float = 0.0
     compile: bool = False
     progress: Callable[[int, int], None] | None = None
+    as_targets: AsTargets = class_targets
 
     def store(self) -> FeatureStore:
         """The store to use."""
@@ -209,9 +211,10 @@ class _Side:
     samples: Samples
     plain: Batches
 
-    def first(self, device: torch.device) -> Any:
+    def first(self, options: PipelineOptions) -> Any:
         """A batch of a few samples."""
-        return on_device(first_batch(self.samples, TRIED_SAMPLES).inputs, device)
+        few = first_batch(self.samples, TRIED_SAMPLES, options.as_targets)
+        return on_device(few.inputs, options.device)
 
 
 class _Making:
@@ -256,7 +259,7 @@ class _Making:
             return in_form(made, Form.parse(options.form), options.device, options.batch_size)
         return computing(
             made,
-            partial(self._train.first, options.device),
+            partial(self._train.first, options),
             precision=options.precision,
             batch_size=options.batch_size,
             device=options.device,
@@ -269,7 +272,7 @@ class _Making:
         if compute.tuned.form != PLAIN:
             return compute, compute
         training = replace(compute, training=True, mode="training")
-        inputs = self._validation.first(self._options.device)
+        inputs = self._validation.first(self._options)
         pairs = zip(training(inputs), compute(inputs), strict=True)
         if all(torch.equal(a, b) for a, b in pairs):
             return compute, compute
@@ -283,7 +286,7 @@ class _Making:
         difference = 0.0
         if options.precision == "exact":
             size = min(options.batch_size, len(samples))
-            whole = first_batch(samples, size).inputs
+            whole = first_batch(samples, size, options.as_targets).inputs
             if by_place := difference_by_place(compute, whole):
                 self._notes.append(
                     f"rows differ by up to {by_place:.0e} with their place in a batch on this "
@@ -301,6 +304,7 @@ class _Making:
             storage=options.storage,
             progress=options.progress,
             compute=compute,
+            as_targets=options.as_targets,
         )
         self._samples += len(samples)
         self._computed += found.computed

@@ -31,7 +31,6 @@ FLOORS = {
     "casting": 2,
     "fingerprints": 2,
     "groups": 2,
-    "folder": 3,
     "freezing": 3,
     "cutting": 4,
     "data": 4,

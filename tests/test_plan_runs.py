@@ -18,8 +18,7 @@ import frostline as fl
 from frostline.callbacks import saving
 from frostline.config import RunSettings
 from frostline.engine import Hook, Training
-from frostline.folder import RunFolder
-from frostline.records import EpochRecord
+from frostline.records import EpochRecord, RunFolder
 
 HEAD = fl.Phase(name="head", train="head", epochs=2, lr=0.05)
 NECK = fl.Phase(name="neck", train="neck | head", epochs=2, lr=0.02)

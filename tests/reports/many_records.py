@@ -11,11 +11,11 @@ import torch
 
 from frostline.config import DataSettings, ModelSettings, RunSettings
 from frostline.fingerprints import Fingerprint
-from frostline.folder import RunFolder
 from frostline.records import (
     DataNotes,
     EpochRecord,
     FedNote,
+    RunFolder,
     Session,
     Spent,
     judged_of,

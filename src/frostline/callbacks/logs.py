@@ -12,7 +12,7 @@ from typing import Any, final
 
 from frostline._files import append_line, output_errors, write_text
 from frostline.engine import Hook, Training
-from frostline.folder import RunFolder
+from frostline.records import RunFolder
 
 _BESIDE = frozenset({"lr", "seconds", "samples_per_second"})  # curves that are no metrics
 

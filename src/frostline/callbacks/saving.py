@@ -28,8 +28,7 @@ from frostline._tensor_files import save_torch
 from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import Hook, Sums, Training
 from frostline.errors import ConfigError, CorruptDelta, OutputError
-from frostline.folder import RunFolder
-from frostline.records import EpochRecord, Judged, PhaseRecord, judged_of, write_judged
+from frostline.records import EpochRecord, Judged, PhaseRecord, RunFolder, judged_of, write_judged
 from frostline.session import Position
 from frostline.tasks import Metrics, Task
 

@@ -230,7 +230,7 @@ def _free_folder(model: str) -> Path:
 def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> None:
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import counting, notes, output, print_json, say
-    from frostline.folder import RunFolder
+    from frostline.records import RunFolder
     from frostline.runs import prepare
 
     RunFolder(folder).check_idle()
@@ -340,7 +340,7 @@ def _document(run: Run, folder: Path) -> dict[str, object]:
 def _interrupted(folder: Path) -> str:
     from frostline.deltas import read_delta
     from frostline.errors import DeltaError
-    from frostline.folder import RunFolder
+    from frostline.records import RunFolder
 
     try:
         about = read_delta(RunFolder(folder).last).about

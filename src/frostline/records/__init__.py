@@ -9,6 +9,13 @@ from frostline.records.epochs import PhaseRecord as PhaseRecord
 from frostline.records.epochs import Proven as Proven
 from frostline.records.epochs import Spent as Spent
 from frostline.records.epochs import phase_table as phase_table
+from frostline.records.folder import RunFolder as RunFolder
+from frostline.records.journal import BY_MODEL as BY_MODEL
+from frostline.records.journal import Journal as Journal
+from frostline.records.journal import PipelineFacts as PipelineFacts
+from frostline.records.journal import RunPart as RunPart
+from frostline.records.journal import read_sessions as read_sessions
+from frostline.records.journal import write_sessions as write_sessions
 from frostline.records.predictions import Judged as Judged
 from frostline.records.predictions import judged_of as judged_of
 from frostline.records.predictions import read_judged as read_judged
@@ -19,8 +26,3 @@ from frostline.records.reading import ResultNotes as ResultNotes
 from frostline.records.reading import RunRecords as RunRecords
 from frostline.records.reading import read_records as read_records
 from frostline.records.reading import write_data_notes as write_data_notes
-from frostline.records.sessions import BY_MODEL as BY_MODEL
-from frostline.records.sessions import FedNote as FedNote
-from frostline.records.sessions import Session as Session
-from frostline.records.sessions import read_sessions as read_sessions
-from frostline.records.sessions import write_sessions as write_sessions

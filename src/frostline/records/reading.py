@@ -12,10 +12,10 @@ from pydantic import TypeAdapter
 
 from frostline._files import json_checked, json_with_sum, write_text
 from frostline.errors import ConfigError
-from frostline.folder import RunFolder
 from frostline.records.epochs import PhaseRecord, Proven, Spent
+from frostline.records.folder import RunFolder
+from frostline.records.journal import RunPart, read_sessions
 from frostline.records.predictions import Judged, read_judged
-from frostline.records.sessions import Session, read_sessions
 from frostline.tasks import ClassMetrics
 
 _Found = TypeVar("_Found")
@@ -95,7 +95,7 @@ class RunRecords:
     result: ResultNotes | None = None
     data: DataNotes | None = None
     judged: Judged | None = None
-    sessions: tuple[Session, ...] = ()
+    sessions: tuple[RunPart, ...] = ()
     validated_on: tuple[str, ...] = ()
     delta_bytes: int | None = None
     lacks: tuple[str, ...] = field(default=())

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import final
 
 from frostline.records.epochs import Spent
+from frostline.records.journal import BY_MODEL, PipelineFacts
 from frostline.records.reading import RunRecords
-from frostline.records.sessions import BY_MODEL, FedNote
 
 
 @final
@@ -70,7 +70,7 @@ def spending(records: RunRecords) -> Spending | None:
     )
 
 
-def _plain(records: RunRecords, fed: dict[int, FedNote]) -> float | None:
+def _plain(records: RunRecords, fed: dict[int, PipelineFacts]) -> float | None:
     """What the frozen part would take in each epoch, and all else as it was."""
     seconds = 0.0
     for line in records.epochs:
@@ -93,5 +93,5 @@ def is_plain(records: RunRecords) -> bool:
     return bool(fed) and all(note.form == BY_MODEL for note in fed)
 
 
-def _last_of_each_phase(fed: Sequence[FedNote]) -> dict[int, FedNote]:
+def _last_of_each_phase(fed: Sequence[PipelineFacts]) -> dict[int, PipelineFacts]:
     return {note.phase: note for note in fed}

@@ -9,10 +9,9 @@ from typing import final
 
 from frostline.config import RunSettings
 from frostline.errors import ConfigError
-from frostline.folder import RunFolder
 from frostline.pages.comparison import Compared, ComparedRun, Differing, render_comparison
 from frostline.pages.rendering import now_in_words, save_page
-from frostline.records import RunRecords
+from frostline.records import RunFolder, RunRecords
 from frostline.records.intervals import Paired, share_interval
 from frostline.records.pairing import Side, compared, same_training, same_validation
 from frostline.records.spending import spending

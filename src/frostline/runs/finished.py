@@ -34,10 +34,10 @@ from frostline.errors import (
     WeightsError,
 )
 from frostline.fingerprints import Fingerprint
-from frostline.folder import RunFolder
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
 from frostline.plans import Phase
+from frostline.records import RunFolder
 from frostline.runs.preparing import build, freeze_as_asked
 from frostline.runs.reporting import RunReport, make_report, promise_of
 from frostline.session import Forward, Survey, prefixed, survey

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from frostline.data import Batch, Batches, Samples, first_batch
-from frostline.devices import resolve_device
+from frostline.devices import resolve_device, to_device
 from frostline.engine import Predictions, predict
 from frostline.estimates.measuring import measure_step
-from frostline.session.pipelines import CHECKED_SAMPLES, on_device
+from frostline.session.pipelines import CHECKED_SAMPLES
 from frostline.tasks import Task
 
 
@@ -42,7 +42,7 @@ class FirstSamples:
     ) -> Self:
         """Look at them; `judged` also counts operations, and times a pass that need not warm up."""
         batch = first_batch(samples, CHECKED_SAMPLES, task.targets)
-        few = on_device(batch.inputs, resolve_device(device))
+        few = to_device(batch.inputs, resolve_device(device))
         count = len(batch.targets)
         small = _OneBatch(Batch(few, batch.targets, batch.names))
         operations = _operations(model, small, device) if judged else 0.0

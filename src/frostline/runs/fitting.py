@@ -15,7 +15,6 @@ from typing import final
 from torch import Tensor, nn
 
 from frostline._files import json_with_sum, write_text
-from frostline.callbacks.journal import Journal
 from frostline.callbacks.logs import logs_in
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
@@ -25,12 +24,11 @@ from frostline.deltas import all_tensors
 from frostline.devices import resolve_device
 from frostline.engine import Hook, Training, train_phases
 from frostline.errors import ConfigError, DriftError, TrainingError
-from frostline.folder import RunFolder
 from frostline.freezing import Proof
 from frostline.groups import param_groups
 from frostline.plans import Phase, Plan
 from frostline.recipe import Recipe, config_errors, recipe_from
-from frostline.records import BY_MODEL, EpochRecord, PhaseRecord
+from frostline.records import BY_MODEL, EpochRecord, Journal, PhaseRecord, RunFolder
 from frostline.runs.first_samples import FirstSamples
 from frostline.runs.phases import Book, PhasePipelines
 from frostline.runs.reporting import make_report, promise_at_end
@@ -131,8 +129,8 @@ def fit(
         DriftError: something frozen moved; what was trained is kept in `out`.
     """
     recipe = _recipe(recipe, options, plan)
-    journal = Journal(RunFolder(Path(out)) if out is not None else None, resolve_device(device))
-    hooks = (journal, *hooks)
+    course = RunFolder(Path(out)).course if out is not None else None
+    journal, hooks = Journal(course, resolve_device(device)), tuple(hooks)
     settings = settings or _settings(model, recipe, batch_size, device, features, forms, compile)
     _check_forms(settings, len(plan) if plan else 1)
     if plan is None:
@@ -156,7 +154,7 @@ def fit(
     task = open_task.completed(found.outputs, found.targets, found.names, data=train, recipe=recipe)
     metrics = task.summarise(found.outputs, found.targets)
     recipe = _monitored(recipe, plan, metrics)
-    phases = _phases(model, recipe, plan, hooks)
+    phases = _phases(model, recipe, plan, journal, hooks)
     settings = _completed(settings, task, plan, recipe)
     with _folder(out, resume=resume) as folder:
         measure = partial(first.step_seconds, model, task) if plan else None
@@ -186,7 +184,6 @@ def fit(
             compile=settings.features.compile,
             seconds_per_sample=first.seconds,
             operations_per_sample=first.operations,
-            progress=partial(_progress, hooks, batch_size),
             as_targets=task.targets,
         )
         pipelines = PhasePipelines(make, book, journal, hooks)
@@ -198,7 +195,7 @@ def fit(
                 pipelines,
                 task=task,
                 device=device,
-                hooks=(pipelines, saver, *logs, *hooks),
+                hooks=(saver, *logs, pipelines, *hooks),
             )
         proof = session.verify()
         if not training.best_epoch:
@@ -212,24 +209,23 @@ def fit(
         if folder:
             _write_result(folder, best, proof, ended)
             journal.write()
-            _write_report(folder, book.settings, proof, hooks)
+            _write_report(folder, book.settings, proof, (pipelines, *hooks))
         history = tuple(training.history)
         return Run(model, history, best, proof, folder, pipelines.says, pipelines.computed, ended)
 
 
-def _progress(hooks: tuple[Hook, ...], batch_size: int, done: int, total: int) -> None:
-    """Call hooks with rows of features in batches, as with every other stage."""
-    for hook in hooks:
-        hook.on_batch("features", -(-done // batch_size), -(-total // batch_size))
-
-
 def _phases(
-    model: nn.Module, recipe: Recipe, plan: Plan | None, hooks: tuple[Hook, ...]
+    model: nn.Module,
+    recipe: Recipe,
+    plan: Plan | None,
+    journal: Journal,
+    hooks: tuple[Hook, ...],
 ) -> tuple[Phase, ...]:
     """The phases of a run, checked against the model; one where there is no plan."""
     if plan is None:
         return (Phase(epochs=recipe.epochs).completed(recipe),)
     for warning in plan.check(model, recipe=recipe):
+        journal.notice(f"Warning   {warning}")
         for hook in hooks:
             hook.on_notice(f"Warning   {warning}")
     return tuple(phase.completed(recipe) for phase in plan)

@@ -15,12 +15,11 @@ from torch import Tensor
 from frostline.config import RunSettings
 from frostline.deltas import read_delta
 from frostline.errors import BrokenPromise, ConfigError, DeltaError, DriftError, FrostlineError
-from frostline.folder import RunFolder
 from frostline.freezing import not_covered_text
 from frostline.pages.facts import FrozenPart, Promise, ReportFacts, Shown, Trained
 from frostline.pages.rendering import now_in_words, save_page
 from frostline.pages.thumbnails import thumbnail
-from frostline.records import Judged, RunRecords, read_records
+from frostline.records import Judged, RunFolder, RunRecords, read_records
 from frostline.records.calibration import calibration
 from frostline.records.spending import spending
 from frostline.runs.repeating import repeat_command, repeat_notes, use_command, use_python

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -36,6 +37,16 @@ class Occurrence:
     def owner(self) -> nn.Module:
         """The module that holds the tensor directly."""
         return self.owners[-1]
+
+    @property
+    def above(self) -> nn.Module | None:
+        """The module that holds the owner; the root has none."""
+        return self.owners[-2] if len(self.owners) > 1 else None
+
+    @property
+    def own_name(self) -> str:
+        """The tensor's name in its owner: `weight`, `weight_g`, `original0`."""
+        return self.name.rpartition(".")[2]
 
     @property
     def leaf(self) -> str:
@@ -137,6 +148,17 @@ def inventory(model: nn.Module, *, kinds_may_miss: bool = False) -> Inventory:
             "first call. Run one batch through the model, then select."
         )
     return Inventory(root, entries, kinds_may_miss)
+
+
+def not_plain(tensor: Tensor) -> str:
+    """What keeps the tensor's numbers from being copied and put back in place; empty if nothing."""
+    kind = type(tensor)
+    known = kind is Tensor or (issubclass(kind, nn.Parameter) and kind.__name__ != "FlatParameter")
+    if not known:
+        return f"a {kind.__name__}"
+    if tensor.is_meta:
+        return "without data"
+    return "" if tensor.layout is torch.strided else "sparse"
 
 
 def plain_name(name: str) -> str:

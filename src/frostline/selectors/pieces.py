@@ -212,4 +212,4 @@ def _pieces(entry: Entry, cuts: set[int]) -> Iterator[Entry]:
 
 def _is_computed(place: Occurrence) -> bool:
     """Whether the tensor is a part of one that goes by another name: `weight_g`, `original0`."""
-    return place.name.rpartition(".")[2] != place.leaf
+    return place.own_name != place.leaf

@@ -38,7 +38,7 @@ FLOORS = {
     "models": 4,
     "plans": 4,
     "store": 4,
-    "surgery": 4,
+    "optimizer_sync": 4,
     "tuning": 4,
     "checkup": 5,
     "deltas": 5,

@@ -72,7 +72,7 @@ _HOMES = {
         "where",
     ),
     "store": ("FeatureStore",),
-    "surgery": ("load_optimizer_state", "optimizer_state", "sync"),
+    "optimizer_sync": ("load_optimizer_state", "optimizer_state", "sync"),
     "freezing.tree": ("summary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

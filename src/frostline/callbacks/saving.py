@@ -28,8 +28,8 @@ from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read
 from frostline.engine import EpochRecord, Hook, PhaseRecord, Position, Training, random_state
 from frostline.errors import ConfigError, CorruptDelta, OutputError
 from frostline.folder import RunFolder
+from frostline.optimizer_sync import optimizer_state
 from frostline.records import Judged, judged_of, write_judged
-from frostline.surgery import optimizer_state
 
 # A loss can be infinite, which plain JSON would turn into null.
 _PROGRESS = TypeAdapter(

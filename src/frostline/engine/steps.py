@@ -18,8 +18,8 @@ from frostline.engine.training import Training
 from frostline.errors import DataError, FreezeError, NonFiniteLoss, TrainingError
 from frostline.groups import ParamGroup, default_lr, param_groups
 from frostline.models import logits_of
+from frostline.optimizer_sync import even_out, load_optimizer_state, optimizer_state
 from frostline.recipe import Recipe
-from frostline.surgery import even_out, load_optimizer_state, optimizer_state
 from frostline.units import Stopwatch
 
 Forward = Callable[..., Any]

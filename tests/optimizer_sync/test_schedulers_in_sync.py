@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from surgery_world import snapshot, switch, three_layers
+from sync_world import snapshot, switch, three_layers
 from torch import nn
 from torch.optim import lr_scheduler as s
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from surgery_world import bits, held, moved, snapshot, switch, three_layers, train, trainable
+from sync_world import bits, held, moved, snapshot, switch, three_layers, train, trainable
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from surgery_world import bits, moved, three_layers, timm_optim, train
+from sync_world import bits, moved, three_layers, timm_optim, train
 from torch import nn
 
 import frostline as fl

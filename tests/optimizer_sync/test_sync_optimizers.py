@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from surgery_world import OPTIMIZERS, Make, bits, moved, switch, three_layers, train, trainable
+from sync_world import OPTIMIZERS, Make, bits, moved, switch, three_layers, train, trainable
 from torch import nn
 
 import frostline as fl

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frostline.errors import ConfigError
-from frostline.surgery.members import Group, Member, keeper
+from frostline.optimizer_sync.members import Group, keeper
+from frostline.selectors.inventory import Entry
 
 State = dict[str, Any]  # torch's own type for the state of one parameter
 # How the shape of a state may follow from its parameter's: the same, or that of a row or column.
@@ -42,23 +43,23 @@ def goes_by_shape(optimizer: torch.optim.Optimizer) -> bool:
     return type(keeper(optimizer)).step.__module__.startswith("torch.optim.")
 
 
-def check_fit(optimizer: torch.optim.Optimizer, member: Member, state: Mapping[str, Any]) -> None:
+def check_fit(optimizer: torch.optim.Optimizer, entry: Entry, state: Mapping[str, Any]) -> None:
     """Make sure that the tensors of `state` are of a shape that belongs to the parameter.
 
     Raises:
         ConfigError: one is not; names the parameter.
     """
     for key, value in state.items() if goes_by_shape(optimizer) else ():
-        if isinstance(value, Tensor) and not _fits(value, member.parameter):
+        if isinstance(value, Tensor) and not _fits(value, entry.tensor):
             raise ConfigError(
-                f"the state '{key}' given for {member.name} has the shape {tuple(value.shape)}, "
-                f"but the parameter has {tuple(member.parameter.shape)}. It is the state of "
+                f"the state '{key}' given for {entry.name} has the shape {tuple(value.shape)}, "
+                f"but the parameter has {tuple(entry.tensor.shape)}. It is the state of "
                 "another parameter: leave it out, and this one begins fresh."
             )
 
 
 def check_keys(
-    optimizer: torch.optim.Optimizer, member: Member, state: Mapping[str, Any], beside: Group
+    optimizer: torch.optim.Optimizer, entry: Entry, state: Mapping[str, Any], beside: Group
 ) -> None:
     """Make sure that `state` holds what the optimizer keeps for those that stand in `beside`.
 
@@ -68,7 +69,7 @@ def check_keys(
     Raises:
         ConfigError: it does not, as a state of Adam given to SGD; names the parameter.
     """
-    is_matrix = member.parameter.dim() > 1  # Adafactor keeps other numbers of a vector
+    is_matrix = entry.tensor.dim() > 1  # Adafactor keeps other numbers of a vector
     states = keeper(optimizer).state
     others = [p for p in beside["params"] if (p.dim() > 1) == is_matrix]
     known = next((found for p in others if (found := states.get(p))), None)
@@ -77,13 +78,13 @@ def check_keys(
     is_plain = goes_by_shape(optimizer) and keeper(optimizer) is optimizer
     if is_plain or known.keys().isdisjoint(state):
         raise ConfigError(
-            f"the state given for {member.name} holds {', '.join(state)}, but this "
+            f"the state given for {entry.name} holds {', '.join(state)}, but this "
             f"{type(optimizer).__name__} keeps {', '.join(known)}. It is the state of another "
             "optimizer: leave it out, and the parameter begins fresh."
         )
 
 
-def outgrown(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, group: Group) -> str | None:
+def outgrown(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Group) -> str | None:
     """The key of a state that was kept for another shape of this parameter; None where all fit.
 
     A parameter gets another shape where its data are replaced, as transformers'
@@ -105,7 +106,7 @@ def outgrown(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, group: G
 
 
 def placed(
-    state: Mapping[str, Any], parameter: nn.Parameter, group: Group, former: torch.dtype | None
+    state: Mapping[str, Any], parameter: Tensor, group: Group, former: torch.dtype | None
 ) -> State:
     """A copy of `state` where the parameter's optimizer expects it.
 
@@ -153,7 +154,7 @@ def restored(loaded: Any, saved: Any, key: str = "") -> Any:
 
 
 def begun_by_group(
-    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, group: Group
+    optimizer: torch.optim.Optimizer, parameter: Tensor, group: Group
 ) -> State | None:
     """The state that an optimizer makes where a group is added, for a parameter that is in none.
 
@@ -176,7 +177,7 @@ def begun_by_group(
     return made or None
 
 
-def begun(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, group: Group) -> State | None:
+def begun(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Group) -> State | None:
     """The state a parameter begins with; None where the optimizer makes it at the first step.
 
     Adagrad makes its states when it is made; it finds one missing only from some torch on.
@@ -241,7 +242,7 @@ def _wants_even(optimizer: torch.optim.Optimizer, group: Group) -> bool:
     return bool(is_sgd and group.get("fused") and group["momentum"])
 
 
-def _fits(value: Tensor, parameter: nn.Parameter) -> bool:
+def _fits(value: Tensor, parameter: Tensor) -> bool:
     """The parameter's own shape, one number, or a factor that spreads over it (Adafactor's)."""
     return value.dim() == 0 or (
         value.dim() == parameter.dim()

@@ -3,14 +3,14 @@
 At any given step, what each of torch's schedulers makes of a base learning rate is a line
 through a fixed point: `lr = fixed + (base - fixed) * share`, where `fixed` is `eta_min` of the
 two cosine schedules and 0 elsewhere, and `share` is the same for all groups. So the present rate
-of one group tells that of any other (down to the floor of ReduceLROnPlateau); nothing is
+of one group gives that of any other (down to the floor of ReduceLROnPlateau); nothing is
 replayed, and no existing group is touched.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard, final
 
@@ -18,10 +18,11 @@ import torch
 from torch.optim import lr_scheduler as torch_schedulers
 
 from frostline.errors import ConfigError
-from frostline.surgery.members import Group
-from frostline.surgery.placing import anchor, base_of, has_rate, like
+from frostline.optimizer_sync.members import Group
+from frostline.optimizer_sync.placing import base_key, base_of, has_rate, in_kind_of
 
 Scheduler = torch_schedulers.LRScheduler
+NewValues = tuple[Scheduler, dict[str, Any]]  # of a scheduler's own attributes
 
 _PROPORTIONAL = (
     torch_schedulers.LambdaLR,
@@ -42,19 +43,6 @@ _WAY_OUT = (
     "Let the joiners share an existing group, fl.sync(optimizer, model, lr=..., "
     "weight_decay=...) with its numbers; or thaw and sync before the schedule begins."
 )
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Change:
-    """New values of a scheduler's own attributes, to be set once everything has been checked."""
-
-    scheduler: Scheduler
-    values: Mapping[str, Any]
-
-    def apply(self) -> None:
-        """Set them."""
-        vars(self.scheduler).update(self.values)
 
 
 @final
@@ -98,10 +86,10 @@ class Schedules:
         # A reduction stops at the floor, but never lifts what began below it.
         return max(lr * scale, min(base * scale, floor))
 
-    def changes(self, scales: Sequence[float]) -> list[Change]:
+    def new_values(self, scales: Sequence[float]) -> list[NewValues]:
         """What the schedulers are to know of new groups with these scales, in their order."""
         lrs = [lr for scale in scales if (lr := self.present_lr(scale)) is not None]
-        return [self._change(scheduler, scales, lrs) for scheduler in _all(self.schedulers)]
+        return [(s, self._new_values_of(s, scales, lrs)) for s in _all(self.schedulers)]
 
     def _line(self) -> tuple[float, float]:
         """The fixed point, and the reference's base in the scheduler that it belongs to."""
@@ -111,19 +99,21 @@ class Schedules:
                 return _fixed_point(leaf), float(leaf.base_lrs[self.reference])
         return 0.0, base_of(self.group)
 
-    def _change(self, scheduler: Scheduler, scales: Sequence[float], lrs: list[float]) -> Change:
+    def _new_values_of(
+        self, scheduler: Scheduler, scales: Sequence[float], lrs: list[float]
+    ) -> dict[str, Any]:
         own = vars(scheduler)
-        last = [like(self.group["lr"], lr) for lr in lrs]
+        last = [in_kind_of(self.group["lr"], lr) for lr in lrs]
         found: dict[str, Any] = {"_last_lr": [*own["_last_lr"], *last]}
         if "base_lrs" in own:
             base = own["base_lrs"][self.reference]
-            bases = [like(base, float(base) * scale) for scale in scales]
+            bases = [in_kind_of(base, float(base) * scale) for scale in scales]
             found["base_lrs"] = [*own["base_lrs"], *bases]
         count = len(self.optimizer.param_groups) + len(scales)
         for name in ("lr_lambdas", "min_lrs"):
             if name in own:
                 found[name] = [*own[name], *([own[name][0]] * (count - len(own[name])))]
-        return Change(scheduler, found)
+        return found
 
 
 def check_schedules(
@@ -163,7 +153,7 @@ def check_plateaus(schedulers: Sequence[Scheduler], reference: Group) -> None:
     """
     for scheduler in _all(schedulers):
         may_have = _is_plateau(scheduler) and scheduler.last_epoch > scheduler.patience
-        if may_have and anchor(reference) == "lr":
+        if may_have and base_key(reference) == "lr":
             raise ConfigError(
                 "ReduceLROnPlateau does not keep the rate that it began with, so how far it has "
                 "come cannot be seen, nor where a group that began with lr=... stands now. Write "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from surgery_world import timm_optim
+from sync_world import timm_optim
 from torch import nn
 
 from torch_databases import database

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import outside_optimizers as outside
 import pytest
 import torch
 from outside_optimizers import Outside
-from surgery_world import bits, moved, switch, trainable
+from sync_world import bits, moved, switch, trainable
 from torch import nn
 
 import frostline as fl
@@ -23,6 +23,13 @@ DATABASES = {
     "pytorch_optimizer": (outside.pytorch_optimizers, "pytorch_optimizer"),
 }
 every_database = pytest.mark.parametrize("database", DATABASES)
+
+
+@pytest.fixture(autouse=True)
+def _not_compiled() -> Iterator[None]:
+    """Some compile their step: half a minute, and threads of the compiler that stay."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def net_for(one: Outside) -> nn.Sequential:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from surgery_world import held, snapshot, switch, three_layers, trainable
+from sync_world import held, snapshot, switch, three_layers, trainable
 from torch import nn
 
 import frostline as fl

@@ -10,13 +10,14 @@ from torch import nn
 
 from frostline.errors import FreezeError
 from frostline.freezing.modes import held_though_trainable
+from frostline.optimizer_sync.members import Group, check_optimizer, keeper
+from frostline.optimizer_sync.placing import Options
+from frostline.optimizer_sync.planning import Changes, Joiner, planned
+from frostline.optimizer_sync.results import Former, Kept, Synced
+from frostline.optimizer_sync.schedules import Scheduler, check_schedulers
+from frostline.optimizer_sync.states import State, begun, even_out
 from frostline.selectors import SelectorLike
-from frostline.surgery.members import check_optimizer, keeper, roster
-from frostline.surgery.placing import Options, close_up, join
-from frostline.surgery.planning import Operation, Patient, prepared
-from frostline.surgery.results import Former, Kept, Synced
-from frostline.surgery.schedules import Scheduler, check_schedulers
-from frostline.surgery.states import State, begun, even_out
+from frostline.units import some_of
 from frostline.wrappers import strays
 
 
@@ -69,9 +70,8 @@ def sync(
     if names := strays(model):
         raise FreezeError(
             "the DistributedDataParallel around the model was made before "
-            f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} was frozen or thawed: each "
-            "process would train a model of its own, or wait for ever. Wrap the inner model anew, "
-            "then sync."
+            f"{some_of(names, most=3)} was frozen or thawed: each process would train a model of "
+            "its own, or wait for ever. Wrap the inner model anew, then sync."
         )
     said = {
         "lr": lr,
@@ -81,88 +81,89 @@ def sync(
         "no_decay": no_decay,
     }
     options = cast("Options", {key: value for key, value in said.items() if value is not None})
-    patient = Patient(optimizer, model, roster(model))
-    return _operate(prepared(patient, schedulers, kept, options))
-
-
-def _operate(operation: Operation) -> Synced:
-    _append(operation)
-    for change in operation.changes:
-        change.apply()
-    _drop_outgrown(operation)
-    states = _let_go(operation)
-    _take_in(operation)
+    changes = planned(optimizer, model, schedulers, kept, options)
+    _append(optimizer, changes)
+    for scheduler, values in changes.scheduler_values:
+        vars(scheduler).update(values)
+    _drop_outgrown(optimizer, changes)
+    states, formers = _let_go(optimizer, changes)
+    _take_in(optimizer, changes)
     return Synced(
-        tuple(member.name for member, _ in operation.joiners),
-        tuple(member.name for member, _ in operation.leavers),
-        states,
-        {member.name: index for member, index in operation.leavers},
-        len(operation.groups),
-        tuple(member.name for member, _ in operation.outgrown),
-        tuple(path or "the model" for path, _ in held_though_trainable(operation.patient.model)),
-        _formers(operation, states),
+        joined=tuple(joiner.entry.name for joiner in changes.joiners),
+        left=tuple(entry.name for entry, _ in changes.leavers),
+        states=states,
+        groups={entry.name: index for entry, index in changes.leavers},
+        groups_added=len(changes.new_groups),
+        dropped=tuple(entry.name for entry, _ in changes.outgrown),
+        held=tuple(path or "the model" for path, _ in held_though_trainable(model)),
+        formers=formers,
     )
 
 
-def _append(operation: Operation) -> None:
-    """Add the new groups, filled, by torch's own door; none stays if it refuses one."""
-    optimizer, before = operation.patient.optimizer, operation.groups_before
-    for member, index in operation.joiners:
-        if index >= before:
-            join(operation.groups[index - before], member)
+def _append(optimizer: torch.optim.Optimizer, changes: Changes) -> None:
+    """Add the new groups, filled, by `add_param_group`; none stays if it refuses one."""
+    before = len(optimizer.param_groups)
+    for joiner in changes.joiners:
+        if joiner.index >= before:
+            _join(changes.new_groups[joiner.index - before], joiner)
     try:
-        for group in operation.groups:
+        for group in changes.new_groups:
             optimizer.add_param_group(group)
     except Exception:
         del optimizer.param_groups[before:]
         raise
 
 
-def _drop_outgrown(operation: Operation) -> None:
+def _drop_outgrown(optimizer: torch.optim.Optimizer, changes: Changes) -> None:
     """Forget states, and gradients, of a shape that the parameter no longer has."""
-    optimizer = operation.patient.optimizer
-    for member, group in operation.outgrown:
-        parameter = member.parameter
-        del keeper(optimizer).state[parameter]
+    states = keeper(optimizer).state
+    for entry, group in changes.outgrown:
+        parameter = entry.tensor
+        del states[parameter]
         if parameter.grad is not None and parameter.grad.shape != parameter.shape:
             parameter.grad = None
         if (state := begun(optimizer, parameter, group)) is not None:
-            keeper(optimizer).state[parameter] = state
+            states[parameter] = state
 
 
-def _formers(operation: Operation, states: Mapping[str, State]) -> dict[str, Former]:
-    return {
-        member.name: Former(tuple(member.parameter.shape), member.parameter.dtype)
-        for member in operation.patient.known.members.values()
-        if member.name in states
-    }
-
-
-def _let_go(operation: Operation) -> dict[str, State]:
-    """Take out who leaves, and the gradient and state of all that is frozen; gives the states."""
-    optimizer = operation.patient.optimizer
-    gone = {id(member.parameter) for member, _ in operation.leavers}
-    for index in {index for _, index in operation.leavers}:
-        close_up(optimizer.param_groups[index], gone)
+def _let_go(
+    optimizer: torch.optim.Optimizer, changes: Changes
+) -> tuple[dict[str, State], dict[str, Former]]:
+    """Take out what leaves, and the gradient and state of all that is frozen; gives the states."""
+    gone = {id(entry.tensor) for entry, _ in changes.leavers}
+    for index in {index for _, index in changes.leavers}:
+        group = optimizer.param_groups[index]
+        stays = [id(parameter) not in gone for parameter in group["params"]]
+        for key in group.keys() & {"params", "param_names"}:  # the lists stay the same objects
+            group[key][:] = [thing for thing, stay in zip(group[key], stays, strict=True) if stay]
     states: dict[str, State] = {}
-    for member in operation.patient.known.members.values():
-        if not member.parameter.requires_grad:
-            member.parameter.grad = None
-            if state := keeper(optimizer).state.pop(member.parameter, None):
-                states[member.name] = state
-    return states
+    formers: dict[str, Former] = {}
+    for entry in changes.params.by_id.values():
+        parameter = entry.tensor
+        if not parameter.requires_grad:
+            parameter.grad = None
+            if state := keeper(optimizer).state.pop(parameter, None):
+                states[entry.name] = state
+                formers[entry.name] = Former(tuple(parameter.shape), parameter.dtype)
+    return states, formers
 
 
-def _take_in(operation: Operation) -> None:
+def _take_in(optimizer: torch.optim.Optimizer, changes: Changes) -> None:
     """Put the joiners into the groups that there were, and give all joiners their state."""
-    optimizer = operation.patient.optimizer
     states = keeper(optimizer).state
-    for member, index in operation.joiners:
-        if index < operation.groups_before:
-            join(optimizer.param_groups[index], member)
-        states.pop(member.parameter, None)
-        if member.name in operation.states:
-            states[member.parameter] = operation.states[member.name]
+    before = len(optimizer.param_groups) - len(changes.new_groups)
+    for joiner in changes.joiners:
+        if joiner.index < before:
+            _join(optimizer.param_groups[joiner.index], joiner)
+        states.pop(joiner.entry.tensor, None)
+        if joiner.state is not None:
+            states[joiner.entry.tensor] = joiner.state
     for group in optimizer.param_groups:
-        if operation.patient.known.of_group(group):
+        if changes.params.of_group(group):
             even_out(optimizer, group)
+
+
+def _join(group: Group, joiner: Joiner) -> None:
+    group["params"].append(joiner.entry.tensor)
+    if "param_names" in group:
+        group["param_names"].append(joiner.entry.name)

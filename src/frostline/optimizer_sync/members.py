@@ -11,54 +11,34 @@ from torch import nn
 
 from frostline.errors import ConfigError
 from frostline.selectors import inventory
+from frostline.selectors.inventory import Entry
 
 Group = dict[str, Any]  # torch's own type for a parameter group
 
 
 @final
-@dataclass(frozen=True, slots=True, eq=False)
-class Member:
-    """One parameter of a model, however often it is tied.
-
-    Attributes:
-        name: as in `named_parameters()`.
-        aliases: every name it hangs under, `name` among them.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    parameter: nn.Parameter
-
-
-@final
 @dataclass(frozen=True, slots=True)
-class Roster:
-    """A model's parameters by identity; `title` is its class, for messages."""
+class ModelParams:
+    """A model's parameters by `id()`, frozen and trainable; `title` is its class, for messages."""
 
     title: str
-    members: Mapping[int, Member]
+    by_id: Mapping[int, Entry]
 
-    def of_group(self, group: Group) -> tuple[Member, ...]:
-        """The members that stand in `group`, in its order."""
-        known = (self.members.get(id(parameter)) for parameter in group["params"])
-        return tuple(member for member in known if member is not None)
+    def of_group(self, group: Group) -> tuple[Entry, ...]:
+        """Those that `group` holds, in its order."""
+        found = (self.by_id.get(id(parameter)) for parameter in group["params"])
+        return tuple(entry for entry in found if entry is not None)
 
 
-def roster(model: nn.Module) -> Roster:
-    """Take the names of all parameters of `model`, frozen and trainable.
+def model_params(model: nn.Module) -> ModelParams:
+    """Look up all parameters of `model`.
 
     Raises:
         SelectorError: `model` is no module, or a lazy module has not seen its first batch.
     """
-    stock = inventory(model)
-    members = {
-        id(entry.tensor): Member(
-            entry.name, tuple(place.name for place in entry.occurrences), entry.tensor
-        )
-        for entry in stock.entries
-        if isinstance(entry.tensor, nn.Parameter)
-    }
-    return Roster(stock.title, members)
+    found = inventory(model)
+    entries = [entry for entry in found.entries if isinstance(entry.tensor, nn.Parameter)]
+    return ModelParams(found.title, {id(entry.tensor): entry for entry in entries})
 
 
 def check_optimizer(optimizer: object) -> None:
@@ -85,7 +65,7 @@ def check_optimizer(optimizer: object) -> None:
         if len(group.get("param_names", group["params"])) != count:
             raise ConfigError(
                 f"group {index} of the optimizer has {len(group['param_names'])} param_names for "
-                f"{count} params, so something else than fl.sync took parts out. Mend or delete "
+                f"{count} params, so something else than fl.sync took parts out. Fix or delete "
                 "its 'param_names'."
             )
     if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
@@ -109,16 +89,16 @@ def keeper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return next(inside, optimizer)
 
 
-def groups_with_members(groups: list[Group], known: Roster) -> tuple[int, ...]:
+def groups_of_model(groups: list[Group], params: ModelParams) -> tuple[int, ...]:
     """Indices of the groups that hold parameters of the model.
 
     Raises:
         ConfigError: none does, so that the optimizer is most likely another model's.
     """
-    found = tuple(index for index, group in enumerate(groups) if known.of_group(group))
+    found = tuple(index for index, group in enumerate(groups) if params.of_group(group))
     if not found:
         raise ConfigError(
-            f"the optimizer holds no parameter of this {known.title}. Pass the very model that "
+            f"the optimizer holds no parameter of this {params.title}. Pass the very model that "
             "it was made from, no copy; or make the optimizer from "
             "fl.param_groups(model, lr=...)."
         )

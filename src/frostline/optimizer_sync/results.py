@@ -51,15 +51,14 @@ class Synced:
     formers: Mapping[str, Former] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
-        told = f"{_told(self.joined)} joined, {_told(self.left)} left"
+        text = f"{_counted(self.joined)} joined, {_counted(self.left)} left"
         if self.groups_added:
-            told += f"; {self.groups_added} group{'s' * (self.groups_added > 1)} added"
+            text += f"; {self.groups_added} group{'s' * (self.groups_added > 1)} added"
         if self.dropped:
-            told += f"; {_told(self.dropped)} begin again: their state was of another shape"
+            text += f"; {_counted(self.dropped)} begin again: their state was of another shape"
         if self.held:
-            names = ", ".join(self.held[:_NAMES_SHOWN]) + ", ..." * (len(self.held) > _NAMES_SHOWN)
-            told += f"; held in eval though trainable: {names} (fl.thaw lets them go)"
-        return told
+            text += f"; held in eval though trainable: {_first(self.held)} (fl.thaw lets them go)"
+        return text
 
 
 Kept = Synced | Mapping[str, Mapping[str, Any]] | None
@@ -80,10 +79,11 @@ def states_of(kept: Kept) -> Mapping[str, Mapping[str, Any]]:
     )
 
 
-def _told(names: tuple[str, ...]) -> str:
+def _counted(names: tuple[str, ...]) -> str:
     if not names:
         return "nothing"
-    rest = ", ..." if len(names) > _NAMES_SHOWN else ""
-    plural = "s" * (len(names) > 1)
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return f"{format_count(len(names))} parameter{plural} ({shown}{rest})"
+    return f"{format_count(len(names))} parameter{'s' * (len(names) > 1)} ({_first(names)})"
+
+
+def _first(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from surgery_world import OPTIMIZERS, Make, bits, moved, snapshot, switch, three_layers, train
+from sync_world import OPTIMIZERS, Make, bits, moved, snapshot, switch, three_layers, train
 from torch import nn
 
 import frostline as fl

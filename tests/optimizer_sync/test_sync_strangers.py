@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from surgery_world import bits, held, moved, switch, three_layers, timm_optim, train, trainable
+from sync_world import bits, held, moved, switch, three_layers, timm_optim, train, trainable
 from torch import nn
 from transformers import Adafactor, BertConfig, BertModel
 

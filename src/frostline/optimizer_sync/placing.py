@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from frostline.errors import ConfigError
 from frostline.groups import DEFAULT_NO_DECAY, Rule, rates_by_rule
+from frostline.optimizer_sync.members import Group, same
 from frostline.selectors import SelectorLike
-from frostline.surgery.members import Group, Member, same
 
-_ANCHORS = ("max_lr", "initial_lr", "base_lr")
-_OWN_KEYS = frozenset({*_ANCHORS, "lr", "min_lr", "weight_decay", "params", "param_names", "rule"})
+_BASE_KEYS = ("max_lr", "initial_lr", "base_lr")
+_OWN_KEYS = frozenset(
+    {*_BASE_KEYS, "lr", "min_lr", "weight_decay", "params", "param_names", "rule"}
+)
 
 
 class Options(TypedDict, total=False):
@@ -37,8 +39,8 @@ class Options(TypedDict, total=False):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Place:
-    """What a joiner is to have: the base of its group and its weight decay.
+class BaseAndDecay:
+    """What the group of a joiner is to have.
 
     Attributes:
         base: None where the optimizer finds its learning rate itself (see `has_rate`).
@@ -49,9 +51,9 @@ class Place:
     decay: float | None
 
 
-def anchor(group: Group) -> str:
+def base_key(group: Group) -> str:
     """The key under which the group's base stands."""
-    return next((key for key in _ANCHORS if key in group), "lr")
+    return next((key for key in _BASE_KEYS if key in group), "lr")
 
 
 def has_rate(group: Group) -> bool:
@@ -59,146 +61,116 @@ def has_rate(group: Group) -> bool:
 
     transformers' Adafactor has `lr=None` where it finds the rate itself; others have no `lr`.
     """
-    return group.get(anchor(group)) is not None
+    return group.get(base_key(group)) is not None
 
 
 def base_of(group: Group) -> float:
     """The learning rate before any schedule of a group that has one."""
-    return float(group[anchor(group)])
+    return float(group[base_key(group)])
 
 
-def places(
-    model: nn.Module, groups: list[Group], reference: Group, options: Options
-) -> dict[int, Place]:
-    """What each trainable parameter of `model` is to have, by identity.
+def rates_of_trainable(
+    model: nn.Module, groups: list[Group], own: tuple[int, ...], index: int, options: Options
+) -> dict[int, BaseAndDecay]:
+    """What each trainable parameter of `model` is to have, by `id()`.
 
     Args:
-        groups: those that hold parameters of the model.
-        reference: the one of them whose base is the highest; any where none has a rate.
+        own: indices of the groups that hold parameters of the model.
+        index: that of them whose base is the highest; any where none has a rate.
 
     Raises:
         ConfigError: a number is out of its range, or the rule holds a selector without text.
         SelectorError: a selector cannot be read or matches nothing.
     """
-    carried = _carried(groups, reference)
-    rule = _with(options, carried or _visible(groups, reference))
-    rates = rates_by_rule(model, **rule)
-    if not has_rate(reference):
-        _check_no_rate_asked(options)
-    to_base = _to_base(groups, reference, rescaled=carried is not None and "lr" not in options)
+    reference, groups = groups[index], [groups[i] for i in own]
+    rules = (group["rule"] for group in [reference, *groups] if has_rule(group))
+    carried = next(rules, None)
+    rates = rates_by_rule(model, **_with(options, carried or _visible(groups, reference)))
     decays = "weight_decay" in reference
+    if not has_rate(reference) and (asked := options.keys() & {"lr", "layer_decay", "lr_mult"}):
+        raise ConfigError(
+            f"{min(asked)} was asked for, but the optimizer's groups have no learning rate: it "
+            "finds its own. Leave it out, or make the optimizer with a rate, as lr=1e-3."
+        )
     if not decays and options.get("weight_decay"):
         raise ConfigError(
             f"weight_decay={options['weight_decay']:g} was asked for, but the optimizer's groups "
             "know no weight decay. Leave it out."
         )
+    to_base = _to_base(groups, reference, rescaled=carried is not None and "lr" not in options)
     return {
-        id(rate.parameter): Place(to_base(rate.lr), rate.weight_decay if decays else None)
+        id(rate.parameter): BaseAndDecay(to_base(rate.lr), rate.weight_decay if decays else None)
         for rate in rates
     }
 
 
-def find(
-    optimizer: torch.optim.Optimizer, candidates: list[int], reference: Group, place: Place
+def find_group(
+    optimizer: torch.optim.Optimizer, candidates: list[int], reference: Group, wanted: BaseAndDecay
 ) -> int | None:
-    """Index of the first candidate that offers `place` and is otherwise as `reference`."""
-    groups = optimizer.param_groups
-    return next(
-        (
-            index
-            for index in candidates
-            if _same_place(_place_of(groups[index]), place)
-            and _alike(groups[index], reference, optimizer.defaults)
-        ),
-        None,
-    )
+    """Index of the first candidate that has what is wanted and is otherwise as `reference`."""
+    for index in candidates:
+        group = optimizer.param_groups[index]
+        if _has(group, wanted) and _alike(group, reference, optimizer.defaults):
+            return index
+    return None
 
 
 def has_rule(group: Group) -> bool:
     """Whether the group carries the rule of `param_groups`."""
-    return _is_rule(group.get("rule"))
+    rule = group.get("rule")
+    return isinstance(rule, dict) and rule.keys() == Rule.__required_keys__
 
 
-def same_rule(one: Group, other: Group) -> bool:
-    """Whether both groups carry the same rule, or both none."""
-    return bool(one.get("rule") == other.get("rule"))
-
-
-def new_group(reference: Group, place: Place, lr: float | None) -> Group:
-    """A group without parameters at `place`, in everything else as `reference`.
+def new_group(reference: Group, wanted: BaseAndDecay, lr: float | None) -> Group:
+    """A group without parameters that has what is wanted, in everything else as `reference`.
 
     Args:
         lr: the learning rate at which the schedule stands for that base; None without a base.
     """
-    scale = scale_of(reference, place)
+    scale = scale_of(reference, wanted)
     group = {key: copy.deepcopy(v) for key, v in reference.items() if key != "params"}
-    for key in ("max_lr", "initial_lr", "min_lr", "base_lr"):
+    for key in (*_BASE_KEYS, "min_lr"):
         if key in group:
-            group[key] = like(group[key], float(group[key]) * scale)
-    if place.base is not None and lr is not None:
-        group[anchor(reference)] = like(group[anchor(reference)], place.base)
-        group["lr"] = like(group["lr"], lr)
-    if place.decay is not None:
-        group["weight_decay"] = place.decay
+            group[key] = in_kind_of(group[key], float(group[key]) * scale)
+    if wanted.base is not None and lr is not None:
+        key = base_key(reference)
+        group[key] = in_kind_of(group[key], wanted.base)
+        group["lr"] = in_kind_of(group["lr"], lr)
+    if wanted.decay is not None:
+        group["weight_decay"] = wanted.decay
     if "param_names" in group:
         group["param_names"] = []
     return {"params": [], **group}
 
 
-def scale_of(reference: Group, place: Place) -> float:
-    """How many times the reference's base the place's is.
+def scale_of(reference: Group, wanted: BaseAndDecay) -> float:
+    """How many times the reference's base the wanted one is.
 
     Raises:
         ConfigError: the reference's base is 0.
     """
-    if place.base is None:
+    if wanted.base is None:
         return 1.0
     base = base_of(reference)
-    if base == 0 != place.base:
+    if base == 0 != wanted.base:
         raise ConfigError(
             "every group that holds the model has the learning rate 0, so it cannot be seen how "
             "far a schedule has come. Give one of them its rate first: "
             "optimizer.param_groups[0]['lr'] = 1e-3."
         )
-    return 1.0 if base == place.base else place.base / base
+    return 1.0 if base == wanted.base else wanted.base / base
 
 
-def like(former: Any, number: float) -> Any:
+def in_kind_of(former: Any, number: float) -> Any:
     """`number` as what `former` is: a tensor of the same kind, or a plain number."""
     return torch.full_like(former, number) if isinstance(former, Tensor) else number
-
-
-def join(group: Group, member: Member) -> None:
-    """Append the parameter to the group, and its name where the group keeps names."""
-    group["params"].append(member.parameter)
-    if "param_names" in group:
-        group["param_names"].append(member.name)
-
-
-def close_up(group: Group, gone: set[int]) -> None:
-    """Take the parameters with these identities out; the lists stay the same objects."""
-    stays = [id(parameter) not in gone for parameter in group["params"]]
-    for key in ("params", "param_names"):
-        if key in group:
-            kept = [thing for thing, stay in zip(group[key], stays, strict=True) if stay]
-            group[key][:] = kept
-
-
-def _carried(groups: list[Group], reference: Group) -> Rule | None:
-    rules = (group.get("rule") for group in [reference, *groups])
-    return next((rule for rule in rules if _is_rule(rule)), None)
-
-
-def _is_rule(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == Rule.__required_keys__
 
 
 def _visible(groups: list[Group], reference: Group) -> Rule:
     """The rule that a hand-made optimizer seems to follow: the reference's rate for all, and no
     decay on biases and norms if some of its groups decay and others do not."""
-    decays = [group.get("weight_decay", 0.0) for group in groups]
-    is_split = any(decays) and not all(decays)
     decaying = [group for group in groups if group.get("weight_decay")]
+    is_split = 0 < len(decaying) < len(groups)
     source = reference
     if is_split:
         source = max(decaying, key=lambda group: base_of(group) if has_rate(group) else 0.0)
@@ -234,9 +206,9 @@ def _to_base(
         return lambda _: None
     if not rescaled or "base_lr" not in reference:
         return float
-    told = {float(group["base_lr"]) for group in groups if "base_lr" in group}
-    found = {base_of(group) for group in groups if has_rate(group)}
-    if len(found) == 1 and len(told) > 1:  # one rate was given to all groups
+    by_rule = {float(group["base_lr"]) for group in groups if "base_lr" in group}
+    present = {base_of(group) for group in groups if has_rate(group)}
+    if len(present) == 1 and len(by_rule) > 1:  # one rate was given to all groups
         return lambda _: base_of(reference)
     if base_of(reference) == float(reference["base_lr"]):
         return float
@@ -244,29 +216,17 @@ def _to_base(
     return lambda lr: lr * scale
 
 
-def _check_no_rate_asked(options: Options) -> None:
-    asked = [name for name in ("lr", "layer_decay", "lr_mult") if name in options]
-    if asked:
-        raise ConfigError(
-            f"{asked[0]} was asked for, but the optimizer's groups have no learning rate: it finds "
-            "its own. Leave it out, or make the optimizer with a rate, as lr=1e-3."
-        )
-
-
-def _place_of(group: Group) -> Place:
+def _has(group: Group, wanted: BaseAndDecay) -> bool:
     decay = group.get("weight_decay")
-    base = base_of(group) if has_rate(group) else None
-    return Place(base, None if decay is None else float(decay))
-
-
-def _same_place(one: Place, other: Place) -> bool:
-    if one.base is None or other.base is None:
-        return one == other
-    return math.isclose(one.base, other.base, rel_tol=1e-6) and one.decay == other.decay
+    if (None if decay is None else float(decay)) != wanted.decay:
+        return False
+    if wanted.base is None or not has_rate(group):
+        return wanted.base is None and not has_rate(group)
+    return math.isclose(base_of(group), wanted.base, rel_tol=1e-6)
 
 
 def _alike(one: Group, other: Group, defaults: Mapping[str, Any]) -> bool:
-    """Whether every hyperparameter but those of a place is the same; a label is none."""
+    """Whether every other hyperparameter is the same; a label is none."""
     keys = (one.keys() | other.keys()) - _OWN_KEYS
     hyper = [k for k in keys if k in defaults or not isinstance(one.get(k, other.get(k)), str)]
     return all(k in one and k in other and same(one[k], other[k]) for k in hyper)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from frostline.backward import Lean
 from frostline.casting import CastReport
 from frostline.errors import DriftError, FreezeError
-from frostline.fingerprints import Fingerprint, Record
+from frostline.fingerprints import Fingerprint, Record, named_tensors
 from frostline.fingerprints.unlisted import belongs, listed_storages, unlisted
 from frostline.freezing.modes import NormPolicy, is_held, mark_of, note_content
 from frostline.freezing.refusals import check_as_wrapped, check_shared
 from frostline.freezing.rows import holds_of, kept_within
 from frostline.freezing.switches import restoring, switch_on
 from frostline.freezing.tree import Summary, summary
-from frostline.selectors import Entry, Selection, SelectorLike, common, select
+from frostline.selectors import Selection, SelectorLike, common, select
 from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.ranges import suffix
 from frostline.selectors.terms import Nothing
@@ -163,7 +163,7 @@ class Frozen:
     ) -> Frozen:
         """Take down what is frozen of the selection, as it is now."""
         modules = selection.inventory.modules
-        frozen = {id(entry.tensor) for entry in selection.entries if entry.rows is None}
+        frozen = selection.whole
         records = dict(_records(selection))
         for name, record in records.items():
             path, _, leaf = name.rpartition(".")
@@ -318,18 +318,14 @@ def non_empty(selection: Selection, verb: str) -> Selection:
 
 def _records(selection: Selection) -> Iterator[tuple[str, Record]]:
     """What is frozen under each of its names, and the buffers that are held with it."""
-    pieces: dict[int, list[Entry]] = {}
-    for entry in selection.entries:
-        pieces.setdefault(id(entry.tensor), []).append(entry)
-    for path, module in selection.inventory.modules.items():
-        prefix = f"{path}." if path else ""
-        own = [(n, e) for n, p in module._parameters.items() for e in pieces.get(id(p), ())]
-        buffers = [(n, b) for n, b in module._buffers.items() if b is not None]
-        for leaf, entry in own:
-            name = prefix + leaf + suffix(entry.rows)
-            yield name, Record.of(entry.content, name=name, at=entry.rows)
-        if (own or any(id(buffer) in pieces for _, buffer in buffers)) and is_held(module):
-            yield from ((prefix + n, Record.of(b, name=prefix + n)) for n, b in buffers)
+    frozen = selection.by_tensor
+
+    def is_held_with_it(module: nn.Module) -> bool:
+        own = (*module._parameters.values(), *module._buffers.values())
+        return is_held(module) and any(id(tensor) in frozen for tensor in own)
+
+    for name, tensor, rows in named_tensors(selection, is_held_with_it):
+        yield name, Record.of(tensor, name=name, at=rows)
 
 
 def _stands_at(module: nn.Module, root: nn.Module, place: str) -> bool:

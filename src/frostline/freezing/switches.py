@@ -128,10 +128,7 @@ def restoring(selection: Selection, *, only_on_error: bool = False) -> Iterator[
 
 def _by_tensor(selection: Selection) -> Iterator[tuple[Entry, Ranges | None]]:
     """An entry of each selected tensor, with the rows of it; `None` is the whole tensor."""
-    found: dict[int, list[Entry]] = {}
-    for entry in selection.entries:
-        found.setdefault(id(entry.tensor), []).append(entry)
-    for entries in found.values():
+    for entries in selection.by_tensor.values():
         pieces = [entry.rows for entry in entries if entry.rows is not None]
         yield entries[0], union(pieces) if pieces else None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from frostline.errors import SelectorError
-from frostline.selectors.ranges import suffix
+from frostline.selectors.ranges import all_rows, suffix
 from frostline.wrappers import unwrap
 
 # Names that wrappers put between a module and its content; selectors need not know them.
@@ -37,6 +37,11 @@ class Occurrence:
     def owner(self) -> nn.Module:
         """The module that holds the tensor directly."""
         return self.owners[-1]
+
+    @property
+    def both_names(self) -> set[str]:
+        """The name as torch and as a person would write it."""
+        return {self.name, self.plain}
 
     @property
     def above(self) -> nn.Module | None:
@@ -79,6 +84,11 @@ class Entry:
         return tuple(place.name + suffix(self.rows) for place in self.occurrences)
 
     @property
+    def span(self) -> range:
+        """The rows of this piece; of a whole tensor all, of a single number none."""
+        return all_rows(self.tensor) if self.rows is None else self.rows
+
+    @property
     def content(self) -> Tensor:
         """The tensor, or the piece of it as a view, without gradient history."""
         whole = self.tensor.detach()
@@ -119,7 +129,7 @@ class Inventory:
         """Each full name of a tensor, as torch and as a person would write it -> its entries."""
         found: dict[str, list[int]] = {}
         for index, entry in enumerate(self.entries):
-            for name in {n for place in entry.occurrences for n in (place.name, place.plain)}:
+            for name in {n for place in entry.occurrences for n in place.both_names}:
                 found.setdefault(name, []).append(index)
         return {name: tuple(indices) for name, indices in found.items()}
 

@@ -16,18 +16,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import nn
 
+from frostline.choices import NormPolicy as NormPolicy
 from frostline.held_statistics import keep_statistics, release_statistics
 from frostline.nesting import pack_where_whole
 from frostline.recomputed import recompute, recompute_no_more
 from frostline.selectors.norms import keeps_running_statistics
 from frostline.standins import StandIn
-
-NormPolicy = Literal["hold", "adapt"]
 
 
 @final

@@ -8,8 +8,9 @@ from contextlib import closing
 import torch
 from torch import Tensor, nn
 
+from frostline.choices import MixedPrecision
 from frostline.data import Batches
-from frostline.devices import Arithmetic, Precision
+from frostline.devices import Arithmetic
 from frostline.engine.steps import Forward, batch_errors, call, check_targets, non_finite
 from frostline.engine.training import Hook, Predictions
 from frostline.metrics import Evaluation, evaluate_logits
@@ -22,7 +23,7 @@ def evaluate(
     *,
     classes: Sequence[str],
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: MixedPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Evaluation:
@@ -46,7 +47,7 @@ def predict(
     batches: Batches,
     *,
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: MixedPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Predictions:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from frostline.choices import Storage as Storage
 from frostline.cutting import Cut
 from frostline.data import Batch, Order, ordered_map
 from frostline.devices import device_of
@@ -33,7 +34,6 @@ from frostline.store import (
 )
 from frostline.tuning import PLAIN, Precision
 
-Storage = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Progress = Callable[[int, int], None]
 
 _Computed = tuple[list[int], list[Tensor]]  # rows of a batch, and their values

@@ -154,7 +154,7 @@
     } catch (error) {
       if (!(error instanceof Selectors.Unknown)) throw error;
       const run = commandOf(["inspect", data.name], ["--html", "FILE"]);
-      wrong(`${error.message}. A page with this selector, or what is wrong with it:\n${run}`);
+      wrong(`${error.message}. To see what it selects, or what is wrong with it, run:\n${run}`);
     }
   }
 

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from frostline._moved import offer_old_modules
 from frostline._version import __version__ as __version__
+
+offer_old_modules()
 
 _HOMES = {
     "backward": ("Lean", "lean"),
@@ -69,8 +72,8 @@ _HOMES = {
         "where",
     ),
     "store": ("FeatureStore",),
-    "surgery": ("load_optimizer_state", "optimizer_state", "sync"),
-    "tree": ("summary",),
+    "optimizer_sync": ("load_optimizer_state", "optimizer_state", "sync"),
+    "freezing.tree": ("summary",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

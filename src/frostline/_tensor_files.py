@@ -16,8 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from frostline._files import replacing
-from frostline._sums import add_sum, sum_of_texts
+from frostline._files import add_sum, replacing, sum_of_texts
 
 HEADER_SUM = "header"
 

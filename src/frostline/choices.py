@@ -6,7 +6,7 @@ from typing import Literal
 
 BadImages = Literal["skip", "error"]
 HeadPlace = Literal["classifier", "logits", "keep"]
-MixedPrecision = Literal["fp32", "bf16", "fp16"]
+StepPrecision = Literal["fp32", "bf16", "fp16"]
 NormPolicy = Literal["hold", "adapt"]
 OptimizerName = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["cosine", "constant"]

@@ -8,8 +8,7 @@ from pathlib import Path
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from frostline._files import write_text
-from frostline._sums import checked, with_sum
+from frostline._files import checked, with_sum, write_text
 from frostline._version import __version__
 from frostline.choices import BadImages, HeadPlace, NormPolicy, Storage
 from frostline.errors import ConfigError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
-from frostline.choices import MixedPrecision
+from frostline.choices import StepPrecision
 from frostline.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @final
-class Arithmetic:
+class MixedPrecision:
     """Forward, backward and step on one device.
 
     Attributes:
@@ -29,7 +29,7 @@ class Arithmetic:
         TrainingError: started with several processes, which this version does not train with.
     """
 
-    def __init__(self, device: str, precision: MixedPrecision = "fp32") -> None:
+    def __init__(self, device: str, precision: StepPrecision = "fp32") -> None:
         self.device = resolve_device(device)
         _refuse_several_processes()
         # Plain float32 needs nothing of accelerate, whose import takes half a second.
@@ -110,7 +110,7 @@ def _accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator(check_available=True)
 
 
-def _accelerator_for(wanted: torch.device, precision: MixedPrecision) -> Accelerator:
+def _accelerator_for(wanted: torch.device, precision: StepPrecision) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

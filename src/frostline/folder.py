@@ -31,8 +31,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from frostline._files import FileLock, check_writable, is_text, lock, output_errors, write_text
-from frostline._sums import checked, json_checked, json_with_sum, with_sum
+from frostline._files import (
+    FileLock,
+    check_writable,
+    checked,
+    is_text,
+    json_checked,
+    json_with_sum,
+    lock,
+    output_errors,
+    with_sum,
+    write_text,
+)
 from frostline.errors import ConfigError, OutputError
 from frostline.fingerprints import Fingerprint
 

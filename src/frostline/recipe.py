@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from frostline.choices import MixedPrecision, OptimizerName, Schedule
+from frostline.choices import OptimizerName, Schedule, StepPrecision
 from frostline.errors import ConfigError, shortened
 
 Monitor = Literal["accuracy", "macro_f1", "loss"]
@@ -100,7 +100,7 @@ class Recipe(BaseModel):
         return text
 
     @property
-    def mixed(self) -> MixedPrecision:
+    def mixed(self) -> StepPrecision:
         """The mixed precision of forward and backward."""
         return {"bf16": "bf16", "fp16": "fp16"}.get(self.precision, "fp32")  # type: ignore[return-value]  # a str to mypy
 

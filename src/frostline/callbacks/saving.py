@@ -22,15 +22,14 @@ import torch
 from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
-from frostline._files import keep_as
-from frostline._sums import has_own_sum
+from frostline._files import has_own_sum, keep_as
 from frostline._tensor_files import save_torch
 from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import EpochRecord, Hook, PhaseRecord, Position, Training, random_state
 from frostline.errors import ConfigError, CorruptDelta, OutputError
 from frostline.folder import RunFolder
+from frostline.optimizer_sync import optimizer_state
 from frostline.records import Judged, judged_of, write_judged
-from frostline.surgery import optimizer_state
 
 # A loss can be infinite, which plain JSON would turn into null.
 _PROGRESS = TypeAdapter(

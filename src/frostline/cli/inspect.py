@@ -137,8 +137,8 @@ def _write_page(
 
 def _show(network: nn.Module, depth: int, *, names: bool, as_json: bool) -> None:
     from frostline.cli._terminal import output, print_json
+    from frostline.freezing.tree import summary
     from frostline.selectors import select
-    from frostline.tree import summary
 
     if as_json:
         print_json(_document(network, depth))
@@ -153,8 +153,8 @@ def _show(network: nn.Module, depth: int, *, names: bool, as_json: bool) -> None
 
 
 def _document(network: nn.Module, depth: int) -> dict[str, object]:
+    from frostline.freezing.tree import summary
     from frostline.selectors.stages import stage_paths
-    from frostline.tree import summary
 
     found = summary(network, depth=depth)
     parameters = [

@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx, nn
 
+from frostline.calling import in_turn
 from frostline.cutting.above import Above, Seen, above, parameters_of
 from frostline.cutting.at_key import At, at_key, at_line
 from frostline.cutting.at_module import ModuleSplit, cut_at
@@ -31,9 +32,8 @@ from frostline.cutting.tracing import Traced, module_path, one_line, operation, 
 from frostline.cutting.trial import Trial, few_samples, rearrange, run_trial
 from frostline.cutting.watching import Watch
 from frostline.errors import CutError, FrostlineError, NothingFrozen
-from frostline.modes import modes_kept
+from frostline.freezing.modes import modes_kept
 from frostline.tables import hanging
-from frostline.turns import in_turn
 from frostline.units import format_bytes
 
 __all__ = ["Cut", "Frontier", "FrontierValue", "Prefix", "Suffix", "cut"]

@@ -17,7 +17,7 @@ import xxhash
 from torch import Tensor, nn
 
 from frostline.fingerprints import digest, fingerprint_of
-from frostline.modes import is_held
+from frostline.freezing.modes import is_held
 
 
 @final

@@ -19,7 +19,7 @@ from frostline.cutting.reads import reads_noted
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output, same_bits
 from frostline.cutting.trial import REARRANGED, few_samples, is_close, rows_at
 from frostline.errors import CutError
-from frostline.modes import modes_kept
+from frostline.freezing.modes import modes_kept
 
 
 @final

@@ -7,7 +7,7 @@ from torch import fx, nn
 from frostline.cutting.offering import frozen_root
 from frostline.cutting.sweep import Swept
 from frostline.cutting.tracing import Traced, module_path, operation, own_name
-from frostline.modes import is_held
+from frostline.freezing.modes import is_held
 
 
 def nothing_kept(model: nn.Module, traced: Traced, swept: Swept) -> str:

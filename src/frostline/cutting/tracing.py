@@ -18,7 +18,7 @@ from frostline.cutting.offering import Unfollowed
 from frostline.cutting.regions import open_regions
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output
 from frostline.errors import CutError
-from frostline.modes import is_held
+from frostline.freezing.modes import is_held
 
 _PREFIX = "model."
 # Kernels that count in 32 bits may bound a batch too, but not below this.

@@ -8,13 +8,13 @@ from contextlib import closing
 import torch
 from torch import Tensor, nn
 
-from frostline.choices import MixedPrecision
+from frostline.choices import StepPrecision
 from frostline.data import Batches
-from frostline.devices import Arithmetic
+from frostline.devices import MixedPrecision
 from frostline.engine.steps import Forward, batch_errors, call, check_targets, non_finite
 from frostline.engine.training import Hook, Predictions
+from frostline.freezing.modes import modes_kept
 from frostline.metrics import Evaluation, evaluate_logits
-from frostline.modes import modes_kept
 
 
 def evaluate(
@@ -23,7 +23,7 @@ def evaluate(
     *,
     classes: Sequence[str],
     device: str = "auto",
-    precision: MixedPrecision = "fp32",
+    precision: StepPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Evaluation:
@@ -47,7 +47,7 @@ def predict(
     batches: Batches,
     *,
     device: str = "auto",
-    precision: MixedPrecision = "fp32",
+    precision: StepPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Predictions:
@@ -59,7 +59,7 @@ def predict(
     Raises:
         NonFiniteLoss: an output is NaN; names its batch.
     """
-    arithmetic = Arithmetic(device, precision)
+    arithmetic = MixedPrecision(device, precision)
     model.to(arithmetic.device)
     return predictions(
         model, batches, arithmetic, model if forward is None else forward, tuple(hooks)
@@ -69,7 +69,7 @@ def predict(
 def predictions(
     model: nn.Module,
     batches: Batches,
-    arithmetic: Arithmetic,
+    arithmetic: MixedPrecision,
     forward: Forward,
     hooks: tuple[Hook, ...],
 ) -> Predictions:

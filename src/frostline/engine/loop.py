@@ -10,12 +10,12 @@ from typing import Protocol, final
 from torch import Tensor, nn
 
 from frostline.data import Batch, Batches
-from frostline.devices import Arithmetic
+from frostline.devices import MixedPrecision
 from frostline.engine.judging import judge, predictions
 from frostline.engine.randomness import random_state_kept, seed_epoch, set_random_state
 from frostline.engine.steps import Fed, Forward, Stepper
 from frostline.engine.training import Hook, Left, Proven, Spent, Training
-from frostline.modes import modes_kept
+from frostline.freezing.modes import modes_kept
 from frostline.plans import Phase
 from frostline.recipe import Recipe
 
@@ -98,7 +98,9 @@ def train_phases(
     Raises:
         as `train`, and what `course` raises.
     """
-    loop = _Loop(training, course, Arithmetic(device, training.recipe.mixed), classes, tuple(hooks))
+    loop = _Loop(
+        training, course, MixedPrecision(device, training.recipe.mixed), classes, tuple(hooks)
+    )
     with modes_kept(training.model), random_state_kept(), _ended(loop.hooks):
         training.model.to(loop.arithmetic.device)
         for hook in loop.hooks:
@@ -132,7 +134,7 @@ class _Loop:
         self,
         training: Training,
         course: Course,
-        arithmetic: Arithmetic,
+        arithmetic: MixedPrecision,
         classes: Sequence[str],
         hooks: tuple[Hook, ...],
     ) -> None:

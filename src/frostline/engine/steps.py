@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from frostline.calling import call_with
-from frostline.clocks import Stopwatch
 from frostline.data import Batch, Batches
-from frostline.devices import Arithmetic
+from frostline.devices import MixedPrecision
 from frostline.engine.training import Training
 from frostline.errors import DataError, FreezeError, NonFiniteLoss, TrainingError
 from frostline.groups import ParamGroup, default_lr, param_groups
 from frostline.models import logits_of
+from frostline.optimizer_sync import even_out, load_optimizer_state, optimizer_state
 from frostline.recipe import Recipe
-from frostline.surgery import even_out, load_optimizer_state, optimizer_state
+from frostline.units import Stopwatch
 
 Forward = Callable[..., Any]
 
@@ -49,7 +49,7 @@ class Stepper:
     """
 
     def __init__(
-        self, training: Training, arithmetic: Arithmetic, class_weights: Tensor | None
+        self, training: Training, arithmetic: MixedPrecision, class_weights: Tensor | None
     ) -> None:
         model, phase, recipe = training.model, training.phase, training.recipe
         self._arithmetic = arithmetic
@@ -162,7 +162,7 @@ def make_optimizer(groups: list[ParamGroup], recipe: Recipe) -> torch.optim.Opti
     return adam(plain, **options)
 
 
-def call(forward: Forward, inputs: Any, arithmetic: Arithmetic) -> Tensor:
+def call(forward: Forward, inputs: Any, arithmetic: MixedPrecision) -> Tensor:
     """Logits of a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
     return logits_of(call_with(forward, arithmetic.to_device(inputs)))
 

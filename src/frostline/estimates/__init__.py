@@ -14,6 +14,7 @@ from torch import nn
 
 from frostline.backward import is_lean
 from frostline.backward import lean as lean_backward
+from frostline.calling import in_turn
 from frostline.cutting import cut
 from frostline.errors import ConfigError, CutError
 from frostline.estimates.budgets import Depth, depths, largest_batch
@@ -31,7 +32,6 @@ from frostline.phasing import freeze_for
 from frostline.plans import Phase, Plan
 from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike
-from frostline.turns import in_turn
 
 __all__ = ["Estimate", "estimate"]
 

@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx
 
-from frostline.clocks import Stopwatch
+from frostline.calling import in_turn
 from frostline.cutting import Cut
 from frostline.features.decisions import Decisions
 from frostline.features.sources import collate
@@ -27,7 +27,7 @@ from frostline.tuning import (
     realise,
     tune_and_realise,
 )
-from frostline.turns import in_turn
+from frostline.units import Stopwatch
 
 # Torch's newer names: the older ones raise once one of the newer was set.
 _CPU_SETTINGS = (

@@ -19,16 +19,16 @@ from frostline.deltas import all_tensors
 from frostline.engine import Fed, Left, Proven, Training
 from frostline.errors import DriftError
 from frostline.fingerprints import Fingerprint, fingerprint_of
+from frostline.fingerprints.unlisted import saved_state
 from frostline.folder import RunFolder
 from frostline.freezing import Frozen, Proof, freezes_kept
-from frostline.modes import is_held
+from frostline.freezing.modes import is_held
 from frostline.phasing import freeze_for
 from frostline.plans import Phase
 from frostline.records import BY_MODEL, FedNote
 from frostline.runs.feeding import Feed, Wanted
 from frostline.selectors import inventory
 from frostline.units import format_count, format_seconds
-from frostline.unlisted import saved_state
 
 Supply = Callable[[Wanted], Feed]
 _OPEN_EPOCHS = 10  # of a phase that ends by what it reaches

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from frostline.clocks import Stopwatch
 from frostline.config import FeatureSettings
 from frostline.cutting import Cut, cut
 from frostline.data import Batches
@@ -43,7 +42,7 @@ from frostline.recipe import Recipe
 from frostline.records import BY_MODEL
 from frostline.store import FeatureStore
 from frostline.tuning import PLAIN, Form
-from frostline.units import format_bytes, format_seconds
+from frostline.units import Stopwatch, format_bytes, format_seconds
 
 CHECKED_SAMPLES = 4  # on which a cut is checked against the model
 DEFAULT_BUDGET_BYTES = 50 * 10**9

@@ -15,11 +15,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from frostline._files import write_text
-from frostline._sums import json_with_sum
+from frostline._files import json_with_sum, write_text
 from frostline.callbacks.journal import Journal
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
+from frostline.calling import in_turn
+from frostline.casting import cast_dtypes
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
 from frostline.data import ImageDataset, make_batches
 from frostline.deltas import all_tensors
@@ -37,7 +38,6 @@ from frostline.errors import ConfigError, DataError, DriftError, ModelError, Tra
 from frostline.folder import RunFolder
 from frostline.freezing import Proof
 from frostline.groups import param_groups
-from frostline.narrowing import narrow_names
 from frostline.plans import Phase, Plan
 from frostline.recipe import Recipe, config_errors, recipe_of
 from frostline.records import BY_MODEL
@@ -46,7 +46,6 @@ from frostline.runs.feeding import Wanted, feed
 from frostline.runs.first_samples import FirstSamples
 from frostline.runs.reporting import make_report, promise_at_end
 from frostline.tuning import PLAIN
-from frostline.turns import in_turn
 
 _COMPILED = 10**6  # variants of one code: more than a process will make
 
@@ -223,7 +222,7 @@ def _phases(
 
 def _check_none_widens(model: nn.Module, planned: Survey) -> None:
     """Refuse to thaw what is kept in half the bits: the run's deltas would have two bases."""
-    kept = narrow_names(model)
+    kept = cast_dtypes(model)
     thawed = [name for name in planned.trained_until(len(planned.trained)) if name in kept]
     if thawed:
         raise ConfigError(

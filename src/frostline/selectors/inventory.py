@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from frostline.errors import SelectorError
 from frostline.selectors.ranges import suffix
+from frostline.wrappers import unwrap
 
 # Names that wrappers put between a module and its content; selectors need not know them.
 _WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
@@ -141,29 +139,6 @@ def inventory(model: nn.Module, *, kinds_may_miss: bool = False) -> Inventory:
     return Inventory(root, entries, kinds_may_miss)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
-    inner = model
-    while (below := _inside(inner)) is not None:
-        inner = below
-    return inner
-
-
-def wrappers(model: nn.Module) -> Iterator[nn.Module]:
-    """The `torch.compile`, DataParallel and DistributedDataParallel wrappers, the outer first."""
-    layer = model
-    while (inner := _inside(layer)) is not None:
-        yield layer
-        layer = inner
-
-
-def _inside(model: nn.Module) -> nn.Module | None:
-    """What `model` wraps, if it is a wrapper."""
-    if isinstance(model, DataParallel | DistributedDataParallel):
-        return cast("nn.Module", model.module)
-    return cast("nn.Module", model._orig_mod) if _is_compiled(model) else None
-
-
 def plain_name(name: str) -> str:
     """`name` without wrapper segments, and `parametrizations.weight.original0` as `weight`."""
     segments = [part for part in name.split(".") if part not in _WRAPPER_SEGMENTS]
@@ -171,12 +146,6 @@ def plain_name(name: str) -> str:
         at = segments.index("parametrizations")
         segments = segments[:at] + segments[at + 1 : at + 2]
     return ".".join(segments)
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    # torch.compile's machinery takes a second to import, and is there if a compiled model is.
-    compiler = sys.modules.get("torch._dynamo.eval_frame")
-    return compiler is not None and isinstance(model, compiler.OptimizedModule)
 
 
 def _entries(root: nn.Module) -> Iterator[Entry]:

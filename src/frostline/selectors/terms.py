@@ -17,11 +17,12 @@ from typing import final
 from torch import Tensor, nn
 
 from frostline.errors import SelectorError, nearest, shortened
-from frostline.selectors.inventory import Inventory, Occurrence, plain_name, unwrap
+from frostline.selectors.inventory import Inventory, Occurrence, plain_name
 from frostline.selectors.kinds import KINDS
 from frostline.selectors.norms import class_names
 from frostline.selectors.patterns import glob_rule, is_bare_glob, quoted, regex_rule, word
 from frostline.selectors.stages import stages, stages_by_any_name
+from frostline.wrappers import unwrap
 
 Picked = frozenset[int]
 Predicate = Callable[[str, Tensor, nn.Module], bool]

@@ -15,7 +15,7 @@ from torch import nn
 
 from frostline.backward.counting import saved_bytes as saved_bytes
 from frostline.backward.entering import hook, is_hooked, unhook
-from frostline.backward.settings import Gelu, Settings
+from frostline.backward.tensors import Gelu, Settings
 
 __all__ = ["Lean", "is_lean", "lean", "saved_bytes", "unlean"]
 

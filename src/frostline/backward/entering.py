@@ -31,8 +31,7 @@ from torch.utils import _pytree as pytree
 
 from frostline.backward import recomputing
 from frostline.backward.rules import RULES
-from frostline.backward.settings import Settings
-from frostline.backward.tensors import wants
+from frostline.backward.tensors import Settings, wants
 from frostline.standins import StandIn, stand_ins
 
 # What PyTorch runs as one kernel in inference.

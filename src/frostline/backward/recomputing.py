@@ -29,22 +29,22 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from frostline.backward.bits import is_dense
-from frostline.backward.tensors import Layout
+from frostline.backward.tensors import MemoryLayout
 
 T = TypeVar("T")
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 Source = Tensor | weakref.ref[Tensor]
 
 
-class Recipe(NamedTuple):
+class Remake(NamedTuple):
     """A tensor is `make(*sources)`, laid out so."""
 
     make: Callable[..., Tensor]
     sources: tuple[Tensor, ...]
-    layout: Layout
+    layout: MemoryLayout
 
 
-Choose = Callable[[Tensor], Recipe | None]
+Choose = Callable[[Tensor], Remake | None]
 
 
 def note(output: Tensor, make: Callable[..., Tensor], *sources: Source) -> None:
@@ -55,27 +55,29 @@ def note(output: Tensor, make: Callable[..., Tensor], *sources: Source) -> None:
     if output.nbytes != output.untyped_storage().nbytes() or not is_dense(output):
         return  # others may lie in the same memory
     versions = _versions(output, *_present(sources))
-    origin = _Origin(weakref.ref(output), make, sources, Layout(output), versions, outer_hooks())
-    _thread.origins[id(output)] = origin
+    origin = _Origin(
+        weakref.ref(output), make, sources, MemoryLayout(output), versions, outer_hooks()
+    )
+    _running.origins[id(output)] = origin
 
 
 def begin(model: nn.Module) -> None:
     """The outermost forward begins: that of `model`."""
-    _thread.model = model
-    _thread.products = 0
+    _running.model = model
+    _running.products = 0
 
 
 def end(*, whole: bool = True) -> None:
     """The outermost forward is over, or was broken off: let go of all origins."""
-    if whole and _thread.model is not None:
-        _products[_thread.model] = _thread.products
-    _thread.model = None
-    _thread.origins.clear()
+    if whole and _running.model is not None:
+        _products[_running.model] = _running.products
+    _running.model = None
+    _running.origins.clear()
 
 
 def is_cheap(products: int) -> bool:
     """Whether so many products are a small part of the forward, as the last one had it."""
-    model = _thread.model
+    model = _running.model
     return model is None or products <= _SMALL_PART * _products.get(model, float("inf"))
 
 
@@ -94,11 +96,11 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
 def count(func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> None:
     """An operation has run: what it multiplied is part of the forward."""
     if func in _LAYERS and len(args) > 1:
-        _thread.products += products_of(output, args[1])
+        _running.products += products_of(output, args[1])
 
 
 def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not _thread.origins or func not in _KEEPERS or _keeps_its_weight(func, args):
+    if not _running.origins or func not in _KEEPERS or _keeps_its_weight(func, args):
         return func(*args, **kwargs)
     recipes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
     if not recipes:
@@ -123,7 +125,9 @@ def keeping(run: Callable[[], T], choose: Choose) -> T:
         return run()
     hooks = outer_hooks()
     asked = [choose]
-    with saved_tensors_hooks(lambda kept: _Kept(kept, asked[0](kept), hooks), _Kept.tensor):
+    with saved_tensors_hooks(
+        lambda kept: _Replacement(kept, asked[0](kept), hooks), _Replacement.tensor
+    ):
         try:
             return run()
         finally:
@@ -140,27 +144,29 @@ class _Origin(NamedTuple):
     output: weakref.ref[Tensor]
     make: Callable[..., Tensor]
     sources: tuple[Source, ...]
-    layout: Layout
+    layout: MemoryLayout
     versions: tuple[int, ...]
     hooks: Hooks | None
 
 
-class _Thread(threading.local):
+class _Running(threading.local):
+    """Of the outermost forward that runs in this thread."""
+
     def __init__(self) -> None:
         self.origins: dict[int, _Origin] = {}  # by id of the tensor; its reference tells reuse
         self.model: nn.Module | None = None
         self.products = 0
 
 
-_thread = _Thread()
+_running = _Running()
 _products: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _SMALL_PART = 1 / 25
 
 
-def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Recipe]]:
+def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Remake]]:
     hooks = outer_hooks()
     for value in given:
-        origin = _thread.origins.get(id(value))
+        origin = _running.origins.get(id(value))
         output = origin and origin.output()
         if origin is None or output is None or output is not value:
             continue
@@ -169,7 +175,7 @@ def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Recipe]]:
         # outside of it counts in neither pass.
         is_inside = (hooks and hooks[0]) is (origin.hooks and origin.hooks[0])
         if is_inside and origin.versions == _versions(output, *sources):
-            yield output, Recipe(origin.make, sources, origin.layout)
+            yield output, Remake(origin.make, sources, origin.layout)
 
 
 def _present(sources: Iterable[Source]) -> tuple[Tensor, ...]:
@@ -183,17 +189,17 @@ def _versions(*tensors: Tensor) -> tuple[int, ...]:
 
 
 @final
-class _Kept:
+class _Replacement:
     """What stands for a tensor that an operation wanted to keep."""
 
     __slots__ = ("_recipe", "_saved")
 
-    def __init__(self, tensor: Tensor, recipe: Recipe | None, hooks: Hooks | None) -> None:
+    def __init__(self, tensor: Tensor, recipe: Remake | None, hooks: Hooks | None) -> None:
         sources = (tensor,) if recipe is None else recipe.sources
         self._saved = [_Saved(source, hooks) for source in sources]
         self._recipe = recipe and (
             *(recipe.make, recipe.layout),
-            *(Layout(tensor), tensor.storage_offset()),
+            *(MemoryLayout(tensor), tensor.storage_offset()),
         )
 
     def tensor(self) -> Tensor:

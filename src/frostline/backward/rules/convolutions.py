@@ -7,8 +7,6 @@ can be computed from it again.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +14,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from frostline.backward.recomputing import is_cheap, note, products_of
-from frostline.backward.settings import Settings
-from frostline.backward.tensors import Layout, is_cast, is_ordinary, is_worth, wants
+from frostline.backward.tensors import (
+    MemoryLayout,
+    Rules,
+    Settings,
+    Sizes,
+    each,
+    is_cast,
+    is_large,
+    is_ordinary,
+    wants,
+)
 
-Sizes = int | Sequence[int]
 _aten = torch.ops.aten
 
 
@@ -37,11 +43,11 @@ def conv(
     if not _may(settings, input, weight, bias):
         return None
     dims = weight.dim() - 2
-    dilations = _each(dilation, dims)
+    dilations = each(dilation, dims)
     paddings = _paddings(padding, dilations, weight)
     if paddings is None:
         return None
-    shape = (_each(stride, dims), paddings, dilations, False, [0] * dims, groups)
+    shape = (each(stride, dims), paddings, dilations, False, [0] * dims, groups)
     return _run(input, weight, bias, shape)
 
 
@@ -59,9 +65,9 @@ def conv_transpose(
     """`torch.conv_transpose1d`, `2d`, `3d`."""
     if not _may(settings, input, weight, bias):
         return None
-    each = [_each(given, weight.dim() - 2) for given in (stride, padding, dilation, output_padding)]
-    shape = (each[0], each[1], each[2], True, each[3], groups)
-    return _run(input, weight, bias, shape)
+    given = (stride, padding, dilation, output_padding)
+    *windows, added = [each(sizes, weight.dim() - 2) for sizes in given]
+    return _run(input, weight, bias, (*windows, True, added, groups))
 
 
 def convolution(
@@ -83,24 +89,14 @@ def convolution(
     return conv(settings, input, weight, bias, stride, padding, dilation, groups)
 
 
-RULES: dict[Any, Callable[..., Tensor | None]] = {
-    torch.conv1d: conv,
-    torch.conv2d: conv,
-    torch.conv3d: conv,
-    torch.conv_transpose1d: conv_transpose,
-    torch.conv_transpose2d: conv_transpose,
-    torch.conv_transpose3d: conv_transpose,
-    torch.convolution: convolution,
-    _aten.conv1d.default: conv,
-    _aten.conv2d.default: conv,
-    _aten.conv3d.default: conv,
-    _aten.conv1d.padding: conv,
-    _aten.conv2d.padding: conv,
-    _aten.conv3d.padding: conv,
-    _aten.conv_transpose1d.default: conv_transpose,
-    _aten.conv_transpose2d.input: conv_transpose,
-    _aten.conv_transpose3d.input: conv_transpose,
-    _aten.convolution.default: convolution,
+RULES: Rules = {
+    **dict.fromkeys((torch.conv1d, _aten.conv1d.default, _aten.conv1d.padding), conv),
+    **dict.fromkeys((torch.conv2d, _aten.conv2d.default, _aten.conv2d.padding), conv),
+    **dict.fromkeys((torch.conv3d, _aten.conv3d.default, _aten.conv3d.padding), conv),
+    **dict.fromkeys((torch.conv_transpose1d, _aten.conv_transpose1d.default), conv_transpose),
+    **dict.fromkeys((torch.conv_transpose2d, _aten.conv_transpose2d.input), conv_transpose),
+    **dict.fromkeys((torch.conv_transpose3d, _aten.conv_transpose3d.input), conv_transpose),
+    **dict.fromkeys((torch.convolution, _aten.convolution.default), convolution),
 }
 
 
@@ -110,7 +106,7 @@ class _Convolution(Function):
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, shape: tuple[Any, ...]
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.layout = Layout(input)
+        ctx.layout = MemoryLayout(input)
         ctx.shape = shape
         output: Tensor = torch.convolution(input, weight, bias, *shape)
         return output
@@ -132,7 +128,7 @@ def _may(settings: Settings, input: Tensor, weight: Tensor, bias: Tensor | None)
         not wants(weight)
         and is_ordinary(input, weight, bias)
         and input.dim() == weight.dim() > 2
-        and is_worth(input, settings)
+        and is_large(input, settings)
     )
 
 
@@ -157,32 +153,23 @@ def _made_of_the_batch(
 
     It is not kept for that alone, or a frozen prefix would hold the inputs of many layers at once.
     """
-    output: Tensor = torch.convolution(input, weight, bias, *shape)
+
+    def make(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return torch.convolution(input, weight, bias, *shape)
+
+    output = make(input, weight, bias)
     if input.nbytes < output.nbytes and is_cheap(products_of(output, weight)):
-        given = (weight,) if bias is None else (weight, bias)
-        note(output, partial(_convolved, shape), weakref.ref(input), *given)
+        note(output, make, weakref.ref(input), weight, *(() if bias is None else (bias,)))
     return output
-
-
-def _convolved(
-    shape: tuple[Any, ...], input: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    return torch.convolution(input, weight, bias, *shape)
 
 
 def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype is torch.float64 else tensor.to(dtype)
 
 
-def _each(given: Sizes, dims: int) -> list[int]:
-    if isinstance(given, int):
-        return [given] * dims
-    return [*given] if len(given) == dims else [given[0]] * dims
-
-
 def _paddings(padding: Sizes | str, dilations: list[int], weight: Tensor) -> list[int] | None:
     if not isinstance(padding, str):
-        return _each(padding, len(dilations))
+        return each(padding, len(dilations))
     if padding == "valid":
         return [0] * len(dilations)
     totals = [d * (size - 1) for d, size in zip(dilations, weight.shape[2:], strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,27 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from frostline.backward.settings import Settings
-from frostline.backward.tensors import Layout, is_cast, is_spared
+from frostline.backward.tensors import (
+    MemoryLayout,
+    Rules,
+    Settings,
+    Sizes,
+    each,
+    is_cast,
+    is_spared,
+)
 
-Sizes = int | Sequence[int]
 _aten = torch.ops.aten
-_MAX = {
-    2: (_aten.max_pool2d_with_indices.default, _aten.max_pool2d_with_indices_backward.default),
-    3: (_aten.max_pool3d_with_indices.default, _aten.max_pool3d_with_indices_backward.default),
-}
-_AVERAGE = {
-    2: (_aten.avg_pool2d.default, _aten.avg_pool2d_backward.default),
-    3: (_aten.avg_pool3d.default, _aten.avg_pool3d_backward.default),
-}
-_ADAPTIVE_MAX = {
-    2: (_aten.adaptive_max_pool2d.default, _aten.adaptive_max_pool2d_backward.default),
-    3: (_aten.adaptive_max_pool3d.default, _aten.adaptive_max_pool3d_backward.default),
-}
-_ADAPTIVE = {
-    2: (_aten._adaptive_avg_pool2d.default, _aten._adaptive_avg_pool2d_backward.default),
-    3: (_aten._adaptive_avg_pool3d.default, _aten._adaptive_avg_pool3d_backward.default),
-}
 
 
 def max_pool(
@@ -48,15 +38,8 @@ def max_pool(
     """`torch.max_pool1d`, `max_pool2d`, `max_pool3d`."""
     if return_indices or not _gains(settings, input, dims):
         return None
-    kernel = _each(kernel_size, dims)
-    steps = _steps(stride, kernel)
-    shape: list[Any] = [kernel, steps, _each(padding, dims), _each(dilation, dims), ceil_mode]
-    if dims == 1:
-        shape = [[1, kernel[0]], [1, steps[0]], [0, shape[2][0]], [1, shape[3][0]], ceil_mode]
-        lifted: Tensor = _MaxPool.apply(input.unsqueeze(-2), shape)
-        return lifted.squeeze(-2)
-    output: Tensor = _MaxPool.apply(input, shape)
-    return output
+    given = (*_windows(dims, kernel_size, stride, padding), _lifted(dilation, dims), ceil_mode)
+    return _pooled(_Max, dims, input, _MAX, given)
 
 
 def avg_pool(
@@ -70,60 +53,30 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor | None:
-    """`torch.nn.functional.avg_pool2d`, `avg_pool3d`."""
+    """`torch.nn.functional.avg_pool1d`, `avg_pool2d`, `avg_pool3d`."""
     if not _gains(settings, input, dims):
         return None
-    kernel = _each(kernel_size, dims)
-    steps = _steps(stride, kernel)
-    given = (kernel, steps, _each(padding, dims), ceil_mode, count_include_pad, divisor_override)
-    output: Tensor = _Average.apply(input, _AVERAGE[dims], given)
-    return output
-
-
-def avg_pool1d(
-    settings: Settings,
-    input: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Tensor | None:
-    """`torch.nn.functional.avg_pool1d`: one row of two dimensions, as in PyTorch."""
-    if not _gains(settings, input, 1):
-        return None
-    kernel, padding = _each(kernel_size, 1), _each(padding, 1)
-    given = (
-        [1, *kernel],
-        [1, *_steps(stride, kernel)],
-        [0, *padding],
-        ceil_mode,
-        count_include_pad,
-    )
-    lifted = avg_pool(2, settings, input.unsqueeze(-2), *given)
-    return None if lifted is None else lifted.squeeze(-2)
+    windows = _windows(dims, kernel_size, stride, padding)
+    given = (*windows, ceil_mode, count_include_pad, divisor_override)
+    return _pooled(_Average, dims, input, _AVERAGE, given)
 
 
 def adaptive_max_pool(
     dims: int,
     settings: Settings,
     input: Tensor,
-    output_size: Sizes,
+    output_size: Any,
     return_indices: bool = False,
 ) -> Tensor | None:
     """`torch.nn.functional.adaptive_max_pool1d`, `2d`, `3d`."""
     if return_indices or not _gains(settings, input, dims):
         return None
-    places = _places(output_size, input, dims)
-    if dims > 1:
-        output: Tensor = _AdaptiveMax.apply(input, places)
-        return output
-    lifted: Tensor = _AdaptiveMax.apply(input.unsqueeze(-2), [1, *places])
-    return lifted.squeeze(-2)
+    places = _lifted(_places(output_size, input, dims), dims)
+    return _pooled(_Max, dims, input, _ADAPTIVE_MAX, (places,))
 
 
 def adaptive_avg_pool(
-    dims: int, settings: Settings, input: Tensor, output_size: Sizes
+    dims: int, settings: Settings, input: Tensor, output_size: Any
 ) -> Tensor | None:
     """`torch.nn.functional.adaptive_avg_pool2d`, `3d`; to one place PyTorch takes a mean."""
     if not _gains(settings, input, dims):
@@ -131,98 +84,95 @@ def adaptive_avg_pool(
     places = _places(output_size, input, dims)
     if all(place == 1 for place in places):
         return None
-    output: Tensor = _Average.apply(input, _ADAPTIVE[dims], (places,))
-    return output
+    return _pooled(_Average, dims, input, _ADAPTIVE_AVERAGE, (places,))
 
 
-RULES: dict[Any, Callable[..., Tensor | None]] = {
-    torch.max_pool1d: partial(max_pool, 1),
-    torch.max_pool2d: partial(max_pool, 2),
-    torch.max_pool3d: partial(max_pool, 3),
-    F.max_pool1d: partial(max_pool, 1),
-    F.max_pool2d: partial(max_pool, 2),
-    F.max_pool3d: partial(max_pool, 3),
-    _aten.max_pool1d.default: partial(max_pool, 1),
-    _aten.max_pool2d.default: partial(max_pool, 2),
-    _aten.max_pool3d.default: partial(max_pool, 3),
-    torch.avg_pool1d: avg_pool1d,
-    _aten.avg_pool1d.default: avg_pool1d,
-    F.adaptive_max_pool1d: partial(adaptive_max_pool, 1),
-    F.adaptive_max_pool2d: partial(adaptive_max_pool, 2),
-    F.adaptive_max_pool3d: partial(adaptive_max_pool, 3),
-    F.avg_pool2d: partial(avg_pool, 2),
-    F.avg_pool3d: partial(avg_pool, 3),
-    _aten.avg_pool2d.default: partial(avg_pool, 2),
-    _aten.avg_pool3d.default: partial(avg_pool, 3),
-    F.adaptive_avg_pool2d: partial(adaptive_avg_pool, 2),
-    F.adaptive_avg_pool3d: partial(adaptive_avg_pool, 3),
-    _aten.adaptive_avg_pool2d.default: partial(adaptive_avg_pool, 2),
-    _aten.adaptive_avg_pool3d.default: partial(adaptive_avg_pool, 3),
+# Forward and backward kernel by the number of dimensions; PyTorch lifts one to two as well.
+_MAX = {
+    2: (_aten.max_pool2d_with_indices.default, _aten.max_pool2d_with_indices_backward.default),
+    3: (_aten.max_pool3d_with_indices.default, _aten.max_pool3d_with_indices_backward.default),
+}
+_AVERAGE = {
+    2: (_aten.avg_pool2d.default, _aten.avg_pool2d_backward.default),
+    3: (_aten.avg_pool3d.default, _aten.avg_pool3d_backward.default),
+}
+_ADAPTIVE_MAX = {
+    2: (_aten.adaptive_max_pool2d.default, _aten.adaptive_max_pool2d_backward.default),
+    3: (_aten.adaptive_max_pool3d.default, _aten.adaptive_max_pool3d_backward.default),
+}
+_ADAPTIVE_AVERAGE = {
+    2: (_aten._adaptive_avg_pool2d.default, _aten._adaptive_avg_pool2d_backward.default),
+    3: (_aten._adaptive_avg_pool3d.default, _aten._adaptive_avg_pool3d_backward.default),
+}
+_NAMES: dict[Any, list[tuple[Any, ...]]] = {  # by rule, of 1, 2 and 3 dimensions
+    max_pool: [
+        (torch.max_pool1d, F.max_pool1d, _aten.max_pool1d.default),
+        (torch.max_pool2d, F.max_pool2d, _aten.max_pool2d.default),
+        (torch.max_pool3d, F.max_pool3d, _aten.max_pool3d.default),
+    ],
+    avg_pool: [
+        (torch.avg_pool1d, _aten.avg_pool1d.default),
+        (F.avg_pool2d, _aten.avg_pool2d.default),
+        (F.avg_pool3d, _aten.avg_pool3d.default),
+    ],
+    adaptive_max_pool: [
+        (F.adaptive_max_pool1d,),
+        (F.adaptive_max_pool2d,),
+        (F.adaptive_max_pool3d,),
+    ],
+    adaptive_avg_pool: [
+        (),
+        (F.adaptive_avg_pool2d, _aten.adaptive_avg_pool2d.default),
+        (F.adaptive_avg_pool3d, _aten.adaptive_avg_pool3d.default),
+    ],
+}
+RULES: Rules = {
+    operation: partial(rule, dims)
+    for rule, names in _NAMES.items()
+    for dims, operations in enumerate(names, 1)
+    for operation in operations
 }
 
 
-class _MaxPool(Function):
+class _Max(Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, shape: list[Any]) -> Tensor:
-        dims = len(shape[0])
+    def forward(ctx: Any, input: Tensor, kernels: Any, given: tuple[Any, ...]) -> Tensor:
+        run, ctx.back = kernels
         output: Tensor
-        output, indices = _MAX[dims][0](input, *shape)
-        ctx.layout = Layout(input)
-        ctx.shape = shape
-        small = _smallest(shape, ctx.layout)
-        # Both cut to their lowest bits: the difference fits, so it is right, and quick.
-        corners = _corners(shape, ctx.layout, output).to(small)
-        ctx.save_for_backward(indices.to(small).sub_(corners))
+        output, indices = run(input, *given)
+        ctx.layout = MemoryLayout(input)
+        ctx.windows = given if len(given) > 1 else ()  # an adaptive pool's differ in size
+        if ctx.windows:
+            # Both cut to their lowest bits: the difference fits, so it is right, and quick.
+            small = _integer(_span(ctx.windows, ctx.layout))
+            indices = indices.to(small).sub_(_corners(ctx.windows, ctx.layout, output).to(small))
+        else:
+            window = ctx.layout.sizes[-len(given[0]) :].numel()
+            indices = indices.to(_integer(window - 1))
+        ctx.save_for_backward(indices)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (places,) = ctx.saved_tensors
-        shape: list[Any] = ctx.shape
-        indices = places.long().add_(_corners(shape, ctx.layout, places))
-        back = _MAX[len(shape[0])][1]
-        return back(grads[0], ctx.layout.stand_in(), *shape, indices), None
+        indices = places.long()
+        if ctx.windows:
+            indices.add_(_corners(ctx.windows, ctx.layout, places))
+        return ctx.back(grads[0], ctx.layout.stand_in(), *ctx.windows, indices), None, None
 
 
 class _Average(Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, kernels: Any, given: tuple[Any, ...]) -> Tensor:
-        ctx.layout = Layout(input)
-        ctx.back = kernels[1]
-        ctx.given = given
-        output: Tensor = kernels[0](input, *given)
+        run, ctx.back = kernels
+        ctx.layout = MemoryLayout(input)
+        ctx.windows = given if len(given) > 1 else ()
+        output: Tensor = run(input, *given)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        given = () if len(ctx.given) == 1 else ctx.given
-        return ctx.back(grads[0], ctx.layout.stand_in(), *given), None, None
-
-
-class _AdaptiveMax(Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, places: list[int]) -> Tensor:
-        run = _ADAPTIVE_MAX[len(places)][0]
-        output: Tensor
-        output, indices = run(input, places)
-        ctx.layout = Layout(input)
-        ctx.dims = len(places)
-        window = torch.Size(input.shape[-len(places) :]).numel()
-        ctx.save_for_backward(indices.to(_integer(window - 1)))
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (indices,) = ctx.saved_tensors
-        back = _ADAPTIVE_MAX[ctx.dims][1]
-        return back(grads[0], ctx.layout.stand_in(), indices.long()), None
-
-
-def _places(asked: Any, input: Tensor, dims: int) -> list[int]:
-    """Of an adaptive pool; None is as many as there are."""
-    sizes = [asked] * dims if isinstance(asked, int) or asked is None else [*asked]
-    own = input.shape[-dims:]
-    return [n if size is None else size for size, n in zip(sizes, own, strict=True)]
+        return ctx.back(grads[0], ctx.layout.stand_in(), *ctx.windows), None, None
 
 
 def _gains(settings: Settings, input: Tensor, dims: int) -> bool:
@@ -233,9 +183,45 @@ def _gains(settings: Settings, input: Tensor, dims: int) -> bool:
     )
 
 
-def _corners(shape: list[Any], layout: Layout, output: Tensor) -> Tensor:
+def _pooled(
+    function: type[Function],
+    dims: int,
+    input: Tensor,
+    kernels: dict[int, Any],
+    given: tuple[Any, ...],
+) -> Tensor:
+    output: Tensor
+    if dims > 1:
+        output = function.apply(input, kernels[dims], given)
+        return output
+    output = function.apply(input.unsqueeze(-2), kernels[2], given)
+    return output.squeeze(-2)
+
+
+def _lifted(given: Sizes, dims: int, first: int = 1) -> list[int]:
+    """One number for each dimension, and `first` before a single one."""
+    sizes = each(given, dims)
+    return [first, *sizes] if dims == 1 else sizes
+
+
+def _windows(
+    dims: int, kernel: Sizes, stride: Sizes | None, padding: Sizes
+) -> tuple[list[int], list[int], list[int]]:
+    """Length, step and padding of each; a length apart where no step is given."""
+    steps = kernel if stride is None or stride == [] or stride == () else stride
+    return _lifted(kernel, dims), _lifted(steps, dims), _lifted(padding, dims, first=0)
+
+
+def _places(asked: Any, input: Tensor, dims: int) -> list[int]:
+    """Of an adaptive pool; None is as many as there are."""
+    sizes = [asked] * dims if isinstance(asked, int) or asked is None else [*asked]
+    own = input.shape[-dims:]
+    return [n if size is None else size for size, n in zip(sizes, own, strict=True)]
+
+
+def _corners(windows: tuple[Any, ...], layout: MemoryLayout, output: Tensor) -> Tensor:
     """The index in the input of each window's first place; below zero where that is padding."""
-    kernel, steps, paddings = shape[:3]
+    kernel, steps, paddings = windows[:3]
     sizes = layout.sizes[-len(kernel) :]
     corners = torch.zeros((), dtype=torch.int64, device=layout.device)
     for dim, (step, padding) in enumerate(zip(steps, paddings, strict=True)):
@@ -245,31 +231,17 @@ def _corners(shape: list[Any], layout: Layout, output: Tensor) -> Tensor:
     return corners
 
 
-def _smallest(shape: list[Any], layout: Layout) -> torch.dtype:
-    """The smallest type that holds how far a place can be from its window's first."""
-    kernel = shape[0]
-    return _integer(_span(kernel, shape[3], layout.sizes[-len(kernel) :]))
-
-
-def _integer(furthest: int) -> torch.dtype:
-    if furthest < 2**8:
-        return torch.uint8
-    return torch.int16 if furthest < 2**15 else torch.int32 if furthest < 2**31 else torch.int64
-
-
-def _span(kernel: list[int], dilations: list[int], sizes: Sequence[int]) -> int:
-    span = 0
+def _span(windows: tuple[Any, ...], layout: MemoryLayout) -> int:
+    """How far a place can be from its window's first."""
+    kernel, dilations, span = windows[0], windows[3], 0
+    sizes: Sequence[int] = layout.sizes[-len(kernel) :]
     for length, dilation, size in zip(kernel, dilations, sizes, strict=True):
         span = span * size + (length - 1) * dilation
     return span
 
 
-def _steps(stride: Sizes | None, kernel: list[int]) -> list[int]:
-    """A window's width apart, where nothing else is said."""
-    return kernel if stride is None or stride == [] or stride == () else _each(stride, len(kernel))
-
-
-def _each(given: Sizes, dims: int) -> list[int]:
-    if isinstance(given, int):
-        return [given] * dims
-    return [*given] if len(given) == dims else [given[0]] * dims
+def _integer(furthest: int) -> torch.dtype:
+    """The smallest type that holds it."""
+    if furthest < 2**8:
+        return torch.uint8
+    return torch.int16 if furthest < 2**15 else torch.int32 if furthest < 2**31 else torch.int64

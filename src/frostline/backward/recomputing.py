@@ -47,6 +47,12 @@ class Remake(NamedTuple):
 Choose = Callable[[Tensor], Remake | None]
 
 
+def layout_only(kept: Tensor) -> Remake:
+    """For `keeping`, where the backward kernel goes by the layout of `kept` alone."""
+    layout = MemoryLayout(kept)
+    return Remake(layout.stand_in, (), layout)
+
+
 def note(output: Tensor, make: Callable[..., Tensor], *sources: Source) -> None:
     """`output` is `make(*sources)`, for as long as neither it nor they are written to.
 
@@ -86,20 +92,14 @@ def products_of(output: Tensor, weight: Tensor) -> int:
     return output.numel() * weight.numel() // weight.shape[0]
 
 
-def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`func(*args, **kwargs)`, keeping the origins of its arguments instead of them."""
-    output = _run(func, args, kwargs)
-    count(func, args, output)
-    return output
-
-
 def count(func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> None:
     """An operation has run: what it multiplied is part of the forward."""
     if func in _LAYERS and len(args) > 1:
         _running.products += products_of(output, args[1])
 
 
-def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`func(*args, **kwargs)`, keeping the origins of its arguments instead of them."""
     if not _running.origins or func not in _KEEPERS or _keeps_its_weight(func, args):
         return func(*args, **kwargs)
     recipes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
@@ -192,27 +192,28 @@ def _versions(*tensors: Tensor) -> tuple[int, ...]:
 class _Replacement:
     """What stands for a tensor that an operation wanted to keep."""
 
-    __slots__ = ("_recipe", "_saved")
+    __slots__ = ("_offset", "_remake", "_saved", "_view")
 
-    def __init__(self, tensor: Tensor, recipe: Remake | None, hooks: Hooks | None) -> None:
-        sources = (tensor,) if recipe is None else recipe.sources
+    def __init__(self, tensor: Tensor, remake: Remake | None, hooks: Hooks | None) -> None:
+        sources = (tensor,) if remake is None else remake.sources
         self._saved = [_Saved(source, hooks) for source in sources]
-        self._recipe = recipe and (
-            *(recipe.make, recipe.layout),
-            *(MemoryLayout(tensor), tensor.storage_offset()),
-        )
+        self._remake = remake and remake._replace(sources=())
+        self._view = MemoryLayout(tensor)
+        self._offset = tensor.storage_offset()
 
     def tensor(self) -> Tensor:
         """The tensor, or the view of it that was to be kept."""
         sources = [saved.tensor() for saved in self._saved]
-        if self._recipe is None:
+        if self._remake is None:
             return sources[0]
-        make, layout, view, offset = self._recipe
+        make, _, layout = self._remake
+        if not sources:
+            return make()
         with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
             made = make(*sources)
         if not layout.is_of(made):  # who offloads may forget the order of memory
             made = layout.stand_in().copy_(made)
-        return made.as_strided(view.sizes, view.strides, offset)
+        return made.as_strided(self._view.sizes, self._view.strides, self._offset)
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
@@ -14,7 +14,6 @@ from frostline.errors import ConfigError
 
 Gelu = Literal["exact", "compressed"]
 Rules = dict[Any, Callable[..., Any]]  # of each operation
-Sizes = int | Sequence[int]
 
 # Fake tensors trace a step to predict what it keeps; other kinds have rules of their own.
 _KINDS = (Tensor, nn.Parameter, FakeTensor, nn.Buffer)
@@ -108,10 +107,3 @@ class MemoryLayout:
             and tensor.stride() == self.strides
             and tensor.dtype == self.dtype
         )
-
-
-def each(given: Sizes, dims: int) -> list[int]:
-    """One number for each dimension, as convolutions and pools read what they are given."""
-    if isinstance(given, int):
-        return [given] * dims
-    return [*given] if len(given) == dims else [given[0]] * dims

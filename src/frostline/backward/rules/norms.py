@@ -159,15 +159,8 @@ RULES: Rules = {
 
 class _GivenStatistics(Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        eps: float,
-    ) -> Tensor:
+    def forward(ctx: Any, input: Tensor, *given: Any) -> Tensor:
+        weight, bias, mean, var, eps = given
         ctx.save_for_backward(weight, mean, var)
         ctx.layout = MemoryLayout(input)
         ctx.eps = eps

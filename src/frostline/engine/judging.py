@@ -8,8 +8,9 @@ from contextlib import closing
 import torch
 from torch import Tensor, nn
 
+from frostline.choices import StepPrecision
 from frostline.data import Batches
-from frostline.devices import MixedPrecision, Precision
+from frostline.devices import MixedPrecision
 from frostline.engine.steps import batch_errors, call, non_finite
 from frostline.engine.training import Hook, Predictions
 from frostline.freezing.modes import modes_kept
@@ -23,7 +24,7 @@ def evaluate(
     *,
     task: Task,
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: StepPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Metrics:
@@ -47,7 +48,7 @@ def predict(
     batches: Batches,
     *,
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: StepPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Predictions:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from frostline.pages.charts import LineChart, line_chart
+from frostline.pages.charts import BESIDE, LineChart, line_chart
 from frostline.pages.rendering import render
 from frostline.records import RunRecords
 from frostline.records.intervals import Paired
@@ -79,7 +79,7 @@ def render_comparison(compared: Compared) -> str:
         "compare.html",
         compared=compared,
         metrics=compared.metrics,
-        charts=tuple(_chart(compared, name) for name in compared.metrics),
+        charts=tuple(_chart(compared, name) for name in compared.metrics if name not in BESIDE),
     )
 
 

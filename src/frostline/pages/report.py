@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import final
 
-from frostline.pages.charts import HEIGHT, Bar, LineChart, line_chart, upright_bars
+from frostline.pages.charts import BESIDE, HEIGHT, Bar, LineChart, line_chart, upright_bars
 from frostline.pages.facts import ReportFacts
 from frostline.pages.rendering import render
 from frostline.records import EpochLine, PhaseRecord, ResultNotes
@@ -22,7 +22,6 @@ _PAIRS = 20
 _TABLE_EPOCHS = 200
 _SHADES = 8
 _WORST_CLASSES = 30
-_BESIDE = {"macro_f1": "accuracy"}  # in the chart of another metric, of the same scale
 
 
 @final
@@ -128,8 +127,8 @@ def _courses(
     """A title and lines of name, style and values for each chart of metrics."""
     names = dict.fromkeys(name for line in epochs for name in (*line.train, *line.validation))
     for name in names:
-        beside = [other for other, first in _BESIDE.items() if first == name and other in names]
-        if _BESIDE.get(name) in names:
+        beside = [other for other, first in BESIDE.items() if first == name and other in names]
+        if BESIDE.get(name) in names:
             continue
         lines = [
             ("training", "b", [line.train.get(name, math.nan) for line in epochs]),

@@ -159,6 +159,10 @@ def promise_at_end(proof: Proof) -> Promise:
 def read_fitting(folder: RunFolder, settings: RunSettings) -> RunRecords:
     """A run's records, without predictions of other classes or of another than the best epoch."""
     records, classes = read_records(folder), len(settings.data.classes)
+    if not classes:  # of a task that has none, of which no predictions are kept
+        file = str(folder.predictions.relative_to(folder.root))
+        lacks = tuple(line for line in records.lacks if not line.startswith(file))
+        return replace(records, judged=None, lacks=lacks)
     judged, best = records.judged, records.best
     if judged is None:
         return records

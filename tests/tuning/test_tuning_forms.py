@@ -8,11 +8,11 @@ from typing import get_args
 import pytest
 
 from frostline.errors import ConfigError
+from frostline.precisions import FloatName
 from frostline.tuning import Form, Tuned
-from frostline.tuning.forms import DtypeName
 
 SWITCHES = (False, True)
-ALL = [Form(*f) for f in product(get_args(DtypeName), SWITCHES, SWITCHES, SWITCHES)]
+ALL = [Form(*f) for f in product(get_args(FloatName), SWITCHES, SWITCHES, SWITCHES)]
 
 
 @pytest.mark.parametrize("form", ALL, ids=str)

@@ -48,6 +48,24 @@ def test_data_of_ones_own_go_through_the_frozen_part_once(
     assert "all in the store, no forward pass of the frozen part" in out
 
 
+def test_a_loop_of_ones_own_trains_in_phases_and_proves_each(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(EXAMPLES / "04_own_loop.py"), run_name="__main__")
+    head, proof, last, other = capsys.readouterr().out.splitlines()
+    assert (head, last) == ("head: 250 features computed", "last stage: 0 features computed")
+    assert re.fullmatch(r"14 frozen tensors \(.*\) are bit for bit as they were", proof)
+    assert re.fullmatch(r"7 frozen tensors \(.*\) are bit for bit as they were", other)
+
+
+def test_two_threads_share_an_epoch_as_two_processes_would(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(EXAMPLES / "05_world_of_two.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert out == "of 11 samples this process had 6; 4 right in all\neach once: True\n"
+
+
 def test_every_example_is_run_by_a_test() -> None:
     text = Path(__file__).read_text()
     assert all(path.name in text for path in EXAMPLES.glob("*.py"))

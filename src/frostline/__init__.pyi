@@ -69,4 +69,6 @@ from frostline.selectors import rows as rows
 from frostline.selectors import select as select
 from frostline.selectors import stage as stage
 from frostline.selectors import where as where
+from frostline.session import Session as Session
 from frostline.store import FeatureStore as FeatureStore
+from frostline.world import World as World

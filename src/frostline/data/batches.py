@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from frostline.data.samples import Samples, some_targets
 from frostline.data.targets import class_targets
 from frostline.errors import DataError
+from frostline.world import ALONE, World
 
 AsTargets = Callable[[object, int, str], Tensor]
 """Raw targets, their number and what they are of -> the tensor that a loss takes."""
@@ -70,21 +71,29 @@ def epoch_order(count: int, *, shuffle: bool, seed: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Which samples make up which batch."""
+    """Which samples make up which batch of this process.
+
+    Several processes share each epoch: every step takes `batch_size` samples for each of them, so
+    that together they see every sample once.
+    """
 
     samples: int
     batch_size: int
     shuffle: bool
     seed: int
+    world: World = ALONE
 
     def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
+        left_over = max(0, self.samples - self.world.rank)  # for who comes late there may be none
+        return -(-left_over // (self.batch_size * self.world.size))
 
     def epoch(self, epoch: int, *, start: int = 0) -> list[Tensor]:
         """The indices of each batch from number `start` on."""
         order = epoch_order(self.samples, shuffle=self.shuffle, seed=self.seed, epoch=epoch)
-        firsts = range(start * self.batch_size, self.samples, self.batch_size)
-        return [order[first : first + self.batch_size] for first in firsts]
+        rank, size = self.world.rank, self.world.size
+        whole = self.batch_size * size
+        firsts = range(start * whole, self.samples - rank, whole)
+        return [order[first : first + whole][rank::size] for first in firsts]
 
 
 @final

@@ -15,7 +15,7 @@ from frostline.data import Batch, Batches, Samples, first_batch
 from frostline.devices import resolve_device
 from frostline.engine import Predictions, predict
 from frostline.estimates.measuring import measure_step
-from frostline.runs.feeding import CHECKED_SAMPLES, on_device
+from frostline.session.pipelines import CHECKED_SAMPLES, on_device
 
 
 @final

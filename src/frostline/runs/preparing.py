@@ -22,12 +22,11 @@ from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.models.downloads import one_line
 from frostline.models.file_source import line_in
 from frostline.models.kept_classes import mapping_words, own_order
-from frostline.phasing import freeze_for
 from frostline.plans import Plan
 from frostline.records import DataNotes, write_data_notes
-from frostline.runs.course import survey
 from frostline.runs.fitting import Run, fit
 from frostline.selectors import path
+from frostline.session import freeze_for, survey
 
 
 @final

@@ -13,6 +13,7 @@ from frostline._files import checked, with_sum, write_text
 from frostline._version import __version__
 from frostline.errors import ConfigError
 from frostline.plans import Phase
+from frostline.precisions import StorageName
 from frostline.preprocessing import Preprocessing
 from frostline.recipe import Recipe, config_errors
 from frostline.records import BY_MODEL
@@ -81,7 +82,7 @@ class FeatureSettings(_Section):
     """
 
     store: str = "auto"
-    storage: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    storage: StorageName = "auto"
     budget_bytes: int | None = Field(None, ge=1)
     compile: bool = False
     forms: tuple[str, ...] = ()

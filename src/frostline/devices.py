@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 
 from frostline.errors import ConfigError, TrainingError
+from frostline.precisions import StepPrecision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @final
@@ -30,7 +29,7 @@ class MixedPrecision:
         TrainingError: started with several processes, which this version does not train with.
     """
 
-    def __init__(self, device: str, precision: Precision = "fp32") -> None:
+    def __init__(self, device: str, precision: StepPrecision = "fp32") -> None:
         self.device = resolve_device(device)
         _refuse_several_processes()
         # Plain float32 needs nothing of accelerate, whose import takes half a second.
@@ -116,7 +115,7 @@ def _accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator(check_available=True)
 
 
-def _accelerator_for(wanted: torch.device, precision: Precision) -> Accelerator:
+def _accelerator_for(wanted: torch.device, precision: StepPrecision) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

@@ -9,7 +9,7 @@ FloatName = Literal["float32", HalfName]
 StorageName = Literal["auto", FloatName, "int8"]
 """How stored features lie on disk; `auto` keeps every bit that was computed."""
 
-MixedPrecision = Literal["fp32", "bf16", "fp16"]
+StepPrecision = Literal["fp32", "bf16", "fp16"]
 """Of forward and backward: float32, or autocast to bfloat16 or float16."""
 
 PrefixPrecision = Literal["exact", "auto"] | float

@@ -10,9 +10,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from frostline.errors import ConfigError, shortened
+from frostline.precisions import PrefixPrecision, StepPrecision
 
 Monitor = Literal["accuracy", "macro_f1", "loss"]
-MixedPrecision = Literal["fp32", "bf16", "fp16"]
 _PRECISIONS = ("auto", "exact", "bf16", "fp16")
 
 
@@ -102,12 +102,12 @@ class Recipe(BaseModel):
         return text
 
     @property
-    def mixed(self) -> MixedPrecision:
+    def mixed(self) -> StepPrecision:
         """The mixed precision of forward and backward."""
         return {"bf16": "bf16", "fp16": "fp16"}.get(self.precision, "fp32")  # type: ignore[return-value]  # a str to mypy
 
     @property
-    def prefix_precision(self) -> Literal["exact", "auto"] | float:
+    def prefix_precision(self) -> PrefixPrecision:
         """How faithful the frozen part must be to its float32."""
         if self.precision == "exact":
             return "exact"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -216,9 +216,6 @@ def rounding_of(tensor: Tensor, dtype: torch.dtype) -> float:
         return float("inf")
     size = float(wide.norm())
     return float((narrow.to(wide.dtype) - wide).norm()) / size if size else 0.0
-
-
-NarrowDtype = Literal["bfloat16", "float16"]
 
 
 def asked_dtype(word: str | None, example: object) -> torch.dtype | None:

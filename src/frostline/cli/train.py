@@ -12,6 +12,7 @@ import typer
 
 from frostline.cli import _options as options
 from frostline.cli._options import hidden_widths, usage_errors, with_recipe
+from frostline.precisions import StorageName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +66,7 @@ def train(
         ),
     ] = "auto",
     storage: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16", "int8"],
+        StorageName,
         typer.Option(help="How stored features lie on disk; auto keeps every bit."),
     ] = "auto",
     form: Annotated[

@@ -11,7 +11,7 @@ from torch import nn
 
 from frostline.backward import Lean, is_lean
 from frostline.backward import lean as lean_backward
-from frostline.casting import Kept, NarrowDtype, asked_dtype, shrink
+from frostline.casting import Kept, asked_dtype, shrink
 from frostline.errors import DriftError, FreezeError
 from frostline.fingerprints import Fingerprint, Record
 from frostline.freezing.modes import NormPolicy, is_held, mark_of, note_content, settle
@@ -28,6 +28,7 @@ from frostline.freezing.rows import held_rows, holds_of, kept_within
 from frostline.freezing.switches import Snapshot, is_marked, is_off, switch_off, switch_on, trains
 from frostline.freezing.tree import Summary, summary
 from frostline.freezing.unlisted import UnlistedRecord, unlisted_records
+from frostline.precisions import HalfName
 from frostline.selectors import (
     Entry,
     Selection,
@@ -198,7 +199,7 @@ def freeze(
     *,
     norm: NormPolicy = "hold",
     leaving: Literal["something", "nothing"] = "something",
-    dtype: NarrowDtype | None = None,
+    dtype: HalfName | None = None,
     example: Any = None,
     lean: bool = False,
 ) -> Frozen:

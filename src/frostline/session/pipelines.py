@@ -28,13 +28,13 @@ from frostline.features import (
     Decisions,
     LiveLastBatches,
     PrefixedBatches,
-    Storage,
     computing,
     difference_by_place,
     difference_by_size,
     extract,
     in_passes_of,
 )
+from frostline.precisions import StorageName
 from frostline.records import BY_MODEL
 from frostline.store import FeatureStore
 from frostline.tuning import PLAIN, Form
@@ -115,7 +115,7 @@ class PipelineOptions:
     batch_size: int = 32
     seed: int = 0
     features: str = "off"
-    storage: Storage = "auto"
+    storage: StorageName = "auto"
     budget_bytes: int | None = None
     precision: Literal["exact", "auto"] | float = "auto"
     epochs: int = 1

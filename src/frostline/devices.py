@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from frostline.choices import StepPrecision
 from frostline.errors import ConfigError, TrainingError
-from frostline.precisions import StepPrecision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

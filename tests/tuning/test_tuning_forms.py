@@ -7,8 +7,8 @@ from typing import get_args
 
 import pytest
 
+from frostline.choices import FloatName
 from frostline.errors import ConfigError
-from frostline.precisions import FloatName
 from frostline.tuning import Form, Tuned
 
 SWITCHES = (False, True)

@@ -9,7 +9,6 @@ import typer
 
 from frostline.cli import _options as options
 from frostline.cli._set_up import check_one_of, set_up
-from frostline.precisions import StepPrecision
 
 
 def estimate(
@@ -33,7 +32,7 @@ def estimate(
         Literal["adamw", "adam", "sgd"], typer.Option(help="Optimizer of the step.")
     ] = "adamw",
     precision: Annotated[
-        StepPrecision, typer.Option(help="fp32, or autocast to bf16 or fp16.")
+        Literal["fp32", "bf16", "fp16"], typer.Option(help="fp32, or autocast to bf16 or fp16.")
     ] = "fp32",
     lean: Annotated[
         bool, typer.Option("--lean", help="With what `fl.lean` saves of the activations.")

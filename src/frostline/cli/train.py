@@ -12,7 +12,6 @@ import typer
 
 from frostline.cli import _options as options
 from frostline.cli._options import hidden_widths, usage_errors, with_recipe
-from frostline.precisions import StorageName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +65,7 @@ def train(
         ),
     ] = "auto",
     storage: Annotated[
-        StorageName,
+        Literal["auto", "float32", "bfloat16", "float16", "int8"],
         typer.Option(help="How stored features lie on disk; auto keeps every bit."),
     ] = "auto",
     form: Annotated[

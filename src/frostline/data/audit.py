@@ -12,6 +12,7 @@ from typing import Literal
 import xxhash
 
 from frostline._files import file_digest
+from frostline.choices import BadImages
 from frostline.data.image_sets import ImageSet, Splits
 from frostline.data.images import check_content, check_image, opened
 from frostline.data.ordered import count_threads, ordered_map
@@ -213,7 +214,7 @@ class Audit:
 def audit(
     splits: Splits,
     *,
-    bad_images: Literal["skip", "error"],
+    bad_images: BadImages,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
@@ -292,9 +293,7 @@ def _without(splits: Splits, broken: frozenset[Path]) -> Splits:
     return replace(splits, train=kept(splits.train), val=kept(splits.val), test=test)
 
 
-def _broken_finding(
-    broken: Mapping[Path, ImageError], bad_images: Literal["skip", "error"]
-) -> list[DataFinding]:
+def _broken_finding(broken: Mapping[Path, ImageError], bad_images: BadImages) -> list[DataFinding]:
     if not broken:
         return []
     lines = "".join(f"\n  {error}" for error in list(broken.values())[:_NAMED])

@@ -8,13 +8,13 @@ from contextlib import closing
 import torch
 from torch import Tensor, nn
 
+from frostline.choices import StepPrecision
 from frostline.data import Batches
 from frostline.devices import MixedPrecision
 from frostline.engine.steps import batch_errors, call, check_targets, non_finite
 from frostline.engine.training import Hook, Predictions
 from frostline.freezing.modes import modes_kept
 from frostline.metrics import Evaluation, evaluate_logits
-from frostline.precisions import StepPrecision
 from frostline.session import Forward
 
 

@@ -17,10 +17,10 @@ from torch import Tensor, fx
 
 from frostline._files import write_text
 from frostline.calling import in_turn
+from frostline.choices import PrefixPrecision
 from frostline.cutting import Cut
 from frostline.data import some_rows
 from frostline.errors import ConfigError, OutputError
-from frostline.precisions import PrefixPrecision
 from frostline.tuning import (
     DEFAULT_TOLERANCE,
     PLAIN,

@@ -12,6 +12,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from frostline.choices import PrefixPrecision
+from frostline.choices import Storage as Storage
 from frostline.cutting import Cut
 from frostline.data import (
     AsTargets,
@@ -27,7 +29,6 @@ from frostline.devices import device_of
 from frostline.errors import FrostlineError, StoreError
 from frostline.features.batches import FeatureData
 from frostline.features.computing import Computing, Decisions, computing, in_passes_of
-from frostline.precisions import PrefixPrecision, StorageName
 from frostline.store import (
     FeatureKey,
     Features,
@@ -59,7 +60,7 @@ def extract(
     *,
     views: int | None = None,
     precision: PrefixPrecision = "auto",
-    storage: StorageName = "auto",
+    storage: Storage = "auto",
     batch_size: int = 32,
     progress: Progress | None = None,
     compute: Computing | None = None,
@@ -115,7 +116,7 @@ class _Extraction:
         samples: Samples,
         store: FeatureStore,
         compute: Computing,
-        storage: StorageName,
+        storage: Storage,
         progress: Progress | None,
     ) -> None:
         self._cut = cut
@@ -291,7 +292,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _specs(cut: Cut, compute: Computing, storage: StorageName) -> tuple[ValueSpec, ...]:
+def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, ...]:
     kept: str = storage
     if storage == "auto":
         # What was computed in bfloat16 has no more bits than that.

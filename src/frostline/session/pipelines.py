@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from frostline.calling import call_with
+from frostline.choices import Storage
 from frostline.cutting import Cut, cut
 from frostline.data import Batch, Batches, Samples, first_batch, some_rows
 from frostline.devices import to_device
@@ -34,7 +35,6 @@ from frostline.features import (
     extract,
     in_passes_of,
 )
-from frostline.precisions import StorageName
 from frostline.records import BY_MODEL
 from frostline.store import FeatureStore
 from frostline.tuning import PLAIN, Form
@@ -115,7 +115,7 @@ class PipelineOptions:
     batch_size: int = 32
     seed: int = 0
     features: str = "off"
-    storage: StorageName = "auto"
+    storage: Storage = "auto"
     budget_bytes: int | None = None
     precision: Literal["exact", "auto"] | float = "auto"
     epochs: int = 1

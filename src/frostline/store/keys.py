@@ -12,8 +12,8 @@ from typing import Final, final, get_args
 import torch
 import xxhash
 
+from frostline.choices import Storage
 from frostline.errors import StoreError
-from frostline.precisions import StorageName
 
 # torch dtype -> how its bytes are declared in an `.npy` file; NumPy has no bfloat16.
 NUMPY_TYPES: Final[Mapping[torch.dtype, str]] = MappingProxyType(
@@ -36,7 +36,7 @@ NUMPY_TYPES: Final[Mapping[torch.dtype, str]] = MappingProxyType(
     }
 )
 STORAGES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {name: getattr(torch, name) for name in get_args(StorageName) if name != "auto"}
+    {name: getattr(torch, name) for name in get_args(Storage) if name != "auto"}
 )
 MOST_NUMBERS: Final = 10**12
 MOST_DIMENSIONS: Final = 5  # so that the header of the `.npy` file fits its 128 bytes

@@ -9,8 +9,8 @@ from typing import Final, Self, final, get_args
 
 import torch
 
+from frostline.choices import FloatName
 from frostline.errors import ConfigError
-from frostline.precisions import FloatName
 
 DTYPES: Final[dict[FloatName, torch.dtype]] = {
     name: getattr(torch, name) for name in get_args(FloatName)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from frostline.choices import FloatName, PrefixPrecision
 from frostline.errors import ConfigError
-from frostline.precisions import FloatName, PrefixPrecision
 from frostline.tuning.drafts import draft_of
 from frostline.tuning.forms import DTYPES, PLAIN, Form, fast_dtypes
 from frostline.tuning.realising import Realised, realise

@@ -206,7 +206,9 @@ def test_a_store_that_cannot_be_written_lets_a_run_go_on_plainly_unless_it_was_n
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr("frostline.session.pipelines.default_store", lambda: tmp_path / "file" / "in")
+    monkeypatch.setattr(
+        "frostline.session.pipelines.default_store", lambda: tmp_path / "file" / "in"
+    )
     monkeypatch.setattr("frostline.session.pipelines.WORTH_OPERATIONS", {"cpu": 0.0})
     run = fit_within(None, photos, "auto")
     assert run.says[0].startswith("Features  none are stored: ")

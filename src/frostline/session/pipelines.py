@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from frostline.calling import call_with
+from frostline.choices import Storage
 from frostline.cutting import Cut, cut
 from frostline.data import AsTargets, Batch, Batches, Samples, class_targets, first_batch, some_rows
 from frostline.devices import to_device
@@ -28,7 +29,6 @@ from frostline.features import (
     FeatureData,
     LiveLastBatches,
     PrefixedBatches,
-    Storage,
     computing,
     difference_by_place,
     difference_by_size,

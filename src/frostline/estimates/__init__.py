@@ -28,10 +28,10 @@ from frostline.estimates.tracing import StepTrace
 from frostline.estimates.whole import Estimate
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import freezes_kept, train_only
-from frostline.phasing import freeze_for
 from frostline.plans import Phase, Plan
 from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike
+from frostline.session import freeze_for
 
 __all__ = ["Estimate", "estimate"]
 

@@ -20,7 +20,7 @@ stand bare. A name before the brackets of `rows:` may be quoted.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -42,7 +42,8 @@ from frostline.selectors.terms import (
     Stage,
 )
 
-_NAMED = {"re": Regex, "type": OfType, "kind": Kind, "glob": Glob}
+_Make = Callable[[str], Selector]
+_NAMED: dict[str, _Make] = {"re": Regex, "type": OfType, "kind": Kind, "glob": Glob}
 _PREFIXES = ("re", "type", "kind", "stage", "depth", "glob", "rows")
 _STAGE = re.compile(r"(-?\d{1,9})(?:\.\.(-?\d{1,9}))?")
 _DEPTH = re.compile(r"(\d+(?:\.\d+)?)%")

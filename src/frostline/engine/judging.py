@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from frostline.data import Batches
-from frostline.devices import MixedPrecision, Precision
+from frostline.devices import Compute
 from frostline.engine.steps import batch_errors, call, check_targets, non_finite
 from frostline.engine.training import Hook, Predictions
 from frostline.freezing.modes import modes_kept
 from frostline.metrics import Evaluation, evaluate_logits
+from frostline.recipe import MixedPrecision
 from frostline.session import Forward
 
 
@@ -23,7 +24,7 @@ def evaluate(
     *,
     classes: Sequence[str],
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: MixedPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Evaluation:
@@ -47,7 +48,7 @@ def predict(
     batches: Batches,
     *,
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: MixedPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Predictions:
@@ -59,7 +60,7 @@ def predict(
     Raises:
         NonFiniteLoss: an output is NaN; names its batch.
     """
-    arithmetic = MixedPrecision(device, precision)
+    arithmetic = Compute(device, precision)
     model.to(arithmetic.device)
     return predictions(
         model, batches, arithmetic, model if forward is None else forward, tuple(hooks)
@@ -69,7 +70,7 @@ def predict(
 def predictions(
     model: nn.Module,
     batches: Batches,
-    arithmetic: MixedPrecision,
+    arithmetic: Compute,
     forward: Forward,
     hooks: tuple[Hook, ...],
 ) -> Predictions:

@@ -10,7 +10,7 @@ from typing import final
 from torch import Tensor, nn
 
 from frostline.data import Batch, Batches
-from frostline.devices import MixedPrecision, device_of
+from frostline.devices import Compute, device_of
 from frostline.engine.judging import judge, predictions
 from frostline.engine.steps import Stepper
 from frostline.engine.training import Hook, Spent, Training
@@ -83,7 +83,7 @@ def train_phases(
     Raises:
         as `train`, and what `pipeline` raises.
     """
-    arithmetic = MixedPrecision(device, training.recipe.mixed)
+    arithmetic = Compute(device, training.recipe.mixed)
     loop = _Loop(training, pipeline, arithmetic, classes, tuple(hooks))
     with (
         modes_kept(training.model),
@@ -106,7 +106,7 @@ class _Loop:
         self,
         training: Training,
         pipeline: Callable[[Training], Pipeline],
-        arithmetic: MixedPrecision,
+        arithmetic: Compute,
         classes: Sequence[str],
         hooks: tuple[Hook, ...],
     ) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from frostline.calling import call_with
 from frostline.data import Batch
-from frostline.devices import MixedPrecision
+from frostline.devices import Compute
 from frostline.engine.training import Training
 from frostline.errors import DataError, FreezeError, NonFiniteLoss, TrainingError
 from frostline.models import logits_of
@@ -24,7 +24,7 @@ class Stepper:
     """Steps of one phase, by the session's optimizer."""
 
     def __init__(
-        self, training: Training, arithmetic: MixedPrecision, class_weights: Tensor | None
+        self, training: Training, arithmetic: Compute, class_weights: Tensor | None
     ) -> None:
         recipe, groups = training.recipe, training.optimizer.param_groups
         self._arithmetic = arithmetic
@@ -96,7 +96,7 @@ def check_targets(targets: Tensor, classes: int, names: Sequence[str]) -> None:
         )
 
 
-def call(forward: Forward, inputs: Any, arithmetic: MixedPrecision) -> Tensor:
+def call(forward: Forward, inputs: Any, arithmetic: Compute) -> Tensor:
     """Logits of a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
     return logits_of(call_with(forward, arithmetic.to_device(inputs)))
 

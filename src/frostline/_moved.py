@@ -11,6 +11,7 @@ from types import ModuleType
 
 # old module and name -> where it is now
 _MOVED = {
+    "backward.settings:Settings": "backward.tensors:Settings",
     "held_statistics:_NoReset": "freezing.held_layers:_NoReset",
     "held_statistics:_Registration": "freezing.held_layers:_Registration",
     "modes:Hold": "freezing.modes:Hold",
@@ -23,6 +24,8 @@ _MOVED = {
     "recomputed:Recomputed": "freezing.held_layers:Recomputed",
     "row_holds.holding:RowHold": "freezing.rows:RowHold",
     "row_holds.kept:Kept": "freezing.rows:Kept",
+    "surgery.results:Former": "optimizer_sync.results:Former",
+    "surgery.results:Synced": "optimizer_sync.results:Synced",
     "unlisted_proof:UnlistedRecord": "freezing.handle:UnlistedRecord",
 }
 

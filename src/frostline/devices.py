@@ -10,8 +10,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from frostline.choices import StepPrecision
 from frostline.errors import ConfigError, TrainingError
-from frostline.recipe import MixedPrecision
 
 
 @final
@@ -27,7 +27,7 @@ class Compute:
         TrainingError: started with several processes, which this version does not train with.
     """
 
-    def __init__(self, device: str, precision: MixedPrecision = "fp32") -> None:
+    def __init__(self, device: str, precision: StepPrecision = "fp32") -> None:
         self.device = resolve_device(device)
         _refuse_several_processes()
         # A CPU computes in float32 instead: float16 is slower there, and nothing scales it.

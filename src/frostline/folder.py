@@ -17,7 +17,7 @@ last/delta-N.safetensors     earlier ones, with their states, where several are 
 result.json                  figures of the best epoch, and the proof
 report.html                  all of it on one page
 run.lock                     while a run is going here
-tensorboard/                 curves
+tensorboard/                 curves, where tensorboard is installed
 """
 
 from __future__ import annotations

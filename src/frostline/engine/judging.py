@@ -8,13 +8,13 @@ from contextlib import closing
 import torch
 from torch import Tensor, nn
 
+from frostline.choices import StepPrecision
 from frostline.data import Batches
 from frostline.devices import Compute
 from frostline.engine.steps import batch_errors, call, check_targets, non_finite
 from frostline.engine.training import Hook, Predictions
 from frostline.freezing.modes import modes_kept
 from frostline.metrics import Evaluation, evaluate_logits
-from frostline.recipe import MixedPrecision
 from frostline.session import Forward
 
 
@@ -24,7 +24,7 @@ def evaluate(
     *,
     classes: Sequence[str],
     device: str = "auto",
-    precision: MixedPrecision = "fp32",
+    precision: StepPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Evaluation:
@@ -48,7 +48,7 @@ def predict(
     batches: Batches,
     *,
     device: str = "auto",
-    precision: MixedPrecision = "fp32",
+    precision: StepPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Predictions:

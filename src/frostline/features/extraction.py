@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from frostline.choices import Storage as Storage
 from frostline.cutting import Cut
 from frostline.data import (
     AsTargets,
@@ -41,7 +42,6 @@ from frostline.store import (
 )
 from frostline.tuning import PLAIN, Precision
 
-Storage = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Progress = Callable[[int, int], None]
 
 _Loads = list[tuple[int, Callable[[], Any]]]  # rows of a batch, and what loads each

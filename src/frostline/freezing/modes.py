@@ -16,16 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import nn
 
+from frostline.choices import NormPolicy
 from frostline.freezing.held_layers import equip, pack_where_whole, strip
 from frostline.selectors.norms import keeps_running_statistics
 from frostline.standins import StandIn
-
-NormPolicy = Literal["hold", "adapt"]
 
 
 @final

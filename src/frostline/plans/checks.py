@@ -7,7 +7,8 @@ from itertools import combinations, pairwise
 
 from torch import nn
 
-from frostline.plans.parts import Part, Rate, parts
+from frostline.groups import Rate
+from frostline.plans.parts import Part, parts
 from frostline.plans.phases import Phase
 from frostline.recipe import Recipe
 from frostline.selectors import select
@@ -87,7 +88,7 @@ def _jumps(found: Sequence[Part]) -> Iterator[str]:
         if worst is not None and _ratio(worst[0].lr, worst[1]) > _MOST_JUMP:
             rate, before, place = worst
             yield (
-                f"the learning rate of {rate.parameter} goes from {before:.2g} in {place} to "
+                f"the learning rate of {rate.name} goes from {before:.2g} in {place} to "
                 f"{rate.lr:.2g} in {part.place}, by a factor of {_ratio(rate.lr, before):,.0f}. "
                 "Check lr, layer_decay and lr_mult of both."
             )
@@ -100,7 +101,7 @@ def _spans(found: Sequence[Part]) -> Iterator[str]:
         if _ratio(low.lr, high.lr) > _MOST_SPAN:
             yield (
                 f"{part.place}: learning rates span a factor of {_ratio(low.lr, high.lr):,.0f}, "
-                f"from {low.lr:.2g} for {low.parameter} to {high.lr:.2g} for {high.parameter}. "
+                f"from {low.lr:.2g} for {low.name} to {high.lr:.2g} for {high.name}. "
                 "Bring layer_decay nearer to 1, or freeze what would hardly move."
             )
 
@@ -112,7 +113,7 @@ def _steep(found: Sequence[Part], recipe: Recipe) -> Iterator[str]:
         high = _extremes(part)[1]
         if high.lr > _MOST_ADAM_LR:
             yield (
-                f"{part.place}: a learning rate of {high.lr:.2g} for {high.parameter} is far "
+                f"{part.place}: a learning rate of {high.lr:.2g} for {high.name} is far "
                 f"above what {recipe.optimizer} bears; 1e-3 is a usual one."
             )
 

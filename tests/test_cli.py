@@ -62,7 +62,8 @@ try:
 except SystemExit as error:
     assert not error.code, error.code
 seconds = time.perf_counter() - start
-heavy = {{"torch", "torchvision", "accelerate", "timm", "sklearn", "pandas", "tensorboard"}}
+heavy = {{"torch", "torchvision", "accelerate", "timm", "transformers", "sklearn", "pandas",
+          "matplotlib", "tensorboard"}}
 print("loaded:", sorted(heavy & set(sys.modules)), f"{{seconds:.3f}}", file=sys.stderr)
 """
 
@@ -85,8 +86,9 @@ def test_importing_frostline_loads_nothing_heavy() -> None:
     code = (
         "import sys, frostline as fl; before = set(sys.modules); fl.freeze, fl.Recipe;"
         "new = {name.partition('.')[0] for name in set(sys.modules)};"
-        "print(sorted(new & {'torchvision', 'accelerate', 'timm', 'rich', 'tensorboard', "
-        "'torchmetrics', 'sklearn', 'PIL', 'typer'}), 'torch' in before)"
+        "print(sorted(new & {'torchvision', 'accelerate', 'timm', 'rich', 'tensorboard', 'pandas', "
+        "'transformers', 'matplotlib', 'torchmetrics', 'sklearn', 'PIL', 'typer'}), "
+        "'torch' in before)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[] False\n"

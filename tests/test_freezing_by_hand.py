@@ -8,8 +8,7 @@ from torch import nn
 
 import frostline as fl
 from blocks_net import Net, state, wanting
-from frostline import modes
-from frostline.freezing import frozen_part
+from frostline.freezing import frozen_part, modes
 
 
 def by_hand(part: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.backward import saved_bytes
-from frostline.recomputed import Recomputed
+from frostline.freezing.held_layers import Recomputed
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable. is deprecated")

@@ -33,7 +33,7 @@ from torch.optim import lr_scheduler
 
 import frostline as fl
 from frostline.deltas import delta_content
-from frostline.surgery import Synced
+from frostline.optimizer_sync import Synced
 from frozen_ledger import (
     BELOW,
     NORMS,

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import nn
 
 import frostline as fl
-from frostline import tensor_parts
 from frostline.deltas import load_delta, save_delta
+from frostline.fingerprints import parts as tensor_parts
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 import frostline as fl
 from blocks_net import state, wanting
 from frostline.freezing import freezes_kept, frozen_part
-from frostline.row_holds import held, held_numel, held_rows
+from frostline.freezing.rows import held, held_numel, held_rows
 
 EMBED = "rows:embed.weight"
 

@@ -16,8 +16,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.swa_utils import AveragedModel
 
 import frostline as fl
-from frostline.row_holds import Kept, held, held_rows
-from frostline.row_holds.kept import any_differs, are_same
+from frostline.freezing.rows import Kept, any_differs, are_same, held, held_rows
 
 
 class Net(nn.Module):

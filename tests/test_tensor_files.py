@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from frostline import OutputError
-from frostline._sums import has_own_sum
+from frostline._files import has_own_sum
 from frostline._tensor_files import save_tensors, save_torch
 from frostline.callbacks.logs import TensorBoardLog
 from frostline.engine import Training

@@ -10,8 +10,8 @@ from torch import nn
 from torchvision import models
 
 import frostline as fl
+from frostline.freezing.tree import Row
 from frostline.tables import Column, Table
-from frostline.tree import Row
 
 
 def row(model: nn.Module, path: str, *, depth: int = 2) -> Row:

@@ -14,12 +14,16 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from frostline._moved import offer_old_modules
 from frostline._version import __version__ as __version__
+
+offer_old_modules()
 
 _HOMES = {
     "backward": ("Lean", "lean"),
     "checkup": ("Checkup", "Finding", "doctor"),
     "cutting": ("Cut", "cut"),
+    "data": ("Samples", "open_data"),
     "deltas": ("load_delta", "save_delta"),
     "errors": (
         "BrokenPromise",
@@ -68,9 +72,11 @@ _HOMES = {
         "stage",
         "where",
     ),
+    "session": ("Session",),
     "store": ("FeatureStore",),
-    "surgery": ("load_optimizer_state", "optimizer_state", "sync"),
-    "tree": ("summary",),
+    "optimizer_sync": ("load_optimizer_state", "optimizer_state", "sync"),
+    "freezing.tree": ("summary",),
+    "world": ("World",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

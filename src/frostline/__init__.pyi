@@ -8,6 +8,8 @@ from frostline.checkup import Finding as Finding
 from frostline.checkup import doctor as doctor
 from frostline.cutting import Cut as Cut
 from frostline.cutting import cut as cut
+from frostline.data import Samples as Samples
+from frostline.data import open_data as open_data
 from frostline.deltas import load_delta as load_delta
 from frostline.deltas import save_delta as save_delta
 from frostline.errors import BrokenPromise as BrokenPromise
@@ -39,7 +41,11 @@ from frostline.freezing import freeze as freeze
 from frostline.freezing import frozen as frozen
 from frostline.freezing import thaw as thaw
 from frostline.freezing import train_only as train_only
+from frostline.freezing.tree import summary as summary
 from frostline.groups import param_groups as param_groups
+from frostline.optimizer_sync import load_optimizer_state as load_optimizer_state
+from frostline.optimizer_sync import optimizer_state as optimizer_state
+from frostline.optimizer_sync import sync as sync
 from frostline.plans import Phase as Phase
 from frostline.plans import Plan as Plan
 from frostline.plans import Until as Until
@@ -63,8 +69,6 @@ from frostline.selectors import rows as rows
 from frostline.selectors import select as select
 from frostline.selectors import stage as stage
 from frostline.selectors import where as where
+from frostline.session import Session as Session
 from frostline.store import FeatureStore as FeatureStore
-from frostline.surgery import load_optimizer_state as load_optimizer_state
-from frostline.surgery import optimizer_state as optimizer_state
-from frostline.surgery import sync as sync
-from frostline.tree import summary as summary
+from frostline.world import World as World

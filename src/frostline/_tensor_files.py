@@ -1,6 +1,6 @@
 """Tensors into files, whole or not at all: safetensors with a checksum, and torch's own format.
 
-Both libraries tell a full disk in errors of their own; here it is one, like that of any file.
+Both libraries report a full disk by errors of their own; here it is one, like that of any file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from frostline._files import replacing
-from frostline._sums import add_sum, sum_of_texts
+from frostline._files import add_sum, replacing, sum_of_texts
 
 HEADER_SUM = "header"
 

@@ -5,7 +5,7 @@ A delta MUST be applied to the base it was made from; the header says which that
     format         "frostline-delta"
     version        "2"; "1" lacked the four from `trainable` on
     base           fingerprint of every tensor that is not in the delta
-    base_tensors   JSON object, tensor name -> digest (see fingerprints.py)
+    base_tensors   JSON object, tensor name -> digest (see fingerprints/)
     content        fingerprint of the tensors in the delta, checked when it is read
     digests        JSON object, tensor name -> digest, to name those that are damaged; may lack
     trainable      JSON array, names of the parameters that were trainable
@@ -16,7 +16,7 @@ A delta MUST be applied to the base it was made from; the header says which that
     kept           JSON object, name of a tensor of the base that is kept in fewer bits than it is
                    computed with -> in which dtype; its digest is that of the rounded numbers
     about          JSON object, what its maker wanted to note: model, weights, epoch, plan, ...
-    header         checksum of all texts above (see _sums.py), checked when it is read; may lack
+    header         checksum of all texts above (see _files.py), checked when it is read; may lack
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from torch import Tensor, nn
 
 from frostline._files import is_text
 from frostline._tensor_files import check_header, save_tensors
+from frostline.casting import CAST_DTYPES, cast_dtypes
 from frostline.errors import ConfigError, CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
+from frostline.fingerprints.parts import is_distributed, is_shard
+from frostline.fingerprints.unlisted import saved_state
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import train_only
-from frostline.modes import is_held, mark_of, note_content
-from frostline.narrowing import is_narrow_dtype, narrow_names, wanted_dtype
-from frostline.row_holds import held_rows
+from frostline.freezing.modes import is_held, mark_of, note_content
+from frostline.freezing.rows import held_rows
 from frostline.selectors import exactly, inventory, rows
-from frostline.tensor_parts import is_distributed, is_shard
 from frostline.units import format_bytes, some_of
-from frostline.unlisted import saved_state
 
 FORMAT = "frostline-delta"
 VERSION = "2"
@@ -131,7 +131,7 @@ def save_delta(
         "held_rows": json.dumps(_rows_held(tensors)),
         "tied": json.dumps(_tied_names(model)),
         "unsaved": json.dumps(_unsaved_names(model)),
-        "kept": json.dumps({n: w for n, w in narrow_names(model).items() if n in rest.tensors}),
+        "kept": json.dumps({n: w for n, w in cast_dtypes(model).items() if n in rest.tensors}),
         "about": json.dumps(dict(about or {})),
     }
     try:
@@ -381,7 +381,7 @@ def _with_header(tensors: dict[str, Tensor], header: Mapping[str, str], file: Pa
         tied = dict(json.loads(header.get("tied", "{}")))
         unsaved = tuple(json.loads(header.get("unsaved", "[]")))
         kept = dict(json.loads(header.get("kept", "{}")))
-        if base == header["base"] and all(map(is_narrow_dtype, kept.values())):
+        if base == header["base"] and CAST_DTYPES.keys() >= set(kept.values()):
             return Delta(tensors, base, about, trainable, held, tied, unsaved, kept)
     except (KeyError, ValueError, TypeError, AttributeError):
         pass
@@ -403,7 +403,7 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
 
 
 def _as_kept(values: Tensor, word: str | None) -> Tensor:
-    return values if word is None else values.to(wanted_dtype(word))
+    return values if word is None else values.to(CAST_DTYPES[word])
 
 
 def _unsaved_names(model: nn.Module) -> list[str]:
@@ -477,7 +477,7 @@ def _check_base(model: nn.Module, delta: Delta, tensors: Mapping[str, Tensor], f
         if delta.base.tensors.get(name) != rest.tensors.get(name)
     ]
     rounded = {delta.kept.get(name) for name in differing}
-    if len(rounded) == 1 and (word := rounded.pop()) and not narrow_names(model):
+    if len(rounded) == 1 and (word := rounded.pop()) and not cast_dtypes(model):
         raise DeltaError(
             f"{file} was trained with {len(delta.kept)} frozen weights kept in {word}, and here "
             f"they are not. Freeze them so before loading: fl.freeze(model, ..., dtype='{word}')."

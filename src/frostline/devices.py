@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 
+from frostline.choices import StepPrecision
 from frostline.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Precision = Literal["fp32", "bf16", "fp16"]
-
 
 @final
-class Arithmetic:
+class MixedPrecision:
     """Forward, backward and step on one device.
 
     Attributes:
@@ -30,7 +29,7 @@ class Arithmetic:
         TrainingError: started with several processes, which this version does not train with.
     """
 
-    def __init__(self, device: str, precision: Precision = "fp32") -> None:
+    def __init__(self, device: str, precision: StepPrecision = "fp32") -> None:
         self.device = resolve_device(device)
         _refuse_several_processes()
         # Plain float32 needs nothing of accelerate, whose import takes half a second.
@@ -72,13 +71,18 @@ class Arithmetic:
 
     def to_device(self, inputs: Any) -> Any:
         """A batch's tensors on the device, in their containers."""
-        if isinstance(inputs, Tensor):
-            return inputs.to(self.device, non_blocking=True)
-        if type(inputs) in (tuple, list):
-            return type(inputs)([self.to_device(part) for part in inputs])
-        from accelerate.utils import send_to_device
+        return to_device(inputs, self.device)
 
-        return send_to_device(inputs, self.device, non_blocking=True)
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """A batch's tensors on `device`, in their containers."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, non_blocking=True)
+    if type(inputs) in (tuple, list):
+        return type(inputs)([to_device(part, device) for part in inputs])
+    from accelerate.utils import send_to_device
+
+    return send_to_device(inputs, device, non_blocking=True)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -111,7 +115,7 @@ def _accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator(check_available=True)
 
 
-def _accelerator_for(wanted: torch.device, precision: Precision) -> Accelerator:
+def _accelerator_for(wanted: torch.device, precision: StepPrecision) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

@@ -17,7 +17,7 @@ last/delta-N.safetensors     earlier ones, with their states, where several are 
 result.json                  figures of the best epoch, and the proof
 report.html                  all of it on one page
 run.lock                     while a run is going here
-tensorboard/                 curves
+tensorboard/                 curves, where tensorboard is installed
 """
 
 from __future__ import annotations
@@ -31,8 +31,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from frostline._files import FileLock, check_writable, is_text, lock, output_errors, write_text
-from frostline._sums import checked, json_checked, json_with_sum, with_sum
+from frostline._files import (
+    FileLock,
+    check_writable,
+    checked,
+    is_text,
+    json_checked,
+    json_with_sum,
+    lock,
+    output_errors,
+    with_sum,
+    write_text,
+)
 from frostline.errors import ConfigError, OutputError
 from frostline.fingerprints import Fingerprint
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from frostline.choices import OptimizerName, Schedule, StepPrecision
 from frostline.errors import ConfigError, shortened
 
 Monitor = Literal["accuracy", "macro_f1", "loss"]
-MixedPrecision = Literal["fp32", "bf16", "fp16"]
 _PRECISIONS = ("auto", "exact", "bf16", "fp16")
 
 
@@ -39,16 +39,14 @@ class Recipe(BaseModel):
         allow_inf_nan=False,
         description="Peak learning rate; by default 3e-3 for a head alone, else 3e-4.",
     )
-    optimizer: Literal["adamw", "adam", "sgd"] = Field(
+    optimizer: OptimizerName = Field(
         "adamw", description="Optimizer, with fused kernels where torch has them."
     )
     weight_decay: float = Field(
         0.01, ge=0, allow_inf_nan=False, description="Weight decay; biases and norms have none."
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="Learning rate after the warm-up."
-    )
+    schedule: Schedule = Field("cosine", description="Learning rate after the warm-up.")
     warmup: float = Field(0.5, ge=0, allow_inf_nan=False, description="Epochs of linear warm-up.")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="Learning-rate factor for each stage below the head."
@@ -102,7 +100,7 @@ class Recipe(BaseModel):
         return text
 
     @property
-    def mixed(self) -> MixedPrecision:
+    def mixed(self) -> StepPrecision:
         """The mixed precision of forward and backward."""
         return {"bf16": "bf16", "fp16": "fp16"}.get(self.precision, "fp32")  # type: ignore[return-value]  # a str to mypy
 
@@ -122,6 +120,21 @@ def recipe_of(**options: object) -> Recipe:
     """
     with config_errors():
         return Recipe.model_validate(options)
+
+
+def recipe_from(recipe: Recipe | None, options: Mapping[str, object]) -> Recipe:
+    """The recipe that was given, or one from options by name.
+
+    Raises:
+        ConfigError: both are given, or an option is unknown or out of its range.
+    """
+    if recipe is None:
+        return recipe_of(**options)
+    if options:
+        raise ConfigError(
+            f"got a recipe and {', '.join(options)} beside it. Put all into one of the two."
+        )
+    return recipe
 
 
 def check_alone(**given: object) -> None:

@@ -1,8 +1,12 @@
-"""Bytes, seconds, counts and long lists as people read them."""
+"""Bytes, seconds, counts and long lists as people read them, and a stopwatch for the seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
 
 
 def format_bytes(count: float) -> str:
@@ -58,3 +62,20 @@ def some_of(things: Sequence[object], *, most: int) -> str:
     """The first `most` of `things` separated by commas, and how many more there are."""
     named = ", ".join(str(thing) for thing in things[:most])
     return named if len(things) <= most else f"{named} and {len(things) - most} more"
+
+
+@final
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds that many short blocks took in all; not for several threads at once."""
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.tensor_parts import is_finite
+from frostline.fingerprints.parts import is_finite
 from quantised_weights import Int8Weight, quantise
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import frostline as fl
-from frostline.turns import in_turn
+from frostline.calling import in_turn
 
 INPUTS = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
 DATA = TensorDataset(INPUTS, torch.arange(24) % 3)

@@ -57,7 +57,7 @@ class MetricsLog(Hook):
 
 @final
 class TensorBoardLog(Hook):
-    """Writes curves for TensorBoard, one point for each epoch.
+    """Writes curves for TensorBoard, one point for each epoch; nothing where it is not installed.
 
     The events are written here and not by torch's `SummaryWriter`, whose thread prints a traceback
     of its own when the disk is full.
@@ -65,16 +65,20 @@ class TensorBoardLog(Hook):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._is_installed = False
         self._file = (
             folder / f"events.out.tfevents.{time.time_ns():019d}.{gethostname()}.{getpid()}"
         )
 
     def on_start(self, training: Training) -> None:
-        from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]  # it has no stubs
-            Event,
-            SessionLog,
-        )
-
+        try:
+            from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]  # it has no stubs
+                Event,
+                SessionLog,
+            )
+        except ImportError:
+            return
+        self._is_installed = True
         with output_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         version, next_step = "brain.Event:2", training.epochs_done + 1
@@ -85,6 +89,8 @@ class TensorBoardLog(Hook):
         )
 
     def on_epoch(self, training: Training) -> None:
+        if not self._is_installed:
+            return
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 

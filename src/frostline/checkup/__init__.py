@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.calling import in_turn
 from frostline.checkup import (
     data,
     distributed,
@@ -31,8 +32,7 @@ from frostline.freezing import freezes_kept, train_only
 from frostline.plans import Plan
 from frostline.recipe import check_alone
 from frostline.selectors import Selector, SelectorLike, as_selector
-from frostline.selectors.inventory import unwrap
-from frostline.turns import in_turn
+from frostline.wrappers import unwrap
 
 __all__ = ["CODES", "Check", "Checkup", "Finding", "Level", "doctor"]
 

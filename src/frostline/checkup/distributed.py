@@ -10,8 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from frostline.checkup.findings import Finding, counted, listed
 from frostline.checkup.subject import Check, Subject, is_called
-from frostline.selectors.inventory import wrappers
-from frostline.wrapped import reduced
+from frostline.wrappers import reduced, wrappers
 
 _WRAP = "model = torch.nn.parallel.DistributedDataParallel(model.module)  # after each freeze"
 _WRAP_INNER = "model = torch.nn.parallel.DistributedDataParallel(model)  # dropping the other"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from frostline.checkup.findings import Finding, counted, listed
 from frostline.checkup.subject import Check, Subject
 from frostline.checkup.trial import Facts, Gradient
-from frostline.tensor_parts import is_wrapped
+from frostline.fingerprints.parts import is_wrapped
 from frostline.units import format_count
 
 _WORTH_TELLING = 0.05  # of the model's numbers, in frozen layers that the backward pass crosses

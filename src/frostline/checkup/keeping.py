@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from frostline.tensor_parts import plain_parts
+from frostline.fingerprints.parts import plain_parts
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 

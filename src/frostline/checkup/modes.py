@@ -15,7 +15,7 @@ from frostline.checkup.live import (
     replaced_norms,
 )
 from frostline.checkup.subject import Check, Subject
-from frostline.modes import held_though_trainable, modes_kept
+from frostline.freezing.modes import held_though_trainable, modes_kept
 
 _ALL_FROZEN = "[p for p in model.parameters() if not p.requires_grad]"
 

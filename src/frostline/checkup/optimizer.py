@@ -11,7 +11,7 @@ from torch import Tensor
 from frostline.checkup.findings import Finding, counted, listed
 from frostline.checkup.subject import Check, Subject
 from frostline.groups import default_lr
-from frostline.surgery import has_rate, outgrown
+from frostline.optimizer_sync import has_rate, outgrown
 
 _NEW = "optimizer = torch.optim.AdamW(fl.param_groups(model, lr={lr:g}))"
 # Usual are 1e-5 to 1e-2 for heads and 1e-6 to 3e-4 for pretrained layers with Adam and its kin;

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from frostline.checkup.findings import Finding, listed
 from frostline.checkup.subject import Check, Subject
 from frostline.checkup.trial import Failure
-from frostline.tensor_parts import is_finite
+from frostline.fingerprints.parts import is_finite
 
 _CODES = {
     "forward pass in train mode": "forward-failed",

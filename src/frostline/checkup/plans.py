@@ -11,7 +11,7 @@ from torch import nn
 from frostline.checkup.findings import Finding, counted
 from frostline.checkup.subject import Check, Subject
 from frostline.errors import ConfigError, SelectorError
-from frostline.selectors.inventory import wrappers
+from frostline.wrappers import wrappers
 
 
 def _plan(subject: Subject) -> Iterator[Finding]:

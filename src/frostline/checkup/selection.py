@@ -10,8 +10,8 @@ from torch.nn.parameter import is_lazy
 from frostline.checkup.findings import Finding, counted, listed
 from frostline.checkup.subject import Check, Subject
 from frostline.errors import FreezeError, SelectorError, nearest
-from frostline.refusals import unholdable
-from frostline.row_holds import held_rows
+from frostline.freezing.refusals import unholdable
+from frostline.freezing.rows import held_rows
 from frostline.selectors import Entry, Selection, Selector, nothing, select, stages
 from frostline.selectors.inventory import Occurrence
 from frostline.selectors.terms import And, Not, Or

@@ -18,8 +18,7 @@ from frostline.plans import Plan
 from frostline.plans.parts import Part, parts
 from frostline.recipe import Recipe
 from frostline.selectors import Inventory, Selector, inventory, stages
-from frostline.selectors.inventory import wrappers
-from frostline.wrapped import live_wrappers
+from frostline.wrappers import live_wrappers, wrappers
 
 Preprocess = Callable[[Any], Tensor]
 

@@ -19,7 +19,7 @@ from frostline.calling import call_with
 from frostline.checkup.keeping import same_bits, untouched
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers
 from frostline.checkup.watching import PartCall, Watch, tensors_in, watching
-from frostline.tensor_parts import is_finite, is_wrapped, plain_parts
+from frostline.fingerprints.parts import is_finite, is_wrapped, plain_parts
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 Step = Literal[

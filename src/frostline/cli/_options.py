@@ -14,7 +14,7 @@ from frostline.errors import ConfigError
 from frostline.recipe import Recipe, config_errors
 
 if TYPE_CHECKING:
-    from frostline.config import HeadPlace
+    from frostline.choices import HeadPlace
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 

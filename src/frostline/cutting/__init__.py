@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, fx, nn
 
+from frostline.calling import in_turn
 from frostline.cutting.at_module import ModuleSplit
 from frostline.cutting.checking import Checked, check, state_kept
 from frostline.cutting.drawing import Drawn, draw, recall
@@ -23,9 +24,8 @@ from frostline.cutting.tracing import Unfollowed, one_line
 from frostline.cutting.trial import few_samples
 from frostline.cutting.watching import Structure
 from frostline.errors import CutError, FrostlineError
-from frostline.modes import modes_kept
+from frostline.freezing.modes import modes_kept
 from frostline.tables import hanging
-from frostline.turns import in_turn
 from frostline.units import format_bytes
 
 

@@ -19,7 +19,7 @@ from frostline.cutting.structures import InputSpec, Rebuild, flatten_output, sam
 from frostline.cutting.trial import REARRANGED, few_samples, is_close, rows_at
 from frostline.cutting.watching import reads_recorded
 from frostline.errors import CutError, nearest
-from frostline.modes import modes_kept
+from frostline.freezing.modes import modes_kept
 
 
 @final

@@ -17,7 +17,7 @@ from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import rows_at
 from frostline.cutting.watching import Structure, reads_recorded
 from frostline.errors import CutError
-from frostline.nesting import packing
+from frostline.freezing.held_layers import packing
 
 # Above it, it is another function; below, kernels that sum in another order.
 _LARGEST_ERROR = 1e-4

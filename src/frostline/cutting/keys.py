@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from frostline.errors import CutError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
-from frostline.modes import is_held
+from frostline.freezing.modes import is_held
 from frostline.units import some_of
 
 

@@ -14,7 +14,7 @@ from torch import fx, nn
 from frostline.cutting.cheapest import Choice
 from frostline.cutting.sweep import Swept
 from frostline.cutting.tracing import Traced, module_path, operation, own_name
-from frostline.modes import is_held
+from frostline.freezing.modes import is_held
 
 # Each is tried on the example, which takes some forwards.
 _MOST_TRIED = 4

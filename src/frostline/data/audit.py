@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import xxhash
 
 from frostline._files import file_digest
+from frostline.choices import BadImages
 from frostline.data.findings import Finding, find_errors, find_oddities
+from frostline.data.image_sets import ImageSet, Splits
 from frostline.data.images import check_content, check_image, opened
 from frostline.data.ordered import count_threads, ordered_map
-from frostline.data.samples import ImageSet, Splits
 from frostline.errors import DataError, ImageError
 
 _ONE_READ_BYTES = 1 << 26  # 64 MiB; a larger file is read twice rather than held in memory
@@ -39,7 +39,7 @@ class Audit:
 def audit(
     splits: Splits,
     *,
-    bad_images: Literal["skip", "error"],
+    bad_images: BadImages,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
@@ -118,9 +118,7 @@ def _without(splits: Splits, broken: frozenset[Path]) -> Splits:
     return replace(splits, train=kept(splits.train), val=kept(splits.val), test=test)
 
 
-def _broken_finding(
-    broken: Mapping[Path, ImageError], bad_images: Literal["skip", "error"]
-) -> list[Finding]:
+def _broken_finding(broken: Mapping[Path, ImageError], bad_images: BadImages) -> list[Finding]:
     if not broken:
         return []
     lines = "".join(f"\n  {error}" for error in list(broken.values())[:_NAMED])

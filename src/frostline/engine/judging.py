@@ -8,12 +8,14 @@ from contextlib import closing
 import torch
 from torch import Tensor, nn
 
+from frostline.choices import StepPrecision
 from frostline.data import Batches
-from frostline.devices import Arithmetic, Precision
-from frostline.engine.steps import Forward, batch_errors, call, check_targets, non_finite
+from frostline.devices import MixedPrecision
+from frostline.engine.steps import batch_errors, call, check_targets, non_finite
 from frostline.engine.training import Hook, Predictions
+from frostline.freezing.modes import modes_kept
 from frostline.metrics import Evaluation, evaluate_logits
-from frostline.modes import modes_kept
+from frostline.session import Forward
 
 
 def evaluate(
@@ -22,7 +24,7 @@ def evaluate(
     *,
     classes: Sequence[str],
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: StepPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Evaluation:
@@ -46,7 +48,7 @@ def predict(
     batches: Batches,
     *,
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: StepPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Predictions:
@@ -58,7 +60,7 @@ def predict(
     Raises:
         NonFiniteLoss: an output is NaN; names its batch.
     """
-    arithmetic = Arithmetic(device, precision)
+    arithmetic = MixedPrecision(device, precision)
     model.to(arithmetic.device)
     return predictions(
         model, batches, arithmetic, model if forward is None else forward, tuple(hooks)
@@ -68,7 +70,7 @@ def predict(
 def predictions(
     model: nn.Module,
     batches: Batches,
-    arithmetic: Arithmetic,
+    arithmetic: MixedPrecision,
     forward: Forward,
     hooks: tuple[Hook, ...],
 ) -> Predictions:

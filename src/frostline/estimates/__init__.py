@@ -14,6 +14,7 @@ from torch import nn
 
 from frostline.backward import is_lean
 from frostline.backward import lean as lean_backward
+from frostline.calling import in_turn
 from frostline.cutting import cut
 from frostline.errors import ConfigError, CutError
 from frostline.estimates.budgets import Depth, depths, largest_batch
@@ -27,11 +28,10 @@ from frostline.estimates.tracing import StepTrace
 from frostline.estimates.whole import Estimate
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import freezes_kept, train_only
-from frostline.phasing import freeze_for
 from frostline.plans import Phase, Plan
 from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike
-from frostline.turns import in_turn
+from frostline.session import freeze_for
 
 __all__ = ["Estimate", "estimate"]
 

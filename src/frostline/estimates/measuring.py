@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from frostline.backward import saved_bytes
 from frostline.calling import call_with
 from frostline.estimates.losses import Loss, autocast, class_loss
-from frostline.modes import modes_kept
+from frostline.freezing.modes import modes_kept
 
 # What a step that does not run fails with: a wrong shape, an index out of range, no memory.
 STEP_ERRORS = (RuntimeError, ValueError, TypeError, LookupError)

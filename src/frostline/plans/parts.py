@@ -10,7 +10,7 @@ from typing import final
 from torch import nn
 
 from frostline.errors import ConfigError, SelectorError
-from frostline.inert import why_inert
+from frostline.freezing.refusals import why_inert
 from frostline.plans.phases import Phase
 from frostline.recipe import Recipe
 from frostline.selectors import Selection, inventory, nothing, parse, select, select_whole, stages

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self, TypeVar, final
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from frostline.choices import NormPolicy, Schedule, Snapshot
 from frostline.errors import ConfigError, SelectorError
 from frostline.plans._data import Data
 from frostline.recipe import Monitor, Recipe, refuse_truth
@@ -129,17 +130,17 @@ class Phase(Data):
     name: str = ""
     train: SelectorText | None = None
     freeze: SelectorText | None = None
-    norm: Literal["hold", "adapt"] = "hold"
+    norm: NormPolicy = "hold"
     epochs: int | None = Field(None, ge=1, le=_MOST)
     steps: int | None = Field(None, ge=1, le=_MOST)
     until: Until | None = None
     lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     layer_decay: float | None = Field(None, gt=0, le=1)
     weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
-    schedule: Literal["cosine", "constant"] | None = None
+    schedule: Schedule | None = None
     warmup: float | None = Field(None, ge=0, allow_inf_nan=False)
     lr_mult: dict[str, Factor] = Field(default_factory=dict)
-    start: Literal["best", "last"] = "last"
+    start: Snapshot = "last"
     state: Literal["keep", "fresh"] = "keep"
 
     @field_validator("name")

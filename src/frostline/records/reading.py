@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from frostline._files import write_text
-from frostline._sums import json_checked, json_with_sum
+from frostline._files import json_checked, json_with_sum, write_text
 from frostline.errors import ConfigError
 from frostline.folder import RunFolder
 from frostline.records.predictions import Judged, read_judged

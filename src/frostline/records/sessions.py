@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
-from frostline._files import write_text
-from frostline._sums import json_checked, json_with_sum
+from frostline._files import json_checked, json_with_sum, write_text
 
 BY_MODEL = "model"  # in place of a form: the model computes its frozen part in each step
 

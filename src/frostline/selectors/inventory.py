@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
 
+import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from frostline.errors import SelectorError
-from frostline.selectors.ranges import suffix
+from frostline.selectors.ranges import all_rows, suffix
+from frostline.wrappers import unwrap
 
 # Names that wrappers put between a module and its content; selectors need not know them.
 _WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
@@ -38,6 +37,21 @@ class Occurrence:
     def owner(self) -> nn.Module:
         """The module that holds the tensor directly."""
         return self.owners[-1]
+
+    @property
+    def both_names(self) -> set[str]:
+        """The name as torch and as a person would write it."""
+        return {self.name, self.plain}
+
+    @property
+    def above(self) -> nn.Module | None:
+        """The module that holds the owner; the root has none."""
+        return self.owners[-2] if len(self.owners) > 1 else None
+
+    @property
+    def own_name(self) -> str:
+        """The tensor's name in its owner: `weight`, `weight_g`, `original0`."""
+        return self.name.rpartition(".")[2]
 
     @property
     def leaf(self) -> str:
@@ -68,6 +82,11 @@ class Entry:
     def names(self) -> tuple[str, ...]:
         """All its names; of a piece, with the rows, as in `embed.weight[0:100]`."""
         return tuple(place.name + suffix(self.rows) for place in self.occurrences)
+
+    @property
+    def span(self) -> range:
+        """The rows of this piece; of a whole tensor all, of a single number none."""
+        return all_rows(self.tensor) if self.rows is None else self.rows
 
     @property
     def content(self) -> Tensor:
@@ -110,7 +129,7 @@ class Inventory:
         """Each full name of a tensor, as torch and as a person would write it -> its entries."""
         found: dict[str, list[int]] = {}
         for index, entry in enumerate(self.entries):
-            for name in {n for place in entry.occurrences for n in (place.name, place.plain)}:
+            for name in {n for place in entry.occurrences for n in place.both_names}:
                 found.setdefault(name, []).append(index)
         return {name: tuple(indices) for name, indices in found.items()}
 
@@ -141,27 +160,15 @@ def inventory(model: nn.Module, *, kinds_may_miss: bool = False) -> Inventory:
     return Inventory(root, entries, kinds_may_miss)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
-    inner = model
-    while (below := _inside(inner)) is not None:
-        inner = below
-    return inner
-
-
-def wrappers(model: nn.Module) -> Iterator[nn.Module]:
-    """The `torch.compile`, DataParallel and DistributedDataParallel wrappers, the outer first."""
-    layer = model
-    while (inner := _inside(layer)) is not None:
-        yield layer
-        layer = inner
-
-
-def _inside(model: nn.Module) -> nn.Module | None:
-    """What `model` wraps, if it is a wrapper."""
-    if isinstance(model, DataParallel | DistributedDataParallel):
-        return cast("nn.Module", model.module)
-    return cast("nn.Module", model._orig_mod) if _is_compiled(model) else None
+def not_plain(tensor: Tensor) -> str:
+    """What keeps the tensor's numbers from being copied and put back in place; empty if nothing."""
+    kind = type(tensor)
+    known = kind is Tensor or (issubclass(kind, nn.Parameter) and kind.__name__ != "FlatParameter")
+    if not known:
+        return f"a {kind.__name__}"
+    if tensor.is_meta:
+        return "without data"
+    return "" if tensor.layout is torch.strided else "sparse"
 
 
 def plain_name(name: str) -> str:
@@ -171,12 +178,6 @@ def plain_name(name: str) -> str:
         at = segments.index("parametrizations")
         segments = segments[:at] + segments[at + 1 : at + 2]
     return ".".join(segments)
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    # torch.compile's machinery takes a second to import, and is there if a compiled model is.
-    compiler = sys.modules.get("torch._dynamo.eval_frame")
-    return compiler is not None and isinstance(model, compiler.OptimizedModule)
 
 
 def _entries(root: nn.Module) -> Iterator[Entry]:

@@ -1,0 +1,228 @@
+"""What train and eval mode means for the frozen part, and how eval is held there.
+
+A module whose whole subtree is frozen is *held*: it stays in eval however often anyone calls
+`train()` on it or on a module above. Each held module carries an instance attribute `train` (a
+`Hold`), so no class is changed, no module replaced and no `state_dict` key added, and the hold
+goes along through `copy.deepcopy` and `torch.save` of the whole module.
+
+`FROST` marks, on each module that owns frozen tensors, which of its own are frozen by Frostline;
+`settle` derives from the marks who is to be held. Norm layers have a policy of their own:
+`hold` keeps one that is frozen in any part in eval, `adapt` leaves it to follow the mode of the
+model, so that its statistics follow the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from frostline.choices import NormPolicy as NormPolicy
+from frostline.freezing.held_layers import equip, pack_where_whole, strip
+from frostline.selectors.norms import keeps_running_statistics
+from frostline.standins import StandIn
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Which of a module's own tensors Frostline froze, and with which norm policy.
+
+    Attributes:
+        names: those that are frozen whole.
+        partly: those of which some rows are frozen (see rows.py), the others trained.
+        contents: dtype and digest of each parameter of `names` as the last freeze found it; they go
+            along with a copy, so that a delta of one whose frozen weights moved can be refused.
+    """
+
+    names: frozenset[str]
+    norm: NormPolicy = "hold"
+    partly: frozenset[str] = frozenset()
+    contents: Mapping[str, tuple[torch.dtype, str]] = field(default_factory=dict, compare=False)
+
+
+@final
+class Hold(StandIn):
+    """Stands in for `module.train`: the module stays in eval, its children get the call.
+
+    Held children ignore it likewise; a norm layer left to adapt follows it.
+
+    Attributes:
+        former: the module's own mode before it was held.
+    """
+
+    __slots__ = ("former",)
+    method = "train"
+
+    def __init__(
+        self, module: nn.Module, shadowed: Callable[..., Any] | None, former: bool
+    ) -> None:
+        super().__init__(module, shadowed)
+        self.former = former
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        module = self.module
+        module.training = False
+        for child in module.children():
+            child.train(mode)
+        return module
+
+    def more(self) -> tuple[bool]:
+        """See `StandIn`."""
+        return (self.former,)
+
+
+_MARK = "_frostline"
+
+
+def mark_of(module: nn.Module) -> Mark | None:
+    """The module's mark, if it owns frozen tensors."""
+    mark = module.__dict__.get(_MARK)
+    return mark if isinstance(mark, Mark) else None
+
+
+def set_mark(module: nn.Module, mark: Mark | None) -> None:
+    """Record that exactly these of the module's own tensors are frozen; none removes the mark."""
+    if mark is not None and (mark.names or mark.partly):
+        module.__dict__[_MARK] = mark
+    else:
+        module.__dict__.pop(_MARK, None)
+
+
+def note_content(module: nn.Module, leaf: str, content: tuple[torch.dtype, str] | None) -> None:
+    """Note what the frozen parameter holds now; none says that it was written on purpose."""
+    mark = mark_of(module)
+    if mark is None or leaf not in mark.names or leaf not in module._parameters:
+        return
+    others = {name: known for name, known in mark.contents.items() if name != leaf}
+    set_mark(
+        module, replace(mark, contents=others if content is None else {**others, leaf: content})
+    )
+
+
+def is_held(module: nn.Module) -> bool:
+    """Whether the module is held in eval."""
+    return isinstance(module.__dict__.get("train"), Hold)
+
+
+def adapts(module: nn.Module) -> bool:
+    """Whether the module's statistics were left to follow the data by `norm="adapt"`."""
+    mark = mark_of(module)
+    return mark is not None and mark.norm == "adapt" and keeps_running_statistics(module)
+
+
+def is_random_in_training(module: nn.Module) -> bool:
+    """Whether a parameterless layer draws random numbers in train mode: dropouts and the like."""
+    name = type(module).__name__.lower()
+    return any(word in name for word in ("drop", "stochasticdepth", "rrelu"))
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever the block does, afterwards every module has the mode of its own that it had before.
+
+    One that is held then is in eval, and gets that mode when it is thawed.
+    """
+    before = [(module, own_mode(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            hold = module.__dict__.get("train")
+            if isinstance(hold, Hold):
+                hold.former = training
+            module.training = training and not isinstance(hold, Hold)
+
+
+def own_mode(module: nn.Module) -> bool:
+    """Whether the module is in train mode, or was before it was held."""
+    hold = module.__dict__.get("train")
+    return hold.former if isinstance(hold, Hold) else module.training
+
+
+def settle(model: nn.Module) -> None:
+    """Hold every module that the marks below `model` say is wholly frozen, release the others.
+
+    A released module gets back the mode it had before it was held.
+    """
+    due = set(_due(model))
+    for module in model.modules():
+        if module in due and not is_held(module):
+            _hold(module)
+        elif module not in due and is_held(module):
+            _release(module)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            pack_where_whole(module, any(map(is_held, module.layers)))
+
+
+def held_though_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The outermost modules that are held although something unfroze them behind the freeze.
+
+    They train with dropout and statistics off until `fl.thaw` (or another freeze) settles them.
+    """
+    due, above = set(_due(model)), None
+    for path, module in model.named_modules():  # a module before those below it
+        if above is not None and (not above or path.startswith(f"{above}.")):
+            continue
+        if is_held(module) and module not in due:
+            above = path
+            yield path, module
+
+
+def _hold(module: nn.Module) -> None:
+    Hold.put(module, module.training)
+    module.training = False
+    equip(module)
+
+
+def _release(module: nn.Module) -> None:
+    hold: Hold = module.__dict__["train"]
+    hold.take_off()
+    module.training = hold.former
+    strip(module)
+
+
+def _due(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules to be held: wholly frozen subtrees, and norms frozen in part."""
+    for root in _frozen_roots(model):
+        yield from (module for module in root.modules() if not adapts(module))
+    for module in model.modules():
+        if _is_frozen_in_part(module) and keeps_running_statistics(module) and not adapts(module):
+            yield module
+
+
+def _is_frozen_in_part(module: nn.Module) -> bool:
+    """Whether any own tensor that Frostline froze is frozen still; one may be unfrozen by hand."""
+    if (mark := mark_of(module)) is None:
+        return False
+    own = {**module._parameters, **module._buffers}
+    frozen = (tensor for name in mark.names if (tensor := own.get(name)) is not None)
+    return bool(mark.partly) or not all(tensor.requires_grad for tensor in frozen)
+
+
+def _frozen_roots(module: nn.Module) -> Iterator[nn.Module]:
+    if _is_wholly_frozen(module):
+        yield module
+    else:
+        for child in module.children():
+            yield from _frozen_roots(child)
+
+
+def _is_wholly_frozen(root: nn.Module) -> bool:
+    """No parameter wants a gradient, no statistics are free, and Frostline had a hand in it."""
+    return (
+        any(mark_of(module) is not None for module in root.modules())
+        and not any(parameter.requires_grad for parameter in root.parameters())
+        and not any(_has_free_statistics(module) for module in root.modules())
+    )
+
+
+def _has_free_statistics(module: nn.Module) -> bool:
+    """Whether a norm without parameters was not selected; one with parameters goes by those."""
+    has_parameters = next(module.parameters(recurse=False), None) is not None
+    return keeps_running_statistics(module) and not has_parameters and mark_of(module) is None

@@ -1,0 +1,391 @@
+"""Rows of a tensor held as they are, bit for bit, while its other rows train.
+
+Zeroed gradients do not hold rows: weight decay, momentum and Adam's state move them all the same.
+A hold keeps a copy of the rows (this is its memory: their bytes, and nothing for the other rows),
+zeroes their gradients as these are accumulated, so that clipping does not count them, and puts
+the rows back after each step of any `torch.optim.Optimizer` that has the tensor among its
+parameters. Before each step the rows are compared with the copy: what something else wrote into
+them is an error, not silently written over. Out of reach are optimizers that move copies of their
+own (master weights, flat shards); what they write back is found at the next proof.
+
+A hold hangs on the module that owns the tensor, as an instance attribute, so that it goes along
+through `copy.deepcopy` and `torch.save` of the whole module, and stays through `to()` and
+`load_state_dict`. A tied tensor has one on each of its owners, all with the same rows.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+from frostline.errors import DriftError, FreezeError
+from frostline.selectors.inventory import Occurrence, not_plain
+from frostline.selectors.ranges import Ranges, overlaps, suffix, union
+
+_HOLDS = "_frostline_rows"
+
+
+def held(tensor: Tensor) -> tuple[Kept, ...]:
+    """What is kept of the tensor's rows, in their order; nothing if none are held."""
+    return next((hold.kept for hold in _WATCH.on(tensor)), ())
+
+
+def held_rows(tensor: Tensor) -> Ranges:
+    """The rows of the tensor that are held."""
+    return union(kept.rows for kept in held(tensor))
+
+
+def held_numel(tensor: Tensor) -> int:
+    """How many numbers of the tensor are held."""
+    return sum(kept.values.numel() for kept in held(tensor))
+
+
+def holds_of(module: nn.Module) -> Mapping[str, RowHold]:
+    """The holds that hang on the module, by the names of its own tensors."""
+    holds: dict[str, RowHold] = module.__dict__.get(_HOLDS, {})
+    return holds
+
+
+def hold(tensor: Tensor, places: Sequence[Occurrence], kept: Iterable[Kept]) -> None:
+    """Hold exactly these rows of the tensor, one that `check_holdable` passes; none releases it."""
+    pieces = tuple(sorted(kept, key=lambda piece: piece.rows.start))
+    # A module that got a new tensor since has its hold all the same.
+    hanging = (holds_of(place.owner).get(place.own_name) for place in places)
+    known = {id(one): one for one in (*_WATCH.on(tensor), *hanging) if one is not None}
+    for one in known.values():
+        if pieces:
+            one.keep(pieces)
+        else:
+            one.release()
+    for place in places:
+        if pieces and place.own_name not in holds_of(place.owner):
+            RowHold(place.owner, place.own_name, place.name, pieces, tensor).hang()
+
+
+def clear_gradient(tensor: Tensor) -> None:
+    """Zero the gradient of the tensor's held rows, in place."""
+    for one in _WATCH.on(tensor):
+        one.clear_gradient(tensor)
+
+
+def check_holdable(tensor: Tensor, name: str) -> None:
+    """Refuse a tensor of which no rows can be held.
+
+    Raises:
+        FreezeError: it is sharded, flattened, sparse, or has no data; says which.
+    """
+    if kind := not_plain(tensor):
+        raise FreezeError(
+            f"no rows of {name} can be held: it is {kind}, so they cannot be copied and put back "
+            "in place. Freeze rows of a plain tensor with its data loaded, or freeze it whole."
+        )
+
+
+@final
+class RowHold:
+    """Holds rows of one tensor of one module.
+
+    Attributes:
+        leaf: the tensor's name in its module.
+        name: its full name when it was held, for messages.
+        kept: the rows and what they are to stay.
+    """
+
+    __slots__ = ("__weakref__", "_handle", "_module", "kept", "leaf", "name")
+
+    def __init__(
+        self,
+        module: nn.Module,
+        leaf: str,
+        name: str,
+        kept: tuple[Kept, ...],
+        tensor: Tensor | None,
+    ) -> None:
+        # Weak, since a cycle would keep a dropped model's memory until the next collection.
+        self._module = weakref.ref(module)
+        self._handle: RemovableHandle | None = None
+        self.leaf = leaf
+        self.name = name
+        self.kept = kept
+        # Given, since a module that is just being copied or loaded does not have it yet.
+        if tensor is not None:
+            self.attend(tensor)
+        _WATCH.add(self)
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The tensor as its module has it now; `None` when either is gone."""
+        module = self._module()
+        own = {} if module is None else module.__dict__.get("_parameters", {})
+        found: Tensor | None = own.get(self.leaf)
+        return found
+
+    def hang(self) -> None:
+        """Put this hold on its module."""
+        module = self._target()
+        module.__dict__[_HOLDS] = {**holds_of(module), self.leaf: self}
+
+    def keep(self, kept: tuple[Kept, ...]) -> None:
+        """Hold these rows from now on."""
+        self.kept = kept
+        if (tensor := self.tensor) is not None:
+            self.attend(tensor)
+
+    def release(self) -> None:
+        """Hold nothing any more, and leave no trace on module and tensor."""
+        _WATCH.drop(self)
+        if self._handle is not None:
+            self._handle.remove()
+        module = self._target()
+        holds = dict(holds_of(module))
+        holds.pop(self.leaf, None)
+        module.__dict__.pop(_HOLDS, None)
+        if holds:
+            module.__dict__[_HOLDS] = holds
+
+    def attend(self, tensor: Tensor) -> None:
+        """See to it that gradients accumulated on `tensor` are zeroed in the held rows."""
+        if not tensor.requires_grad or self._attends(tensor):
+            return
+        if self._handle is not None:
+            self._handle.remove()
+        # Weak, since an optimizer may keep the tensor longer than its module lives.
+        hook = _Zeroing(weakref.ref(self))
+        register: Callable[..., RemovableHandle] = tensor.register_post_accumulate_grad_hook
+        self._handle = register(hook)
+
+    def clear_gradient(self, tensor: Tensor) -> None:
+        """Zero the gradient of the held rows, in place."""
+        gradient = tensor.grad
+        if gradient is None:
+            return
+        if gradient.is_sparse:
+            _clear_sparse(gradient, union(piece.rows for piece in self.kept))
+            return
+        for piece in self.kept:
+            gradient[piece.rows.start : piece.rows.stop].zero_()
+
+    def check(self, tensor: Tensor) -> None:
+        """Prove that nothing wrote to the held rows since they were last put back.
+
+        Raises:
+            DriftError: something did; names the rows.
+            FreezeError: the tensor was sharded since, or lost its data.
+        """
+        self._follow(tensor)
+        if _is_capturing(tensor) or are_same(self.kept, tensor):
+            return
+        found = ((piece.rows, difference(piece, tensor)) for piece in self.kept)
+        lines = [f"{self.name}{suffix(rows)}: {what}" for rows, what in found if what]
+        listed = "\n  ".join(lines)
+        raise DriftError(
+            f"rows of {self.name} that are frozen were written to by something other than an "
+            f"optimizer's step:\n  {listed}\nLoad weights before freezing; to keep what was "
+            "written, freeze these rows again.",
+            lines,
+        )
+
+    def put_back(self, tensor: Tensor) -> None:
+        """Give the held rows back every bit they had."""
+        for piece in self.kept:
+            piece.of(tensor).copy_(piece.values)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RowHold:
+        module = self._target()
+        copied = memo.get(id(module), module)
+        assert isinstance(copied, nn.Module)
+        tensor = copy.deepcopy(self.tensor, memo)
+        kept = tuple(Kept(k.rows, copy.deepcopy(k.values, memo)) for k in self.kept)
+        return RowHold(copied, self.leaf, self.name, kept, tensor)
+
+    def __reduce__(self) -> tuple[type[RowHold], tuple[object, ...]]:
+        return RowHold, (self._target(), self.leaf, self.name, self.kept, self.tensor)
+
+    def _follow(self, tensor: Tensor) -> None:
+        """Go along with a tensor that was cast, moved to another device, or replaced."""
+        check_holdable(tensor, self.name)
+        self.attend(tensor)
+        like = self.kept[0].values
+        if (like.dtype, like.device) != (tensor.dtype, tensor.device):
+            self.kept = tuple(piece.to(tensor) for piece in self.kept)
+
+    def _attends(self, tensor: Tensor) -> bool:
+        hooks = tensor._post_accumulate_grad_hooks or {}
+        return self._handle is not None and self._handle.id in hooks
+
+    def _target(self) -> nn.Module:
+        module = self._module()
+        if module is None:
+            raise ReferenceError("the module of this hold is gone")
+        return module
+
+
+@final
+class _Zeroing:
+    """Called when a gradient was accumulated: zeroes it in the rows of a hold that still lives."""
+
+    __slots__ = ("_hold",)
+
+    def __init__(self, one: weakref.ref[RowHold]) -> None:
+        self._hold = one
+
+    def __call__(self, tensor: Tensor) -> None:
+        if (one := self._hold()) is not None:
+            one.clear_gradient(tensor)
+
+
+@final
+class _Watch:
+    """Every hold that lives, and torch's step hooks, which are there as long as there is one."""
+
+    __slots__ = ("_handles", "_holds")
+
+    def __init__(self) -> None:
+        self._holds: dict[int, weakref.ref[RowHold]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def add(self, one: RowHold) -> None:
+        key = id(one)
+        self._holds[key] = weakref.ref(one, lambda _: self._forget(key))
+        if not self._handles:
+            self._handles = [
+                register_optimizer_step_pre_hook(_before_step),
+                register_optimizer_step_post_hook(_after_step),
+            ]
+
+    def drop(self, one: RowHold) -> None:
+        self._forget(id(one))
+
+    def on(self, tensor: Tensor) -> Iterator[RowHold]:
+        """The holds of the tensor, one for each of its owners."""
+        return (one for one in self._living() if one.tensor is tensor)
+
+    def within(self, optimizer: Optimizer) -> list[tuple[RowHold, Tensor]]:
+        """A hold of each held tensor that the optimizer moves."""
+        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        pairs = ((one, one.tensor) for one in self._living())
+        found = {id(t): (one, t) for one, t in pairs if t is not None and id(t) in moved}
+        return list(found.values())
+
+    def _living(self) -> list[RowHold]:
+        holds = (reference() for reference in list(self._holds.values()))
+        return [one for one in holds if one is not None]
+
+    def _forget(self, key: int) -> None:
+        self._holds.pop(key, None)
+        if not self._holds:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+
+
+_WATCH = _Watch()
+
+
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG001 - torch's
+    with torch.no_grad():
+        for one, tensor in _WATCH.within(optimizer):
+            one.check(tensor)
+            one.clear_gradient(tensor)
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG001 - torch's
+    with torch.no_grad():
+        for one, tensor in _WATCH.within(optimizer):
+            one.put_back(tensor)
+
+
+def _clear_sparse(gradient: Tensor, rows: Ranges) -> None:
+    """Zero what a sparse gradient holds of these rows; what it lists may list a row twice."""
+    edges = torch.tensor([e for r in rows for e in (r.start, r.stop)], device=gradient.device)
+    inside = torch.searchsorted(edges, gradient._indices()[0].contiguous(), right=True) % 2 == 1
+    gradient._values()[inside] = 0
+
+
+def _is_capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, in which nothing can be waited for."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """Rows of a tensor, and a copy of what they held, which is never written to."""
+
+    rows: range
+    values: Tensor
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The tensor's own rows, as a view."""
+        return tensor.detach()[self.rows.start : self.rows.stop]
+
+    def to(self, tensor: Tensor) -> Kept:
+        """The copy in the tensor's dtype and on its device."""
+        return Kept(self.rows, self.values.to(tensor.device, tensor.dtype))
+
+
+def taken(tensor: Tensor, rows: Iterable[range]) -> tuple[Kept, ...]:
+    """Copies of these rows as they are now."""
+    return tuple(Kept(r, tensor.detach()[r.start : r.stop].clone()) for r in rows)
+
+
+def kept_within(kept: Sequence[Kept], rows: Iterable[range]) -> tuple[Kept, ...]:
+    """What of the kept rows is among `rows`; a piece that is cut is copied, to free the rest."""
+    pieces = overlaps([piece.rows for piece in kept], union(rows))
+    return tuple(
+        kept[at] if part == kept[at].rows else Kept(part, _part(kept[at], part).clone())
+        for at, part in pieces
+    )
+
+
+def are_same(kept: Iterable[Kept], tensor: Tensor) -> bool:
+    """Whether the tensor has the kept rows, and each of their bits."""
+    pairs = [(piece.of(tensor), piece.values) for piece in kept]
+    if any(now.shape != before.shape for now, before in pairs):
+        return False
+    if tensor.device.type == "cpu":
+        return all(torch.equal(_bits(now), _bits(before)) for now, before in pairs)
+    return not any_differs(pairs)
+
+
+def any_differs(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Whether any bit differs, for an accelerator: it is waited for once, not for each pair."""
+    differs = [(_bits(now) != _bits(before)).any() for now, before in pairs]
+    return bool(torch.stack(differs).any())
+
+
+def difference(piece: Kept, tensor: Tensor) -> str | None:
+    """How the tensor's rows differ from the kept ones, in words; `None` where no bit does."""
+    now = piece.of(tensor)
+    if now.shape != piece.values.shape:
+        return f"shape changed from {(*piece.values.shape,)} to {(*now.shape,)}"
+    differs = (_bits(now) != _bits(piece.values)).reshape(len(piece.rows), -1).any(dim=1)
+    if not differs.any():
+        return None
+    count, first = int(differs.sum()), piece.rows[int(differs.int().argmax())]
+    return f"{count} of {len(piece.rows)} rows differ, the first is row {first}"
+
+
+def _part(piece: Kept, rows: range) -> Tensor:
+    return piece.values[rows.start - piece.rows.start : rows.stop - piece.rows.start]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor's bits as integers, so that NaN equals itself and the sign of zero counts."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.view(_BITS[real.dtype.itemsize])

@@ -1,0 +1,347 @@
+"""Optimizer state by parameter name: it finds its parameter whatever the groups and their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal, NotRequired, TypedDict
+
+import torch
+from torch import nn
+
+from frostline.errors import ConfigError
+from frostline.optimizer_sync.members import (
+    Group,
+    check_optimizer,
+    groups_of_model,
+    keeper,
+    model_params,
+    same,
+)
+from frostline.optimizer_sync.states import (
+    begun,
+    check_even,
+    check_fit,
+    copied,
+    even_out,
+    outgrown,
+    restored,
+)
+from frostline.selectors.inventory import Entry
+from frostline.units import some_of
+
+Missing = Literal["refuse", "fresh"]
+Hyperparameters = Literal["saved", "own"]
+
+_FORMAT = "frostline optimizer state 2"
+_BEFORE = "frostline optimizer state 1"  # knew of parameters' states and groups only
+_NOT_SAVED = frozenset({"params", "param_names"})
+_some = partial(some_of, most=3)
+
+
+class NamedParameter(TypedDict):
+    """What was saved of one parameter; `group` is an index into the saved groups."""
+
+    shape: list[int]
+    dtype: NotRequired[str]
+    group: int
+    state: dict[str, Any]
+
+
+class OptimizerState(TypedDict):
+    """A whole saved state: plain data and tensors, which `torch.load(weights_only=True)` reads.
+
+    A few optimizers of other libraries keep objects of their own; these are in it as they are.
+    What belongs to no single parameter (counters, a schedule of its own, random generators) is
+    `shared`, entries of the optimizer's state under a name instead of a parameter, and `further`,
+    entries of its `state_dict()` beside state and groups.
+    """
+
+    format: str
+    optimizer: str
+    parameters: dict[str, NamedParameter]
+    groups: list[dict[str, Any]]
+    shared: dict[str, Any]
+    further: dict[str, Any]
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> OptimizerState:
+    """The optimizer's state and hyperparameters of the parameters of `model`, by name.
+
+    Everything in it is a copy: all that the optimizer's own `state_dict()` holds, but for
+    parameters of other models in the same optimizer.
+
+    Raises:
+        ConfigError: the optimizer keeps no state by parameter, keeps more than names can find
+            again, holds nothing of the model, or a state of another shape than its parameter.
+    """
+    check_optimizer(optimizer)
+    params = model_params(model)
+    groups = [optimizer.param_groups[at] for at in groups_of_model(optimizer.param_groups, params)]
+    shared, further = _beside_parameters(optimizer)
+    states = keeper(optimizer).state
+    parameters: dict[str, NamedParameter] = {}
+    for index, group in enumerate(groups):
+        for entry in params.of_group(group):
+            _check_not_outgrown(optimizer, entry, group)
+            parameters[entry.name] = NamedParameter(
+                shape=list(entry.tensor.shape),
+                dtype=str(entry.tensor.dtype),
+                group=index,
+                state=copied(states.get(entry.tensor, {})),
+            )
+    return OptimizerState(
+        format=_FORMAT,
+        optimizer=type(optimizer).__name__,
+        parameters=parameters,
+        groups=[
+            {key: copied(value) for key, value in group.items() if key not in _NOT_SAVED}
+            for group in groups
+        ],
+        shared=shared,
+        further=further,
+    )
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    state: Mapping[str, Any],
+    *,
+    missing: Missing = "refuse",
+    hyperparameters: Hyperparameters = "saved",
+) -> None:
+    """Load what `optimizer_state` gave, by name; training goes on bit for bit.
+
+    Groups may be other in number and order. Tensors are copied and placed as the optimizer's own
+    `load_state_dict` does, but keep their bits where the parameter has the dtype it had. Other
+    models' parameters in the optimizer keep their state; what it keeps for all is taken over.
+
+    Args:
+        missing: "refuse" asks that the saved parameters be those that the optimizer holds of
+            the model; with "fresh" one that was not saved begins without state, and what was
+            saved of others is left out.
+        hyperparameters: those that were saved, or the optimizer's own.
+
+    Raises:
+        ConfigError: it is no such state, of another optimizer, of other parameters or shapes,
+            its hyperparameters do not fit these groups, or the optimizer's own `load_state_dict`
+            refuses it. Nothing has been changed then.
+    """
+    _check_choices(missing, hyperparameters)
+    check_optimizer(optimizer)
+    params, groups = model_params(model), optimizer.param_groups
+    own = [groups[index] for index in groups_of_model(groups, params)]
+    _check_format(state, optimizer)
+    shared, further = _beside_parameters(optimizer)
+    if state["format"] == _FORMAT:
+        shared, further = copied(state["shared"]), {**further, **copied(state["further"])}
+    saved: Mapping[str, NamedParameter] = state["parameters"]
+    entries = {id(entry.tensor): entry for group in own for entry in params.of_group(group)}
+    # A tied parameter may have been met under another of its names when it was saved.
+    names = {key: [n for n in entry.names if n in saved] for key, entry in entries.items()}
+    found = {key: saved[known[0]] for key, known in names.items() if known}
+    if missing == "refuse":
+        _check_names(params.title, entries, found, saved)
+    for key, one in found.items():
+        _check_shape(optimizer, entries[key], one)
+    settings: list[dict[str, Any]] = [{} for _ in groups]
+    if hyperparameters == "saved":
+        settings = [_settings(params.of_group(g), found, state["groups"]) for g in groups]
+    to_be = dict(keeper(optimizer).state)  # by parameter; other models' keep theirs
+    to_be |= {e.tensor: found[key]["state"] if key in found else {} for key, e in entries.items()}
+    for group, chosen in zip(groups, settings, strict=True):
+        if params.of_group(group):
+            check_even(optimizer, {**group, **chosen}, [to_be.get(p, {}) for p in group["params"]])
+    packed = optimizer.state_dict()
+    for at, parameter in _positions(optimizer, packed).items():
+        if one_state := to_be.get(parameter):
+            shared[at] = copied(one_state) if id(parameter) in found else one_state
+    merged = [{**p, **s} for p, s in zip(packed["param_groups"], settings, strict=True)]
+    _load(optimizer, {**further, "state": shared, "param_groups": merged})
+    _keep_bits(optimizer, entries, found)
+    for group in own:
+        for entry in params.of_group(group):
+            begin = None if to_be[entry.tensor] else begun(optimizer, entry.tensor, group)
+            if begin is not None:
+                keeper(optimizer).state[entry.tensor] = begin
+        even_out(optimizer, group)
+
+
+def _beside_parameters(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """A copy of what the optimizer keeps for no single parameter: `shared` and `further`.
+
+    Raises:
+        ConfigError: its `state_dict()` has another form, keeps parameters' states elsewhere, or
+            something in it goes by the parameters' positions, which a name cannot find again.
+    """
+    packed = optimizer.state_dict()
+    positions = _positions(optimizer, packed)
+    states = keeper(optimizer).state
+    if any(packed["state"].get(at) and not states.get(p) for at, p in positions.items()):
+        raise _refused(optimizer, "keeps its parameters' states in another object")
+    shared = {key: value for key, value in packed["state"].items() if key not in positions}
+    further = {key: v for key, v in packed.items() if key not in ("state", "param_groups")}
+    for key, value in {**shared, **further}.items():
+        if not isinstance(key, str) or _goes_by_position(value):
+            raise _refused(optimizer, f"keeps '{key}' by the positions of its parameters")
+    return copied(shared), copied(further)
+
+
+def _positions(
+    optimizer: torch.optim.Optimizer, packed: Mapping[str, Any]
+) -> dict[Any, nn.Parameter]:
+    """What stands for each parameter in what torch's `load_state_dict` reads."""
+    groups = packed.get("param_groups")
+    if "state" not in packed or groups is None or len(groups) != len(optimizer.param_groups):
+        raise _refused(optimizer, f"saves itself in a form of its own ({', '.join(packed)})")
+    pairs = zip(groups, optimizer.param_groups, strict=True)
+    return {
+        at: parameter
+        for packed_group, group in pairs
+        for at, parameter in zip(packed_group["params"], group["params"], strict=True)
+    }
+
+
+def _goes_by_position(value: Any) -> bool:
+    """Whether a mapping in it has other keys than names, as positions or parameters."""
+    if isinstance(value, Mapping):
+        named = all(isinstance(key, str) for key in value)
+        return not named or any(_goes_by_position(inner) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return any(_goes_by_position(inner) for inner in value)
+    return isinstance(value, nn.Parameter)
+
+
+def _refused(optimizer: torch.optim.Optimizer, why: str) -> ConfigError:
+    return ConfigError(
+        f"{type(optimizer).__name__} {why}, so none of it has a parameter's name. Save "
+        "optimizer.state_dict() and load it into an optimizer made the same way; or save the "
+        "state of the optimizer inside."
+    )
+
+
+def _check_not_outgrown(optimizer: torch.optim.Optimizer, entry: Entry, group: Group) -> None:
+    if (key := outgrown(optimizer, entry.tensor, group)) is not None:
+        shape = tuple(keeper(optimizer).state[entry.tensor][key].shape)
+        raise ConfigError(
+            f"{entry.name} has the shape {tuple(entry.tensor.shape)}, but the optimizer keeps "
+            f"'{key}' of it with {shape}: its data were resized since. Let it begin again: "
+            "fl.sync(optimizer, model)."
+        )
+
+
+def _check_choices(missing: str, hyperparameters: str) -> None:
+    for name, value, known in (
+        ("missing", missing, ("refuse", "fresh")),
+        ("hyperparameters", hyperparameters, ("saved", "own")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} is {value!r}; it is {known[0]!r} or {known[1]!r}.")
+
+
+def _check_format(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(state, Mapping) or state.get("format") not in (_FORMAT, _BEFORE):
+        raise ConfigError(
+            "this is no optimizer state by name that this version reads. Pass what "
+            "fl.optimizer_state(optimizer, model) gave; what optimizer.state_dict() gave goes to "
+            "optimizer.load_state_dict."
+        )
+    kind = type(optimizer).__name__
+    if state["optimizer"] != kind:
+        raise ConfigError(
+            f"the state was saved from {state['optimizer']}, but this optimizer is {kind}, which "
+            "keeps other numbers. Make the optimizer that was saved, or begin without state."
+        )
+
+
+def _check_names(
+    title: str, entries: Mapping[int, Entry], found: Mapping[int, Any], saved: Mapping[str, Any]
+) -> None:
+    unknown = [entry.name for key, entry in entries.items() if key not in found]
+    if unknown:
+        raise ConfigError(
+            f"the saved state knows nothing of {_some(unknown)} of {title}. To let what it "
+            'does not know begin without state: fl.load_optimizer_state(..., missing="fresh").'
+        )
+    held = {name for entry in entries.values() for name in entry.names}
+    absent = [name for name in saved if name not in held]
+    if absent:
+        raise ConfigError(
+            f"the saved state holds {_some(absent)}, which this optimizer does not. Thaw it and "
+            "fl.sync(optimizer, model) before loading; or leave it out: "
+            'fl.load_optimizer_state(..., missing="fresh").'
+        )
+
+
+def _check_shape(optimizer: torch.optim.Optimizer, entry: Entry, saved: NamedParameter) -> None:
+    before, now = tuple(saved["shape"]), tuple(entry.tensor.shape)
+    if before != now:
+        raise ConfigError(
+            f"{entry.name} was saved with the shape {before}, but has {now} in this model. "
+            "Load into the model that was trained."
+        )
+    check_fit(optimizer, entry, saved["state"])
+
+
+def _settings(
+    entries: tuple[Entry, ...],
+    found: Mapping[int, NamedParameter],
+    saved_groups: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The hyperparameters that were saved for the parameters of a group, which must be one set."""
+    chosen: dict[str, Any] = {}
+    first = ""
+    for entry in entries:
+        if id(entry.tensor) not in found:
+            continue
+        settings = saved_groups[found[id(entry.tensor)]["group"]]
+        if first and (key := _difference(chosen, settings)) is not None:
+            raise ConfigError(
+                f"{first} and {entry.name} stand in one group, but were saved with {key} "
+                f"{chosen.get(key)} and {settings.get(key)}. Make the groups as they were, or "
+                'keep their own: fl.load_optimizer_state(..., hyperparameters="own").'
+            )
+        chosen, first = settings, first or entry.name
+    return {key: copied(value) for key, value in chosen.items()}
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The first key whose value differs."""
+    keys = dict.fromkeys([*one, *other])
+    return next(
+        (k for k in keys if k not in one or k not in other or not same(one[k], other[k])), None
+    )
+
+
+def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """By the optimizer's own `load_state_dict`; if it refuses, the optimizer stays as it was.
+
+    torch's makes new groups and states, so that the old ones can be put back.
+    """
+    before = [(one, dict(vars(one))) for one in (optimizer, keeper(optimizer))]
+    try:
+        optimizer.load_state_dict(state)
+    except Exception as error:
+        for one, own in before:
+            vars(one).clear()
+            vars(one).update(own)
+        raise ConfigError(
+            f"{type(optimizer).__name__}.load_state_dict refuses the saved state: {error}. Make "
+            "the optimizer with the options of the one that was saved, or begin without state."
+        ) from error
+
+
+def _keep_bits(
+    optimizer: torch.optim.Optimizer,
+    entries: Mapping[int, Entry],
+    found: Mapping[int, NamedParameter],
+) -> None:
+    """Undo casts of loading where the parameter has the dtype that it was saved with."""
+    states = keeper(optimizer).state
+    for key, saved in found.items():
+        parameter = entries[key].tensor
+        if saved["state"] and saved.get("dtype") == str(parameter.dtype):
+            states[parameter] = restored(states[parameter], saved["state"])

@@ -1,0 +1,232 @@
+"""Which group a joining parameter goes to: by the rule of `param_groups`, or by what is visible.
+
+A group's *base* is its learning rate before any schedule: `max_lr` under a one-cycle schedule,
+else `initial_lr` where a scheduler stands, else the `base_lr` that `param_groups` wrote, else
+`lr`. Groups are compared by base and weight decay, never by where the schedule stands.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict, final
+
+import torch
+from torch import Tensor, nn
+
+from frostline.errors import ConfigError
+from frostline.groups import DEFAULT_NO_DECAY, Rule, rates_by_rule
+from frostline.optimizer_sync.members import Group, same
+from frostline.selectors import SelectorLike
+
+_BASE_KEYS = ("max_lr", "initial_lr", "base_lr")
+_OWN_KEYS = frozenset(
+    {*_BASE_KEYS, "lr", "min_lr", "weight_decay", "params", "param_names", "rule"}
+)
+
+
+class Options(TypedDict, total=False):
+    """What the caller of `sync` said about the joiners; the keys of a `Rule`, as values."""
+
+    lr: float
+    weight_decay: float
+    layer_decay: float
+    lr_mult: Mapping[str, float]
+    no_decay: SelectorLike
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BaseAndDecay:
+    """What the group of a joiner is to have.
+
+    Attributes:
+        base: None where the optimizer finds its learning rate itself (see `has_rate`).
+        decay: None where the optimizer knows no weight decay.
+    """
+
+    base: float | None
+    decay: float | None
+
+
+def base_key(group: Group) -> str:
+    """The key under which the group's base stands."""
+    return next((key for key in _BASE_KEYS if key in group), "lr")
+
+
+def has_rate(group: Group) -> bool:
+    """Whether the group has a learning rate at all.
+
+    transformers' Adafactor has `lr=None` where it finds the rate itself; others have no `lr`.
+    """
+    return group.get(base_key(group)) is not None
+
+
+def base_of(group: Group) -> float:
+    """The learning rate before any schedule of a group that has one."""
+    return float(group[base_key(group)])
+
+
+def rates_of_trainable(
+    model: nn.Module, groups: list[Group], own: tuple[int, ...], index: int, options: Options
+) -> dict[int, BaseAndDecay]:
+    """What each trainable parameter of `model` is to have, by `id()`.
+
+    Args:
+        own: indices of the groups that hold parameters of the model.
+        index: that of them whose base is the highest; any where none has a rate.
+
+    Raises:
+        ConfigError: a number is out of its range, or the rule holds a selector without text.
+        SelectorError: a selector cannot be read or matches nothing.
+    """
+    reference, groups = groups[index], [groups[i] for i in own]
+    rules = (group["rule"] for group in [reference, *groups] if has_rule(group))
+    carried = next(rules, None)
+    rates = rates_by_rule(model, **_with(options, carried or _visible(groups, reference)))
+    decays = "weight_decay" in reference
+    if not has_rate(reference) and (asked := options.keys() & {"lr", "layer_decay", "lr_mult"}):
+        raise ConfigError(
+            f"{min(asked)} was asked for, but the optimizer's groups have no learning rate: it "
+            "finds its own. Leave it out, or make the optimizer with a rate, as lr=1e-3."
+        )
+    if not decays and options.get("weight_decay"):
+        raise ConfigError(
+            f"weight_decay={options['weight_decay']:g} was asked for, but the optimizer's groups "
+            "know no weight decay. Leave it out."
+        )
+    to_base = _to_base(groups, reference, rescaled=carried is not None and "lr" not in options)
+    return {
+        id(rate.parameter): BaseAndDecay(to_base(rate.lr), rate.weight_decay if decays else None)
+        for rate in rates
+    }
+
+
+def find_group(
+    optimizer: torch.optim.Optimizer, candidates: list[int], reference: Group, wanted: BaseAndDecay
+) -> int | None:
+    """Index of the first candidate that has what is wanted and is otherwise as `reference`."""
+    for index in candidates:
+        group = optimizer.param_groups[index]
+        if _has(group, wanted) and _alike(group, reference, optimizer.defaults):
+            return index
+    return None
+
+
+def has_rule(group: Group) -> bool:
+    """Whether the group carries the rule of `param_groups`."""
+    rule = group.get("rule")
+    return isinstance(rule, dict) and rule.keys() == Rule.__required_keys__
+
+
+def new_group(reference: Group, wanted: BaseAndDecay, lr: float | None) -> Group:
+    """A group without parameters that has what is wanted, in everything else as `reference`.
+
+    Args:
+        lr: the learning rate at which the schedule stands for that base; None without a base.
+    """
+    scale = scale_of(reference, wanted)
+    group = {key: copy.deepcopy(v) for key, v in reference.items() if key != "params"}
+    for key in (*_BASE_KEYS, "min_lr"):
+        if key in group:
+            group[key] = in_kind_of(group[key], float(group[key]) * scale)
+    if wanted.base is not None and lr is not None:
+        key = base_key(reference)
+        group[key] = in_kind_of(group[key], wanted.base)
+        group["lr"] = in_kind_of(group["lr"], lr)
+    if wanted.decay is not None:
+        group["weight_decay"] = wanted.decay
+    if "param_names" in group:
+        group["param_names"] = []
+    return {"params": [], **group}
+
+
+def scale_of(reference: Group, wanted: BaseAndDecay) -> float:
+    """How many times the reference's base the wanted one is.
+
+    Raises:
+        ConfigError: the reference's base is 0.
+    """
+    if wanted.base is None:
+        return 1.0
+    base = base_of(reference)
+    if base == 0 != wanted.base:
+        raise ConfigError(
+            "every group that holds the model has the learning rate 0, so it cannot be seen how "
+            "far a schedule has come. Give one of them its rate first: "
+            "optimizer.param_groups[0]['lr'] = 1e-3."
+        )
+    return 1.0 if base == wanted.base else wanted.base / base
+
+
+def in_kind_of(former: Any, number: float) -> Any:
+    """`number` as what `former` is: a tensor of the same kind, or a plain number."""
+    return torch.full_like(former, number) if isinstance(former, Tensor) else number
+
+
+def _visible(groups: list[Group], reference: Group) -> Rule:
+    """The rule that a hand-made optimizer seems to follow: the reference's rate for all, and no
+    decay on biases and norms if some of its groups decay and others do not."""
+    decaying = [group for group in groups if group.get("weight_decay")]
+    is_split = 0 < len(decaying) < len(groups)
+    source = reference
+    if is_split:
+        source = max(decaying, key=lambda group: base_of(group) if has_rate(group) else 0.0)
+    return Rule(
+        lr=base_of(reference) if has_rate(reference) else 1.0,
+        weight_decay=float(source.get("weight_decay", 0.0)),
+        layer_decay=1.0,
+        lr_mult={},
+        no_decay=DEFAULT_NO_DECAY if is_split else "none",
+    )
+
+
+def _with(options: Options, rule: Rule) -> dict[str, Any]:
+    """The rule as arguments, with what the options say in its stead."""
+    found = {**rule, **options}
+    for name, value in found.items():
+        if value is None:
+            raise ConfigError(
+                f"the groups were made with a function or object in {name}, which has no text "
+                f"that an optimizer can carry. Say it again: fl.sync(optimizer, model, {name}=...)."
+            )
+    return found
+
+
+def _to_base(
+    groups: list[Group], reference: Group, *, rescaled: bool
+) -> Callable[[float], float | None]:
+    """A function from the rule's learning rate to a group's base; None where it has none.
+
+    They differ where the user, or a one-cycle schedule, set other rates than `param_groups` did.
+    """
+    if not has_rate(reference):
+        return lambda _: None
+    if not rescaled or "base_lr" not in reference:
+        return float
+    by_rule = {float(group["base_lr"]) for group in groups if "base_lr" in group}
+    present = {base_of(group) for group in groups if has_rate(group)}
+    if len(present) == 1 and len(by_rule) > 1:  # one rate was given to all groups
+        return lambda _: base_of(reference)
+    if base_of(reference) == float(reference["base_lr"]):
+        return float
+    scale = base_of(reference) / float(reference["base_lr"])
+    return lambda lr: lr * scale
+
+
+def _has(group: Group, wanted: BaseAndDecay) -> bool:
+    decay = group.get("weight_decay")
+    if (None if decay is None else float(decay)) != wanted.decay:
+        return False
+    if wanted.base is None or not has_rate(group):
+        return wanted.base is None and not has_rate(group)
+    return math.isclose(base_of(group), wanted.base, rel_tol=1e-6)
+
+
+def _alike(one: Group, other: Group, defaults: Mapping[str, Any]) -> bool:
+    """Whether every other hyperparameter is the same; a label is none."""
+    keys = (one.keys() | other.keys()) - _OWN_KEYS
+    hyper = [k for k in keys if k in defaults or not isinstance(one.get(k, other.get(k)), str)]
+    return all(k in one and k in other and same(one[k], other[k]) for k in hyper)

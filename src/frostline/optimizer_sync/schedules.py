@@ -1,0 +1,267 @@
+"""Learning rate schedulers take in a new group as if it had been there from their first step.
+
+At any given step, what each of torch's schedulers makes of a base learning rate is a line
+through a fixed point: `lr = fixed + (base - fixed) * share`, where `fixed` is `eta_min` of the
+two cosine schedules and 0 elsewhere, and `share` is the same for all groups. So the present rate
+of one group gives that of any other (down to the floor of ReduceLROnPlateau); nothing is
+replayed, and no existing group is touched.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard, final
+
+import torch
+from torch.optim import lr_scheduler as torch_schedulers
+
+from frostline.errors import ConfigError
+from frostline.optimizer_sync.members import Group
+from frostline.optimizer_sync.placing import base_key, base_of, has_rate, in_kind_of
+
+Scheduler = torch_schedulers.LRScheduler
+NewValues = tuple[Scheduler, dict[str, Any]]  # of a scheduler's own attributes
+
+_PROPORTIONAL = (
+    torch_schedulers.LambdaLR,
+    torch_schedulers.MultiplicativeLR,
+    torch_schedulers.StepLR,
+    torch_schedulers.MultiStepLR,
+    torch_schedulers.ConstantLR,
+    torch_schedulers.LinearLR,
+    torch_schedulers.ExponentialLR,
+    torch_schedulers.PolynomialLR,
+    torch_schedulers.OneCycleLR,
+    torch_schedulers.ReduceLROnPlateau,
+)
+_COSINES = (torch_schedulers.CosineAnnealingLR, torch_schedulers.CosineAnnealingWarmRestarts)
+_CONTAINERS = (torch_schedulers.SequentialLR, torch_schedulers.ChainedScheduler)
+_KNOWN = (*_PROPORTIONAL, *_COSINES, *_CONTAINERS)
+_WAY_OUT = (
+    "Let the joiners share an existing group, fl.sync(optimizer, model, lr=..., "
+    "weight_decay=...) with its numbers; or thaw and sync before the schedule begins."
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Schedules:
+    """The schedulers of one optimizer and the group by which their present stand is read.
+
+    Attributes:
+        reference: index of that group.
+    """
+
+    optimizer: torch.optim.Optimizer
+    schedulers: tuple[Scheduler, ...]
+    reference: int
+
+    @property
+    def group(self) -> Group:
+        """The reference group."""
+        return self.optimizer.param_groups[self.reference]
+
+    def present_lr(self, scale: float) -> float | None:
+        """Where a group stands now whose base is `scale` times the reference's; None without one.
+
+        Raises:
+            ConfigError: that cannot be told from the reference.
+        """
+        if not has_rate(self.group):
+            return None
+        lr = float(self.group["lr"])
+        if scale == 1.0:
+            return lr
+        fixed, base = self._line()
+        floor = min((float(s.min_lrs[0]) for s in self.schedulers if _is_plateau(s)), default=0.0)
+        if (fixed and base == fixed) or (scale > 1.0 and lr <= floor < base):
+            raise ConfigError(
+                f"the group to go by stands at {lr:g}, the lowest rate of its schedule, and does "
+                f"not show where a group with another base stands. {_WAY_OUT}"
+            )
+        if fixed:
+            return fixed + (lr - fixed) * ((base * scale - fixed) / (base - fixed))
+        # A reduction stops at the floor, but never lifts what began below it.
+        return max(lr * scale, min(base * scale, floor))
+
+    def new_values(self, scales: Sequence[float]) -> list[NewValues]:
+        """What the schedulers are to know of new groups with these scales, in their order."""
+        lrs = [lr for scale in scales if (lr := self.present_lr(scale)) is not None]
+        return [(s, self._new_values_of(s, scales, lrs)) for s in _all(self.schedulers)]
+
+    def _line(self) -> tuple[float, float]:
+        """The fixed point, and the reference's base in the scheduler that it belongs to."""
+        leaves = [_leaf(scheduler) for scheduler in self.schedulers]
+        for leaf in leaves:
+            if _fixed_point(leaf):
+                return _fixed_point(leaf), float(leaf.base_lrs[self.reference])
+        return 0.0, base_of(self.group)
+
+    def _new_values_of(
+        self, scheduler: Scheduler, scales: Sequence[float], lrs: list[float]
+    ) -> dict[str, Any]:
+        own = vars(scheduler)
+        last = [in_kind_of(self.group["lr"], lr) for lr in lrs]
+        found: dict[str, Any] = {"_last_lr": [*own["_last_lr"], *last]}
+        if "base_lrs" in own:
+            base = own["base_lrs"][self.reference]
+            bases = [in_kind_of(base, float(base) * scale) for scale in scales]
+            found["base_lrs"] = [*own["base_lrs"], *bases]
+        count = len(self.optimizer.param_groups) + len(scales)
+        for name in ("lr_lambdas", "min_lrs"):
+            if name in own:
+                found[name] = [*own[name], *([own[name][0]] * (count - len(own[name])))]
+        return found
+
+
+def check_schedules(
+    optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduler], reference: int
+) -> Schedules:
+    """Make sure that each scheduler can take in a new group.
+
+    Raises:
+        ConfigError: one cannot, belongs to another optimizer, or was not handed over.
+    """
+    found = Schedules(optimizer, tuple(schedulers), reference)
+    for scheduler in _all(found.schedulers):
+        _check_known(scheduler)
+        _check_groups_alike(scheduler, len(optimizer.param_groups))
+        if isinstance(scheduler, torch_schedulers.ChainedScheduler):
+            _check_together(scheduler._schedulers)
+        if isinstance(scheduler, torch_schedulers.SequentialLR):
+            _check_row(scheduler)
+    _check_together(found.schedulers)
+    marked = any("initial_lr" in group for group in optimizer.param_groups)
+    if marked and all(_is_plateau(scheduler) for scheduler in found.schedulers):
+        raise ConfigError(
+            "a scheduler was made for this optimizer (its groups hold 'initial_lr'), and a new "
+            "group has to join it. Hand it over: fl.sync(optimizer, model, schedulers=[...]); if "
+            "it is no longer used: for group in optimizer.param_groups: group.pop('initial_lr')."
+        )
+    return found
+
+
+def check_plateaus(schedulers: Sequence[Scheduler], reference: Group) -> None:
+    """Make sure that a rate "before any schedule" can be told from where a plateau stands.
+
+    ReduceLROnPlateau lowers `lr` and keeps no note of what it was.
+
+    Raises:
+        ConfigError: one may have lowered the reference's rate, which has no base beside it.
+    """
+    for scheduler in _all(schedulers):
+        may_have = _is_plateau(scheduler) and scheduler.last_epoch > scheduler.patience
+        if may_have and base_key(reference) == "lr":
+            raise ConfigError(
+                "ReduceLROnPlateau does not keep the rate that it began with, so how far it has "
+                "come cannot be seen, nor where a group that began with lr=... stands now. Write "
+                "it once: group['base_lr'] = ... in each group, its rate before the first "
+                "reduction, or make the groups by fl.param_groups; or leave lr out, and the "
+                "joiners share the present rate."
+            )
+
+
+def check_schedulers(optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduler]) -> None:
+    """Make sure that these are schedulers of this optimizer.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    if not isinstance(schedulers, Sequence):
+        raise ConfigError(
+            f"schedulers is a {type(schedulers).__name__}. Give a list: schedulers=[scheduler]."
+        )
+    for scheduler in schedulers:
+        if not isinstance(scheduler, Scheduler):
+            raise ConfigError(
+                f"schedulers holds what is no scheduler of torch.optim.lr_scheduler: "
+                f"{type(scheduler).__name__}. Pass the torch scheduler inside it, often "
+                "`scheduler.scheduler`."
+            )
+        if scheduler.optimizer is not optimizer:
+            raise ConfigError(
+                f"the {type(scheduler).__name__} handed over moves another optimizer. Pass the "
+                "schedulers that were made for this one."
+            )
+
+
+def _all(schedulers: Sequence[Scheduler]) -> Iterator[Scheduler]:
+    for scheduler in schedulers:
+        yield scheduler
+        if isinstance(scheduler, _CONTAINERS):
+            yield from _all(scheduler._schedulers)
+
+
+def _leaf(scheduler: Scheduler) -> Scheduler:
+    """The scheduler that decides now: of a sequence the active one, of a chain the first."""
+    if isinstance(scheduler, torch_schedulers.ChainedScheduler):
+        return _leaf(scheduler._schedulers[0])
+    if isinstance(scheduler, torch_schedulers.SequentialLR):
+        return _leaf(scheduler._schedulers[_active(scheduler)])
+    return scheduler
+
+
+def _active(scheduler: torch_schedulers.SequentialLR) -> int:
+    return bisect_right(scheduler._milestones, scheduler.last_epoch)
+
+
+def _fixed_point(scheduler: Scheduler) -> float:
+    return float(scheduler.eta_min) if isinstance(scheduler, _COSINES) else 0.0
+
+
+def _is_plateau(scheduler: Scheduler) -> TypeGuard[torch_schedulers.ReduceLROnPlateau]:
+    return isinstance(scheduler, torch_schedulers.ReduceLROnPlateau)
+
+
+def _bend(scheduler: Scheduler) -> str:
+    """What keeps the rate from being proportional to the base; empty where nothing does."""
+    if fixed := _fixed_point(scheduler):
+        return f"eta_min={fixed:g}"
+    if _is_plateau(scheduler) and any(scheduler.min_lrs):
+        return f"min_lr={float(scheduler.min_lrs[0]):g}"
+    return ""
+
+
+def _check_known(scheduler: Scheduler) -> None:
+    if type(scheduler) not in _KNOWN:
+        raise ConfigError(
+            f"{type(scheduler).__name__} cannot take in a new group: what it makes of another base "
+            f"learning rate is not known. {_WAY_OUT}"
+        )
+
+
+def _check_groups_alike(scheduler: Scheduler, count: int) -> None:
+    own = vars(scheduler)
+    for name, what in (("lr_lambdas", "functions"), ("min_lrs", "min_lr")):
+        values = own.get(name, ())
+        if any(value is not values[0] and value != values[0] for value in values):
+            raise ConfigError(
+                f"{type(scheduler).__name__} has different {what} for its groups, so it is not "
+                f"known which of them a new group is to follow. {_WAY_OUT}"
+            )
+    known = len(own.get("base_lrs", own["_last_lr"]))
+    if known != count and not _is_plateau(scheduler):
+        raise ConfigError(
+            f"{type(scheduler).__name__} knows {known} of the optimizer's {count} groups. "
+            "Groups were added past it; make it anew and let fl.sync add groups from then on."
+        )
+
+
+def _check_together(schedulers: Sequence[Scheduler]) -> None:
+    """Schedulers that act on one another's rates must all be proportional to the base."""
+    bent = [s for part in schedulers for s in _all([part]) if _bend(s)]
+    if len(schedulers) > 1 and bent:
+        raise ConfigError(
+            f"{type(bent[0]).__name__} with {_bend(bent[0])} acts together with other schedulers, "
+            "so where a group with another base stands cannot be told from the present rates. "
+            f"Put them in a row with SequentialLR, or set it to 0. {_WAY_OUT}"
+        )
+
+
+def _check_row(scheduler: torch_schedulers.SequentialLR) -> None:
+    """Each scheduler of a row begins at the base, but for MultiplicativeLR: it goes on."""
+    active = _active(scheduler)
+    if isinstance(scheduler._schedulers[active], torch_schedulers.MultiplicativeLR):
+        _check_together(scheduler._schedulers[: active + 1])

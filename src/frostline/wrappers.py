@@ -1,0 +1,101 @@
+"""What is wrapped around a model: torch.compile, DataParallel and DistributedDataParallel.
+
+DistributedDataParallel records what trains when it is made. What is thawed later is never averaged,
+and each process trains a model of its own, silently. It leaves no trace on the model (torch 2.15),
+so it is looked for among all objects, and only in a process that has joined others.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
+    inner = model
+    while (below := _inside(inner)) is not None:
+        inner = below
+    return inner
+
+
+def wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """The `torch.compile`, DataParallel and DistributedDataParallel wrappers, the outer first."""
+    layer = model
+    while (inner := _inside(layer)) is not None:
+        yield layer
+        layer = inner
+
+
+def live_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
+    """Those that hold a parameter of `model`."""
+    if _around(model):
+        gc.collect()  # one that nobody has any more may not be gone yet
+    return _around(model)
+
+
+def reduced(wrapper: DistributedDataParallel) -> set[int]:
+    """`id()` of the parameters whose gradients the wrapper averages (torch 2.15)."""
+    buckets: Any = wrapper.reducer._get_zeros_like_grad_buckets()
+    return {id(parameter) for bucket in buckets for parameter in bucket.parameters()}
+
+
+def strays(model: nn.Module) -> list[str]:
+    """Parameters that a living wrapper took for frozen and train, or waits for and are frozen."""
+    if _strays(model):
+        gc.collect()
+    return _strays(model)
+
+
+def _strays(model: nn.Module) -> list[str]:
+    own = {id(parameter) for parameter in model.parameters()}
+    return [
+        name
+        for wrapper in _around(model)
+        for averaged in [reduced(wrapper)]
+        for name, parameter in wrapper.module.named_parameters()
+        if id(parameter) in own
+        and name not in wrapper.parameters_to_ignore
+        and parameter.requires_grad != (id(parameter) in averaged)
+        and (parameter.requires_grad or not wrapper.find_unused_parameters)
+    ]
+
+
+def _around(model: nn.Module) -> list[DistributedDataParallel]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return []
+    own = {id(parameter) for parameter in model.parameters()}
+    kinds = set(_kinds(DistributedDataParallel))
+    return [
+        thing
+        for thing in gc.get_objects()
+        # By type, since isinstance asks strangers' proxies. One whose making failed has no reducer.
+        if type(thing) in kinds
+        and "reducer" in thing.__dict__
+        and any(id(parameter) in own for parameter in thing.parameters())
+    ]
+
+
+def _kinds(kind: type[DistributedDataParallel]) -> Iterator[type]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds(narrower)
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """What `model` wraps, if it is a wrapper."""
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        return cast("nn.Module", model.module)
+    return cast("nn.Module", model._orig_mod) if _is_compiled(model) else None
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    # torch.compile's machinery takes a second to import, and is there if a compiled model is.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    return compiler is not None and isinstance(model, compiler.OptimizedModule)

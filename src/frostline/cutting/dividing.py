@@ -21,7 +21,6 @@ from frostline.cutting.layouts import (
     sizes_of,
     times_batch,
 )
-from frostline.cutting.regions import close_regions
 from frostline.cutting.tracing import Traced, Unfollowed, operation, upwards
 from frostline.errors import CutError
 
@@ -89,8 +88,7 @@ def build_prefix(
             for node, layout in zip(wanted, line.layouts, strict=True)
         )
     )
-    closed, blocks = close_regions(graph)
-    return open_graph(closed, traced.module, model, blocks), frozenset(held)
+    return open_graph(graph, traced.module, model, {}), frozenset(held)
 
 
 def build_suffix(traced: Traced, line: GraphLine, model: nn.Module) -> OpenGraph:
@@ -142,8 +140,7 @@ class _SuffixBuilder:
                 self._copies[node] = self._copy(node)
         output = self._traced.module.graph.output_node()
         self._graph.output(fx.map_arg(output.args[0], self._find))
-        closed, blocks = close_regions(self._graph)
-        return open_graph(closed, self._traced.module, self._model, {**self._constants, **blocks})
+        return open_graph(self._graph, self._traced.module, self._model, self._constants)
 
     def _take(self, given: fx.Node, nodes: tuple[fx.Node, ...], layout: RowLayout) -> None:
         """Let the feature stand for the nodes that hold it."""

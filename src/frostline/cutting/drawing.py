@@ -190,18 +190,10 @@ def _value(node: fx.Node, trial: Observed, layout: RowLayout) -> FrontierValue:
 
 def _state(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> tuple[object, ...]:
     """Identities of modules, tensors and hooks, switches and modes, autocast, shapes of inputs."""
+    modules = [(m, m.training, m.__dict__.get("forward")) for m in model.modules()]
     return (
-        tuple(
-            (
-                id(m),
-                type(m),
-                m.training,
-                id(m.__dict__.get("forward")),
-                tuple(m._forward_hooks),
-                tuple(m._forward_pre_hooks),
-            )
-            for m in model.modules()
-        ),
+        tuple((id(m), type(m), training, id(forward)) for m, training, forward in modules),
+        tuple((*m._forward_hooks, None, *m._forward_pre_hooks) for m, *_ in modules),
         tuple((id(p), p.requires_grad, p.device) for p in model.parameters()),
         tuple(id(b) for b in model.buffers()),
         tuple((t.shape[1:], t.dtype, t.device) for t in tensors),

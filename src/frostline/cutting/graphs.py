@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from frostline.cutting.regions import close_regions
 from frostline.cutting.tracing import module_paths, own_name, target_of
 
 
@@ -132,6 +133,8 @@ def open_graph(
     Args:
         root: has what the model has under `model.`, the same objects.
     """
+    graph, blocks = close_regions(graph)
+    constants = {**constants, **blocks}
     places = own_tensors(graph, root, model, besides=constants)
     rest = [target for target in _targets(graph) if target not in {**places, **constants}]
     values = {**constants, **{target: attrgetter(target)(root) for target in rest}}

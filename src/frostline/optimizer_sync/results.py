@@ -64,15 +64,17 @@ class Synced:
 Kept = Synced | Mapping[str, Mapping[str, Any]] | None
 
 
-def states_of(kept: Kept) -> Mapping[str, Mapping[str, Any]]:
-    """The kept states by name.
+def as_synced(kept: Kept) -> Synced:
+    """The kept states as what a `sync` returns, be they that or states by name.
 
     Raises:
         ConfigError: it is neither a `Synced` nor a mapping of states.
     """
-    states = kept.states if isinstance(kept, Synced) else kept or {}
+    if isinstance(kept, Synced):
+        return kept
+    states = kept or {}
     if isinstance(states, Mapping) and all(isinstance(s, Mapping) for s in states.values()):
-        return states
+        return Synced((), (), states, {})
     raise ConfigError(
         f"kept is what fl.sync returned, or a mapping from parameter names to states; got "
         f"{type(kept).__name__}. Merge several as {{**first.states, **second.states}}."

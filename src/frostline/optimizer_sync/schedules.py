@@ -126,12 +126,19 @@ def check_schedules(
     """
     found = Schedules(optimizer, tuple(schedulers), reference)
     for scheduler in _all(found.schedulers):
-        _check_known(scheduler)
+        if type(scheduler) not in _KNOWN:
+            raise ConfigError(
+                f"{type(scheduler).__name__} cannot take in a new group: what it makes of another "
+                f"base learning rate is not known. {_WAY_OUT}"
+            )
         _check_groups_alike(scheduler, len(optimizer.param_groups))
         if isinstance(scheduler, torch_schedulers.ChainedScheduler):
             _check_together(scheduler._schedulers)
         if isinstance(scheduler, torch_schedulers.SequentialLR):
-            _check_row(scheduler)
+            # Each of a row begins at the base, but for MultiplicativeLR: it goes on.
+            until_now = scheduler._schedulers[: _active(scheduler) + 1]
+            if isinstance(until_now[-1], torch_schedulers.MultiplicativeLR):
+                _check_together(until_now)
     _check_together(found.schedulers)
     marked = any("initial_lr" in group for group in optimizer.param_groups)
     if marked and all(_is_plateau(scheduler) for scheduler in found.schedulers):
@@ -224,14 +231,6 @@ def _bend(scheduler: Scheduler) -> str:
     return ""
 
 
-def _check_known(scheduler: Scheduler) -> None:
-    if type(scheduler) not in _KNOWN:
-        raise ConfigError(
-            f"{type(scheduler).__name__} cannot take in a new group: what it makes of another base "
-            f"learning rate is not known. {_WAY_OUT}"
-        )
-
-
 def _check_groups_alike(scheduler: Scheduler, count: int) -> None:
     own = vars(scheduler)
     for name, what in (("lr_lambdas", "functions"), ("min_lrs", "min_lr")):
@@ -258,10 +257,3 @@ def _check_together(schedulers: Sequence[Scheduler]) -> None:
             "so where a group with another base stands cannot be told from the present rates. "
             f"Put them in a row with SequentialLR, or set it to 0. {_WAY_OUT}"
         )
-
-
-def _check_row(scheduler: torch_schedulers.SequentialLR) -> None:
-    """Each scheduler of a row begins at the base, but for MultiplicativeLR: it goes on."""
-    active = _active(scheduler)
-    if isinstance(scheduler._schedulers[active], torch_schedulers.MultiplicativeLR):
-        _check_together(scheduler._schedulers[: active + 1])

@@ -100,7 +100,9 @@ def count(func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> None:
 
 def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`func(*args, **kwargs)`, keeping the origins of its arguments instead of them."""
-    if not _running.origins or func not in _KEEPERS or _keeps_its_weight(func, args):
+    # A frozen linear layer keeps its weight alone; a convolution keeps its input too.
+    keeps_weight = func in _LINEAR and len(args) > 1 and not args[1].requires_grad
+    if not _running.origins or func not in _KEEPERS or keeps_weight:
         return func(*args, **kwargs)
     recipes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
     if not recipes:
@@ -108,11 +110,6 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     return keeping(
         lambda: func(*args, **kwargs), lambda kept: recipes.get(kept.untyped_storage()._cdata)
     )
-
-
-def _keeps_its_weight(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Whether that is all it keeps: a frozen linear layer; a convolution keeps its input too."""
-    return func in _LINEAR and len(args) > 1 and not args[1].requires_grad
 
 
 def keeping(run: Callable[[], T], choose: Choose) -> T:

@@ -151,11 +151,7 @@ def new_group(reference: Group, wanted: BaseAndDecay, lr: float | None) -> Group
 
 
 def scale_of(reference: Group, wanted: BaseAndDecay) -> float:
-    """How many times the reference's base the wanted one is.
-
-    Raises:
-        ConfigError: the reference's base is 0.
-    """
+    """How many times the reference's base the wanted one is; raises ConfigError if that is 0."""
     if wanted.base is None:
         return 1.0
     base = base_of(reference)

@@ -65,11 +65,7 @@ Kept = Synced | Mapping[str, Mapping[str, Any]] | None
 
 
 def as_synced(kept: Kept) -> Synced:
-    """The kept states as what a `sync` returns, be they that or states by name.
-
-    Raises:
-        ConfigError: it is neither a `Synced` nor a mapping of states.
-    """
+    """States by name as what a `sync` returns; raises ConfigError for anything else."""
     if isinstance(kept, Synced):
         return kept
     states = kept or {}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from frostline.choices import OptimizerName, StepPrecision
 from frostline.cli import _options as options
 from frostline.cli._set_up import check_one_of, set_up
 
@@ -27,12 +28,10 @@ def estimate(
     classes: options.Classes = 10,
     samples: Annotated[int, typer.Option(help="Samples to train on, without --data.", min=0)] = 0,
     epochs: Annotated[int, typer.Option(help="Epochs, without --plan.", min=1)] = 10,
-    batch_size: Annotated[int, typer.Option(help="Samples in a step.", min=1)] = 32,
-    optimizer: Annotated[
-        Literal["adamw", "adam", "sgd"], typer.Option(help="Optimizer of the step.")
-    ] = "adamw",
+    batch_size: options.BatchSize = 32,
+    optimizer: Annotated[OptimizerName, typer.Option(help="Optimizer of the step.")] = "adamw",
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option(help="fp32, or autocast to bf16 or fp16.")
+        StepPrecision, typer.Option(help="fp32, or autocast to bf16 or fp16.")
     ] = "fp32",
     lean: Annotated[
         bool, typer.Option("--lean", help="With what `fl.lean` saves of the activations.")
@@ -55,11 +54,10 @@ def estimate(
     options; by default everything but the head. Its operations and a few real steps are timed on
     this machine for about ten seconds; nothing is trained.
     """
-    from frostline.cli._terminal import output, print_json, say
+    from frostline.cli._terminal import show
     from frostline.estimates import estimate as work_out
     from frostline.freezing import train_only
     from frostline.plans import Plan
-    from frostline.tables import Table
 
     check_one_of(freeze=freeze, train=train, plan=plan)
     if data is not None and samples:
@@ -84,13 +82,4 @@ def estimate(
         budget=within,
         check=calibrate,
     )
-    if json:
-        print_json(found.as_dict())
-        return
-    page = output()
-    for part in found.tables():
-        if isinstance(part, Table):
-            page.print(part)
-        else:
-            say(page, part)
-        page.print()
+    show(found.as_dict(), found.tables(), as_json=json)

@@ -25,14 +25,7 @@ def evaluate(
     divided itself, the part that it held out.
     """
     from frostline.callbacks.progress import BatchBar
-    from frostline.cli._terminal import (
-        counting,
-        notes,
-        output,
-        print_evaluation,
-        print_json,
-        say,
-    )
+    from frostline.cli._terminal import counting, notes, say, show
     from frostline.runs import open_run
 
     opened, aside = open_run(run), notes()
@@ -42,13 +35,9 @@ def evaluate(
         say(aside, f"Warning: {note}", style="yellow")
     bar = BatchBar(aside, samples_per_batch=opened.settings.data.batch_size)
     found = opened.evaluate(held.images, device=device, hooks=(bar,))
-    if json:
-        print_json(found.as_dict())
-        return
-    page = output()
-    print_evaluation(page, found)
-    say(
-        page,
+    line = (
         f"accuracy {found.accuracy:.3f}, macro F1 {found.macro_f1:.3f}, loss {found.loss:.4f} "
-        f"on {found.samples} pictures",
+        f"on {found.samples} pictures"
     )
+    parts = (found.class_table(), found.confusion_table(), line)
+    show(found.as_dict(), parts, as_json=json)

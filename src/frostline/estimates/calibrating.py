@@ -29,9 +29,7 @@ _REPEATS = 16
 _UNKNOWN_BYTES = 2 << 30
 
 
-def calibrated_step(
-    setup: Setup, trace: StepTrace, prices: Prices, batch_size: int, seconds: float
-) -> Step:
+def calibrated_step(setup: Setup, trace: StepTrace, prices: Prices, seconds: float) -> Step:
     """A step of the model as it is frozen now, scaled by real ones that take about `seconds`.
 
     Weights, buffers, gradients, modes and random numbers are put back. As many samples are taken
@@ -41,14 +39,12 @@ def calibrated_step(
     Args:
         trace: of the step for which an estimate is wanted.
     """
-    return setup.step(trace, calibrated(prices, setup, trace, batch_size, seconds), batch_size)
+    return setup.step(trace, calibrated(prices, setup, trace, seconds))
 
 
-def calibrated(
-    prices: Prices, setup: Setup, trace: StepTrace, batch_size: int, seconds: float
-) -> Prices:
+def calibrated(prices: Prices, setup: Setup, trace: StepTrace, seconds: float) -> Prices:
     """The prices by which a step, as in `calibrated_step`, takes what real ones say."""
-    alone = setup.step(trace, prices, batch_size)
+    alone, batch_size = setup.step(trace, prices), setup.batch_size
     if not alone.seconds or not seconds:
         return prices
     rows = int(batch_size * seconds / (_STEPS * alone.seconds))

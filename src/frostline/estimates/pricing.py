@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from frostline.estimates.measuring import clock, still_optimizer
+from frostline.estimates.skeleton import READERS
 from frostline.estimates.tracing import Call, Op, Pass, Shaped
-from frostline.estimates.workspaces import READERS
 
 # First guesses, by which it is decided what to time; rates that are seen take their place.
 _FLOPS_PER_SECOND = 1e11

@@ -21,8 +21,7 @@ from frostline.backward.counting import apart
 from frostline.calling import call_with
 from frostline.errors import ConfigError
 from frostline.estimates.losses import Loss, autocast, class_loss
-from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton
-from frostline.estimates.workspaces import with_workspace
+from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton, with_workspace
 
 Pass = Literal["forward", "backward"]
 
@@ -126,7 +125,7 @@ def trace_step(
     if is_lean(fake):  # from its second forward on it knows what is cheap beside the rest
         with mode, torch.enable_grad(), _runnable(type(fake).__name__), autocast(fake, precision):
             call_with(fake, batch)
-    watch = Watch(fake, batch)
+    watch = OpRecorder(fake, batch)
     run_step(watch, fake, batch, mode, precision=precision, loss=loss)
     return StepTrace(
         tuple(watch.paths),
@@ -139,7 +138,7 @@ def trace_step(
 
 
 def run_step(
-    watch: Watch,
+    watch: OpRecorder,
     fake: nn.Module,
     batch: Any,
     mode: FakeTensorMode,
@@ -185,7 +184,7 @@ def _runnable(name: str) -> Iterator[None]:
         ) from error
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Notes each operation below autograd, and how many bytes are alive."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:

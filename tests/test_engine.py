@@ -430,7 +430,7 @@ def test_momentum_begins_with_a_late_first_gradient_as_in_plain_sgd(
         return torch.optim.SGD([dict(g) for g in groups], momentum=recipe.momentum)
 
     found = trained()
-    monkeypatch.setattr("frostline.engine.steps.make_optimizer", plain)
+    monkeypatch.setattr("frostline.session.optimizers.make_optimizer", plain)
     assert bits(found) == bits(trained())
 
 

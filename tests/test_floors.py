@@ -24,6 +24,7 @@ FLOORS = {
     "standins": 0,
     "tables": 0,
     "units": 0,
+    "world": 0,
     "wrappers": 0,
     "_tensor_files": 1,
     "metrics": 1,
@@ -44,17 +45,17 @@ FLOORS = {
     "checkup": 5,
     "deltas": 5,
     "features": 5,
-    "phasing": 5,
     "records": 5,
-    "engine": 6,
-    "estimates": 6,
-    "callbacks": 7,
-    "config": 7,
-    "pages": 7,
-    "": 8,  # the package itself: what a user imports as `fl`
-    "runs": 8,
-    "cli": 9,
-    "__main__": 10,
+    "session": 6,
+    "engine": 7,
+    "estimates": 7,
+    "callbacks": 8,
+    "config": 8,
+    "pages": 8,
+    "": 9,  # the package itself: what a user imports as `fl`
+    "runs": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 # Every module may raise: errors stand under the ground floor too.
 CELLAR = "errors"

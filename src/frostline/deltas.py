@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from frostline._files import is_text
 from frostline._tensor_files import check_header, save_tensors
-from frostline.casting import cast_dtypes, is_narrow_dtype, wanted_dtype
+from frostline.casting import CAST_DTYPES, cast_dtypes
 from frostline.errors import ConfigError, CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.fingerprints.parts import is_distributed, is_shard
@@ -381,7 +381,7 @@ def _with_header(tensors: dict[str, Tensor], header: Mapping[str, str], file: Pa
         tied = dict(json.loads(header.get("tied", "{}")))
         unsaved = tuple(json.loads(header.get("unsaved", "[]")))
         kept = dict(json.loads(header.get("kept", "{}")))
-        if base == header["base"] and all(map(is_narrow_dtype, kept.values())):
+        if base == header["base"] and CAST_DTYPES.keys() >= set(kept.values()):
             return Delta(tensors, base, about, trainable, held, tied, unsaved, kept)
     except (KeyError, ValueError, TypeError, AttributeError):
         pass
@@ -403,7 +403,7 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
 
 
 def _as_kept(values: Tensor, word: str | None) -> Tensor:
-    return values if word is None else values.to(wanted_dtype(word))
+    return values if word is None else values.to(CAST_DTYPES[word])
 
 
 def _unsaved_names(model: nn.Module) -> list[str]:

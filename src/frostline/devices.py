@@ -71,13 +71,18 @@ class MixedPrecision:
 
     def to_device(self, inputs: Any) -> Any:
         """A batch's tensors on the device, in their containers."""
-        if isinstance(inputs, Tensor):
-            return inputs.to(self.device, non_blocking=True)
-        if type(inputs) in (tuple, list):
-            return type(inputs)([self.to_device(part) for part in inputs])
-        from accelerate.utils import send_to_device
+        return to_device(inputs, self.device)
 
-        return send_to_device(inputs, self.device, non_blocking=True)
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """A batch's tensors on `device`, in their containers."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, non_blocking=True)
+    if type(inputs) in (tuple, list):
+        return type(inputs)([to_device(part, device) for part in inputs])
+    from accelerate.utils import send_to_device
+
+    return send_to_device(inputs, device, non_blocking=True)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -120,6 +120,21 @@ def recipe_of(**options: object) -> Recipe:
     """
     with config_errors():
         return Recipe.model_validate(options)
+
+
+def recipe_from(recipe: Recipe | None, options: Mapping[str, object]) -> Recipe:
+    """The recipe that was given, or one from options by name.
+
+    Raises:
+        ConfigError: both are given, or an option is unknown or out of its range.
+    """
+    if recipe is None:
+        return recipe_of(**options)
+    if options:
+        raise ConfigError(
+            f"got a recipe and {', '.join(options)} beside it. Put all into one of the two."
+        )
+    return recipe
 
 
 def check_alone(**given: object) -> None:

@@ -128,9 +128,9 @@ class Counted:
         self.rows = 0
         plain = Computing.rows
 
-        def rows(compute: Computing, samples: Any) -> tuple[Tensor, ...]:
+        def rows(compute: Computing, samples: Any, collate: Any) -> tuple[Tensor, ...]:
             self.rows += len(samples)
-            return plain(compute, samples)
+            return plain(compute, samples, collate)
 
         monkeypatch.setattr(Computing, "rows", rows)
 

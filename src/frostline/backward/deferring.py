@@ -34,7 +34,7 @@ def is_packed(saved: Tensor) -> bool:
 
 
 @final
-class Watch:
+class LatePacking:
     """Turns `alias` into bits when `output`, whose memory it shares, dies in the forward pass.
 
     It keeps neither alive, and must itself be kept for as long as it is to act.
@@ -65,17 +65,17 @@ class Watch:
             alias.data = pack_where(self._passes, alias)
 
 
-def watchable(output: Tensor) -> bool:
+def may_pack_late(output: Tensor) -> bool:
     """Whether bits of it could be laid out again, and nobody compares it with an earlier one."""
     hooks = outer_hooks()
     is_repeated = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
     return is_dense(output) and not is_repeated
 
 
-def _died(reference: weakref.ref[Watch]) -> None:
-    watch = reference()
-    if watch is not None and not sys.is_finalizing():
-        watch.output_died()
+def _died(reference: weakref.ref[LatePacking]) -> None:
+    packing = reference()
+    if packing is not None and not sys.is_finalizing():
+        packing.output_died()
 
 
 def _count_when_alone() -> int:

@@ -9,13 +9,14 @@ writing takes long. A killed run then goes on from a little earlier, to the same
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import final
+from typing import Any, final
 from zipfile import BadZipFile, ZipFile
 
 import torch
@@ -25,15 +26,15 @@ from torch import Tensor, nn
 from frostline._files import has_own_sum, keep_as
 from frostline._tensor_files import save_torch
 from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
-from frostline.engine import EpochRecord, Hook, PhaseRecord, Position, Training, random_state
+from frostline.engine import EpochRecord, Hook, PhaseRecord, Sums, Training
 from frostline.errors import ConfigError, CorruptDelta, OutputError
 from frostline.folder import RunFolder
-from frostline.optimizer_sync import optimizer_state
 from frostline.records import Judged, judged_of, write_judged
+from frostline.session import Position
 
 # A loss can be infinite, which plain JSON would turn into null.
 _PROGRESS = TypeAdapter(
-    tuple[Position, list[EpochRecord], list[PhaseRecord]],
+    tuple[Sums, list[EpochRecord], list[PhaseRecord]],
     config=ConfigDict(ser_json_inf_nan="constants"),
 )
 # What a cut or overwritten state file makes torch, pickle and pydantic raise.
@@ -83,7 +84,6 @@ class Saver(Hook):
         self._keep = keep
         self._best: _Moment | None = None
         self._judged: Judged | None = None  # what that moment makes of the validation data
-        self._phase_best: Mapping[str, Tensor] = {}
         self._last: _Moment | None = None
         self._training: Training | None = None
         self._mark = ""  # the position that `last/delta.safetensors` holds
@@ -94,27 +94,24 @@ class Saver(Hook):
         self._training = training
         # A run that was killed before `last` was there has nothing to go on from, and begins.
         if self._resume and self._folder and self._folder.last.exists():
-            self._phase_best = restore(training, self._folder, plan=self._about.get("plan", ""))
+            restore(training, self._folder, plan=self._about.get("plan", ""))
             self._mark = training.position.mark
 
     def on_step(self, training: Training) -> None:
         """Within an epoch, where that lasts long."""
-        ends = training.position.batches >= training.steps_per_epoch or training.stops_within_epoch
+        ends = training.session.ends_epoch
         if self._folder is not None and self._is_due and not ends:
             self._last = self._moment(training, self._content(training))
             self._write()
 
     def on_epoch(self, training: Training) -> None:
-        at = training.position
-        is_best, is_phase_best = at.best_epoch == at.epochs, at.phase_best_epoch == at.epochs
-        if self._folder is None and not is_best and not is_phase_best:
+        is_best = training.history[-1].best
+        if self._folder is None and not is_best:
             return
         content = self._content(training)
         if is_best:
             self._best = self._moment(training, content, state=False)
             self._judge(training)
-        if is_phase_best:
-            self._phase_best = content
         if self._folder is not None:
             # Copies: an interrupt comes within a later epoch, when weights have moved on.
             self._last = self._moment(training, content)
@@ -142,10 +139,6 @@ class Saver(Hook):
             load_delta(model, self._folder.best)
         elif self._best is not None:
             put_tensors(model, self._best.content)
-
-    def put_phase_best(self, model: nn.Module) -> None:
-        """Give `model` the weights of the best epoch of the phase that has ended."""
-        put_tensors(model, self._phase_best)
 
     def _judge(self, training: Training) -> None:
         found = training.found
@@ -176,18 +169,13 @@ class Saver(Hook):
 
     def _state(self, training: Training) -> dict[str, object]:
         training.settle_sums()
-        assert training.optimizer is not None
-        at, scaler = training.position, training.scaler
-        follows = training.phases[at.phase + 1 : at.phase + 2]
+        sums, scaler = training.sums, training.scaler
         return {
-            "version": 2,
+            **training.session.state_dict(),
             "progress": _PROGRESS.dump_json(
-                (at, training.history, training.phase_history)
+                (sums, training.history, training.phase_history)
             ).decode(),
-            "optimizer": optimizer_state(training.optimizer, training.model),
             "scaler": scaler.state_dict() if scaler is not None else {},
-            "random": random_state() if at.batches else {},
-            "phase_best": dict(self._phase_best) if any(p.start == "best" for p in follows) else {},
         }
 
     def _write(self) -> None:
@@ -215,7 +203,7 @@ class Saver(Hook):
         save_delta(model, path, about=moment.about, content=moment.content)
 
 
-def restore(training: Training, folder: RunFolder, *, plan: str) -> Mapping[str, Tensor]:
+def restore(training: Training, folder: RunFolder, *, plan: str) -> None:
     """Put the model and the position to where the run was last written; the optimizer follows.
 
     Where the last files are damaged and earlier ones were kept, those are taken.
@@ -223,8 +211,6 @@ def restore(training: Training, folder: RunFolder, *, plan: str) -> Mapping[str,
     Args:
         plan: of the run, which must be the one that the deltas were trained by.
 
-    Returns:
-        The best weights of the phase that the run is in, where a later phase needs them.
     Raises:
         ConfigError: there is nothing to go on from, or the plan is another one.
         DeltaError: the last delta is damaged or belongs to another model.
@@ -233,29 +219,45 @@ def restore(training: Training, folder: RunFolder, *, plan: str) -> Mapping[str,
     for file in (folder.last, *folder.earlier_ones()):
         try:
             _check_plan(file, plan)
-            return _restore_from(training, folder, file)
+            _restore_from(training, folder, file)
         except (ConfigError, CorruptDelta) as error:
             refusals.append(error)
+        else:
+            return
     raise refusals[0]
 
 
-def _restore_from(training: Training, folder: RunFolder, file: Path) -> Mapping[str, Tensor]:
+def _restore_from(training: Training, folder: RunFolder, file: Path) -> None:
     delta = load_delta(training.model, file)
     state_file = folder.state(position_of(delta))
     try:
         _check_state(state_file)
         state = torch.load(state_file, map_location="cpu", weights_only=True)
-        position, history, phases = _PROGRESS.validate_json(state["progress"])
-        phase_best: dict[str, Tensor] = state["phase_best"]
+        sums, history, phases = _PROGRESS.validate_json(state["progress"])
+        if "format" not in state:
+            state = _as_of_now(state, training, history)
+        training.session.load_state_dict(state)
+        scaled = state["scaler"]
     except _DAMAGES as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(
             f"cannot resume: {state_file} is missing or damaged ({reason}). Start a new run with "
             f"another --out; what was trained so far is in {folder.best.parent}."
         ) from error
-    training.position, training.history[:], training.phase_history[:] = position, history, phases
-    training.restored = state
-    return phase_best
+    training.history[:], training.phase_history[:] = history, phases
+    training.sums, training.scaled = sums, scaled
+
+
+def _as_of_now(
+    state: Mapping[str, Any], training: Training, history: Sequence[EpochRecord]
+) -> dict[str, Any]:
+    """A state of version 0.1, whose position was in its progress, and without what was watched."""
+    before = json.loads(state["progress"])[0]
+    position = {name: before[name] for name in asdict(Position()) if name in before}
+    until = training.phases[position["phase"]].until
+    if history and until is not None:
+        position["watched"] = history[-1].validation.headline()[until.monitor or ""]
+    return {**training.session.state_dict(), **state, "position": position}
 
 
 def _check_state(file: Path) -> None:

@@ -12,9 +12,9 @@ import xxhash
 from frostline._files import file_digest
 from frostline.choices import BadImages
 from frostline.data.findings import Finding, find_errors, find_oddities
+from frostline.data.image_sets import ImageSet, Splits
 from frostline.data.images import check_content, check_image, opened
 from frostline.data.ordered import count_threads, ordered_map
-from frostline.data.samples import ImageSet, Splits
 from frostline.errors import DataError, ImageError
 
 _ONE_READ_BYTES = 1 << 26  # 64 MiB; a larger file is read twice rather than held in memory

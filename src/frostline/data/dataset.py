@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import final
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from frostline.data.image_sets import ImageSet
 from frostline.data.images import open_image
-from frostline.data.samples import ImageSet
 from frostline.data.views import Augment, view
 from frostline.preprocessing import Preprocessing
 
@@ -30,6 +32,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         classes: names that the labels count through.
         labels: one per sample.
         names: path of each sample, for messages.
+        digests: content digests of files, as `Audit.digests`; other files are read for theirs.
     """
 
     def __init__(
@@ -39,11 +42,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         *,
         augment: Augment = _PLAIN,
         seed: int = 0,
+        digests: Mapping[Path, str] | None = None,
     ) -> None:
         self.images = images
         self.preprocessing = preprocessing
         self.augment = augment
         self.seed = seed
+        self.digests = digests or {}
         self.classes = images.classes
         self.labels = tuple(sample.label for sample in images.samples)
         self.names = tuple(str(sample.path) for sample in images.samples)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from frostline.data.samples import ImageSet, Splits
+from frostline.data.image_sets import ImageSet, Splits
 from frostline.units import some_of
 
 FEW_IMAGES = 5

@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from frostline.data.holdout import hold_out, hold_out_fold
+from frostline.data.image_sets import (
+    ImageSet,
+    Sample,
+    Splits,
+    UnknownClass,
+    class_order,
+    in_order,
+)
 from frostline.data.listing import (
     LAYOUT,
     Listing,
@@ -19,14 +27,6 @@ from frostline.data.listing import (
     normal,
     split_folders,
     subfolders,
-)
-from frostline.data.samples import (
-    ImageSet,
-    Sample,
-    Splits,
-    UnknownClass,
-    class_order,
-    in_order,
 )
 from frostline.data.table import read_table
 from frostline.errors import ConfigError, DataError, nearest

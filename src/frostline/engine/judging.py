@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from frostline.choices import StepPrecision
 from frostline.data import Batches
 from frostline.devices import MixedPrecision
-from frostline.engine.steps import Forward, batch_errors, call, check_targets, non_finite
+from frostline.engine.steps import batch_errors, call, check_targets, non_finite
 from frostline.engine.training import Hook, Predictions
 from frostline.freezing.modes import modes_kept
 from frostline.metrics import Evaluation, evaluate_logits
+from frostline.session import Forward
 
 
 def evaluate(

@@ -1,8 +1,7 @@
-"""A training run as it goes: its position, its records, and the hooks that see them."""
+"""A training run as it goes: its session, its records, and the hooks that see them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -10,9 +9,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from frostline.freezing import Proof
 from frostline.metrics import Evaluation
-from frostline.plans import Phase, is_better
+from frostline.plans import Phase
 from frostline.recipe import Recipe
+from frostline.session import Position, Session
 from frostline.tables import Column, Table
 from frostline.units import format_count, format_seconds
 
@@ -91,22 +92,6 @@ class Proven:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Left:
-    """What is known when a phase has ended.
-
-    Attributes:
-        frozen: the proof of what was frozen in it.
-        moved: parameters and buffers that may have moved until now.
-        plain_step_seconds: of one step of a plain loop in this phase; 0 if it was not timed.
-    """
-
-    frozen: Proven
-    moved: tuple[str, ...] = ()
-    plain_step_seconds: float = 0.0
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class PhaseRecord:
     """What one phase gave.
 
@@ -160,55 +145,14 @@ def phase_table(records: Sequence[PhaseRecord]) -> Table:
 
 @final
 @dataclass
-class Position:
-    """Where a run is; all that a resumed run needs besides tensors.
+class Sums:
+    """What adds up over the epoch that is under way, and seconds before the phase's first one."""
 
-    Attributes:
-        phase: from 0.
-        epochs: ended in the run.
-        phase_epochs: ended in this phase.
-        phase_steps: optimizer steps made in this phase.
-        phase_seconds: of wall clock in this phase's epochs.
-        feed_seconds: that went before them.
-        batches: done of the epoch that is under way; with its sums of loss, hits and samples.
-        best_epoch: of the run, with the figure by which it is the best; 0 before the first.
-        phase_best_epoch: the same of this phase.
-        plateau_epoch: the last epoch that was better as the phase's `until` counts it.
-        moved: parameters and buffers that may have moved in phases before this one.
-        frozen: content hash of the frozen part when this phase began.
-        spent: seconds of the epoch that is under way.
-    """
-
-    phase: int = 0
-    epochs: int = 0
-    phase_epochs: int = 0
-    phase_steps: int = 0
-    phase_seconds: float = 0.0
-    feed_seconds: float = 0.0
-    batches: int = 0
     loss_sum: float = 0.0
     correct: int = 0
     seen: int = 0
-    epoch_seconds: float = 0.0
-    best_epoch: int = 0
-    best_figure: float | None = None
-    phase_best_epoch: int = 0
-    phase_best_figure: float | None = None
-    plateau_epoch: int = 0
-    plateau_figure: float | None = None
-    moved: tuple[str, ...] = ()
-    frozen: str = ""
     spent: Spent = field(default_factory=Spent)
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether this phase has made no step yet."""
-        return not self.phase_steps
-
-    @property
-    def mark(self) -> str:
-        """For people and file names: `3` after three epochs, `3.17` after 17 batches more."""
-        return f"{self.epochs}.{self.batches}" if self.batches else str(self.epochs)
+    pipeline_seconds: float = 0.0
 
 
 @final
@@ -217,33 +161,50 @@ class Training:
     """A training run as it goes: what hooks see, and what a resumed run starts from.
 
     Attributes:
-        phases: what is to be done, one after the other; each completed by the recipe.
-        steps_per_epoch: batches of a whole epoch.
-        optimizer: of the present phase; None before the first.
-        restored: tensors of the run that is resumed, until they are taken up.
-        scaler: of float16 gradients, where there is one.
+        session: the phases, and where in them the run is.
+        scaler: of float16 gradients, where there is one; `scaled` is its state in a run that is
+            resumed, until it is taken up.
         found: what the model made of the validation data at the end of the last epoch, for hooks
-            that are told of it; not kept longer.
+            that are called with it; not kept longer.
+        plain_step_seconds: of one step of a plain loop in each phase; 0 where it was not timed.
     """
 
-    model: nn.Module
-    recipe: Recipe
-    phases: tuple[Phase, ...]
-    steps_per_epoch: int
-    position: Position = field(default_factory=Position)
+    session: Session
     history: list[EpochRecord] = field(default_factory=list)
     phase_history: list[PhaseRecord] = field(default_factory=list)
-    optimizer: torch.optim.Optimizer | None = None
-    restored: Mapping[str, Any] | None = None
+    sums: Sums = field(default_factory=Sums)
     scaler: torch.amp.GradScaler | None = None
+    scaled: Mapping[str, Any] = field(default_factory=dict)
     found: Predictions | None = None
+    plain_step_seconds: tuple[float, ...] = ()
     _hits: Tensor | None = None
-    _clock: float = field(default_factory=time.perf_counter)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.session.model
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.session.recipe
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What is to be done, one after the other; each completed by the recipe."""
+        return self.session.phases
 
     @property
     def phase(self) -> Phase:
         """The present phase."""
-        return self.phases[self.position.phase]
+        return self.session.phase
+
+    @property
+    def position(self) -> Position:
+        return self.session.position
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the present phase."""
+        return self.session.optimizer
 
     @property
     def epochs_done(self) -> int:
@@ -252,7 +213,7 @@ class Training:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the best figure so far; 0 before there is one."""
+        """The epoch with the best metric so far; 0 before there is one."""
         return self.position.best_epoch
 
     @property
@@ -268,100 +229,48 @@ class Training:
     @property
     def is_over(self) -> bool:
         """Whether the last phase has ended."""
-        return self.position.phase == len(self.phases) - 1 and bool(self.phase_end)
-
-    @property
-    def phase_end(self) -> str:
-        """What ended the present phase, for people; empty while it goes on."""
-        phase, at, until = self.phase, self.position, self.phase.until
-        if phase.steps is not None and at.phase_steps >= phase.steps and not at.batches:
-            return f"{at.phase_steps} step{'s' if at.phase_steps > 1 else ''}"
-        if phase.epochs is not None and at.phase_epochs >= phase.epochs:
-            return f"{at.phase_epochs} epoch{'s' if at.phase_epochs > 1 else ''}"
-        if until is None or at.batches or not at.phase_epochs:
-            return ""
-        if until.minutes is not None and at.phase_seconds >= 60 * until.minutes:
-            return f"{until.minutes:g} minutes"
-        figure = self.history[-1].validation.headline()[until.monitor or self.recipe.monitor]
-        if until.is_reached(figure):
-            return f"{until.monitor} reached {until.target:g}"
-        waited = at.epochs - at.plateau_epoch
-        if until.patience is not None and at.plateau_epoch and waited >= until.patience:
-            return f"no better {until.monitor} for {waited} epoch{'s' if waited > 1 else ''}"
-        return ""
-
-    @property
-    def stops_within_epoch(self) -> bool:
-        """Whether the epoch under way is to be cut short here: no steps or no time are left."""
-        phase, at = self.phase, self.position
-        out_of_steps = phase.steps is not None and at.phase_steps >= phase.steps
-        minutes = phase.until.minutes if phase.until else None
-        return out_of_steps or (minutes is not None and at.phase_seconds >= 60 * minutes)
+        return self.position.phase == len(self.phases) - 1 and bool(self.session.phase_end)
 
     def count_step(self, loss: float, hits: Tensor, samples: int) -> None:
-        """Count an optimizer step; `hits` stay on their device until the sums are settled."""
-        at = self.position
+        """Add up a step; `hits` stay on their device until the sums are settled."""
         self._hits = hits if self._hits is None else self._hits + hits
-        at.loss_sum += loss * samples
-        at.seen += samples
-        at.batches += 1
-        at.phase_steps += 1
-        self.tick()
+        self.sums.loss_sum += loss * samples
+        self.sums.seen += samples
+        self.session.after_step()
 
     def settle_sums(self) -> None:
-        """Bring the hits of the epoch under way into the position."""
+        """Bring the hits of the epoch under way into the sums."""
         if self._hits is not None:
-            self.position.correct += int(self._hits)
+            self.sums.correct += int(self._hits)
             self._hits = None
 
-    def tick(self) -> None:
-        """Count the wall clock since the last tick into the phase and the epoch."""
-        now = time.perf_counter()
-        self.position.phase_seconds += now - self._clock
-        self.position.epoch_seconds += now - self._clock
-        self._clock = now
-
-    def restart_clock(self) -> None:
-        """Let what happened since the last tick not count."""
-        self._clock = time.perf_counter()
-
     def end_epoch(self, rates: tuple[float, ...], found: Evaluation, train_seconds: float) -> None:
-        """Count an epoch with its validation figures, and note whether it is the best.
+        """Record an epoch with its validation metrics.
 
         Args:
             rates: learning rates at its end, highest first.
         """
-        at, figures, monitor = self.position, found.headline(), self.recipe.monitor
-        best = is_better(figures[monitor], at.best_figure, monitor=monitor)
+        at, sums = self.position, self.sums
+        seconds = at.epoch_seconds
+        self.session.end_epoch(found.headline())
         record = EpochRecord(
-            epoch=at.epochs + 1,
+            epoch=at.epochs,
             lr=rates[0],
-            train_loss=at.loss_sum / at.seen,
-            train_accuracy=at.correct / at.seen,
+            train_loss=sums.loss_sum / sums.seen,
+            train_accuracy=sums.correct / sums.seen,
             validation=found,
-            seconds=at.epoch_seconds,
-            samples_per_second=at.seen / train_seconds,
-            best=best,
+            seconds=seconds,
+            samples_per_second=sums.seen / train_seconds,
+            best=at.best_epoch == at.epochs,
             phase=at.phase + 1,
             rates=rates,
-            spent=at.spent,
+            spent=sums.spent,
         )
-        at.spent = Spent()
-        at.epochs, at.phase_epochs = at.epochs + 1, at.phase_epochs + 1
-        at.batches, at.seen, at.correct, at.loss_sum, at.epoch_seconds = 0, 0, 0, 0.0, 0.0
-        if best:
-            at.best_epoch, at.best_figure = at.epochs, figures[monitor]
-        if is_better(figures[monitor], at.phase_best_figure, monitor=monitor):
-            at.phase_best_epoch, at.phase_best_figure = at.epochs, figures[monitor]
-        until = self.phase.until
-        if until is not None:
-            watched = figures[until.monitor or monitor]
-            if until.is_better(watched, at.plateau_figure):
-                at.plateau_epoch, at.plateau_figure = at.epochs, watched
+        self.sums = Sums(pipeline_seconds=sums.pipeline_seconds)
         self.history.append(record)
 
-    def end_phase(self, ended: Left) -> None:
-        """Note what the present phase gave."""
+    def end_phase(self, proof: Proof) -> None:
+        """Record what the present phase gave."""
         at = self.position
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.phase_history[at.phase :] = [
@@ -371,30 +280,21 @@ class Training:
                 trained=trained,
                 epochs=at.phase_epochs,
                 steps=at.phase_steps,
-                feed_seconds=at.feed_seconds,
+                feed_seconds=self.sums.pipeline_seconds,
                 seconds=at.phase_seconds,
-                plain_step_seconds=ended.plain_step_seconds,
-                ended=self.phase_end,
+                plain_step_seconds=dict(enumerate(self.plain_step_seconds)).get(at.phase, 0.0),
+                ended=self.session.phase_end,
                 best_epoch=at.phase_best_epoch,
                 best_figure=at.phase_best_figure,
-                frozen=ended.frozen,
+                frozen=Proven(proof.tensors, proof.nbytes, str(proof.fingerprint)),
             )
         ]
-
-    def begin_next_phase(self, moved: tuple[str, ...]) -> None:
-        """Go on to the next phase; `moved` is what may have moved until now."""
-        at = self.position
-        self.position = Position(
-            phase=at.phase + 1,
-            epochs=at.epochs,
-            best_epoch=at.best_epoch,
-            best_figure=at.best_figure,
-            moved=moved,
-        )
+        self.sums = Sums()
 
     def _epochs_of(self, phase: Phase) -> int | None:
-        if phase.steps is not None:
-            by_steps = -(-phase.steps // self.steps_per_epoch)
+        steps = self.session.steps_per_epoch
+        if phase.steps is not None and steps is not None:
+            by_steps = -(-phase.steps // steps)
             return by_steps if phase.epochs is None else min(phase.epochs, by_steps)
         return phase.epochs
 

@@ -27,11 +27,11 @@ from frostline.estimates.steps import OPTIMIZERS, Setup
 from frostline.estimates.tracing import StepTrace
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import freezes_kept, thaw, train_only
-from frostline.phasing import freeze_for
 from frostline.plans import Phase, Plan
 from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike, inventory
 from frostline.selectors.stages import stages as stages_of
+from frostline.session import freeze_for
 
 __all__ = ["Estimate", "estimate"]
 

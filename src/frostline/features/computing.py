@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isnan
@@ -14,8 +14,8 @@ from torch import Tensor, fx
 
 from frostline.calling import in_turn
 from frostline.cutting import Cut
+from frostline.data import some_rows
 from frostline.features.decisions import Decisions
-from frostline.features.sources import collate
 from frostline.tuning import (
     DEFAULT_TOLERANCE,
     PLAIN,
@@ -85,7 +85,9 @@ class Computing:
             return f"{self.tuned.form}, as chosen before"
         return str(self.tuned)
 
-    def rows(self, samples: Sequence[Any]) -> tuple[Tensor, ...]:
+    def rows(
+        self, samples: Sequence[Any], collate: Callable[[Sequence[Any]], Any]
+    ) -> tuple[Tensor, ...]:
         """The values of single samples in one pass, each `(samples, *shape)`."""
         missing = self.tuned.batch_size - len(samples) if self.whole else 0
         values = self(collate([*samples, *[samples[0]] * missing]))
@@ -207,7 +209,7 @@ def difference_by_size(compute: Computing, inputs: Any, count: int) -> float:
     Args:
         inputs: a whole batch of samples.
     """
-    return _difference(compute(first_rows(inputs, count)), compute(inputs))
+    return _difference(compute(some_rows(inputs, slice(count))), compute(inputs))
 
 
 def difference_by_place(compute: Computing, inputs: Any) -> float:
@@ -221,7 +223,7 @@ def difference_by_place(compute: Computing, inputs: Any) -> float:
     """
     whole = compute(inputs)
     turned = torch.arange(len(whole[0]), device=whole[0].device).flip(0)
-    found = compute(_rows(inputs, turned))
+    found = compute(some_rows(inputs, turned))
     return _difference(tuple(value[turned] for value in found), whole)
 
 
@@ -231,21 +233,6 @@ def _settings(device: torch.device) -> str:
     found = attrgetter(*names)(torch.backends)
     # "none" is what was never set, and means IEEE's float32.
     return " ".join(str(setting).replace("none", "ieee") for setting in found)
-
-
-def first_rows(inputs: Any, count: int) -> Any:
-    """The first samples of a batch."""
-    return _rows(inputs, slice(count))
-
-
-def _rows(inputs: Any, chosen: slice | Tensor) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs[chosen if isinstance(chosen, slice) else chosen.to(inputs.device)]
-    if isinstance(inputs, Mapping):
-        return {name: _rows(part, chosen) for name, part in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return type(inputs)([_rows(part, chosen) for part in inputs])
-    return inputs
 
 
 def _difference(few: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> float:

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, final
 
 import torch
@@ -15,14 +14,23 @@ from torch import Tensor
 
 from frostline.choices import Storage as Storage
 from frostline.cutting import Cut
-from frostline.data import Batch, Order, ordered_map
+from frostline.data import (
+    AsTargets,
+    Batch,
+    Order,
+    Samples,
+    class_targets,
+    first_batch,
+    ordered_map,
+    some_targets,
+    stored_samples,
+)
 from frostline.devices import device_of
 from frostline.errors import StoreError
 from frostline.features.computing import Computing, computing, in_passes_of
 from frostline.features.decisions import Decisions
 from frostline.features.publishing import publishing
 from frostline.features.side_by_side import is_worth_it, side_by_side
-from frostline.features.sources import Source, collate, source_of
 from frostline.store import (
     FeatureKey,
     Features,
@@ -36,6 +44,7 @@ from frostline.tuning import PLAIN, Precision
 
 Progress = Callable[[int, int], None]
 
+_Loads = list[tuple[int, Callable[[], Any]]]  # rows of a batch, and what loads each
 _Computed = tuple[list[int], list[Tensor]]  # rows of a batch, and their values
 
 _TUNING_SAMPLES = 8
@@ -128,6 +137,7 @@ def extract(
     batch_size: int = 32,
     progress: Progress | None = None,
     compute: Computing | None = None,
+    as_targets: AsTargets = class_targets,
 ) -> FeatureData:
     """The features of `dataset`, each computed once and then read from `store`.
 
@@ -137,8 +147,8 @@ def extract(
     processes may fill one store.
 
     Args:
-        dataset: an `ImageDataset`, a `TensorDataset`, or any indexed data set of
-            (input, class index) that gives the same sample each time.
+        dataset: an `ImageDataset`, a `TensorDataset`, `Samples` of your own, or any indexed data
+            set of (input, target) that gives the same sample each time.
         views: random views of each picture to keep; by default as the data set says.
         precision: `"exact"` is the model's own float32; `"auto"` the first form that suits
             the processor and is within 2 % relative error on real samples; a number allows that
@@ -147,61 +157,42 @@ def extract(
         batch_size: samples in a pass.
         progress: told (rows done, rows to compute).
         compute: how to compute, where that was decided before.
+        as_targets: makes the tensor of the targets; by default class indices.
     Raises:
         CutError: frozen tensors were changed or are trainable now; cut again.
         DataError: the data set has no fixed samples, or one cannot be read.
         StoreError: the store's budget does not suffice, or its format is another.
         OutputError: the store cannot be written; complete rows are kept.
     """
-    source = source_of(dataset, views=views)
-    count = source.samples * source.views
+    samples = stored_samples(dataset, views=views)
     if compute is None:
         compute = computing(
             cut,
-            partial(first_samples, source),
+            lambda: first_batch(samples, _TUNING_SAMPLES, as_targets).inputs,
             precision=precision,
             batch_size=batch_size,
             device=device_of(cut.suffix.model),
-            planned_samples=count,
+            planned_samples=len(samples) * samples.views,
             decisions=Decisions(store.root),
         )
         if precision == "exact":
-            compute = in_passes_of(compute, min(batch_size, source.samples))
-    return extract_source(cut, source, store, compute=compute, storage=storage, progress=progress)
-
-
-def extract_source(
-    cut: Cut,
-    source: Source,
-    store: FeatureStore,
-    *,
-    compute: Computing,
-    storage: Storage = "auto",
-    progress: Progress | None = None,
-) -> FeatureData:
-    """`extract` where it was decided what is read and how it is computed."""
-    return _Extraction(cut, source, store, compute, storage, progress).run()
-
-
-def first_samples(source: Source, count: int = _TUNING_SAMPLES) -> Any:
-    """A batch of the first samples, to measure on."""
-    rows = range(min(count, source.samples))
-    with closing(ordered_map(source.load, rows, ahead=count)) as loaded:
-        return collate(list(loaded))
+            compute = in_passes_of(compute, min(batch_size, len(samples)))
+    return _Extraction(cut, samples, store, compute, storage, progress).run(as_targets)
 
 
 class _Extraction:
     def __init__(
         self,
         cut: Cut,
-        source: Source,
+        samples: Samples,
         store: FeatureStore,
         compute: Computing,
         storage: Storage,
         progress: Progress | None,
     ) -> None:
         self._cut = cut
-        self._source = source
+        self._samples = samples
+        self._every = range(len(samples) * samples.views)
         self._store = store
         self._compute = compute
         self._specs = _specs(cut, compute, storage)
@@ -212,16 +203,15 @@ class _Extraction:
         self._computing: list[float] = []
         self._storage_error = 0.0
 
-    def run(self) -> FeatureData:
+    def run(self, as_targets: AsTargets) -> FeatureData:
         self._cut.check_current()
-        source, key = self._source, self._key()
+        samples, key = self._samples, self._key()
         features = self._store.open(key, self._specs, note=self._note())
-        every = range(source.samples * source.views)
         ids: list[bytes] = []
         rows: Rows | None = None
         why = ""
         if features.nbytes:
-            ids = source.ids(every, keep=False)
+            ids = samples.ids(self._every)
             rows = _try_read(features, ids)
         else:
             why = self._store.explain_miss(key)
@@ -231,15 +221,15 @@ class _Extraction:
             rows = features.read(ids)
         return FeatureData(
             rows,
-            source.targets(),
-            source.views,
+            as_targets(some_targets(samples.targets), len(samples), samples.what),
+            samples.views,
             self._computed,
             self._seconds,
             self._compute.words,
             sum(spec.unit_nbytes for spec in self._specs) * len(ids),
             self._storage_error,
             why if self._computed else "",
-            tuple(source.name(sample) for sample in range(source.samples)),
+            tuple(map(samples.name, range(len(samples)))),
             *self._shares(),
         )
 
@@ -252,7 +242,7 @@ class _Extraction:
     def _key(self) -> FeatureKey:
         values = " ".join(f"{_name(spec.dtype)} {list(spec.shape)}" for spec in self._specs)
         storage = " ".join(_name(spec.stored) for spec in self._specs)
-        transform = self._source.transform
+        transform = self._samples.transform
         parts = {**self._compute.key, "transform": transform, "values": values, "storage": storage}
         return FeatureKey(parts)
 
@@ -263,14 +253,13 @@ class _Extraction:
     def _fill(self, features: Features, known: list[bytes]) -> list[bytes]:
         """Compute what is missing; gives the ids of all rows."""
         start = time.perf_counter()
-        every = range(self._source.samples * self._source.views)
-        missing = features.missing(known) if known else every
+        missing: Sequence[int] = features.missing(known) if known else self._every
         found = dict(enumerate(known))
         with features.writer() as writer:
             while True:
                 before = self._computed
                 self._fill_claimed(writer, missing, found)
-                ids = [found[row] for row in every]
+                ids = [found[row] for row in self._every]
                 missing = features.missing(ids)
                 if not missing:
                     break
@@ -302,50 +291,50 @@ class _Extraction:
 
     def _claimed(
         self, writer: Writer, missing: Sequence[int], found: dict[int, bytes]
-    ) -> Generator[list[int], None, None]:
+    ) -> Generator[_Loads, None, None]:
         """The missing rows in batches, claimed a few batches at a time."""
         size = self._compute.tuned.batch_size
         chunk = size * _CLAIMED_BATCHES
         for start in range(0, len(missing), chunk):
             rows = missing[start : start + chunk]
-            ids = self._source.ids(rows, keep=True)
+            ids, loads = zip(*self._samples.read(rows), strict=True)
             found.update(zip(rows, ids, strict=True))
-            mine = [rows[position] for position in writer.claim(ids, len(ids))]
-            self._source.drop(set(rows).difference(mine))
+            mine = [(rows[place], loads[place]) for place in writer.claim(ids, len(ids))]
+            del loads  # and with them the samples of rows that another process computes
             for first in range(0, len(mine), size):
                 yield mine[first : first + size]
 
-    def _from_file(self, rows: list[int]) -> _Computed:
+    def _from_file(self, batch: _Loads) -> _Computed:
         """A batch from its files to its values, by the calling thread."""
         start = time.perf_counter()
-        samples = [self._source.load(row) for row in rows]
+        samples = [load() for _, load in batch]
         self._loading.append(time.perf_counter() - start)
-        return rows, self._values(samples)
+        return [row for row, _ in batch], self._values(samples)
 
     def _values(self, samples: Sequence[Any]) -> list[Tensor]:
         """The values of some samples, on the CPU."""
         start = time.perf_counter()
-        values = [value.cpu() for value in self._compute.rows(samples)]
+        values = [v.cpu() for v in self._compute.rows(samples, self._samples.collate)]
         self._computing.append(time.perf_counter() - start)
         return values
 
-    def _overlapping(self, batches: Iterable[list[int]]) -> Generator[_Computed, None, None]:
+    def _overlapping(self, batches: Iterable[_Loads]) -> Generator[_Computed, None, None]:
         """Values batch by batch; the next samples are loaded in threads meanwhile."""
         pending: deque[list[int]] = deque()
 
-        def rows() -> Iterator[int]:
+        def loads() -> Iterator[Callable[[], Any]]:
             for batch in batches:
-                pending.append(batch)
-                yield from batch
+                pending.append([row for row, _ in batch])
+                yield from (load for _, load in batch)
 
         ahead = 2 * self._compute.tuned.batch_size
-        with closing(ordered_map(self._source.load, rows(), ahead=ahead)) as loaded:
+        with closing(ordered_map(lambda load: load(), loads(), ahead=ahead)) as loaded:
             start = time.perf_counter()
             for sample in loaded:
-                batch = pending.popleft()
-                samples = [sample, *(next(loaded) for _ in batch[1:])]
+                rows = pending.popleft()
+                samples = [sample, *(next(loaded) for _ in rows[1:])]
                 self._loading.append(time.perf_counter() - start)
-                yield batch, self._values(samples)
+                yield rows, self._values(samples)
                 start = time.perf_counter()
 
 

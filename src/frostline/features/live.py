@@ -10,10 +10,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from frostline.data import Batch, Batches, ordered_map
+from frostline.data import Batch, Batches, Samples, inputs_of
 from frostline.features.computing import Computing
 from frostline.features.extraction import FeatureBatches
-from frostline.features.sources import Source, collate
 
 
 @final
@@ -54,7 +53,7 @@ class LiveLastBatches:
     """
 
     stored: FeatureBatches
-    source: Source
+    source: Samples
     compute: Computing
     _kept: list[tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=list)
 
@@ -78,10 +77,7 @@ class LiveLastBatches:
     def _values(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Computed once for rows that are the same in each epoch, as in validation."""
         if not self._kept or not torch.equal(self._kept[0][0], rows):
-            some = rows.tolist()
-            self.source.ids(some, keep=True)
             self.compute.cut.check_current()
-            with closing(ordered_map(self.source.load, some, ahead=len(some))) as loaded:
-                values = self.compute(collate(list(loaded)))
+            values = self.compute(inputs_of(self.source, rows.tolist()))
             self._kept[:] = [(rows, tuple(value.cpu() for value in values))]
         return self._kept[0][1]

@@ -21,7 +21,7 @@ from frostline.pages.frame import render_page
 from frostline.selectors import Inventory, inventory, parse, select_whole, stages
 from frostline.selectors.kinds import KINDS
 from frostline.selectors.norms import class_names, keeps_running_statistics
-from frostline.selectors.stages import stage_paths, stages_by_any_name
+from frostline.selectors.stages import stage_paths
 from frostline.selectors.terms import Path, Stage
 
 
@@ -109,7 +109,7 @@ def _matches(stock: Inventory) -> dict[str, Collection[int]]:
 
 def _spans(stock: Inventory) -> dict[str, Collection[int]]:
     """Each stage, all up to it and all from it, counted from either end."""
-    groups = stages_by_any_name(stock)
+    groups = stages(stock, by_any_name=True)
     found: dict[str, Collection[int]] = {}
     for at, group in enumerate(groups):
         before = frozenset[int]().union(*groups[: at + 1])

@@ -25,7 +25,7 @@ from frostline.data import (
 )
 from frostline.deltas import Delta, load_delta, read_delta
 from frostline.devices import resolve_device
-from frostline.engine import Forward, Hook, evaluate, predict
+from frostline.engine import Hook, evaluate, predict
 from frostline.errors import (
     ConfigError,
     DataError,
@@ -39,10 +39,9 @@ from frostline.freezing import not_covered_text
 from frostline.metrics import Evaluation
 from frostline.models import LoadedModel
 from frostline.plans import Phase
-from frostline.runs.course import Survey, survey
-from frostline.runs.feeding import prefixed
 from frostline.runs.preparing import build, freeze_as_asked
 from frostline.runs.reporting import RunReport, make_report, promise_of
+from frostline.session import Forward, Survey, prefixed, survey
 from frostline.units import some_of
 
 _some = partial(some_of, most=5)  # names of tensors in a message

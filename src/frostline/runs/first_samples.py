@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, final
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frostline.data import Batch, Batches, ImageDataset
+from frostline.data import Batch, Batches, Samples, first_batch
 from frostline.devices import resolve_device
 from frostline.engine import Predictions, predict
 from frostline.estimates.measuring import measure_step
-from frostline.runs.feeding import CHECKED_SAMPLES, few_of
+from frostline.session.pipelines import CHECKED_SAMPLES, on_device
 
 
 @final
@@ -37,20 +36,12 @@ class FirstSamples:
     operations: float
 
     @classmethod
-    def of(
-        cls, model: nn.Module, data: object, whole: Batches, *, device: str, judged: bool
-    ) -> Self:
+    def of(cls, model: nn.Module, samples: Samples, *, device: str, judged: bool) -> Self:
         """Look at them; `judged` also counts operations, and times a pass that need not warm up."""
-        if isinstance(data, ImageDataset):  # do not decode whole batches for a few
-            few_of_them = [data[i] for i in range(min(CHECKED_SAMPLES, len(data)))]
-            inputs, labels = zip(*few_of_them, strict=True)
-            batch = Batch(torch.stack(inputs), torch.tensor(labels), data.names[: len(labels)])
-        else:
-            with closing(whole.epoch(0)) as batches:
-                batch = next(batches)
-        few = few_of(batch.inputs, resolve_device(device))
-        count = min(CHECKED_SAMPLES, len(batch.targets))
-        small = _OneBatch(Batch(few, batch.targets[:count], batch.names[:count]))
+        batch = first_batch(samples, CHECKED_SAMPLES)
+        few = on_device(batch.inputs, resolve_device(device))
+        count = len(batch.targets)
+        small = _OneBatch(Batch(few, batch.targets, batch.names))
         operations = _operations(model, small, device) if judged else 0.0
         start = time.perf_counter()
         found = predict(model, small, device=device)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,8 @@ from frostline.callbacks.journal import Journal
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
-from frostline.casting import cast_dtypes
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
-from frostline.data import ImageDataset, make_batches
+from frostline.data import ImageDataset, make_batches, open_data
 from frostline.deltas import all_tensors
 from frostline.devices import resolve_device
 from frostline.engine import (
@@ -39,12 +38,12 @@ from frostline.folder import RunFolder
 from frostline.freezing import Proof
 from frostline.groups import param_groups
 from frostline.plans import Phase, Plan
-from frostline.recipe import Recipe, config_errors, recipe_of
+from frostline.recipe import Recipe, config_errors, recipe_from
 from frostline.records import BY_MODEL
-from frostline.runs.course import Book, PhasedCourse, Survey, survey
-from frostline.runs.feeding import Wanted, feed
 from frostline.runs.first_samples import FirstSamples
+from frostline.runs.phases import Book, PhasePipelines
 from frostline.runs.reporting import make_report, promise_at_end
+from frostline.session import Session, Survey, survey
 from frostline.tuning import PLAIN
 
 _COMPILED = 10**6  # variants of one code: more than a process will make
@@ -142,20 +141,20 @@ def fit(
     settings = settings or _settings(model, recipe, batch_size, device, features, forms, compile)
     phases = _phases(model, recipe, plan, hooks)
     _check_forms(settings, len(phases))
-    batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
-    validation = make_batches(val, batch_size=batch_size, shuffle=False, seed=recipe.seed)
+    seen, unseen = open_data(train), open_data(val)
+    batches = make_batches(seen, batch_size=batch_size, shuffle=True, seed=recipe.seed)
+    validation = make_batches(unseen, batch_size=batch_size, shuffle=False, seed=recipe.seed)
     if settings.features.compile:
         _check_compiler(device)
-    first = FirstSamples.of(
-        model, val, validation, device=device, judged=settings.features.store == "auto"
-    )
+    judged = settings.features.store == "auto"
+    first = FirstSamples.of(model, unseen, device=device, judged=judged)
     names = _class_names(first.found, train, classes)
     weights = _class_weights(recipe, train, len(names))
     settings = _completed(settings, names, plan)
     with _folder(out, resume=resume) as folder:
         measure = partial(first.step_seconds, model) if plan else None
         planned = survey(model, phases, measure=measure)
-        _check_none_widens(model, planned)
+        session = Session(model, plan, recipe=recipe, planned=planned, steps_per_epoch=len(batches))
         book = _begun(folder, settings, planned, resume=resume)
         saver = Saver(
             folder,
@@ -164,28 +163,35 @@ def fit(
             start=_start(model, planned) if plan else None,
             keep=recipe.keep,
         )
-        wanted = Wanted(
-            settings.features,
-            recipe,
-            batch_size,
-            resolve_device(device),
+        make = partial(
+            session.data,
+            seen,
+            unseen,
+            batch_size=batch_size,
+            plain=(batches, validation),
+            example=first.inputs,
+            device=resolve_device(device),
+            features=settings.features.store,
+            storage=settings.features.storage,
+            budget_bytes=settings.features.budget_bytes,
+            compile=settings.features.compile,
             seconds_per_sample=first.seconds,
             operations_per_sample=first.operations,
-            hooks=hooks,
+            progress=partial(_progress, hooks, batch_size),
         )
-        supply = partial(feed, model, first.inputs, (train, val), (batches, validation))
-        course = PhasedCourse(saver, planned, book, supply, wanted, journal)
+        pipelines = PhasePipelines(make, book, journal, hooks)
         logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if folder else ()
-        with _room_to_compile(settings), closing(course):
+        seconds = tuple(batch_size * each for each in planned.seconds_per_sample)
+        with _room_to_compile(settings):
             training = train_phases(
-                Training(model, recipe, phases, len(batches)),
-                course,
+                Training(session, plain_step_seconds=seconds),
+                pipelines,
                 classes=names,
                 device=device,
                 class_weights=weights,
-                hooks=(saver, *logs, *hooks),
+                hooks=(pipelines, saver, *logs, *hooks),
             )
-        proof = course.proof(model)
+        proof = session.verify()
         if not training.best_epoch:
             raise TrainingError(
                 f"the validation {recipe.monitor} was never a number, so no epoch is the best. "
@@ -199,7 +205,13 @@ def fit(
             journal.write()
             _write_report(folder, book.settings, proof, hooks)
         history = tuple(training.history)
-        return Run(model, history, best, proof, folder, course.says, course.computed, ended)
+        return Run(model, history, best, proof, folder, pipelines.says, pipelines.computed, ended)
+
+
+def _progress(hooks: tuple[Hook, ...], batch_size: int, done: int, total: int) -> None:
+    """Call hooks with rows of features in batches, as with every other stage."""
+    for hook in hooks:
+        hook.on_batch("features", -(-done // batch_size), -(-total // batch_size))
 
 
 def _phases(
@@ -220,27 +232,10 @@ def _phases(
     return tuple(phase.completed(recipe) for phase in plan)
 
 
-def _check_none_widens(model: nn.Module, planned: Survey) -> None:
-    """Refuse to thaw what is kept in half the bits: the run's deltas would have two bases."""
-    kept = cast_dtypes(model)
-    thawed = [name for name in planned.trained_until(len(planned.trained)) if name in kept]
-    if thawed:
-        raise ConfigError(
-            f"the plan trains {', '.join(thawed[:3])}, kept in {kept[thawed[0]]} since it was "
-            "frozen with dtype. Thaw what a phase trains before the run, and freeze it without."
-        )
-
-
 def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None) -> Recipe:
     if plan is not None and "epochs" in options:
         raise ConfigError("got a plan and epochs beside it. Write the epochs into its phases.")
-    if recipe is None:
-        return recipe_of(**options)
-    if options:
-        raise ConfigError(
-            f"got a recipe and {', '.join(options)} beside it. Put all into one of the two."
-        )
-    return recipe
+    return recipe_from(recipe, options)
 
 
 def _check_forms(settings: RunSettings, phases: int) -> None:

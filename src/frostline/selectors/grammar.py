@@ -29,18 +29,18 @@ from frostline.errors import SelectorError, nearest, shortened
 from frostline.selectors.patterns import is_pattern
 from frostline.selectors.pieces import Rows
 from frostline.selectors.terms import (
+    And,
     Depth,
     Everything,
     Glob,
     Kind,
     Nothing,
     OfType,
+    Or,
     Path,
     Regex,
     Selector,
     Stage,
-    all_of,
-    any_of,
 )
 
 _PREFIXES = ("re", "type", "kind", "stage", "depth", "glob", "rows")
@@ -129,14 +129,14 @@ def _either(tokens: _Tokens) -> Selector:
     terms = [_both(tokens)]
     while tokens.next_is("|"):
         terms.append(_both(tokens))
-    return any_of(*terms)
+    return Or.of(*terms)
 
 
 def _both(tokens: _Tokens) -> Selector:
     terms = [_negated(tokens)]
     while tokens.next_is("&"):
         terms.append(_negated(tokens))
-    return all_of(*terms)
+    return And.of(*terms)
 
 
 def _negated(tokens: _Tokens) -> Selector:
@@ -182,7 +182,7 @@ def _prefixed(tokens: _Tokens, token: _Token) -> Selector:
         case "stage":
             return _stage(tokens, token)
         case "rows":
-            return any_of(*(_rows(tokens, token, span) for span in token.spans.split(",")))
+            return Or.of(*(_rows(tokens, token, span) for span in token.spans.split(",")))
         case _:
             return _depth(tokens, token)
 

@@ -1,50 +1,47 @@
 """How batches reach the model: through stored features, a tuned prefix, or plainly.
 
-Whatever stands in the way of a cut or a store is no error: the run then trains plainly, to the
-same figures, and says in one line why.
+Whatever stands in the way of a cut or a store is no error: training is then plain, to the same
+numbers, and one line says why.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from frostline.config import FeatureSettings
+from frostline.calling import call_with
 from frostline.cutting import Cut, cut
-from frostline.data import Batches
-from frostline.engine import Forward, Hook
-from frostline.errors import CutError, DataError, OutputError, StoreError
+from frostline.data import Batch, Batches, Samples, first_batch, some_rows
+from frostline.devices import to_device
+from frostline.errors import CutError, OutputError, StoreError
 from frostline.features import (
     Computing,
     Decisions,
     LiveLastBatches,
     PrefixedBatches,
-    Source,
+    Storage,
     computing,
     difference_by_place,
     difference_by_size,
-    extract_source,
-    first_rows,
-    first_samples,
+    extract,
     in_passes_of,
-    source_of,
 )
-from frostline.recipe import Recipe
 from frostline.records import BY_MODEL
 from frostline.store import FeatureStore
 from frostline.tuning import PLAIN, Form
 from frostline.units import Stopwatch, format_bytes, format_seconds
 
 CHECKED_SAMPLES = 4  # on which a cut is checked against the model
+TRIED_SAMPLES = 8  # on which forms are tried
 DEFAULT_BUDGET_BYTES = 50 * 10**9
 # A run whose plain forwards need fewer floating-point operations altogether, about two seconds of
 # them, is over before a cut would be made. Counted, not timed: the same run is cut each time.
@@ -53,13 +50,17 @@ _WORTH_ON_OTHERS = 2e13
 _SINCE = "computed, since"
 
 
+Forward = Callable[..., Any]
+
+
 @final
 @dataclass(frozen=True)
-class Feed:
+class Pipeline:
     """Batches, and what they go through.
 
     Attributes:
         forward: the suffix of a cut, or the model itself.
+        device: where it computes.
         form: in which the frozen part is computed: `model` where the model does it.
         says: lines for people: what was saved, or why nothing could be.
         computed: rows that were computed for it; the others were in the store.
@@ -74,6 +75,7 @@ class Feed:
     train: Batches
     validation: Batches
     forward: Forward
+    device: torch.device
     form: str = BY_MODEL
     says: tuple[str, ...] = ()
     computed: int = 0
@@ -84,80 +86,88 @@ class Feed:
     stored_samples: int = 0
     prefix: Stopwatch = field(default_factory=Stopwatch)
 
+    def __call__(self, batch: Batch) -> Any:
+        """The model's output for a batch; a dict goes in by name, a tuple or list by position."""
+        return call_with(self.forward, to_device(batch.inputs, self.device))
+
 
 @final
 @dataclass(frozen=True)
-class Wanted:
-    """What a run wants of its features.
+class PipelineOptions:
+    """What is asked of a pipeline.
 
     Attributes:
-        seconds_per_sample, operations_per_sample: of one plain forward; operations are those of
-            floating point.
+        features: folder of the feature store; `auto` is one in the user's cache folder where
+            storing is worth it, `off` is the plain loop.
+        storage: dtype in which they are stored; `auto` keeps every bit that was computed.
+        precision: how faithful the frozen part must be to its float32.
         epochs: in which the features will be used.
-        form: as decided when the phase began; empty at its beginning.
+        form: of the frozen part, as decided before; empty lets the machine choose.
         explains: whether to say what is other than in what the store has; not where a later phase
             of a plan has another line or other weights, which is meant.
+        seconds_per_sample, operations_per_sample: of one plain forward; operations are those of
+            floating point.
+        compile: compile what is trained with `torch.compile`.
+        progress: told (rows done, rows to compute).
     """
 
-    settings: FeatureSettings
-    recipe: Recipe
-    batch_size: int
     device: torch.device
-    seconds_per_sample: float
-    operations_per_sample: float
-    hooks: tuple[Hook, ...] = ()
+    batch_size: int = 32
+    seed: int = 0
+    features: str = "off"
+    storage: Storage = "auto"
+    budget_bytes: int | None = None
+    precision: Literal["exact", "auto"] | float = "auto"
     epochs: int = 1
     form: str = ""
     explains: bool = True
+    seconds_per_sample: float = 0.0
+    operations_per_sample: float = 0.0
+    compile: bool = False
+    progress: Callable[[int, int], None] | None = None
 
     def store(self) -> FeatureStore:
         """The store to use."""
-        given = self.settings.store
-        root = default_store() if given == "auto" else Path(given).expanduser()
-        return FeatureStore(root, budget_bytes=self.settings.budget_bytes or DEFAULT_BUDGET_BYTES)
-
-    def progress(self, done: int, total: int) -> None:
-        """Tell hooks in batches, as of every other stage."""
-        for hook in self.hooks:
-            hook.on_batch("features", -(-done // self.batch_size), -(-total // self.batch_size))
+        root = default_store() if self.features == "auto" else Path(self.features).expanduser()
+        return FeatureStore(root, budget_bytes=self.budget_bytes or DEFAULT_BUDGET_BYTES)
 
 
-def feed(
+def pipeline(
     model: nn.Module,
     example: Any,
-    data: tuple[object, object],
+    data: tuple[Samples, Samples],
     plain: tuple[Batches, Batches],
-    wanted: Wanted,
-) -> Feed:
+    options: PipelineOptions,
+) -> Pipeline:
     """The shortest way for `data` (training, validation) through `model`.
 
     Args:
-        example: a few samples, on the device, to cut on.
+        example: a few samples, on the device, to cut on; None takes those of the first batch.
         plain: the batches of a plain loop over the same data.
+
     Raises:
         OutputError, StoreError: the store that was named cannot be used.
     """
-    by_model = Feed(*plain, model)
-    if wanted.settings.store == "off" or wanted.form == BY_MODEL:
+    by_model = Pipeline(*plain, model, options.device)
+    if options.features == "off" or options.form == BY_MODEL:
         return by_model
-    if wanted.settings.store == "auto" and not wanted.form:
-        forwards = plain[0].samples * wanted.epochs
-        worth = WORTH_OPERATIONS.get(wanted.device.type, _WORTH_ON_OTHERS)
-        if wanted.operations_per_sample * forwards < worth:
-            return replace(by_model, says=(_short(wanted.seconds_per_sample * forwards),))
+    if options.features == "auto" and not options.form:
+        forwards = plain[0].samples * options.epochs
+        worth = WORTH_OPERATIONS.get(options.device.type, _WORTH_ON_OTHERS)
+        if options.operations_per_sample * forwards < worth:
+            seconds = format_seconds(options.seconds_per_sample * forwards)
+            line = (
+                f"Features  none are stored: all forwards of the run take about {seconds}, less "
+                "than a cut would. --features DIR stores them all the same"
+            )
+            return replace(by_model, says=(line,))
     try:
-        return _Feeding(wanted, tuple(map(_Side.of, data, plain))).feed(cut(model, example))
+        few = first_inputs(plain[0], options.device) if example is None else example
+        return _Making(options, tuple(map(_Side, data, plain))).through(cut(model, few))
     except (CutError, StoreError, OutputError) as error:
-        if wanted.settings.store != "auto" and not isinstance(error, CutError):
+        if options.features != "auto" and not isinstance(error, CutError):
             raise
         return replace(by_model, says=(f"Features  none are stored: {error}",))
-
-
-def _short(seconds: float) -> str:
-    return (
-        f"Features  none are stored: all forwards of the run take about {format_seconds(seconds)}, "
-        "less than a cut would. --features DIR stores them all the same"
-    )
 
 
 def prefixed(
@@ -194,33 +204,23 @@ def default_store() -> Path:
 @final
 @dataclass(frozen=True)
 class _Side:
-    """Training or validation data: as a source of rows where it can be one, and in batches."""
+    """Training or validation data: its samples, and their batches in a plain loop."""
 
-    source: Source | None
+    samples: Samples
     plain: Batches
-    why_not: str = ""
-
-    @classmethod
-    def of(cls, data: object, plain: Batches) -> _Side:
-        try:
-            return cls(source_of(data), plain)
-        except DataError as error:
-            return cls(None, plain, str(error))
 
     def first(self, device: torch.device) -> Any:
         """A batch of a few samples."""
-        if self.source is not None:
-            return first_samples(self.source)
-        return first_inputs(self.plain, device)
+        return on_device(first_batch(self.samples, TRIED_SAMPLES).inputs, device)
 
 
-class _Feeding:
-    """One run's data through one cut."""
+class _Making:
+    """A pipeline through one cut in the making."""
 
-    def __init__(self, wanted: Wanted, sides: tuple[_Side, ...]) -> None:
-        self._wanted = wanted
+    def __init__(self, options: PipelineOptions, sides: tuple[_Side, ...]) -> None:
+        self._options = options
         self._train, self._validation = sides
-        self._store = wanted.store()
+        self._store = options.store()
         self._samples = 0
         self._computed = 0
         self._seconds = 0.0
@@ -229,15 +229,16 @@ class _Feeding:
         self._nbytes = 0
         self._notes: list[str] = []
 
-    def feed(self, made: Cut) -> Feed:
+    def through(self, made: Cut) -> Pipeline:
         compute = self._compute(made)
         of_training, of_evaluation = self._of_each_mode(compute)
         train = self._batches(made, self._train, of_training, shuffle=True)
         validation = self._batches(made, self._validation, of_evaluation, shuffle=False)
-        return Feed(
+        return Pipeline(
             train,
             validation,
             made.suffix,
+            self._options.device,
             str(compute.tuned.form),
             tuple(self._says(made, compute)),
             self._computed,
@@ -250,15 +251,15 @@ class _Feeding:
         )
 
     def _compute(self, made: Cut) -> Computing:
-        wanted = self._wanted
-        if wanted.form and wanted.recipe.prefix_precision != "exact":
-            return in_form(made, Form.parse(wanted.form), wanted.device, wanted.batch_size)
+        options = self._options
+        if options.form and options.precision != "exact":
+            return in_form(made, Form.parse(options.form), options.device, options.batch_size)
         return computing(
             made,
-            partial(self._train.first, wanted.device),
-            precision=wanted.recipe.prefix_precision,
-            batch_size=wanted.batch_size,
-            device=wanted.device,
+            partial(self._train.first, options.device),
+            precision=options.precision,
+            batch_size=options.batch_size,
+            device=options.device,
             planned_samples=self._train.plain.samples + self._validation.plain.samples,
             decisions=Decisions(self._store.root),
         )
@@ -268,21 +269,21 @@ class _Feeding:
         if compute.tuned.form != PLAIN:
             return compute, compute
         training = replace(compute, training=True, mode="training")
-        inputs = self._validation.first(self._wanted.device)
+        inputs = self._validation.first(self._options.device)
         pairs = zip(training(inputs), compute(inputs), strict=True)
         if all(torch.equal(a, b) for a, b in pairs):
             return compute, compute
         return training, compute
 
     def _batches(self, made: Cut, side: _Side, compute: Computing, *, shuffle: bool) -> Batches:
-        wanted, source = self._wanted, side.source
-        if source is None:
-            self._notes.append(side.why_not)
+        options, samples = self._options, side.samples
+        if why := samples.why_not_stored():
+            self._notes.append(why)
             return PrefixedBatches(side.plain, compute)
         difference = 0.0
-        if wanted.recipe.prefix_precision == "exact":
-            size = min(wanted.batch_size, source.samples)
-            whole = first_samples(source, size)
+        if options.precision == "exact":
+            size = min(options.batch_size, len(samples))
+            whole = first_batch(samples, size).inputs
             if by_place := difference_by_place(compute, whole):
                 self._notes.append(
                     f"rows differ by up to {by_place:.0e} with their place in a batch on this "
@@ -290,18 +291,18 @@ class _Feeding:
                 )
                 return PrefixedBatches(side.plain, compute)
             # Rows as whole batches give them, which those of a smaller last one may differ from.
-            if last := source.samples % size:
+            if last := len(samples) % size:
                 difference = difference_by_size(compute, whole, last)
             compute = in_passes_of(compute, size)
-        found = extract_source(
+        found = extract(
             made,
-            source,
+            samples,
             self._store,
-            storage=wanted.settings.storage,
-            progress=wanted.progress,
+            storage=options.storage,
+            progress=options.progress,
             compute=compute,
         )
-        self._samples += source.samples
+        self._samples += len(samples)
         self._computed += found.computed
         self._seconds += found.seconds
         self._decode_seconds += found.decode_seconds
@@ -309,27 +310,25 @@ class _Feeding:
         self._nbytes += found.nbytes
         if found.storage_error:
             self._notes.append(
-                f"stored as {wanted.settings.storage}, relative error {found.storage_error:.2g}"
+                f"stored as {options.storage}, relative error {found.storage_error:.2g}"
             )
         if (
             found.why
-            and wanted.explains
+            and options.explains
             and not any(note.startswith(_SINCE) for note in self._notes)
         ):
             self._notes.append(f"{_SINCE} {found.why}")
-        batches = found.batches(
-            batch_size=wanted.batch_size, shuffle=shuffle, seed=wanted.recipe.seed
-        )
+        batches = found.batches(batch_size=options.batch_size, shuffle=shuffle, seed=options.seed)
         if not difference:
             return batches
         self._notes.append(
             f"rows differ by up to {difference:.0e} with the number of rows in a pass, so the last "
-            f"{source.samples % wanted.batch_size} of {source.samples} are computed in each epoch"
+            f"{len(samples) % options.batch_size} of {len(samples)} are computed in each epoch"
         )
-        return LiveLastBatches(batches, source, compute)
+        return LiveLastBatches(batches, samples, compute)
 
     def _says(self, made: Cut, compute: Computing) -> Iterator[str]:
-        wanted = self._wanted
+        options = self._options
         yield f"Frost     {made.why}"
         how = (
             f"{self._computed} rows computed in {format_seconds(self._seconds)}"
@@ -341,7 +340,7 @@ class _Feeding:
         yield f"          {compute.words}"
         for note in dict.fromkeys(self._notes):
             yield f"          {note}"
-        epochs = wanted.epochs
+        epochs = options.epochs
         saved = self._plain_seconds(compute) * self._samples * epochs - self._seconds
         if saved > 0:
             yield (
@@ -357,7 +356,7 @@ class _Feeding:
         """
         if self._computed and self._prefix_seconds:
             return compute.tuned.speedup * self._prefix_seconds / self._computed
-        timed = (compute.tuned.plain_seconds_per_sample, self._wanted.seconds_per_sample)
+        timed = (compute.tuned.plain_seconds_per_sample, self._options.seconds_per_sample)
         return min(filter(None, timed), default=0.0)  # what stood in the way only added to it
 
 
@@ -368,5 +367,11 @@ def in_form(made: Cut, form: Form, device: torch.device, batch_size: int = 32) -
 
 def few_of(inputs: Any, device: torch.device) -> Any:
     """The first samples of a batch, on the device."""
-    few = first_rows(inputs, CHECKED_SAMPLES)
-    return tree_map(lambda part: part.to(device) if isinstance(part, torch.Tensor) else part, few)
+    return on_device(some_rows(inputs, slice(CHECKED_SAMPLES)), device)
+
+
+def on_device(inputs: Any, device: torch.device) -> Any:
+    """A batch of inputs with its tensors on the device."""
+    return tree_map(
+        lambda part: part.to(device) if isinstance(part, torch.Tensor) else part, inputs
+    )

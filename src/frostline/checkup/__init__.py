@@ -17,7 +17,6 @@ from frostline.checkup import (
     gradients,
     modes,
     passes,
-    plans,
     selection,
     structure,
 )
@@ -39,7 +38,6 @@ __all__ = ["CODES", "Check", "Checkup", "Finding", "Level", "doctor"]
 # The most harmful first: what stops training, what trains the wrong thing, what trains badly.
 _CHECKS: tuple[Check, ...] = (
     *selection.CHECKS,
-    *plans.CHECKS,
     *passes.CHECKS,
     *optimizers.CHECKS,
     *gradients.CHECKS,
@@ -136,7 +134,7 @@ def _findings(subject: Subject) -> list[Finding]:
             except FreezeError as error:
                 found.append(selection.refused_finding(error))
             except SelectorError:
-                pass  # the checks of selection and plan tell
+                pass  # the checks of selection and plan say why
         for check in _CHECKS:
             found += _checked(check, subject)
     return found

@@ -84,7 +84,7 @@ class Subject:
         try:
             return () if self.plan is None else parts(self.root, self.plan.phases, Recipe())
         except (SelectorError, ConfigError):
-            return ()  # the check of the plan tells
+            return ()  # the check of the plan says why
 
     @cached_property
     def in_last_stage(self) -> frozenset[int]:

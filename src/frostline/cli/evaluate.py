@@ -19,7 +19,7 @@ def evaluate(
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Accuracy, loss, F1 and figures per class of a run on data it was not trained on.
+    """Accuracy, loss, F1 and metrics of each class of a run on data it was not trained on.
 
     Of a divided folder the test/ or else the val/ part is taken; of the folder that the run
     divided itself, the part that it held out.

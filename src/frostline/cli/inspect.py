@@ -25,7 +25,7 @@ On = Annotated[
     typer.Option(
         "--on",
         help="Replace the classifier, stack a head on its logits, or keep it; the page "
-        "replaces it unless told otherwise, tables keep it.",
+        "replaces it unless asked otherwise, tables keep it.",
     ),
 ]
 Depth = Annotated[

@@ -55,7 +55,7 @@ def calibrated(prices: Prices, setup: Setup, trace: StepTrace, seconds: float) -
         return prices
     try:
         real = setup.measure(rows, repeats=_REPEATS, within=seconds / 2)
-    except STEP_ERRORS:  # whoever trains it is told what is wrong
+    except STEP_ERRORS:  # training it says what is wrong
         return prices
     if rows < batch_size:
         prices = timed_too(prices, fewer.ops, seconds=seconds * OPERATIONS_SHARE)
@@ -85,5 +85,5 @@ def _free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not told on this system
+    except (ValueError, OSError, AttributeError):  # not known on this system
         return _UNKNOWN_BYTES

@@ -196,7 +196,7 @@ class _Turns(OpRecorder):  # type: ignore[no-untyped-call]  # torch's own
         self._writers: dict[int, int] = {}
         self._made: dict[int, int] = defaultdict(int)
 
-    def noted(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+    def record(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         now = self._now
         turn = self.turns[now]
         turn.draws |= torch.Tag.nondeterministic_seeded in func.tags

@@ -47,7 +47,7 @@ class Prices:
         optimizer_byte: of an optimizer step, for each byte of the parameters.
         optimizer_tensor: of an optimizer step, for each parameter.
         scale: by which a pass takes longer than its operations alone.
-        measured_on: samples of the real steps that told the scale; 0 where none ran.
+        measured_on: samples of the real steps that gave the scale; 0 where none ran.
     """
 
     timed: Mapping[Call, float]

@@ -17,7 +17,7 @@ from frostline.estimates.results import LayerCost, Memory, Step
 from frostline.estimates.skeleton import real_batch
 from frostline.estimates.tracing import StepTrace, trace_step
 
-# Bytes of state for each byte of a gradient; Adam's kin also count steps, in a float32 each.
+# Bytes of state for each byte of a gradient; Adam and the like also count steps, in a float32 each.
 _STATE_RATIO = {"adamw": 2, "adam": 2, "sgd": 1}
 _STEP_BYTES = {"adamw": 4, "adam": 4, "sgd": 0}
 OPTIMIZERS = tuple(_STATE_RATIO)

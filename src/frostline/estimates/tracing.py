@@ -198,7 +198,7 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self._model = model
         self._stack = [0]
         # The layer of each turn of the forward pass, and the first autograd sequence number that
-        # belongs to it: the backward pass is told by those.
+        # belongs to it: those say to which turn a backward pass belongs.
         self.layers = [0]
         self._starts = [0]
         self.packed: list[tuple[weakref.ref[Tensor], int]] = []  # and in which turn
@@ -256,7 +256,7 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         is_view = func.is_view or func._overloadpacket in _FREE
         if self.during == "forward":
-            self.noted(func, given, () if is_view else made)
+            self.record(func, given, () if is_view else made)
         for tensor in made:
             self._count(tensor.untyped_storage())
         packet = flop_registry.get(func._overloadpacket)
@@ -276,7 +276,7 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         )
         return out
 
-    def noted(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+    def record(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         """For those who want more of the forward pass: an operation has run."""
 
     def _turn(self, place: int | None) -> None:

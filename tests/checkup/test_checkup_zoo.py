@@ -109,7 +109,7 @@ SAID = {
     "stacked-linear": ("make one linear map", "--head 100"),
     "logits-width": ("", "--on classifier"),
     "target-range": ("cross-entropy raises on the first such", "targets - 1"),
-    "same-data": ("figures", ""),
+    "same-data": ("metrics", ""),
     "preprocessing": ("the accuracy is lower", "weights.transforms()"),
     "input-range": ("divided by the deviation", "of pictures in 0..1"),
     "plan-error": ("the phase could not begin", "plan.table(model)"),

@@ -31,7 +31,6 @@ from frostline.freezing import freezes_kept, train_only
 from frostline.plans import Plan
 from frostline.recipe import check_alone
 from frostline.selectors import Selector, SelectorLike, as_selector
-from frostline.wrappers import unwrap
 
 __all__ = ["CODES", "Check", "Checkup", "Finding", "Level", "doctor"]
 
@@ -96,13 +95,14 @@ def doctor(
             nothing is a finding.
     """
     asked, verb = _asked(freeze, train, plan)
+    given = {"example": example, "optimizer": optimizer, "train_data": train_data}
+    missing = tuple(name for name, value in given.items() if value is None)
     if not isinstance(model, nn.Module):
         raise SelectorError(f"the doctor looks at a torch.nn.Module, got {type(model).__name__}.")
     if lazy := selection.lazy_finding(model):
         return Checkup((lazy,))
     subject = Subject(
         model=model,
-        root=unwrap(model),
         example=example,
         targets=targets,
         optimizers=_optimizers(optimizer),
@@ -116,11 +116,7 @@ def doctor(
         preprocessing=preprocessing,
         weights_preprocessing=weights_preprocessing,
     )
-    found = _findings(subject)
-    given = {"example": example, "optimizer": optimizer, "train_data": train_data}
-    return Checkup(
-        sorted_findings(found), tuple(name for name, value in given.items() if value is None)
-    )
+    return Checkup(sorted_findings(_findings(subject)), missing)
 
 
 def _findings(subject: Subject) -> list[Finding]:

@@ -11,7 +11,24 @@ from frostline.choices import OptimizerName, StepPrecision
 from frostline.cli import _options as options
 from frostline.cli._set_up import check_one_of, set_up
 
+Data = Annotated[
+    Path | None, typer.Option(help="Pictures to count and to cut on, as `train` takes them.")
+]
+Samples = Annotated[int, typer.Option(help="Samples to train on, without --data.", min=0)]
+Epochs = Annotated[int, typer.Option(help="Epochs, without --plan.", min=1)]
+Optimizer = Annotated[OptimizerName, typer.Option(help="Optimizer of the step.")]
+Precision = Annotated[StepPrecision, typer.Option(help="fp32, or autocast to bf16 or fp16.")]
+Lean = Annotated[bool, typer.Option("--lean", help="With what `fl.lean` saves of the activations.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory, as 4GiB: the largest batch and the deepest thaw that fit.", metavar="BYTES"
+    ),
+]
+Calibrate = Annotated[bool, typer.Option("--calibrate", help="Also run a real step, and compare.")]
 
+
+# Long since each option has a line here and one in the call.
 def estimate(
     model: options.ModelName,
     *,
@@ -21,31 +38,16 @@ def estimate(
     plan: options.PlanFile = None,
     head: options.Head = "",
     on: options.On = "classifier",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Pictures to count and to cut on, as `train` takes them."),
-    ] = None,
+    data: Data = None,
     classes: options.Classes = 10,
-    samples: Annotated[int, typer.Option(help="Samples to train on, without --data.", min=0)] = 0,
-    epochs: Annotated[int, typer.Option(help="Epochs, without --plan.", min=1)] = 10,
+    samples: Samples = 0,
+    epochs: Epochs = 10,
     batch_size: options.BatchSize = 32,
-    optimizer: Annotated[OptimizerName, typer.Option(help="Optimizer of the step.")] = "adamw",
-    precision: Annotated[
-        StepPrecision, typer.Option(help="fp32, or autocast to bf16 or fp16.")
-    ] = "fp32",
-    lean: Annotated[
-        bool, typer.Option("--lean", help="With what `fl.lean` saves of the activations.")
-    ] = False,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Memory, as 4GiB: the largest batch and the deepest thaw that fit.",
-            metavar="BYTES",
-        ),
-    ] = None,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Also run a real step, and compare.")
-    ] = False,
+    optimizer: Optimizer = "adamw",
+    precision: Precision = "fp32",
+    lean: Lean = False,
+    budget: Budget = None,
+    calibrate: Calibrate = False,
     json: options.Json = False,
 ) -> None:
     """Say what training would cost in memory, time and disk, before anything runs.

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from frostline.tables import Table
 
 
-# Nothing where it was not given: what of a page is said for tables is refused, and the other way.
 On = Annotated[
     HeadPlace | None,
     typer.Option(
@@ -47,6 +46,7 @@ BatchSize = Annotated[
 ]
 
 
+# Long since tables and the page have options of their own, which are refused for the other.
 def inspect(
     model: options.ModelName,
     *,

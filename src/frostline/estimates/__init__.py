@@ -40,6 +40,7 @@ _LARGEST_BATCH = 1 << 20
 _SECOND_BATCH = 16  # beside a batch of one, to see how memory grows
 
 
+# Long by its arguments and by those of what it gives.
 @in_turn
 def estimate(
     model: nn.Module,
@@ -106,18 +107,8 @@ def estimate(
         traces = [setup.trace() for _ in _each(model, phases)]
         deep = list(_traced_depths(setup)) if stages or budget is not None else []
         start = time.perf_counter()
-        every = [*traces, *(trace for _, trace in (deep if stages else ()))]
-        prices = measure_prices(
-            (op for trace in every for op in trace.ops),
-            optimizer=optimizer,
-            seconds=calibration_seconds * OPERATIONS_SHARE,
-        )
-        rest = calibration_seconds * (1 - OPERATIONS_SHARE)
-        steps = [
-            calibrated_step(setup, trace, prices, rest / len(traces))
-            for _, trace in zip(_each(model, phases), traces, strict=True)
-        ]
-        shown = tuple(_stages(setup, deep, prices, rest)) if stages else ()
+        shown = deep if stages else []
+        steps, stage_costs = _priced(setup, phases, traces, shown, calibration_seconds)
         seconds = time.perf_counter() - start
         costs = tuple(
             _phase_cost(setup, phase, step, counts, epochs)
@@ -131,11 +122,33 @@ def estimate(
             lean=lean or is_lean(model),
             phases=costs,
             samples=counts,
-            stages=shown,
+            stages=stage_costs,
             budget=None if budget is None else _budget_fit(setup, budget, deep),
             check=_real_step(setup) if check else None,
             measured_seconds=seconds,
         )
+
+
+def _priced(
+    setup: Setup,
+    phases: tuple[Phase, ...],
+    traces: list[StepTrace],
+    deep: list[tuple[_FreezeDepth, StepTrace]],
+    seconds: float,
+) -> tuple[list[Step], tuple[StageCost, ...]]:
+    """A step of each phase, and of each depth of freezing, with seconds on this machine."""
+    every = [*traces, *(trace for _, trace in deep)]
+    prices = measure_prices(
+        (op for trace in every for op in trace.ops),
+        optimizer=setup.optimizer,
+        seconds=seconds * OPERATIONS_SHARE,
+    )
+    rest = seconds * (1 - OPERATIONS_SHARE)
+    steps = [
+        calibrated_step(setup, trace, prices, rest / len(traces))
+        for _, trace in zip(_each(setup.model, phases), traces, strict=True)
+    ]
+    return steps, tuple(_stages(setup, deep, prices, rest))
 
 
 def _check_asked(optimizer: str, batch_size: int, precision: str) -> None:

@@ -120,6 +120,7 @@ class Classification(Task):
 
     def __init__(self, classes: Sequence[str] | int | None = None) -> None:
         self.classes = _names(classes) or ()
+        self.width = len(self.classes)
         self._is_open = classes is None
         self._smoothing = 0.0
         self._weights: Tensor | None = None

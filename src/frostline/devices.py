@@ -85,6 +85,12 @@ def to_device(inputs: Any, device: torch.device) -> Any:
     return send_to_device(inputs, device, non_blocking=True)
 
 
+def autocast(model: nn.Module, precision: str) -> AbstractContextManager[Any]:
+    """Around a forward of `model` in `bf16` or `fp16`; of nothing in `fp32`."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device_of(model).type, dtype=dtype, enabled=dtype is not None)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's first parameter is; the CPU if it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

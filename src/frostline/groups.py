@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypedDict, final
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from frostline.errors import ConfigError, FreezeError, SelectorError
 from frostline.selectors import (
+    Entry,
     SelectorLike,
     as_selector,
     inventory,
@@ -121,9 +122,13 @@ def rates_by_rule(
     weight_decay: float,
     layer_decay: float,
     lr_mult: Mapping[str, float],
-    no_decay: SelectorLike,
+    no_decay: SelectorLike = DEFAULT_NO_DECAY,
+    trained: Collection[int] | None = None,
 ) -> tuple[Rate, ...]:
     """What each trainable parameter gets, in the model's order; the same call, the same numbers.
+
+    Args:
+        trained: `id()` of those that are to train, by default of those that do.
 
     Raises: as `param_groups`.
     """
@@ -135,7 +140,7 @@ def rates_by_rule(
     last = max(depth.values(), default=0)
     rates = []
     for index, entry in enumerate(stock.entries):
-        if not (isinstance(entry.tensor, nn.Parameter) and entry.tensor.requires_grad):
+        if not isinstance(entry.tensor, nn.Parameter) or not _trains(entry, trained):
             continue
         rate = lr * layer_decay ** (last - depth[index])
         for picked, factor in factors:
@@ -150,17 +155,25 @@ def rates_by_rule(
     return tuple(rates)
 
 
-def default_lr(model: nn.Module, *, optimizer: str) -> float:
+def default_lr(
+    model: nn.Module, *, optimizer: str, trained: Collection[int] | None = None
+) -> float:
     """A learning rate to start from: 3e-3 where only the last stage is trainable, else 3e-4.
 
     Ten times that for SGD. A new head on a frozen network can take larger steps than pretrained
     layers can; found on frozen MobileNetV2 and SqueezeNet over eight seeds.
+
+    Args:
+        trained: as for `rates_by_rule`.
     """
     stock = inventory(model)
-    last = stages(stock)[-1]
-    trainable = {i for i, entry in enumerate(stock.entries) if entry.tensor.requires_grad}
-    rate = 3e-3 if trainable <= last else 3e-4
+    trainable = {i for i, entry in enumerate(stock.entries) if _trains(entry, trained)}
+    rate = 3e-3 if trainable <= stages(stock)[-1] else 3e-4
     return rate * (10 if optimizer == "sgd" else 1)
+
+
+def _trains(entry: Entry, trained: Collection[int] | None) -> bool:
+    return entry.tensor.requires_grad if trained is None else id(entry.tensor) in trained
 
 
 def _rule(

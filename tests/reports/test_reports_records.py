@@ -13,6 +13,7 @@ from frostline.records import (
     FedNote,
     RunRecords,
     Session,
+    Spent,
     judged_of,
     read_judged,
     write_judged,
@@ -63,7 +64,8 @@ def test_a_cut_file_is_told(tmp_path: Path, kept: int) -> None:
 
 
 def records(note: FedNote, *, total: float) -> RunRecords:
-    line = EpochLine(1, 1, 1e-3, 1.0, 0.5, 1.0, 0.5, 0.5, 9.0, True, (1e-3,), 0.5, 0.25, 4.0, 2.0)
+    spent = Spent(0.5, 0.25, 4.0, 2.0)
+    line = EpochLine(1, 1, 1e-3, {"loss": 1.0}, {"loss": 1.0}, 9.0, True, (1e-3,), spent)
     session = Session("", "0", total, "", "", (), (note,))
     return RunRecords(epochs=(line, line), sessions=(session,))
 

@@ -37,7 +37,7 @@ def demo() -> None:
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import notes, output, say
     from frostline.engine import predict
-    from frostline.metrics import evaluate_logits
+    from frostline.tasks import evaluate_logits
 
     start, page = time.perf_counter(), output()
     with tempfile.TemporaryDirectory(prefix="frostline-demo-") as scratch:
@@ -65,7 +65,7 @@ def demo() -> None:
         )
         predicted = predict(network, _batches(test))
         page.print("", _some_predictions(predicted), "", sep="\n")
-        found = evaluate_logits(predicted.logits, predicted.targets, classes=test.classes)
+        found = evaluate_logits(predicted.outputs, predicted.targets, classes=test.classes)
         say(page, f"Held-out accuracy {found.accuracy:.3f} on {found.samples} pictures")
         say(page, f"Verified: {run.proof}")
         for line in _savings(everything, _step_cost(network, train)):
@@ -101,7 +101,7 @@ def _some_predictions(predicted: Predictions) -> Table:
     """A few held-out pictures with the digit that was predicted and the true one."""
     from frostline.tables import Column, Table
 
-    probabilities = predicted.logits.double().softmax(dim=1)
+    probabilities = predicted.outputs.double().softmax(dim=1)
     step = max(1, len(predicted.names) // 6)
     rows = [
         (

@@ -35,9 +35,5 @@ def evaluate(
         say(aside, f"Warning: {note}", style="yellow")
     bar = BatchBar(aside, samples_per_batch=opened.settings.data.batch_size)
     found = opened.evaluate(held.images, device=device, hooks=(bar,))
-    line = (
-        f"accuracy {found.accuracy:.3f}, macro F1 {found.macro_f1:.3f}, loss {found.loss:.4f} "
-        f"on {found.samples} pictures"
-    )
-    parts = (found.class_table(), found.confusion_table(), line)
-    show(found.as_dict(), parts, as_json=json)
+    line = f"{found.line()} on {found.samples} pictures"
+    show(found.as_dict(), [*found.tables(), line], as_json=json)

@@ -227,7 +227,7 @@ def _free_folder(model: str) -> Path:
 def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> None:
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import counting, notes, output, print_json, say
-    from frostline.folder import RunFolder
+    from frostline.records import RunFolder
     from frostline.runs import prepare
 
     RunFolder(folder).check_idle()
@@ -301,15 +301,12 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
 
 def _conclude(run: Run, folder: Path, page: Console) -> None:
     from frostline.cli._terminal import print_parts, say
-    from frostline.engine import phase_table
+    from frostline.records import phase_table
 
     found = run.best.validation
-    line = (
-        f"Best epoch {run.best.epoch}: accuracy {found.accuracy:.3f}, macro F1 "
-        f"{found.macro_f1:.3f}, loss {found.loss:.4f} on {found.samples} held-out pictures"
-    )
+    line = f"Best epoch {run.best.epoch}: {found.line()} on {found.samples} held-out pictures"
     page.print()
-    print_parts(page, [found.class_table(), found.confusion_table(), line])
+    print_parts(page, [*found.tables(), line])
     if len(run.phases) > 1:
         page.print(phase_table(run.phases))
     if len(run.phases) > 1 and not run.proof.tensors:
@@ -324,13 +321,11 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
 
 
 def _document(run: Run, folder: Path) -> dict[str, object]:
-    from frostline.callbacks.logs import figures
-
     return {
         "run": str(folder),
         "epoch": run.best.epoch,
         **run.best.validation.as_dict(),
-        "history": [figures(record) for record in run.history],
+        "history": [record.line() for record in run.history],
         "phases": [asdict(record) for record in run.phases],
         "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
     }
@@ -339,7 +334,7 @@ def _document(run: Run, folder: Path) -> dict[str, object]:
 def _interrupted(folder: Path) -> str:
     from frostline.deltas import read_delta
     from frostline.errors import DeltaError
-    from frostline.folder import RunFolder
+    from frostline.records import RunFolder
 
     try:
         about = read_delta(RunFolder(folder).last).about

@@ -19,7 +19,6 @@ from frostline.choices import StepPrecision
 from frostline.cutting import cut
 from frostline.errors import ConfigError, CutError
 from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated_step
-from frostline.estimates.losses import Loss
 from frostline.estimates.measuring import STEP_ERRORS, StepCost
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.results import BudgetFit, Estimate, PhaseCost, StageCost, Step
@@ -32,6 +31,7 @@ from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike, inventory
 from frostline.selectors.stages import stages as stages_of
 from frostline.session import freeze_for
+from frostline.tasks import Task, task_of
 
 __all__ = ["Estimate", "estimate"]
 
@@ -58,7 +58,7 @@ def estimate(
     stages: bool = False,
     budget: int | None = None,
     check: bool = False,
-    loss: Loss | None = None,
+    task: Task | str | None = None,
     calibration_seconds: float = 6.0,
 ) -> Estimate:
     """Say what a training step and a whole plan would cost, before anything runs.
@@ -85,7 +85,7 @@ def estimate(
         stages: also a step with everything up to each stage frozen.
         budget: bytes: the largest batch and the deepest thaw that fit.
         check: also run a real step of what trains first; its weights do not move.
-        loss: from the model's output; by default cross-entropy on its logits.
+        task: whose loss is taken, as for `fl.fit`; by default classification.
         calibration_seconds: to spend, about, a third on timing operations, the rest on real steps,
             and as much as on those on `stages`; with 0 seconds are first guesses.
 
@@ -96,7 +96,7 @@ def estimate(
     _check_asked(optimizer, batch_size, precision)
     check_alone(freeze=freeze, train=train, plan=plan)
     counts = samples if isinstance(samples, tuple) else (samples, 0)
-    setup = Setup(model, example, optimizer, precision, loss, batch_size)
+    setup = Setup(model, example, optimizer, precision, task_of(task), batch_size)
     leaned = lean_backward(model) if lean else nullcontext()
     phases: tuple[Phase, ...] = plan.phases if plan is not None else (Phase(epochs=epochs),)
     with torch.random.fork_rng(devices=()), freezes_kept(model), leaned:

@@ -25,6 +25,7 @@ from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton
 from frostline.estimates.steps import Setup, optimizer_terms
 from frostline.estimates.tracing import Op, OpRecorder, run_step, touched
 from frostline.freezing import freezes_kept, thaw
+from frostline.tasks import Classification
 
 VALUES, WEIGHTS, VECTORS = 1, 2, 4  # who wants a gradient; a case is their sum
 
@@ -120,7 +121,7 @@ def ledger(
             optimizer=optimizer,
             seconds=calibration_seconds * OPERATIONS_SHARE,
         )
-        setup = Setup(model, example, optimizer, "fp32", None, batch_size)
+        setup = Setup(model, example, optimizer, "fp32", Classification(), batch_size)
         rest = calibration_seconds * (1 - OPERATIONS_SHARE)
         prices = calibrated(prices, setup, setup.trace(), rest)
     return _Writer(seen, prices).write(batch_size, optimizer)

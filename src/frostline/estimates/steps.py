@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from frostline.devices import device_of
-from frostline.estimates.losses import Loss
 from frostline.estimates.measuring import StepCost, measure_step
 from frostline.estimates.pricing import Prices
 from frostline.estimates.results import LayerCost, Memory, Step
 from frostline.estimates.skeleton import real_batch
 from frostline.estimates.tracing import StepTrace, trace_step
+from frostline.tasks import Task
 
 # Bytes of state for each byte of a gradient; Adam and the like also count steps, in a float32 each.
 _STATE_RATIO = {"adamw": 2, "adam": 2, "sgd": 1}
@@ -32,7 +32,7 @@ class Setup:
     example: Any
     optimizer: str
     precision: str
-    loss: Loss | None
+    task: Task
     batch_size: int
 
     @property
@@ -47,7 +47,7 @@ class Setup:
             self.example,
             batch_size=self.batch_size if rows is None else rows,
             precision=self.precision,
-            loss=self.loss,
+            task=self.task,
         )
 
     def measure(self, rows: int, **options: Any) -> StepCost:
@@ -57,7 +57,7 @@ class Setup:
             real_batch(self.example, rows),
             optimizer=self.optimizer,
             precision=self.precision,
-            loss=self.loss,
+            task=self.task,
             **options,
         )
 

@@ -19,9 +19,10 @@ from torch.utils.flop_counter import flop_registry
 from frostline.backward import is_lean
 from frostline.backward.counting import apart
 from frostline.calling import call_with
+from frostline.devices import autocast
 from frostline.errors import ConfigError
-from frostline.estimates.losses import Loss, autocast, class_loss
 from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton, with_workspace
+from frostline.tasks import Classification, Task, step_loss
 
 Pass = Literal["forward", "backward"]
 
@@ -106,14 +107,14 @@ def trace_step(
     *,
     batch_size: int,
     precision: str = "fp32",
-    loss: Loss | None = None,
+    task: Task | None = None,
 ) -> StepTrace:
     """Run a step of `model` in train mode without memory or kernels; the model is not touched.
 
     Args:
         example: one batch as the model takes it; only shapes, dtypes and layout matter.
         precision: `fp32`, or `bf16` or `fp16` for autocast.
-        loss: from the model's output; by default cross-entropy on its logits.
+        task: whose loss is taken; by default classification.
     Raises:
         ConfigError: the forward needs numbers, so that it cannot run without them.
     """
@@ -126,7 +127,7 @@ def trace_step(
         with mode, torch.enable_grad(), _runnable(type(fake).__name__), autocast(fake, precision):
             call_with(fake, batch)
     watch = OpRecorder(fake, batch)
-    run_step(watch, fake, batch, mode, precision=precision, loss=loss)
+    run_step(watch, fake, batch, mode, precision=precision, task=task)
     return StepTrace(
         tuple(watch.paths),
         tuple(watch.ops),
@@ -144,7 +145,7 @@ def run_step(
     mode: FakeTensorMode,
     *,
     precision: str = "fp32",
-    loss: Loss | None = None,
+    task: Task | None = None,
     backward: bool = True,
 ) -> None:
     """A step of a skeleton in the modes it is in, or its forward pass alone, seen by `watch`.
@@ -161,7 +162,7 @@ def run_step(
         with torch.autograd.graph.saved_tensors_hooks(watch.pack, lambda tensor: tensor):
             with autocast(fake, precision):
                 output = call_with(fake, batch)
-                found = (loss or class_loss)(output)
+                found = step_loss(task or Classification(), output)
             del output
         watch.settle()
         watch.during = "backward"

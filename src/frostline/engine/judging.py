@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from frostline.choices import StepPrecision
 from frostline.data import Batches
-from frostline.devices import MixedPrecision
+from frostline.devices import Compute
 from frostline.engine.steps import batch_errors, call, non_finite
 from frostline.engine.training import Hook, Predictions
 from frostline.freezing.modes import modes_kept
@@ -60,7 +60,7 @@ def predict(
     Raises:
         NonFiniteLoss: an output is NaN; names its batch.
     """
-    arithmetic = MixedPrecision(device, precision)
+    arithmetic = Compute(device, precision)
     model.to(arithmetic.device)
     return predictions(
         model, batches, arithmetic, model if forward is None else forward, tuple(hooks)
@@ -70,7 +70,7 @@ def predict(
 def predictions(
     model: nn.Module,
     batches: Batches,
-    arithmetic: MixedPrecision,
+    arithmetic: Compute,
     forward: Forward,
     hooks: tuple[Hook, ...],
 ) -> Predictions:

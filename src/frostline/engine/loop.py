@@ -10,7 +10,7 @@ from typing import final
 from torch import nn
 
 from frostline.data import Batch, Batches
-from frostline.devices import MixedPrecision, device_of
+from frostline.devices import Compute, device_of
 from frostline.engine.judging import predictions, summarised
 from frostline.engine.steps import Stepper
 from frostline.engine.training import Hook, Training
@@ -76,7 +76,7 @@ def train_phases(
     Raises:
         as `train`, and what `pipeline` raises.
     """
-    arithmetic = MixedPrecision(device, training.recipe.mixed)
+    arithmetic = Compute(device, training.recipe.mixed)
     loop = _Loop(training, pipeline, arithmetic, task, tuple(hooks))
     with (
         modes_kept(training.model),
@@ -99,7 +99,7 @@ class _Loop:
         self,
         training: Training,
         pipeline: Callable[[Training], Pipeline],
-        arithmetic: MixedPrecision,
+        arithmetic: Compute,
         task: Task,
         hooks: tuple[Hook, ...],
     ) -> None:

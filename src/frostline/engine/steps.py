@@ -12,7 +12,7 @@ from torch import Tensor
 
 from frostline.calling import call_with
 from frostline.data import Batch
-from frostline.devices import MixedPrecision
+from frostline.devices import Compute
 from frostline.engine.training import Training
 from frostline.errors import FreezeError, NonFiniteLoss, TrainingError
 from frostline.models import logits_of
@@ -24,7 +24,7 @@ from frostline.tasks import Task
 class Stepper:
     """Steps of one phase, by the session's optimizer."""
 
-    def __init__(self, training: Training, arithmetic: MixedPrecision, task: Task) -> None:
+    def __init__(self, training: Training, arithmetic: Compute, task: Task) -> None:
         recipe, groups = training.recipe, training.optimizer.param_groups
         self._arithmetic = arithmetic
         self._clip_norm = recipe.clip_norm
@@ -79,7 +79,7 @@ class Stepper:
         return value
 
 
-def call(forward: Forward, inputs: Any, arithmetic: MixedPrecision) -> Tensor:
+def call(forward: Forward, inputs: Any, arithmetic: Compute) -> Tensor:
     """Outputs for a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
     return logits_of(call_with(forward, arithmetic.to_device(inputs)))
 

@@ -14,7 +14,7 @@ from frostline.freezing.refusals import why_inert
 from frostline.groups import Rate, default_lr, rates_by_rule
 from frostline.plans.phases import Phase
 from frostline.recipe import Recipe
-from frostline.selectors import Selection, inventory, nothing, parse, select, select_whole
+from frostline.selectors import Selection, inventory, nothing, parse, select
 
 _DO = "Train something, as train='stage:-1' for the head."
 
@@ -105,17 +105,16 @@ def _asked(phase: Phase) -> str:
 
 
 def _rates(model: nn.Module, phase: Phase, selection: Selection, recipe: Recipe) -> dict[int, Rate]:
-    """As the groups of an optimizer have them once the phase's freeze is in place."""
+    """The peaks that `groups.param_groups` gives once the phase's freeze is in place."""
+    peak = phase.lr or default_lr(model, optimizer=recipe.optimizer, trained=selection)
     with naming("lr_mult"):
-        for key in phase.lr_mult:
-            select_whole(model, key)
-    trained = {id(entry.tensor) for entry in selection.entries if entry.is_parameter}
-    rates = rates_by_rule(
-        model,
-        lr=phase.lr or default_lr(model, optimizer=recipe.optimizer, trained=trained),
-        weight_decay=0.0,
-        layer_decay=phase.layer_decay or 1.0,
-        lr_mult=phase.lr_mult,
-        trained=trained,
-    )
+        rates = rates_by_rule(
+            model,
+            lr=peak,
+            weight_decay=0.0,
+            layer_decay=phase.layer_decay or 1.0,
+            lr_mult=phase.lr_mult,
+            no_decay=nothing,
+            trained=selection,
+        )
     return {id(rate.parameter): rate for rate in rates}

@@ -148,7 +148,7 @@ def _priced(
         calibrated_step(setup, trace, prices, rest / len(traces))
         for _, trace in zip(_each(setup.model, phases), traces, strict=True)
     ]
-    return steps, tuple(_stages(setup, deep, prices, rest))
+    return steps, tuple(_stages(setup, deep, prices, rest)) if deep else ()
 
 
 def _check_asked(optimizer: str, batch_size: int, precision: str) -> None:

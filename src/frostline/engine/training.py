@@ -14,17 +14,7 @@ from frostline.plans import Phase
 from frostline.recipe import Recipe
 from frostline.records import EpochRecord, PhaseRecord, Proven, Spent
 from frostline.session import Position, Session
-from frostline.tasks import Metrics
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """Outputs `(samples, ...)` in float32, targets `(samples, ...)` and what samples are called."""
-
-    outputs: Tensor
-    targets: Tensor
-    names: tuple[str, ...]
+from frostline.tasks import Metrics, Predictions
 
 
 @final

@@ -151,7 +151,7 @@ def fit(
     judged = settings.features.store == "auto"
     first = FirstSamples.of(model, unseen, open_task, device=device, judged=judged)
     found = first.found
-    task = open_task.completed(found.outputs, found.targets, found.names, data=train, recipe=recipe)
+    task = open_task.completed(found, data=train, recipe=recipe)
     metrics = task.summarise(found.outputs, found.targets)
     recipe = _monitored(recipe, plan, metrics)
     phases = _phases(model, recipe, plan, journal, hooks)

@@ -158,13 +158,20 @@ class GivenBatches:
         DataError: it ends after one pass, cannot be iterated, or has no length or no batches.
     """
 
-    def __init__(self, data: object, as_targets: AsTargets = class_targets) -> None:
-        self._data: Any = data
+    def __init__(self, data: Any, as_targets: AsTargets = class_targets) -> None:
+        self._data = data
         self._what = type(data).__name__
         self._as_targets = as_targets
         self._samples: int | None = None
         _refuse_one_shot(data, self._what)
-        self._count = _length(data, self._what)
+        try:
+            self._count = len(self._data)
+        except TypeError as error:
+            raise DataError(
+                f"the {self._what} does not say how many batches an epoch has. Give it a __len__."
+            ) from error
+        if not self._count:
+            raise DataError(f"the {self._what} holds no batches. Give it some.")
 
     def __len__(self) -> int:
         return self._count
@@ -183,7 +190,8 @@ class GivenBatches:
         Raises:
             DataError: there are none, a batch is no pair, or its targets are no targets.
         """
-        for sampler in _samplers(self._data):
+        data, is_loader = self._data, isinstance(self._data, DataLoader)
+        for sampler in (data, data.sampler, data.batch_sampler) if is_loader else (data,):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
         given = self._pairs()
@@ -263,18 +271,6 @@ def _refuse_one_shot(data: object, what: str) -> None:
         )
 
 
-def _length(data: Any, what: str) -> int:
-    try:
-        count = len(data)
-    except TypeError as error:
-        raise DataError(
-            f"the {what} does not say how many batches an epoch has. Give it a __len__."
-        ) from error
-    if not count:
-        raise DataError(f"the {what} holds no batches. Give it some.")
-    return int(count)
-
-
 def _known_samples(data: object) -> int | None:
     """Samples of an epoch as far as a DataLoader tells."""
     if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
@@ -285,10 +281,3 @@ def _known_samples(data: object) -> int | None:
     if count is not None and data.drop_last:
         count -= count % data.batch_size
     return count
-
-
-def _samplers(data: object) -> Sequence[Any]:
-    """Whatever may want to know the epoch: samplers, and loaders that pass it on themselves."""
-    if not isinstance(data, DataLoader):
-        return (data,)
-    return (data, data.sampler, data.batch_sampler)

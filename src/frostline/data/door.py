@@ -35,7 +35,7 @@ from frostline.errors import ConfigError, DataError
 # half of all cases is missed once in 8 ** 16 times, one made in a tenth once in 800.
 _TRIED = 16
 _TIMES = 4
-_MEMBERS = ("targets", "views", "transform", "name", "collate", "why_not_stored", "read")
+_MEMBERS = [n for n in [*Samples.__annotations__, *vars(Samples)] if not n.startswith("_")]
 
 
 def open_data(data: object, *, views: int | None = None) -> Samples:

@@ -239,14 +239,11 @@ class Catalogue:
         flaws: dict[bytes, Flaw] = {}
         for at in np.unique(segments).tolist():
             here = np.flatnonzero(segments == at)
-            folder, records = self._records(at, places[here])
+            folder = self.segments[at].folder
+            records = self.segments[at].log.records[places[here]]
             for number, value in enumerate(self.values):
                 bad = here[damaged(folder, number, value, records, places[here])]
                 for position in bad.tolist():
                     row_id = row_ids[position]
                     flaws.setdefault(row_id, Flaw(folder, value.name, row_id))
         return list(flaws.values())
-
-    def _records(self, segment: int, places: Integers) -> tuple[Path, Records]:
-        rows = self.segments[segment]
-        return rows.folder, rows.log.records[places]

@@ -16,7 +16,7 @@ from frostline.errors import CorruptFeatures, StoreError
 from frostline.store.catalogue import Catalogue, SegmentRows
 from frostline.store.keys import ValueSpec
 from frostline.store.layout import header_fits, key_folders, value_name
-from frostline.store.manifest import Manifest, read_manifest
+from frostline.store.manifest import read_manifest
 from frostline.store.records import unit_totals
 from frostline.store.removal import folder_bytes, used_at
 from frostline.tables import Column, Table
@@ -124,7 +124,7 @@ def stored_table(stored: Sequence[Stored]) -> Table:
 
 _NO_MANIFEST = (
     "the manifest is gone, so its rows cannot be checked. Opening the store for writing with the "
-    "same key mends it; or delete the folder"
+    "same key repairs it; or delete the folder"
 )
 
 
@@ -154,7 +154,9 @@ def _stored(folder: Path) -> Stored:
     except StoreError as error:
         damage = str(error)
     if manifest is not None:
-        rows = _row_count(folder, manifest)
+        catalogue = Catalogue(folder, manifest)
+        catalogue.refresh()
+        rows = len(catalogue)
     return Stored(
         digest=folder.name,
         path=folder,
@@ -166,12 +168,6 @@ def _stored(folder: Path) -> Stored:
         used_at=used_at(folder),
         damage=damage,
     )
-
-
-def _row_count(folder: Path, manifest: Manifest) -> int:
-    catalogue = Catalogue(folder, manifest)
-    catalogue.refresh()
-    return len(catalogue)
 
 
 def _when(seconds: float) -> str:

@@ -47,11 +47,6 @@ def removed_folders(root: Path) -> Iterator[Path]:
             yield path
 
 
-def removed_name(digest: str, token: str) -> str:
-    """What a key's folder is called while it is being removed."""
-    return f".removed-{digest}-{token}"
-
-
 def segment_folders(folder: Path) -> Iterator[Path]:
     """The segments of a key, by name."""
     for path in _entries(folder):
@@ -116,11 +111,6 @@ def _opened(path: str, flags: int) -> int:
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", path)
     return handle
-
-
-def segment_name(token: str) -> str:
-    """The folder of one writer's data."""
-    return f"segment-{token}"
 
 
 def value_name(number: int) -> str:

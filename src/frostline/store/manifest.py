@@ -187,7 +187,7 @@ def _checksum(content: Mapping[str, object]) -> str:
 def _damaged(folder: Path) -> CorruptFeatures:
     return CorruptFeatures(
         f"{folder / MANIFEST} is not what was written. Opening the store for writing with the "
-        "same key mends it; or delete the folder."
+        "same key repairs it; or delete the folder."
     )
 
 

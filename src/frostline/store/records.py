@@ -151,12 +151,8 @@ def _uniform(
 
 
 def _joined(blocks: Sequence[Block]) -> Block:
-    return Block(
-        np.concatenate([block.content for block in blocks]),
-        np.concatenate([block.counts for block in blocks]),
-        np.concatenate([block.lengths for block in blocks]),
-        np.concatenate([block.scales for block in blocks]),
-    )
+    columns = zip(*((b.content, b.counts, b.lengths, b.scales) for b in blocks), strict=True)
+    return Block(*map(np.concatenate, columns))
 
 
 ID_BYTES = 16

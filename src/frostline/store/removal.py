@@ -17,7 +17,6 @@ from frostline.store.layout import (
     key_folders,
     own_files,
     removed_folders,
-    removed_name,
     segment_folders,
 )
 from frostline.units import format_bytes
@@ -57,7 +56,7 @@ def remove(folder: Path) -> bool:
         if held is None:
             return False
         with held:
-            aside = folder.with_name(removed_name(folder.name, secrets.token_hex(8)))
+            aside = folder.with_name(f".removed-{folder.name}-{secrets.token_hex(8)}")
             folder.rename(aside)
             if not _clear(aside):
                 aside.rename(folder)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, final
@@ -18,28 +18,10 @@ from frostline.store.keeping import Damage, Stored, find_damage, list_stored
 from frostline.store.keys import FeatureKey, ValueSpec
 from frostline.store.layout import IN_USE, check_no_link, key_folders
 from frostline.store.manifest import Manifest, miss_line, settle
-from frostline.store.reading import ReadAgain, StoredRows, make_rows
+from frostline.store.reading import StoredRows, make_rows
 from frostline.store.records import ID_BYTES
 from frostline.store.removal import StoreBudget, folder_bytes, remove, sweep
 from frostline.store.writing import Writer, check_ids
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _ReadAgain:
-    """Where rows lie and which they are, to read them in another process."""
-
-    path: str
-    key: FeatureKey
-    values: tuple[ValueSpec, ...]
-    row_ids: bytes
-
-    def __call__(self) -> StoredRows:
-        folder = Path(self.path)
-        budget = StoreBudget(folder.parent, None, folder.name)  # nothing is written
-        features = Features(folder, Manifest(self.key, self.values, {}), budget)
-        ids = (self.row_ids[at : at + ID_BYTES] for at in range(0, len(self.row_ids), ID_BYTES))
-        return features.read(list(ids))
 
 
 @final
@@ -120,16 +102,14 @@ class Features:
                 "Compute them anew: `missing` names them, and `writer` stores them again."
             )
         try:
-            return make_rows(catalogue, row_ids, held, self._again(row_ids))
+            where, manifest = str(self.path.absolute()), self._manifest
+            again = partial(_read_again, where, manifest.key, manifest.values, b"".join(row_ids))
+            return make_rows(catalogue, row_ids, held, again)
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"cannot map the features in {self.path}: {error}. "
                 "Raise the limit on memory or open files of this process."
             ) from error
-
-    def _again(self, row_ids: Sequence[bytes]) -> ReadAgain:
-        where = str(self.path.absolute())
-        return _ReadAgain(where, self._manifest.key, self._manifest.values, b"".join(row_ids))
 
     def _catalogue(self) -> Catalogue:
         catalogue = Catalogue(self.path, self._manifest)
@@ -146,6 +126,16 @@ class Features:
         with suppress(OSError):
             os.utime(self.path / IN_USE)
         return held
+
+
+def _read_again(
+    path: str, key: FeatureKey, values: tuple[ValueSpec, ...], row_ids: bytes
+) -> StoredRows:
+    """Rows by where they lie and which they are, as another process finds them."""
+    folder = Path(path)
+    budget = StoreBudget(folder.parent, None, folder.name)  # nothing is written
+    features = Features(folder, Manifest(key, values, {}), budget)
+    return features.read([row_ids[at : at + ID_BYTES] for at in range(0, len(row_ids), ID_BYTES)])
 
 
 _NO_NOTE: Final[Mapping[str, str]] = MappingProxyType({})

@@ -98,19 +98,9 @@ def use_instead(node: Node, derived: Node) -> None:
 
 # They return their input itself in eval mode, or views of it, and their schemas do not say so.
 _UNDECLARED_ALIASES = (
-    "dropout",
-    "feature_dropout",
-    "alpha_dropout",
-    "feature_alpha_dropout",
-    "atleast_1d",
-    "atleast_2d",
-    "atleast_3d",
-    "broadcast_tensors",
-    "meshgrid",
-    "pad",
-    "pin_memory",
-    "to_dense",
-    "type_as",
+    *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
+    *("atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "meshgrid"),
+    *("pad", "pin_memory", "to_dense", "type_as"),
 )
 
 

@@ -58,63 +58,38 @@ _TRIES, _TRY_SECONDS = 10, 0.02  # who only looks whether a run is going holds t
 
 
 @final
+class _File:
+    """A path below a run's folder, read as an attribute of it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __get__(self, folder: RunFolder, kind: object) -> Path:
+        return folder.root / self._path
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """The files of one run."""
 
     root: Path
 
-    @property
-    def lock_file(self) -> Path:
-        return self.root / "run.lock"
-
-    @property
-    def settings(self) -> Path:
-        return self.root / "run.toml"
-
-    @property
-    def frozen(self) -> Path:
-        return self.root / "frozen.json"
-
-    @property
-    def trained_on(self) -> Path:
-        return self.root / "trained_on.txt"
-
-    @property
-    def validated_on(self) -> Path:
-        return self.root / "validated_on.txt"
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data.json"
-
-    @property
-    def plan(self) -> Path:
-        return self.root / "plan.toml"
-
-    @property
-    def course(self) -> Path:
-        return self.root / "course.json"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "best" / "predictions.safetensors"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def best(self) -> Path:
-        return self.root / "best" / "delta.safetensors"
-
-    @property
-    def last(self) -> Path:
-        return self.root / "last" / "delta.safetensors"
+    settings = _File("run.toml")
+    frozen = _File("frozen.json")
+    trained_on = _File("trained_on.txt")
+    validated_on = _File("validated_on.txt")
+    data = _File("data.json")
+    plan = _File("plan.toml")
+    metrics = _File("metrics.jsonl")
+    course = _File("course.json")
+    best = _File("best/delta.safetensors")
+    predictions = _File("best/predictions.safetensors")
+    last = _File("last/delta.safetensors")
+    result = _File("result.json")
+    report = _File("report.html")
+    lock_file = _File("run.lock")
+    tensorboard = _File("tensorboard")
 
     def state(self, position: str) -> Path:
         return self.root / "last" / f"state-{position}.pt"
@@ -134,14 +109,6 @@ class RunFolder:
         for file in (*self.last.parent.glob("state-*.pt"), *self.earlier_ones()):
             if file not in stay:
                 file.unlink(missing_ok=True)
-
-    @property
-    def result(self) -> Path:
-        return self.root / "result.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.root / "tensorboard"
 
     def check_free(self) -> None:
         """Make sure a new run may be written here, before any work is done for it.

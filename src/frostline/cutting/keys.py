@@ -1,13 +1,13 @@
-"""What the key of a user's own split says of the model: its tensors, its modules and their code.
+"""The key of a user's own split, and whether a cut of any kind is still one of its model.
 
-No graph tells what the forward up to the named submodule reads, so all of the model counts that
-its numbers may depend on. A change above the line may then cost computing anew; rows of another
-forward are never taken.
+No graph tells what the forward up to a named submodule reads, so all of the model counts that
+its numbers may depend on: its tensors, its modules and their code. A change above the line may
+then cost computing anew; rows of another forward are never taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, final
@@ -16,8 +16,10 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from frostline.fingerprints import digest, fingerprint_of
+from frostline.errors import CutError
+from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.freezing.modes import is_held
+from frostline.units import some_of
 
 
 @final
@@ -61,6 +63,53 @@ def at_key(model: nn.Module, at: At) -> dict[str, str]:
     }
 
 
+def check_current(
+    model: nn.Module, line: Sequence[tuple[str, Tensor]] | At, key: Mapping[str, str]
+) -> None:
+    """Make sure that what a prefix computes now belongs under the key of its cut.
+
+    Args:
+        line: the tensors that the prefix reads, as the model has them now, or where it ends in it.
+    Raises:
+        CutError: as `Cut.check_current`.
+    """
+    known = key["tensors"]
+    assert isinstance(known, Fingerprint)
+    if isinstance(line, At):
+        trainable, changed = _changed_since(model, line, known.tensors, key["prefix"])
+    else:
+        trainable = [name for name, tensor in line if tensor.requires_grad]
+        changed = [
+            name
+            for (name, tensor), digested in zip(line, known.tensors.values(), strict=True)
+            if not tensor.requires_grad and digest(tensor, name=name) != digested
+        ]
+    reasons = "; ".join(
+        f"{some_of(names, most=3)} {'is' if len(names) == 1 else 'are'} {what}"
+        for names, what in ((trainable, "trainable now"), (changed, "changed since"))
+        if names
+    )
+    if reasons:
+        raise CutError(
+            f"the frozen part of this {type(model).__name__} is not what was cut: {reasons}. What "
+            "it computes now does not belong to what was kept; cut again: fl.cut(model, example)."
+        )
+
+
+def _changed_since(
+    model: nn.Module, at: At, known: Mapping[str, str], prefix: str
+) -> tuple[list[str], list[str]]:
+    """What is trainable now, and what is not as it was."""
+    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+    now = at_key(model, at)
+    tensors = now["tensors"]
+    assert isinstance(tensors, Fingerprint)
+    changed = [n for n in known if n not in wanted and tensors.tensors.get(n) != known[n]]
+    if now["prefix"] != prefix:
+        changed.append("its modules, their attributes or their code")
+    return [name for name in known if name in wanted], changed
+
+
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
     yield from model.named_buffers()
@@ -88,35 +137,35 @@ def _lines(model: nn.Module) -> Iterator[tuple[str, str]]:
 def _attributes(owner: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Functions under any name; the rest only if public, since torch keeps its own there."""
     for name in sorted(owner):
-        text = _text(owner[name], set())
+        text = content(owner[name])
         if text and (not name.startswith("_") or text.startswith("code ")):
             yield name, text
 
 
-def content(value: object) -> str:
-    """A text that is equal for values of equal content, code included; empty where none is told."""
-    return _text(value, set())
+def content(value: Any, seen: set[int] | None = None) -> str:
+    """A text that is equal for values of equal content, code included; empty for other objects.
 
-
-def _text(value: Any, seen: set[int]) -> str:
-    """The content of what has a content to tell it by; empty for other objects."""
+    Args:
+        seen: functions that were read before, which do not count again.
+    """
+    seen = set() if seen is None else seen
     match value:
         case None | bool() | int() | float() | complex() | str() | bytes() | torch.dtype():
             return repr(value)
         case tuple() | list():
-            return f"[{', '.join(_text(part, seen) for part in value)}]"
+            return f"[{', '.join(content(part, seen) for part in value)}]"
         case frozenset():
-            return f"{{{', '.join(sorted(_text(part, seen) for part in value))}}}"
+            return f"{{{', '.join(sorted(content(part, seen) for part in value))}}}"
         case Tensor() if value.layout == torch.strided and not value.is_meta:
             return digest(value)
         case property():
-            return _text(value.fget, seen)
+            return content(value.fget, seen)
         case staticmethod() | classmethod() | MethodType():
-            return _text(value.__func__, seen)
+            return content(value.__func__, seen)
         case FunctionType() if id(value) not in seen:
             seen.add(id(value))
             cells = tuple(map(_held, value.__closure__ or ()))
-            return f"{_code(value.__code__)} {_text((value.__defaults__, cells), seen)}"
+            return f"{_code(value.__code__)} {content((value.__defaults__, cells), seen)}"
         case CodeType():
             return _code(value)
     return ""
@@ -130,4 +179,4 @@ def _held(cell: CellType) -> Any:
 
 
 def _code(code: CodeType) -> str:
-    return f"code {code.co_code.hex()} {code.co_names} {_text(code.co_consts, set())}"
+    return f"code {code.co_code.hex()} {code.co_names} {content(code.co_consts)}"

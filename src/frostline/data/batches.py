@@ -14,8 +14,7 @@ import xxhash
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from frostline.data.samples import Samples, some_targets
-from frostline.data.targets import class_targets
+from frostline.data.samples import Samples, class_targets, some_targets
 from frostline.errors import DataError
 from frostline.world import ALONE, World
 

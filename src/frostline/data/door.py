@@ -26,8 +26,7 @@ from frostline.data.batches import (
     holds_batches,
 )
 from frostline.data.ordered import count_threads, ordered_map
-from frostline.data.samples import Samples, content_id, inputs_of, some_targets
-from frostline.data.targets import class_targets
+from frostline.data.samples import Samples, class_targets, content_id, inputs_of, some_targets
 from frostline.data.views import Augment, ImageDataset
 from frostline.errors import ConfigError, DataError
 

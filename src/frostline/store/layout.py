@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -35,23 +35,17 @@ _IN_SEGMENT: Final = re.compile(r"writer\.lock|rows|claims|value\d+\.npy")
 
 def key_folders(root: Path) -> Iterator[Path]:
     """The folders of keys under `root`, by name; anything else there is not ours."""
-    for path in _entries(root):
-        if _DIGEST.fullmatch(path.name) and _is_folder(path) and _holds_own(path):
-            yield path
+    return (path for path in _named(root, _DIGEST, _is_folder) if _holds_own(path))
 
 
 def removed_folders(root: Path) -> Iterator[Path]:
     """What is left of keys whose removal was cut short."""
-    for path in _entries(root):
-        if _REMOVED.fullmatch(path.name) and _is_folder(path):
-            yield path
+    return _named(root, _REMOVED, _is_folder)
 
 
 def segment_folders(folder: Path) -> Iterator[Path]:
     """The segments of a key, by name."""
-    for path in _entries(folder):
-        if _SEGMENT.fullmatch(path.name) and _is_folder(path):
-            yield path
+    return _named(folder, _SEGMENT, _is_folder)
 
 
 def own_segments(folder: Path) -> Iterator[Path]:
@@ -64,18 +58,14 @@ def own_segments(folder: Path) -> Iterator[Path]:
 
 def own_files(folder: Path) -> Iterator[Path]:
     """The store's own files in a key's folder and its segments; no links, nothing else."""
-    for path in _entries(folder):
-        if _IN_KEY.fullmatch(path.name) and _is_file(path):
-            yield path
+    yield from _named(folder, _IN_KEY, _is_file)
     for segment in segment_folders(folder):
         yield from segment_files(segment)
 
 
 def segment_files(segment: Path) -> Iterator[Path]:
     """The store's own files in a segment."""
-    for path in _entries(segment):
-        if _IN_SEGMENT.fullmatch(path.name) and _is_file(path):
-            yield path
+    return _named(segment, _IN_SEGMENT, _is_file)
 
 
 def check_no_link(folder: Path) -> None:
@@ -146,6 +136,12 @@ def header_fits(path: Path, spec: ValueSpec, units: int) -> bool:
     return (
         claimed >= units and found == header(spec, claimed) and claimed * spec.unit_nbytes <= room
     )
+
+
+def _named(
+    folder: Path, pattern: re.Pattern[str], is_such: Callable[[Path], bool]
+) -> Iterator[Path]:
+    return (p for p in _entries(folder) if pattern.fullmatch(p.name) and is_such(p))
 
 
 def _entries(folder: Path) -> list[Path]:

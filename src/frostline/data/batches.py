@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterator, Mapping, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -129,7 +129,13 @@ class SampleBatches:
             for places in batches:
                 loaded = next(loading)
                 names = tuple(map(samples.name, places.tolist()))
-                inputs = _collated(samples, loaded, names)
+                try:
+                    inputs = samples.collate(loaded)
+                except (RuntimeError, TypeError, ValueError, KeyError) as error:
+                    raise DataError(
+                        f"{names[0]} to {names[-1]} of this batch do not fit together: {error}. "
+                        "Make all items alike, or give a DataLoader with its own collate_fn."
+                    ) from error
                 yield Batch(inputs, self._targets_at(places), names)
 
     def _targets_at(self, places: Tensor) -> Tensor:
@@ -137,16 +143,6 @@ class SampleBatches:
             return self._targets[places]
         raw = some_targets(self._samples.targets, places)
         return self._as_targets(raw, len(places), self._samples.what)
-
-
-def _collated(samples: Samples, loaded: Sequence[Any], names: tuple[str, ...]) -> Any:
-    try:
-        return samples.collate(loaded)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{names[0]} to {names[-1]} of this batch do not fit together: {error}. "
-            "Make all items alike, or give a DataLoader with its own collate_fn."
-        ) from error
 
 
 @final

@@ -60,7 +60,10 @@ def open_data(data: object, *, views: int | None = None) -> Samples:
     is_samples = _is_samples(data)
     if not is_samples and (isinstance(data, DataLoader | IterableDataset) or not _is_indexed(data)):
         return GivenSamples(data)
-    _check_count(data)
+    count = len(data) if isinstance(data, Sized) else None
+    if not count:
+        found = "does not say how many samples it holds" if count is None else "holds no samples"
+        raise DataError(f"the {type(data).__name__} {found}. Give it a __len__ above 0.")
     if isinstance(data, ImageDataset):
         return ImageSamples(data, views)
     if isinstance(data, TensorDataset):
@@ -365,10 +368,3 @@ def _is_indexed(data: object) -> bool:
         return True
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     return indexed and not holds_batches(data)
-
-
-def _check_count(data: object) -> None:
-    count = len(data) if isinstance(data, Sized) else None
-    if not count:
-        found = "does not say how many samples it holds" if count is None else "holds no samples"
-        raise DataError(f"the {type(data).__name__} {found}. Give it a __len__ above 0.")

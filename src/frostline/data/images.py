@@ -158,7 +158,11 @@ def _identify(file: IO[bytes]) -> ImageFile:
             continue
         except Exception as error:
             raise _BadImageError(_broken(error)) from error
-        _refuse_bomb(image)
+        if image.width * image.height > MAX_PIXELS:
+            raise _BadImageError(
+                f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,} "
+                "(a decompression bomb, or a scan to be cut into tiles)"
+            )
         return image
     raise _BadImageError(reason)
 
@@ -177,14 +181,6 @@ def _candidates(prefix: bytes) -> Iterator[tuple[str, _Factory | str]]:
         verdict = accept is not None and accept(prefix)
         if verdict:
             yield name, verdict if isinstance(verdict, str) else factory
-
-
-def _refuse_bomb(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise _BadImageError(
-            f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,} "
-            "(a decompression bomb, or a scan to be cut into tiles)"
-        )
 
 
 def _load(image: ImageFile) -> None:

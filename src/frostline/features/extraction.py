@@ -135,13 +135,16 @@ class _Extraction:
     def run(self, as_targets: AsTargets) -> FeatureData:
         self._cut.check_current()
         samples, key = self._samples, self._key()
-        features = self._store.open(key, self._specs, note=self._note())
+        model = type(self._cut.suffix.model).__name__
+        note = {"model": model, "line": self._cut.why, "form": self._compute.words}
+        features = self._store.open(key, self._specs, note=note)
         ids: list[bytes] = []
         rows: StoredRows | None = None
         why = ""
         if features.nbytes:
             ids = samples.ids(self._every)
-            rows = _try_read(features, ids)
+            with suppress(StoreError):  # some are missing or damaged
+                rows = features.read(ids)
         else:
             why = self._store.explain_miss(key)
         if rows is None:
@@ -174,10 +177,6 @@ class _Extraction:
         transform = self._samples.transform
         parts = {**self._compute.key, "transform": transform, "values": values, "storage": storage}
         return FeatureKey(parts)
-
-    def _note(self) -> dict[str, str]:
-        model = type(self._cut.suffix.model).__name__
-        return {"model": model, "line": self._cut.why, "form": self._compute.words}
 
     def _fill(self, features: Features, known: list[bytes]) -> list[bytes]:
         """Compute what is missing; gives the ids of all rows."""
@@ -279,13 +278,6 @@ class _Extraction:
                 self._loading.append(time.perf_counter() - start)
                 yield rows, self._values(samples)
                 start = time.perf_counter()
-
-
-def _try_read(features: Features, ids: list[bytes]) -> StoredRows | None:
-    """The rows, unless some are missing or damaged."""
-    with suppress(StoreError):
-        return features.read(ids)
-    return None
 
 
 def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, ...]:

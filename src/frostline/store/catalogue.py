@@ -33,6 +33,7 @@ from frostline.store.records import (
 
 CHUNK_BYTES: Final = 4 << 20
 _LONGEST_EMPTY: Final = 1 << 20  # a row without bytes may still be long
+_PLACE_BITS: Final = 40
 
 
 def damaged(
@@ -109,9 +110,6 @@ def _fill(file: FileIO, start: int, room: memoryview) -> bool:
     except OSError:
         return False
     return True
-
-
-_PLACE_BITS = 40
 
 
 @final

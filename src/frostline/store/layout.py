@@ -35,7 +35,9 @@ _IN_SEGMENT: Final = re.compile(r"writer\.lock|rows|claims|value\d+\.npy")
 
 def key_folders(root: Path) -> Iterator[Path]:
     """The folders of keys under `root`, by name; anything else there is not ours."""
-    return (path for path in _named(root, _DIGEST, _is_folder) if _holds_own(path))
+    for path in _named(root, _DIGEST, _is_folder):
+        if any(_IN_KEY.fullmatch(e.name) or _SEGMENT.fullmatch(e.name) for e in _entries(path)):
+            yield path
 
 
 def removed_folders(root: Path) -> Iterator[Path]:
@@ -166,8 +168,3 @@ def _is_ours_alone(path: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(told.st_mode) and told.st_nlink <= 1
-
-
-def _holds_own(folder: Path) -> bool:
-    entries = _entries(folder)
-    return any(_IN_KEY.fullmatch(e.name) or _SEGMENT.fullmatch(e.name) for e in entries)

@@ -58,7 +58,8 @@ def encode(spec: ValueSpec, given: Tensor | Sequence[Tensor], positions: Sequenc
         content, scales = _stored(spec, row[None])
         lengths = [n for n, s in zip(row.shape, spec.shape, strict=True) if s is None]
         pieces.append(Block(content, *_uniform(1, row.shape[: len(spec.leading)], lengths), scales))
-    return _joined(pieces)
+    columns = zip(*((b.content, b.counts, b.lengths, b.scales) for b in pieces), strict=True)
+    return Block(*map(np.concatenate, columns))
 
 
 def decode(spec: ValueSpec, content: Tensor, shape: Sequence[int], scales: Tensor | None) -> Tensor:
@@ -148,11 +149,6 @@ def _uniform(
 ) -> tuple[Integers, Integers]:
     counts = np.full(rows, math.prod(leading), dtype=np.int64)
     return counts, np.array([lengths] * rows, dtype=np.int64).reshape(rows, len(lengths))
-
-
-def _joined(blocks: Sequence[Block]) -> Block:
-    columns = zip(*((b.content, b.counts, b.lengths, b.scales) for b in blocks), strict=True)
-    return Block(*map(np.concatenate, columns))
 
 
 ID_BYTES = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from frostline.store.layout import IN_USE, check_no_link, key_folders
 from frostline.store.manifest import Manifest, miss_line, settle
 from frostline.store.reading import StoredRows, make_rows
 from frostline.store.records import ID_BYTES
-from frostline.store.removal import StoreBudget, folder_bytes, remove, sweep
+from frostline.store.removal import StoreBudget, folder_bytes, remove_oldest, used_at
 from frostline.store.writing import Writer, check_ids
 
 
@@ -224,19 +225,12 @@ class FeatureStore:
         Raises:
             OutputError: a folder cannot be removed.
         """
-        sweep(self.root)
-        stored = self.ls()
-        total = sum(entry.nbytes for entry in stored)
-        oldest = time.time() - older_than_seconds if older_than_seconds is not None else None
-        gone = []
-        for entry in reversed(stored):
-            too_much = max_bytes is not None and total > max_bytes
-            too_old = oldest is not None and entry.used_at < oldest
-            if entry.digest in keep or not (
-                too_much or too_old or (damaged and any(find_damage(entry.path)))
-            ):
-                continue
-            if remove(entry.path):
-                gone.append(entry)
-                total -= entry.nbytes
-        return tuple(gone)
+        stored = {entry.path: entry for entry in self.ls()}
+        oldest = -math.inf if older_than_seconds is None else time.time() - older_than_seconds
+
+        def is_to_go(path: Path) -> bool:
+            return used_at(path) < oldest or (damaged and any(find_damage(path)))
+
+        most = math.inf if max_bytes is None else max_bytes
+        gone = remove_oldest(self.root, max_bytes=most, keep=keep, also=is_to_go)
+        return tuple(stored[path] for path in gone if path in stored)

@@ -129,7 +129,8 @@ def _written_sources(draft: Draft) -> list[Node]:
             continue
         shared = [sources[before] for before in _aliased(node)]
         sources[node] = frozenset().union(*shared)
-        for target in _written(node):
+        schema = schema_of(node)
+        for target in _arguments_marked(node, schema, only_written=True) if schema else ():
             written |= sources[target]
     return [node for node in draft.graph.nodes if node in written]
 
@@ -142,12 +143,6 @@ def _aliased(node: Node) -> list[Node]:
     if calls(node, *_UNDECLARED_ALIASES):
         return node.all_input_nodes
     return _arguments_marked(node, schema, only_written=False)
-
-
-def _written(node: Node) -> list[Node]:
-    """Inputs of a node that it writes into."""
-    schema = schema_of(node)
-    return [] if schema is None else _arguments_marked(node, schema, only_written=True)
 
 
 def _arguments_marked(

@@ -166,17 +166,14 @@ def candidates(
     is_float32 = any(isinstance(v, Tensor) and v.dtype == torch.float32 for v in values)
     layout = count_convolutions(draft) >= _CONVOLUTIONS_FOR_LAYOUT
     folds = count_foldable(draft) > 0
-    reduced = [d for d in fast_dtypes(device) if is_float32 and _rounding(d) <= tolerance]
+    # A quarter of the unit roundoff: less relative error than that is luck.
+    luck = {name: torch.finfo(dtype).eps / 8 for name, dtype in DTYPES.items()}
+    reduced = [name for name in fast_dtypes(device) if is_float32 and luck[name] <= tolerance]
     dtypes: list[FloatName] = [*reduced, "float32"]
     forms = [form for dtype in dtypes for form in _forms(dtype, layout=layout, folds=folds)]
     if allow_compile:
         forms = [*(Form(d, layout, folds, compiled=True) for d in dtypes), *forms]
     return tuple(form for form in forms if form != PLAIN)
-
-
-def _rounding(dtype: FloatName) -> float:
-    """A quarter of the unit roundoff: less relative error than that is luck."""
-    return torch.finfo(DTYPES[dtype]).eps / 8
 
 
 def _forms(dtype: FloatName, *, layout: bool, folds: bool) -> Iterator[Form]:

@@ -14,7 +14,7 @@ import xxhash
 from frostline._files import file_digest
 from frostline.choices import BadImages
 from frostline.data.image_sets import ImageSet, Splits
-from frostline.data.images import check_content, check_image, opened
+from frostline.data.images import check_image, opened
 from frostline.data.ordered import count_threads, ordered_map
 from frostline.errors import DataError, ImageError
 from frostline.units import some_of
@@ -126,7 +126,7 @@ def _verdict(path: Path) -> str | ImageError:
         if len(content) > _ONE_READ_BYTES:
             check_image(path)
             return file_digest(path, xxhash.xxh3_128)
-        check_content(content, path)
+        check_image(path, content)
     except ImageError as error:
         return error
     return xxhash.xxh3_128_hexdigest(content)

@@ -267,7 +267,7 @@ def _refuse_one_shot(data: object, what: str) -> None:
 
 
 def _known_samples(data: object) -> int | None:
-    """Samples of an epoch as far as a DataLoader tells."""
+    """Samples of an epoch as far as a DataLoader says."""
     if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
         return None
     if data.batch_size is None:  # batches come from the user's batch sampler or dataset

@@ -100,10 +100,10 @@ def read_set(path: str | os.PathLike[str], *, classes: Sequence[str]) -> ImageSe
     known = {normal(name): label for label, name in enumerate(classes)}
     if unknown := sorted({item.name for item in listing.found} - known.keys()):
         near = ((name, nearest(name, classes, count=2)) for name in unknown[:5])
-        told = [f"{name!r}" + (f" (nearest: {', '.join(c)})" if c else "") for name, c in near]
+        described = [f"{name!r}" + (f" (nearest: {', '.join(c)})" if c else "") for name, c in near]
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise DataError(
-            f"{root} has classes that the run does not know: {', '.join(told)}{more}. "
+            f"{root} has classes that the run does not know: {', '.join(described)}{more}. "
             f"The run knows {some_of(classes, most=10)}. Rename or remove them."
         )
     samples = tuple(Sample(item.path, known[item.name]) for item in listing.found)

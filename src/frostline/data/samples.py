@@ -161,6 +161,6 @@ def _add(state: Any, item: Any) -> None:
         _add(state, torch.as_tensor(item))
     else:
         raise DataError(
-            f"an input holds a {type(item).__name__}, which has no numbers to tell it by. Give "
-            "tensors, arrays or numbers."
+            f"an input holds a {type(item).__name__}, which has no numbers to recognise it by. "
+            "Give tensors, arrays or numbers."
         )

@@ -258,7 +258,7 @@ def in_passes_of(compute: Computing, count: int) -> Computing:
     """As `compute`, but every pass is filled up to `count` rows.
 
     Kernels for few rows may sum in another order, and where they do depends on the number in ways
-    that trying some does not tell; a pass is short wherever some rows are stored already.
+    that trying some does not show; a pass is short wherever some rows are stored already.
     """
     return replace(compute, tuned=replace(compute.tuned, batch_size=count), whole=True)
 

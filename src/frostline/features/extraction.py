@@ -84,7 +84,7 @@ def extract(
             error.
         storage: on disk; `"auto"` keeps every bit that was computed.
         batch_size: samples in a pass.
-        progress: told (rows done, rows to compute).
+        progress: called with (rows done, rows to compute).
         compute: how to compute, where that was decided before.
         as_targets: makes the tensor of the targets; by default class indices.
     Raises:

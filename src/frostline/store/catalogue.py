@@ -98,7 +98,7 @@ def _sum_in_pieces(file: FileIO, begin: int, end: int, room: memoryview) -> int 
 
 
 def _fill(file: FileIO, start: int, room: memoryview) -> bool:
-    """Read into all of `room`; tells whether the disk gave that much."""
+    """Read into all of `room`; gives whether the disk had that much."""
     done = 0
     try:
         file.seek(start)
@@ -193,7 +193,7 @@ class Catalogue:
         """Check the data of complete rows against their checksums, and forget what is damaged.
 
         A row that was stored twice is complete as long as one copy is intact; the flaws of the
-        other are not told.
+        other are not given.
         """
         flaws: dict[bytes, Flaw] = {}
         pending = [row_id for row_id in row_ids if row_id in self._place]

@@ -81,7 +81,7 @@ def list_stored(root: Path) -> tuple[Stored, ...]:
 
 
 def find_damage(folder: Path) -> Iterator[Damage]:
-    """Read every row of a key and tell what does not match its checksum."""
+    """Read every row of a key and give what does not match its checksum."""
     try:
         manifest = read_manifest(folder)
     except (CorruptFeatures, StoreError) as error:
@@ -114,7 +114,7 @@ def stored_table(stored: Sequence[Stored]) -> Table:
             format_count(entry.rows),
             format_bytes(entry.nbytes),
             _when(entry.used_at),
-            entry.damage or _told(entry.note or entry.parts),
+            entry.damage or _described(entry.note or entry.parts),
         )
         for entry in stored
     )
@@ -177,7 +177,7 @@ def _when(seconds: float) -> str:
         return "unknown"
 
 
-def _told(parts: Mapping[str, str]) -> str:
+def _described(parts: Mapping[str, str]) -> str:
     """All parts, cut where they are too long for people to read."""
     listed = islice(parts.items(), _SHOWN_PARTS)
     more = [f"and {len(parts) - _SHOWN_PARTS} more"] if len(parts) > _SHOWN_PARTS else []

@@ -132,8 +132,8 @@ def header_fits(path: Path, spec: ValueSpec, units: int) -> bool:
     """
     with open_own(path) as file:
         found = file.read(HEADER_BYTES)
-    told = re.search(rb"'shape': \((\d{1,18})", found)
-    claimed = int(told[1]) if told else -1
+    shape = re.search(rb"'shape': \((\d{1,18})", found)
+    claimed = int(shape[1]) if shape else -1
     room = path.stat().st_size - HEADER_BYTES
     return (
         claimed >= units and found == header(spec, claimed) and claimed * spec.unit_nbytes <= room
@@ -164,7 +164,7 @@ def _is_file(path: Path) -> bool:
 def _is_ours_alone(path: Path) -> bool:
     """Whether it is a file that goes by no other name, which writing would change as well."""
     try:
-        told = path.lstat()
+        status = path.lstat()
     except OSError:
         return False
-    return stat.S_ISREG(told.st_mode) and told.st_nlink <= 1
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1

@@ -153,15 +153,17 @@ def _values(described: object) -> tuple[ValueSpec, ...]:
     return values
 
 
-def _value(told: Mapping[str, object]) -> ValueSpec:
+def _value(described: Mapping[str, object]) -> ValueSpec:
     """One value as `ValueSpec.describe` wrote it; nothing else passes."""
-    name, shape, dtype, stored = (told[field] for field in ("name", "shape", "dtype", "stored"))
+    name, shape, dtype, stored = (
+        described[field] for field in ("name", "shape", "dtype", "stored")
+    )
     if not isinstance(name, str) or not isinstance(dtype, str) or not isinstance(stored, str):
         raise ValueError("a value is not named by text")
     if not isinstance(shape, list) or not all(s is None or type(s) is int for s in shape):
         raise ValueError("a shape is no list of sizes")
     spec = ValueSpec(name, tuple(shape), _DTYPES[dtype], "same" if stored == dtype else stored)
-    if spec.describe() != told:
+    if spec.describe() != described:
         raise ValueError("a value contradicts itself")
     return spec
 

@@ -118,10 +118,10 @@ def _stored(spec: ValueSpec, batch: Tensor) -> tuple[Bytes, npt.NDArray[np.float
         rows, row_scales = _quantised(spec, rows.flatten(1) if rows.ndim > 1 else rows[:, None])
         scales = row_scales.double().numpy()
     elif spec.stored != spec.dtype:
-        narrow = rows.to(spec.stored)
-        if not torch.equal(narrow.isinf(), rows.isinf()):
+        rounded = rows.to(spec.stored)
+        if not torch.equal(rounded.isinf(), rows.isinf()):
             raise _too_large(spec, rows)
-        rows = narrow
+        rows = rounded
     return rows.flatten().view(torch.uint8).numpy(), scales
 
 

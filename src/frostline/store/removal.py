@@ -23,8 +23,8 @@ def folder_bytes(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):
-            told = path.lstat()
-            total += told.st_size if stat.S_ISREG(told.st_mode) else 0
+            found = path.lstat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
     return total
 
 
@@ -37,7 +37,7 @@ def used_at(folder: Path) -> float:
 
 
 def remove(folder: Path) -> bool:
-    """Remove a key's folder, unless it is in use; tells whether it is gone.
+    """Remove a key's folder, unless it is in use; gives whether it is gone.
 
     It disappears at once and whole; what a crash in between leaves goes with the next removal.
     What is not the store's own, links among it, stays in the folder.
@@ -67,7 +67,7 @@ def remove(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> bool:
-    """Delete the store's own files, and the folders that are empty then; tells whether all are.
+    """Delete the store's own files, and the folders that are empty then; gives whether all are.
 
     Raises:
         OSError: one cannot be deleted.

@@ -92,7 +92,7 @@ class Features:
         if missing:
             raise StoreError(
                 f"{missing} of {len(wanted)} rows are not in {self.path}. "
-                "Compute them first: `missing` tells which, `writer` stores them."
+                "Compute them first: `missing` says which, `writer` stores them."
             )
         flaws = catalogue.check(wanted)
         if flaws:
@@ -118,7 +118,7 @@ class Features:
         return catalogue
 
     def _say_used(self) -> FileLock | None:
-        """Keep the key from being pruned, and note the time; where it cannot be written, do not."""
+        """Keep the key from being pruned and record the time, where it can be written."""
         if not self.path.is_dir():
             return None
         held = None
@@ -199,9 +199,9 @@ class FeatureStore:
         return list_stored(self.root)
 
     def verify(self) -> tuple[Damage, ...]:
-        """Read every row of every key; tells each that is not what was written.
+        """Read every row of every key; gives each that is not what was written.
 
-        A damaged row that was stored again intact is not told.
+        A damaged row that was stored again intact is not given.
         """
         return tuple(damage for folder in key_folders(self.root) for damage in find_damage(folder))
 

@@ -49,7 +49,7 @@ class Draft:
 
 
 def draft_of(prefix: GraphModule) -> Draft:
-    """Copy the graph of `prefix`, less the values nobody reads, and note the values it reads."""
+    """Copy the graph of `prefix`, less the values nobody reads, and collect the values it reads."""
     graph = Graph()
     result = graph.graph_copy(prefix.graph, {})
     graph.output(result)
@@ -86,7 +86,7 @@ def calls(node: object, *operators: str) -> bool:
 
 
 def sample_of(node: object) -> Tensor | None:
-    """The tensor without data that the export noted for a node, if it noted one."""
+    """The tensor without data that the export recorded for a node, if any."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return value if isinstance(value, Tensor) else None
 

@@ -14,9 +14,9 @@ from frostline.fingerprints import Fingerprint
 from frostline.records import (
     DataNotes,
     EpochRecord,
-    FedNote,
+    PipelineFacts,
     RunFolder,
-    Session,
+    RunPart,
     Spent,
     judged_of,
     write_data_notes,
@@ -57,8 +57,8 @@ def write_records(root: Path, *, samples: int, classes: int) -> Path:
     counts = dict.fromkeys(names, 4 * samples // classes)
     warning = ("warning", "few-images", "fewer than 5 training images of " + ", ".join(names))
     write_data_notes(DataNotes("train/ and val/", counts, counts, (warning,)), folder.data)
-    note = FedNote(1, "bfloat16", 700.0, 300.0, 350.0, 5 * samples, 10**10, 0.01, 5 * samples)
-    session = Session("2026-01-01T00:00:00+00:00", "0", 900.0, "-", "cpu", (), (note,))
+    note = PipelineFacts(1, "bfloat16", 700.0, 300.0, 350.0, 5 * samples, 10**10, 0.01, 5 * samples)
+    session = RunPart("2026-01-01T00:00:00+00:00", "0", 900.0, "-", "cpu", (), (note,))
     write_sessions([session], folder.course)
     folder.metrics.write_text("".join(_lines(found)))
     folder.result.write_text(json.dumps(_result(found, frozen)))

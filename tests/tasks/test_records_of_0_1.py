@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from frostline.folder import RunFolder
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import frostline as fl
-from frostline.records import read_records
+from frostline.records import RunFolder, read_records
 
 RUNS = Path(__file__).parent / "records_of_0_1"
 OPTIONS = {"epochs": 4, "batch_size": 8, "lr": 0.05, "device": "cpu", "monitor": "loss"}

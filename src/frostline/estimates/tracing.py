@@ -21,8 +21,7 @@ from frostline.backward.counting import apart
 from frostline.calling import call_with
 from frostline.devices import autocast
 from frostline.errors import ConfigError
-from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton
-from frostline.estimates.workspaces import with_workspace
+from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton, with_workspace
 from frostline.tasks import Classification, Task, step_loss
 
 Pass = Literal["forward", "backward"]
@@ -127,7 +126,7 @@ def trace_step(
     if is_lean(fake):  # from its second forward on it knows what is cheap beside the rest
         with mode, torch.enable_grad(), _runnable(type(fake).__name__), autocast(fake, precision):
             call_with(fake, batch)
-    watch = Watch(fake, batch)
+    watch = OpRecorder(fake, batch)
     run_step(watch, fake, batch, mode, precision=precision, task=task)
     return StepTrace(
         tuple(watch.paths),
@@ -140,7 +139,7 @@ def trace_step(
 
 
 def run_step(
-    watch: Watch,
+    watch: OpRecorder,
     fake: nn.Module,
     batch: Any,
     mode: FakeTensorMode,
@@ -186,7 +185,7 @@ def _runnable(name: str) -> Iterator[None]:
         ) from error
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Notes each operation below autograd, and how many bytes are alive."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
@@ -200,7 +199,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self._model = model
         self._stack = [0]
         # The layer of each turn of the forward pass, and the first autograd sequence number that
-        # belongs to it: the backward pass is told by those.
+        # belongs to it: those say to which turn a backward pass belongs.
         self.layers = [0]
         self._starts = [0]
         self.packed: list[tuple[weakref.ref[Tensor], int]] = []  # and in which turn
@@ -258,7 +257,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         is_view = func.is_view or func._overloadpacket in _FREE
         if self.during == "forward":
-            self.noted(func, given, () if is_view else made)
+            self.record(func, given, () if is_view else made)
         for tensor in made:
             self._count(tensor.untyped_storage())
         packet = flop_registry.get(func._overloadpacket)
@@ -278,7 +277,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         )
         return out
 
-    def noted(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+    def record(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         """For those who want more of the forward pass: an operation has run."""
 
     def _turn(self, place: int | None) -> None:

@@ -78,6 +78,6 @@ def gathered_names(world: World, own: Sequence[str]) -> tuple[str, ...]:
     """The same of texts without a zero character, as names of samples are."""
     if world.size == 1:
         return tuple(own)
-    text = bytearray("".join(f"{name}\0" for name in own).encode(errors="surrogateescape"))
-    every = bytes(gathered(world, torch.frombuffer(text, dtype=torch.uint8)).tolist())
+    text = "".join(f"{name}\0" for name in own).encode(errors="surrogateescape")
+    every = bytes(gathered(world, torch.tensor(list(text), dtype=torch.uint8)).tolist())
     return tuple(every.decode(errors="surrogateescape").split("\0")[:-1])

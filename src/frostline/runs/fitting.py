@@ -134,7 +134,7 @@ def fit(
         TrainingError: the loss is not finite, or a batch does not go through.
         DriftError: something frozen moved; what was trained is kept in `out`.
     """
-    # Over 40 lines: each step needs what those before it made, and few of them together have a name.
+    # Over 40 lines, since each step needs what those before it made.
     recipe = _recipe(recipe, options, plan)
     settings = settings or settings_from_python(
         model, recipe, batch_size, device, features, forms, compile

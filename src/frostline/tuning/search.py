@@ -169,8 +169,9 @@ def candidates(prefix: GraphModule, device: torch.device, *, tolerance: float) -
     reduced = [name for name in fast_dtypes(device) if is_float32 and luck[name] <= tolerance]
     dtypes: list[FloatName] = [*reduced, "float32"]
     # All that apply, the one that does all at once first.
-    extras = ((True, False) if applies else (False,) for applies in (layout, folds))
-    return tuple(form for each in product(dtypes, *extras) if (form := Form(*each)) != PLAIN)
+    layouts, foldings = ((True, False) if applies else (False,) for applies in (layout, folds))
+    forms = (Form(*each) for each in product(dtypes, layouts, foldings))
+    return tuple(form for form in forms if form != PLAIN)
 
 
 def _tolerance(precision: PrefixPrecision) -> float | None:

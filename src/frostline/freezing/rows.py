@@ -35,6 +35,7 @@ from frostline.selectors.inventory import Occurrence, not_plain
 from frostline.selectors.ranges import Ranges, overlaps, suffix, union
 
 _HOLDS = "_frostline_rows"
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def held(tensor: Tensor) -> tuple[Kept, ...]:
@@ -300,9 +301,6 @@ def _clear_sparse(gradient: Tensor, rows: Ranges) -> None:
 def _is_capturing(tensor: Tensor) -> bool:
     """Whether a CUDA graph is being recorded, in which nothing can be waited for."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @final

@@ -39,9 +39,9 @@ class At:
 
 def at_line(model: nn.Module, path: str, forward: Callable[[], object]) -> At:
     """The split behind `path`; `forward` runs the model on another batch than it saw last."""
-    before = {**dict(_lines(model)), **_digests(model)}
+    before = _content_now(model)
     forward()
-    after = {**dict(_lines(model)), **_digests(model)}
+    after = _content_now(model)
     names = before.keys() | after.keys()
     return At(path, frozenset(n for n in names if before.get(n) != after.get(n)))
 
@@ -115,9 +115,10 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _digests(model: nn.Module) -> dict[str, str]:
-    """Of buffers alone: a forward that wrote into a frozen parameter is not to be followed."""
-    return {name: digest(buffer, name=name) for name, buffer in model.named_buffers()}
+def _content_now(model: nn.Module) -> dict[str, str]:
+    """Of tensors, buffers alone: a forward that wrote into a parameter is not to be followed."""
+    digests = {name: digest(buffer, name=name) for name, buffer in model.named_buffers()}
+    return dict(_lines(model)) | digests
 
 
 def _lines(model: nn.Module) -> Iterator[tuple[str, str]]:

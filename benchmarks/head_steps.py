@@ -20,6 +20,7 @@ from frostline.engine import Hook, train
 from frostline.features import FeatureData
 from frostline.recipe import recipe_of
 from frostline.store import FeatureKey, FeatureStore, ValueSpec
+from frostline.tasks import Classification
 
 SAMPLES, WIDTH, BATCH = 50_000, 1_000, 64
 
@@ -80,7 +81,7 @@ def frostline(data: FeatureData, targets: torch.Tensor) -> float:
         data.batches(batch_size=BATCH, shuffle=True),
         small,
         recipe=recipe_of(epochs=2, lr=1e-3),
-        classes=("a", "b"),
+        task=Classification("ab"),
         device="cpu",
         hooks=(timed,),
     )

@@ -49,7 +49,7 @@ def train(model, plan, photos, held_out, store):
                     optimizer.zero_grad()
                     session.after_step()
             session.end_epoch({"accuracy": accuracy(model, data)})
-        print(f"{session.phase.name}: {data.computed} features computed")
+        print(f"{session.phase.name}: {data.facts.computed} features computed")
         print(session.leave())  # the proof of the phase; DriftError names what moved
 
 

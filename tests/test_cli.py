@@ -553,4 +553,4 @@ def test_every_error_has_a_status_that_is_documented() -> None:
         return {kind.exit_status}.union(*map(below, kind.__subclasses__()))
 
     assert below(FrostlineError) == {1, 3}
-    assert "0 done, 1 something the user can mend, 2 wrong usage, 3 a promise" in str(cli.__doc__)
+    assert "0 done, 1 something the user can fix, 2 wrong usage, 3 a promise" in str(cli.__doc__)

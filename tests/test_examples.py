@@ -29,6 +29,16 @@ def test_freezing_alexnet_trains_a_head_and_proves_the_rest(
     assert trainable == ["head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias"]
 
 
+def test_a_task_of_ones_own_learns_and_proves_what_was_frozen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(EXAMPLES / "02_own_task.py"), run_name="__main__")
+    first, *_, best, proof = capsys.readouterr().out.splitlines()
+    errors = [float(line.split("mean error ")[1].split(",")[0]) for line in (first, best)]
+    assert errors[1] < errors[0] / 10
+    assert re.fullmatch(r"2 frozen tensors \(.*\) are bit for bit as they were", proof)
+
+
 def test_data_of_ones_own_go_through_the_frozen_part_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -415,7 +415,7 @@ def test_a_failing_resume_keeps_the_run_that_it_was_to_go_on_with(world: World) 
     "file", ["best/delta.safetensors", "last/state-3.pt", "metrics.jsonl", "result.json"]
 )
 def test_a_folder_with_anything_trained_is_never_cleared(tmp_path: Path, file: str) -> None:
-    from frostline.folder import RunFolder
+    from frostline.records import RunFolder
 
     (tmp_path / "last").mkdir()
     (tmp_path / "best").mkdir()
@@ -481,7 +481,7 @@ def test_where_a_file_system_has_no_locks_a_run_goes_on_without(
     def without(*_: object, **__: object) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
-    monkeypatch.setattr("frostline.folder.lock", without)
+    monkeypatch.setattr("frostline.records.folder.lock", without)
     assert (world.run(recipe={"epochs": 1}) / "result.json").is_file()
 
 

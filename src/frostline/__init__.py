@@ -74,6 +74,7 @@ _HOMES = {
     ),
     "session": ("Session",),
     "store": ("FeatureStore",),
+    "tasks": ("Classification", "Metric", "Metrics", "Task"),
     "optimizer_sync": ("load_optimizer_state", "optimizer_state", "sync"),
     "freezing.tree": ("summary",),
     "world": ("World",),

@@ -6,9 +6,11 @@ from typing import Literal
 
 BadImages = Literal["skip", "error"]
 HeadPlace = Literal["classifier", "logits", "keep"]
+FloatName = Literal["float32", "bfloat16", "float16"]
+PrefixPrecision = Literal["exact", "auto"] | float
 StepPrecision = Literal["fp32", "bf16", "fp16"]
 NormPolicy = Literal["hold", "adapt"]
 OptimizerName = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["cosine", "constant"]
 Snapshot = Literal["best", "last"]
-Storage = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Storage = Literal["auto", FloatName, "int8"]

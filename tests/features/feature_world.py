@@ -88,7 +88,7 @@ def write_images(root: Path, count: int, *, seed: int = 0) -> Path:
 def figures(run: fl.Run) -> list[tuple[object, ...]]:
     """All of each epoch but the times."""
     return [
-        (r.lr, r.train_loss, r.train_accuracy, r.best, tuple(r.validation.headline().values()))
+        (r.lr, *r.train.values(), r.best, tuple(r.validation.headline().values()))
         for r in run.history
     ]
 

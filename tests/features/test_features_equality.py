@@ -289,7 +289,7 @@ for compiled in (False, True):
     run = fl.fit(
         model, data, data, features=sys.argv[1], compile=compiled, epochs=2, batch_size=16
     )
-    print(*(record.train_loss for record in run.history))
+    print(*(record.train["loss"] for record in run.history))
 """
 
 

@@ -181,7 +181,7 @@ def test_a_budget_that_does_not_suffice_stops_a_run_whose_store_was_named(
 def test_a_budget_that_does_not_suffice_lets_a_run_go_on_plainly(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("frostline.runs.pipelines.default_store", lambda: tmp_path)
+    monkeypatch.setattr("frostline.session.pipelines.default_store", lambda: tmp_path)
     monkeypatch.setattr("frostline.session.pipelines.WORTH_OPERATIONS", {"cpu": 0.0})
     run = fit_within(1000, photos, "auto")
     assert len(run.says) == 1
@@ -206,7 +206,9 @@ def test_a_store_that_cannot_be_written_lets_a_run_go_on_plainly_unless_it_was_n
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr("frostline.runs.pipelines.default_store", lambda: tmp_path / "file" / "in")
+    monkeypatch.setattr(
+        "frostline.session.pipelines.default_store", lambda: tmp_path / "file" / "in"
+    )
     monkeypatch.setattr("frostline.session.pipelines.WORTH_OPERATIONS", {"cpu": 0.0})
     run = fit_within(None, photos, "auto")
     assert run.says[0].startswith("Features  none are stored: ")

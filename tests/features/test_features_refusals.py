@@ -111,7 +111,7 @@ def test_a_quick_run_does_without_unless_a_store_is_named(tmp_path: Path) -> Non
 
 
 def test_features_off_touches_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("frostline.runs.pipelines.default_store", lambda: tmp_path / "none")
+    monkeypatch.setattr("frostline.session.pipelines.default_store", lambda: tmp_path / "none")
     monkeypatch.setattr("frostline.session.pipelines.WORTH_OPERATIONS", {"cpu": 0.0})
     assert fit(words_net(), word_data(20, 1), "off").says == ()
     assert not (tmp_path / "none").exists()

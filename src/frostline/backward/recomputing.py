@@ -6,6 +6,8 @@ pass. The same holds for what a frozen layer makes of the batch: the batch is sm
 anyway. So those who make such a tensor note where it comes from, and an operation that would keep
 it runs under hooks that keep its origin instead; its own backward kernel gets the same numbers.
 
+By the same hooks a rule keeps bits, or nothing but a layout, where a kernel needs no more.
+
 The hooks pass on to whoever hooks saved tensors outside, who sees the origin in place of the
 tensor: checkpointing, offloading and counting go on as before. Origins are forgotten when the
 outermost forward ends.
@@ -100,19 +102,16 @@ def count(func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> None:
 
 def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`func(*args, **kwargs)`, keeping the origins of its arguments instead of them."""
-    if not _running.origins or func not in _KEEPERS or _keeps_its_weight(func, args):
+    # A frozen linear layer keeps its weight alone; a convolution keeps its input too.
+    keeps_weight = func in _LINEAR and len(args) > 1 and not args[1].requires_grad
+    if not _running.origins or func not in _KEEPERS or keeps_weight:
         return func(*args, **kwargs)
-    recipes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
-    if not recipes:
+    remakes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
+    if not remakes:
         return func(*args, **kwargs)
     return keeping(
-        lambda: func(*args, **kwargs), lambda kept: recipes.get(kept.untyped_storage()._cdata)
+        lambda: func(*args, **kwargs), lambda kept: remakes.get(kept.untyped_storage()._cdata)
     )
-
-
-def _keeps_its_weight(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Whether that is all it keeps: a frozen linear layer; a convolution keeps its input too."""
-    return func in _LINEAR and len(args) > 1 and not args[1].requires_grad
 
 
 def keeping(run: Callable[[], T], choose: Choose) -> T:

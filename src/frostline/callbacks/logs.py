@@ -1,43 +1,26 @@
-"""Figures of each epoch for machines: `metrics.jsonl` and TensorBoard."""
+"""Metrics of each epoch for machines: `metrics.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from importlib.util import find_spec
 from os import getpid
 from pathlib import Path
 from socket import gethostname
 from typing import Any, final
 
 from frostline._files import append_line, output_errors, write_text
-from frostline.engine import EpochRecord, Hook, Training
+from frostline.engine import Hook, Training
+from frostline.records import RunFolder
 
-_CURVES = frozenset(
-    {
-        *("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1"),
-        *("seconds", "samples_per_second"),
-    }
-)
+_BESIDE = frozenset({"lr", "seconds", "samples_per_second"})  # curves that are no metrics
 
 
-def figures(record: EpochRecord) -> dict[str, object]:
-    """One epoch as flat numbers; `lrs` where parameters have several learning rates."""
-    return {
-        "epoch": record.epoch,
-        "phase": record.phase,
-        "lr": record.lr,
-        "train_loss": record.train_loss,
-        "train_accuracy": record.train_accuracy,
-        "val_loss": record.validation.loss,
-        "val_accuracy": record.validation.accuracy,
-        "val_macro_f1": record.validation.macro_f1,
-        "seconds": record.seconds,
-        "samples_per_second": record.samples_per_second,
-        "best": record.best,
-        **({"lrs": list(record.rates)} if len(record.rates) > 1 else {}),
-        **(asdict(record.spent) if record.spent is not None else {}),
-    }
+def logs_in(folder: RunFolder) -> tuple[Hook, ...]:
+    """What logs each epoch of a run; curves where tensorboard, an extra, is installed."""
+    metrics = MetricsLog(folder.metrics)
+    return (metrics, TensorBoardLog(folder.tensorboard)) if find_spec("tensorboard") else (metrics,)
 
 
 @final
@@ -48,11 +31,11 @@ class MetricsLog(Hook):
         self._path = path
 
     def on_start(self, training: Training) -> None:
-        lines = (json.dumps(figures(record)) + "\n" for record in training.history)
+        lines = (json.dumps(record.line()) + "\n" for record in training.history)
         write_text(self._path, "".join(lines))
 
     def on_epoch(self, training: Training) -> None:
-        append_line(self._path, json.dumps(figures(training.history[-1])))
+        append_line(self._path, json.dumps(training.history[-1].line()))
 
 
 @final
@@ -97,8 +80,8 @@ class TensorBoardLog(Hook):
         record = training.history[-1]
         points = [
             Summary.Value(tag=name.replace("_", "/", 1), simple_value=value)
-            for name, value in figures(record).items()
-            if name in _CURVES
+            for name, value in record.line().items()
+            if name in _BESIDE or name.startswith(("train_", "val_"))
         ]
         summary = Summary(value=points)
         self._append(Event(wall_time=time.time(), step=record.epoch, summary=summary))

@@ -20,23 +20,19 @@ from typing import Any, final
 from zipfile import BadZipFile, ZipFile
 
 import torch
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from frostline._files import has_own_sum, keep_as
 from frostline._tensor_files import save_torch
 from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
-from frostline.engine import EpochRecord, Hook, PhaseRecord, Sums, Training
+from frostline.engine import Hook, Sums, Training
 from frostline.errors import ConfigError, CorruptDelta, OutputError
-from frostline.folder import RunFolder
-from frostline.records import Judged, judged_of, write_judged
+from frostline.records import EpochRecord, Judged, PhaseRecord, RunFolder, judged_of, write_judged
 from frostline.session import Position
+from frostline.tasks import Metrics, Task
 
-# A loss can be infinite, which plain JSON would turn into null.
-_PROGRESS = TypeAdapter(
-    tuple[Sums, list[EpochRecord], list[PhaseRecord]],
-    config=ConfigDict(ser_json_inf_nan="constants"),
-)
+_PROGRESS = TypeAdapter(tuple[Sums, list[dict[str, Any]], list[PhaseRecord]])
 # What a cut or overwritten state file makes torch, pickle and pydantic raise.
 _DAMAGES = (
     *(OSError, RuntimeError, EOFError, UnpicklingError, BadZipFile),
@@ -66,6 +62,8 @@ class Saver(Hook):
         start: what will be trained, as it is before the run: a best epoch of an early phase has
             the rest like that.
         keep: how many of the last deltas and states stay, to go back to.
+        task: of what classes predictions are kept for the report, if of any.
+        like: metrics of this task, as which those of a resumed run are read.
     """
 
     def __init__(
@@ -76,12 +74,16 @@ class Saver(Hook):
         resume: bool,
         start: Mapping[str, Tensor] | None = None,
         keep: int = 1,
+        task: Task,
+        like: Metrics,
     ) -> None:
         self._folder = folder
         self._about = dict(about)
         self._start = start or {}
         self._resume = resume
         self._keep = keep
+        self._task = task
+        self._like = like
         self._best: _Moment | None = None
         self._judged: Judged | None = None  # what that moment makes of the validation data
         self._last: _Moment | None = None
@@ -94,7 +96,8 @@ class Saver(Hook):
         self._training = training
         # A run that was killed before `last` was there has nothing to go on from, and begins.
         if self._resume and self._folder and self._folder.last.exists():
-            restore(training, self._folder, plan=self._about.get("plan", ""))
+            plan = self._about.get("plan", "")
+            restore(training, self._folder, plan=plan, like=self._like)
             self._mark = training.position.mark
 
     def on_step(self, training: Training) -> None:
@@ -142,9 +145,9 @@ class Saver(Hook):
 
     def _judge(self, training: Training) -> None:
         found = training.found
-        if self._folder is not None and found is not None:
+        if self._folder is not None and found is not None and self._task.classes:
             epoch = training.position.epochs
-            self._judged = judged_of(found.logits, found.targets, names=found.names, epoch=epoch)
+            self._judged = judged_of(found.outputs, found.targets, names=found.names, epoch=epoch)
 
     @property
     def _is_due(self) -> bool:
@@ -172,9 +175,14 @@ class Saver(Hook):
         sums, scaler = training.sums, training.scaler
         return {
             **training.session.state_dict(),
-            "progress": _PROGRESS.dump_json(
-                (sums, training.history, training.phase_history)
-            ).decode(),
+            # A loss can be infinite, which this writes as Infinity.
+            "progress": json.dumps(
+                [
+                    asdict(sums),
+                    [record.as_dict() for record in training.history],
+                    [asdict(record) for record in training.phase_history],
+                ]
+            ),
             "scaler": scaler.state_dict() if scaler is not None else {},
         }
 
@@ -203,13 +211,14 @@ class Saver(Hook):
         save_delta(model, path, about=moment.about, content=moment.content)
 
 
-def restore(training: Training, folder: RunFolder, *, plan: str) -> None:
+def restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics) -> None:
     """Put the model and the position to where the run was last written; the optimizer follows.
 
     Where the last files are damaged and earlier ones were kept, those are taken.
 
     Args:
         plan: of the run, which must be the one that the deltas were trained by.
+        like: metrics of the run's task.
 
     Raises:
         ConfigError: there is nothing to go on from, or the plan is another one.
@@ -219,7 +228,7 @@ def restore(training: Training, folder: RunFolder, *, plan: str) -> None:
     for file in (folder.last, *folder.earlier_ones()):
         try:
             _check_plan(file, plan)
-            _restore_from(training, folder, file)
+            _restore_from(training, folder, file, like)
         except (ConfigError, CorruptDelta) as error:
             refusals.append(error)
         else:
@@ -227,15 +236,16 @@ def restore(training: Training, folder: RunFolder, *, plan: str) -> None:
     raise refusals[0]
 
 
-def _restore_from(training: Training, folder: RunFolder, file: Path) -> None:
+def _restore_from(training: Training, folder: RunFolder, file: Path, like: Metrics) -> None:
     delta = load_delta(training.model, file)
     state_file = folder.state(position_of(delta))
     try:
         _check_state(state_file)
         state = torch.load(state_file, map_location="cpu", weights_only=True)
-        sums, history, phases = _PROGRESS.validate_json(state["progress"])
+        sums, epochs, phases = _PROGRESS.validate_json(state["progress"])
+        history = [EpochRecord.read(record, like=like) for record in epochs]
         if "format" not in state:
-            state = _as_of_now(state, training, history)
+            state = _as_of_now(state, training, history, sums)
         training.session.load_state_dict(state)
         scaled = state["scaler"]
     except _DAMAGES as error:
@@ -249,14 +259,16 @@ def _restore_from(training: Training, folder: RunFolder, file: Path) -> None:
 
 
 def _as_of_now(
-    state: Mapping[str, Any], training: Training, history: Sequence[EpochRecord]
+    state: Mapping[str, Any], training: Training, history: Sequence[EpochRecord], sums: Sums
 ) -> dict[str, Any]:
-    """A state of version 0.1, whose position was in its progress, and without what was watched."""
+    """A state of version 0.1, whose position was in its progress, with fewer facts."""
     before = json.loads(state["progress"])[0]
+    sums.of_task = {"accuracy": before["correct"]}
     position = {name: before[name] for name in asdict(Position()) if name in before}
     until = training.phases[position["phase"]].until
-    if history and until is not None:
-        position["watched"] = history[-1].validation.headline()[until.monitor or ""]
+    if history and until is not None and until.target is not None:
+        watched = history[-1].validation.metric(until.monitor)
+        position["is_reached"] = watched.reaches(until.target)
     return {**training.session.state_dict(), **state, "position": position}
 
 

@@ -84,8 +84,8 @@ def freeze_as_asked(model: nn.Module, freeze: str | None, train: str | None) -> 
 
 def as_words(*, head: str, on: HeadPlace, batch_size: int = 32) -> list[str]:
     """Options that differ from what `frostline train` takes by default, as words of a command."""
-    words = ["--head", head] if head else []
-    words += ["--on", on] if on != "classifier" else []
+    words = ["--on", on] if on != "classifier" else []
+    words += ["--head", head] if head else []
     return words + (["--batch-size", str(batch_size)] if batch_size != 32 else [])
 
 

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from torch import nn
 
     from frostline.cli._set_up import ModelSetup
+    from frostline.freezing.tree import Summary
     from frostline.tables import Table
 
 
-# Nothing where it was not given: what of a page is said for tables is refused, and the other way.
 On = Annotated[
     HeadPlace | None,
     typer.Option(
         "--on",
         help="Replace the classifier, stack a head on its logits, or keep it; the page "
-        "replaces it unless told otherwise, tables keep it.",
+        "replaces it unless asked otherwise, tables keep it.",
     ),
 ]
 Depth = Annotated[
@@ -46,6 +46,7 @@ BatchSize = Annotated[
 ]
 
 
+# Long since tables and the page have options of their own, which are refused for the other.
 def inspect(
     model: options.ModelName,
     *,
@@ -69,6 +70,10 @@ def inspect(
     are not needed, so none are loaded; the classifier is kept unless --on says where `train` would
     put a new head.
     """
+    from frostline.cli._terminal import show
+    from frostline.freezing.tree import summary
+    from frostline.selectors import select
+
     check_one_of(freeze=freeze, train=train)
     if html is None:
         if samples is not None or batch_size is not None:
@@ -77,7 +82,10 @@ def inspect(
             )
         network, _, _ = build_model(model, weights, on=on or "keep", head=head, classes=classes)
         freeze_as_asked(network, freeze, train)
-        _show(network, 2 if depth is None else depth, names=names, as_json=json)
+        found = summary(network, depth=2 if depth is None else depth)
+        every = [select(network, "all").report()] if names else []
+        parts: list[Table | str] = [found.table(), _stage_table(network), *every, _savings(network)]
+        show(_document(network, found), parts, as_json=json)
         return
     if json or names or depth is not None:
         raise typer.BadParameter(
@@ -135,28 +143,9 @@ def _write_page(
     say(output(), f"Page: {path}")
 
 
-def _show(network: nn.Module, depth: int, *, names: bool, as_json: bool) -> None:
-    from frostline.cli._terminal import output, print_json
-    from frostline.freezing.tree import summary
-    from frostline.selectors import select
-
-    if as_json:
-        print_json(_document(network, depth))
-        return
-    parts = [summary(network, depth=depth).table(), _stage_table(network)]
-    parts += [select(network, "all").report()] if names else []
-    page = output()
-    for part in parts:
-        page.print(part)
-        page.print()
-    page.print(_savings(network))
-
-
-def _document(network: nn.Module, depth: int) -> dict[str, object]:
-    from frostline.freezing.tree import summary
+def _document(network: nn.Module, found: Summary) -> dict[str, object]:
     from frostline.selectors.stages import stage_paths
 
-    found = summary(network, depth=depth)
     parameters = [
         {"name": name, "shape": list(p.shape), "numbers": p.numel(), "trainable": p.requires_grad}
         for name, p in network.named_parameters()

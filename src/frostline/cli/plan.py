@@ -24,31 +24,37 @@ _EPOCHS = {"gradual": "epochs_each", "lp_ft": "tune_epochs"}
 # Options that one kind alone takes.
 _OWN = {"stages": "gradual", "stage": "surgical"}
 
+ReadyMade = Annotated[Kind, typer.Option(help="Which plan; docs/plans.md says what each is for.")]
+Stages = Annotated[
+    int | None,
+    typer.Option(help="gradual: how many stages train in the end, the head included.", min=1),
+]
+BesideHead = Annotated[
+    int | None, typer.Option(help="surgical: the stage beside the head, from 0 or as -2.")
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="Epochs of the last phase; gradual: of each phase.", min=1)
+]
+PeakRate = Annotated[
+    float | None,
+    typer.Option(help="Peak learning rate of the last phase; gradual: of all but the first."),
+]
+NewFile = Annotated[
+    Path | None, typer.Option(help="File to write the plan to; a new one.", metavar="FILE")
+]
+
 
 def plan(
     model: options.ModelName,
     *,
-    kind: Annotated[Kind, typer.Option(help="Which plan; docs/plans.md says what each is for.")],
-    stages: Annotated[
-        int | None,
-        typer.Option(help="gradual: how many stages train in the end, the head included.", min=1),
-    ] = None,
-    stage: Annotated[
-        int | None, typer.Option(help="surgical: the stage beside the head, from 0 or as -2.")
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(help="Epochs of the last phase; gradual: of each phase.", min=1),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(help="Peak learning rate of the last phase; gradual: of all but the first."),
-    ] = None,
+    kind: ReadyMade,
+    stages: Stages = None,
+    stage: BesideHead = None,
+    epochs: Epochs = None,
+    lr: PeakRate = None,
     on: options.On = "classifier",
     head: options.Head = "",
-    out: Annotated[
-        Path | None, typer.Option(help="File to write the plan to; a new one.", metavar="FILE")
-    ] = None,
+    out: NewFile = None,
     json: options.Json = False,
 ) -> None:
     """Write a ready-made plan for a model: what trains when, as TOML that can be edited.

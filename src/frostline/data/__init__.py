@@ -1,6 +1,7 @@
 """Data sets: image folders and tables read, split and audited; any data as samples, in batches."""
 
 from frostline.data.audit import Audit as Audit
+from frostline.data.audit import DataFinding as DataFinding
 from frostline.data.audit import audit as audit
 from frostline.data.audit import read_files as read_files
 from frostline.data.batches import AsTargets as AsTargets
@@ -8,13 +9,11 @@ from frostline.data.batches import Batch as Batch
 from frostline.data.batches import Batches as Batches
 from frostline.data.batches import Order as Order
 from frostline.data.batches import epoch_order as epoch_order
-from frostline.data.dataset import ImageDataset as ImageDataset
 from frostline.data.door import first_batch as first_batch
 from frostline.data.door import make_batches as make_batches
 from frostline.data.door import open_data as open_data
 from frostline.data.door import some_rows as some_rows
 from frostline.data.door import stored_samples as stored_samples
-from frostline.data.findings import Finding as Finding
 from frostline.data.folder import read_set as read_set
 from frostline.data.folder import read_splits as read_splits
 from frostline.data.image_sets import ImageSet as ImageSet
@@ -33,4 +32,5 @@ from frostline.data.samples import inputs_of as inputs_of
 from frostline.data.samples import some_targets as some_targets
 from frostline.data.targets import class_targets as class_targets
 from frostline.data.views import Augment as Augment
+from frostline.data.views import ImageDataset as ImageDataset
 from frostline.data.views import view as view

@@ -25,11 +25,10 @@ from frostline.data.batches import (
     as_pair,
     holds_batches,
 )
-from frostline.data.dataset import ImageDataset
 from frostline.data.ordered import count_threads, ordered_map
 from frostline.data.samples import Samples, content_id, inputs_of, some_targets
 from frostline.data.targets import class_targets
-from frostline.data.views import Augment
+from frostline.data.views import Augment, ImageDataset
 from frostline.errors import ConfigError, DataError
 
 # Samples of a data set of the user's own that are asked for, and how often each: a change made in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -68,6 +68,17 @@ class Splits:
     how: str
     unknown: tuple[UnknownClass, ...] = ()
 
+    @property
+    def sets(self) -> dict[str, ImageSet]:
+        """Those that there are, by name."""
+        test = {} if self.test is None else {"test": self.test}
+        return {"train": self.train, "val": self.val, **test}
+
+    def each(self, change: Callable[[ImageSet], ImageSet]) -> Splits:
+        """The same splits, with every set changed."""
+        test = None if self.test is None else change(self.test)
+        return replace(self, train=change(self.train), val=change(self.val), test=test)
+
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
     """Class names as they are counted: numbers as numbers where all are, else as text."""
@@ -86,5 +97,4 @@ def in_order(splits: Splits, classes: Sequence[str]) -> Splits:
         ordered = tuple(sorted(moved, key=lambda sample: sample.label))
         return replace(images, classes=tuple(classes), samples=ordered)
 
-    test = None if splits.test is None else counted(splits.test)
-    return replace(splits, train=counted(splits.train), val=counted(splits.val), test=test)
+    return splits.each(counted)

@@ -8,12 +8,7 @@ from frostline.engine.judging import evaluate as evaluate
 from frostline.engine.judging import predict as predict
 from frostline.engine.loop import train as train
 from frostline.engine.loop import train_phases as train_phases
-from frostline.engine.steps import check_targets as check_targets
-from frostline.engine.training import EpochRecord as EpochRecord
 from frostline.engine.training import Hook as Hook
-from frostline.engine.training import PhaseRecord as PhaseRecord
 from frostline.engine.training import Predictions as Predictions
-from frostline.engine.training import Spent as Spent
 from frostline.engine.training import Sums as Sums
 from frostline.engine.training import Training as Training
-from frostline.engine.training import phase_table as phase_table

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import final
 
-from torch import Tensor, nn
+from torch import nn
 
 from frostline.data import Batch, Batches
-from frostline.devices import MixedPrecision, device_of
-from frostline.engine.judging import judge, predictions
+from frostline.devices import Compute, device_of
+from frostline.engine.judging import predictions, summarised
 from frostline.engine.steps import Stepper
-from frostline.engine.training import Hook, Spent, Training
+from frostline.engine.training import Hook, Training
 from frostline.freezing.modes import modes_kept
 from frostline.recipe import Recipe
+from frostline.records import Spent
 from frostline.session import Forward, Pipeline, Session, random_state_kept
+from frostline.tasks import Task
 
 _NAMED_AT_MOST = 3
 
@@ -27,9 +29,8 @@ def train(
     validation: Batches,
     *,
     recipe: Recipe,
-    classes: Sequence[str],
+    task: Task,
     device: str = "auto",
-    class_weights: Tensor | None = None,
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Training:
@@ -47,7 +48,7 @@ def train(
         FreezeError: nothing is trainable.
         NonFiniteLoss: the loss is NaN or infinite, before a step is made with it; or an output
             is NaN in validation, before the epoch is reported.
-        DataError: a label is outside the classes.
+        DataError: a target does not go with the task.
         TrainingError: a batch does not go through the model; says why and what to do.
     """
     session = Session(model, recipe=recipe, steps_per_epoch=len(batches))
@@ -56,23 +57,15 @@ def train(
     def pipeline(training: Training) -> Pipeline:
         return Pipeline(batches, validation, through, device_of(training.model))
 
-    return train_phases(
-        Training(session),
-        pipeline,
-        classes=classes,
-        device=device,
-        class_weights=class_weights,
-        hooks=hooks,
-    )
+    return train_phases(Training(session), pipeline, task=task, device=device, hooks=hooks)
 
 
 def train_phases(
     training: Training,
     pipeline: Callable[[Training], Pipeline],
     *,
-    classes: Sequence[str],
+    task: Task,
     device: str = "auto",
-    class_weights: Tensor | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Training:
     """Train phase after phase; gives the `training` that was handed in, at its end.
@@ -83,8 +76,8 @@ def train_phases(
     Raises:
         as `train`, and what `pipeline` raises.
     """
-    arithmetic = MixedPrecision(device, training.recipe.mixed)
-    loop = _Loop(training, pipeline, arithmetic, classes, tuple(hooks))
+    arithmetic = Compute(device, training.recipe.mixed)
+    loop = _Loop(training, pipeline, arithmetic, task, tuple(hooks))
     with (
         modes_kept(training.model),
         random_state_kept(),
@@ -94,7 +87,7 @@ def train_phases(
         training.model.to(arithmetic.device)
         for hook in loop.hooks:
             hook.on_start(training)
-        loop.run(class_weights)
+        loop.run()
     return training
 
 
@@ -106,22 +99,22 @@ class _Loop:
         self,
         training: Training,
         pipeline: Callable[[Training], Pipeline],
-        arithmetic: MixedPrecision,
-        classes: Sequence[str],
+        arithmetic: Compute,
+        task: Task,
         hooks: tuple[Hook, ...],
     ) -> None:
         self.training = training
         self.hooks = hooks
         self._arithmetic = arithmetic
         self._pipeline = pipeline
-        self._classes = classes
+        self._task = task
 
-    def run(self, class_weights: Tensor | None) -> None:
+    def run(self) -> None:
         """From the session's position to the end of its last phase."""
         training, session = self.training, self.training.session
         while not session.is_over:
             session.enter()
-            stepper = Stepper(training, self._arithmetic, class_weights)
+            stepper = Stepper(training, self._arithmetic, self._task)
             if not session.phase_end:
                 start = time.perf_counter()
                 data = self._pipeline(training)
@@ -144,7 +137,7 @@ class _Loop:
         training.session.tick()
         training.sums.spent.validation_seconds += time.perf_counter() - trained
         rates = {float(group["lr"]) for group in training.optimizer.param_groups}
-        metrics = judge(found, self._classes)
+        metrics = summarised(self._task, found)
         training.end_epoch(tuple(sorted(rates, reverse=True)), metrics, trained - start)
         training.found = found
         for hook in self.hooks:
@@ -157,9 +150,9 @@ class _Loop:
         with closing(training.session.epoch(data.train)) as given:
             for batch in _timed(given, data, spent):
                 began = time.perf_counter()
-                loss, correct = stepper.step(data.forward, batch, check=check)
+                loss, sums = stepper.step(data.forward, batch, check=check)
                 spent.step_seconds += time.perf_counter() - began
-                training.count_step(loss, correct, len(batch.targets))
+                training.count_step(loss, sums, len(batch.targets))
                 self._tell(stepper, len(data.train))
         training.settle_sums()
 

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frostline.calling import call_with
 from frostline.data import Batch
-from frostline.devices import MixedPrecision
+from frostline.devices import Compute
 from frostline.engine.training import Training
-from frostline.errors import DataError, FreezeError, NonFiniteLoss, TrainingError
+from frostline.errors import FreezeError, NonFiniteLoss, TrainingError
 from frostline.models import logits_of
 from frostline.session import Forward
+from frostline.tasks import Task
 
 
 @final
 class Stepper:
     """Steps of one phase, by the session's optimizer."""
 
-    def __init__(
-        self, training: Training, arithmetic: MixedPrecision, class_weights: Tensor | None
-    ) -> None:
+    def __init__(self, training: Training, arithmetic: Compute, task: Task) -> None:
         recipe, groups = training.recipe, training.optimizer.param_groups
         self._arithmetic = arithmetic
         self._clip_norm = recipe.clip_norm
@@ -36,12 +35,13 @@ class Stepper:
         if training.scaler is not None and training.scaled:
             training.scaler.load_state_dict(dict(training.scaled))
             training.scaled = {}
-        weights = None if class_weights is None else class_weights.to(arithmetic.device)
-        self._loss = nn.CrossEntropyLoss(weight=weights, label_smoothing=recipe.label_smoothing)
+        self._task = task
         self.unreached: tuple[str, ...] | None = None
 
-    def step(self, forward: Forward, batch: Batch, *, check: bool = True) -> tuple[float, Tensor]:
-        """One optimizer step; gives the batch's loss and how many it got right.
+    def step(
+        self, forward: Forward, batch: Batch, *, check: bool = True
+    ) -> tuple[float, Mapping[str, Tensor]]:
+        """One optimizer step; gives the batch's loss and the task's sums over it.
 
         Args:
             check: whether the targets are still to be checked; once an epoch has seen them, no.
@@ -49,12 +49,13 @@ class Stepper:
         targets = batch.targets.to(self._arithmetic.device, non_blocking=True)
         with batch_errors(batch):
             with self._arithmetic.autocast():
-                logits = call(forward, batch.inputs, self._arithmetic)
+                outputs = call(forward, batch.inputs, self._arithmetic)
                 if check:
-                    check_targets(batch.targets, logits.shape[1], batch.names)
-                loss = self._loss(logits.float(), targets)
+                    self._task.check(outputs.detach(), batch.targets, batch.names)
+                loss = self._task.loss(outputs.float(), targets)
             value = self._update(loss, batch)
-        return value, (logits.detach().argmax(dim=1) == targets).sum()
+        with torch.no_grad():
+            return value, self._task.sums(outputs.detach(), targets)
 
     def _update(self, loss: Tensor, batch: Batch) -> float:
         value = loss.item()
@@ -78,26 +79,8 @@ class Stepper:
         return value
 
 
-def check_targets(targets: Tensor, classes: int, names: Sequence[str]) -> None:
-    """Make sure that class indices count through `classes` classes.
-
-    Raises:
-        DataError: one does not; names its sample.
-    """
-    if not len(targets):
-        return
-    lowest, highest = (int(end) for end in targets.aminmax())
-    if lowest < 0 or highest >= classes:
-        outside = (targets < 0) | (targets >= classes)
-        first = int(outside.nonzero()[0])
-        raise DataError(
-            f"the label of {names[first]} is {int(targets[first])}, but the model tells {classes} "
-            f"classes apart: 0 to {classes - 1}. Mend the labels or the head."
-        )
-
-
-def call(forward: Forward, inputs: Any, arithmetic: MixedPrecision) -> Tensor:
-    """Logits of a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
+def call(forward: Forward, inputs: Any, arithmetic: Compute) -> Tensor:
+    """Outputs for a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
     return logits_of(call_with(forward, arithmetic.to_device(inputs)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -10,146 +10,34 @@ import torch
 from torch import Tensor, nn
 
 from frostline.freezing import Proof
-from frostline.metrics import Evaluation
 from frostline.plans import Phase
 from frostline.recipe import Recipe
+from frostline.records import EpochRecord, PhaseRecord, Proven, Spent
 from frostline.session import Position, Session
-from frostline.tables import Column, Table
-from frostline.units import format_count, format_seconds
+from frostline.tasks import Metrics
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Logits `(samples, classes)`, targets `(samples,)` and what each sample is called."""
+    """Outputs `(samples, ...)` in float32, targets `(samples, ...)` and what samples are called."""
 
-    logits: Tensor
+    outputs: Tensor
     targets: Tensor
     names: tuple[str, ...]
 
 
 @final
-@dataclass(slots=True)
-class Spent:
-    """Seconds of wall clock by what they went into, read where batches begin and end.
-
-    A device that works behind the processor's back is not waited for: what is queued counts where
-    its result is asked for, which each step does.
-
-    Attributes:
-        idle_seconds: in which training waited for its batches: for decoding and reading.
-        prefix_seconds: computing the frozen part of training batches as they came.
-        step_seconds: forward, backward and update of what the batches go through.
-        validation_seconds: all of validation.
-    """
-
-    idle_seconds: float = 0.0
-    prefix_seconds: float = 0.0
-    step_seconds: float = 0.0
-    validation_seconds: float = 0.0
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class EpochRecord:
-    """What one epoch gave.
-
-    Attributes:
-        epoch: counted from 1, through all phases.
-        lr: learning rate of the last stage at the epoch's end.
-        train_loss: mean of the loss that was minimised, per sample.
-        train_accuracy: over the epoch, while the weights moved.
-        seconds: training and validation together.
-        samples_per_second: of training.
-        best: whether its validation figure is the best so far.
-        phase: to which it belongs, counted from 1.
-        rates: the learning rates of all parameters at the epoch's end, highest first, each once.
-        spent: where the seconds went; None in records of before it was noted.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    validation: Evaluation
-    seconds: float
-    samples_per_second: float
-    best: bool
-    phase: int = 1
-    rates: tuple[float, ...] = ()
-    spent: Spent | None = None
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Proven:
-    """How much was compared and found unmoved, with the content hash of it."""
-
-    tensors: int
-    nbytes: int
-    fingerprint: str
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class PhaseRecord:
-    """What one phase gave.
-
-    Attributes:
-        phase: counted from 1.
-        trained: parameters (elements) that were trainable.
-        epochs: whole ones, or one cut short by the phase's number of steps.
-        feed_seconds: until its first batch was there: the cut, and features that were computed.
-        seconds: of training and validation.
-        plain_step_seconds: of one step of a plain loop, as timed before the run; 0 if it was not.
-        ended: what ended it, for people.
-        best_epoch: of this phase, counted through the run; 0 where no figure was a number.
-        frozen: of what was frozen in this phase.
-    """
-
-    phase: int
-    name: str
-    trained: int
-    epochs: int
-    steps: int
-    feed_seconds: float
-    seconds: float
-    plain_step_seconds: float
-    ended: str
-    best_epoch: int
-    best_figure: float | None
-    frozen: Proven
-
-
-def phase_table(records: Sequence[PhaseRecord]) -> Table:
-    """What each phase trained, took and gave."""
-    heads = ("phase", "trained", "epochs", "features", "epochs' time", "best", "ended by")
-    rows = (
-        (
-            f"{record.phase} {record.name}",
-            format_count(record.trained),
-            str(record.epochs),
-            format_seconds(record.feed_seconds),
-            format_seconds(record.seconds),
-            "-" if record.best_figure is None else f"{record.best_figure:.3f}",
-            record.ended,
-        )
-        for record in records
-    )
-    columns = (
-        Column(head, "right" if 0 < place < len(heads) - 1 else "left")
-        for place, head in enumerate(heads)
-    )
-    return Table(tuple(columns), tuple(rows))
-
-
-@final
 @dataclass
 class Sums:
-    """What adds up over the epoch that is under way, and seconds before the phase's first one."""
+    """What adds up over the epoch that is under way, and seconds before the phase's first one.
+
+    Attributes:
+        of_task: sums of the task, by name; settled when they are asked for.
+    """
 
     loss_sum: float = 0.0
-    correct: int = 0
+    of_task: dict[str, int | float] = field(default_factory=dict)
     seen: int = 0
     spent: Spent = field(default_factory=Spent)
     pipeline_seconds: float = 0.0
@@ -177,7 +65,7 @@ class Training:
     scaled: Mapping[str, Any] = field(default_factory=dict)
     found: Predictions | None = None
     plain_step_seconds: tuple[float, ...] = ()
-    _hits: Tensor | None = None
+    _sums: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:
@@ -231,20 +119,22 @@ class Training:
         """Whether the last phase has ended."""
         return self.position.phase == len(self.phases) - 1 and bool(self.session.phase_end)
 
-    def count_step(self, loss: float, hits: Tensor, samples: int) -> None:
-        """Add up a step; `hits` stay on their device until the sums are settled."""
-        self._hits = hits if self._hits is None else self._hits + hits
+    def count_step(self, loss: float, sums: Mapping[str, Tensor], samples: int) -> None:
+        """Add up a step; the task's `sums` stay on their device until settled."""
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, self.sums.of_task.get(name, 0)) + value
         self.sums.loss_sum += loss * samples
         self.sums.seen += samples
         self.session.after_step()
 
     def settle_sums(self) -> None:
-        """Bring the hits of the epoch under way into the sums."""
-        if self._hits is not None:
-            self.sums.correct += int(self._hits)
-            self._hits = None
+        """Bring the task's sums of the epoch under way into `sums`.
 
-    def end_epoch(self, rates: tuple[float, ...], found: Evaluation, train_seconds: float) -> None:
+        They also go on where they are: a resumed run then adds the same numbers in the same order.
+        """
+        self.sums.of_task |= {name: value.item() for name, value in self._sums.items()}
+
+    def end_epoch(self, rates: tuple[float, ...], found: Metrics, train_seconds: float) -> None:
         """Record an epoch with its validation metrics.
 
         Args:
@@ -252,12 +142,12 @@ class Training:
         """
         at, sums = self.position, self.sums
         seconds = at.epoch_seconds
-        self.session.end_epoch(found.headline())
+        self.session.end_epoch(found)
+        trained = {"loss": sums.loss_sum, **sums.of_task}
         record = EpochRecord(
             epoch=at.epochs,
             lr=rates[0],
-            train_loss=sums.loss_sum / sums.seen,
-            train_accuracy=sums.correct / sums.seen,
+            train={name: value / sums.seen for name, value in trained.items()},
             validation=found,
             seconds=seconds,
             samples_per_second=sums.seen / train_seconds,
@@ -266,7 +156,7 @@ class Training:
             rates=rates,
             spent=sums.spent,
         )
-        self.sums = Sums(pipeline_seconds=sums.pipeline_seconds)
+        self.sums, self._sums = Sums(pipeline_seconds=sums.pipeline_seconds), {}
         self.history.append(record)
 
     def end_phase(self, proof: Proof) -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isnan
 from operator import attrgetter
-from typing import Any, final
+from pathlib import Path
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, fx
 
+from frostline._files import write_text
 from frostline.calling import in_turn
+from frostline.choices import PrefixPrecision
 from frostline.cutting import Cut
 from frostline.data import some_rows
-from frostline.features.decisions import Decisions
+from frostline.errors import ConfigError, OutputError
 from frostline.tuning import (
     DEFAULT_TOLERANCE,
     PLAIN,
     Form,
-    Precision,
     Realised,
     Tuned,
     machine,
@@ -29,6 +33,9 @@ from frostline.tuning import (
 )
 from frostline.units import Stopwatch
 
+_DECISIONS = "forms.json"  # beside the features; losing it costs one more measurement
+_MOST_BYTES: Final = 4 << 20
+_LARGEST_BATCH: Final = 1 << 16
 # Torch's newer names: the older ones raise once one of the newer was set.
 _CPU_SETTINGS = (
     "mkldnn.enabled",
@@ -42,6 +49,65 @@ _CUDA_SETTINGS = (
     "cudnn.conv.fp32_precision",
     "cudnn.rnn.fp32_precision",
 )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """Which forms were chosen for prefixes on this machine, kept in one small file of a store.
+
+    What stands in it is only taken where it keeps the promise that was asked for.
+    """
+
+    root: Path
+
+    def find(self, name: str, *, tolerance: float) -> Tuned | None:
+        """What was decided under `name`, if its error is within `tolerance`.
+
+        None where nothing was decided, or nothing that can be used.
+        """
+        with suppress(KeyError, TypeError, ValueError, AttributeError, ConfigError):
+            kept = self._read()[name]
+            size = kept["batch_size"]
+            if type(size) is not int or not 1 <= size <= _LARGEST_BATCH:
+                return None
+            seconds = (kept["seconds_per_sample"], kept["plain_seconds_per_sample"])
+            return Tuned(
+                Form.parse(kept["form"]),
+                _number(kept["error"], most=tolerance),
+                size,
+                (),
+                *(None if found is None else _number(found, most=1e6) for found in seconds),
+            )
+        return None
+
+    def keep(self, name: str, tuned: Tuned) -> None:
+        """Record a decision; where nothing can be written it is made again next time."""
+        kept = {
+            "form": str(tuned.form),
+            "error": tuned.error,
+            "batch_size": tuned.batch_size,
+            "seconds_per_sample": tuned.seconds_per_sample,
+            "plain_seconds_per_sample": tuned.plain_seconds_per_sample,
+        }
+        with suppress(OutputError):
+            text = json.dumps({**self._read(), name: kept}, indent=1)
+            write_text(self.root / _DECISIONS, text)
+
+    def _read(self) -> dict[str, Any]:
+        """All that is recorded; nothing where the file is none, or none that this wrote."""
+        with suppress(OSError, ValueError, RecursionError):
+            if (self.root / _DECISIONS).stat().st_size <= _MOST_BYTES:
+                found = json.loads((self.root / _DECISIONS).read_bytes())
+                return found if isinstance(found, dict) else {}
+        return {}
+
+
+def _number(found: object, *, most: float) -> float:
+    # NaN fails the comparison.
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= most:
+        raise ValueError("no number in this range")
+    return float(found)
 
 
 @final
@@ -118,7 +184,7 @@ def computing(
     cut: Cut,
     samples: Callable[[], Any],
     *,
-    precision: Precision,
+    precision: PrefixPrecision,
     batch_size: int,
     device: torch.device,
     planned_samples: int | None = None,
@@ -189,7 +255,7 @@ def _plain(cut: Cut, batch_size: int, device: torch.device) -> Computing:
     return Computing(cut, tuned, False, device, "", plain)
 
 
-def _name(cut: Cut, precision: Precision, device: torch.device) -> str:
+def _name(cut: Cut, precision: PrefixPrecision, device: torch.device) -> str:
     shapes = " ".join(str(value.shape) for value in cut.frontier.values)
     return f"{cut.key['prefix']} {cut.key['tensors']} {shapes} {precision} on {machine(device)}"
 

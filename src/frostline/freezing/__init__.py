@@ -17,12 +17,12 @@ from torch import nn
 from frostline.backward import is_lean
 from frostline.backward import lean as lean_backward
 from frostline.casting import CastDtype, asked_dtype, cast_weights
+from frostline.choices import NormPolicy
 from frostline.errors import FreezeError
 from frostline.freezing.handle import Frozen as Frozen
 from frostline.freezing.handle import Proof as Proof
 from frostline.freezing.handle import non_empty, thaw_selection
 from frostline.freezing.handle import not_covered_text as not_covered_text
-from frostline.freezing.modes import NormPolicy
 from frostline.freezing.refusals import check_as_wrapped, check_unwrapped, check_words, passing
 from frostline.freezing.rows import held_rows
 from frostline.freezing.switches import is_marked, is_off, restoring, switch_off, switch_on, trains

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from frostline.backward import Lean
 from frostline.casting import CastReport
+from frostline.choices import NormPolicy
 from frostline.errors import DriftError, FreezeError
 from frostline.fingerprints import Fingerprint, Record, named_tensors
 from frostline.fingerprints.unlisted import belongs, listed_storages, unlisted
-from frostline.freezing.modes import NormPolicy, is_held, mark_of, note_content
+from frostline.freezing.modes import is_held, mark_of, note_content
 from frostline.freezing.refusals import check_as_wrapped, check_shared
 from frostline.freezing.rows import holds_of, kept_within
 from frostline.freezing.switches import restoring, switch_on

@@ -21,7 +21,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from frostline.choices import NormPolicy as NormPolicy
+from frostline.choices import NormPolicy
 from frostline.freezing.held_layers import equip, pack_where_whole, strip
 from frostline.selectors.norms import keeps_running_statistics
 from frostline.standins import StandIn

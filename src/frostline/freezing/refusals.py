@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from frostline.choices import NormPolicy
 from frostline.errors import FreezeError
 from frostline.fingerprints.parts import is_wrapped
 from frostline.freezing.modes import is_held, is_random_in_training
@@ -23,7 +25,7 @@ from frostline.wrappers import strays, wrappers
 
 # Whether what is frozen and thawed now is undone before anybody trains.
 _passing: ContextVar[bool] = ContextVar("passing", default=False)
-_NORM_POLICIES = ("hold", "adapt")
+
 _LEAVINGS = ("something", "nothing")
 
 
@@ -96,7 +98,7 @@ def check_can_learn(selection: Selection) -> None:
 
 
 def check_words(*, norm: str, leaving: str = "something") -> None:
-    if norm not in _NORM_POLICIES:
+    if norm not in get_args(NormPolicy):
         raise FreezeError(f"norm={norm!r} is no norm policy. Use norm='hold' or norm='adapt'.")
     if leaving not in _LEAVINGS:
         raise FreezeError(

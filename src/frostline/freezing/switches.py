@@ -14,8 +14,9 @@ from typing import Literal
 from torch import Tensor
 
 from frostline.casting import cast_of, set_cast
+from frostline.choices import NormPolicy
 from frostline.errors import FreezeError
-from frostline.freezing.modes import Mark, NormPolicy, mark_of, set_mark, settle
+from frostline.freezing.modes import Mark, mark_of, set_mark, settle
 from frostline.freezing.refusals import check_can_learn, check_can_stay, check_shared
 from frostline.freezing.rows import (
     Kept,

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from frostline.errors import ConfigError
 from frostline.optimizer_sync.members import (
@@ -136,7 +136,7 @@ def load_optimizer_state(
     shared, further = _beside_parameters(optimizer)
     if state["format"] == _FORMAT:
         shared, further = copied(state["shared"]), {**further, **copied(state["further"])}
-    saved: Mapping[str, NamedParameter] = state["parameters"]
+    saved: dict[str, NamedParameter] = state["parameters"]
     entries = {id(entry.tensor): entry for group in own for entry in params.of_group(group)}
     # A tied parameter may have been met under another of its names when it was saved.
     names = {key: [n for n in entry.names if n in saved] for key, entry in entries.items()}
@@ -145,27 +145,21 @@ def load_optimizer_state(
         _check_names(params.title, entries, found, saved)
     for key, one in found.items():
         _check_shape(optimizer, entries[key], one)
-    settings: list[dict[str, Any]] = [{} for _ in groups]
-    if hyperparameters == "saved":
-        settings = [_settings(params.of_group(g), found, state["groups"]) for g in groups]
+    with_groups = found if hyperparameters == "saved" else {}
+    settings = [_settings(params.of_group(g), with_groups, state["groups"]) for g in groups]
     to_be = dict(keeper(optimizer).state)  # by parameter; other models' keep theirs
-    to_be |= {e.tensor: found[key]["state"] if key in found else {} for key, e in entries.items()}
+    for key, entry in entries.items():
+        to_be[entry.tensor] = copied(found[key]["state"]) if key in found else {}
     for group, chosen in zip(groups, settings, strict=True):
         if params.of_group(group):
             check_even(optimizer, {**group, **chosen}, [to_be.get(p, {}) for p in group["params"]])
     packed = optimizer.state_dict()
-    for at, parameter in _positions(optimizer, packed).items():
-        if one_state := to_be.get(parameter):
-            shared[at] = copied(one_state) if id(parameter) in found else one_state
+    shared |= {at: to_be[p] for at, p in _positions(optimizer, packed).items() if to_be.get(p)}
     merged = [{**p, **s} for p, s in zip(packed["param_groups"], settings, strict=True)]
     _load(optimizer, {**further, "state": shared, "param_groups": merged})
     _keep_bits(optimizer, entries, found)
     for group in own:
-        for entry in params.of_group(group):
-            begin = None if to_be[entry.tensor] else begun(optimizer, entry.tensor, group)
-            if begin is not None:
-                keeper(optimizer).state[entry.tensor] = begin
-        even_out(optimizer, group)
+        _begin(optimizer, group, [e.tensor for e in params.of_group(group) if not to_be[e.tensor]])
 
 
 def _beside_parameters(
@@ -345,3 +339,11 @@ def _keep_bits(
         parameter = entries[key].tensor
         if saved["state"] and saved.get("dtype") == str(parameter.dtype):
             states[parameter] = restored(states[parameter], saved["state"])
+
+
+def _begin(optimizer: torch.optim.Optimizer, group: Group, fresh: list[Tensor]) -> None:
+    """Give those of the group that no state was loaded for what they begin with."""
+    for parameter in fresh:
+        if (state := begun(optimizer, parameter, group)) is not None:
+            keeper(optimizer).state[parameter] = state
+    even_out(optimizer, group)

@@ -34,7 +34,7 @@ from frostline.optimizer_sync.placing import (
     rates_of_trainable,
     scale_of,
 )
-from frostline.optimizer_sync.results import Former, Kept, Synced, states_of
+from frostline.optimizer_sync.results import Former, Kept, Synced, as_synced
 from frostline.optimizer_sync.schedules import (
     NewValues,
     Scheduler,
@@ -122,23 +122,7 @@ def sync(
         "no_decay": no_decay,
     }
     options = cast("Options", {key: value for key, value in said.items() if value is not None})
-    changes = _planned(optimizer, model, schedulers, kept, options)
-    _append(optimizer, changes)
-    for scheduler, values in changes.scheduler_values:
-        vars(scheduler).update(values)
-    _drop_outgrown(optimizer, changes)
-    states, formers = _let_go(optimizer, changes)
-    _take_in(optimizer, changes)
-    return Synced(
-        joined=tuple(joiner.entry.name for joiner in changes.joiners),
-        left=tuple(entry.name for entry, _ in changes.leavers),
-        states=states,
-        groups={entry.name: index for entry, index in changes.leavers},
-        groups_added=len(changes.new_groups),
-        dropped=tuple(entry.name for entry, _ in changes.outgrown),
-        held=tuple(path or "the model" for path, _ in held_though_trainable(model)),
-        formers=formers,
-    )
+    return _made(optimizer, _planned(optimizer, model, schedulers, as_synced(kept), options), model)
 
 
 @final
@@ -181,7 +165,7 @@ def _planned(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
     schedulers: Sequence[Scheduler],
-    kept: Kept,
+    kept: Synced,
     options: Options,
 ) -> _Changes:
     """Work out which parameters join and leave, and what that asks of groups and schedulers."""
@@ -195,10 +179,10 @@ def _planned(
     reference = max(own, key=lambda i: base_of(groups[i]) if has_rate(groups[i]) else -math.inf)
     inside = {id(parameter) for group in groups for parameter in group["params"]}
     joining = [e for key, e in params.by_id.items() if e.tensor.requires_grad and key not in inside]
-    _check_can_begin(optimizer, joining, states_of(kept))
+    _check_can_begin(optimizer, joining, kept.states)
     wanted = rates_of_trainable(model, groups, own, reference, options) if joining else {}
-    former = kept.groups if isinstance(kept, Synced) and not options else {}
-    indices, fresh = _group_indices(optimizer, own, reference, joining, wanted, former)
+    former_groups = {} if options else kept.groups
+    indices, fresh = _group_indices(optimizer, own, reference, joining, wanted, former_groups)
     new, scheduler_values = _new_groups(optimizer, schedulers, reference, fresh, options)
     joiners = []
     for entry, index in zip(joining, indices, strict=True):
@@ -289,14 +273,13 @@ def _new_groups(
 
 
 def _first_state(
-    optimizer: torch.optim.Optimizer, entry: Entry, group: Group, beside: Group, kept: Kept
+    optimizer: torch.optim.Optimizer, entry: Entry, group: Group, beside: Group, kept: Synced
 ) -> State | None:
     """What a joiner of `group` begins with; None where the optimizer makes it at the first step."""
-    state = states_of(kept).get(entry.name)
+    state, former = kept.states.get(entry.name), kept.formers.get(entry.name)
     if state is None:
         begin = begun(optimizer, entry.tensor, group)
         return begin or begun_by_group(optimizer, entry.tensor, group)
-    former = kept.formers.get(entry.name) if isinstance(kept, Synced) else None
     now = tuple(entry.tensor.shape)
     if former is not None and former.shape != now:
         raise ConfigError(
@@ -319,6 +302,26 @@ def _check_first_steps(optimizer: torch.optim.Optimizer, changes: _Changes) -> N
         if changes.params.of_group(group) or joining:
             found = [to_be.get(id(p), states.get(p, {})) for p in (*stay, *joining)]
             check_even(optimizer, group, found)
+
+
+def _made(optimizer: torch.optim.Optimizer, changes: _Changes, model: nn.Module) -> Synced:
+    """Make the changes."""
+    _append(optimizer, changes)
+    for scheduler, values in changes.scheduler_values:
+        vars(scheduler).update(values)
+    _drop_outgrown(optimizer, changes)
+    states, formers = _let_go(optimizer, changes)
+    _take_in(optimizer, changes)
+    return Synced(
+        joined=tuple(joiner.entry.name for joiner in changes.joiners),
+        left=tuple(entry.name for entry, _ in changes.leavers),
+        states=states,
+        groups={entry.name: index for entry, index in changes.leavers},
+        groups_added=len(changes.new_groups),
+        dropped=tuple(entry.name for entry, _ in changes.outgrown),
+        held=tuple(path or "the model" for path, _ in held_though_trainable(model)),
+        formers=formers,
+    )
 
 
 def _append(optimizer: torch.optim.Optimizer, changes: _Changes) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from frostline.data import Batch, Batches, Samples, first_batch
-from frostline.devices import resolve_device
+from frostline.devices import resolve_device, to_device
 from frostline.engine import Predictions, predict
 from frostline.estimates.measuring import measure_step
-from frostline.session.pipelines import CHECKED_SAMPLES, on_device
+from frostline.session.pipelines import CHECKED_SAMPLES
+from frostline.tasks import Task
 
 
 @final
@@ -25,7 +26,7 @@ class FirstSamples:
 
     Attributes:
         inputs: on the device.
-        found: the model's logits, and the targets.
+        found: the model's outputs, and the targets.
         seconds: of one plain forward, for one sample.
         operations: floating-point operations of it; 0 where they were not counted.
     """
@@ -36,10 +37,12 @@ class FirstSamples:
     operations: float
 
     @classmethod
-    def of(cls, model: nn.Module, samples: Samples, *, device: str, judged: bool) -> Self:
+    def of(
+        cls, model: nn.Module, samples: Samples, task: Task, *, device: str, judged: bool
+    ) -> Self:
         """Look at them; `judged` also counts operations, and times a pass that need not warm up."""
-        batch = first_batch(samples, CHECKED_SAMPLES)
-        few = on_device(batch.inputs, resolve_device(device))
+        batch = first_batch(samples, CHECKED_SAMPLES, task.targets)
+        few = to_device(batch.inputs, resolve_device(device))
         count = len(batch.targets)
         small = _OneBatch(Batch(few, batch.targets, batch.names))
         operations = _operations(model, small, device) if judged else 0.0
@@ -48,14 +51,14 @@ class FirstSamples:
         seconds = time.perf_counter() - start
         return cls(few, found, seconds / count, operations / count)
 
-    def step_seconds(self, model: nn.Module) -> float:
+    def step_seconds(self, model: nn.Module, task: Task) -> float:
         """Seconds of a plain training step on these, for one sample; 0 where it cannot be told."""
         count = len(self.found.targets)
         if not isinstance(self.inputs, Tensor) or count < 2:  # a norm may need two samples
             return 0.0
         targets = self.found.targets.to(self.inputs.device)
         with suppress(RuntimeError, ValueError):  # the run itself says better what is wrong
-            return measure_step(model, self.inputs, targets, repeats=2).seconds / count
+            return measure_step(model, self.inputs, targets, task=task, repeats=2).seconds / count
         return 0.0
 
 

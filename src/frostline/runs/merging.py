@@ -13,9 +13,9 @@ from frostline._tensor_files import save_tensors, save_torch
 from frostline.choices import Snapshot
 from frostline.deltas import Delta, load_delta, merge_tensors, read_delta
 from frostline.errors import ConfigError, OutputError
-from frostline.folder import RunFolder
 from frostline.models import load_model
 from frostline.models.state_files import read_state_dict
+from frostline.records import RunFolder
 from frostline.runs.finished import open_run
 
 _SAFE, _TORCH = (".safetensors",), (".pth", ".pt")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import replace
 from functools import partial
-from typing import Any, final
+from typing import final
 
-from frostline.callbacks.journal import Journal
 from frostline.config import RunSettings
 from frostline.engine import Hook, Training
-from frostline.folder import RunFolder
-from frostline.records import BY_MODEL, FedNote
+from frostline.records import BY_MODEL, Journal, RunFolder
 from frostline.session import Pipeline
 from frostline.units import format_count, format_seconds
 
@@ -43,11 +41,13 @@ class Book:
 
 @final
 class PhasePipelines(Hook):
-    """Makes the pipeline of each phase, and says before and after it what the phase costs.
+    """Makes the pipeline of each phase, says what a phase costs and keeps the run's journal.
+
+    Stands behind the saver among the hooks, which puts the position of a resumed run.
 
     Args:
         make: `Session.data` of the run, but for what depends on the phase.
-        seconds_per_sample: of a plain training step, in each phase; 0 where it was not timed.
+        hooks: the others that are called with notices and progress.
 
     Attributes:
         says: lines for people on what was computed once, or why nothing could be.
@@ -72,15 +72,22 @@ class PhasePipelines(Hook):
             self._say(*self._outlook(training), self._announcement(training))
         form = self._book.form(number)
         start = time.perf_counter()
-        made = self._make(form=form, explains=number == 0)
-        self._journal.note_feed(_noted(made, number + 1, time.perf_counter() - start))
-        self._is_plain = made.form == BY_MODEL
+        made = self._make(form=form, explains=number == 0, progress=self._progress)
+        seconds = time.perf_counter() - start
+        self._journal.pipeline(replace(made.facts, phase=number + 1, seconds=seconds))
+        self._is_plain = made.facts.form == BY_MODEL
         if not form:
-            self._book.record_form(number, made.form)
+            self._book.record_form(number, made.facts.form)
         self._say(*made.says)
         self.says += made.says
-        self.computed += made.computed
+        self.computed += made.facts.computed
         return made
+
+    def on_start(self, training: Training) -> None:
+        self._journal.start(training.position.mark)
+
+    def on_notice(self, text: str, /) -> None:
+        self._journal.notice(text)
 
     def on_phase(self, training: Training) -> None:
         if len(training.phases) > 1:
@@ -90,6 +97,16 @@ class PhasePipelines(Hook):
                 f"          {record.ended} in {format_seconds(record.seconds)}{cost}; what was "
                 "frozen did not move"
             )
+        self._journal.write()
+
+    def on_end(self) -> None:
+        self._journal.write()
+
+    def _progress(self, done: int, total: int) -> None:
+        """Call hooks with rows of features in batches, as with every other stage."""
+        size = self._make.keywords["batch_size"]
+        for hook in self._hooks:
+            hook.on_batch("features", -(-done // size), -(-total // size))
 
     def _outlook(self, training: Training) -> Iterator[str]:
         """Before the first phase: what the steps of all would cost in a plain loop."""
@@ -114,7 +131,7 @@ class PhasePipelines(Hook):
         )
 
     def _say(self, *lines: str) -> None:
-        for hook in self._hooks:
+        for hook in (self, *self._hooks):
             for line in lines:
                 hook.on_notice(line)
 
@@ -126,10 +143,3 @@ def _steps(training: Training, phase: int) -> int | None:
 
 def _plain_cost(seconds: float) -> str:
     return f"; the steps of a plain loop take about {format_seconds(seconds)}" if seconds else ""
-
-
-def _noted(made: Pipeline, phase: int, seconds: float) -> FedNote:
-    """What the journal keeps of a pipeline: its fields of the same names."""
-    kept = {field.name for field in fields(FedNote)} - {"phase", "seconds"}
-    known: dict[str, Any] = {name: getattr(made, name) for name in kept}
-    return FedNote(phase=phase, seconds=seconds, **known)

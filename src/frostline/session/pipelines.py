@@ -16,26 +16,26 @@ from typing import Any, Literal, final
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from frostline.calling import call_with
+from frostline.choices import Storage
 from frostline.cutting import Cut, cut
-from frostline.data import Batch, Batches, Samples, first_batch, some_rows
+from frostline.data import AsTargets, Batch, Batches, Samples, class_targets, first_batch, some_rows
 from frostline.devices import to_device
 from frostline.errors import CutError, OutputError, StoreError
 from frostline.features import (
     Computing,
     Decisions,
+    FeatureData,
     LiveLastBatches,
     PrefixedBatches,
-    Storage,
     computing,
     difference_by_place,
     difference_by_size,
     extract,
     in_passes_of,
 )
-from frostline.records import BY_MODEL
+from frostline.records import BY_MODEL, PipelineFacts
 from frostline.store import FeatureStore
 from frostline.tuning import PLAIN, Form
 from frostline.units import Stopwatch, format_bytes, format_seconds
@@ -61,14 +61,8 @@ class Pipeline:
     Attributes:
         forward: the suffix of a cut, or the model itself.
         device: where it computes.
-        form: in which the frozen part is computed: `model` where the model does it.
+        facts: the form of the frozen part, and what it took.
         says: lines for people: what was saved, or why nothing could be.
-        computed: rows that were computed for it; the others were in the store.
-        decode_seconds, prefix_seconds: that loading and computing these rows took.
-        plain_seconds_per_sample: that the frozen part takes in a plain loop, for the samples
-            whose features are stored; 0 where none are.
-        nbytes: of the features.
-        stored_samples: that have features, of training and validation together.
         prefix: runs while the frozen part of a batch is computed as the batch is asked for.
     """
 
@@ -76,14 +70,8 @@ class Pipeline:
     validation: Batches
     forward: Forward
     device: torch.device
-    form: str = BY_MODEL
+    facts: PipelineFacts = field(default_factory=PipelineFacts)
     says: tuple[str, ...] = ()
-    computed: int = 0
-    decode_seconds: float = 0.0
-    prefix_seconds: float = 0.0
-    plain_seconds_per_sample: float = 0.0
-    nbytes: int = 0
-    stored_samples: int = 0
     prefix: Stopwatch = field(default_factory=Stopwatch)
 
     def __call__(self, batch: Batch) -> Any:
@@ -109,6 +97,7 @@ class PipelineOptions:
             floating point.
         compile: compile what is trained with `torch.compile`.
         progress: told (rows done, rows to compute).
+        as_targets: makes the tensor of the targets; by default class indices.
     """
 
     device: torch.device
@@ -125,6 +114,7 @@ class PipelineOptions:
     operations_per_sample: float = 0.0
     compile: bool = False
     progress: Callable[[int, int], None] | None = None
+    as_targets: AsTargets = class_targets
 
     def store(self) -> FeatureStore:
         """The store to use."""
@@ -162,8 +152,9 @@ def pipeline(
             )
             return replace(by_model, says=(line,))
     try:
-        few = first_inputs(plain[0], options.device) if example is None else example
-        return _Making(options, tuple(map(_Side, data, plain))).through(cut(model, few))
+        sides = tuple(map(_Side, data, plain))
+        few = sides[0].first(options, CHECKED_SAMPLES) if example is None else example
+        return _Making(options, sides).through(cut(model, few))
     except (CutError, StoreError, OutputError) as error:
         if options.features != "auto" and not isinstance(error, CutError):
             raise
@@ -180,16 +171,12 @@ def prefixed(
     if form in ("", BY_MODEL, str(PLAIN)):
         return batches, model
     try:
-        made = cut(model.to(device), first_inputs(batches, device))
+        with closing(batches.epoch(0)) as given:
+            few = some_rows(next(given).inputs, slice(CHECKED_SAMPLES))
+        made = cut(model.to(device), to_device(few, device))
     except CutError:
         return batches, model
     return PrefixedBatches(batches, in_form(made, Form.parse(form), device)), made.suffix
-
-
-def first_inputs(batches: Batches, device: torch.device) -> Any:
-    """The first few samples of some batches, on the device."""
-    with closing(batches.epoch(0)) as given:
-        return few_of(next(given).inputs, device)
 
 
 def default_store() -> Path:
@@ -209,9 +196,10 @@ class _Side:
     samples: Samples
     plain: Batches
 
-    def first(self, device: torch.device) -> Any:
+    def first(self, options: PipelineOptions, count: int = TRIED_SAMPLES) -> Any:
         """A batch of a few samples."""
-        return on_device(first_batch(self.samples, TRIED_SAMPLES).inputs, device)
+        few = first_batch(self.samples, count, options.as_targets)
+        return to_device(few.inputs, options.device)
 
 
 class _Making:
@@ -221,12 +209,7 @@ class _Making:
         self._options = options
         self._train, self._validation = sides
         self._store = options.store()
-        self._samples = 0
-        self._computed = 0
-        self._seconds = 0.0
-        self._decode_seconds = 0.0
-        self._prefix_seconds = 0.0
-        self._nbytes = 0
+        self._stored: list[FeatureData] = []
         self._notes: list[str] = []
 
     def through(self, made: Cut) -> Pipeline:
@@ -234,21 +217,21 @@ class _Making:
         of_training, of_evaluation = self._of_each_mode(compute)
         train = self._batches(made, self._train, of_training, shuffle=True)
         validation = self._batches(made, self._validation, of_evaluation, shuffle=False)
-        return Pipeline(
-            train,
-            validation,
-            made.suffix,
-            self._options.device,
-            str(compute.tuned.form),
-            tuple(self._says(made, compute)),
-            self._computed,
-            self._decode_seconds,
-            self._prefix_seconds,
-            self._plain_seconds(compute) if self._nbytes else 0.0,
-            self._nbytes,
-            self._samples,
-            compute.watch,
+        facts = PipelineFacts(
+            form=str(compute.tuned.form),
+            seconds=sum(data.seconds for data in self._stored),
+            decode_seconds=sum(data.decode_seconds for data in self._stored),
+            prefix_seconds=sum(data.prefix_seconds for data in self._stored),
+            computed=sum(data.computed for data in self._stored),
+            nbytes=sum(data.nbytes for data in self._stored),
+            stored_samples=sum(map(len, self._stored)),
         )
+        if facts.nbytes:
+            each = self._plain_seconds(compute, facts)
+            facts = replace(facts, plain_seconds_per_sample=each)
+        says = tuple(self._says(made, compute, facts))
+        device = self._options.device
+        return Pipeline(train, validation, made.suffix, device, facts, says, compute.watch)
 
     def _compute(self, made: Cut) -> Computing:
         options = self._options
@@ -256,7 +239,7 @@ class _Making:
             return in_form(made, Form.parse(options.form), options.device, options.batch_size)
         return computing(
             made,
-            partial(self._train.first, options.device),
+            partial(self._train.first, options),
             precision=options.precision,
             batch_size=options.batch_size,
             device=options.device,
@@ -269,7 +252,7 @@ class _Making:
         if compute.tuned.form != PLAIN:
             return compute, compute
         training = replace(compute, training=True, mode="training")
-        inputs = self._validation.first(self._options.device)
+        inputs = self._validation.first(self._options)
         pairs = zip(training(inputs), compute(inputs), strict=True)
         if all(torch.equal(a, b) for a, b in pairs):
             return compute, compute
@@ -283,7 +266,7 @@ class _Making:
         difference = 0.0
         if options.precision == "exact":
             size = min(options.batch_size, len(samples))
-            whole = first_batch(samples, size).inputs
+            whole = first_batch(samples, size, options.as_targets).inputs
             if by_place := difference_by_place(compute, whole):
                 self._notes.append(
                     f"rows differ by up to {by_place:.0e} with their place in a batch on this "
@@ -301,13 +284,9 @@ class _Making:
             storage=options.storage,
             progress=options.progress,
             compute=compute,
+            as_targets=options.as_targets,
         )
-        self._samples += len(samples)
-        self._computed += found.computed
-        self._seconds += found.seconds
-        self._decode_seconds += found.decode_seconds
-        self._prefix_seconds += found.prefix_seconds
-        self._nbytes += found.nbytes
+        self._stored.append(found)
         if found.storage_error:
             self._notes.append(
                 f"stored as {options.storage}, relative error {found.storage_error:.2g}"
@@ -327,35 +306,35 @@ class _Making:
         )
         return LiveLastBatches(batches, samples, compute)
 
-    def _says(self, made: Cut, compute: Computing) -> Iterator[str]:
-        options = self._options
+    def _says(self, made: Cut, compute: Computing, facts: PipelineFacts) -> Iterator[str]:
         yield f"Frost     {made.why}"
         how = (
-            f"{self._computed} rows computed in {format_seconds(self._seconds)}"
-            if self._computed
+            f"{facts.computed} rows computed in {format_seconds(facts.seconds)}"
+            if facts.computed
             else "all in the store, no forward pass of the frozen part"
         )
-        if self._nbytes:
-            yield f"Features  {how}; {format_bytes(self._nbytes)}"
+        if facts.nbytes:
+            yield f"Features  {how}; {format_bytes(facts.nbytes)}"
         yield f"          {compute.words}"
         for note in dict.fromkeys(self._notes):
             yield f"          {note}"
-        epochs = options.epochs
-        saved = self._plain_seconds(compute) * self._samples * epochs - self._seconds
+        epochs = self._options.epochs
+        each = facts.plain_seconds_per_sample
+        saved = each * facts.stored_samples * epochs - facts.seconds
         if saved > 0:
             yield (
                 f"Saved     about {format_seconds(saved)}: the frozen part does not run in each of "
                 f"{epochs} epochs"
             )
 
-    def _plain_seconds(self, compute: Computing) -> float:
+    def _plain_seconds(self, compute: Computing, facts: PipelineFacts) -> float:
         """That the frozen part takes for a sample in a plain loop.
 
         Where rows were computed, by what they took: hundreds of samples tell more than the few
         that forms were timed on, perhaps while something else was running.
         """
-        if self._computed and self._prefix_seconds:
-            return compute.tuned.speedup * self._prefix_seconds / self._computed
+        if facts.computed and facts.prefix_seconds:
+            return compute.tuned.speedup * facts.prefix_seconds / facts.computed
         timed = (compute.tuned.plain_seconds_per_sample, self._options.seconds_per_sample)
         return min(filter(None, timed), default=0.0)  # what stood in the way only added to it
 
@@ -363,15 +342,3 @@ class _Making:
 def in_form(made: Cut, form: Form, device: torch.device, batch_size: int = 32) -> Computing:
     """The prefix in a form that was chosen before."""
     return computing(made, tuple, precision="auto", batch_size=batch_size, device=device, form=form)
-
-
-def few_of(inputs: Any, device: torch.device) -> Any:
-    """The first samples of a batch, on the device."""
-    return on_device(some_rows(inputs, slice(CHECKED_SAMPLES)), device)
-
-
-def on_device(inputs: Any, device: torch.device) -> Any:
-    """A batch of inputs with its tensors on the device."""
-    return tree_map(
-        lambda part: part.to(device) if isinstance(part, torch.Tensor) else part, inputs
-    )

@@ -23,7 +23,7 @@ class Position:
             the first.
         phase_best_epoch: the same of this phase.
         plateau_epoch: the last epoch that was better as the phase's `until` counts it.
-        watched: what the phase's `until` watches, after the last epoch.
+        is_reached: whether the last epoch met the target of the phase's `until`.
         moved: parameters and buffers that may have moved until now.
         frozen: content hash of the frozen part when this phase began.
     """
@@ -41,7 +41,7 @@ class Position:
     phase_best_figure: float | None = None
     plateau_epoch: int = 0
     plateau_figure: float | None = None
-    watched: float | None = None
+    is_reached: bool = False
     moved: tuple[str, ...] = ()
     frozen: str = ""
 

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from frostline.backward import Lean, is_lean, lean
-from frostline.data import Batch, Batches, make_batches, open_data
+from frostline.data import Batch, Batches, class_targets, make_batches, open_data
 from frostline.deltas import all_tensors, delta_content, put_tensors
 from frostline.devices import device_of
 from frostline.errors import ConfigError, DriftError
 from frostline.freezing import Frozen, Proof
 from frostline.freezing.modes import is_held
-from frostline.plans import Phase, Plan, is_better
+from frostline.plans import Phase, Plan
 from frostline.recipe import Recipe, recipe_from
 from frostline.session.optimizers import MakeOptimizer, PhasedOptimizer
 from frostline.session.pipelines import Pipeline, PipelineOptions, pipeline
 from frostline.session.position import Position
 from frostline.session.randomness import random_state, seed_epoch, set_random_state
 from frostline.session.survey import Survey, freeze_for, survey
+from frostline.tasks import Metric, Metrics
 from frostline.world import ALONE, World
 
 _FORMAT = "frostline session 1"
@@ -151,7 +152,7 @@ class Session:
             return ""
         if until.minutes is not None and at.phase_seconds >= 60 * until.minutes:
             return f"{until.minutes:g} minutes"
-        if at.watched is not None and until.is_reached(at.watched):
+        if at.is_reached:
             return f"{until.monitor} reached {until.target:g}"
         waited = at.epochs - at.plateau_epoch
         if until.patience is not None and at.plateau_epoch and waited >= until.patience:
@@ -222,7 +223,13 @@ class Session:
         example = options.pop("example", None)
         seen, unseen = open_data(train), open_data(val)
         plain = options.pop("plain", None) or tuple(
-            make_batches(samples, batch_size=batch_size, shuffle=shuffle, seed=recipe.seed)
+            make_batches(
+                samples,
+                batch_size=batch_size,
+                shuffle=shuffle,
+                seed=recipe.seed,
+                as_targets=options.get("as_targets", class_targets),
+            )
             for samples, shuffle in ((seen, True), (unseen, False))
         )
         epochs = phase.epochs or -(-(phase.steps or 0) // len(plain[0])) or _OPEN_EPOCHS
@@ -295,40 +302,38 @@ class Session:
         at.phase_seconds, at.epoch_seconds = at.phase_seconds + passed, at.epoch_seconds + passed
         self._clock = now
 
-    def end_epoch(self, metrics: Mapping[str, float] | None = None) -> None:
+    def end_epoch(self, metrics: Metrics | Mapping[str, float] | None = None) -> None:
         """Count an epoch with its validation metrics, by which a phase may end or be the best.
+
+        Of metrics by name alone, `loss` is better where it is lower, all others where higher.
 
         Raises:
             ConfigError: the metric that the phase's `until` watches is not among them.
         """
         self.tick()
-        at, monitor, until, found = (
-            self.position,
-            self.recipe.monitor,
-            self.phase.until,
-            metrics or {},
-        )
+        at, until, found = self.position, self.phase.until, _by_name(metrics)
         at.epochs, at.phase_epochs = at.epochs + 1, at.phase_epochs + 1
         at.batches, self._batches, at.epoch_seconds = 0, 0, 0.0
-        value = found.get(monitor)
-        if value is not None and is_better(value, at.best_figure, monitor=monitor):
-            at.best_epoch, at.best_figure = at.epochs, value
-        if value is not None and is_better(value, at.phase_best_figure, monitor=monitor):
-            at.phase_best_epoch, at.phase_best_figure = at.epochs, value
+        metric = found.get(self.recipe.monitor)
+        if metric is not None and metric.beats(at.best_figure):
+            at.best_epoch, at.best_figure = at.epochs, metric.value
+        if metric is not None and metric.beats(at.phase_best_figure):
+            at.phase_best_epoch, at.phase_best_figure = at.epochs, metric.value
             if self._next_starts_from_best:
                 self._phase_best = delta_content(self.model, also=at.moved)
         if until is None or (until.target is None and until.patience is None):
             return
-        watched = until.monitor or monitor
+        watched = until.monitor or self.recipe.monitor
         if watched not in found:
             raise ConfigError(
                 f"{self.phase.label(at.phase + 1)} watches {watched}, and the epoch ended with "
                 f"{', '.join(found) or 'no metrics'}. Give it: session.end_epoch({{'{watched}': "
                 "...}})."
             )
-        at.watched = found[watched]
-        if until.is_better(at.watched, at.plateau_figure):
-            at.plateau_epoch, at.plateau_figure = at.epochs, at.watched
+        seen = found[watched]
+        at.is_reached = until.target is not None and seen.reaches(until.target)
+        if seen.beats(at.plateau_figure, min_change=until.min_change):
+            at.plateau_epoch, at.plateau_figure = at.epochs, seen.value
 
     @property
     def _next_starts_from_best(self) -> bool:
@@ -407,6 +412,15 @@ class Session:
         self._restored, self._random = state, state["random"]
         self._phase_best = dict(state["phase_best"])
         self._batches, self._is_left, self._clock = self.position.batches, False, None
+
+
+def _by_name(metrics: Metrics | Mapping[str, float] | None) -> dict[str, Metric]:
+    if isinstance(metrics, Metrics):
+        return {metric.name: metric for metric in metrics.metrics}
+    return {
+        name: Metric(name, value, "lower" if name == "loss" else "higher")
+        for name, value in (metrics or {}).items()
+    }
 
 
 _ENTER = "Enter a phase first: session.enter()."

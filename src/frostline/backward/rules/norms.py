@@ -7,7 +7,6 @@ needs the input: PyTorch keeps that and two numbers a group, and so it is left t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -112,7 +111,12 @@ def layer_norm(
         return None
     if is_cast(input) or not (wants(input) or wants(weight)):
         return None
-    run = partial(_normed, tuple(normalized_shape), eps, weight is not None)
+    shape, is_scaled = tuple(normalized_shape), weight is not None
+
+    def run(input: Tensor, *affine: Tensor) -> Tensor:
+        scale = affine[0] if is_scaled else None
+        return F.layer_norm(input, shape, scale, affine[-1] if affine[is_scaled:] else None, eps)
+
     output = run(*given)
     note(output, run, *given)
     return output
@@ -183,14 +187,6 @@ class _GivenStatistics(Function):
             )
             found = (input_grad if wanted[0] else None, bias_grad if wanted[2] else None)
         return found[0], None, found[1], None, None, None
-
-
-def _normed(
-    shape: tuple[int, ...], eps: float, is_scaled: bool, input: Tensor, *affine: Tensor
-) -> Tensor:
-    weight = affine[0] if is_scaled else None
-    bias = affine[-1] if len(affine) > is_scaled else None
-    return F.layer_norm(input, shape, weight, bias, eps)
 
 
 def _differentiable(

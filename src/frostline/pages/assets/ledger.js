@@ -1,4 +1,4 @@
-// What a step costs when these entries train and the rest is frozen: the page's arithmetic.
+// What a step costs when these entries train and the rest is frozen: added up from the ledger.
 const Ledger = (() => {
   "use strict";
   const VALUES = 1;

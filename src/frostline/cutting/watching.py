@@ -136,6 +136,7 @@ def _identity(
             now = get(own)
         except KeyError:
             return False
+        # In the order of _ALWAYS: four kinds of hooks, then the modules in it.
         return not (
             any(map(is_not, now, values))
             or around.get(leaf) is not module

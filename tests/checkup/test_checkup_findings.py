@@ -173,6 +173,27 @@ def test_samples_of_any_data_set_are_compared_by_content() -> None:
     assert (checkup.worst, checkup.findings[0].names) == ("warning", ("sample 0",))
 
 
+def test_samples_of_ones_own_are_compared_by_their_ids() -> None:
+    class Words(fl.Samples):
+        def __init__(self, *words: str) -> None:
+            self.words = words
+            self.targets = [0] * len(words)
+
+        def __len__(self) -> int:
+            return len(self.words)
+
+        def load(self, row: int) -> torch.Tensor:
+            return torch.tensor([float(sign) for sign in self.words[row].encode()])
+
+        def name(self, sample: int) -> str:
+            return self.words[sample]
+
+    net = nn.Linear(2, 2)
+    checkup = fl.doctor(net, train_data=Words("ice", "fog"), val_data=Words("hail", "ice"))
+    (finding,) = [finding for finding in checkup.findings if finding.code == "same-data"]
+    assert finding.names == ("ice",)
+
+
 def test_data_that_cannot_be_indexed_is_left_alone() -> None:
     class Stream(IterableDataset[Tensor]):
         def __iter__(self) -> object:

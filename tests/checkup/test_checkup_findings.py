@@ -302,6 +302,34 @@ def test_targets_of_a_regression_are_numbers() -> None:
     assert fl.doctor(net, pictures(), targets=torch.randn(6, 3)).codes == ()
 
 
+class Angle(fl.Task):
+    """Angles, which wrap around."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (1 - torch.cos(outputs[:, 0] - targets)).mean()
+
+    def summarise(self, outputs: Tensor, targets: Tensor) -> fl.Metrics:
+        raise NotImplementedError
+
+
+class Blind(Angle):
+    """One that no output matters to."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return 0 * super().loss(outputs, targets)
+
+
+def test_gradients_are_those_of_the_task_that_is_given() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    fl.freeze(net, "0")
+    example, angles = torch.randn(6, 3), torch.rand(6)
+    assert fl.doctor(net, example, targets=angles, task=Angle()).codes == ()
+    assert fl.doctor(net, example, targets=angles, task=Blind()).codes == ("zero-gradient",)
+    with pytest.raises(ConfigError, match="there is no task 'regresion'"):
+        fl.doctor(net, example, task="regresion")
+
+
 def test_a_module_that_takes_no_hooks_is_a_note() -> None:
     class NoHooks(nn.Linear):
         def register_forward_hook(self, *_: object, **__: object) -> object:  # type: ignore[override]

@@ -18,6 +18,7 @@ from frostline.plans import Plan
 from frostline.plans.parts import Part, parts
 from frostline.recipe import Recipe
 from frostline.selectors import Inventory, Selector, inventory, stages
+from frostline.tasks import Task
 from frostline.wrappers import live_wrappers, unwrap, wrappers
 
 Preprocess = Callable[[Any], Tensor]
@@ -32,6 +33,7 @@ class Subject:
         model: as it was given, perhaps wrapped.
         example: one batch as the model takes it.
         targets: of the example.
+        task: whose loss is taken; None where the output says what it is.
         asked: the selector of what to freeze or train, where one was given.
         verb: which of the two.
         classes: how many there are.
@@ -40,6 +42,7 @@ class Subject:
     model: nn.Module
     example: Any = None
     targets: Tensor | None = None
+    task: Task | None = None
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
     schedulers: tuple[Any, ...] = ()
     classes: int | None = None
@@ -118,7 +121,7 @@ class Subject:
         """What a pass of the example through the model showed; None where there can be none."""
         if self.example is None or self.why_not_tried:
             return None
-        return run_trial(self.root, self.example, self.targets)
+        return run_trial(self.root, self.example, self.targets, self.task)
 
     @property
     def facts(self) -> Facts | None:

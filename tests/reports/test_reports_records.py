@@ -98,7 +98,7 @@ def test_a_plain_loop_is_estimated_as_itself() -> None:
 
 def test_an_untimed_plain_loop_is_not_guessed() -> None:
     found = spending(
-        records(PipelineFacts(1, "bfloat16", 0.0, 0.0, 0.0, 0, 1, 0.0, 100), total=99.0)
+        records(PipelineFacts(1, "bfloat16", nbytes=1, stored_samples=100), total=99.0)
     )
     assert found is not None
     assert found.plain is None

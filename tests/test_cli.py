@@ -82,6 +82,21 @@ def test_help_answers_at_once_and_loads_nothing_heavy(arguments: list[str]) -> N
     assert "frostline" in found.stdout.lower()
 
 
+def test_options_of_train_have_the_defaults_of_the_settings() -> None:
+    from inspect import signature
+
+    from frostline.cli.train import train
+    from frostline.config import DataSettings, FeatureSettings, FreezeSettings, ModelSettings
+
+    options = signature(train).parameters
+    sections = (DataSettings, FeatureSettings, FreezeSettings, ModelSettings)
+    fields = {name: field for one in sections for name, field in one.model_fields.items()}
+    shared = fields.keys() & options.keys()
+    assert {"val_fraction", "storage", "norm", "on", "batch_size", "bad_images"} <= shared
+    for name in shared:
+        assert options[name].default == fields[name].default, name
+
+
 def test_importing_frostline_loads_nothing_heavy() -> None:
     code = (
         "import sys, frostline as fl; before = set(sys.modules); fl.freeze, fl.Recipe;"

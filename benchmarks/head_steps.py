@@ -15,12 +15,12 @@ from shared import median, options, report, seconds, threads
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from frostline.data import make_batches
+from frostline.data import make_batches, open_data
 from frostline.engine import Hook, train
 from frostline.features import FeatureData
-from frostline.features.sources import source_of
 from frostline.recipe import recipe_of
 from frostline.store import FeatureKey, FeatureStore, ValueSpec
+from frostline.tasks import Classification
 
 SAMPLES, WIDTH, BATCH = 50_000, 1_000, 64
 
@@ -81,7 +81,7 @@ def frostline(data: FeatureData, targets: torch.Tensor) -> float:
         data.batches(batch_size=BATCH, shuffle=True),
         small,
         recipe=recipe_of(epochs=2, lr=1e-3),
-        classes=("a", "b"),
+        task=Classification("ab"),
         device="cpu",
         hooks=(timed,),
     )
@@ -90,8 +90,7 @@ def frostline(data: FeatureData, targets: torch.Tensor) -> float:
 
 def stored(features: torch.Tensor, targets: torch.Tensor, folder: str) -> FeatureData:
     """The features in a store, as `fl.extract` gives them."""
-    source = source_of(TensorDataset(features, targets))
-    ids = source.ids(range(SAMPLES), keep=False)
+    ids = open_data(TensorDataset(features, targets)).ids(range(SAMPLES))
     kept = FeatureStore(folder).open(
         FeatureKey({"what": "noise"}), (ValueSpec("features", (WIDTH,), torch.float32),)
     )
@@ -101,7 +100,7 @@ def stored(features: torch.Tensor, targets: torch.Tensor, folder: str) -> Featur
             writer.put(ids[part], [features[part]])
     names = tuple(f"sample {number}" for number in range(SAMPLES))
     return FeatureData(
-        kept.read(ids), source.targets(), 1, 0, 0.0, "float32", 4 * WIDTH * SAMPLES, 0.0, "", names
+        kept.read(ids), targets, 1, 0, 0.0, "float32", 4 * WIDTH * SAMPLES, 0.0, "", names
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.backward import saved_bytes
-from frostline.backward.settings import Settings
+from frostline.backward.tensors import Settings
 
 CHANNELS = 16
 SIDES = (4, 8, 16, 24, 32, 48, 64, 128, 256)

@@ -16,8 +16,9 @@ from shared import median, network, options, photos, report, seconds, threads
 from torch import nn
 
 import frostline as fl
+from frostline.data import first_batch, open_data
 from frostline.engine import Hook, Training
-from frostline.features import extract, first_samples, source_of
+from frostline.features import extract
 from frostline.store import FeatureStore
 
 BATCH, EPOCHS = 32, 3
@@ -42,7 +43,7 @@ def main() -> None:
     alone: list[float] = []
     ours: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        cut = fl.cut(loaded.model, first_samples(source_of(train), 4))
+        cut = fl.cut(loaded.model, first_batch(open_data(train), 4).inputs)
         data = extract(cut, train, FeatureStore(folder))
         features, targets = data.rows.gather(torch.arange(len(data))), data.targets
         for _ in range(chosen.repeats):

@@ -24,6 +24,7 @@ import frostline as fl
 from frostline.data import ImageDataset, ImageSet, make_batches, read_splits
 from frostline.engine import evaluate
 from frostline.models import LoadedModel
+from frostline.tasks import Classification
 
 BATCH = 32
 Maker = Callable[[torch.nn.Module], fl.Plan]
@@ -145,7 +146,7 @@ def fitted(
 def judged(loaded: LoadedModel, test: ImageSet) -> float:
     data = ImageDataset(test, loaded.preprocessing)
     batches = make_batches(data, batch_size=BATCH, shuffle=False, seed=0)
-    return evaluate(loaded.model, batches, classes=test.classes).accuracy
+    return evaluate(loaded.model, batches, task=Classification(test.classes))["accuracy"]
 
 
 if __name__ == "__main__":

@@ -24,8 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reports"))
 from many_records import write_records
 
 from frostline._files import file_digest
-from frostline.folder import RunFolder
-from frostline.records import read_judged
+from frostline.records import RunFolder, read_judged
 from frostline.runs import open_run
 
 SAMPLES, CLASSES = 50_000, 1_000

@@ -86,7 +86,7 @@ def test_the_demo_without_its_packages_says_what_to_install(
 
 def test_digits_are_divided_without_a_picture_twice(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the demo's pictures are scikit-learn's")
-    from frostline.cli._digits import write_digits
+    from frostline.cli.demo import write_digits
 
     write_digits(tmp_path)
     files = [path.name for path in tmp_path.rglob("*.png")]

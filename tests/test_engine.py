@@ -15,8 +15,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import frostline as fl
 from frostline.data import ImageDataset, make_batches, read_set
-from frostline.engine import EpochRecord, Hook, Training, train
+from frostline.engine import Hook, Training, train
+from frostline.records import EpochRecord
 from frostline.runs.fitting import fit
+from frostline.tasks import Classification
 from small_world import write_pictures
 
 
@@ -58,8 +60,7 @@ def bits(model: nn.Module) -> str:
 def figures(run: fl.Run) -> list[tuple[float, ...]]:
     """All but the times."""
     return [
-        (r.lr, r.train_loss, r.train_accuracy, r.best, *r.validation.headline().values())
-        for r in run.history
+        (r.lr, *r.train.values(), r.best, *r.validation.headline().values()) for r in run.history
     ]
 
 
@@ -162,7 +163,7 @@ def test_modes_and_random_state_are_restored_after_a_failure() -> None:
             batches,
             batches,
             recipe=fl.Recipe(),
-            classes="abc",
+            task=Classification("abc"),
             device="cpu",
             hooks=[Watch(fail)],
         )
@@ -430,7 +431,7 @@ def test_momentum_begins_with_a_late_first_gradient_as_in_plain_sgd(
         return torch.optim.SGD([dict(g) for g in groups], momentum=recipe.momentum)
 
     found = trained()
-    monkeypatch.setattr("frostline.engine.steps.make_optimizer", plain)
+    monkeypatch.setattr("frostline.session.optimizers.make_optimizer", plain)
     assert bits(found) == bits(trained())
 
 
@@ -438,15 +439,14 @@ def test_smoothing_is_in_the_training_loss_but_not_in_the_validation_loss() -> N
     plain, smooth = net(), net()
     one = fitted(plain, epochs=1, lr=1e-12)
     other = fitted(smooth, epochs=1, lr=1e-12, label_smoothing=0.5)
-    assert one.best.train_loss != pytest.approx(other.best.train_loss, rel=1e-6)
+    assert one.best.train["loss"] != pytest.approx(other.best.train["loss"], rel=1e-6)
     assert one.best.validation.loss == pytest.approx(other.best.validation.loss, rel=1e-6)
 
 
 def test_weights_of_a_loss_balance_classes_and_average_to_one() -> None:
-    from frostline.runs.fitting import _class_weights
+    from frostline.tasks.classification import _weights
 
-    weights = _class_weights(fl.Recipe(class_weights="balanced"), _labelled([6, 2]), 2)
-    assert weights is not None
+    weights = _weights(_labelled([6, 2]), 2)
     assert weights.tolist() == pytest.approx([8 / 12, 8 / 4])
     assert (6 * weights[0] + 2 * weights[1]) / 8 == pytest.approx(1.0)
 
@@ -709,7 +709,7 @@ def test_a_lower_precision_trains_weights_that_stay_fp32(precision: str) -> None
     run = fitted(model, precision=precision)
     assert bits(model) != head
     assert model.head.weight.dtype == torch.float32
-    assert math.isfinite(run.best.train_loss)
+    assert math.isfinite(run.best.train["loss"])
 
 
 def test_runs_of_different_precision_do_not_touch_each_other() -> None:

@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from small_world import write_pictures
@@ -26,6 +27,53 @@ def test_freezing_alexnet_trains_a_head_and_proves_the_rest(
     assert "16 frozen tensors (244 MB) are bit for bit as they were" in out
     trainable = re.findall(r"^(\S+) +trainable$", out, flags=re.MULTILINE)
     assert trainable == ["head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias"]
+
+
+def test_a_task_of_ones_own_learns_and_proves_what_was_frozen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(EXAMPLES / "02_own_task.py"), run_name="__main__")
+    first, *_, best, proof = capsys.readouterr().out.splitlines()
+    errors = [float(line.split("mean error ")[1].split(",")[0]) for line in (first, best)]
+    assert errors[1] < errors[0] / 10
+    assert re.fullmatch(r"2 frozen tensors \(.*\) are bit for bit as they were", proof)
+
+
+def test_data_of_ones_own_go_through_the_frozen_part_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(0)
+    classes = np.arange(60) // 2 % 2
+    rows = draw.normal(size=(60, 8)).astype(np.float32) + 2 * classes[:, None].astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    np.save(tmp_path / "classes.npy", classes)
+    (tmp_path / "names.txt").write_text("\n".join(f"probe {n}" for n in range(60)))
+    script = str(EXAMPLES / "03_own_data.py")
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path)])
+    for computed in (30, 0):
+        runpy.run_path(script, run_name="__main__")
+        out = capsys.readouterr().out
+        assert f"{computed} rows computed" in out
+        assert "best epoch" in out
+    assert "all in the store, no forward pass of the frozen part" in out
+
+
+def test_a_loop_of_ones_own_trains_in_phases_and_proves_each(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(EXAMPLES / "04_own_loop.py"), run_name="__main__")
+    head, proof, last, other = capsys.readouterr().out.splitlines()
+    assert (head, last) == ("head: 250 features computed", "last stage: 0 features computed")
+    assert re.fullmatch(r"14 frozen tensors \(.*\) are bit for bit as they were", proof)
+    assert re.fullmatch(r"7 frozen tensors \(.*\) are bit for bit as they were", other)
+
+
+def test_two_threads_share_an_epoch_as_two_processes_would(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(EXAMPLES / "05_world_of_two.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert out == "of 11 samples this process had 6; 4 right in all\neach once: True\n"
 
 
 def test_every_example_is_run_by_a_test() -> None:

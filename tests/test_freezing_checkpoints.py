@@ -144,6 +144,6 @@ def test_doctor_names_the_hook_that_leads_the_backward_pass_through_a_frozen_pre
     assert found.code == "frozen-above-trainable"
     assert "a hook makes the output of embeddings.word_embeddings, which is frozen" in found.seen
     assert "enable_input_require_grads" in found.why
-    assert found.mend.startswith("model.disable_input_require_grads()")
+    assert found.fix.startswith("model.disable_input_require_grads()")
     model.disable_input_require_grads()
     assert fl.doctor(model, {"input_ids": IDS}).findings == ()

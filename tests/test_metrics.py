@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from frostline.metrics import Evaluation, evaluate_logits
+from frostline.tasks import Evaluation, evaluate_logits
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn to compare")
 

@@ -26,7 +26,7 @@ import frostline as fl
 from frostline.callbacks import saving
 from frostline.deltas import read_delta
 from frostline.engine import Hook, Training
-from frostline.folder import RunFolder
+from frostline.records import RunFolder
 
 HEAD = fl.Phase(train="head", epochs=2, lr=0.05)
 NECK = fl.Phase(train="neck | head", epochs=2, lr=0.02)

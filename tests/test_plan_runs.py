@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import frostline as fl
 from frostline.callbacks import saving
 from frostline.config import RunSettings
-from frostline.engine import EpochRecord, Hook, Training
-from frostline.folder import RunFolder
+from frostline.engine import Hook, Training
+from frostline.records import EpochRecord, RunFolder
 
 HEAD = fl.Phase(name="head", train="head", epochs=2, lr=0.05)
 NECK = fl.Phase(name="neck", train="neck | head", epochs=2, lr=0.02)
@@ -64,7 +64,7 @@ def bits(model: nn.Module) -> dict[str, str]:
 def figures(run: fl.Run) -> list[tuple[float, ...]]:
     """All but the times."""
     return [
-        (r.phase, r.lr, r.train_loss, r.train_accuracy, r.best, *r.validation.headline().values())
+        (r.phase, r.lr, *r.train.values(), r.best, *r.validation.headline().values())
         for r in run.history
     ]
 

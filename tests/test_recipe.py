@@ -28,7 +28,7 @@ OUTSIDE = [
     ("clip_norm", math.nan),
     ("label_smoothing", 1.0),
     ("class_weights", "inverse"),
-    ("monitor", "f1"),
+    ("monitor", 1),
     ("patience", 0),
     ("seed", -1),
     ("seed", 2**32),

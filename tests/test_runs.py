@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,21 @@ def test_curves_can_be_read_by_tensorboard(finished: World) -> None:
     curves.Reload()
     found = [scalar.value for scalar in curves.Scalars("val/loss")]
     assert found == pytest.approx([line["val_loss"] for line in metrics(finished.root / "run")])
+
+
+def test_without_tensorboard_a_run_writes_no_curves_and_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    data = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.tensor([0, 1] * 4))
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    fl.freeze(model, "0")
+    fl.fit(model, data, data, out=tmp_path / "run", epochs=1, features="off")
+    assert (tmp_path / "run/metrics.jsonl").exists()
+    assert not (tmp_path / "run/tensorboard").exists()
+    assert capsys.readouterr() == ("", "")
 
 
 def test_settings_are_read_as_they_were_written(finished: World) -> None:
@@ -400,7 +416,7 @@ def test_a_failing_resume_keeps_the_run_that_it_was_to_go_on_with(world: World) 
     "file", ["best/delta.safetensors", "last/state-3.pt", "metrics.jsonl", "result.json"]
 )
 def test_a_folder_with_anything_trained_is_never_cleared(tmp_path: Path, file: str) -> None:
-    from frostline.folder import RunFolder
+    from frostline.records import RunFolder
 
     (tmp_path / "last").mkdir()
     (tmp_path / "best").mkdir()
@@ -466,7 +482,7 @@ def test_where_a_file_system_has_no_locks_a_run_goes_on_without(
     def without(*_: object, **__: object) -> None:
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
-    monkeypatch.setattr("frostline.folder.lock", without)
+    monkeypatch.setattr("frostline.records.folder.lock", without)
     assert (world.run(recipe={"epochs": 1}) / "result.json").is_file()
 
 

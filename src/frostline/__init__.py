@@ -23,6 +23,7 @@ _HOMES = {
     "backward": ("Lean", "lean"),
     "checkup": ("Checkup", "Finding", "doctor"),
     "cutting": ("Cut", "cut"),
+    "data": ("Samples", "open_data"),
     "deltas": ("load_delta", "save_delta"),
     "errors": (
         "BrokenPromise",
@@ -71,9 +72,12 @@ _HOMES = {
         "stage",
         "where",
     ),
+    "session": ("Session",),
     "store": ("FeatureStore",),
+    "tasks": ("Classification", "Metric", "Metrics", "Task"),
     "optimizer_sync": ("load_optimizer_state", "optimizer_state", "sync"),
     "freezing.tree": ("summary",),
+    "world": ("World",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

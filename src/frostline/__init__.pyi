@@ -8,6 +8,8 @@ from frostline.checkup import Finding as Finding
 from frostline.checkup import doctor as doctor
 from frostline.cutting import Cut as Cut
 from frostline.cutting import cut as cut
+from frostline.data import Samples as Samples
+from frostline.data import open_data as open_data
 from frostline.deltas import load_delta as load_delta
 from frostline.deltas import save_delta as save_delta
 from frostline.errors import BrokenPromise as BrokenPromise
@@ -67,4 +69,10 @@ from frostline.selectors import rows as rows
 from frostline.selectors import select as select
 from frostline.selectors import stage as stage
 from frostline.selectors import where as where
+from frostline.session import Session as Session
 from frostline.store import FeatureStore as FeatureStore
+from frostline.tasks import Classification as Classification
+from frostline.tasks import Metric as Metric
+from frostline.tasks import Metrics as Metrics
+from frostline.tasks import Task as Task
+from frostline.world import World as World

@@ -231,7 +231,7 @@ def _flush(path: Path) -> None:
 
 
 def _umask() -> int:
-    """The process's file mode mask, read without setting it where the system tells (Linux)."""
+    """The process's file mode mask, read without setting it where the system shows it (Linux)."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)

@@ -11,19 +11,22 @@ from types import ModuleType
 
 # old module and name -> where it is now
 _MOVED = {
+    "backward.settings:Settings": "backward.tensors:Settings",
     "held_statistics:_NoReset": "freezing.held_layers:_NoReset",
     "held_statistics:_Registration": "freezing.held_layers:_Registration",
     "modes:Hold": "freezing.modes:Hold",
     "modes:Mark": "freezing.modes:Mark",
-    "narrowing.calls:Narrow": "casting.calls:Narrow",
+    "narrowing.calls:Narrow": "casting.calls:Cast",
     "narrowing.calls:_after": "casting.calls:_after",
     "narrowing.calls:_before": "casting.calls:_before",
-    "narrowing.weights:Kept": "casting:Kept",
+    "narrowing.weights:Kept": "casting:CastReport",
     "nesting:WhereWhole": "freezing.held_layers:WhereWhole",
     "recomputed:Recomputed": "freezing.held_layers:Recomputed",
     "row_holds.holding:RowHold": "freezing.rows:RowHold",
     "row_holds.kept:Kept": "freezing.rows:Kept",
-    "unlisted_proof:UnlistedRecord": "freezing.unlisted:UnlistedRecord",
+    "surgery.results:Former": "optimizer_sync.results:Former",
+    "surgery.results:Synced": "optimizer_sync.results:Synced",
+    "unlisted_proof:UnlistedRecord": "freezing.handle:UnlistedRecord",
 }
 
 

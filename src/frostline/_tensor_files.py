@@ -1,6 +1,6 @@
 """Tensors into files, whole or not at all: safetensors with a checksum, and torch's own format.
 
-Both libraries tell a full disk in errors of their own; here it is one, like that of any file.
+Both libraries report a full disk by errors of their own; here it is one, like that of any file.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from frostline._files import checked, with_sum, write_text
 from frostline._version import __version__
+from frostline.choices import BadImages, HeadPlace, NormPolicy, Storage
 from frostline.errors import ConfigError
 from frostline.plans import Phase
 from frostline.preprocessing import Preprocessing
@@ -18,7 +18,6 @@ from frostline.recipe import Recipe, config_errors
 from frostline.records import BY_MODEL
 from frostline.tuning import Form
 
-HeadPlace = Literal["classifier", "logits", "keep"]
 _FROM_PYTHON = "python:"
 
 
@@ -58,7 +57,7 @@ class DataSettings(_Section):
     val_fraction: float = Field(0.2, gt=0, lt=1)
     folds: int | None = Field(None, ge=2)
     fold: int = Field(0, ge=0)
-    bad_images: Literal["skip", "error"] = "skip"
+    bad_images: BadImages = "skip"
     augment: str = "none"
     batch_size: int = Field(32, ge=1)
     classes: tuple[str, ...] = ()
@@ -69,7 +68,7 @@ class FreezeSettings(_Section):
 
     freeze: str | None = None
     train: str | None = None
-    norm: Literal["hold", "adapt"] = "hold"
+    norm: NormPolicy = "hold"
 
 
 class FeatureSettings(_Section):
@@ -81,7 +80,7 @@ class FeatureSettings(_Section):
     """
 
     store: str = "auto"
-    storage: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    storage: Storage = "auto"
     budget_bytes: int | None = Field(None, ge=1)
     compile: bool = False
     forms: tuple[str, ...] = ()

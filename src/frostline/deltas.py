@@ -24,8 +24,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast, final
 
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 
 from frostline._files import is_text
 from frostline._tensor_files import check_header, save_tensors
-from frostline.casting import cast_dtypes, is_narrow_dtype, wanted_dtype
+from frostline.casting import CAST_DTYPES, cast_dtypes
 from frostline.errors import ConfigError, CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.fingerprints.parts import is_distributed, is_shard
@@ -46,6 +47,7 @@ from frostline.freezing.modes import is_held, mark_of, note_content
 from frostline.freezing.rows import held_rows
 from frostline.selectors import exactly, inventory, rows
 from frostline.units import format_bytes, some_of
+from frostline.wrappers import unwrap
 
 FORMAT = "frostline-delta"
 VERSION = "2"
@@ -112,32 +114,31 @@ def save_delta(
             of a dtype that safetensors lacks, as complex128.
         OutputError: the file cannot be written.
     """
-    is_present = content is None
-    if content is None:
-        content = delta_content(model, base=base)
     tensors = all_tensors(model)
-    rest = _rest(model, tensors, content)
+    trained = delta_content(model, base=base) if content is None else content
+    rest = _rest(model, tensors, trained)
     # A run that kept an earlier state proves the frozen part itself, and keeps what it trained.
-    if is_present:
+    if content is None:
         _check_as_frozen(model, rest)
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "base": str(rest),
-        "base_tensors": json.dumps(rest.tensors),
-        "content": _content_hash(content),
-        "digests": json.dumps(fingerprint_of(content).tensors),
-        "trainable": json.dumps([n for n, t in tensors.items() if t.requires_grad]),
-        "held_rows": json.dumps(_rows_held(tensors)),
-        "tied": json.dumps(_tied_names(model)),
-        "unsaved": json.dumps(_unsaved_names(model)),
-        "kept": json.dumps({n: w for n, w in cast_dtypes(model).items() if n in rest.tensors}),
-        "about": json.dumps(dict(about or {})),
-    }
+    delta = Delta(
+        trained,
+        rest,
+        dict(about or {}),
+        trainable=tuple(name for name, tensor in tensors.items() if tensor.requires_grad),
+        held_rows=_rows_held(tensors),
+        tied=_tied_names(model),
+        unsaved=_unsaved_names(model, tensors),
+        kept={name: word for name, word in cast_dtypes(model).items() if name in rest.tensors},
+    )
     try:
-        save_tensors(content, Path(path), header=header)
+        save_tensors(trained, Path(path), header=_header(delta))
     except KeyError as error:  # safetensors 0.8: a dtype that its table of sizes lacks
-        raise _no_such_dtype(content, error.args[0]) from error
+        dtype = error.args[0]
+        names = [name for name, tensor in trained.items() if tensor.dtype == dtype]
+        raise DeltaError(
+            f"safetensors, the format of a delta, has no {dtype}, the dtype of {_some(names)}. "
+            "Keep them in complex64, or save the state_dict with torch.save."
+        ) from error
 
 
 def delta_content(
@@ -232,8 +233,7 @@ def merge_tensors(delta: Delta, base: Mapping[str, Tensor], *, where: str) -> di
 
 def put_tensors(model: nn.Module, content: Mapping[str, Tensor]) -> None:
     """Copy tensors into those of the same names, in place."""
-    tensors = all_tensors(model)
-    root = inventory(model).model
+    tensors, root = all_tensors(model), unwrap(model)
     with torch.no_grad():
         for name, values in content.items():
             _dense(tensors[name]).copy_(values)
@@ -308,7 +308,7 @@ def _check_whole(tensors: Mapping[str, Tensor]) -> None:
 def _check_as_frozen(model: nn.Module, rest: Fingerprint) -> None:
     """Refuse a base that is none: what it is to hold was another when it was frozen."""
     moved = []
-    for path, module in inventory(model).model.named_modules():
+    for path, module in unwrap(model).named_modules():
         mark = mark_of(module)
         for leaf, (dtype, known) in mark.contents.items() if mark else ():
             name = f"{path}.{leaf}" if path else leaf
@@ -348,14 +348,6 @@ def _dense(tensor: Tensor) -> Tensor:
     return local
 
 
-def _no_such_dtype(content: Mapping[str, Tensor], dtype: object) -> DeltaError:
-    names = [name for name, tensor in content.items() if tensor.dtype == dtype]
-    return DeltaError(
-        f"safetensors, the format of a delta, has no {dtype}, the dtype of {_some(names)}. Keep "
-        "them in complex64, or save the state_dict with torch.save."
-    )
-
-
 def _damaged(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     """The names of damaged tensors, as subject of a sentence; all of them where none is known."""
     with suppress(ValueError, AttributeError):
@@ -367,22 +359,39 @@ def _damaged(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     return "its tensors are"
 
 
+def _header(delta: Delta) -> dict[str, str]:
+    """A delta but for its tensors, as texts: see the format above."""
+    notes = {one.name: json.dumps(getattr(delta, one.name)) for one in fields(delta)[2:]}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "base": str(delta.base),
+        "base_tensors": json.dumps(delta.base.tensors),
+        "content": _content_hash(delta.tensors),
+        "digests": json.dumps(fingerprint_of(delta.tensors).tensors),
+        **notes,
+    }
+
+
 def _with_header(tensors: dict[str, Tensor], header: Mapping[str, str], file: Path) -> Delta:
     """The delta with the base's fingerprint, checked against its hash, and the notes."""
     try:
         check_header(header)
-        base = Fingerprint(json.loads(header["base_tensors"]))
-        about = dict(json.loads(header["about"]))
-        trainable = tuple(json.loads(header.get("trainable", "[]")))
-        held = {
-            name: tuple((int(first), int(behind)) for first, behind in ranges)
-            for name, ranges in json.loads(header.get("held_rows", "{}")).items()
-        }
-        tied = dict(json.loads(header.get("tied", "{}")))
-        unsaved = tuple(json.loads(header.get("unsaved", "[]")))
-        kept = dict(json.loads(header.get("kept", "{}")))
-        if base == header["base"] and all(map(is_narrow_dtype, kept.values())):
-            return Delta(tensors, base, about, trainable, held, tied, unsaved, kept)
+        delta = Delta(
+            tensors,
+            Fingerprint(json.loads(header["base_tensors"])),
+            dict(json.loads(header["about"])),
+            trainable=tuple(json.loads(header.get("trainable", "[]"))),
+            held_rows={
+                name: tuple((int(first), int(behind)) for first, behind in ranges)
+                for name, ranges in json.loads(header.get("held_rows", "{}")).items()
+            },
+            tied=dict(json.loads(header.get("tied", "{}"))),
+            unsaved=tuple(json.loads(header.get("unsaved", "[]"))),
+            kept=dict(json.loads(header.get("kept", "{}"))),
+        )
+        if delta.base == header["base"] and CAST_DTYPES.keys() >= set(delta.kept.values()):
+            return delta
     except (KeyError, ValueError, TypeError, AttributeError):
         pass
     raise CorruptDelta(
@@ -392,24 +401,20 @@ def _with_header(tensors: dict[str, Tensor], header: Mapping[str, str], file: Pa
 
 def _tied_names(model: nn.Module) -> dict[str, str]:
     """Each further name of a shared tensor -> its first."""
-    root = inventory(model).model
-    named = (
-        *root.named_parameters(remove_duplicate=False),
-        *root.named_buffers(remove_duplicate=False),
-    )
-    first: dict[int, str] = {}
+    root, first = unwrap(model), dict[int, str]()
+    parameters = root.named_parameters(remove_duplicate=False)
+    named = chain(parameters, root.named_buffers(remove_duplicate=False))
     tied = {name: first.setdefault(id(tensor), name) for name, tensor in named}
     return {name: known for name, known in tied.items() if name != known}
 
 
 def _as_kept(values: Tensor, word: str | None) -> Tensor:
-    return values if word is None else values.to(wanted_dtype(word))
+    return values if word is None else values.to(CAST_DTYPES[word])
 
 
-def _unsaved_names(model: nn.Module) -> list[str]:
-    saved = inventory(model).model.state_dict(keep_vars=True).keys()
-    lacking = [name for name in all_tensors(model) if name not in saved]
-    return [*lacking, *_saved_state(model)]
+def _unsaved_names(model: nn.Module, tensors: Collection[str]) -> tuple[str, ...]:
+    saved = unwrap(model).state_dict(keep_vars=True).keys()
+    return (*(name for name in tensors if name not in saved), *_saved_state(model))
 
 
 def _rows_held(tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[int, int]]]:
@@ -440,7 +445,7 @@ def _content_hash(tensors: Mapping[str, Tensor]) -> str:
 def _changed_names(
     model: nn.Module, tensors: Mapping[str, Tensor], base: Fingerprint | None
 ) -> set[str]:
-    root = inventory(model).model
+    root = unwrap(model)
     changed = {name for name, parameter in root.named_parameters() if parameter.requires_grad}
     for name, buffer in root.named_buffers():
         owner = root.get_submodule(name.rpartition(".")[0])

@@ -1,84 +1,95 @@
-"""Where a run computes, and in which precision; mixed precision and its scaling by accelerate."""
+"""Where a run computes, and in which precision."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from frostline.choices import StepPrecision
 from frostline.errors import ConfigError, TrainingError
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @final
-class MixedPrecision:
-    """Forward, backward and step on one device.
+class Compute:
+    """Forward, backward and step on one device, in one precision.
 
     Attributes:
         device: where tensors belong.
+        scaler: scales float16 gradients; None where nothing does.
 
     Raises:
         ConfigError: there is no such device here.
         TrainingError: started with several processes, which this version does not train with.
     """
 
-    def __init__(self, device: str, precision: Precision = "fp32") -> None:
+    def __init__(self, device: str, precision: StepPrecision = "fp32") -> None:
         self.device = resolve_device(device)
         _refuse_several_processes()
-        # Plain float32 needs nothing of accelerate, whose import takes half a second.
-        self._mixed = None if precision == "fp32" else _accelerator_for(self.device, precision)
-        self._optimizer: Any = None
+        # A CPU computes in float32 instead: float16 is slower there, and nothing scales it.
+        is_half = precision == "fp16" and self.device.type != "cpu"
+        self.scaler = torch.amp.GradScaler(self.device.type) if is_half else None
+        self._dtype = torch.float16 if is_half else torch.bfloat16 if precision == "bf16" else None
+        self._optimizer: torch.optim.Optimizer | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Around a forward."""
-        return nullcontext() if self._mixed is None else self._mixed.autocast()
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
 
     def take(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer that `step` steps."""
         self._optimizer = optimizer
-        if self._mixed is not None:
-            self._optimizer = self._mixed.prepare_optimizer(optimizer)
-
-    @property
-    def scaler(self) -> torch.amp.GradScaler | None:
-        """Scales float16 gradients; None where nothing does."""
-        return None if self._mixed is None else self._mixed.scaler
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a loss, scaled where the precision asks for it."""
-        if self._mixed is None:
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-        else:
-            self._mixed.backward(loss)
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]  # torch's own
 
     def clip(self, parameters: Sequence[Tensor], norm: float) -> None:
         """Clip the gradients' norm."""
-        if self._mixed is None:
-            torch.nn.utils.clip_grad_norm_(parameters, norm)
-        else:
-            self._mixed.clip_grad_norm_(parameters, norm)
+        if self.scaler is not None and self._optimizer is not None:
+            self.scaler.unscale_(self._optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, norm)
 
     def step(self) -> None:
         """One optimizer step, left out where scaled gradients overflowed."""
-        self._optimizer.step()
+        assert self._optimizer is not None
+        if self.scaler is None:
+            self._optimizer.step()
+        else:
+            self.scaler.step(self._optimizer)
+            self.scaler.update()
 
     def to_device(self, inputs: Any) -> Any:
         """A batch's tensors on the device, in their containers."""
-        if isinstance(inputs, Tensor):
-            return inputs.to(self.device, non_blocking=True)
-        if type(inputs) in (tuple, list):
-            return type(inputs)([self.to_device(part) for part in inputs])
-        from accelerate.utils import send_to_device
+        return to_device(inputs, self.device)
 
-        return send_to_device(inputs, self.device, non_blocking=True)
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """A batch's tensors on `device`, in their containers; what holds none stays as it is."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, non_blocking=True)
+    if hasattr(inputs, "to"):  # transformers' batches
+        return inputs.to(device)
+    if isinstance(inputs, Mapping):
+        parts = {name: to_device(part, device) for name, part in inputs.items()}
+        return type(inputs)(parts)  # type: ignore[call-arg]  # as dict takes it
+    if isinstance(inputs, tuple | list):
+        moved = [to_device(part, device) for part in inputs]
+        return type(inputs)(*moved) if hasattr(inputs, "_fields") else type(inputs)(moved)
+    return inputs
+
+
+def autocast(model: nn.Module, precision: str) -> AbstractContextManager[Any]:
+    """Around a forward of `model` in `bf16` or `fp16`; of nothing in `fp32`."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device_of(model).type, dtype=dtype, enabled=dtype is not None)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -109,17 +120,6 @@ def resolve_device(device: str) -> torch.device:
 def _accelerator() -> torch.device | None:
     """What torch finds on this machine, not what it was built for."""
     return torch.accelerator.current_accelerator(check_available=True)
-
-
-def _accelerator_for(wanted: torch.device, precision: Precision) -> Accelerator:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    if wanted.index is not None and wanted.type == "cuda":
-        torch.cuda.set_device(wanted)
-    # accelerate keeps its state for the whole process, and refuses a second, different run in it.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=precision, cpu=wanted.type == "cpu")
 
 
 def _refuse_several_processes() -> None:

@@ -1,6 +1,6 @@
 """Every error Frostline raises, in one tree; messages say what was asked, found, and to do.
 
-FrostlineError                    exit status 1: the user can mend it
+FrostlineError                    exit status 1: the user can fix it
 ├── SelectorError                 a selector that cannot be read, or a term that matches nothing
 ├── FreezeError                   a freeze that cannot hold, or would leave nothing to train
 ├── ModelError                    a model that cannot be found or built, or given a head

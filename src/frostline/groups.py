@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypedDict, final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypedDict, cast, final
 
 from torch import nn
 
 from frostline.errors import ConfigError, FreezeError, SelectorError
 from frostline.selectors import (
+    Entry,
+    Inventory,
+    Selection,
     SelectorLike,
     as_selector,
     inventory,
@@ -52,12 +56,12 @@ class ParamGroup(TypedDict):
 
 
 @final
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Rate:
     """The learning rate and weight decay that a rule gives one trainable parameter."""
 
     name: str
-    parameter: nn.Parameter
+    parameter: nn.Parameter = field(compare=False)
     lr: float
     weight_decay: float
 
@@ -96,6 +100,16 @@ def param_groups(
         lr_mult=factors,
         no_decay=no_decay,
     )
+    texts = {_text(selector): float(factor) for selector, factor in factors.items()}
+    rule = Rule(
+        lr=float(lr),
+        weight_decay=float(weight_decay),
+        layer_decay=float(layer_decay),
+        lr_mult={text: factor for text, factor in texts.items() if text is not None},
+        no_decay=_text(no_decay),
+    )
+    if len(rule["lr_mult"] or {}) < len(factors):
+        rule["lr_mult"] = None
     groups: dict[tuple[float, float], ParamGroup] = {}
     for rate in rates:
         group = groups.setdefault(
@@ -106,7 +120,7 @@ def param_groups(
                 lr=rate.lr,
                 weight_decay=rate.weight_decay,
                 base_lr=float(rate.lr),
-                rule=_rule(lr, weight_decay, layer_decay, factors, no_decay),
+                rule=copy.deepcopy(rule),  # each group's is its own, as its other options are
             ),
         )
         group["params"].append(rate.parameter)
@@ -122,26 +136,28 @@ def rates_by_rule(
     layer_decay: float,
     lr_mult: Mapping[str, float],
     no_decay: SelectorLike,
+    trained: Selection | None = None,
 ) -> tuple[Rate, ...]:
     """What each trainable parameter gets, in the model's order; the same call, the same numbers.
+
+    Args:
+        trained: what is to train, where that is not what trains now.
 
     Raises: as `param_groups`.
     """
     _check(lr, weight_decay, layer_decay, lr_mult)
     stock = inventory(model)
-    exempt = select_policy(model, no_decay).picked
-    factors = [(select_whole(model, s).picked, factor) for s, factor in lr_mult.items()]
-    depth = {index: n for n, members in enumerate(stages(stock)) for index in members}
-    last = max(depth.values(), default=0)
+    exempt = select_policy(model, no_decay).whole
+    factors = [(select_whole(model, s).whole, factor) for s, factor in lr_mult.items()]
+    depth, last = _depths(stock)
     rates = []
-    for index, entry in enumerate(stock.entries):
-        if not (isinstance(entry.tensor, nn.Parameter) and entry.tensor.requires_grad):
-            continue
-        rate = lr * layer_decay ** (last - depth[index])
-        for picked, factor in factors:
-            rate *= factor if index in picked else 1.0
-        decay = 0.0 if index in exempt else weight_decay
-        rates.append(Rate(entry.name, entry.tensor, rate, decay))
+    for entry in _trained(stock, trained):
+        key = id(entry.tensor)
+        rate = lr * layer_decay ** (last - depth[key])
+        for chosen, factor in factors:
+            rate *= factor if key in chosen else 1.0
+        decay = 0.0 if key in exempt else weight_decay
+        rates.append(Rate(entry.name, cast("nn.Parameter", entry.tensor), rate, decay))
     if not rates:
         raise FreezeError(
             f"nothing in {stock.title} is trainable, so an optimizer would have nothing to do. "
@@ -150,35 +166,33 @@ def rates_by_rule(
     return tuple(rates)
 
 
-def default_lr(model: nn.Module, *, optimizer: str) -> float:
+def default_lr(model: nn.Module, *, optimizer: str, trained: Selection | None = None) -> float:
     """A learning rate to start from: 3e-3 where only the last stage is trainable, else 3e-4.
 
     Ten times that for SGD. A new head on a frozen network can take larger steps than pretrained
     layers can; found on frozen MobileNetV2 and SqueezeNet over eight seeds.
+
+    Args:
+        trained: as for `rates_by_rule`.
     """
     stock = inventory(model)
-    last = stages(stock)[-1]
-    trainable = {i for i, entry in enumerate(stock.entries) if entry.tensor.requires_grad}
-    rate = 3e-3 if trainable <= last else 3e-4
-    return rate * (10 if optimizer == "sgd" else 1)
+    depth, last = _depths(stock)
+    head_alone = all(depth[id(entry.tensor)] == last for entry in _trained(stock, trained))
+    return (3e-3 if head_alone else 3e-4) * (10 if optimizer == "sgd" else 1)
 
 
-def _rule(
-    lr: float,
-    weight_decay: float,
-    layer_decay: float,
-    lr_mult: Mapping[str, float],
-    no_decay: SelectorLike,
-) -> Rule:
-    factors = {_text(selector): float(factor) for selector, factor in lr_mult.items()}
-    texts = {text: factor for text, factor in factors.items() if text is not None}
-    return Rule(
-        lr=float(lr),
-        weight_decay=float(weight_decay),
-        layer_decay=float(layer_decay),
-        lr_mult=texts if len(texts) == len(lr_mult) else None,
-        no_decay=_text(no_decay),
-    )
+def _depths(stock: Inventory) -> tuple[dict[int, int], int]:
+    """The stage of each tensor, by `id()`, and the last stage."""
+    groups = stages(stock)
+    depth = {id(stock.entries[i].tensor): n for n, own in enumerate(groups) for i in own}
+    return depth, len(groups) - 1
+
+
+def _trained(stock: Inventory, trained: Selection | None) -> Iterator[Entry]:
+    """Parameters that are to train, or that train now."""
+    for entry in stock.entries if trained is None else trained.entries:
+        if entry.is_parameter and (trained is not None or entry.tensor.requires_grad):
+            yield entry
 
 
 def _text(selector: SelectorLike) -> str | None:

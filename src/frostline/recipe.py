@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
-from frostline.errors import ConfigError, shortened
+from frostline.choices import OptimizerName, Schedule, StepPrecision
+from frostline.errors import ConfigError, nearest, shortened
 
-Monitor = Literal["accuracy", "macro_f1", "loss"]
-MixedPrecision = Literal["fp32", "bf16", "fp16"]
+_SHOWN = 80  # characters of a value in a message
 _PRECISIONS = ("auto", "exact", "bf16", "fp16")
 
 
@@ -21,6 +22,45 @@ def refuse_truth(given: object) -> object:
     if isinstance(given, bool):
         raise ValueError("true and false are no numbers; write a number")
     return given
+
+
+class Data(BaseModel):
+    """Abstract base of what a plan is made of: frozen, checked when made, repr that reads back.
+
+    Raises:
+        ConfigError: when one is made of options that are unknown, out of their range or at odds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **options: Any) -> None:
+        with config_errors(type(self).model_fields):
+            super().__init__(**options)
+
+    # Inside another model pydantic then checks the fields itself, and names the one at fault by
+    # its whole path, as `until.patience`; without the mark it would call `__init__` there.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # pydantic's own mark
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, given: object) -> object:
+        return refuse_truth(given)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON and TOML can hold it; `**` makes it whole."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def __repr__(self) -> str:
+        fields = type(self).model_fields
+        given = (
+            f"{name}={value!r}"
+            for name, value in self.__dict__.items()
+            if value != fields[name].get_default(call_default_factory=True)
+        )
+        return f"fl.{type(self).__name__}({', '.join(given)})"
+
+    def __str__(self) -> str:
+        return repr(self)
 
 
 class Recipe(BaseModel):
@@ -39,16 +79,14 @@ class Recipe(BaseModel):
         allow_inf_nan=False,
         description="Peak learning rate; by default 3e-3 for a head alone, else 3e-4.",
     )
-    optimizer: Literal["adamw", "adam", "sgd"] = Field(
+    optimizer: OptimizerName = Field(
         "adamw", description="Optimizer, with fused kernels where torch has them."
     )
     weight_decay: float = Field(
         0.01, ge=0, allow_inf_nan=False, description="Weight decay; biases and norms have none."
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="Learning rate after the warm-up."
-    )
+    schedule: Schedule = Field("cosine", description="Learning rate after the warm-up.")
     warmup: float = Field(0.5, ge=0, allow_inf_nan=False, description="Epochs of linear warm-up.")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="Learning-rate factor for each stage below the head."
@@ -71,11 +109,13 @@ class Recipe(BaseModel):
         description="Keep for the backward pass only what the wanted gradients need; bit for bit "
         "the same in float32.",
     )
-    monitor: Monitor = Field(
-        "accuracy", description="Validation figure that decides the best epoch."
+    monitor: str = Field(
+        "accuracy",
+        description="Validation metric that decides the best epoch: accuracy, macro_f1 or loss; of "
+        "a task of your own by default its first.",
     )
     patience: int | None = Field(
-        None, ge=1, description="Stop after this many epochs without a better figure."
+        None, ge=1, description="Stop after this many epochs without a better metric."
     )
     keep: int = Field(
         1, ge=1, description="How many of the last checkpoints stay, beside the best."
@@ -102,7 +142,7 @@ class Recipe(BaseModel):
         return text
 
     @property
-    def mixed(self) -> MixedPrecision:
+    def mixed(self) -> StepPrecision:
         """The mixed precision of forward and backward."""
         return {"bf16": "bf16", "fp16": "fp16"}.get(self.precision, "fp32")  # type: ignore[return-value]  # a str to mypy
 
@@ -124,6 +164,21 @@ def recipe_of(**options: object) -> Recipe:
         return Recipe.model_validate(options)
 
 
+def recipe_from(recipe: Recipe | None, options: Mapping[str, object]) -> Recipe:
+    """The recipe that was given, or one from options by name.
+
+    Raises:
+        ConfigError: both are given, or an option is unknown or out of its range.
+    """
+    if recipe is None:
+        return recipe_of(**options)
+    if options:
+        raise ConfigError(
+            f"got a recipe and {', '.join(options)} beside it. Put all into one of the two."
+        )
+    return recipe
+
+
 def check_alone(**given: object) -> None:
     """Refuse several arguments that say the same thing; one that is None was not given.
 
@@ -140,21 +195,39 @@ def check_alone(**given: object) -> None:
 
 
 @contextmanager
-def config_errors() -> Iterator[None]:
-    """Turn pydantic's report into one `ConfigError` with a line for each option."""
+def config_errors(fields: Iterable[str] = ()) -> Iterator[None]:
+    """Turn pydantic's report into one `ConfigError` that names each option.
+
+    Args:
+        fields: options that there are; the nearest to an unknown one is named.
+    """
     try:
         yield
     except ValidationError as error:
-        found = [_one_problem(dict(problem)) for problem in error.errors(include_url=False)]
+        found = [_one_problem(one, tuple(fields)) for one in error.errors(include_url=False)]
         raise ConfigError("; ".join(found).removesuffix(".") + ".") from error
 
 
-def _one_problem(problem: dict[str, object]) -> str:
-    place = problem["loc"]
-    name = ".".join(map(str, place)) if isinstance(place, tuple) else str(place)
-    message = str(problem["msg"]).removeprefix("Value error, ")
+def _one_problem(problem: ErrorDetails, fields: Sequence[str]) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    message = f"{message[:1].lower()}{message[1:]}"
+    name = ".".join(map(str, problem["loc"]))
+    if not name:  # of several options together
+        return message
     if problem["type"] == "extra_forbidden":
-        return f"there is no option '{name}'"
+        near = nearest(name[:_SHOWN], fields, count=1)
+        return f"there is no option '{shortened(name)}'" + (
+            f" (nearest: '{near[0]}')" if near else ""
+        )
     if problem["type"] == "missing":
         return f"the option '{name}' is missing"
-    return f"{name}={shortened(repr(problem['input']))}: {message[:1].lower()}{message[1:]}"
+    return f"{name}={_shown(problem['input'])}: {message}"
+
+
+def _shown(value: object) -> str:
+    """A value in a message, cut short: a module given for a selector would fill pages."""
+    try:
+        first, *more = repr(value).splitlines() or [""]
+    except ValueError:  # Python writes out no number of more than some thousand digits
+        return f"<a number of {value.bit_length():,} bits>" if isinstance(value, int) else "..."
+    return f"{first[:_SHOWN]}..." if more or len(first) > _SHOWN else first

@@ -52,6 +52,17 @@ class StandIn(ABC):
         module = self.module
         return partial(getattr(type(module), self.method), module)
 
+    @classmethod
+    def put(cls, module: nn.Module, *more: Any) -> None:
+        """Put one on the module, over what somebody has set there."""
+        cls(module, module.__dict__.get(cls.method), *more).put_on()
+
+    @classmethod
+    def remove(cls, module: nn.Module) -> None:
+        """Take those of this class off the module."""
+        for found in [one for one in stand_ins(module, cls.method) if isinstance(one, cls)]:
+            found.take_off()
+
     def put_on(self) -> None:
         """Make it the instance's method."""
         self.module.__dict__[self.method] = self

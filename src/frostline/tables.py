@@ -88,7 +88,7 @@ def visible(text: str) -> str:
 
 
 def columns(*headings: str, left: int = 1) -> tuple[Column, ...]:
-    """Columns of these headings: the first `left` stand to the left, figures to the right."""
+    """Columns of these headings: the first `left` stand to the left, numbers to the right."""
     return tuple(
         Column(heading, "left" if place < left else "right")
         for place, heading in enumerate(headings)
@@ -112,7 +112,7 @@ def _column_widths(
     """Terminal columns for each of the table's, the widest shrunk first until they fit `room`.
 
     They shrink as far as cells need be broken only between words; if that is not enough, within
-    names; then anywhere, but figures, which stand to the right, last.
+    names; then anywhere, but numbers, which stand to the right, last.
     """
     cells = [
         (column.heading, *(row[number] for row in rows)) for number, column in enumerate(columns)
@@ -121,12 +121,12 @@ def _column_widths(
         [max(_longest_part(cell, breaks) for cell in own) for own in cells]
         for breaks in ((), _BREAKS[:1], _BREAKS)
     )
-    figures = [
+    numbers = [
         least if column.justify == "right" else 1
         for column, least in zip(columns, names, strict=True)
     ]
     widths = natural
-    for least in (words, names, figures, [1] * len(columns)):
+    for least in (words, names, numbers, [1] * len(columns)):
         widths = _shrunk(widths, least, room)
     return widths
 

@@ -18,8 +18,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import frostline as fl
 from frostline.backward import saved_bytes
-from frostline.estimates.losses import class_loss
 from frostline.estimates.tracing import trace_step
+from frostline.tasks import Classification, step_loss
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -109,9 +109,12 @@ def test_five_steps_end_at_the_same_bits(name: str, what: str) -> None:
 def test_an_estimate_knows_what_is_kept_plain_and_leaned(name: str, what: str) -> None:
     one = small(name, what)
     given = [*one.model.parameters(), *one.model.buffers(), one.inputs]
-    plain = saved_bytes(lambda: class_loss(one.model(one.inputs)), besides=given)
+    task = Classification()
+    plain = saved_bytes(lambda: step_loss(task, one.model(one.inputs)), besides=given)
     with fl.lean(one.model):
-        lean = saved_bytes(lambda: class_loss(one.model(one.inputs)), besides=given)
+        lean = saved_bytes(
+            lambda: step_loss(Classification(), one.model(one.inputs)), besides=given
+        )
     assert lean <= plain
     rows = len(one.inputs)
     assert trace_step(one.model, one.inputs, batch_size=rows).saved_bytes == near(plain)

@@ -225,7 +225,7 @@ def test_a_relu_whose_output_nobody_keeps_under_a_checkpoint(reentrant: bool) ->
 def test_a_forward_without_a_backward_holds_nothing(name: str) -> None:
     def held() -> int:
         gc.collect()
-        return sum(type(one) is recomputing._Kept for one in gc.get_objects())
+        return sum(type(one) is recomputing._Replacement for one in gc.get_objects())
 
     model = ATTENTIONS[name]()
     with fl.lean(model, at_least_bytes=0):
@@ -451,7 +451,7 @@ def test_nothing_is_held_when_the_forward_is_over(fails: bool) -> None:
             model(torch.randn(5, 8)).sum().backward()
         gc.collect()
         assert [reference() for reference in made] == [None, None]
-        assert not recomputing._thread.origins
+        assert not recomputing._running.origins
 
 
 def test_compressed_gelu_keeps_neither_input_nor_a_way_back() -> None:

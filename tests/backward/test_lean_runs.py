@@ -104,7 +104,7 @@ def test_a_lean_run_trains_to_the_same_bits(
     tmp_path: Path, features: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Short runs are not worth a store otherwise.
-    monkeypatch.setattr("frostline.runs.feeding.WORTH_OPERATIONS", {"cpu": 0.0})
+    monkeypatch.setattr("frostline.session.pipelines.WORTH_OPERATIONS", {"cpu": 0.0})
     torch.manual_seed(0)
     plain = Net()
     fl.train_only(plain, "middle | head")
@@ -131,14 +131,14 @@ def test_a_lean_run_trains_to_the_same_bits(
 
 
 def test_the_suffix_of_a_cut_is_leaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("frostline.runs.feeding.WORTH_OPERATIONS", {"cpu": 0.0})
+    monkeypatch.setattr("frostline.session.pipelines.WORTH_OPERATIONS", {"cpu": 0.0})
     seen: list[nn.Module] = []
 
     def watched(model: nn.Module) -> Any:
         seen.append(model)
         return fl.lean(model)
 
-    monkeypatch.setattr("frostline.runs.course.lean", watched)
+    monkeypatch.setattr("frostline.session.session.lean", watched)
     model = Net()
     fl.train_only(model, "middle | head")
     fl.fit(

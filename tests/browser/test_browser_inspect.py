@@ -19,9 +19,10 @@ import frostline as fl
 from frostline.errors import SelectorError
 from frostline.estimates.ledger import ledger
 from frostline.estimates.tracing import trace_step
-from frostline.pages.inspection import inspect_page
+from frostline.pages.inspection import inspect_page, term_sets
 from frostline.pages.rendering import save_page
 from frostline.selectors import inventory
+from frostline.selectors.kinds import KINDS
 from small_world import NET, call, write_picture
 
 ROWS = 4
@@ -30,8 +31,8 @@ HOSTILE = "<img src=x onerror=document['title']='ran'>"
 PARSE = """
 const data = JSON.parse(document.getElementById("data").textContent);
 return arguments[0].map((text) => {
-  try { return [...Selectors.parse(text)(data)].sort((a, b) => a - b); }
-  catch (error) { return error instanceof Selectors.SelectorError ? null : String(error); }
+  try { return [...Selectors.parse(data, text)].sort((a, b) => a - b); }
+  catch (error) { return error instanceof Selectors.Unknown ? null : String(error); }
 });
 """
 TYPE = """
@@ -54,7 +55,7 @@ def written(model: nn.Module, path: Path, example: Tensor, *, name: str = "net")
         model,
         found,
         name=name,
-        command=["frostline", "train", "DATA", "--model", name],
+        options=[],
         samples=100,
         mode="train",
         selector="stage:-1",
@@ -85,25 +86,27 @@ def opened(
     return browser, model, example
 
 
-def texts(model: nn.Module) -> list[str]:
+def texts(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Selectors that the page joins of its terms, and some that Python alone reads."""
     names = [name for name, _ in model.named_parameters()]
     paths = [path for path, _ in model.named_modules() if path]
     drawn = random.Random(0)
-    some = drawn.sample(names, 4) + drawn.sample(paths, 6)
-    return [
+    some = drawn.sample(names, 4) + [p for p in drawn.sample(paths, 6) if picked(model, p)]
+    known = [
         *some,
-        *(f"'{one}' | ~({two})" for one, two in pairwise(some)),
-        *(f"kind:{kind}" for kind in ("norm", "bias", "conv", "linear", "attention", "wrong")),
-        *(f"type:{name}" for name in ("Conv2d", "_ConvNd", "Sequential", "Module", "Nothing")),
-        *("stage:0", "stage:-1", "stage:1..-1", "stage:3..1", "stage:99", "stage:x"),
-        *("depth:50%", "depth:60.5%", "depth:0%", "depth:1%", "depth:200%", "depth:half"),
-        *("*", "**", "*.0", "**.weight", "**.[0-2].*", "**.[!0]", "glob:'**bias'", "**.?.weight"),
-        *(r"re:\d+\.weight$", "re:(0|1)\\.bias", "re:'a|b'", "re:[a-c&]", "re:(", "re:^(?!.*bias)"),
-        *("all", "none", "~none", "~~all", "all & ~kind:bias", "(all)", "((all | none)) & all"),
-        *("", "(", ")", "a &", "| a", "all all", "'open", "wrong:x", "re:", "~", "typo", "(all"),
-        "(" * 51 + "all" + ")" * 51,
-        "'it''s'",
+        *(f"{one} | ~({two})" for one, two in pairwise(some)),
+        *("stage:0", "stage:-1", "stage:1..-1", "stage:0..-2", "depth:50%", "depth:100%"),
+        *("type:Module", "kind:bias", "kind:linear", " all ", "none", "~none", "~~all", "(all)"),
+        *("all & ~kind:bias", "((all | none)) & all", "kind:linear&kind:bias|stage:0"),
+        "(" * 50 + "all" + ")" * 50,
     ]
+    others = [
+        *("*", "**.weight", "glob:'**bias'", r"re:\d+\.weight$", "re:(0|1)\\.bias", "re:'a|b'"),
+        *("stage:99", "stage:x", "depth:60.5%", "kind:wrong", "type:Nothing", "wrong:x", "typo"),
+        *("", "(", ")", "a &", "| a", "all all", "'open", "re:", "~", "(all", "'it''s'", "'all'"),
+        *("all\ufeff", f"'{some[0]}' x", "(" * 51 + "all" + ")" * 51, f"rows:{names[0]}[0:1]"),
+    ]
+    return known, others
 
 
 def picked(model: nn.Module, text: str) -> list[int] | None:
@@ -113,14 +116,34 @@ def picked(model: nn.Module, text: str) -> list[int] | None:
         return None
 
 
-def test_the_page_reads_selectors_as_python_does(opened: tuple[Any, nn.Module, Tensor]) -> None:
+def test_the_page_joins_terms_as_python_does_and_decides_nothing_else(
+    opened: tuple[Any, nn.Module, Tensor],
+) -> None:
     browser, model, _ = opened
-    asked = texts(model)
-    found = browser.execute_script(PARSE, asked)
-    wanted = [picked(model, text) for text in asked]
-    assert dict(zip(asked, found, strict=True)) == dict(zip(asked, wanted, strict=True))
-    assert sum(one is None for one in wanted) > 10
-    assert sum(bool(one) for one in wanted) > 30
+    known, others = texts(model)
+    wanted = {text: picked(model, text) for text in known}
+    assert all(found is not None for found in wanted.values())
+    assert dict(zip(known, browser.execute_script(PARSE, known), strict=True)) == wanted
+    assert browser.execute_script(PARSE, others) == [None] * len(others)
+
+
+def test_each_term_of_the_page_is_what_python_matches(
+    opened: tuple[Any, nn.Module, Tensor],
+) -> None:
+    _, model, _ = opened
+    terms = term_sets(inventory(model))
+    for text, found in terms.items():
+        assert sorted(found) == picked(model, text), text
+    offered = [
+        *(f"kind:{kind}" for kind in KINDS),
+        "stage:0",
+        "stage:-1",
+        "depth:50%",
+        "type:Module",
+    ]
+    assert {*offered} & terms.keys() == {text for text in offered if picked(model, text)}
+    paths = {n for n, m in model.named_modules() if n and any(True for _ in m.parameters())}
+    assert paths < terms.keys()
 
 
 def test_what_is_ticked_is_said_in_words_that_python_reads_back(
@@ -255,7 +278,8 @@ def test_wrong_selectors_say_what_is_wrong_and_leave_the_rest(small: Any) -> Non
     before = small.execute_script(FIGURES)
     small.execute_script(TYPE, "train", "haed")
     shown = small.find_element("id", "wrong")
-    assert "'haed' matches no parameter of Net" in shown.text
+    assert "this page does not know 'haed'" in shown.text
+    assert "frostline inspect small_net.py:net --train haed --html FILE" in shown.text
     assert not small.find_element("id", "copy").is_enabled()
     assert small.execute_script(FIGURES) == before
     small.execute_script(TYPE, "freeze", "all")
@@ -263,6 +287,27 @@ def test_wrong_selectors_say_what_is_wrong_and_leave_the_rest(small: Any) -> Non
     small.execute_script(TYPE, "train", "head")
     assert not shown.is_displayed()
     assert small.find_element("id", "copy").is_enabled()
+
+
+def test_what_the_page_cannot_decide_is_decided_by_the_command_that_it_names(small: Any) -> None:
+    selector = r"re:middle\.[01] & ~*.*.bias"
+    small.execute_script(TYPE, "train", selector)
+    command = small.find_element("id", "wrong").text.splitlines()[-1]
+    answer = call(*shlex.split(command.replace("FILE", "again.html"))[1:])
+    assert answer.status == 0, answer.err
+    small.get(Path("again.html").absolute().as_uri())
+    assert value(small, "selector") == selector
+    assert not small.find_element("id", "wrong").is_displayed()
+    assert small.execute_script(FIGURES)["trains"] == 8 * 8 + 8
+    small.find_element("css selector", "[data-path='head']").click()
+    assert value(small, "selector") == "middle.0.weight | middle.1.weight | head"
+
+
+def test_typing_is_completed_by_the_terms_of_the_model(small: Any) -> None:
+    small.execute_script(TYPE, "train", "head | ki")
+    options = small.find_elements("css selector", "#terms option")
+    shown = [option.get_attribute("value") for option in options]
+    assert shown == [f"head | kind:{kind}" for kind in ("norm", "bias", "conv", "linear")]
 
 
 def test_the_copied_command_trains_what_was_clicked(small: Any) -> None:

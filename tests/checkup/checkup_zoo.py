@@ -28,13 +28,13 @@ class Case:
     Attributes:
         code, name: of a finding, and what it must name.
         arguments: what `fl.doctor` is given, by name; `model` among it.
-        mended: whether the mend is code that can be run as it stands.
+        fixed: whether the fix is code that can be run as it stands.
     """
 
     code: str
     name: str
     arguments: dict[str, Any]
-    mended: bool = False
+    fixed: bool = False
 
 
 ZOO: dict[str, Callable[[], Case]] = {}
@@ -122,7 +122,7 @@ def torchscript_frozen_by_hand() -> Case:
 def norms_put_in_place_of_held_ones() -> Case:
     net = nn.SyncBatchNorm.convert_sync_batchnorm(frozen_net())
     asked = {"model": net, "example": pictures()}
-    return Case("replaced-norm", "backbone.1.1 (SyncBatchNorm)", asked, mended=True)
+    return Case("replaced-norm", "backbone.1.1 (SyncBatchNorm)", asked, fixed=True)
 
 
 @case
@@ -130,7 +130,7 @@ def norms_with_parameters_of_their_own_put_in_place_of_held_ones() -> Case:
     net = frozen_net()
     net.backbone[0][1] = nn.BatchNorm2d(8)
     asked = {"model": net, "example": pictures()}
-    return Case("replaced-norm", "backbone.0.1 (BatchNorm2d)", asked, mended=True)
+    return Case("replaced-norm", "backbone.0.1 (BatchNorm2d)", asked, fixed=True)
 
 
 class Passing(Net):
@@ -152,7 +152,7 @@ class Passing(Net):
 @case
 def dropout_that_no_eval_reaches() -> Case:
     asked = {"model": Passing()}
-    return Case("random-in-eval", "backbone.0.3, backbone.1.3", asked, mended=True)
+    return Case("random-in-eval", "backbone.0.3, backbone.1.3", asked, fixed=True)
 
 
 class Drawing(nn.Module):
@@ -175,50 +175,50 @@ def dropout_in_a_forward_that_asks_no_mode() -> Case:
 
 @case
 def misspelt_freeze() -> Case:
-    return Case("no-match", "bakbone", {"model": Net(), "freeze": "bakbone"}, mended=True)
+    return Case("no-match", "bakbone", {"model": Net(), "freeze": "bakbone"}, fixed=True)
 
 
 @case
 def misspelt_train() -> Case:
-    return Case("no-match", "heed", {"model": Net(), "train": "heed"}, mended=True)
+    return Case("no-match", "heed", {"model": Net(), "train": "heed"}, fixed=True)
 
 
 @case
 def one_of_two_terms_misspelt() -> Case:
     asked = "backbone.0 | backbone.7"
-    return Case("no-match", "backbone.7", {"model": Net(), "freeze": asked}, mended=True)
+    return Case("no-match", "backbone.7", {"model": Net(), "freeze": asked}, fixed=True)
 
 
 @case
 def everything_frozen_by_hand() -> Case:
     net = Net()
     off(net)
-    return Case("nothing-trainable", "none of the 10 parameters", {"model": net}, mended=True)
+    return Case("nothing-trainable", "none of the 10 parameters", {"model": net}, fixed=True)
 
 
 @case
 def a_freeze_that_leaves_nothing() -> Case:
     asked = {"model": Net(), "freeze": "backbone | head"}
-    return Case("nothing-trainable", "none of the 10", asked, mended=True)
+    return Case("nothing-trainable", "none of the 10", asked, fixed=True)
 
 
 @case
 def nothing_frozen() -> Case:
-    return Case("everything-trainable", "all 10 parameters", {"model": Net()}, mended=True)
+    return Case("everything-trainable", "all 10 parameters", {"model": Net()}, fixed=True)
 
 
 @case
 def requires_grad_set_on_a_module() -> Case:
     net = Net()
     net.backbone.requires_grad = False  # type: ignore[assignment]  # the mistake
-    return Case("useless-switch", "backbone", {"model": net}, mended=True)
+    return Case("useless-switch", "backbone", {"model": net}, fixed=True)
 
 
 @case
 def a_frozen_part_unfrozen_by_hand() -> Case:
     net = frozen_net()
     net.backbone.requires_grad_(True)
-    return Case("held-though-trainable", "backbone", {"model": net}, mended=True)
+    return Case("held-though-trainable", "backbone", {"model": net}, fixed=True)
 
 
 @case
@@ -243,14 +243,14 @@ class Tied(nn.Module):
 def tied_embedding_frozen_under_a_training_output() -> Case:
     asked = {"model": Tied(), "example": torch.arange(24).reshape(6, 4) % 12}
     fl.freeze(asked["model"], "body")
-    return Case("tied-split", "out.weight", asked, mended=True)
+    return Case("tied-split", "out.weight", asked, fixed=True)
 
 
 @case
 def tied_output_that_trains_the_frozen_embedding() -> Case:
     net = Tied()
     fl.train_only(net, "out")
-    return Case("tied-split", "body.0.weight", {"model": net}, mended=True)
+    return Case("tied-split", "body.0.weight", {"model": net}, fixed=True)
 
 
 @case
@@ -258,7 +258,7 @@ def lazy_layer_without_a_batch() -> Case:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         net = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, CLASSES))
-    return Case("lazy-module", "0.weight", {"model": net, "example": rows()}, mended=True)
+    return Case("lazy-module", "0.weight", {"model": net, "example": rows()}, fixed=True)
 
 
 @case
@@ -328,7 +328,7 @@ def model_without_data() -> Case:
 def optimizer_of_a_copy() -> Case:
     net = frozen_net()
     asked = {"model": net, "optimizer": adam(copy.deepcopy(net))}
-    return Case("other-model", "of this Net", asked, mended=True)
+    return Case("other-model", "of this Net", asked, fixed=True)
 
 
 @case
@@ -337,7 +337,7 @@ def thawed_after_the_optimizer() -> Case:
     optimizer = adam(net)
     fl.thaw(net, "backbone.1")
     asked = {"model": net, "optimizer": optimizer}
-    return Case("not-in-optimizer", "backbone.1.0.weight", asked, mended=True)
+    return Case("not-in-optimizer", "backbone.1.0.weight", asked, fixed=True)
 
 
 @case
@@ -346,14 +346,14 @@ def frozen_after_the_optimizer() -> Case:
     optimizer = adam(net)
     fl.freeze(net, "backbone")
     asked = {"model": net, "optimizer": optimizer}
-    return Case("frozen-in-optimizer", "backbone.0.0.weight", asked, mended=True)
+    return Case("frozen-in-optimizer", "backbone.0.0.weight", asked, fixed=True)
 
 
 @case
 def one_parameter_in_two_optimizers() -> Case:
     net = frozen_net()
     asked = {"model": net, "optimizer": [adam(net), torch.optim.SGD([net.head.weight], lr=0.01)]}
-    return Case("in-two-groups", "head.weight", asked, mended=True)
+    return Case("in-two-groups", "head.weight", asked, fixed=True)
 
 
 @case
@@ -366,7 +366,7 @@ def resized_after_a_step() -> Case:
     net.head.weight.data = torch.zeros(CLASSES + 1, 8)
     net.head.bias.data = torch.zeros(CLASSES + 1)
     asked = {"model": net, "optimizer": optimizer}
-    return Case("outgrown-state", "head.weight", asked, mended=True)
+    return Case("outgrown-state", "head.weight", asked, fixed=True)
 
 
 @case
@@ -377,7 +377,7 @@ def frozen_with_gradients_from_before() -> Case:
     off(net.backbone)
     net.backbone.eval()
     asked = {"model": net, "optimizer": optimizer}
-    return Case("stale-gradient", "backbone.0.0.weight", asked, mended=True)
+    return Case("stale-gradient", "backbone.0.0.weight", asked, fixed=True)
 
 
 @case
@@ -404,14 +404,14 @@ def pretrained_layers_at_a_rate_for_heads() -> Case:
     net = Net()
     fl.freeze(net, "backbone.0")
     asked = {"model": net, "optimizer": adam(net, lr=0.01)}
-    return Case("learning-rate", "0.01 for pretrained layers", asked, mended=True)
+    return Case("learning-rate", "0.01 for pretrained layers", asked, fixed=True)
 
 
 @case
 def head_at_a_rate_of_one() -> Case:
     net = frozen_net()
     asked = {"model": net, "optimizer": adam(net, lr=1.0)}
-    return Case("learning-rate", "1 for the head", asked, mended=True)
+    return Case("learning-rate", "1 for the head", asked, fixed=True)
 
 
 @case
@@ -420,14 +420,14 @@ def sgd_at_a_rate_of_one() -> Case:
     fl.freeze(net, "backbone.0")
     trained = [p for p in net.parameters() if p.requires_grad]
     asked = {"model": net, "optimizer": torch.optim.SGD(trained, lr=1.0)}
-    return Case("learning-rate", "backbone.1.0.weight", asked, mended=True)
+    return Case("learning-rate", "backbone.1.0.weight", asked, fixed=True)
 
 
 @case
 def rate_that_moves_nothing() -> Case:
     net = frozen_net()
     asked = {"model": net, "optimizer": adam(net, lr=1e-9)}
-    return Case("learning-rate", "highest learning rate is 1e-09", asked, mended=True)
+    return Case("learning-rate", "highest learning rate is 1e-09", asked, fixed=True)
 
 
 class Unused(Net):
@@ -440,7 +440,7 @@ class Unused(Net):
 def layer_that_the_forward_leaves_out() -> Case:
     net = Unused()
     fl.freeze(net, "backbone")
-    return Case("no-gradient", "spare.weight", {"model": net, "example": pictures()}, mended=True)
+    return Case("no-gradient", "spare.weight", {"model": net, "example": pictures()}, fixed=True)
 
 
 class NoGrad(Net):
@@ -517,14 +517,14 @@ def frozen_head_above_a_training_stem() -> Case:
     net = Net()
     fl.train_only(net, "backbone.0")
     asked = {"model": net, "example": pictures()}
-    return Case("frozen-above-trainable", "backbone.1", asked, mended=True)
+    return Case("frozen-above-trainable", "backbone.1", asked, fixed=True)
 
 
 @case
 def batch_norm_frozen_by_hand() -> Case:
     net = Net()
     off(net.backbone)
-    return Case("moving-statistics", "backbone.0.1", {"model": net}, mended=True)
+    return Case("moving-statistics", "backbone.0.1", {"model": net}, fixed=True)
 
 
 @case
@@ -532,7 +532,7 @@ def eval_that_the_next_train_undoes() -> Case:
     net = Net()
     off(net.backbone)
     net.backbone.eval()
-    return Case("moving-statistics", "backbone.1.1", {"model": net}, mended=True)
+    return Case("moving-statistics", "backbone.1.1", {"model": net}, fixed=True)
 
 
 @case
@@ -541,21 +541,21 @@ def one_dimensional_batch_norm_forgotten() -> Case:
         nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), nn.ReLU(), nn.Linear(4, 3)
     )
     off(net[0])
-    return Case("moving-statistics", "0.1", {"model": net}, mended=True)
+    return Case("moving-statistics", "0.1", {"model": net}, fixed=True)
 
 
 @case
 def spectral_norm_frozen_by_hand() -> Case:
     net = nn.Sequential(spectral_norm(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 3))
     off(net[0])
-    return Case("moving-statistics", "0", {"model": net}, mended=True)
+    return Case("moving-statistics", "0", {"model": net}, fixed=True)
 
 
 @case
 def dropout_in_a_part_frozen_by_hand() -> Case:
     net = Net()
     off(net.backbone)
-    return Case("live-dropout", "backbone.0.3", {"model": net}, mended=True)
+    return Case("live-dropout", "backbone.0.3", {"model": net}, fixed=True)
 
 
 @case
@@ -564,7 +564,7 @@ def attention_with_dropout_frozen_by_hand() -> Case:
     net = nn.Sequential(layer, nn.Flatten(), nn.Linear(32, 3))
     off(net[0])
     asked = {"model": net, "example": torch.randn(4, 4, 8)}
-    return Case("live-dropout", "0.self_attn", asked, mended=True)
+    return Case("live-dropout", "0.self_attn", asked, fixed=True)
 
 
 class Functional(nn.Module):
@@ -580,7 +580,7 @@ class Functional(nn.Module):
 def dropout_as_a_function_in_a_part_frozen_by_hand() -> Case:
     net = nn.Sequential(Functional(), nn.ReLU(), nn.Linear(8, CLASSES))
     off(net[0])
-    return Case("live-dropout", "of train mode: 0", {"model": net, "example": rows()}, mended=True)
+    return Case("live-dropout", "of train mode: 0", {"model": net, "example": rows()}, fixed=True)
 
 
 @case
@@ -615,7 +615,7 @@ def buffer_that_counts_in_eval() -> Case:
 def softmax_at_the_end() -> Case:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(dim=1))
     off(net[0])
-    return Case("softmax-output", "3, a Softmax", {"model": net, "example": rows()}, mended=True)
+    return Case("softmax-output", "3, a Softmax", {"model": net, "example": rows()}, fixed=True)
 
 
 class EndsInProbabilities(Net):
@@ -634,7 +634,7 @@ def softmax_in_the_forward() -> Case:
 def log_softmax_at_the_end() -> Case:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.LogSoftmax(dim=1))
     off(net[0])
-    return Case("log-softmax", "(3)", {"model": net, "example": rows()}, mended=True)
+    return Case("log-softmax", "(3)", {"model": net, "example": rows()}, fixed=True)
 
 
 @case
@@ -644,19 +644,19 @@ def head_stacked_on_logits() -> Case:
     )
     off(net[2])
     off(net[0])
-    return Case("stacked-linear", "4 reads 2", {"model": net, "example": rows()}, mended=True)
+    return Case("stacked-linear", "4 reads 2", {"model": net, "example": rows()}, fixed=True)
 
 
 @case
 def fewer_logits_than_classes() -> Case:
     asked = {"model": frozen_net(), "example": pictures(), "classes": ["a", "b", "c", "d"]}
-    return Case("logits-width", "3 logits for 4 classes", asked, mended=True)
+    return Case("logits-width", "3 logits for 4 classes", asked, fixed=True)
 
 
 @case
 def classifier_of_other_data_kept() -> Case:
     asked = {"model": frozen_net(), "example": pictures(), "classes": 2}
-    return Case("logits-width", "3 logits for 2 classes", asked, mended=True)
+    return Case("logits-width", "3 logits for 2 classes", asked, fixed=True)
 
 
 @case
@@ -701,7 +701,7 @@ def mean_of_other_weights() -> Case:
 def pictures_that_were_not_normalised() -> Case:
     example = torch.rand(6, 3, 8, 8)
     asked = {"model": frozen_net(), "example": example, "weights_preprocessing": fl.Preprocessing()}
-    return Case("input-range", "not normalised", asked, mended=True)
+    return Case("input-range", "not normalised", asked, fixed=True)
 
 
 @case

@@ -62,7 +62,7 @@ def test_what_was_not_given_is_told_by_its_option(net: str) -> None:
     assert "Nothing found. Not given, so not looked at: --data, --lr." in answer.out
 
 
-def test_a_misspelt_selector_ends_with_status_1_and_the_option_that_mends_it(net: str) -> None:
+def test_a_misspelt_selector_ends_with_status_1_and_the_option_that_fixes_it(net: str) -> None:
     answer = call("doctor", net, "--freeze", "featurs")
     assert answer.status == 1
     assert "error: no-match" in answer.out
@@ -97,7 +97,7 @@ def test_json_is_one_document_with_the_status_of_the_worst(net: str) -> None:
     assert answer.json["not_given"] == ["--data", "--lr"]
 
 
-def test_a_head_stacked_on_logits_is_told_and_a_hidden_layer_mends_it(own: str) -> None:
+def test_a_head_stacked_on_logits_is_told_and_a_hidden_layer_fixes_it(own: str) -> None:
     stacked = call("doctor", f"{own}:layers", "--on", "logits", "--classes", "2")
     assert "head reads backbone.1 with no nonlinearity" in stacked.out
     hidden = call(

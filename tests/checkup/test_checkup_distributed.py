@@ -53,7 +53,7 @@ def test_parameters_thawed_after_wrapping_are_named() -> None:
     assert "never averaged" in told.why
 
 
-def test_parameters_frozen_after_wrapping_are_named_and_the_mend_wraps_anew() -> None:
+def test_parameters_frozen_after_wrapping_are_named_and_the_fix_wraps_anew() -> None:
     net = Net()
     model = DistributedDataParallel(net)
     net.backbone.requires_grad_(False)
@@ -62,7 +62,7 @@ def test_parameters_frozen_after_wrapping_are_named_and_the_mend_wraps_anew() ->
     assert (told.code, len(told.names)) == ("ddp-changed", 8)
     assert "8 parameters frozen after wrapping" in told.seen
     given = {"model": model}
-    exec(told.mend, {"torch": torch}, given)
+    exec(told.fix, {"torch": torch}, given)
     assert "ddp-changed" not in fl.doctor(given["model"]).codes
 
 
@@ -73,7 +73,7 @@ def test_a_wrapper_is_seen_from_the_inner_model_as_long_as_it_lives() -> None:
     net.backbone[1][0].weight.requires_grad_(True)
     told = next(f for f in fl.doctor(net) if f.code == "ddp-changed")
     assert told.names == ("backbone.1.0.weight",)
-    assert told.mend.startswith("model = torch.nn.parallel.DistributedDataParallel(model)")
+    assert told.fix.startswith("model = torch.nn.parallel.DistributedDataParallel(model)")
     del model
     assert "ddp-changed" not in fl.doctor(net).codes
 
@@ -142,7 +142,7 @@ def test_searching_for_unused_parameters_is_noted_where_there_are_none() -> None
     checkup = fl.doctor(model, pictures())
     assert checkup.codes == ("ddp-searching",)
     given = {"model": model}
-    exec(checkup.findings[0].mend, {"torch": torch}, given)
+    exec(checkup.findings[0].fix, {"torch": torch}, given)
     assert fl.doctor(given["model"], pictures()).codes == ()
 
 

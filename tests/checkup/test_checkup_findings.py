@@ -61,7 +61,7 @@ def test_a_checkup_reads_as_text() -> None:
         "  backbone.0.1.weight, backbone.0.1.bias, backbone.1.0.weight and 3 more\n"
         "  Why:  as soon as one has a gradient of any kind, zeros too, momentum and\n"
         "        weight decay move it; its state takes memory\n"
-        "  Mend: fl.sync(optimizer, model)  # the trainable join, the frozen leave\n"
+        "  Fix:  fl.sync(optimizer, model)  # the trainable join, the frozen leave\n"
         "\n"
         "1 warning. Not given, so not looked at: train_data."
     )
@@ -78,7 +78,7 @@ def test_a_checkup_is_plain_data() -> None:
     assert (document["ok"], document["worst"]) == (False, "error")
     assert document["not_given"] == ["train_data"]
     first = document["findings"][0]
-    assert set(first) == {"code", "level", "seen", "why", "mend", "names"}
+    assert set(first) == {"code", "level", "seen", "why", "fix", "names"}
     assert first["names"] == ["backbone.1.1"]
 
 
@@ -306,7 +306,7 @@ def test_a_scripted_part_frozen_by_hand_is_one_finding() -> None:
         ("0.0.weight", "0.0.bias", "0.1.0.weight", "0.1.0.bias"),
     ]
     assert "fl.freeze would refuse it" in findings[0].why
-    assert findings[0].mend.startswith("Freeze the Python module it was made from")
+    assert findings[0].fix.startswith("Freeze the Python module it was made from")
 
 
 def test_a_norm_left_to_adapt_in_a_held_part_is_no_replacement() -> None:
@@ -350,7 +350,7 @@ def test_noise_in_eval_from_code_that_asks_a_mode_which_no_eval_reaches() -> Non
     net = nn.Sequential(Block().requires_grad_(False), nn.Linear(8, 3))
     finding = next(f for f in fl.doctor(net, rows()) if f.code == "random-in-eval")
     assert "between two passes of one batch; in train mode after model.eval(): 0" in finding.seen
-    assert finding.mend.startswith("fl.freeze(model, '0')")
+    assert finding.fix.startswith("fl.freeze(model, '0')")
 
 
 def test_state_that_a_forward_keeps_is_not_taken_for_noise() -> None:

@@ -65,7 +65,7 @@ def test_a_weight_that_was_switched_on_by_hand_and_gets_no_gradient_is_told_with
     finding = next(f for f in fl.doctor(model, batch()) if f.code == "no-gradient")
     assert finding.names == ("2.weight",)
     assert "2.weight is of class Int8Weight, a kind of tensor that takes no gradient" in finding.why
-    assert "dequantise" in finding.mend
+    assert "dequantise" in finding.fix
 
 
 def test_a_frozen_layer_that_cuts_the_gradient_for_those_below_is_named() -> None:
@@ -73,16 +73,16 @@ def test_a_frozen_layer_that_cuts_the_gradient_for_those_below_is_named() -> Non
     finding = next(f for f in fl.doctor(model, batch()) if f.code == "no-gradient")
     assert (finding.level, finding.names) == ("warning", ("0.weight", "0.bias"))
     assert "it ends at 2 (Linear, its weight of class Int8Weight)" in finding.seen
-    assert finding.mend == (
+    assert finding.fix == (
         "fl.freeze(model, '0.weight | 0.bias')  # or quantise the weights of 2 only, not what goes "
         "in, or dequantise them"
     )
 
 
-def test_the_mend_for_what_is_cut_off_leaves_nothing_without_a_gradient() -> None:
+def test_the_fix_for_what_is_cut_off_leaves_nothing_without_a_gradient() -> None:
     model = frozen_net(2, "cutting")
     finding = next(f for f in fl.doctor(model, batch()) if f.code == "no-gradient")
-    exec(finding.mend, {"fl": fl}, {"model": model})
+    exec(finding.fix, {"fl": fl}, {"model": model})
     assert fl.doctor(model, batch()).codes == ()
 
 

@@ -1,4 +1,4 @@
-"""The doctor names what is wrong with each of many broken set-ups, and its mends work."""
+"""The doctor names what is wrong with each of many broken set-ups, and its fixes work."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from checkup_zoo import ZOO, Case, told
 import frostline as fl
 from frostline.checkup import CODES, Finding
 
-# What the code of a mend may name besides the model and what was given.
+# What the code of a fix may name besides the model and what was given.
 NAMES = {"fl": fl, "torch": torch}
-MENDED = [name for name, make in ZOO.items() if make().mended]
+FIXED = [name for name, make in ZOO.items() if make().fixed]
 LEVELS = {
     "error": {
         *("no-match", "nothing-trainable", "useless-switch", "cannot-freeze", "lazy-module"),
@@ -49,12 +49,12 @@ def test_a_finding_has_the_level_of_its_harm(name: str) -> None:
             assert finding.level == level
 
 
-@pytest.mark.parametrize("name", MENDED)
-def test_the_mend_makes_the_finding_go_away(name: str) -> None:
+@pytest.mark.parametrize("name", FIXED)
+def test_the_fix_makes_the_finding_go_away(name: str) -> None:
     case = ZOO[name]()
     given = dict(case.arguments)
-    exec(found(case, fl.doctor(**given)).mend, NAMES, given)
-    # What was asked for is what the mend has done.
+    exec(found(case, fl.doctor(**given)).fix, NAMES, given)
+    # What was asked for is what the fix has done.
     asked = {key: value for key, value in given.items() if key in case.arguments}
     left = {key: value for key, value in asked.items() if key not in ("freeze", "train")}
     assert case.code not in fl.doctor(**left).codes
@@ -62,7 +62,7 @@ def test_the_mend_makes_the_finding_go_away(name: str) -> None:
 
 def test_the_zoo_is_of_a_size() -> None:
     assert len(ZOO) >= 30
-    assert len(MENDED) >= 10
+    assert len(FIXED) >= 10
 
 
 def test_every_code_but_those_that_need_more_is_in_the_zoo() -> None:
@@ -71,7 +71,7 @@ def test_every_code_but_those_that_need_more_is_in_the_zoo() -> None:
     assert set(CODES) == {make().code for make in ZOO.values()} | elsewhere
 
 
-# A phrase of each finding's reason and of its mend.
+# A phrase of each finding's reason and of its fix.
 SAID = {
     "held-though-trainable": ("set requires_grad behind the freeze", "fl.thaw"),
     "no-match": ("a pattern that matches nothing freezes or trains nothing", "on the command line"),
@@ -83,8 +83,8 @@ SAID = {
     "random-in-eval": ("the model is evaluated", ""),
     "tied-split": ("under one name is so under all of its names", "if each place is to have its"),
     "lazy-module": ("neither be frozen nor given to an optimizer", "model(example)"),
-    "forward-failed": ("training would end at its first batch", "Mend the forward, or give the"),
-    "backward-failed": ("training would end at its first batch", "Mend the forward, or give the"),
+    "forward-failed": ("training would end at its first batch", "Fix the forward, or give the"),
+    "backward-failed": ("training would end at its first batch", "Fix the forward, or give the"),
     "not-finite": ("all that is trained", ""),
     "not-tried": ("need a pass on one device", "before it is sharded"),
     "other-model": ("this model would never move", "fl.param_groups(model, lr="),
@@ -109,7 +109,7 @@ SAID = {
     "stacked-linear": ("make one linear map", "--head 100"),
     "logits-width": ("", "--on classifier"),
     "target-range": ("cross-entropy raises on the first such", "targets - 1"),
-    "same-data": ("figures", ""),
+    "same-data": ("metrics", ""),
     "preprocessing": ("the accuracy is lower", "weights.transforms()"),
     "input-range": ("divided by the deviation", "of pictures in 0..1"),
     "plan-error": ("the phase could not begin", "plan.table(model)"),
@@ -119,9 +119,9 @@ SAID = {
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_a_finding_says_why_it_matters_and_what_mends_it(name: str) -> None:
+def test_a_finding_says_why_it_matters_and_what_fixes_it(name: str) -> None:
     finding = found(ZOO[name](), told(name))
-    why, mend = SAID[finding.code]
+    why, fix = SAID[finding.code]
     assert why in finding.why
-    assert mend in finding.mend
-    assert all(text.strip() == text != "" for text in (finding.seen, finding.why, finding.mend))
+    assert fix in finding.fix
+    assert all(text.strip() == text != "" for text in (finding.seen, finding.why, finding.fix))

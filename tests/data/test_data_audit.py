@@ -85,7 +85,7 @@ def test_broken_image_is_an_error_where_asked(make_folder: MakeFolder) -> None:
     root = make_folder(GOOD)
     (root / "val/bees/0.png").write_bytes(b"text")
     with pytest.raises(
-        DataError, match=r"1 image cannot be read\. Mend or remove(.|\n)*bees/0.png: it is not an"
+        DataError, match=r"1 image cannot be read\. Repair or remove(.|\n)*bees/0.png: it is not an"
     ):
         audit(read_splits(root), bad_images="error")
 

@@ -249,7 +249,7 @@ def test_each_phase_of_a_plan_has_its_own_cost() -> None:
         [fl.Phase(name="head", train="fc", epochs=3), fl.Phase(train="layer4 | fc", epochs=2)]
     )
     found = estimated(model, torch.randn(2, 3, 64, 64), plan=plan, samples=(1000, 100))
-    head, upper = found.courses
+    head, upper = found.phases
     assert (head.name, head.epochs, upper.epochs) == ("head", 3, 2)
     assert head.step.trainable < upper.step.trainable
     assert head.disk_bytes == 512 * 4 * 1100
@@ -272,7 +272,7 @@ def test_a_phase_may_be_so_many_steps_long(length: dict[str, int], epochs: int, 
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     plan = fl.Plan([fl.Phase(train="2", **length)])
     found = estimated(model, torch.randn(2, 4), plan=plan, samples=(320, 32))
-    (course,) = found.courses
+    (course,) = found.phases
     assert course.epochs == epochs
     assert course.plain_seconds == pytest.approx(
         steps * course.step.seconds + epochs * course.step.forward_seconds

@@ -88,7 +88,7 @@ def write_images(root: Path, count: int, *, seed: int = 0) -> Path:
 def figures(run: fl.Run) -> list[tuple[object, ...]]:
     """All of each epoch but the times."""
     return [
-        (r.lr, r.train_loss, r.train_accuracy, r.best, tuple(r.validation.headline().values()))
+        (r.lr, *r.train.values(), r.best, tuple(r.validation.headline().values()))
         for r in run.history
     ]
 
@@ -128,9 +128,9 @@ class Counted:
         self.rows = 0
         plain = Computing.rows
 
-        def rows(compute: Computing, samples: Any) -> tuple[Tensor, ...]:
+        def rows(compute: Computing, samples: Any, collate: Any) -> tuple[Tensor, ...]:
             self.rows += len(samples)
-            return plain(compute, samples)
+            return plain(compute, samples, collate)
 
         monkeypatch.setattr(Computing, "rows", rows)
 

@@ -28,7 +28,7 @@ from frostline.data import Augment, ImageDataset, ImageSet, read_set
 from frostline.engine import Hook, Training
 from frostline.features import Computing, difference_by_place
 from frostline.models import load_model
-from frostline.runs import feeding
+from frostline.session import pipelines
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ for compiled in (False, True):
     run = fl.fit(
         model, data, data, features=sys.argv[1], compile=compiled, epochs=2, batch_size=16
     )
-    print(*(record.train_loss for record in run.history))
+    print(*(record.train["loss"] for record in run.history))
 """
 
 
@@ -338,7 +338,7 @@ def test_rows_that_differ_by_their_place_in_a_batch_are_computed_in_each_epoch(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As matrix kernels of some processors do, which cannot be had on every one.
-    monkeypatch.setattr(feeding, "difference_by_place", lambda *_: 1e-7)
+    monkeypatch.setattr(pipelines, "difference_by_place", lambda *_: 1e-7)
     found = both(pictures_net, images(photos / "train"), images(photos / "val"), tmp_path)
     found.assert_equal()
     assert found.stored.computed == 0

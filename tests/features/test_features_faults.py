@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,12 +57,12 @@ def noting_passes(pipe: int, *, die_after: int = -1, slowly: bool = False) -> No
     """In this process, write the number of rows of each pass; perhaps die in one."""
     plain, passes = Computing.rows, 0
 
-    def rows(compute: Computing, samples: list[Tensor]) -> tuple[Tensor, ...]:
+    def rows(compute: Computing, samples: list[Tensor], collate: Any) -> tuple[Tensor, ...]:
         nonlocal passes
         if passes == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
         passes += 1
-        found = plain(compute, samples)
+        found = plain(compute, samples, collate)
         os.write(pipe, bytes([len(samples)]))
         if slowly:
             os.sched_yield()
@@ -180,8 +181,8 @@ def test_a_budget_that_does_not_suffice_stops_a_run_whose_store_was_named(
 def test_a_budget_that_does_not_suffice_lets_a_run_go_on_plainly(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("frostline.runs.feeding.default_store", lambda: tmp_path)
-    monkeypatch.setattr("frostline.runs.feeding.WORTH_OPERATIONS", {"cpu": 0.0})
+    monkeypatch.setattr("frostline.session.pipelines.default_store", lambda: tmp_path)
+    monkeypatch.setattr("frostline.session.pipelines.WORTH_OPERATIONS", {"cpu": 0.0})
     run = fit_within(1000, photos, "auto")
     assert len(run.says) == 1
     assert run.says[0].startswith("Features  none are stored: ")
@@ -205,8 +206,10 @@ def test_a_store_that_cannot_be_written_lets_a_run_go_on_plainly_unless_it_was_n
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr("frostline.runs.feeding.default_store", lambda: tmp_path / "file" / "in")
-    monkeypatch.setattr("frostline.runs.feeding.WORTH_OPERATIONS", {"cpu": 0.0})
+    monkeypatch.setattr(
+        "frostline.session.pipelines.default_store", lambda: tmp_path / "file" / "in"
+    )
+    monkeypatch.setattr("frostline.session.pipelines.WORTH_OPERATIONS", {"cpu": 0.0})
     run = fit_within(None, photos, "auto")
     assert run.says[0].startswith("Features  none are stored: ")
     with pytest.raises(fl.OutputError):

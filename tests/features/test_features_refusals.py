@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import frostline as fl
-from frostline.features import source_of
+from frostline.data import content_id, stored_samples
 
 
 class Shaking(Dataset[tuple[Tensor, int]]):
@@ -111,8 +111,8 @@ def test_a_quick_run_does_without_unless_a_store_is_named(tmp_path: Path) -> Non
 
 
 def test_features_off_touches_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("frostline.runs.feeding.default_store", lambda: tmp_path / "none")
-    monkeypatch.setattr("frostline.runs.feeding.WORTH_OPERATIONS", {"cpu": 0.0})
+    monkeypatch.setattr("frostline.session.pipelines.default_store", lambda: tmp_path / "none")
+    monkeypatch.setattr("frostline.session.pipelines.WORTH_OPERATIONS", {"cpu": 0.0})
     assert fit(words_net(), word_data(20, 1), "off").says == ()
     assert not (tmp_path / "none").exists()
 
@@ -125,25 +125,24 @@ def test_features_off_touches_no_store(tmp_path: Path, monkeypatch: pytest.Monke
     [
         lambda: DataLoader(Fixed()),
         lambda: [(torch.zeros(2, 3), torch.zeros(2))],
-        lambda: iter(()),
     ],
-    ids=["loader", "list", "iterator"],
+    ids=["loader", "list"],
 )
 def test_ready_made_batches_have_no_samples_to_tell_apart(made: Any) -> None:
     data = made()
     told = rf"a {type(data).__name__} makes its own batches.*Give the data set itself"
     with pytest.raises(fl.DataError, match=told):
-        source_of(data)
+        stored_samples(data)
 
 
 def test_views_of_what_is_no_picture_are_refused() -> None:
     with pytest.raises(fl.DataError, match=r"views are made of pictures.*ImageDataset"):
-        source_of(word_data(4, 1), views=2)
+        stored_samples(word_data(4, 1), views=2)
 
 
 def test_a_tensor_data_set_without_targets_is_refused() -> None:
     with pytest.raises(fl.DataError, match=r"has 1 tensors\. Give it two: inputs, targets"):
-        source_of(TensorDataset(torch.zeros(3, 2)))
+        stored_samples(TensorDataset(torch.zeros(3, 2)))
 
 
 def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:
 def test_live_pictures_have_no_fixed_view(tmp_path: Path) -> None:
     data = images(write_images(tmp_path, 2), augment="live")
     with pytest.raises(fl.DataError, match=r"augment live makes a new view every epoch"):
-        source_of(data)
+        stored_samples(data)
 
 
 def test_an_input_that_holds_text_is_refused() -> None:
@@ -169,12 +168,12 @@ def test_an_input_that_holds_text_is_refused() -> None:
             return {"text": f"sample {index}"}, 0
 
     with pytest.raises(fl.DataError, match=r"an input holds a str, .* Give tensors, arrays or num"):
-        source_of(Texts())
+        stored_samples(Texts())
 
 
 def test_a_changing_sample_is_named() -> None:
     with pytest.raises(fl.DataError, match=re.escape("(item 0), so there is nothing fixed")):
-        source_of(Shaking())
+        stored_samples(Shaking())
 
 
 class SeldomFlipped(Fixed):
@@ -195,7 +194,7 @@ def test_random_flips_are_noticed(share: float) -> None:
     for seed in range(50):
         torch.manual_seed(seed)
         with pytest.raises(fl.DataError, match="gives another sample each time"):
-            source_of(SeldomFlipped(share))
+            stored_samples(SeldomFlipped(share))
 
 
 def test_trying_whether_samples_hold_still_asks_for_a_few_of_all() -> None:
@@ -204,14 +203,12 @@ def test_trying_whether_samples_hold_still_asks_for_a_few_of_all() -> None:
             return 1_000_000
 
     data = Large(0.0)
-    source_of(data)
+    stored_samples(data)
     assert sum(data.asked.values()) <= 64
     assert max(data.asked) > 900_000
 
 
 def test_inputs_are_told_apart_by_numbers_shape_type_and_name() -> None:
-    from frostline.features.sources import content_id
-
     zeros = torch.zeros(4)
     different = [
         zeros,

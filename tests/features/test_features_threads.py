@@ -64,7 +64,7 @@ def test_fits_in_threads_end_at_the_bits_of_each_alone(tmp_path: Path) -> None:
     def fit(models: list[nn.Module], number: int, store: Path) -> tuple[object, ...]:
         options = {"epochs": 2, "batch_size": 4, "lr": 0.01, "precision": "exact", "seed": number}
         run = fl.fit(models[number], DATA, DATA, features=store, device="cpu", **options)
-        losses = [record.train_loss for record in run.history]
+        losses = [record.train["loss"] for record in run.history]
         return fl.fingerprint(run.model), losses, run.computed
 
     models = nets()

@@ -103,7 +103,7 @@ def test_rates_are_those_of_the_optimizers_groups(train: str, optimizer: str) ->
         lr_mult={train: 3, "all": 2},
     )
     expected = {name: g["lr"] for g in groups for name in g["param_names"]}
-    assert {rate.parameter: rate.lr for rate in part.rates.values()} == expected
+    assert {rate.name: rate.lr for rate in part.rates.values()} == expected
 
 
 def test_the_table_counts_what_trains_in_the_model() -> None:

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import torch
 
-from frostline.callbacks.logs import figures
 from frostline.config import DataSettings, ModelSettings, RunSettings
-from frostline.engine import EpochRecord, Spent
 from frostline.fingerprints import Fingerprint
-from frostline.folder import RunFolder
-from frostline.metrics import Evaluation, evaluate_logits
 from frostline.records import (
     DataNotes,
-    FedNote,
-    Session,
+    EpochRecord,
+    PipelineFacts,
+    RunFolder,
+    RunPart,
+    Spent,
     judged_of,
     write_data_notes,
     write_judged,
     write_sessions,
 )
+from frostline.tasks import Evaluation, evaluate_logits
 
 EPOCHS = 90
 TENSORS = 160
@@ -57,8 +57,8 @@ def write_records(root: Path, *, samples: int, classes: int) -> Path:
     counts = dict.fromkeys(names, 4 * samples // classes)
     warning = ("warning", "few-images", "fewer than 5 training images of " + ", ".join(names))
     write_data_notes(DataNotes("train/ and val/", counts, counts, (warning,)), folder.data)
-    note = FedNote(1, "bfloat16", 700.0, 300.0, 350.0, 5 * samples, 10**10, 0.01, 5 * samples)
-    session = Session("2026-01-01T00:00:00+00:00", "0", 900.0, "-", "cpu", (), (note,))
+    note = PipelineFacts(1, "bfloat16", 700.0, 300.0, 350.0, 5 * samples, 10**10, 0.01, 5 * samples)
+    session = RunPart("2026-01-01T00:00:00+00:00", "0", 900.0, "-", "cpu", (), (note,))
     write_sessions([session], folder.course)
     folder.metrics.write_text("".join(_lines(found)))
     folder.result.write_text(json.dumps(_result(found, frozen)))
@@ -66,10 +66,10 @@ def write_records(root: Path, *, samples: int, classes: int) -> Path:
 
 
 def _lines(found: Evaluation) -> Sequence[str]:
-    spent = Spent(0.2, 0.0, 2.0, 0.3)
+    spent, train = Spent(0.2, 0.0, 2.0, 0.3), {"loss": 1.0, "accuracy": 0.5}
     return [
         json.dumps(
-            figures(EpochRecord(n, 1e-3, 1.0, 0.5, found, 2.5, 1e5, n == EPOCHS, 1, (1e-3,), spent))
+            EpochRecord(n, 1e-3, train, found, 2.5, 1e5, n == EPOCHS, 1, (1e-3,), spent).line()
         )
         + "\n"
         for n in range(1, EPOCHS + 1)

@@ -10,9 +10,10 @@ import torch
 from frostline.errors import ConfigError
 from frostline.records import (
     EpochLine,
-    FedNote,
+    PipelineFacts,
+    RunPart,
     RunRecords,
-    Session,
+    Spent,
     judged_of,
     read_judged,
     write_judged,
@@ -62,14 +63,15 @@ def test_a_cut_file_is_told(tmp_path: Path, kept: int) -> None:
         read_judged(tmp_path / "file")
 
 
-def records(note: FedNote, *, total: float) -> RunRecords:
-    line = EpochLine(1, 1, 1e-3, 1.0, 0.5, 1.0, 0.5, 0.5, 9.0, True, (1e-3,), 0.5, 0.25, 4.0, 2.0)
-    session = Session("", "0", total, "", "", (), (note,))
+def records(note: PipelineFacts, *, total: float) -> RunRecords:
+    spent = Spent(0.5, 0.25, 4.0, 2.0)
+    line = EpochLine(1, 1, 1e-3, {"loss": 1.0}, {"loss": 1.0}, 9.0, True, (1e-3,), spent)
+    session = RunPart("", "0", total, "", "", (), (note,))
     return RunRecords(epochs=(line, line), sessions=(session,))
 
 
 def test_seconds_by_kind_are_those_of_the_notes() -> None:
-    note = FedNote(1, "bfloat16", 10.0, 3.0, 6.0, 100, 10, 0.1, 100)
+    note = PipelineFacts(1, "bfloat16", 10.0, 3.0, 6.0, 100, 10, 0.1, 100)
     found = spending(records(note, total=30.0))
     assert found is not None
     assert dict(found.parts) == {
@@ -88,13 +90,15 @@ def test_seconds_by_kind_are_those_of_the_notes() -> None:
 
 
 def test_a_plain_loop_is_estimated_as_itself() -> None:
-    found = spending(records(FedNote(1, "model", 0.0, 0.0, 0.0, 0, 0, 0.0, 0), total=1.0))
+    found = spending(records(PipelineFacts(1, "model", 0.0, 0.0, 0.0, 0, 0, 0.0, 0), total=1.0))
     assert found is not None
     assert found.plain == pytest.approx(found.own)
     assert found.rest == 0  # a killed session counted less than its epochs took
 
 
 def test_an_untimed_plain_loop_is_not_guessed() -> None:
-    found = spending(records(FedNote(1, "bfloat16", 0.0, 0.0, 0.0, 0, 1, 0.0, 100), total=99.0))
+    found = spending(
+        records(PipelineFacts(1, "bfloat16", nbytes=1, stored_samples=100), total=99.0)
+    )
     assert found is not None
     assert found.plain is None

@@ -75,7 +75,7 @@ def test_a_broken_text_says_what_is_wrong(text: str, reason: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["(a", "[a", "*a", "a{99999999999}", "(" * 3000 + ")" * 3000])
 def test_a_broken_regular_expression_is_named(pattern: str) -> None:
-    with pytest.raises(fl.SelectorError, match=r"is no regular expression: .*Mend the pattern"):
+    with pytest.raises(fl.SelectorError, match=r"is no regular expression: .*Correct the pattern"):
         fl.regex(pattern)
 
 

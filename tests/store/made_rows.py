@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from frostline.store import FeatureKey, Features, FeatureStore, Rows, ValueSpec
+from frostline.store import FeatureKey, Features, FeatureStore, StoredRows, ValueSpec
 
 KEY = FeatureKey({"prefix": "stem", "tensors": "abc", "transform": "crop 224"})
 VALUES = (
@@ -64,7 +64,7 @@ def stored_numbers(features: Features, numbers: Sequence[int]) -> list[int]:
     return [number for at, number in enumerate(numbers) if at not in missing]
 
 
-def assert_rows(rows: Rows, numbers: Sequence[int]) -> None:
+def assert_rows(rows: StoredRows, numbers: Sequence[int]) -> None:
     assert len(rows) == len(numbers)
     found = rows.gather(torch.arange(len(numbers)))
     shapes = rows.shapes(1)

@@ -184,7 +184,7 @@ def test_an_unreadable_sector_is_a_damaged_row(copy: Path, monkeypatch: pytest.M
     def fail(*_: object) -> bool:
         return False
 
-    monkeypatch.setattr("frostline.store.checking._fill", fail)
+    monkeypatch.setattr("frostline.store.catalogue._fill", fail)
     assert stored_numbers(opened(copy), NUMBERS) == []
 
 

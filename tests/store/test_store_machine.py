@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 from made_rows import assert_rows, batch, files_of, opened, row_ids, stored_numbers
 
-from frostline.store import FeatureStore, Rows, Writer, segments
+from frostline.store import FeatureStore, StoredRows, Writer, segments
 
 NUMBERS = range(24)
 SOME = st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=8)
@@ -36,7 +36,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.stored: set[int] = set()
         self.writers: list[tuple[Writer, ExitStack]] = []
         self.claimed: dict[int, int] = {}
-        self.held: list[tuple[Rows, list[int]]] = []
+        self.held: list[tuple[StoredRows, list[int]]] = []
 
     def teardown(self) -> None:
         while self.writers:

@@ -246,7 +246,7 @@ def test_a_long_row_without_bytes_is_not_believed(tmp_path: Path) -> None:
 def test_a_row_of_many_bytes_is_checked_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("frostline.store.checking.CHUNK_BYTES", 64)
+    monkeypatch.setattr("frostline.store.catalogue.CHUNK_BYTES", 64)
     values = (ValueSpec("tokens", (None,), torch.float32),)
     features = FeatureStore(tmp_path).open(OTHER, values)
     kept = [torch.randn(n) for n in (3, 200, 1, 40, 0, 16, 17, 33)]

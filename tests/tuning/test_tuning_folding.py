@@ -10,7 +10,7 @@ from tuning_prefixes import Known, alive, prefix_of, relative
 
 from frostline.tuning import Form, realise
 from frostline.tuning.drafts import calls, draft_of
-from frostline.tuning.folding import fold
+from frostline.tuning.rewriting import fold
 
 
 def norms_left(prefix: GraphModule) -> int:

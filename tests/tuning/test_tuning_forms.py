@@ -7,12 +7,12 @@ from typing import get_args
 
 import pytest
 
+from frostline.choices import FloatName
 from frostline.errors import ConfigError
 from frostline.tuning import Form, Tuned
-from frostline.tuning.forms import DtypeName
 
 SWITCHES = (False, True)
-ALL = [Form(*f) for f in product(get_args(DtypeName), SWITCHES, SWITCHES, SWITCHES)]
+ALL = [Form(*f) for f in product(get_args(FloatName), SWITCHES, SWITCHES, SWITCHES)]
 
 
 @pytest.mark.parametrize("form", ALL, ids=str)

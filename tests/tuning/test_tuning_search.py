@@ -16,17 +16,15 @@ from frostline.errors import ConfigError
 from frostline.tuning import (
     PLAIN,
     Form,
+    FormTrial,
     Realised,
-    Trial,
     Tuned,
     machine,
     realising,
     search,
-    trials,
     tune_and_realise,
 )
-from frostline.tuning import candidates as candidates_module
-from frostline.tuning.candidates import candidates
+from frostline.tuning.search import candidates
 
 CPU = torch.device("cpu")
 REDUCED = Form("bfloat16", channels_last=True, folded=True)
@@ -59,12 +57,12 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Plain float32 takes a second per sample; the four forms to try, half of one."""
     clock = Clock({PLAIN: 1.0})
-    monkeypatch.setattr(trials, "timed", clock.timed)
+    monkeypatch.setattr(search, "timed", clock.timed)
     monkeypatch.setattr(search, "candidates", lambda *_, **__: FORMS)
     return clock
 
 
-def trial_of(tuned: Tuned, form: Form) -> Trial:
+def trial_of(tuned: Tuned, form: Form) -> FormTrial:
     (trial,) = (trial for trial in tuned.trials if trial.form == form)
     return trial
 
@@ -99,7 +97,7 @@ def test_a_busy_machine_chooses_the_same_form(
         outputs, seconds = clock.timed(run, given)
         return outputs, seconds * draw.uniform(1, 3)
 
-    monkeypatch.setattr(trials, "timed", timed)
+    monkeypatch.setattr(search, "timed", timed)
     clock.seconds |= {slow: 0.6, FLOAT32: 0.5}
     assert tune(prefix, inputs).form == slow
     clock.seconds |= {slow: 8.0}
@@ -145,7 +143,7 @@ def test_a_tolerance_below_any_rounding_leaves_plain_float32(small: Known, clock
 def test_dtypes_that_round_more_than_is_allowed_are_not_even_tried(
     small: Known, monkeypatch: pytest.MonkeyPatch, tolerance: float, left: set[str]
 ) -> None:
-    monkeypatch.setattr(candidates_module, "fast_dtypes", lambda _: ("bfloat16", "float16"))
+    monkeypatch.setattr(search, "fast_dtypes", lambda _: ("bfloat16", "float16"))
     forms = candidates(small[1], CPU, tolerance=tolerance, allow_compile=False)
     assert {form.dtype for form in forms} == left
 
@@ -160,7 +158,7 @@ def test_compiling_is_tried_only_when_asked_for(small: Known) -> None:
 def test_a_network_without_convolutions_or_norms_is_tried_in_other_dtypes_only(
     words: Known, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates_module, "fast_dtypes", lambda _: ("bfloat16",))
+    monkeypatch.setattr(search, "fast_dtypes", lambda _: ("bfloat16",))
     forms = candidates(words[1], CPU, tolerance=0.02, allow_compile=False)
     assert forms == (Form("bfloat16"),)
 

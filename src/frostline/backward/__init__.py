@@ -8,16 +8,15 @@ loss.backward()
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import final
 
 from torch import nn
 
 from frostline.backward.counting import saved_bytes as saved_bytes
-from frostline.backward.entering import hook, is_hooked, unhook
-from frostline.backward.settings import Gelu, Settings
-
-__all__ = ["Lean", "is_lean", "lean", "saved_bytes", "unlean"]
+from frostline.backward.entering import hook
+from frostline.backward.entering import is_lean as is_lean
+from frostline.backward.entering import unlean as unlean
+from frostline.backward.tensors import Gelu, Settings
 
 
 def lean(model: nn.Module, *, gelu: Gelu = "exact", at_least_bytes: int = 1 << 20) -> Lean:
@@ -45,16 +44,6 @@ def lean(model: nn.Module, *, gelu: Gelu = "exact", at_least_bytes: int = 1 << 2
     return Lean(model, Settings(at_least_bytes, gelu))
 
 
-def unlean(model: nn.Module) -> None:
-    """Make a model plain, whoever leaned it; for copies of a leaned model, which have no handle."""
-    unhook(model)
-
-
-def is_lean(model: nn.Module) -> bool:
-    """Whether `model` is leaned."""
-    return is_hooked(model)
-
-
 @final
 class Lean:
     """A leaned model; printing it says what that does."""
@@ -72,12 +61,7 @@ class Lean:
     def __enter__(self) -> Lean:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
 
     def __repr__(self) -> str:

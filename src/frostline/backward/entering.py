@@ -31,8 +31,7 @@ from torch.utils import _pytree as pytree
 
 from frostline.backward import recomputing
 from frostline.backward.rules import RULES
-from frostline.backward.settings import Settings
-from frostline.backward.tensors import wants
+from frostline.backward.tensors import Settings, wants
 from frostline.standins import StandIn, stand_ins
 
 # What PyTorch runs as one kernel in inference.
@@ -112,8 +111,8 @@ def hook(model: nn.Module, settings: Settings) -> list[Callable[[], None]]:
     return removals
 
 
-def unhook(model: nn.Module) -> None:
-    """Take them all off, whoever put them there; a copy of a leaned model has them too."""
+def unlean(model: nn.Module) -> None:
+    """Make a model plain, whoever leaned it; for copies of a leaned model, which have no handle."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key in [k for k, h in hooks.items() if isinstance(h, Enter | Leave)]:
@@ -123,8 +122,8 @@ def unhook(model: nn.Module) -> None:
             fused.take_off()
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether the module is leaned."""
+def is_lean(module: nn.Module) -> bool:
+    """Whether `module` is leaned."""
     return bool(_fused(module)) or any(
         isinstance(h, Enter) for h in module._forward_pre_hooks.values()
     )
@@ -152,7 +151,7 @@ class _Mode(TorchFunctionMode):
             return func(*args, **kwargs)
         output = rule(entries[-1].settings, *args, **kwargs) if rule else None
         if output is None:
-            return recomputing.run(func, args, kwargs)
+            output = recomputing.run(func, args, kwargs)
         recomputing.count(func, args, output)
         return output
 

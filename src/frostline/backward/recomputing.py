@@ -6,6 +6,8 @@ pass. The same holds for what a frozen layer makes of the batch: the batch is sm
 anyway. So those who make such a tensor note where it comes from, and an operation that would keep
 it runs under hooks that keep its origin instead; its own backward kernel gets the same numbers.
 
+By the same hooks a rule keeps bits, or nothing but a layout, where a kernel needs no more.
+
 The hooks pass on to whoever hooks saved tensors outside, who sees the origin in place of the
 tensor: checkpointing, offloading and counting go on as before. Origins are forgotten when the
 outermost forward ends.
@@ -29,22 +31,28 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from frostline.backward.bits import is_dense
-from frostline.backward.tensors import Layout
+from frostline.backward.tensors import MemoryLayout
 
 T = TypeVar("T")
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 Source = Tensor | weakref.ref[Tensor]
 
 
-class Recipe(NamedTuple):
+class Remake(NamedTuple):
     """A tensor is `make(*sources)`, laid out so."""
 
     make: Callable[..., Tensor]
     sources: tuple[Tensor, ...]
-    layout: Layout
+    layout: MemoryLayout
 
 
-Choose = Callable[[Tensor], Recipe | None]
+Choose = Callable[[Tensor], Remake | None]
+
+
+def layout_only(kept: Tensor) -> Remake:
+    """For `keeping`, where the backward kernel goes by the layout of `kept` alone."""
+    layout = MemoryLayout(kept)
+    return Remake(layout.stand_in, (), layout)
 
 
 def note(output: Tensor, make: Callable[..., Tensor], *sources: Source) -> None:
@@ -55,27 +63,29 @@ def note(output: Tensor, make: Callable[..., Tensor], *sources: Source) -> None:
     if output.nbytes != output.untyped_storage().nbytes() or not is_dense(output):
         return  # others may lie in the same memory
     versions = _versions(output, *_present(sources))
-    origin = _Origin(weakref.ref(output), make, sources, Layout(output), versions, outer_hooks())
-    _thread.origins[id(output)] = origin
+    origin = _Origin(
+        weakref.ref(output), make, sources, MemoryLayout(output), versions, outer_hooks()
+    )
+    _running.origins[id(output)] = origin
 
 
 def begin(model: nn.Module) -> None:
     """The outermost forward begins: that of `model`."""
-    _thread.model = model
-    _thread.products = 0
+    _running.model = model
+    _running.products = 0
 
 
 def end(*, whole: bool = True) -> None:
     """The outermost forward is over, or was broken off: let go of all origins."""
-    if whole and _thread.model is not None:
-        _products[_thread.model] = _thread.products
-    _thread.model = None
-    _thread.origins.clear()
+    if whole and _running.model is not None:
+        _products[_running.model] = _running.products
+    _running.model = None
+    _running.origins.clear()
 
 
 def is_cheap(products: int) -> bool:
     """Whether so many products are a small part of the forward, as the last one had it."""
-    model = _thread.model
+    model = _running.model
     return model is None or products <= _SMALL_PART * _products.get(model, float("inf"))
 
 
@@ -84,33 +94,24 @@ def products_of(output: Tensor, weight: Tensor) -> int:
     return output.numel() * weight.numel() // weight.shape[0]
 
 
-def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`func(*args, **kwargs)`, keeping the origins of its arguments instead of them."""
-    output = _run(func, args, kwargs)
-    count(func, args, output)
-    return output
-
-
 def count(func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> None:
     """An operation has run: what it multiplied is part of the forward."""
     if func in _LAYERS and len(args) > 1:
-        _thread.products += products_of(output, args[1])
+        _running.products += products_of(output, args[1])
 
 
-def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not _thread.origins or func not in _KEEPERS or _keeps_its_weight(func, args):
+def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`func(*args, **kwargs)`, keeping the origins of its arguments instead of them."""
+    # A frozen linear layer keeps its weight alone; a convolution keeps its input too.
+    keeps_weight = func in _LINEAR and len(args) > 1 and not args[1].requires_grad
+    if not _running.origins or func not in _KEEPERS or keeps_weight:
         return func(*args, **kwargs)
-    recipes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
-    if not recipes:
+    remakes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
+    if not remakes:
         return func(*args, **kwargs)
     return keeping(
-        lambda: func(*args, **kwargs), lambda kept: recipes.get(kept.untyped_storage()._cdata)
+        lambda: func(*args, **kwargs), lambda kept: remakes.get(kept.untyped_storage()._cdata)
     )
-
-
-def _keeps_its_weight(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Whether that is all it keeps: a frozen linear layer; a convolution keeps its input too."""
-    return func in _LINEAR and len(args) > 1 and not args[1].requires_grad
 
 
 def keeping(run: Callable[[], T], choose: Choose) -> T:
@@ -123,7 +124,9 @@ def keeping(run: Callable[[], T], choose: Choose) -> T:
         return run()
     hooks = outer_hooks()
     asked = [choose]
-    with saved_tensors_hooks(lambda kept: _Kept(kept, asked[0](kept), hooks), _Kept.tensor):
+    with saved_tensors_hooks(
+        lambda kept: _Replacement(kept, asked[0](kept), hooks), _Replacement.tensor
+    ):
         try:
             return run()
         finally:
@@ -140,27 +143,29 @@ class _Origin(NamedTuple):
     output: weakref.ref[Tensor]
     make: Callable[..., Tensor]
     sources: tuple[Source, ...]
-    layout: Layout
+    layout: MemoryLayout
     versions: tuple[int, ...]
     hooks: Hooks | None
 
 
-class _Thread(threading.local):
+class _Running(threading.local):
+    """Of the outermost forward that runs in this thread."""
+
     def __init__(self) -> None:
         self.origins: dict[int, _Origin] = {}  # by id of the tensor; its reference tells reuse
         self.model: nn.Module | None = None
         self.products = 0
 
 
-_thread = _Thread()
+_running = _Running()
 _products: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _SMALL_PART = 1 / 25
 
 
-def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Recipe]]:
+def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Remake]]:
     hooks = outer_hooks()
     for value in given:
-        origin = _thread.origins.get(id(value))
+        origin = _running.origins.get(id(value))
         output = origin and origin.output()
         if origin is None or output is None or output is not value:
             continue
@@ -169,7 +174,7 @@ def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Recipe]]:
         # outside of it counts in neither pass.
         is_inside = (hooks and hooks[0]) is (origin.hooks and origin.hooks[0])
         if is_inside and origin.versions == _versions(output, *sources):
-            yield output, Recipe(origin.make, sources, origin.layout)
+            yield output, Remake(origin.make, sources, origin.layout)
 
 
 def _present(sources: Iterable[Source]) -> tuple[Tensor, ...]:
@@ -183,30 +188,31 @@ def _versions(*tensors: Tensor) -> tuple[int, ...]:
 
 
 @final
-class _Kept:
+class _Replacement:
     """What stands for a tensor that an operation wanted to keep."""
 
-    __slots__ = ("_recipe", "_saved")
+    __slots__ = ("_offset", "_remake", "_saved", "_view")
 
-    def __init__(self, tensor: Tensor, recipe: Recipe | None, hooks: Hooks | None) -> None:
-        sources = (tensor,) if recipe is None else recipe.sources
+    def __init__(self, tensor: Tensor, remake: Remake | None, hooks: Hooks | None) -> None:
+        sources = (tensor,) if remake is None else remake.sources
         self._saved = [_Saved(source, hooks) for source in sources]
-        self._recipe = recipe and (
-            *(recipe.make, recipe.layout),
-            *(Layout(tensor), tensor.storage_offset()),
-        )
+        self._remake = remake and remake._replace(sources=())
+        self._view = MemoryLayout(tensor)
+        self._offset = tensor.storage_offset()
 
     def tensor(self) -> Tensor:
         """The tensor, or the view of it that was to be kept."""
         sources = [saved.tensor() for saved in self._saved]
-        if self._recipe is None:
+        if self._remake is None:
             return sources[0]
-        make, layout, view, offset = self._recipe
+        make, _, layout = self._remake
+        if not sources:
+            return make()
         with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
             made = make(*sources)
         if not layout.is_of(made):  # who offloads may forget the order of memory
             made = layout.stand_in().copy_(made)
-        return made.as_strided(view.sizes, view.strides, offset)
+        return made.as_strided(self._view.sizes, self._view.strides, self._offset)
 
 
 @final

@@ -1,43 +1,26 @@
-"""Figures of each epoch for machines: `metrics.jsonl` and TensorBoard."""
+"""Metrics of each epoch for machines: `metrics.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from importlib.util import find_spec
 from os import getpid
 from pathlib import Path
 from socket import gethostname
 from typing import Any, final
 
 from frostline._files import append_line, output_errors, write_text
-from frostline.engine import EpochRecord, Hook, Training
+from frostline.engine import Hook, Training
+from frostline.records import RunFolder
 
-_CURVES = frozenset(
-    {
-        *("lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1"),
-        *("seconds", "samples_per_second"),
-    }
-)
+_BESIDE = frozenset({"lr", "seconds", "samples_per_second"})  # curves that are no metrics
 
 
-def figures(record: EpochRecord) -> dict[str, object]:
-    """One epoch as flat numbers; `lrs` where parameters have several learning rates."""
-    return {
-        "epoch": record.epoch,
-        "phase": record.phase,
-        "lr": record.lr,
-        "train_loss": record.train_loss,
-        "train_accuracy": record.train_accuracy,
-        "val_loss": record.validation.loss,
-        "val_accuracy": record.validation.accuracy,
-        "val_macro_f1": record.validation.macro_f1,
-        "seconds": record.seconds,
-        "samples_per_second": record.samples_per_second,
-        "best": record.best,
-        **({"lrs": list(record.rates)} if len(record.rates) > 1 else {}),
-        **(asdict(record.spent) if record.spent is not None else {}),
-    }
+def logs_in(folder: RunFolder) -> tuple[Hook, ...]:
+    """What logs each epoch of a run; curves where tensorboard, an extra, is installed."""
+    metrics = MetricsLog(folder.metrics)
+    return (metrics, TensorBoardLog(folder.tensorboard)) if find_spec("tensorboard") else (metrics,)
 
 
 @final
@@ -48,16 +31,16 @@ class MetricsLog(Hook):
         self._path = path
 
     def on_start(self, training: Training) -> None:
-        lines = (json.dumps(figures(record)) + "\n" for record in training.history)
+        lines = (json.dumps(record.line()) + "\n" for record in training.history)
         write_text(self._path, "".join(lines))
 
     def on_epoch(self, training: Training) -> None:
-        append_line(self._path, json.dumps(figures(training.history[-1])))
+        append_line(self._path, json.dumps(training.history[-1].line()))
 
 
 @final
 class TensorBoardLog(Hook):
-    """Writes curves for TensorBoard, one point for each epoch.
+    """Writes curves for TensorBoard, one point for each epoch; nothing where it is not installed.
 
     The events are written here and not by torch's `SummaryWriter`, whose thread prints a traceback
     of its own when the disk is full.
@@ -65,16 +48,20 @@ class TensorBoardLog(Hook):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._is_installed = False
         self._file = (
             folder / f"events.out.tfevents.{time.time_ns():019d}.{gethostname()}.{getpid()}"
         )
 
     def on_start(self, training: Training) -> None:
-        from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]  # it has no stubs
-            Event,
-            SessionLog,
-        )
-
+        try:
+            from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]  # it has no stubs
+                Event,
+                SessionLog,
+            )
+        except ImportError:
+            return
+        self._is_installed = True
         with output_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         version, next_step = "brain.Event:2", training.epochs_done + 1
@@ -85,14 +72,16 @@ class TensorBoardLog(Hook):
         )
 
     def on_epoch(self, training: Training) -> None:
+        if not self._is_installed:
+            return
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
         record = training.history[-1]
         points = [
             Summary.Value(tag=name.replace("_", "/", 1), simple_value=value)
-            for name, value in figures(record).items()
-            if name in _CURVES
+            for name, value in record.line().items()
+            if name in _BESIDE or name.startswith(("train_", "val_"))
         ]
         summary = Summary(value=points)
         self._append(Event(wall_time=time.time(), step=record.epoch, summary=summary))

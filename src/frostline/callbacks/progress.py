@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import final
 
 from rich.console import Console
@@ -16,14 +17,15 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from frostline.engine import EpochRecord, Hook, Training
+from frostline.engine import Hook, Training
+from frostline.records import EpochRecord
 from frostline.tables import hanging
+from frostline.tasks import label, shown
 from frostline.units import format_seconds
 
 _DRAWN_EVERY_SECONDS = 0.1
 _INDENT = 10  # of what follows the first word of a notice
-_HEADINGS = ("epoch", "lr", "train loss", "train acc", "val loss", "val acc", "macro F1", "time")
-_WIDTHS = (7, 9, 10, 9, 8, 8, 8, 9)
+_WIDTH = 9  # of a column at least
 
 
 @final
@@ -46,13 +48,15 @@ class EpochTable(Hook):
         self._row(training.history[-1], training.planned_epochs)
 
     def _row(self, record: EpochRecord, epochs: int | None) -> None:
+        cells = _cells(record, epochs)
         if not self._is_headed:
-            self._line(_HEADINGS, style="bold")
+            self._line(cells, cells, style="bold")
             self._is_headed = True
-        self._line(_cells(record, epochs))
+        self._line(cells, cells.values())
 
-    def _line(self, cells: tuple[str, ...], *, style: str = "") -> None:
-        text = " ".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=True))
+    def _line(self, heads: Iterable[str], cells: Iterable[str], *, style: str = "") -> None:
+        widths = (max(_WIDTH, len(head)) for head in heads)
+        text = " ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
         self._console.print(text, style=style, highlight=False, soft_wrap=True)
 
 
@@ -104,16 +108,17 @@ class BatchBar(Hook):
         self._task = self._bars.add_task(stage, total=total, rate="")
 
 
-def _cells(record: EpochRecord, epochs: int | None) -> tuple[str, ...]:
-    found = record.validation
+def _cells(record: EpochRecord, epochs: int | None) -> dict[str, str]:
+    """A cell below each heading."""
     of_all = "" if epochs is None else f"/{epochs}"
-    return (
-        f"{'*' if record.best else ''}{record.epoch}{of_all}",
-        f"{record.lr:.2e}",
-        f"{record.train_loss:.4f}",
-        f"{record.train_accuracy:.3f}",
-        f"{found.loss:.4f}",
-        f"{found.accuracy:.3f}",
-        f"{found.macro_f1:.3f}",
-        format_seconds(record.seconds),
-    )
+    metrics = {
+        f"{stage} {label(name)}": shown(name, value)
+        for stage, values in (("train", record.train), ("val", record.validation.headline()))
+        for name, value in values.items()
+    }
+    return {
+        "epoch": f"{'*' if record.best else ''}{record.epoch}{of_all}",
+        "lr": f"{record.lr:.2e}",
+        **metrics,
+        "time": format_seconds(record.seconds),
+    }

@@ -9,33 +9,30 @@ writing takes long. A killed run then goes on from a little earlier, to the same
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import final
+from typing import Any, final
 from zipfile import BadZipFile, ZipFile
 
 import torch
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from frostline._files import has_own_sum, keep_as
 from frostline._tensor_files import save_torch
 from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
-from frostline.engine import EpochRecord, Hook, PhaseRecord, Position, Training, random_state
+from frostline.engine import Hook, Sums, Training
 from frostline.errors import ConfigError, CorruptDelta, OutputError
-from frostline.folder import RunFolder
-from frostline.optimizer_sync import optimizer_state
-from frostline.records import Judged, judged_of, write_judged
+from frostline.records import EpochRecord, Judged, PhaseRecord, RunFolder, judged_of, write_judged
+from frostline.session import Position
+from frostline.tasks import Metrics, Task
 
-# A loss can be infinite, which plain JSON would turn into null.
-_PROGRESS = TypeAdapter(
-    tuple[Position, list[EpochRecord], list[PhaseRecord]],
-    config=ConfigDict(ser_json_inf_nan="constants"),
-)
+_PROGRESS = TypeAdapter(tuple[Sums, list[dict[str, Any]], list[PhaseRecord]])
 # What a cut or overwritten state file makes torch, pickle and pydantic raise.
 _DAMAGES = (
     *(OSError, RuntimeError, EOFError, UnpicklingError, BadZipFile),
@@ -65,6 +62,8 @@ class Saver(Hook):
         start: what will be trained, as it is before the run: a best epoch of an early phase has
             the rest like that.
         keep: how many of the last deltas and states stay, to go back to.
+        task: of what classes predictions are kept for the report, if of any.
+        like: metrics of this task, as which those of a resumed run are read.
     """
 
     def __init__(
@@ -75,15 +74,18 @@ class Saver(Hook):
         resume: bool,
         start: Mapping[str, Tensor] | None = None,
         keep: int = 1,
+        task: Task,
+        like: Metrics,
     ) -> None:
         self._folder = folder
         self._about = dict(about)
         self._start = start or {}
         self._resume = resume
         self._keep = keep
+        self._task = task
+        self._like = like
         self._best: _Moment | None = None
         self._judged: Judged | None = None  # what that moment makes of the validation data
-        self._phase_best: Mapping[str, Tensor] = {}
         self._last: _Moment | None = None
         self._training: Training | None = None
         self._mark = ""  # the position that `last/delta.safetensors` holds
@@ -94,27 +96,25 @@ class Saver(Hook):
         self._training = training
         # A run that was killed before `last` was there has nothing to go on from, and begins.
         if self._resume and self._folder and self._folder.last.exists():
-            self._phase_best = restore(training, self._folder, plan=self._about.get("plan", ""))
+            plan = self._about.get("plan", "")
+            restore(training, self._folder, plan=plan, like=self._like)
             self._mark = training.position.mark
 
     def on_step(self, training: Training) -> None:
         """Within an epoch, where that lasts long."""
-        ends = training.position.batches >= training.steps_per_epoch or training.stops_within_epoch
+        ends = training.session.ends_epoch
         if self._folder is not None and self._is_due and not ends:
             self._last = self._moment(training, self._content(training))
             self._write()
 
     def on_epoch(self, training: Training) -> None:
-        at = training.position
-        is_best, is_phase_best = at.best_epoch == at.epochs, at.phase_best_epoch == at.epochs
-        if self._folder is None and not is_best and not is_phase_best:
+        is_best = training.history[-1].best
+        if self._folder is None and not is_best:
             return
         content = self._content(training)
         if is_best:
             self._best = self._moment(training, content, state=False)
             self._judge(training)
-        if is_phase_best:
-            self._phase_best = content
         if self._folder is not None:
             # Copies: an interrupt comes within a later epoch, when weights have moved on.
             self._last = self._moment(training, content)
@@ -143,15 +143,11 @@ class Saver(Hook):
         elif self._best is not None:
             put_tensors(model, self._best.content)
 
-    def put_phase_best(self, model: nn.Module) -> None:
-        """Give `model` the weights of the best epoch of the phase that has ended."""
-        put_tensors(model, self._phase_best)
-
     def _judge(self, training: Training) -> None:
         found = training.found
-        if self._folder is not None and found is not None:
+        if self._folder is not None and found is not None and self._task.classes:
             epoch = training.position.epochs
-            self._judged = judged_of(found.logits, found.targets, names=found.names, epoch=epoch)
+            self._judged = judged_of(found.outputs, found.targets, names=found.names, epoch=epoch)
 
     @property
     def _is_due(self) -> bool:
@@ -176,18 +172,18 @@ class Saver(Hook):
 
     def _state(self, training: Training) -> dict[str, object]:
         training.settle_sums()
-        assert training.optimizer is not None
-        at, scaler = training.position, training.scaler
-        follows = training.phases[at.phase + 1 : at.phase + 2]
+        sums, scaler = training.sums, training.scaler
         return {
-            "version": 2,
-            "progress": _PROGRESS.dump_json(
-                (at, training.history, training.phase_history)
-            ).decode(),
-            "optimizer": optimizer_state(training.optimizer, training.model),
+            **training.session.state_dict(),
+            # A loss can be infinite, which this writes as Infinity.
+            "progress": json.dumps(
+                [
+                    asdict(sums),
+                    [record.as_dict() for record in training.history],
+                    [asdict(record) for record in training.phase_history],
+                ]
+            ),
             "scaler": scaler.state_dict() if scaler is not None else {},
-            "random": random_state() if at.batches else {},
-            "phase_best": dict(self._phase_best) if any(p.start == "best" for p in follows) else {},
         }
 
     def _write(self) -> None:
@@ -215,16 +211,15 @@ class Saver(Hook):
         save_delta(model, path, about=moment.about, content=moment.content)
 
 
-def restore(training: Training, folder: RunFolder, *, plan: str) -> Mapping[str, Tensor]:
+def restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics) -> None:
     """Put the model and the position to where the run was last written; the optimizer follows.
 
     Where the last files are damaged and earlier ones were kept, those are taken.
 
     Args:
         plan: of the run, which must be the one that the deltas were trained by.
+        like: metrics of the run's task.
 
-    Returns:
-        The best weights of the phase that the run is in, where a later phase needs them.
     Raises:
         ConfigError: there is nothing to go on from, or the plan is another one.
         DeltaError: the last delta is damaged or belongs to another model.
@@ -233,29 +228,48 @@ def restore(training: Training, folder: RunFolder, *, plan: str) -> Mapping[str,
     for file in (folder.last, *folder.earlier_ones()):
         try:
             _check_plan(file, plan)
-            return _restore_from(training, folder, file)
+            _restore_from(training, folder, file, like)
         except (ConfigError, CorruptDelta) as error:
             refusals.append(error)
+        else:
+            return
     raise refusals[0]
 
 
-def _restore_from(training: Training, folder: RunFolder, file: Path) -> Mapping[str, Tensor]:
+def _restore_from(training: Training, folder: RunFolder, file: Path, like: Metrics) -> None:
     delta = load_delta(training.model, file)
     state_file = folder.state(position_of(delta))
     try:
         _check_state(state_file)
         state = torch.load(state_file, map_location="cpu", weights_only=True)
-        position, history, phases = _PROGRESS.validate_json(state["progress"])
-        phase_best: dict[str, Tensor] = state["phase_best"]
+        sums, epochs, phases = _PROGRESS.validate_json(state["progress"])
+        history = [EpochRecord.read(record, like=like) for record in epochs]
+        if "format" not in state:
+            state = _as_of_now(state, training, history, sums)
+        training.session.load_state_dict(state)
+        scaled = state["scaler"]
     except _DAMAGES as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(
             f"cannot resume: {state_file} is missing or damaged ({reason}). Start a new run with "
             f"another --out; what was trained so far is in {folder.best.parent}."
         ) from error
-    training.position, training.history[:], training.phase_history[:] = position, history, phases
-    training.restored = state
-    return phase_best
+    training.history[:], training.phase_history[:] = history, phases
+    training.sums, training.scaled = sums, scaled
+
+
+def _as_of_now(
+    state: Mapping[str, Any], training: Training, history: Sequence[EpochRecord], sums: Sums
+) -> dict[str, Any]:
+    """A state of version 0.1, whose position was in its progress, with fewer facts."""
+    before = json.loads(state["progress"])[0]
+    sums.of_task = {"accuracy": before["correct"]}
+    position = {name: before[name] for name in asdict(Position()) if name in before}
+    until = training.phases[position["phase"]].until
+    if history and until is not None and until.target is not None:
+        watched = history[-1].validation.metric(until.monitor)
+        position["is_reached"] = watched.reaches(until.target)
+    return {**training.session.state_dict(), **state, "position": position}
 
 
 def _check_state(file: Path) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-_NOTES = "_frostline_narrow"
+_CASTS = "_frostline_narrow"
 _CHILDREN = "_frostline_narrow_children"
 _CALLS = "_frostline_wide"
 _RAW = "_raw_saved_"
@@ -30,7 +30,7 @@ _RAW = "_raw_saved_"
 
 @final
 @dataclass(frozen=True, slots=True)
-class Narrow:
+class Cast:
     """In which dtype a weight is kept, and in which it was and is computed with."""
 
     kept: torch.dtype
@@ -48,21 +48,19 @@ class _Swap:
     wide: Tensor
 
 
-def notes_of(module: nn.Module) -> Mapping[str, Narrow]:
-    """The module's own tensors that are kept narrow."""
-    notes: dict[str, Narrow] = module.__dict__.get(_NOTES, {})
+def casts_of(module: nn.Module) -> Mapping[str, Cast]:
+    """How the module's own tensors are kept that are cast, by their names."""
+    notes: dict[str, Cast] = module.__dict__.get(_CASTS, {})
     return notes
 
 
-def hang(owner: nn.Module, leaf: str, note: Narrow | None, above: nn.Module | None) -> None:
-    """Note on the module that its tensor is kept so, with the hooks it takes; none removes both."""
-    notes = {name: known for name, known in notes_of(owner).items() if name != leaf}
-    if note is not None:
-        notes[leaf] = note
-    _put(owner, _NOTES, notes)
+def hang(owner: nn.Module, leaf: str, cast: Cast | None, above: nn.Module | None) -> None:
+    """Note on the module how its tensor is kept, with the hooks it takes; none removes both."""
+    casts = {name: known for name, known in casts_of(owner).items() if name != leaf}
+    _put(owner, _CASTS, casts if cast is None else {**casts, leaf: cast})
     _settle(owner)
     if above is not None:
-        _put(above, _CHILDREN, _reads_children(above) and any(map(notes_of, above.children())))
+        _put(above, _CHILDREN, _reads_children(above) and any(map(casts_of, above.children())))
         _settle(above)
 
 
@@ -78,7 +76,7 @@ def _put(module: nn.Module, name: str, value: object) -> None:
 
 def _settle(module: nn.Module) -> None:
     """Have the hooks exactly where there is a note."""
-    due = bool(notes_of(module)) or _CHILDREN in module.__dict__
+    due = bool(casts_of(module)) or _CHILDREN in module.__dict__
     ours = [key for key, hook in module._forward_pre_hooks.items() if hook is _before]
     if due and not ours:
         module.register_forward_pre_hook(_before, prepend=True)  # before what reads the weights
@@ -110,7 +108,7 @@ def _after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         swap.owner._parameters[swap.leaf] = swap.narrow  # type: ignore[assignment]  # a Parameter
         _refresh(swap.owner)
     if _looks_up(module) and isinstance(output, Tensor):
-        return output.to(notes_of(module)["weight"].former)
+        return output.to(casts_of(module)["weight"].former)
     if swaps and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         _save_narrow(output, (args, kwargs), swaps)
     return None
@@ -119,15 +117,15 @@ def _after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
 def _looks_up(module: nn.Module) -> bool:
     """Whether the call does nothing but look up rows, so that they can be widened after it."""
     is_plain = isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
-    return is_plain and "weight" in notes_of(module)
+    return is_plain and "weight" in casts_of(module)
 
 
 def _widened(module: nn.Module) -> Iterator[_Swap]:
     """Put wide copies in place of the module's narrow tensors; they may be wide from above."""
-    for leaf, note in notes_of(module).items():
+    for leaf, cast in casts_of(module).items():
         narrow = module._parameters[leaf]
-        if narrow is not None and narrow.dtype == note.kept:
-            wide = narrow.detach().to(note.former)
+        if narrow is not None and narrow.dtype == cast.kept:
+            wide = narrow.detach().to(cast.former)
             module._parameters[leaf] = wide  # type: ignore[assignment]  # for the time of a call
             _refresh(module)
             yield _Swap(module, leaf, narrow, wide)

@@ -17,7 +17,6 @@ from frostline.checkup import (
     gradients,
     modes,
     passes,
-    plans,
     selection,
     structure,
 )
@@ -32,14 +31,12 @@ from frostline.freezing import freezes_kept, train_only
 from frostline.plans import Plan
 from frostline.recipe import check_alone
 from frostline.selectors import Selector, SelectorLike, as_selector
-from frostline.wrappers import unwrap
 
 __all__ = ["CODES", "Check", "Checkup", "Finding", "Level", "doctor"]
 
 # The most harmful first: what stops training, what trains the wrong thing, what trains badly.
 _CHECKS: tuple[Check, ...] = (
     *selection.CHECKS,
-    *plans.CHECKS,
     *passes.CHECKS,
     *optimizers.CHECKS,
     *gradients.CHECKS,
@@ -98,13 +95,14 @@ def doctor(
             nothing is a finding.
     """
     asked, verb = _asked(freeze, train, plan)
+    given = {"example": example, "optimizer": optimizer, "train_data": train_data}
+    missing = tuple(name for name, value in given.items() if value is None)
     if not isinstance(model, nn.Module):
         raise SelectorError(f"the doctor looks at a torch.nn.Module, got {type(model).__name__}.")
     if lazy := selection.lazy_finding(model):
         return Checkup((lazy,))
     subject = Subject(
         model=model,
-        root=unwrap(model),
         example=example,
         targets=targets,
         optimizers=_optimizers(optimizer),
@@ -118,11 +116,7 @@ def doctor(
         preprocessing=preprocessing,
         weights_preprocessing=weights_preprocessing,
     )
-    found = _findings(subject)
-    given = {"example": example, "optimizer": optimizer, "train_data": train_data}
-    return Checkup(
-        sorted_findings(found), tuple(name for name, value in given.items() if value is None)
-    )
+    return Checkup(sorted_findings(_findings(subject)), missing)
 
 
 def _findings(subject: Subject) -> list[Finding]:
@@ -136,7 +130,7 @@ def _findings(subject: Subject) -> list[Finding]:
             except FreezeError as error:
                 found.append(selection.refused_finding(error))
             except SelectorError:
-                pass  # the checks of selection and plan tell
+                pass  # the checks of selection and plan say why
         for check in _CHECKS:
             found += _checked(check, subject)
     return found

@@ -37,9 +37,9 @@ def _same_data(subject: Subject) -> Iterator[Finding]:
         "error" if whole else "warning",
         f"{len(shared):,} of {counted(count, 'validation sample')} also in the training data: "
         f"{listed(shared)}",
-        "figures on samples that were trained on say nothing about new ones"
+        "metrics on samples that were trained on say nothing about new ones"
         if whole
-        else "the figures will be too good",
+        else "the metrics will be too good",
         "train_data, val_data = torch.utils.data.random_split(train_data, [0.8, 0.2])"
         if whole
         else "Remove one of each; keep pictures of one thing on one side.",
@@ -121,7 +121,7 @@ def _preprocessing(subject: Subject) -> Iterator[Finding]:
 
 
 def _differing(mine: Preprocess, theirs: Preprocess) -> Iterator[str]:
-    """In words, what differs: the steps where both tell them, else what becomes of a picture."""
+    """In words, what differs: the steps where both say them, else what becomes of a picture."""
     if isinstance(mine, Preprocessing) and isinstance(theirs, Preprocessing):
         for field in fields(Preprocessing):
             ours, wanted = getattr(mine, field.name), getattr(theirs, field.name)

@@ -1,4 +1,4 @@
-"""What data-parallel wrappers took note of when they were made, against what trains now."""
+"""What data-parallel wrappers recorded when they were made, against what trains now."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _ddp_changed(subject: Subject) -> Iterator[Finding]:
             f"{counted(len(thawed), 'parameter')} thawed after wrapping in "
             f"DistributedDataParallel: {listed(thawed)}",
             "their gradients are never averaged, so each process trains a model of its own",
-            _mend(subject),
+            _fix(subject),
             thawed,
         )
     if frozen:
@@ -40,12 +40,12 @@ def _ddp_changed(subject: Subject) -> Iterator[Finding]:
             f"{counted(len(frozen), 'parameter')} frozen after wrapping in "
             f"DistributedDataParallel: {listed(frozen)}",
             "it waits for their gradients: the second step raises, or hangs",
-            _mend(subject),
+            _fix(subject),
             frozen,
         )
 
 
-def _mend(subject: Subject) -> str:
+def _fix(subject: Subject) -> str:
     given = any(isinstance(w, DistributedDataParallel) for w in wrappers(subject.model))
     return _WRAP if given else _WRAP_INNER
 

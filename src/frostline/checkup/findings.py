@@ -30,7 +30,7 @@ class Finding:
         level: how bad it is.
         seen: what was found, with the first names.
         why: why it matters.
-        mend: a line of Python, with what else there is to say behind a `#`; or a sentence where
+        fix: a line of Python, with what else there is to say behind a `#`; or a sentence where
             no single line does it.
         names: everything that it is about, by dotted names.
     """
@@ -39,11 +39,11 @@ class Finding:
     level: Level
     seen: str
     why: str
-    mend: str
+    fix: str
     names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = (("  ", self.seen), ("  Why:  ", self.why), ("  Mend: ", self.mend))
+        parts = (("  ", self.seen), ("  Why:  ", self.why), ("  Fix:  ", self.fix))
         lines = [f"{self.level}: {self.code}"]
         for start, text in parts:
             lines.append(hanging(start + text, indent=len(start)))
@@ -99,8 +99,8 @@ class Checkup:
 
     def _last_line(self) -> str:
         counts = {level: sum(f.level == level for f in self.findings) for level in LEVELS}
-        told = [f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items() if n]
-        line = f"{', '.join(told) or 'Nothing found'}."
+        parts = [f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items() if n]
+        line = f"{', '.join(parts) or 'Nothing found'}."
         if self.not_given:
             line += f" Not given, so not looked at: {', '.join(self.not_given)}."
         return line

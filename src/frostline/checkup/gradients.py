@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from frostline.checkup.findings import Finding, counted, listed
 from frostline.checkup.subject import Check, Subject
@@ -14,9 +14,9 @@ _WORTH_TELLING = 0.05  # of the model's numbers, in frozen layers that the backw
 
 
 def _reentrant(subject: Subject) -> Iterator[Finding]:
-    if (facts := subject.facts) is None or not facts.reentrant:
+    if (facts := subject.facts) is None or not facts.watch.reentrant:
         return
-    names = tuple(path or "(model)" for path in dict.fromkeys(facts.reentrant))
+    names = tuple(path or "(model)" for path in dict.fromkeys(facts.watch.reentrant))
     yield Finding(
         "reentrant-checkpoint",
         "error",
@@ -34,14 +34,14 @@ def _no_gradient(subject: Subject) -> Iterator[Finding]:
     names = _with(facts, "none")
     if facts is None or not names:
         return
-    ends = [f"{path or '(model)'} ({_kind(subject, path)})" for path in facts.cut]
+    ends = [f"{path or '(model)'} ({_kind(subject, path)})" for path in facts.watch.cut]
     yield Finding(
         "no-gradient",
         "error" if len(names) == len(facts.gradients) else "warning",
         f"{counted(len(names), 'trainable parameter')} got no gradient on the example: "
         f"{listed(names)}{f'; it ends at {listed(ends)}' if ends else ''}",
         _why_none(subject, names),
-        _frozen_mend(names, _way_down(subject, names)),
+        _frozen_fix(names, _way_down(subject, names)),
         names,
     )
 
@@ -64,7 +64,9 @@ def _way_down(subject: Subject, names: tuple[str, ...]) -> str:
     """What to do where they are to train after all."""
     if any(is_wrapped(subject.parameters[n]) for n in names):
         return "dequantise them first: layer.weight = torch.nn.Parameter(weight.dequantize())"
-    quantised = [p for p in subject.facts.cut if _wrapped_of(subject, p)] if subject.facts else []
+    quantised = (
+        [p for p in subject.facts.watch.cut if _wrapped_of(subject, p)] if subject.facts else []
+    )
     if quantised:
         return (
             f"quantise the weights of {listed(quantised)} only, not what goes in, or dequantise "
@@ -74,8 +76,8 @@ def _way_down(subject: Subject, names: tuple[str, ...]) -> str:
 
 
 def _kind(subject: Subject, path: str) -> str:
-    told = (f"its {name} of class {kind}" for name, kind in _wrapped_of(subject, path).items())
-    return ", ".join([type(subject.root.get_submodule(path)).__name__, *told])
+    parts = (f"its {name} of class {kind}" for name, kind in _wrapped_of(subject, path).items())
+    return ", ".join([type(subject.root.get_submodule(path)).__name__, *parts])
 
 
 def _wrapped_of(subject: Subject, path: str) -> dict[str, str]:
@@ -89,7 +91,8 @@ def _zero_gradient(subject: Subject) -> Iterator[Finding]:
     names = _with(facts, "zero")
     if facts is None or not names:
         return
-    dead = f"; the ReLU at {listed(facts.dead)} gave nothing but zeros" if facts.dead else ""
+    quiet = facts.watch.dead
+    dead = f"; the ReLU at {listed(quiet)} gave nothing but zeros" if quiet else ""
     yield Finding(
         "zero-gradient",
         "error" if len(names) == len(facts.gradients) else "warning",
@@ -106,14 +109,14 @@ def _zero_gradient(subject: Subject) -> Iterator[Finding]:
 def _with(facts: Facts | None, wanted: Gradient) -> tuple[str, ...]:
     """Names with that gradient, without those that another finding explains.
 
-    The zero of a bias whose weight gets a gradient is arithmetic: what follows takes it away, as
-    a norm or a softmax does.
+    A bias whose weight gets a gradient has none where what follows takes it away, as a norm or a
+    softmax does.
     """
-    if facts is None or "" in facts.reentrant:
+    if facts is None or "" in facts.watch.reentrant:
         return ()
     gradients = facts.gradients
     found = [name for name, kind in gradients.items() if kind == wanted]
-    inside = tuple(f"{path}." for path in facts.reentrant)
+    inside = tuple(f"{path}." for path in facts.watch.reentrant)
     return tuple(
         name
         for name in found
@@ -127,7 +130,7 @@ def _weight_of(name: str) -> str:
     return f"{stem}weight" if stem != name else ""
 
 
-def _frozen_mend(names: tuple[str, ...], otherwise: str) -> str:
+def _frozen_fix(names: tuple[str, ...], otherwise: str) -> str:
     if len(names) > 3:
         return (
             f"Freeze them so that no optimizer carries them; where they are to train, {otherwise}."
@@ -137,13 +140,13 @@ def _frozen_mend(names: tuple[str, ...], otherwise: str) -> str:
 
 def _crossed(subject: Subject) -> Iterator[Finding]:
     facts = subject.facts
-    if facts is None or not facts.crossed:
+    if facts is None or not facts.watch.crossed:
         return
-    numbers = sum(_frozen_numbers(subject, path) for path in facts.crossed)
+    numbers = sum(_frozen_numbers(subject, path) for path in facts.watch.crossed)
     total = sum(p.numel() for p in subject.parameters.values())
     if numbers < _WORTH_TELLING * total:
         return
-    names = _largest(subject, facts.crossed)
+    names = _largest(subject, facts.watch.crossed)
     if wanting := _made_to_want(subject):
         yield Finding(
             "frozen-above-trainable",
@@ -155,7 +158,7 @@ def _crossed(subject: Subject) -> Iterator[Finding]:
             "nothing below trains, so the way down is for nothing",
             "model.disable_input_require_grads()  # after enabling checkpointing, with "
             "use_reentrant=False",
-            tuple(facts.crossed),
+            tuple(facts.watch.crossed),
         )
         return
     yield Finding(
@@ -168,7 +171,7 @@ def _crossed(subject: Subject) -> Iterator[Finding]:
         "can be stored",
         "fl.train_only(model, 'stage:-1')  # or train the upper layers and freeze the lower ones; "
         "where it must be so, fl.lean(model) (--lean) saves the activations",
-        tuple(facts.crossed),
+        tuple(facts.watch.crossed),
     )
 
 
@@ -188,7 +191,7 @@ def _frozen_numbers(subject: Subject, path: str) -> int:
     return sum(p.numel() for p in own if not p.requires_grad)
 
 
-def _largest(subject: Subject, paths: tuple[str, ...]) -> list[str]:
+def _largest(subject: Subject, paths: Sequence[str]) -> list[str]:
     """Modules all of whose owners of parameters are among `paths`, the largest of them."""
     found: list[str] = []
     for path in paths:

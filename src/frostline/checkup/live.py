@@ -1,4 +1,4 @@
-"""Frozen parts that would not stay the same function in training, as their layers tell."""
+"""Frozen parts that would not stay the same function in training, as their layers say."""
 
 from __future__ import annotations
 

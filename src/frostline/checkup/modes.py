@@ -73,11 +73,11 @@ def _moving_statistics(subject: Subject) -> Iterator[Finding]:
 def _replaced_norm(subject: Subject) -> Iterator[Finding]:
     found = dict(replaced_norms(subject.root))
     if found:
-        told = [f"{path} ({type(norm).__name__})" for path, norm in found.items()]
+        shown = [f"{path} ({type(norm).__name__})" for path, norm in found.items()]
         yield Finding(
             "replaced-norm",
             "error",
-            f"{counted(len(found), 'norm')} put into held parts after the freeze: {listed(told)}",
+            f"{counted(len(found), 'norm')} put into held parts after the freeze: {listed(shown)}",
             "what held the norm before went with it: the new one has no hold, its statistics move "
             "in training, and parameters of its own train",
             f"fl.freeze(model, {' | '.join(found)!r})  # or convert first, then freeze",

@@ -14,7 +14,7 @@ from frostline.groups import default_lr
 from frostline.optimizer_sync import has_rate, outgrown
 
 _NEW = "optimizer = torch.optim.AdamW(fl.param_groups(model, lr={lr:g}))"
-# Usual are 1e-5 to 1e-2 for heads and 1e-6 to 3e-4 for pretrained layers with Adam and its kin;
+# Usual are 1e-5 to 1e-2 for heads and 1e-6 to 3e-4 for pretrained layers with Adam and the like;
 # a linear probe on fixed features bears up to 30 with SGD (He et al. 2020, MoCo). The limits lie
 # well outside of these, as a doctor that warns of what works is not listened to.
 _ADAMS = ("adam", "lamb", "lion", "adafactor", "rmsprop", "adagrad", "adan", "adabelief")
@@ -56,7 +56,7 @@ def _not_in_optimizer(subject: Subject) -> Iterator[Finding]:
             "not-in-optimizer",
             "error",
             f"{counted(len(names), 'trainable parameter')} in no optimizer: {listed(names)}",
-            "they get gradients and never move, as after a thaw that the optimizer was not told of",
+            "they get gradients and never move, as after a thaw without fl.sync",
             _sync(subject),
             names,
         )
@@ -209,7 +209,7 @@ def _too_low(subject: Subject, groups: list[Any], *, is_adam: bool) -> Iterator[
 
 
 def _peak(group: dict[str, Any]) -> float:
-    """The highest rate that a schedule would give, as far as the group tells; 0 without a rate."""
+    """The highest rate that a schedule would give, as far as the group says; 0 without a rate."""
     rates = (group.get(key) for key in ("lr", "initial_lr", "max_lr"))
     return max((float(rate) for rate in rates if rate is not None), default=0.0)
 

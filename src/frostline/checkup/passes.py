@@ -23,9 +23,9 @@ def _failed(subject: Subject) -> Iterator[Finding]:
     yield Finding(
         _CODES[failure.step],
         "error",
-        f"the {failure.step} on the example ended with {_told(failure.error)}",
+        f"the {failure.step} on the example ended with {_shown(failure.error)}",
         "training would end at its first batch; checks that need the pass were left out",
-        "Mend the forward, or give the example as the model takes it: a tensor, a tuple of "
+        "Fix the forward, or give the example as the model takes it: a tensor, a tuple of "
         "arguments, or a dict of named ones; with batch norm at least two samples.",
     )
 
@@ -33,7 +33,7 @@ def _failed(subject: Subject) -> Iterator[Finding]:
 def _not_tried(subject: Subject) -> Iterator[Finding]:
     why, failure = subject.why_not_tried, subject.trial
     if isinstance(failure, Failure) and failure.step == "preparation":
-        why = f"looking at its modules ended with {_told(failure.error)}"
+        why = f"looking at its modules ended with {_shown(failure.error)}"
     if subject.example is None or not why:
         return
     yield Finding(
@@ -75,7 +75,7 @@ def _not_finite(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _told(error: Exception) -> str:
+def _shown(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:297]}...'}"
 

@@ -1,20 +1,23 @@
-"""What was asked to be frozen or trained: does it match, does it hold, and is anything left."""
+"""What was asked, by a selector or a plan: does it match and fit, hold, and leave anything."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Container, Iterator
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from frostline.checkup.findings import Finding, counted, listed
 from frostline.checkup.subject import Check, Subject
-from frostline.errors import FreezeError, SelectorError, nearest
+from frostline.errors import ConfigError, FreezeError, SelectorError, nearest
 from frostline.freezing.refusals import unholdable
 from frostline.freezing.rows import held_rows
 from frostline.selectors import Entry, Selection, Selector, nothing, select, stages
 from frostline.selectors.inventory import Occurrence
 from frostline.selectors.terms import And, Not, Or
+from frostline.wrappers import wrappers
 
 
 def lazy_finding(model: nn.Module) -> Finding | None:
@@ -48,15 +51,15 @@ def _unholdable(subject: Subject) -> Iterator[Finding]:
     stock = subject.inventory
     off = (i for i, e in enumerate(stock.entries) if e.is_parameter and not e.tensor.requires_grad)
     found: dict[tuple[str, str], list[str]] = {}
-    for name, why, mend in unholdable(Selection(nothing, stock, frozenset(off))):
-        found.setdefault((why, mend), []).append(name)
-    for (why, mend), names in found.items():
+    for name, why, fix in unholdable(Selection(nothing, stock, frozenset(off))):
+        found.setdefault((why, fix), []).append(name)
+    for (why, fix), names in found.items():
         yield Finding(
             "cannot-freeze",
             "error",
             f"{listed(names)}: {why.removesuffix('.')}",
             "requires_grad=False alone does not keep it as it is, and fl.freeze would refuse it",
-            mend,
+            fix,
             tuple(names),
         )
 
@@ -75,16 +78,16 @@ def _unmatched_finding(subject: Subject, term: Selector, message: str) -> Findin
     asked, word = str(subject.asked), str(term)
     near = nearest(word, subject.inventory.names, count=1)
     call = "train_only" if subject.verb == "train" else "freeze"
-    mend = "print(fl.select(model, 'all'))  # shows every name"
+    fix = "print(fl.select(model, 'all'))  # shows every name"
     if near:
-        mended = asked.replace(word, near[0])
-        mend = f"fl.{call}(model, {mended!r})  # on the command line: --{subject.verb} '{mended}'"
+        fixed = asked.replace(word, near[0])
+        fix = f"fl.{call}(model, {fixed!r})  # on the command line: --{subject.verb} '{fixed}'"
     return Finding(
         "no-match",
         "error",
         " ".join(message.split()),
-        "elsewhere a pattern that matches nothing freezes or trains nothing, and nobody is told",
-        mend,
+        "elsewhere a pattern that matches nothing freezes or trains nothing, and nobody says so",
+        fix,
         (word,),
     )
 
@@ -160,12 +163,12 @@ def _tied_finding(entry: Entry, odd: list[Occurrence]) -> Finding:
     apart = others[-1] if others and wanted else odd[-1].name
     left = next(name for name in names if name != apart)
     path, _, leaf = apart.rpartition(".")
-    mend = (
+    fix = (
         f"model.get_submodule({path!r}).{leaf} = "
         f"torch.nn.Parameter(model.get_parameter({apart!r}).detach().clone())"
     )
     if wanted:
-        mend += f"; fl.freeze(model, {left!r})"
+        fix += f"; fl.freeze(model, {left!r})"
     state, other = ("trains", "frozen") if wanted else ("is frozen", "trainable")
     return Finding(
         "tied-split",
@@ -173,7 +176,7 @@ def _tied_finding(entry: Entry, odd: list[Occurrence]) -> Finding:
         f"{' = '.join(names[:3])} is one tensor and {state}, beside {other} neighbours at "
         f"{listed([place.name for place in odd])}",
         "what is frozen or trained under one name is so under all of its names",
-        f"{mend}  # if each place is to have its own",
+        f"{fix}  # if each place is to have its own",
         names,
     )
 
@@ -191,6 +194,64 @@ def _module(subject: Subject, path: str) -> nn.Module:
     return subject.root.get_submodule(path)
 
 
+def _plan(subject: Subject) -> Iterator[Finding]:
+    if subject.plan is None:
+        return
+    try:
+        warnings = subject.plan.check(subject.root)
+    except (SelectorError, ConfigError) as error:
+        yield Finding(
+            "plan-error",
+            "error",
+            " ".join(str(error).split()),
+            "the phase could not begin",
+            "Change the phase; plan.table(model) shows what each trains.",
+        )
+        return
+    for warning in warnings:
+        yield Finding(
+            "plan-warning",
+            "warning",
+            warning,
+            "the plan would do what it says, which is hardly what is meant",
+            "Change the phase, then print(plan.table(model)).",
+        )
+
+
+def _recompiles(subject: Subject) -> Iterator[Finding]:
+    if subject.plan is None or not _is_compiled(subject.model):
+        return
+    phases = len({part.selection.names for part in subject.parts})
+    if phases < 2:
+        return
+    limit = _limit()
+    beyond = phases > limit
+    yield Finding(
+        "recompiles",
+        "warning" if beyond else "note",
+        f"the model is compiled, and the plan has {counted(phases, 'set')} of trainable "
+        f"parameters; torch's limit is {limit}",
+        "each set is compiled anew, and beyond the limit the model runs uncompiled without a word"
+        if beyond
+        else "each set is compiled anew, at the first step of its phase",
+        f"torch._dynamo.config.recompile_limit = {2 * phases}"
+        if beyond
+        else "Nothing, if the phases are long; else compile the model of the last phase only.",
+    )
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """By `torch.compile(model)` around it, or by `model.compile()` in it or in a part of it."""
+    around = any(type(wrapper).__name__ == "OptimizedModule" for wrapper in wrappers(model))
+    return around or any(module._compiled_call_impl is not None for module in model.modules())
+
+
+def _limit() -> int:
+    # The compiler takes a second to import, and is there if a compiled model is.
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    return int(dynamo.config.recompile_limit) if dynamo is not None else 8
+
+
 CHECKS = (
     Check(_unmatched, ("no-match",)),
     Check(_unholdable, ("cannot-freeze",)),
@@ -198,6 +259,8 @@ CHECKS = (
     Check(_nothing_trainable, ("nothing-trainable",)),
     Check(_tied_split, ("tied-split",)),
     Check(_everything_trainable, ("everything-trainable",)),
+    Check(_plan, ("plan-error", "plan-warning")),
+    Check(_recompiles, ("recompiles",)),
 )
 CODES = ("lazy-module",)
-"""Of a finding that no check gives: it tells why the checks cannot be made."""
+"""Of a finding that no check gives: it says why the checks cannot be made."""

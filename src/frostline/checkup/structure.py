@@ -59,7 +59,7 @@ def _softmax(subject: Subject) -> Iterator[Finding]:
     facts = subject.facts
     if facts is None or facts.logits is None or facts.logits.shape[1] < 2:
         return
-    path, kind = facts.last or ("", "")
+    path, kind = facts.watch.last
     if kind == "LogSoftmax":
         yield Finding(
             "log-softmax",
@@ -98,7 +98,7 @@ def _identity(path: str) -> str:
 
 def _stacked_linear(subject: Subject) -> Iterator[Finding]:
     facts = subject.facts
-    for first, second in facts.stacked if facts else ():
+    for first, second in facts.watch.stacked if facts else ():
         if not _is_wasted(subject, first, second):
             continue
         before = subject.root.get_submodule(first)
@@ -125,7 +125,7 @@ def _is_wasted(subject: Subject, first: str, second: str) -> bool:
         any(p.requires_grad for p in subject.root.get_submodule(path).parameters())
         for path in (first, second)
     )
-    path, kind = (subject.facts.last if subject.facts else None) or ("", "")
+    path, kind = subject.facts.watch.last if subject.facts else ("", "")
     return upper and (lower or path == second or kind in _AT_THE_END)
 
 

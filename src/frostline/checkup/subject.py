@@ -18,7 +18,7 @@ from frostline.plans import Plan
 from frostline.plans.parts import Part, parts
 from frostline.recipe import Recipe
 from frostline.selectors import Inventory, Selector, inventory, stages
-from frostline.wrappers import live_wrappers, wrappers
+from frostline.wrappers import live_wrappers, unwrap, wrappers
 
 Preprocess = Callable[[Any], Tensor]
 
@@ -30,7 +30,6 @@ class Subject:
 
     Attributes:
         model: as it was given, perhaps wrapped.
-        root: the model inside its wrappers; frozen as asked while the checks run.
         example: one batch as the model takes it.
         targets: of the example.
         asked: the selector of what to freeze or train, where one was given.
@@ -39,7 +38,6 @@ class Subject:
     """
 
     model: nn.Module
-    root: nn.Module
     example: Any = None
     targets: Tensor | None = None
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
@@ -52,6 +50,11 @@ class Subject:
     val_data: object = None
     preprocessing: Preprocess | None = None
     weights_preprocessing: Preprocess | None = None
+
+    @cached_property
+    def root(self) -> nn.Module:
+        """The model inside its wrappers; frozen as asked while the checks run."""
+        return unwrap(self.model)
 
     @cached_property
     def inventory(self) -> Inventory:
@@ -84,7 +87,7 @@ class Subject:
         try:
             return () if self.plan is None else parts(self.root, self.plan.phases, Recipe())
         except (SelectorError, ConfigError):
-            return ()  # the check of the plan tells
+            return ()  # the check of the plan says why
 
     @cached_property
     def in_last_stage(self) -> frozenset[int]:

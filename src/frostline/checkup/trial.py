@@ -18,11 +18,11 @@ from torch.utils import _pytree as pytree
 from frostline.calling import call_with
 from frostline.checkup.keeping import same_bits, untouched
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers
-from frostline.checkup.watching import PartCall, Watch, tensors_in, watching
+from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, watching
 from frostline.fingerprints.parts import is_finite, is_wrapped, plain_parts
 
 Gradient = Literal["none", "zero", "some", "not finite"]
-Step = Literal[
+TrialStep = Literal[
     "preparation", "forward pass in train mode", "backward pass", "forward pass in eval mode"
 ]
 
@@ -39,7 +39,7 @@ class Failure:
         step: what was done then, for people.
     """
 
-    step: Step
+    step: TrialStep
     error: Exception
 
 
@@ -52,12 +52,7 @@ class Facts:
         outputs: the output's floating-point tensors, of the pass in train mode.
         logits: the one among them that cross-entropy would take, if any.
         gradients: what each trainable parameter got in the best of several passes.
-        crossed: modules with frozen parameters that the backward pass goes through.
-        dead: ReLUs that gave nothing but zeros.
-        cut: modules that the backward pass could enter and not leave below.
-        reentrant: modules in which reentrant checkpointing cut the gradient.
-        stacked: pairs of linear layers with nothing between.
-        last: the last layer called, by path and class.
+        watch: what hooks saw in the pass in train mode.
         random_parts: frozen parts that draw random numbers in code of their own.
         moved_in_eval: buffers that a pass in eval mode changes, the second time too.
         differs_in_eval: whether two passes in eval mode give other numbers, with no buffer moved.
@@ -66,12 +61,7 @@ class Facts:
     outputs: tuple[Tensor, ...]
     logits: Tensor | None
     gradients: Mapping[str, Gradient]
-    crossed: tuple[str, ...]
-    dead: tuple[str, ...]
-    cut: tuple[str, ...]
-    reentrant: tuple[str, ...]
-    stacked: tuple[tuple[str, str], ...]
-    last: tuple[str, str] | None
+    watch: ForwardWatch
     random_parts: tuple[str, ...]
     moved_in_eval: tuple[str, ...]
     differs_in_eval: bool
@@ -115,17 +105,13 @@ def _facts(root: nn.Module, example: Any, targets: Tensor | None) -> Facts:
     gradients = _gradients(root, output, targets)
     settled = _settled(root, example, targets, gradients)
     again = tuple(path for path, call in watch.parts.items() if _is_random(call))
+    watch.parts.clear()
     moved, differs = _in_eval(root, example)
     return Facts(
         outputs=tuple(t.detach() for t in _floats(output)),
         logits=_detached(logits_in(output)),
         gradients=settled,
-        crossed=tuple(watch.crossed),
-        dead=tuple(watch.dead),
-        cut=tuple(watch.cut),
-        reentrant=tuple(watch.reentrant),
-        stacked=watch.stacked(root),
-        last=_last(watch),
+        watch=watch,
         random_parts=again,
         moved_in_eval=moved,
         differs_in_eval=differs,
@@ -169,7 +155,7 @@ def _gradients(root: nn.Module, output: Any, targets: Tensor | None) -> dict[str
 def _settled(
     root: nn.Module, example: Any, targets: Tensor | None, found: dict[str, Gradient]
 ) -> dict[str, Gradient]:
-    """`found`, mended by what further passes show.
+    """`found`, corrected by what further passes show.
 
     What begins at zero, as the last norm of a residual block or half of a low-rank pair, lets no
     gradient through in the first step and does in the second; so it is nudged. Layers that are
@@ -240,8 +226,8 @@ def _are_classes(targets: Tensor, logits: Tensor) -> bool:
 
 def _is_silent(path: str, part: nn.Module) -> bool:
     """Whether a frozen part is in train mode, and no layer of it says that this matters."""
-    told = [*random_layers(path, part), *moving_layers(path, part)]
-    return any(module.training for module in part.modules()) and not told
+    known = [*random_layers(path, part), *moving_layers(path, part)]
+    return any(module.training for module in part.modules()) and not known
 
 
 def _is_random(call: PartCall) -> bool:
@@ -281,10 +267,6 @@ def _in_eval(root: nn.Module, example: Any) -> tuple[tuple[str, ...], bool]:
     return both, not first and not second and _differ(*outputs)
 
 
-def _last(watch: Watch) -> tuple[str, str] | None:
-    return None if watch.last is None else (watch.last[0], type(watch.last[1]).__name__)
-
-
 def _detached(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
@@ -312,9 +294,7 @@ def _quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _stopping(
-    step: Literal["forward pass in train mode", "backward pass", "forward pass in eval mode"],
-) -> Iterator[None]:
+def _stopping(step: TrialStep) -> Iterator[None]:
     try:
         yield
     except Exception as error:

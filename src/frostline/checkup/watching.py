@@ -6,7 +6,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
@@ -38,9 +38,8 @@ class PartCall:
 
 
 @final
-@dataclass(slots=True)
-class Watch:
-    """What the hooks noted; every list holds module paths, in the order of the calls.
+class ForwardWatch:
+    """What hooks saw in one forward pass; every list holds module paths, in the order of calls.
 
     Attributes:
         crossed: owners of frozen parameters whose input wants a gradient.
@@ -48,42 +47,86 @@ class Watch:
         cut: the innermost modules with parameters into which went what wants a gradient, and out of
             which came nothing that does.
         reentrant: the innermost modules in which reentrant checkpointing cut the gradient.
-        last: the last layer called.
-        parts: the first call of each module that was to be noted.
+        stacked: pairs of linear layers of which the second reads the first and nothing else does.
+        last: the last layer called, by path and class.
+        parts: the first call of each module whose arguments were to be kept.
     """
 
-    crossed: list[str] = field(default_factory=list)
-    dead: list[str] = field(default_factory=list)
-    cut: list[str] = field(default_factory=list)
-    reentrant: list[str] = field(default_factory=list)
-    last: tuple[str, nn.Module] | None = None
-    parts: dict[str, PartCall] = field(default_factory=dict)
-    _sources: dict[Key, str] = field(default_factory=dict)
-    _readers: dict[Key, list[tuple[str, nn.Module]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    _same: dict[Key, Key] = field(default_factory=dict)
-    _held: list[Tensor] = field(default_factory=list)  # else an address is used again
+    def __init__(self, wanted: Iterable[str], caught: list[warnings.WarningMessage]) -> None:
+        self.crossed: list[str] = []
+        self.dead: list[str] = []
+        self.cut: list[str] = []
+        self.reentrant: list[str] = []
+        self.stacked: tuple[tuple[str, str], ...] = ()
+        self.last = ("", "")
+        self.parts: dict[str, PartCall] = {}
+        self._wanted, self._caught = set(wanted), caught
+        self._warned_before: list[int] = []  # warnings caught before each module that runs now
+        self._sources: dict[Key, tuple[str, nn.Linear]] = {}
+        self._readers: dict[Key, list[tuple[str, nn.Module]]] = defaultdict(list)
+        self._same: dict[Key, Key] = {}
+        self._held: list[Tensor] = []  # else an address is used again
 
-    def stacked(self, root: nn.Module) -> tuple[tuple[str, str], ...]:
-        """Pairs of linear layers of which the second reads the first and nothing else does.
+    def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """The module at `path` is called."""
+        self._warned_before.append(len(self._caught))
+        if path in self._wanted and path not in self.parts:
+            self.parts[path] = PartCall(module, args, kwargs, _versions((args, kwargs)))
+        tensors = tensors_in((args, kwargs))
+        wanting = any(t.requires_grad for t in tensors)
+        if wanting and _owns_frozen(module) and path not in self.crossed:
+            self.crossed.append(path)
+        if tensors and _is_layer(module) and not isinstance(module, _TRANSPARENT):
+            key = _key(tensors[0])
+            source = self._same.get(key, key)
+            if source in self._sources:
+                self._readers[source].append((path, module))
 
-        Not where the width between them is the smallest: that is a factorisation, and meant.
+    def leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """The module at `path` has given `output`."""
+        before = self._warned_before.pop()
+        if any(_REENTRANT in str(warning.message) for warning in self._caught[before:]):
+            self.reentrant.append(path)
+            del self._caught[before:]
+        is_outer = any(_is_within(inner, path) for inner in self.cut)
+        if not is_outer and _cuts(module, (args, kwargs), output):
+            self.cut.append(path)
+        if not _is_layer(module):
+            return
+        self.last = (path, type(module).__name__)
+        if not isinstance(output, Tensor) or output.is_nested:
+            return
+        if isinstance(module, _ZEROING) and not output.any():
+            self.dead.append(path)
+        if isinstance(module, nn.Linear):
+            self._held.append(output)
+            self._sources[_key(output)] = (path, module)
+        elif isinstance(module, _TRANSPARENT) and args and isinstance(args[0], Tensor):
+            source = self._same.get(_key(args[0]), _key(args[0]))
+            if source in self._sources and _key(output) != source:
+                self._held.append(output)
+                self._same[_key(output)] = source
+
+    def finish(self) -> None:
+        """The pass is over: find the pairs, and let the tensors go.
+
+        No pair where the width between two layers is the smallest: a factorisation, and meant.
         """
-        found = []
-        for key, first in self._sources.items():
+        pairs = []
+        for key, (first, before) in self._sources.items():
             readers = self._readers.get(key, [])
-            if len(readers) == 1 and isinstance(readers[0][1], nn.Linear):
-                before, after = root.get_submodule(first), readers[0][1]
-                assert isinstance(before, nn.Linear)
-                if before.out_features >= min(before.in_features, after.out_features):
-                    found.append((first, readers[0][0]))
-        return tuple(found)
+            path, after = readers[0] if len(readers) == 1 else ("", None)
+            if isinstance(after, nn.Linear) and before.out_features >= min(
+                before.in_features, after.out_features
+            ):
+                pairs.append((first, path))
+        self.stacked = tuple(pairs)
+        self._held.clear()
 
 
 @contextmanager
-def watching(root: nn.Module, parts: Iterable[str] = ()) -> Iterator[Watch]:
-    """Note what the modules below `root` are called with, while the block runs.
+def watching(root: nn.Module, parts: Iterable[str] = ()) -> Iterator[ForwardWatch]:
+    """Record what the modules below `root` are called with, while the block runs.
 
     Warnings within the block are kept from the caller: they are a stranger's, about a pass that
     nobody asked for.
@@ -91,75 +134,17 @@ def watching(root: nn.Module, parts: Iterable[str] = ()) -> Iterator[Watch]:
     Args:
         parts: paths of modules whose arguments are to be kept.
     """
-    watch, wanted, frames = Watch(), set(parts), list[int]()
     with warnings.catch_warnings(record=True) as caught, ExitStack() as hooks:
         warnings.simplefilter("always")
+        watch = ForwardWatch(parts, caught)
         for path, module in root.named_modules():
-            enter = partial(_enter, watch, path, path in wanted, frames, caught)
-            leave = partial(_leave, watch, path, frames, caught)
+            enter, leave = partial(watch.enter, path), partial(watch.leave, path)
             before = module.register_forward_pre_hook(enter, with_kwargs=True)
             after = module.register_forward_hook(leave, with_kwargs=True)
             hooks.callback(before.remove)
             hooks.callback(after.remove)
         yield watch
-
-
-def _enter(
-    watch: Watch,
-    path: str,
-    is_wanted: bool,
-    frames: list[int],
-    caught: list[warnings.WarningMessage],
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
-    frames.append(len(caught))
-    if is_wanted and path not in watch.parts:
-        watch.parts[path] = PartCall(module, args, kwargs, _versions((args, kwargs)))
-    tensors = tensors_in((args, kwargs))
-    if any(t.requires_grad for t in tensors) and _owns_frozen(module) and path not in watch.crossed:
-        watch.crossed.append(path)
-    if tensors and _is_layer(module) and not isinstance(module, _TRANSPARENT):
-        key = _key(tensors[0])
-        source = watch._same.get(key, key)
-        if source in watch._sources:
-            watch._readers[source].append((path, module))
-
-
-def _leave(
-    watch: Watch,
-    path: str,
-    frames: list[int],
-    caught: list[warnings.WarningMessage],
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    output: Any,
-) -> None:
-    before = frames.pop()
-    if any(_REENTRANT in str(warning.message) for warning in caught[before:]):
-        watch.reentrant.append(path)
-        del caught[before:]
-    if _cuts(module, (args, kwargs), output) and not any(
-        _is_within(inner, path) for inner in watch.cut
-    ):
-        watch.cut.append(path)
-    if not _is_layer(module):
-        return
-    watch.last = (path, module)
-    if not isinstance(output, Tensor) or output.is_nested:
-        return
-    if isinstance(module, _ZEROING) and not output.any():
-        watch.dead.append(path)
-    if isinstance(module, nn.Linear):
-        watch._held.append(output)
-        watch._sources[_key(output)] = path
-    elif isinstance(module, _TRANSPARENT) and args and isinstance(args[0], Tensor):
-        source = watch._same.get(_key(args[0]), _key(args[0]))
-        if source in watch._sources and _key(output) != source:
-            watch._held.append(output)
-            watch._same[_key(output)] = source
+        watch.finish()
 
 
 def _cuts(module: nn.Module, given: Any, output: Any) -> bool:

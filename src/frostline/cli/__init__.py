@@ -1,6 +1,6 @@
 """The command line: a file per verb. Nothing here imports torch before a verb runs.
 
-Exit status: 0 done, 1 something the user can mend, 2 wrong usage, 3 a promise was broken.
+Exit status: 0 done, 1 something the user can fix, 2 wrong usage, 3 a promise was broken.
 An option whose text or value is wrong whatever the data, the model and the machine are is wrong
 usage; what takes one of these three to find out is status 1.
 """

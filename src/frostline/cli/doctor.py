@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli import _options as options
-from frostline.cli._set_up import Setup, check_one_of, set_up
+from frostline.cli._set_up import ModelSetup, check_one_of, freeze_as_asked, set_up
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from frostline.checkup import Checkup
-    from frostline.plans import Plan
 
 
 def doctor(
@@ -74,7 +73,7 @@ def _check_together(
 
 
 def _checkup(
-    setup: Setup, freeze: str | None, train: str | None, plan: Path | None, lr: float | None
+    setup: ModelSetup, freeze: str | None, train: str | None, plan: Path | None, lr: float | None
 ) -> Checkup:
     from frostline.checkup import doctor as check
     from frostline.data import ImageDataset
@@ -83,7 +82,6 @@ def _checkup(
 
     if freeze is None and train is None:
         train_only(setup.model, setup.head)  # also what a plan's first phase may go on with
-    phases: Plan | None = Plan.load(plan) if plan is not None else None
     splits = setup.splits
     train_data = ImageDataset(splits.train, setup.preprocessing) if splits else None
     val_data = ImageDataset(splits.val, setup.preprocessing) if splits else None
@@ -95,7 +93,7 @@ def _checkup(
         classes=len(splits.train.classes) if splits else None,
         freeze=freeze,
         train=train,
-        plan=phases,
+        plan=None if plan is None else Plan.load(plan),
         train_data=train_data,
         val_data=val_data,
     )
@@ -106,18 +104,13 @@ def _checkup(
 def _optimizer(
     model: nn.Module, freeze: str | None, train: str | None, lr: float
 ) -> torch.optim.Optimizer | None:
-    """What would train, frozen as asked; None where that cannot be, which the checkup tells."""
+    """What would train, frozen as asked; None where that cannot be, which the checkup says."""
     import torch
 
     from frostline.errors import FreezeError, SelectorError
-    from frostline.freezing import freeze as freeze_part
-    from frostline.freezing import train_only
     from frostline.groups import param_groups
 
     with suppress(FreezeError, SelectorError):
-        if freeze is not None:
-            freeze_part(model, freeze)
-        elif train is not None:
-            train_only(model, train)
+        freeze_as_asked(model, freeze, train)
         return torch.optim.AdamW([dict(group) for group in param_groups(model, lr=lr)])
     return None

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from frostline.choices import OptimizerName, StepPrecision
 from frostline.cli import _options as options
 from frostline.cli._set_up import check_one_of, set_up
 
+Data = Annotated[
+    Path | None, typer.Option(help="Pictures to count and to cut on, as `train` takes them.")
+]
+Samples = Annotated[int, typer.Option(help="Samples to train on, without --data.", min=0)]
+Epochs = Annotated[int, typer.Option(help="Epochs, without --plan.", min=1)]
+Optimizer = Annotated[OptimizerName, typer.Option(help="Optimizer of the step.")]
+Precision = Annotated[StepPrecision, typer.Option(help="fp32, or autocast to bf16 or fp16.")]
+Lean = Annotated[bool, typer.Option("--lean", help="With what `fl.lean` saves of the activations.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory, as 4GiB: the largest batch and the deepest thaw that fit.", metavar="BYTES"
+    ),
+]
+Calibrate = Annotated[bool, typer.Option("--calibrate", help="Also run a real step, and compare.")]
 
+
+# Long since each option has a line here and one in the call.
 def estimate(
     model: options.ModelName,
     *,
@@ -20,33 +38,16 @@ def estimate(
     plan: options.PlanFile = None,
     head: options.Head = "",
     on: options.On = "classifier",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Pictures to count and to cut on, as `train` takes them."),
-    ] = None,
+    data: Data = None,
     classes: options.Classes = 10,
-    samples: Annotated[int, typer.Option(help="Samples to train on, without --data.", min=0)] = 0,
-    epochs: Annotated[int, typer.Option(help="Epochs, without --plan.", min=1)] = 10,
-    batch_size: Annotated[int, typer.Option(help="Samples in a step.", min=1)] = 32,
-    optimizer: Annotated[
-        Literal["adamw", "adam", "sgd"], typer.Option(help="Optimizer of the step.")
-    ] = "adamw",
-    precision: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option(help="fp32, or autocast to bf16 or fp16.")
-    ] = "fp32",
-    lean: Annotated[
-        bool, typer.Option("--lean", help="With what `fl.lean` saves of the activations.")
-    ] = False,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Memory, as 4GiB: the largest batch and the deepest thaw that fit.",
-            metavar="BYTES",
-        ),
-    ] = None,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Also run a real step, and compare.")
-    ] = False,
+    samples: Samples = 0,
+    epochs: Epochs = 10,
+    batch_size: options.BatchSize = 32,
+    optimizer: Optimizer = "adamw",
+    precision: Precision = "fp32",
+    lean: Lean = False,
+    budget: Budget = None,
+    calibrate: Calibrate = False,
     json: options.Json = False,
 ) -> None:
     """Say what training would cost in memory, time and disk, before anything runs.
@@ -55,11 +56,10 @@ def estimate(
     options; by default everything but the head. Its operations and a few real steps are timed on
     this machine for about ten seconds; nothing is trained.
     """
-    from frostline.cli._terminal import output, print_json, say
+    from frostline.cli._terminal import show
     from frostline.estimates import estimate as work_out
     from frostline.freezing import train_only
     from frostline.plans import Plan
-    from frostline.tables import Table
 
     check_one_of(freeze=freeze, train=train, plan=plan)
     if data is not None and samples:
@@ -84,13 +84,4 @@ def estimate(
         budget=within,
         check=calibrate,
     )
-    if json:
-        print_json(found.as_dict())
-        return
-    page = output()
-    for part in found.tables():
-        if isinstance(part, Table):
-            page.print(part)
-        else:
-            say(page, part)
-        page.print()
+    show(found.as_dict(), found.tables(), as_json=json)

@@ -19,20 +19,13 @@ def evaluate(
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Accuracy, loss, F1 and figures per class of a run on data it was not trained on.
+    """Accuracy, loss, F1 and metrics of each class of a run on data it was not trained on.
 
     Of a divided folder the test/ or else the val/ part is taken; of the folder that the run
     divided itself, the part that it held out.
     """
     from frostline.callbacks.progress import BatchBar
-    from frostline.cli._terminal import (
-        counting,
-        notes,
-        output,
-        print_evaluation,
-        print_json,
-        say,
-    )
+    from frostline.cli._terminal import counting, notes, say, show
     from frostline.runs import open_run
 
     opened, aside = open_run(run), notes()
@@ -42,13 +35,5 @@ def evaluate(
         say(aside, f"Warning: {note}", style="yellow")
     bar = BatchBar(aside, samples_per_batch=opened.settings.data.batch_size)
     found = opened.evaluate(held.images, device=device, hooks=(bar,))
-    if json:
-        print_json(found.as_dict())
-        return
-    page = output()
-    print_evaluation(page, found)
-    say(
-        page,
-        f"accuracy {found.accuracy:.3f}, macro F1 {found.macro_f1:.3f}, loss {found.loss:.4f} "
-        f"on {found.samples} pictures",
-    )
+    line = f"{found.line()} on {found.samples} pictures"
+    show(found.as_dict(), [*found.tables(), line], as_json=json)

@@ -3,54 +3,64 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from frostline.choices import HeadPlace
 from frostline.cli import _options as options
-from frostline.cli._set_up import set_up
+from frostline.cli._set_up import as_words, build_model, check_one_of, freeze_as_asked, set_up
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from frostline.cli._set_up import Setup
-    from frostline.config import HeadPlace
+    from frostline.cli._set_up import ModelSetup
+    from frostline.freezing.tree import Summary
     from frostline.tables import Table
 
 
+On = Annotated[
+    HeadPlace | None,
+    typer.Option(
+        "--on",
+        help="Replace the classifier, stack a head on its logits, or keep it; the page "
+        "replaces it unless asked otherwise, tables keep it.",
+    ),
+]
+Depth = Annotated[
+    int | None, typer.Option(help="Levels of modules to show.", min=0, show_default="2")
+]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        help="Write a page to freeze and thaw on, with memory and time of each choice.",
+        metavar="FILE",
+    ),
+]
+Samples = Annotated[
+    int | None, typer.Option(help="Samples of an epoch, on the page.", min=1, show_default="1000")
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Samples in a step, on the page.", min=1, show_default="32")
+]
+
+
+# Long since tables and the page have options of their own, which are refused for the other.
 def inspect(
     model: options.ModelName,
     *,
     freeze: options.Freeze = None,
     train: options.Train = None,
     weights: options.Weights = "none",
-    on: Annotated[
-        Literal["classifier", "logits", "keep"] | None,
-        typer.Option(
-            help="Replace the classifier, stack a head on its logits, or keep it; the page "
-            "replaces it unless told otherwise, tables keep it.",
-        ),
-    ] = None,
+    on: On = None,
     head: options.Head = "",
     classes: Annotated[int, typer.Option(help="Logits of the new head.", min=1)] = 10,
-    depth: Annotated[
-        int | None, typer.Option(help="Levels of modules to show.", min=0, show_default="2")
-    ] = None,
+    depth: Depth = None,
     names: Annotated[bool, typer.Option("--names", help="List every parameter.")] = False,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a page to freeze and thaw on, with memory and time of each choice.",
-            metavar="FILE",
-        ),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(help="Samples of an epoch, on the page.", min=1, show_default="1000"),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Samples in a step, on the page.", min=1, show_default="32")
-    ] = None,
+    html: Page = None,
+    samples: Samples = None,
+    batch_size: BatchSize = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
@@ -60,59 +70,53 @@ def inspect(
     are not needed, so none are loaded; the classifier is kept unless --on says where `train` would
     put a new head.
     """
-    from frostline.cli._terminal import output, print_json
-    from frostline.freezing import freeze as freeze_part
-    from frostline.freezing import train_only
+    from frostline.cli._terminal import show
     from frostline.freezing.tree import summary
     from frostline.selectors import select
 
-    if freeze is not None and train is not None:
-        raise typer.BadParameter("give one of --freeze and --train; the other is the rest.")
-    if html is not None:
-        from frostline.pages.rendering import check_page_path
-
-        if json or names or depth is not None:
+    check_one_of(freeze=freeze, train=train)
+    if html is None:
+        if samples is not None or batch_size is not None:
             raise typer.BadParameter(
-                "--html writes a page with all layers; leave out --json, --names and --depth."
+                "--samples and --batch-size are for the page; add --html FILE."
             )
-        check_page_path(html, force=force)
-        place = on or "classifier"
-        setup = set_up(model, weights, on=place, head=head, data=None, classes=classes)
-        asked = ("freeze", freeze) if freeze is not None else ("train", train or setup.head)
-        command = [model, *(["--head", head] if head else [])]
-        command += ["--on", place] if place != "classifier" else []
-        batch = batch_size or 32
-        command += ["--batch-size", str(batch)] if batch != 32 else []
-        _write_page(html, setup, asked, command, samples=samples or 1000, batch=batch, force=force)
+        network, _, _ = build_model(model, weights, on=on or "keep", head=head, classes=classes)
+        freeze_as_asked(network, freeze, train)
+        found = summary(network, depth=2 if depth is None else depth)
+        every = [select(network, "all").report()] if names else []
+        parts: list[Table | str] = [found.table(), _stage_table(network), *every, _savings(network)]
+        show(_document(network, found), parts, as_json=json)
         return
-    if samples is not None or batch_size is not None:
-        raise typer.BadParameter("--samples and --batch-size are for the page; add --html FILE.")
-    depth = 2 if depth is None else depth
-    place = on or "keep"
-    network = _built(model, weights, place, options.hidden_widths(head, on=place), classes)
-    if freeze is not None:
-        freeze_part(network, freeze)
-    elif train is not None:
-        train_only(network, train)
-    if json:
-        print_json(_document(network, depth))
-        return
-    page = output()
-    page.print(summary(network, depth=depth).table())
-    page.print()
-    page.print(_stage_table(network))
-    if names:
-        page.print()
-        page.print(select(network, "all").report())
-    page.print()
-    page.print(_savings(network))
+    if json or names or depth is not None:
+        raise typer.BadParameter(
+            "--html writes a page with all layers; leave out --json, --names and --depth."
+        )
+    _check_page(html, freeze or train, force=force)
+    place, batch = on or "classifier", batch_size or 32
+    setup = set_up(model, weights, on=place, head=head, data=None, classes=classes)
+    asked = ("freeze", freeze) if freeze is not None else ("train", train or setup.head)
+    words = as_words(head=head, on=place, batch_size=batch)
+    _write_page(html, model, setup, asked, words, samples=samples or 1000, batch=batch, force=force)
+
+
+def _check_page(path: Path, selector: str | None, *, force: bool) -> None:
+    from frostline.pages.rendering import check_page_path
+    from frostline.selectors import as_selector
+    from frostline.selectors.pieces import row_terms
+
+    if term := next(row_terms(as_selector(selector or "all")), None):
+        raise typer.BadParameter(
+            f"the page draws whole tensors, and '{term}' names rows of one; leave out --html."
+        )
+    check_page_path(path, force=force)
 
 
 def _write_page(
     path: Path,
-    setup: Setup,
+    name: str,
+    setup: ModelSetup,
     asked: tuple[str, str],
-    command: list[str],
+    words: list[str],
     *,
     samples: int,
     batch: int,
@@ -129,8 +133,8 @@ def _write_page(
     page = inspect_page(
         setup.model,
         ledger(setup.model, setup.example, batch_size=batch),
-        name=command[0],
-        command=["frostline", "train", "DATA", "--model", *command],
+        name=name,
+        options=words,
         samples=samples,
         mode=mode,
         selector=selector,
@@ -139,21 +143,9 @@ def _write_page(
     say(output(), f"Page: {path}")
 
 
-def _built(
-    model: str, weights: str, on: HeadPlace, hidden: tuple[int, ...], classes: int
-) -> nn.Module:
-    from frostline.models import ModelSpec, build, load_model
-
-    if on == "keep":
-        return build(ModelSpec.parse(model), weights=weights, seed=0).model
-    return load_model(model, weights=weights, classes=classes, hidden=hidden, on=on).model
-
-
-def _document(network: nn.Module, depth: int) -> dict[str, object]:
-    from frostline.freezing.tree import summary
+def _document(network: nn.Module, found: Summary) -> dict[str, object]:
     from frostline.selectors.stages import stage_paths
 
-    found = summary(network, depth=depth)
     parameters = [
         {"name": name, "shape": list(p.shape), "numbers": p.numel(), "trainable": p.requires_grad}
         for name, p in network.named_parameters()

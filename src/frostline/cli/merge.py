@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from frostline.choices import Snapshot
 from frostline.cli import _options as options
 
 
@@ -24,9 +25,7 @@ def merge(
         Path | None,
         typer.Option(help="The base's weights, where they cannot be had as then.", metavar="FILE"),
     ] = None,
-    which: Annotated[
-        Literal["best", "last"], typer.Option(help="Which delta of the run.")
-    ] = "best",
+    which: Annotated[Snapshot, typer.Option(help="Which delta of the run.")] = "best",
     json: options.Json = False,
 ) -> None:
     """Write the full state_dict of what was trained, for tools that know nothing of deltas."""

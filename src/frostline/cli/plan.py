@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from shlex import quote
+from shlex import join
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from frostline.cli import _options as options
+from frostline.cli._set_up import as_words, build_model
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from torch import nn
 
-    from frostline.config import HeadPlace
     from frostline.plans import Plan
 
 Kind = Literal["head_only", "gradual", "lp_ft", "surgical", "full", "norm_and_bias"]
@@ -25,31 +24,37 @@ _EPOCHS = {"gradual": "epochs_each", "lp_ft": "tune_epochs"}
 # Options that one kind alone takes.
 _OWN = {"stages": "gradual", "stage": "surgical"}
 
+ReadyMade = Annotated[Kind, typer.Option(help="Which plan; docs/plans.md says what each is for.")]
+Stages = Annotated[
+    int | None,
+    typer.Option(help="gradual: how many stages train in the end, the head included.", min=1),
+]
+BesideHead = Annotated[
+    int | None, typer.Option(help="surgical: the stage beside the head, from 0 or as -2.")
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="Epochs of the last phase; gradual: of each phase.", min=1)
+]
+PeakRate = Annotated[
+    float | None,
+    typer.Option(help="Peak learning rate of the last phase; gradual: of all but the first."),
+]
+NewFile = Annotated[
+    Path | None, typer.Option(help="File to write the plan to; a new one.", metavar="FILE")
+]
+
 
 def plan(
     model: options.ModelName,
     *,
-    kind: Annotated[Kind, typer.Option(help="Which plan; docs/plans.md tells what each is for.")],
-    stages: Annotated[
-        int | None,
-        typer.Option(help="gradual: how many stages train in the end, the head included.", min=1),
-    ] = None,
-    stage: Annotated[
-        int | None, typer.Option(help="surgical: the stage beside the head, from 0 or as -2.")
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(help="Epochs of the last phase; gradual: of each phase.", min=1),
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(help="Peak learning rate of the last phase; gradual: of all but the first."),
-    ] = None,
+    kind: ReadyMade,
+    stages: Stages = None,
+    stage: BesideHead = None,
+    epochs: Epochs = None,
+    lr: PeakRate = None,
     on: options.On = "classifier",
     head: options.Head = "",
-    out: Annotated[
-        Path | None, typer.Option(help="File to write the plan to; a new one.", metavar="FILE")
-    ] = None,
+    out: NewFile = None,
     json: options.Json = False,
 ) -> None:
     """Write a ready-made plan for a model: what trains when, as TOML that can be edited.
@@ -58,13 +63,15 @@ def plan(
     Without --out the plan itself goes to standard output, and its table to standard error.
     """
     from frostline.cli._terminal import notes, output, print_json, say
+    from frostline.plans import Plan
 
     asked = {"stages": stages, "stage": stage, "epochs": epochs, "lr": lr}
     chosen = _checked(kind, {name: value for name, value in asked.items() if value is not None})
-    hidden = options.hidden_widths(head, on=on)
+    options.hidden_widths(head, on=on)
     _check_free(out)
-    network = _built(model, on, hidden)
-    made = _makers()[kind](network, **chosen)
+    network, _, _ = build_model(model, on=on, head=head)  # no plan depends on how many classes
+    make: Callable[..., Plan] = getattr(Plan, kind)
+    made = make(network, **chosen)
     if out is not None:
         made.save(out)
     aside = notes()
@@ -76,7 +83,10 @@ def plan(
         aside.print(made.table(network))
         print(made.dumps(), end="")  # noqa: T201 - the output itself
     else:
-        _conclude(made, network, output(), out, _as_given(model, on, head))
+        page = output()
+        page.print(made.table(network))
+        words = ["--model", model, *as_words(head=head, on=on), "--plan", str(out)]
+        say(page, f"\nWritten to {out}; next: frostline train DATA {join(words)}")
 
 
 def _checked(kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
@@ -103,33 +113,11 @@ def _checked(kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
     return {_EPOCHS.get(kind, name) if name == "epochs" else name: v for name, v in given.items()}
 
 
-def _makers() -> dict[Kind, Callable[..., Plan]]:
-    from frostline.plans import Plan
-
-    return {
-        "head_only": Plan.head_only,
-        "gradual": Plan.gradual,
-        "lp_ft": Plan.lp_ft,
-        "surgical": Plan.surgical,
-        "full": Plan.full,
-        "norm_and_bias": Plan.norm_and_bias,
-    }
-
-
 def _check_free(out: Path | None) -> None:
     from frostline.errors import OutputError
 
     if out is not None and (out.exists() or out.is_symlink()):
         raise OutputError(f"{out} is there already. Choose another --out, or remove it first.")
-
-
-def _built(model: str, on: HeadPlace, hidden: tuple[int, ...]) -> nn.Module:
-    from frostline.models import ModelSpec, build, load_model
-
-    if on == "keep":
-        return build(ModelSpec.parse(model), weights="none", seed=0).model
-    # A plan does not depend on how many classes there are.
-    return load_model(model, weights="none", classes=2, hidden=hidden, on=on).model
 
 
 def _document(made: Plan, network: nn.Module, out: Path | None) -> dict[str, object]:
@@ -147,22 +135,3 @@ def _document(made: Plan, network: nn.Module, out: Path | None) -> dict[str, obj
         "warnings": list(made.check(network)),
         "file": None if out is None else str(out),
     }
-
-
-def _as_given(model: str, on: HeadPlace, head: str) -> str:
-    """The model's options for `frostline train`."""
-    options = ["--model", model]
-    if on != "classifier":
-        options += ["--on", on]
-    if head:
-        options += ["--head", head]
-    return " ".join(map(quote, options))
-
-
-def _conclude(made: Plan, network: nn.Module, page: Console, out: Path, options: str) -> None:
-    from frostline.cli._terminal import say
-
-    page.print(made.table(network))
-    page.print()
-    next_step = f"frostline train DATA {options} --plan {quote(str(out))}"
-    say(page, f"Written to {out}; next: {next_step}")

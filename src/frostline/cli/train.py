@@ -6,12 +6,15 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from frostline.choices import BadImages, Storage
 from frostline.cli import _options as options
-from frostline.cli._options import hidden_widths, usage_errors, with_recipe
+from frostline.cli._options import with_recipe
+from frostline.cli._set_up import check_one_of
+from frostline.recipe import recipe_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,15 +31,42 @@ _BESIDE_RESUME = frozenset({"data", "out", "resume", "device", "json"})
 _IN_A_PLAN = ("freeze", "train", "norm", "epochs")
 
 
+ValFraction = Annotated[
+    float, typer.Option(help="Share of each class to hold out where data is undivided.")
+]
+Folds = Annotated[int | None, typer.Option(help="Divide into this many folds instead.")]
+OnBadImages = Annotated[BadImages, typer.Option(help="What to do about broken pictures.")]
+Features = Annotated[
+    str,
+    typer.Option(
+        help="Folder of stored features; auto: in your cache folder; off: none.",
+        metavar="DIR|off",
+    ),
+]
+OnDisk = Annotated[
+    Storage, typer.Option(help="How stored features lie on disk; auto keeps every bit.")
+]
+Forms = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="How the frozen part is computed, as a run recorded it: 'bfloat16 channels-last', or "
+        "model; once for each phase. By default what the machine is best at.",
+        metavar="FORM",
+    ),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile what is trained with torch.compile.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out (or DATA, if it is one).")
+]
+
+
+# Long since each option has a line here and one in the settings that it becomes.
 @with_recipe
 def train(
     context: typer.Context,
-    data: Annotated[
-        Path,
-        typer.Argument(
-            help="A folder of class folders (or train/ and val/), or a CSV.", metavar="DATA"
-        ),
-    ],
+    data: options.Data,
     *,
     model: options.Model = "",
     out: Annotated[Path | None, typer.Option(help="Folder to write the run to.")] = None,
@@ -47,62 +77,30 @@ def train(
     plan: options.PlanFile = None,
     head: options.Head = "",
     on: options.On = "classifier",
-    batch_size: Annotated[int, typer.Option(help="Samples in a step.", min=1)] = 32,
+    batch_size: options.BatchSize = 32,
     augment: options.Augment = "none",
-    val_fraction: Annotated[
-        float, typer.Option(help="Share of each class to hold out where data is undivided.")
-    ] = 0.2,
-    folds: Annotated[int | None, typer.Option(help="Divide into this many folds instead.")] = None,
+    val_fraction: ValFraction = 0.2,
+    folds: Folds = None,
     fold: Annotated[int, typer.Option(help="Which fold to hold out, from 0.")] = 0,
-    bad_images: Annotated[
-        Literal["skip", "error"], typer.Option(help="What to do about broken pictures.")
-    ] = "skip",
-    features: Annotated[
-        str,
-        typer.Option(
-            help="Folder of stored features; auto: in your cache folder; off: none.",
-            metavar="DIR|off",
-        ),
-    ] = "auto",
-    storage: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16", "int8"],
-        typer.Option(help="How stored features lie on disk; auto keeps every bit."),
-    ] = "auto",
-    form: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="How the frozen part is computed, as a run noted it: 'bfloat16 channels-last', or "
-            "model; once for each phase. By default what the machine is best at.",
-            metavar="FORM",
-        ),
-    ] = None,
-    compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile what is trained with torch.compile.")
-    ] = False,
+    bad_images: OnBadImages = "skip",
+    features: Features = "auto",
+    storage: OnDisk = "auto",
+    form: Forms = None,
+    compile_: Compile = False,
     device: options.Device = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out (or DATA, if it is one).")
-    ] = False,
+    resume: Resume = False,
     json: options.Json = False,
     **recipe: Any,
 ) -> None:
     """Freeze part of a pretrained network, train the rest on your pictures, prove the freeze.
 
     By default everything is frozen but the new head. The run folder holds what was trained, the
-    figures of each epoch and all that is needed to repeat the run.
+    metrics of each epoch and all that is needed to repeat the run.
     """
-    from frostline.config import (
-        DataSettings,
-        FeatureSettings,
-        FreezeSettings,
-        ModelSettings,
-        RunSettings,
-    )
+    from frostline import config
     from frostline.plans import Plan
-    from frostline.recipe import recipe_of
 
-    if freeze is not None and train is not None:
-        raise typer.BadParameter("give one of --freeze and --train; the other is the rest.")
+    check_one_of(freeze=freeze, train=train)
     if plan is not None:
         _check_beside_plan(context)
     if resume and not model:
@@ -115,12 +113,11 @@ def train(
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
     _check_fold(folds, fold)
     phases = Plan.load(plan).phases if plan is not None else ()
-    with usage_errors():
-        settings = RunSettings(
-            model=ModelSettings(
-                name=model, weights=weights, on=on, hidden=hidden_widths(head, on=on)
-            ),
-            data=DataSettings(
+    hidden = options.hidden_widths(head, on=on)
+    with options.usage_errors():
+        settings = config.RunSettings(
+            model=config.ModelSettings(name=model, weights=weights, on=on, hidden=hidden),
+            data=config.DataSettings(
                 path=str(data),
                 val_fraction=val_fraction,
                 folds=folds,
@@ -129,10 +126,10 @@ def train(
                 augment=augment,
                 batch_size=batch_size,
             ),
-            freeze=FreezeSettings(freeze=freeze, train=train, norm=norm),
+            freeze=config.FreezeSettings(freeze=freeze, train=train, norm=norm),
             plan=phases,
             training=recipe_of(**recipe),
-            features=FeatureSettings(
+            features=config.FeatureSettings(
                 store=_absolute(features),
                 storage=storage,
                 compile=compile_,
@@ -230,7 +227,7 @@ def _free_folder(model: str) -> Path:
 def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> None:
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import counting, notes, output, print_json, say
-    from frostline.folder import RunFolder
+    from frostline.records import RunFolder
     from frostline.runs import prepare
 
     RunFolder(folder).check_idle()
@@ -303,17 +300,13 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
 
 
 def _conclude(run: Run, folder: Path, page: Console) -> None:
-    from frostline.cli._terminal import print_evaluation, say
-    from frostline.engine import phase_table
+    from frostline.cli._terminal import print_parts, say
+    from frostline.records import phase_table
 
     found = run.best.validation
+    line = f"Best epoch {run.best.epoch}: {found.line()} on {found.samples} held-out pictures"
     page.print()
-    print_evaluation(page, found)
-    say(
-        page,
-        f"Best epoch {run.best.epoch}: accuracy {found.accuracy:.3f}, macro F1 "
-        f"{found.macro_f1:.3f}, loss {found.loss:.4f} on {found.samples} held-out pictures",
-    )
+    print_parts(page, [*found.tables(), line])
     if len(run.phases) > 1:
         page.print(phase_table(run.phases))
     if len(run.phases) > 1 and not run.proof.tensors:
@@ -328,13 +321,11 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
 
 
 def _document(run: Run, folder: Path) -> dict[str, object]:
-    from frostline.callbacks.logs import figures
-
     return {
         "run": str(folder),
         "epoch": run.best.epoch,
         **run.best.validation.as_dict(),
-        "history": [figures(record) for record in run.history],
+        "history": [record.line() for record in run.history],
         "phases": [asdict(record) for record in run.phases],
         "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
     }
@@ -343,7 +334,7 @@ def _document(run: Run, folder: Path) -> dict[str, object]:
 def _interrupted(folder: Path) -> str:
     from frostline.deltas import read_delta
     from frostline.errors import DeltaError
-    from frostline.folder import RunFolder
+    from frostline.records import RunFolder
 
     try:
         about = read_delta(RunFolder(folder).last).about

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from math import isnan
 from typing import Any, final
 
@@ -12,54 +12,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from frostline.calling import in_turn
-from frostline.cutting.above import Above, Seen, above, parameters_of
-from frostline.cutting.at_key import At, at_key, at_line
-from frostline.cutting.at_module import ModuleSplit, cut_at
-from frostline.cutting.bound import Half
-from frostline.cutting.cheapest import Choice, choose, forward_share, row_bytes
-from frostline.cutting.checking import check, check_one, state_kept
-from frostline.cutting.current import check_current
-from frostline.cutting.halves import Line, build_prefix, build_suffix
-from frostline.cutting.layouts import Layout, row_sizes
-from frostline.cutting.nothing import nothing_kept
-from frostline.cutting.offering import Unfollowed, offer
-from frostline.cutting.packing import forget_symbols
-from frostline.cutting.reuse import Drawn, keep, recall
-from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
+from frostline.cutting.at_module import ModuleSplit
+from frostline.cutting.checking import Checked, check, state_kept
+from frostline.cutting.drawing import Drawn, draw, recall
+from frostline.cutting.drawing import FrontierValue as FrontierValue
+from frostline.cutting.halves import Above, Half
+from frostline.cutting.keys import At, at_key, at_line, check_current
+from frostline.cutting.reasons import offer
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
-from frostline.cutting.sweep import Swept, sweep
-from frostline.cutting.tracing import Traced, module_path, one_line, operation, trace
-from frostline.cutting.trial import Trial, few_samples, rearrange, run_trial
-from frostline.cutting.watching import Watch
-from frostline.errors import CutError, FrostlineError, NothingFrozen
+from frostline.cutting.tracing import Unfollowed, one_line
+from frostline.cutting.trial import few_samples
+from frostline.cutting.watching import Structure
+from frostline.errors import CutError, FrostlineError
 from frostline.freezing.modes import modes_kept
 from frostline.tables import hanging
 from frostline.units import format_bytes
-
-__all__ = ["Cut", "Frontier", "FrontierValue", "Prefix", "Suffix", "cut"]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class FrontierValue:
-    """One value that crosses the frost line.
-
-    Attributes:
-        name: the module and operation that give it.
-        shape: of one sample; None for a size that varies with the sample.
-        dtype: as computed.
-        nbytes: of one sample as computed, before any storage dtype.
-    """
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: torch.dtype
-    nbytes: int
-
-    def __str__(self) -> str:
-        sizes = " x ".join("?" if size is None else str(size) for size in self.shape) or "1"
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.name}: {sizes} {dtype}, {format_bytes(self.nbytes)} per sample"
 
 
 @final
@@ -118,10 +85,11 @@ class Prefix(nn.Module):
 
     def run_flat(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         """The values for the inputs' tensors, in the order of `spec`."""
-        if isinstance(self._half, Half):
-            values = self._half(self._model, tensors)
+        half = self._half
+        if isinstance(half, Half):
+            values = half.run(half.tensors(self._model), tensors)
         else:
-            values = self._half.prefix(tensors)
+            values = half.prefix(tensors)
         return tuple(value.detach() for value in values)
 
 
@@ -154,8 +122,7 @@ class Suffix(nn.Module):
             return self._above.suffix(values)
         above = self._above[self.model.training]
         # Here, where torch.compile can follow all the rest as one.
-        tensors = above.half.tensors(self.model)
-        return above(tensors, values)
+        return above(above.half.tensors(self.model), values)
 
 
 @final
@@ -211,11 +178,7 @@ class Cut:
         many = "1 sample" if self.samples == 1 else f"{self.samples} samples"
         lines.append(("checked", f"{exact} on {many}, in training and in evaluation"))
         title = f"Frost line of {type(self.suffix.model).__name__}"
-        return "\n".join([title, *(_wrapped(word, text) for word, text in lines)])
-
-
-def _wrapped(word: str, text: str) -> str:
-    return hanging(f"{word:9}{text}", indent=9)
+        return "\n".join([title, *(hanging(f"{word:9}{text}", indent=9) for word, text in lines)])
 
 
 @in_turn
@@ -255,12 +218,8 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
                 made = _made(known, model, spec, tensors)
                 made.check_current()
                 return made
-        model.train()
         try:
-            drawn = _draw(model, spec, tensors)
-            model.train()
-            keep(model, spec, tensors, drawn)
-            return _made(drawn, model, spec, tensors)
+            return _made(draw(model, spec, tensors), model, spec, tensors)
         except Unfollowed as error:
             offered = offer(model, lambda path: _behind(model, spec, path, tensors))
             raise CutError(f"{error}{offered}") from error.__cause__
@@ -268,129 +227,42 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
 
 def _made(drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
     """What was drawn, for this model: checked, and to be compared with it at each call."""
-    made = _halves(drawn, model, spec, tensors, (Seen(), Seen()))
-    checked, seen = _checked(made, model, spec, tensors)
-    watching = _halves(drawn, model, spec, tensors, seen)
-    return replace(checked, prefix=watching.prefix, suffix=watching.suffix)
+    unseen = Checked(0.0, dict.fromkeys((True, False), Structure()), {True: None, False: None})
+    seen = _checked(*_halves(drawn, model, spec, unseen), tensors)
+    prefix, suffix = _halves(drawn, model, spec, seen)
+    frontier, rows = Frontier(drawn.frontier), rows_of(tensors)
+    return Cut(prefix, suffix, frontier, drawn.why, drawn.share, seen.error, rows, drawn.key)
 
 
 def _halves(
-    drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor], seen: tuple[Seen, Seen]
-) -> Cut:
-    entered = drawn.training[0].entered | drawn.evaluation[0].entered
-    watch = seen[0].watch.without(entered - drawn.prefix.entered).held_modes_only()
-    return Cut(
-        Prefix(spec, model, Half(drawn.prefix, parameters_of(drawn.prefix), watch)),
-        Suffix(
-            model,
-            (
-                above(drawn.evaluation, drawn.prefix, seen[1], entered),
-                above(drawn.training, drawn.prefix, seen[0], entered),
-            ),
-        ),
-        Frontier(drawn.frontier),
-        drawn.why,
-        drawn.share,
-        0.0,
-        rows_of(tensors),
-        drawn.key,
-    )
+    drawn: Drawn, model: nn.Module, spec: InputSpec, seen: Checked
+) -> tuple[Prefix, Suffix]:
+    parts = {True: drawn.training, False: drawn.evaluation}
+    entered = parts[True][0].entered | parts[False][0].entered
+    below = drawn.prefix.parameters
+
+    def above(mode: bool) -> Above:
+        graph, rebuild = parts[mode]
+        # A module that only the other mode's suffix enters counts here too.
+        structure = seen.structures[mode].without(drawn.prefix.entered - entered)
+        return Above(Half(graph, below, structure), rebuild, seen.refusals[mode])
+
+    structure = seen.structures[True].without(entered - drawn.prefix.entered).held_modes_only()
+    prefix = Prefix(spec, model, Half(drawn.prefix, below, structure))
+    return prefix, Suffix(model, (above(False), above(True)))
 
 
-def _draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
-    traced = trace(model, spec, tensors)
-    with _for_few_samples(model):
-        trial = run_trial(traced, tensors, judging=True)
-        swept = sweep(traced, trial)
-        reached = [n for n in traced.nodes if swept.is_frozen(n) and n not in swept.free]
-        seen = rearrange(traced, trial, reached)
-    if seen.mixed:
-        swept = sweep(traced, trial, mixed=seen.mixed)
-    choice = choose(traced.nodes, swept, trial, seen.layouts)
-    if all(node.op == "placeholder" for node in choice.below):
-        raise NothingFrozen(nothing_kept(model, traced, swept))
-    hashes = signatures(traced, trial)
-    ends = settled(traced, trial, hashes, choice.below)
-    alike = _alike(choice, ends)
-    layouts = tuple(seen.layouts[nodes[0]] for nodes in alike)
-    line = Line(choice.below, swept.free, alike, layouts, trial.values)
-    graph, held = build_prefix(traced, line, model)
-    training = build_suffix(traced, line, model)
-    model.eval()
-    evaluated = trace(model, spec, tensors)
-    evaluation = (
-        training
-        if outline(evaluated) == outline(traced)
-        else build_suffix(
-            evaluated, _same_line(model, evaluated, tensors, line, hashes, ends), model
-        )
-    )
-    drawn = Drawn(
-        graph,
-        (training, traced.rebuild),
-        (evaluation, evaluated.rebuild),
-        tuple(
-            _value(nodes[0], trial, layout)
-            for nodes, layout in zip(line.crossing, layouts, strict=True)
-        ),
-        _why(choice, swept),
-        forward_share(held, trial),
-        {
-            "prefix": prefix_key(traced, held, [nodes[0] for nodes in line.crossing]),
-            "tensors": prefix_tensors(traced, held),
-        },
-    )
-    forget_symbols(traced.module.graph, evaluated.module.graph)
-    return drawn
+def _checked(prefix: Prefix, suffix: Suffix, tensors: list[Tensor]) -> Checked:
+    def halves(given: list[Tensor]) -> object:
+        # As a store gives them back.
+        return suffix(*(value.contiguous() for value in prefix.run_flat(given)))
 
-
-@contextmanager
-def _for_few_samples(model: nn.Module) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, IndexError, ValueError) as error:  # as operations refuse their sizes
-        raise Unfollowed(
-            f"the forward of {type(model).__name__} does not hold for batches of 2 or 3 samples: "
-            f"{one_line(error)}."
-        ) from error
-
-
-def _alike(choice: Choice, hashes: Mapping[fx.Node, str]) -> tuple[tuple[fx.Node, ...], ...]:
-    """The crossing nodes, with those of equal content together: one of them is enough."""
-    groups: dict[str, list[fx.Node]] = {}
-    for node in choice.crossing:
-        groups.setdefault(hashes[node], []).append(node)
-    return tuple(tuple(nodes) for nodes in groups.values())
-
-
-def _same_line(
-    model: nn.Module,
-    traced: Traced,
-    tensors: list[Tensor],
-    line: Line,
-    hashes: Mapping[fx.Node, str],
-    ends: Mapping[fx.Node, str],
-) -> Line:
-    """The line of the training graph, whose hashes these are, in another graph."""
-    with _for_few_samples(model):
-        trial = run_trial(traced, tensors, judging=False)
-    swept = sweep(traced, trial)
-    found = signatures(traced, trial)
-    # Of equal computations one may lie below and another above; both are then above here.
-    wanted = {hashes[node] for node in line.below}
-    wanted -= {hashed for node, hashed in hashes.items() if node not in line.below}
-    below = frozenset(node for node in traced.nodes if found[node] in wanted)
-    found_ends = settled(traced, trial, found, below)
-    crossing = tuple(
-        tuple(node for node in traced.nodes if found_ends[node] == ends[nodes[0]])
-        for nodes in line.crossing
-    )
-    return Line(below, swept.free - below, crossing, line.layouts, trial.values)
+    return check(suffix.model, prefix.spec, tensors, halves)
 
 
 def _behind(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -> Cut:
     try:
-        return _checked(_cut_at(model, spec, at, tensors), model, spec, tensors)[0]
+        return _cut_at(model, spec, at, tensors)
     except FrostlineError:
         raise
     except Exception as error:  # whatever the model's own forward raises
@@ -403,7 +275,7 @@ def _behind(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
 
 
 def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -> Cut:
-    split: ModuleSplit = cut_at(model, spec, at, tensors)
+    split = ModuleSplit(model, spec, at, tensors)
     values = split.prefix(tensors)
     rows = rows_of(tensors)
     if any(value.dim() == 0 or value.shape[0] != rows for value in values):
@@ -412,78 +284,18 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
             f"{', '.join(str(tuple(v.shape)) for v in values)}. Name another submodule."
         )
     line = at_line(model, at, lambda: split.prefix(few_samples(tensors)))
+    names = [f"{at}[{i}]" for i in range(len(values))] if len(values) > 1 else [at]
     frontier = Frontier(
         tuple(
-            FrontierValue(
-                f"{at}[{i}]" if len(values) > 1 else at,
-                tuple(v.shape[1:]),
-                v.dtype,
-                v.nbytes // rows,
-            )
-            for i, v in enumerate(values)
+            FrontierValue(name, tuple(value.shape[1:]), value.dtype, value.nbytes // rows)
+            for name, value in zip(names, values, strict=True)
         )
     )
-    return Cut(
-        Prefix(spec, model, split),
-        Suffix(model, split),
-        frontier,
-        f"behind {at}, as asked",
-        float("nan"),
-        0.0,
-        rows,
-        at_key(model, line),
-        line,
-    )
-
-
-def _checked(
-    made: Cut, model: nn.Module, spec: InputSpec, tensors: list[Tensor]
-) -> tuple[Cut, tuple[Seen, Seen]]:
-    """The cut with its error against the model, and what was seen of the model in each mode."""
-
-    def halves(given: list[Tensor]) -> object:
-        # As a store gives them back.
-        return made.suffix(*(value.contiguous() for value in made.prefix.run_flat(given)))
-
-    error, watches = 0.0, dict[bool, Watch]()
-    for training in (True, False):
-        found, watches[training] = check(model, spec, tensors, halves, training=training)
-        error = max(error, found)
-    seen = []
-    for training, watch in watches.items():
-        refusal = check_one(model, spec, tensors, halves, training=training)
-        model.train(training)
-        seen.append(Seen(watch.settled(model), refusal))
-    return replace(made, error=error), (seen[0], seen[1])
-
-
-def _value(node: fx.Node, trial: Trial, layout: Layout) -> FrontierValue:
-    return FrontierValue(
-        operation(node), row_sizes(node, layout), trial.values[node].dtype, row_bytes(node, trial)
-    )
-
-
-def _why(choice: Choice, swept: Swept) -> str:
-    computed = [n for n in choice.crossing if n.op != "placeholder"] or list(choice.crossing)
-    names = list(dict.fromkeys(module_path(n) or operation(n) for n in reversed(computed)))
-    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    where = ", ".join(names[:2]) if more else " and ".join(names[:2])
-    reason, steps = _first_reason(computed, choice, swept)
-    between = "; what lies between costs less to compute again than to read" if steps else ""
-    return f"behind {where}{more}, since {reason}{between}"
-
-
-def _first_reason(crossing: list[fx.Node], choice: Choice, swept: Swept) -> tuple[str, int]:
-    """Why the nearest operation above the line is not frozen, and how many steps off it is."""
-    level = [user for node in reversed(crossing) for user in node.users if user not in choice.below]
-    steps = 0
-    while level:
-        for node in level:
-            if node in swept.reasons and node.op != "output":
-                return swept.reasons[node], steps
-        level = list(dict.fromkeys(user for node in level for user in node.users))
-        steps += 1
-    return "what follows is the model's output", 0
+    key = at_key(model, line)
+    prefix, suffix = Prefix(spec, model, split), Suffix(model, split)
+    error = _checked(prefix, suffix, tensors).error
+    why = f"behind {at}, as asked"
+    return Cut(prefix, suffix, frontier, why, float("nan"), error, rows, key, line)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -14,11 +14,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from frostline.cutting.bound import trainable_below
-from frostline.cutting.reads import reads_noted
+from frostline.cutting.halves import trainable_below
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output, same_bits
 from frostline.cutting.trial import REARRANGED, few_samples, is_close, rows_at
-from frostline.errors import CutError
+from frostline.cutting.watching import reads_recorded
+from frostline.errors import CutError, nearest
 from frostline.freezing.modes import modes_kept
 
 
@@ -27,11 +27,16 @@ class ModuleSplit:
     """A model divided at the output of one of its submodules."""
 
     def __init__(self, model: nn.Module, spec: InputSpec, path: str, tensors: list[Tensor]) -> None:
+        """Divide `model` behind its submodule `path`.
+
+        Raises:
+            CutError: there is no such submodule, it is trainable, random or unused, or what is put
+                into it depends on trainable parts.
+        """
         self._model = model
         self._spec = spec
         self._path = path
-        _find(model, path)
-        self._shapes = [(t.shape[1:], t.dtype, t.device) for t in tensors]
+        self._shapes = [(t.shape[1:], t.dtype) for t in tensors]
         self._rebuild: Rebuild | None = None
         self._below: list[str] = []
         self._check_fixed(tensors)
@@ -41,17 +46,14 @@ class ModuleSplit:
         flat, self._rebuild = self._answer(tensors)
         return tuple(flat)
 
-    @property
-    def _module(self) -> nn.Module:
-        """The one that stands there now."""
-        return _find(self._model, self._path)
-
     def suffix(self, features: Sequence[Tensor]) -> object:
         """The model's output, with `features` as the submodule's answer."""
         assert self._rebuild is not None
-        self._check_frozen()
+        trainable = [name for name in self._below if self._model.get_parameter(name).requires_grad]
+        if trainable:
+            raise trainable_below(trainable)
         rows = features[0].shape[0]
-        stubs: list[Tensor] = [_Unread.make(shape, dtype, rows) for shape, dtype, _ in self._shapes]
+        stubs: list[Tensor] = [_Unread.make(shape, dtype, rows) for shape, dtype in self._shapes]
         answer = self._rebuild(iter(f.clone() for f in features))
         calls: list[int] = []
 
@@ -68,11 +70,23 @@ class ModuleSplit:
             )
         return output
 
+    @property
+    def _module(self) -> nn.Module:
+        """The one that stands there now."""
+        try:
+            return self._model.get_submodule(self._path)
+        except AttributeError:
+            names = nearest(self._path, [name for name, _ in self._model.named_modules() if name])
+            raise CutError(
+                f"{type(self._model).__name__} has no submodule '{self._path}' to cut behind. "
+                f"Nearest: {', '.join(names) or 'none'}."
+            ) from None
+
     def _check_fixed(self, tensors: list[Tensor]) -> None:
-        """The answer depends on nothing trainable and on no chance."""
+        """The answer depends on nothing trainable, on no chance and not on the mode."""
         if any(p.requires_grad for p in self._module.parameters()):
             raise CutError(f"{self._path} is not wholly frozen. Freeze it, or name another part.")
-        with reads_noted(self._model) as reads:
+        with reads_recorded(self._model) as reads:
             first = self._answers(tensors, seed=0)
         second = self._answers(tensors, seed=1)
         self._below = list(self._parameters_below(reads))
@@ -105,11 +119,6 @@ class ModuleSplit:
             if inside or leaf in read or ("forward" in read and not running):
                 yield name
 
-    def _check_frozen(self) -> None:
-        trainable = [name for name in self._below if self._model.get_parameter(name).requires_grad]
-        if trainable:
-            raise trainable_below(trainable)
-
     def _check_batches(self, tensors: list[Tensor]) -> None:
         """A sample's answer is the same in whatever batch."""
         samples = few_samples(tensors)
@@ -140,30 +149,16 @@ class ModuleSplit:
             answered.append(output)
             raise _ReachedError
 
-        with modes_kept(self._model), self._hooked(stop), suppress(_ReachedError):
-            self._model.train(training)
-            self._spec.call(self._model, tensors)
+        handle = self._module.register_forward_hook(stop)
+        try:
+            with modes_kept(self._model), suppress(_ReachedError):
+                self._model.train(training)
+                self._spec.call(self._model, tensors)
+        finally:
+            handle.remove()
         if not answered:
             raise CutError(f"{self._path} is not used in the forward. Name one that is.")
         return flatten_output(answered[0])
-
-    @contextmanager
-    def _hooked(self, hook: Callable[..., None]) -> Iterator[None]:
-        handle = self._module.register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-
-def cut_at(model: nn.Module, spec: InputSpec, path: str, tensors: list[Tensor]) -> ModuleSplit:
-    """Divide `model` behind its submodule `path`.
-
-    Raises:
-        CutError: there is no such submodule, it is trainable, random or unused, or what is put
-            into it depends on trainable parts.
-    """
-    return ModuleSplit(model, spec, path, tensors)
 
 
 class _ReachedError(Exception):
@@ -201,16 +196,3 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., object]) -> Iter
             del module.__dict__["forward"]
         else:
             module.forward = former
-
-
-def _find(model: nn.Module, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        from frostline.errors import nearest
-
-        names = nearest(path, [name for name, _ in model.named_modules() if name])
-        raise CutError(
-            f"{type(model).__name__} has no submodule '{path}' to cut behind. Nearest: "
-            f"{', '.join(names) or 'none'}."
-        ) from None

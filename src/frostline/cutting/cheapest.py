@@ -18,9 +18,9 @@ from typing import final
 from torch import Tensor, fx
 
 from frostline.cutting import effects
-from frostline.cutting.layouts import Layout
+from frostline.cutting.layouts import RowLayout
 from frostline.cutting.sweep import Swept
-from frostline.cutting.trial import Trial
+from frostline.cutting.trial import Observed
 
 # Floating-point operations in the time that reading one byte of a stored feature takes: about
 # 1e11 a second against 1e9 bytes a second from the page cache.
@@ -46,7 +46,7 @@ class Choice:
 
 
 def choose(
-    nodes: Iterable[fx.Node], swept: Swept, trial: Trial, layouts: Mapping[fx.Node, Layout]
+    nodes: Iterable[fx.Node], swept: Swept, trial: Observed, layouts: Mapping[fx.Node, RowLayout]
 ) -> Choice:
     """The cheapest place for the line; `below` holds inputs only where nothing can be kept.
 
@@ -59,22 +59,23 @@ def choose(
         # Computing is cheap beside reading, as in small networks: the last line there is. It
         # still saves reading and preparing the sample itself.
         below = _below(carriers, swept, trial, layouts, price=_DEAR)
-    return Choice(below, crossing_of(below, carriers))
+    crosses = (
+        node
+        for node in carriers
+        if node in below
+        and any(user not in below and not effects.reads_only_shape(user) for user in node.users)
+    )
+    return Choice(below, tuple(crosses))
 
 
-def crossing_of(below: Collection[fx.Node], nodes: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
-    """The nodes below the line whose numbers something above it reads."""
-    return tuple(n for n in nodes if n in below and any(_reads(u, below) for u in n.users))
-
-
-def row_bytes(node: fx.Node, trial: Trial) -> int:
+def row_bytes(node: fx.Node, trial: Observed) -> int:
     """Bytes of one sample's value of a node."""
     value = trial.values[node]
     assert isinstance(value, Tensor)
     return value.numel() * value.element_size() // trial.samples[0].shape[0]
 
 
-def forward_share(held: Collection[fx.Node], trial: Trial) -> float:
+def forward_share(held: Collection[fx.Node], trial: Observed) -> float:
     """Share of the forward's cost that the prefix computes, by counted operations.
 
     Args:
@@ -85,11 +86,7 @@ def forward_share(held: Collection[fx.Node], trial: Trial) -> float:
     return sum(costs[n] for n in costs if n in held) / total if total else 0.0
 
 
-def _reads(user: fx.Node, below: Collection[fx.Node]) -> bool:
-    return user not in below and not effects.reads_only_shape(user)
-
-
-def _cost(node: fx.Node, trial: Trial) -> int:
+def _cost(node: fx.Node, trial: Observed) -> int:
     """What computing the node again costs for one sample, in bytes read."""
     value = trial.values.get(node)
     outputs = [value] if isinstance(value, Tensor) else value
@@ -101,7 +98,7 @@ def _cost(node: fx.Node, trial: Trial) -> int:
     return 1 + int(trial.flops.get(node, 0.0) / FLOPS_PER_BYTE + passed)
 
 
-def _is_view(node: fx.Node, trial: Trial) -> bool:
+def _is_view(node: fx.Node, trial: Observed) -> bool:
     shared = [trial.storage.get(argument) for argument in node.all_input_nodes]
     own = trial.storage.get(node)
     return own is not None and own in shared and not any(effects.written(node))
@@ -110,11 +107,12 @@ def _is_view(node: fx.Node, trial: Trial) -> bool:
 def _below(
     carriers: list[fx.Node],
     swept: Swept,
-    trial: Trial,
-    layouts: Mapping[fx.Node, Layout],
+    trial: Observed,
+    layouts: Mapping[fx.Node, RowLayout],
     *,
     price: int,
 ) -> frozenset[fx.Node]:
+    # Of the two halves of a node one stands for computing it, the other for reading what it gave.
     place = {node: index for index, node in enumerate(carriers)}
     source, sink = 2 * len(carriers), 2 * len(carriers) + 1
     flow = _Flow(2 * len(carriers) + 2)
@@ -130,6 +128,7 @@ def _below(
                 continue
             if user in place:
                 flow.edge(outside, 2 * place[user], _INFINITE)
+                # What is below reads nothing from above.
                 flow.edge(2 * place[user], inside, _INFINITE)
             elif not swept.is_frozen(user):
                 flow.edge(outside, sink, _INFINITE)
@@ -177,9 +176,7 @@ class _Flow:
                     pending.append(self._to[edge])
         return levels
 
-    def _push(
-        self, source: int, sink: int, levels: Mapping[int, int] | list[int], used: list[int]
-    ) -> int:
+    def _push(self, source: int, sink: int, levels: list[int], used: list[int]) -> int:
         """Send as much as one path bears, without recursion: graphs are thousands of nodes deep."""
         path: list[int] = []
         node = source

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from frostline.cutting.offering import Unfollowed
-from frostline.cutting.reads import reads_noted
 from frostline.cutting.structures import InputSpec, flatten_output, same_bits
+from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import rows_at
-from frostline.cutting.watching import Watch
+from frostline.cutting.watching import Structure, reads_recorded
 from frostline.errors import CutError
 from frostline.freezing.held_layers import packing
 
@@ -23,52 +23,75 @@ from frostline.freezing.held_layers import packing
 _LARGEST_ERROR = 1e-4
 
 CutForward = Callable[[list[Tensor]], object]
+Refusal = Callable[[], Exception]  # makes the error that a model raises
 
 
-def check(
-    model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward, *, training: bool
-) -> tuple[float, Watch]:
-    """Relative error of `halves` against the model in one mode; 0.0 means bit for bit.
+@final
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What came of the checks in both modes, training under True and evaluation under False.
 
-    In training the gradients, the buffers afterwards and the random numbers drawn count as well.
-    Nothing of the model stays moved. Also gives what the model's forward reads of its modules.
+    Attributes:
+        error: relative error against the model, the larger of the two.
+        structures: of the modules that the model's own forward reads.
+        refusals: what it says to one sample, where it does not take that.
+    """
+
+    error: float
+    structures: Mapping[bool, Structure]
+    refusals: Mapping[bool, Refusal | None]
+
+
+def check(model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward) -> Checked:
+    """Compare `halves` with the model in both modes, on the example and on its first sample.
+
+    The model's modes move, and nothing else of it.
 
     Raises:
         CutError: they differ by more than the order of summation explains.
     """
-    with state_kept(model):
+    structures, refusals, largest = dict[bool, Structure](), dict[bool, Refusal | None](), 0.0
+    for training in (True, False):
         model.train(training)
-        noting = _Noting(model, spec)
-        try:
-            plain = _outcome(model, noting, tensors, training=training)
-        except RuntimeError as broken:
-            raise CutError(
-                f"{type(model).__name__} cannot be trained on the example as it is: {broken}"
-            ) from broken
-        cut = _outcome(model, halves, tensors, training=training)
-        watch = Watch.of(model, noting.reads)
-    error = max((_error(a, b) for a, b in zip(plain, cut, strict=False)), default=float("inf"))
+        error, structures[training] = _compared(model, spec, tensors, halves, training=training)
+        largest = max(largest, error)
+    for training in (True, False):
+        model.train(training)
+        refusals[training] = _compared_on_one(model, spec, tensors, halves)
+        structures[training] = structures[training].settled(model)
+    return Checked(largest, structures, refusals)
+
+
+def _compared(
+    model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward, *, training: bool
+) -> tuple[float, Structure]:
+    """Relative error, 0.0 for bit for bit, and the structure that the forward reads.
+
+    In training the gradients, the buffers afterwards and the random numbers drawn count as well.
+    """
+    reads: Mapping[str, set[str]] = {}
+
+    def recorded(given: list[Tensor]) -> object:
+        nonlocal reads
+        with reads_recorded(model) as reads:
+            return spec.call(model, given)
+
+    try:
+        plain = _outcome(model, recorded, tensors, training=training)
+    except RuntimeError as broken:
+        raise CutError(
+            f"{type(model).__name__} cannot be trained on the example as it is: {broken}"
+        ) from broken
+    cut = _outcome(model, halves, tensors, training=training)
+    structure = Structure.of(model, reads)
+    error = max(map(_error, plain, cut), default=float("inf"))
     if len(plain) != len(cut) or not error <= _LARGEST_ERROR:
         mode = "training" if training else "evaluation"
         raise Unfollowed(
             f"the cut {type(model).__name__} does not give what the model gives in {mode} "
             f"(relative error {error:.2g}), so it is not used. {_advice(model)}"
         )
-    return error, watch
-
-
-@final
-class _Noting:
-    """The model's own forward, noting what it reads of its modules."""
-
-    def __init__(self, model: nn.Module, spec: InputSpec) -> None:
-        self._model = model
-        self._spec = spec
-        self.reads: dict[str, set[str]] = {}
-
-    def __call__(self, given: list[Tensor]) -> object:
-        with reads_noted(self._model) as self.reads:
-            return self._spec.call(self._model, given)
+    return error, structure
 
 
 def _advice(model: nn.Module) -> str:
@@ -82,29 +105,24 @@ def _advice(model: nn.Module) -> str:
     )
 
 
-def check_one(
-    model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward, *, training: bool
+def _compared_on_one(
+    model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward
 ) -> Refusal | None:
-    """The first sample alone gives the outputs that the model gives, where it takes one sample.
+    """Compare outputs on the first sample alone; gives what the model refuses it with, if it does.
 
     The graph is that of two samples or more: a forward that asks how many there are may go
-    another way for one. Nothing of the model stays moved. Gives what the model refuses one sample
-    with, if it does.
-
-    Raises:
-        CutError: it gives something else.
+    another way for one.
     """
     one = rows_at(tensors, [0])
-    with state_kept(model):
-        model.train(training)
-        try:
-            plain = _outcome(model, lambda given: spec.call(model, given), one, training=False)
-        except Exception as error:  # whatever a forward raises that wants more samples
-            return Refusal.of(error)
-        try:
-            cut = _outcome(model, halves, one, training=False)
-        except RuntimeError:  # shapes that do not fit
-            cut = []
+    try:
+        plain = _outcome(model, lambda given: spec.call(model, given), one, training=False)
+    except Exception as error:  # whatever a forward raises that wants more samples
+        builtin = type(error).__module__ == "builtins"  # others may want other arguments
+        return partial(type(error) if builtin else RuntimeError, str(error))
+    try:
+        cut = _outcome(model, halves, one, training=False)
+    except RuntimeError:  # shapes that do not fit
+        cut = []
     if len(plain) != len(cut) or any(
         a.isfinite().all() and not _error(a, b) <= _LARGEST_ERROR
         for a, b in zip(plain, cut, strict=True)
@@ -115,29 +133,13 @@ def check_one(
     return None
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """What a model says to a batch of one sample that it does not take."""
-
-    kind: type[Exception]
-    text: str
-
-    @classmethod
-    def of(cls, error: Exception) -> Refusal:
-        plain = type(error).__module__ == "builtins"  # others may want other arguments
-        return cls(type(error) if plain else RuntimeError, str(error))
-
-    def error(self) -> Exception:
-        """The error that the model raises."""
-        return self.kind(self.text)
-
-
 def _outcome(
     model: nn.Module, forward: CutForward, tensors: list[Tensor], *, training: bool
 ) -> list[Tensor]:
-    """Outputs; in training also gradients, buffers and the random state afterwards."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """Outputs; in training also gradients, buffers and the random state afterwards.
+
+    Nothing of the model stays moved.
+    """
     devices = [t.device for t in tensors[:1] if t.device.type == "cuda"]
     with (
         state_kept(model),
@@ -149,7 +151,7 @@ def _outcome(
         outputs, _ = flatten_output(forward([t.clone() for t in tensors]))
         found = [output.detach() for output in outputs]
         if training:
-            found += _gradients(outputs, parameters)
+            found += _gradients(outputs, [p for p in model.parameters() if p.requires_grad])
             found += [buffer.clone() for buffer in model.buffers()]
             found.append(torch.get_rng_state())
     return found

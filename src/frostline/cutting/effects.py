@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
+_aten = torch.ops.aten
+_functional: Any = torch.nn.functional  # its checks are in no stub
 # Arguments that switch an operation's randomness off: by a false mode, or by a zero probability.
 _MODES = frozenset({"train", "training", "is_training"})
 _PROBABILITIES = frozenset({"p", "dropout", "dropout_p"})
@@ -26,6 +30,11 @@ _MOVES_STATISTICS = {
     "cudnn_batch_norm": "training",
     "instance_norm": "use_input_stats",
 }
+
+
+def word(node: fx.Node) -> str:
+    """What the operation is called: `relu_`."""
+    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
 
 
 def is_assertion(node: fx.Node) -> bool:
@@ -57,13 +66,9 @@ def moves_statistics(node: fx.Node) -> bool:
 
 def written(node: fx.Node) -> Iterator[fx.Node]:
     """The arguments that the operation writes in place."""
-    schema = _schema(node)
-    if schema is not None:
-        given = _by_name(node)
-        for argument in schema.arguments:
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                value = given.get(argument.name)
-                yield from (v for v in _leaves(value) if isinstance(v, fx.Node))
+    for argument, value in _arguments(node):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield from (v for v in pytree.tree_leaves(value) if isinstance(v, fx.Node))
     for graph, outer in _subgraphs(node):
         inner_of = dict(zip(graph.find_nodes(op="placeholder"), outer, strict=False))
         for inner in graph.nodes:
@@ -80,34 +85,42 @@ def is_symbolic(node: fx.Node) -> bool:
 
 def reads_only_shape(node: fx.Node) -> bool:
     """Whether the operation looks at its tensor's shape alone."""
-    return node.target in (torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default)
+    return node.target in (_aten.sym_size.int, _aten.sym_numel.default)
 
 
-def is_plain(target: object) -> bool:
-    """Whether the target is arithmetic on numbers, or takes an element of a tuple."""
-    return getattr(target, "__module__", "") in (operator.__name__, "_operator", "math", "builtins")
+def add_check(graph: fx.Graph, copied: fx.Node) -> None:
+    """Put before an operation in `graph` the check that PyTorch's own function makes in Python.
+
+    A norm refuses to take the variance of a single value; its operator gives NaN without a word.
+    """
+    check = _CHECKS.get(copied.target)
+    if check is not None:
+        with graph.inserting_before(copied):
+            graph.call_function(check, (copied.args, dict(copied.kwargs)))
 
 
 def _draws(node: fx.Node) -> bool:
-    target = node.target
+    target: Any = node.target
     if not isinstance(target, torch._ops.OpOverload):
-        return not (is_plain(target) or _is_higher_order(target) or _is_symbolic_function(target))
+        # Arithmetic on numbers and sizes, an element of a tuple, or a graph that is looked at.
+        plain = target.__module__ in (operator.__name__, "_operator", "math", "builtins")
+        symbolic = str(getattr(target, "__name__", "")).startswith("sym_")
+        return not (plain or symbolic or _is_higher_order(target))
     if torch.Tag.nondeterministic_seeded not in target.tags:
         return False
-    for name, value in _with_defaults(node):
-        if name in _MODES and value is False:
-            return False
-        if name in _PROBABILITIES and isinstance(value, int | float) and value == 0:
-            return False
-    return True
+    # Dropout carries the tag in evaluation and with p = 0 too.
+    return not any(
+        (argument.name in _MODES and value is False)
+        or (argument.name in _PROBABILITIES and isinstance(value, int | float) and value == 0)
+        for argument, value in _arguments(node)
+    )
 
 
 def _uses_batch_statistics(node: fx.Node) -> bool:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    name = target._schema.name.partition("::")[2]
-    given = dict(_with_defaults(node))
+    name = node.target._schema.name.partition("::")[2]
+    given = {argument.name: value for argument, value in _arguments(node)}
     # Without running statistics each sample is normalised by its own, in training as ever.
     by_sample = name == "instance_norm" and given["running_mean"] is None
     return given.get(_MOVES_STATISTICS.get(name, "")) is True and not by_sample
@@ -128,43 +141,49 @@ def _subgraphs(node: fx.Node) -> Iterator[tuple[fx.Graph, list[Any]]]:
         return
     for place, argument in enumerate(node.args):
         if isinstance(argument, fx.Node) and argument.op == "get_attr":
-            owner: Any = argument.graph.owning_module
-            for part in str(argument.target).split("."):
-                owner = getattr(owner, part, None)
+            owner: Any = attrgetter(str(argument.target))(argument.graph.owning_module)
             if isinstance(owner, fx.GraphModule):
-                handed = [leaf for value in node.args[place + 1 :] for leaf in _leaves(value)]
-                yield owner.graph, handed
+                yield owner.graph, pytree.tree_leaves(node.args[place + 1 :])
 
 
 def _is_higher_order(target: object) -> bool:
     return isinstance(target, torch._ops.HigherOrderOperator)
 
 
-def _is_symbolic_function(target: object) -> bool:
-    return isinstance(target, Callable) and str(  # type: ignore[arg-type]  # a typing construct
-        getattr(target, "__name__", "")
-    ).startswith("sym_")
+def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
+    """Each argument of an operator's schema with its value; nothing for what has no schema."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        arguments = node.target._schema.arguments
+        names = [argument.name for argument in arguments]
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        for argument in arguments:
+            yield argument, given.get(argument.name, argument.default_value)
 
 
-def _schema(node: fx.Node) -> Any:
-    return node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
+def check_batch_norm(given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Raises ValueError for one value in a channel, in training."""
+    if _at(5, "training", given, named):
+        _functional._verify_batch_size(_at(0, "input", given, named).size())
 
 
-def _by_name(node: fx.Node) -> dict[str, Any]:
-    schema = _schema(node)
-    names = [argument.name for argument in schema.arguments]
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+def check_instance_norm(given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Raises ValueError for one place in a sample, where its own statistics are used."""
+    if _at(5, "use_input_stats", given, named):
+        _functional._verify_spatial_size(_at(0, "input", given, named).size())
 
 
-def _with_defaults(node: fx.Node) -> Iterator[tuple[str, Any]]:
-    given = _by_name(node)
-    for argument in _schema(node).arguments:
-        yield argument.name, given.get(argument.name, argument.default_value)
+def check_group_norm(given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Raises ValueError for one value in a group, where the batch has one group."""
+    sizes, groups = _at(0, "input", given, named).size(), _at(1, "num_groups", given, named)
+    _functional._verify_batch_size([sizes[0] * sizes[1] // groups, groups, *sizes[2:]])
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple | list):
-        for part in value:
-            yield from _leaves(part)
-    else:
-        yield value
+def _at(place: int, name: str, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    return given[place] if place < len(given) else named[name]
+
+
+_CHECKS: dict[object, Callable[[tuple[Any, ...], dict[str, Any]], None]] = {
+    _aten.batch_norm.default: check_batch_norm,
+    _aten.instance_norm.default: check_instance_norm,
+    _aten.group_norm.default: check_group_norm,
+}

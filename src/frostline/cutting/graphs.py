@@ -1,8 +1,14 @@
-"""A graph without the model: it holds none of its tensors, and is handed them at each call."""
+"""A graph without the model: it holds none of its tensors, and is handed them at each call.
+
+It can be pickled, and keeps nothing of its tracing: what torch.export notes on each node keeps
+alive the whole world of symbols it was traced in; of that a node keeps its value's form alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -10,13 +16,15 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
-from frostline.cutting.packing import copied, pack, slim, unpack
+from frostline.cutting.regions import close_regions
+from frostline.cutting.tracing import module_paths, own_name, target_of
 
 
 @final
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where a model keeps a tensor that a graph reads, and of what form it was at the cut.
 
     Attributes:
@@ -59,19 +67,23 @@ class OpenGraph:
         entered: paths of the modules in whose forwards its operations stand.
     """
 
-    def __init__(self, graph: fx.Graph, values: Mapping[str, Any], places: Sequence[Place]) -> None:
-        """Take over `graph`.
-
-        Args:
-            values: what its `get_attr` nodes read besides the places: constants, inner graphs.
-            places: by the target of the `get_attr` nodes that read them.
-        """
-        self.entered = _entered(graph, values)
-        self._graph = slim(graph)
-        self._values = {
-            n: slim(v) if isinstance(v, fx.GraphModule) else v for n, v in values.items()
-        }
+    def __init__(
+        self,
+        graph: fx.Graph,
+        values: Mapping[str, Any],
+        places: Sequence[TensorPlace],
+        entered: frozenset[str],
+    ) -> None:
+        """Take over `graph`, whose `get_attr` nodes read `values` and the places."""
         self.places = tuple(places)
+        self.entered = entered
+        self._graph = _slim(graph)
+        self._values = _slim_values(values)
+
+    @property
+    def parameters(self) -> tuple[TensorPlace, ...]:
+        """Those of the places that are parameters."""
+        return tuple(place for place in self.places if place.kind == "_parameters")
 
     def run(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The graph's outputs, computed with these tensors of a model."""
@@ -80,19 +92,17 @@ class OpenGraph:
 
     def read(self, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
         """All tensors that its operations read, in their order, by name: these, and constants."""
-        given = dict(zip((target_of(place.name) for place in self.places), tensors, strict=True))
-        held = {**self._values, **given}
-        targets = [str(node.target) for node in self._graph.find_nodes(op="get_attr", sort=True)]
-        return [
-            (target.removeprefix(target_of("")), value)
-            for target in targets
-            if isinstance(value := held[target], Tensor)
-        ]
+        held = self._with(tensors)
+        read = [name for name in _targets(self._graph) if isinstance(held[name], Tensor)]
+        return [(own_name(name), held[name]) for name in read]
 
     def over(self, tensors: Sequence[Tensor]) -> fx.GraphModule:
         """The graph as a module that holds these tensors, under the targets they have in it."""
+        return fx.GraphModule(self._with(tensors), deepcopy(self._graph))
+
+    def _with(self, tensors: Sequence[Tensor]) -> dict[str, Any]:
         given = {target_of(p.name): t for p, t in zip(self.places, tensors, strict=True)}
-        return fx.GraphModule({**self._values, **given}, copied(self._graph))
+        return {**self._values, **given}
 
     @cached_property
     def _code(self) -> fx.GraphModule:
@@ -101,26 +111,18 @@ class OpenGraph:
         given = {t: graph.placeholder(f"tensor_{i}") for i, t in enumerate(targets)}
         for node in self._graph.nodes:
             read = given.get(str(node.target)) if node.op == "get_attr" else None
-            copies[node] = read or graph.node_copy(node, lambda n: copies[n])
+            copies[node] = read or graph.node_copy(node, copies.__getitem__)
         return fx.GraphModule(dict(self._values), graph)
 
     def __deepcopy__(self, memo: dict[int, object]) -> OpenGraph:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (pack(self._graph, self._values), self.places, self.entered)
+        return _unpacked, (_pack(self._graph, self._values), self.places, self.entered)
 
 
-def _unpacked(packed: Any, places: tuple[Place, ...], entered: frozenset[str]) -> OpenGraph:
-    graph, values = unpack(packed)
-    made = OpenGraph(graph, values, places)
-    made.entered = entered
-    return made
-
-
-def target_of(name: str) -> str:
-    """What a graph calls the tensor that the model knows by this name."""
-    return f"model.{name}"
+def _unpacked(packed: Any, places: tuple[TensorPlace, ...], entered: frozenset[str]) -> OpenGraph:
+    return OpenGraph(*_unpack(packed), places, entered)
 
 
 def open_graph(
@@ -131,58 +133,152 @@ def open_graph(
     Args:
         root: has what the model has under `model.`, the same objects.
     """
-    values, places = dict(constants), list[Place]()
-    names = _names(model)
-    for target in dict.fromkeys(str(n.target) for n in graph.find_nodes(op="get_attr", sort=True)):
-        if target in values:
-            continue
-        value: Any = attrgetter(target)(root)
-        place = _place(target, value, names)
-        if place is None:
-            values[target] = value
-        else:
-            places.append(place)
-    return OpenGraph(graph, values, places)
+    graph, blocks = close_regions(graph)
+    constants = {**constants, **blocks}
+    places = own_tensors(graph, root, model, besides=constants)
+    rest = [target for target in _targets(graph) if target not in {**places, **constants}]
+    values = {**constants, **{target: attrgetter(target)(root) for target in rest}}
+    return OpenGraph(graph, values, list(places.values()), _entered(graph, values))
 
 
-def own_tensors(root: nn.Module, graph: fx.Graph, model: nn.Module) -> set[fx.Node]:
-    """The nodes that read tensors which the model owns, be it as plain attributes."""
-    names = _names(model)
-    nodes = graph.find_nodes(op="get_attr")
-    return {n for n in nodes if _place(str(n.target), attrgetter(str(n.target))(root), names)}
-
-
-def _names(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
-    """For each tensor of the model its names, each with the dict that holds it."""
-    found: dict[int, list[tuple[str, str]]] = {}
+def own_tensors(
+    graph: fx.Graph, root: nn.Module, model: nn.Module, *, besides: Collection[str] = ()
+) -> dict[str, TensorPlace]:
+    """By target, the tensors that a graph reads and its model owns, be it as plain attributes."""
+    names = defaultdict[int, dict[str, str]](dict)  # of each tensor, with the dict that holds it
     for path, module in model.named_modules(remove_duplicate=False):
         own = vars(module)
-        for kind, held in (("_parameters", own["_parameters"]), ("_buffers", own["_buffers"])):
-            for leaf, value in held.items():
-                found.setdefault(id(value), []).append((f"{path}.{leaf}".lstrip("."), kind))
-        for leaf, value in own.items():
-            if isinstance(value, Tensor):
-                found.setdefault(id(value), []).append((f"{path}.{leaf}".lstrip("."), "__dict__"))
+        for kind in ("_parameters", "_buffers", "__dict__"):
+            for leaf, value in own.get(kind, own).items():
+                if isinstance(value, Tensor):
+                    names[id(value)][f"{path}.{leaf}".lstrip(".")] = kind
+    found = {}
+    for target in _targets(graph):
+        read: Any = None if target in besides else attrgetter(target)(root)
+        known, name = names.get(id(read), {}), own_name(target)
+        if name in known:
+            ties = tuple(other for other in known if other != name)
+            form = read.shape, read.dtype, read.device
+            found[target] = TensorPlace(name, known[name], *form, ties)
     return found
 
 
-def _place(target: str, value: object, names: Mapping[int, list[tuple[str, str]]]) -> Place | None:
-    known = dict(names.get(id(value), ())) if isinstance(value, Tensor) else {}
-    name = target.removeprefix(target_of(""))
-    if name not in known or not isinstance(value, Tensor):
-        return None
-    ties = tuple(other for other in known if other != name)
-    return Place(name, known[name], value.shape, value.dtype, value.device, ties)
+def _targets(graph: fx.Graph) -> list[str]:
+    return [str(node.target) for node in graph.find_nodes(op="get_attr", sort=True)]
 
 
 def _entered(graph: fx.Graph, values: Mapping[str, Any]) -> frozenset[str]:
     found: set[str] = set()
     for node in graph.nodes:
-        stack = node.meta.get("nn_module_stack") or {}
-        found.update(
-            str(path).removeprefix("model").removeprefix(".") for path, _ in stack.values()
-        )
+        found.update(module_paths(node))
     for value in values.values():
         if isinstance(value, fx.GraphModule):
             found |= _entered(value.graph, dict(value.named_children()))
     return frozenset(found)
+
+
+def _slim(graph: fx.Graph) -> fx.Graph:
+    """A graph whose nodes note no more than a tensor without data of their value's form."""
+    slimmed = deepcopy(graph)
+    for node in slimmed.nodes:
+        seen = _form(node.meta.get("val"))
+        node.meta = {} if seen is None else {"val": seen}
+    return slimmed
+
+
+def _slim_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, the graphs among them slim."""
+    return {
+        name: fx.GraphModule(_read(v), _slim(v.graph)) if isinstance(v, fx.GraphModule) else v
+        for name, v in values.items()
+    }
+
+
+def _read(module: fx.GraphModule) -> dict[str, Any]:
+    return _slim_values({name: attrgetter(name)(module) for name in _targets(module.graph)})
+
+
+def _form(value: object) -> Tensor | None:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    # A symbol asked for its number would note a guard.
+    sizes = [s.node.hint if isinstance(s, torch.SymInt) else s for s in value.shape]
+    known = [2 if size is None else int(size) for size in sizes]
+    return torch.empty(known, dtype=value.dtype, device="meta")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Ref:
+    """Stands for the node at that place."""
+
+    place: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Operator:
+    """Stands for an operator of PyTorch's, which do not all pickle."""
+
+    name: str
+    overload: str | None = None  # none has a higher-order operator
+
+    def find(self) -> Any:
+        if self.overload is None:
+            return getattr(torch.ops.higher_order, self.name)
+        namespace, _, name = self.name.partition("::")
+        return getattr(getattr(getattr(torch.ops, namespace), name), self.overload)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    nodes: tuple[tuple[Any, ...], ...]
+    values: Mapping[str, Any]
+
+
+def _pack(graph: fx.Graph, values: Mapping[str, Any]) -> object:
+    """The graph with what its `get_attr` nodes read, as data that pickle."""
+    places = {node: place for place, node in enumerate(graph.nodes)}
+
+    def refer(part: Any) -> Any:
+        return _Ref(places[part]) if isinstance(part, fx.Node) else part
+
+    nodes = []
+    for node in graph.nodes:
+        given, named = map_aggregate((node.args, dict(node.kwargs)), refer)
+        seen = node.meta.get("val")
+        nodes.append((node.op, node.name, _named(node.target), given, named, seen))
+    inner = {
+        name: _pack(value.graph, _read(value)) if isinstance(value, fx.GraphModule) else value
+        for name, value in values.items()
+    }
+    return _Packed(tuple(nodes), inner)
+
+
+def _unpack(packed: Any) -> tuple[fx.Graph, dict[str, Any]]:
+    """What `_pack` was given."""
+    graph, nodes = fx.Graph(), list[fx.Node]()
+
+    def find(part: Any) -> Any:
+        return nodes[part.place] if isinstance(part, _Ref) else part
+
+    for op, name, target, args, kwargs, seen in packed.nodes:
+        found = target.find() if isinstance(target, _Operator) else target
+        node = graph.create_node(op, found, *map_aggregate((args, kwargs), find), name)
+        node.meta = {} if seen is None else {"val": seen}
+        nodes.append(node)
+    values = dict(packed.values)
+    for name, value in values.items():
+        if isinstance(value, _Packed):
+            inner, read = _unpack(value)
+            values[name] = fx.GraphModule(read, inner)
+    return graph, values
+
+
+def _named(target: Any) -> Any:
+    if isinstance(target, torch._ops.OpOverload):
+        return _Operator(target._schema.name, target._overloadname)
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return _Operator(str(target._name))
+    return target

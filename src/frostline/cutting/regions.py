@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -40,13 +40,6 @@ class Region:
     def __str__(self) -> str:
         return f"{self.wrapper} {self.settings}"
 
-    def entered(self) -> AbstractContextManager[Any]:
-        """The block, for what runs node by node."""
-        if self.wrapper is _HIGHER.wrap_with_set_grad_enabled:
-            return torch.set_grad_enabled(*self.settings)
-        device, dtype, enabled, cached = self.settings
-        return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached)
-
 
 def regions_of(node: fx.Node) -> tuple[Region, ...]:
     """The blocks that the node stands in, outermost first."""
@@ -59,7 +52,11 @@ def entered(node: fx.Node) -> Iterator[None]:
     """Inside, the node runs as it does in its blocks."""
     with ExitStack() as stack:
         for region in regions_of(node):
-            stack.enter_context(region.entered())
+            if region.wrapper is _HIGHER.wrap_with_set_grad_enabled:
+                stack.enter_context(torch.set_grad_enabled(*region.settings))
+            else:
+                device, dtype, enabled, cached = region.settings
+                stack.enter_context(torch.autocast(device, dtype, enabled, cached))
         yield
 
 
@@ -110,10 +107,7 @@ def _settings(node: fx.Node) -> tuple[Any, ...]:
 
 
 def close_regions(graph: fx.Graph) -> tuple[fx.Graph, dict[str, fx.GraphModule]]:
-    """`graph` with each run of operations of one block as an operation of its own again.
-
-    Also the blocks that it then refers to, by name.
-    """
+    """`graph` with each run of operations of one block as one again, and these blocks by name."""
     nodes = list(graph.nodes)
     if not any(map(regions_of, nodes)):
         return graph, {}
@@ -141,7 +135,11 @@ def _close(
         name = f"block_{len(parts)}"
         outer = list(dict.fromkeys(a for n in run for a in n.all_input_nodes if a not in run))
         results = [node for node in run if any(user not in run for user in node.users)]
-        parts[name] = _block(run, outer, results, depth=depth + 1)
+        inner = fx.Graph()
+        inside = {node: inner.placeholder(node.name) for node in outer}
+        blocks = _close(run, inner, inside, depth=depth + 1)
+        inner.output(tuple(inside[node] for node in results))
+        parts[name] = fx.GraphModule(blocks, inner)
         reference = graph.get_attr(name)
         handed = (*region.settings, reference, *(copies[node] for node in outer))
         block = graph.call_function(region.wrapper, handed)
@@ -149,13 +147,3 @@ def _close(
             copies[node] = graph.call_function(operator.getitem, (block, place))
             copies[node].meta = dict(node.meta)
     return parts
-
-
-def _block(
-    run: list[fx.Node], outer: list[fx.Node], results: list[fx.Node], *, depth: int
-) -> fx.GraphModule:
-    graph = fx.Graph()
-    copies = {node: graph.placeholder(node.name) for node in outer}
-    parts = _close(run, graph, copies, depth=depth)
-    graph.output(tuple(copies[node] for node in results))
-    return fx.GraphModule(parts, graph)

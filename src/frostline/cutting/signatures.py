@@ -1,12 +1,13 @@
 """Content hashes of the graph's nodes: equal for equal computations on equal tensors.
 
-They find the frost line of one mode's graph in another's, and name the prefix for the store.
+They find the frost line of one mode's graph in another's, and name the prefix for the store: the
+texts that `prefix_key` hashes stay as they are, or nothing that was stored is found again.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import fx
 from frostline.cutting import effects
 from frostline.cutting.regions import regions_of
 from frostline.cutting.tracing import Traced
-from frostline.cutting.trial import Trial
+from frostline.cutting.trial import Observed
 from frostline.fingerprints import Fingerprint, digest
 
+_Name = Callable[[fx.Node], str]
 
-def signatures(traced: Traced, trial: Trial) -> dict[fx.Node, str]:
+
+def signatures(traced: Traced, trial: Observed) -> dict[fx.Node, str]:
     """A hash for each node, of the computation that gives it from the inputs.
 
     Tensors that the graph reads count by identity, constants of the forward by content. A value
@@ -42,19 +45,17 @@ def signatures(traced: Traced, trial: Trial) -> dict[fx.Node, str]:
             own[node] = current[node] = current[node.all_input_nodes[0]]
             continue
         else:
-            text = _call(node, lambda argument: current[argument])
-        own[node] = current[node] = xxhash.xxh3_128_hexdigest(text.encode())
+            text = _call(node, current.__getitem__)
+        own[node] = current[node] = _hash(text)
         for base in effects.written(node):
             for member in members.get(trial.storage.get(base, 0), ()):
                 if member in current:
-                    current[member] = xxhash.xxh3_128_hexdigest(
-                        f"{current[member]} after {own[node]}".encode()
-                    )
+                    current[member] = _hash(f"{current[member]} after {own[node]}")
     return own
 
 
 def settled(
-    traced: Traced, trial: Trial, hashes: Mapping[fx.Node, str], below: Collection[fx.Node]
+    traced: Traced, trial: Observed, hashes: Mapping[fx.Node, str], below: Collection[fx.Node]
 ) -> dict[fx.Node, str]:
     """The hashes of the nodes' values when all that is below the line has been computed.
 
@@ -68,40 +69,31 @@ def settled(
             storage = trial.storage.get(base)
             for member in found:
                 if storage is not None and trial.storage.get(member) == storage:
-                    text = f"{found[member]} after {hashes[node]}"
-                    found[member] = xxhash.xxh3_128_hexdigest(text.encode())
+                    found[member] = _hash(f"{found[member]} after {hashes[node]}")
     return found
 
 
 def outline(traced: Traced) -> list[str]:
     """What the graph computes on which tensors, node by node; names of modules do not count."""
-    numbers: dict[fx.Node, str] = {}
-    lines = []
-    for node in traced.nodes:
-        if node.op == "get_attr":
-            lines.append(_read(traced, node))
-        else:
-            lines.append(f"{node.op} {_call(node, lambda argument: numbers[argument])}")
-        numbers[node] = f"%{len(numbers)}"
-    return lines
+
+    def line(node: fx.Node, name: _Name) -> str:
+        return _read(traced, node) if node.op == "get_attr" else f"{node.op} {_call(node, name)}"
+
+    return _numbered(traced.nodes, line)[0]
 
 
 def prefix_key(traced: Traced, below: Collection[fx.Node], crossing: Collection[fx.Node]) -> str:
     """A hash of what the nodes below the line compute; names of modules do not count."""
-    numbers: dict[fx.Node, str] = {}
-    lines = []
-    for node in traced.nodes:
-        if node not in below:
-            continue
+
+    def line(node: fx.Node, name: _Name) -> str:
         if node.op == "call_function":
-            lines.append(_call(node, lambda argument: numbers.get(argument, "?")))
-        elif node.op == "get_attr" and traced.tensor(node) is None:
-            lines.append(f"graph {_inner(traced, node)}")
-        else:
-            lines.append(node.op)
-        numbers[node] = f"%{len(numbers)}"
-    lines.append("out " + " ".join(numbers[node] for node in crossing))
-    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+            return _call(node, name)
+        if node.op == "get_attr" and traced.tensor(node) is None:
+            return _read(traced, node)
+        return node.op
+
+    lines, numbers = _numbered((node for node in traced.nodes if node in below), line)
+    return _hash("\n".join([*lines, "out " + " ".join(numbers[node] for node in crossing)]))
 
 
 def prefix_tensors(traced: Traced, below: Collection[fx.Node]) -> Fingerprint:
@@ -111,22 +103,34 @@ def prefix_tensors(traced: Traced, below: Collection[fx.Node]) -> Fingerprint:
     return Fingerprint({str(place): digest(tensor) for place, tensor in enumerate(found)})
 
 
+def _numbered(
+    nodes: Iterable[fx.Node], line: Callable[[fx.Node, _Name], str]
+) -> tuple[list[str], dict[fx.Node, str]]:
+    """A line for each node, which tells other nodes by their number, and these numbers."""
+    numbers: dict[fx.Node, str] = {}
+    lines = []
+    for node in nodes:
+        lines.append(line(node, lambda other: numbers.get(other, "?")))
+        numbers[node] = f"%{len(numbers)}"
+    return lines, numbers
+
+
 def _read(traced: Traced, node: fx.Node) -> str:
     tensor = traced.tensor(node)
     if tensor is None:
-        return f"graph {_inner(traced, node)}"
+        return f"graph {_inner(traced.module.get_submodule(str(node.target)))}"
     if node.target in traced.constants:
         return f"constant {digest(tensor)}"
     return f"read {id(tensor)}"
 
 
-def _call(node: fx.Node, name: Callable[[fx.Node], str]) -> str:
+def _call(node: fx.Node, name: _Name) -> str:
     arguments = _text(node.args, name)
     named = _text({key: node.kwargs[key] for key in sorted(node.kwargs)}, name)
     return " ".join([*map(str, regions_of(node)), f"{node.target} {arguments} {named}"])
 
 
-def _text(value: Any, name: Callable[[fx.Node], str]) -> str:
+def _text(value: Any, name: _Name) -> str:
     if isinstance(value, fx.Node):
         return name(value)
     if isinstance(value, tuple | list):
@@ -138,22 +142,17 @@ def _text(value: Any, name: Callable[[fx.Node], str]) -> str:
     return repr(value)
 
 
-def _inner(traced: Traced, node: fx.Node) -> str:
+def _inner(owner: Any) -> str:
     """What a graph that a higher-order operation runs computes; names do not count."""
-    return _inner_text(traced.module.get_submodule(str(node.target)))
 
-
-def _inner_text(owner: Any) -> str:
-    numbers: dict[fx.Node, str] = {}
-    lines = []
-    for node in owner.graph.nodes:
+    def line(node: fx.Node, name: _Name) -> str:
         if node.op == "get_attr":
             found = attrgetter(str(node.target))(owner)
-            inside = isinstance(found, fx.GraphModule)
-            lines.append(_inner_text(found) if inside else digest(found))
-        elif node.op == "placeholder":
-            lines.append(node.op)
-        else:
-            lines.append(f"{node.op} {_call(node, lambda argument: numbers[argument])}")
-        numbers[node] = f"%{len(numbers)}"
-    return "(" + "; ".join(lines) + ")"
+            return _inner(found) if isinstance(found, fx.GraphModule) else digest(found)
+        return node.op if node.op == "placeholder" else f"{node.op} {_call(node, name)}"
+
+    return "(" + "; ".join(_numbered(owner.graph.nodes, line)[0]) + ")"
+
+
+def _hash(text: str) -> str:
+    return xxhash.xxh3_128_hexdigest(text.encode())

@@ -7,7 +7,7 @@ Outputs may be tensors, tuples, dicts, dataclasses or the output classes of tran
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -111,18 +111,17 @@ def _read(output: Any, found: list[Tensor]) -> Rebuild:
         return next
     if output is None or isinstance(output, bool | int | float | str):
         return partial(_as_it_was, output)
-    if isinstance(output, Mapping):
-        named = dataclasses.is_dataclass(output)  # transformers' ModelOutput is both
-        parts = {name: _read(value, found) for name, value in output.items()}
-        return partial(_build_named, type(output) if named else dict, parts)
     if isinstance(output, tuple | list):
-        several = [_read(value, found) for value in output]
-        spread = isinstance(output, tuple) and hasattr(output, "_fields")  # a named tuple
-        return partial(_build_spread if spread else _build_listed, type(output), several)
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        make = getattr(output, "_make", type(output))  # a named tuple's takes one list too
+        return partial(_build_listed, make, [_read(value, found) for value in output])
+    kind = type(output) if dataclasses.is_dataclass(output) else dict
+    if isinstance(output, Mapping):  # transformers' ModelOutput is also a dataclass
+        parts = {name: _read(value, found) for name, value in output.items()}
+        return partial(_build_named, kind, parts)
+    if kind is not dict and not isinstance(output, type):
         names = [field.name for field in dataclasses.fields(output) if field.init]
         parts = {name: _read(getattr(output, name), found) for name in names}
-        return partial(_build_named, type(output), parts)
+        return partial(_build_named, kind, parts)
     raise CutError(
         f"the model returns a {type(output).__name__}, which cannot be taken apart. Let it return "
         "tensors, tuples, dicts or dataclasses; with transformers, pass use_cache=False."
@@ -133,23 +132,13 @@ def _as_it_was(output: object, _given: Iterator[Tensor]) -> object:
     return output
 
 
-def _build_named(
-    kind: Callable[..., Any], parts: Mapping[Any, Rebuild], given: Iterator[Tensor]
-) -> Any:
+def _build_named(kind: type, parts: dict[Any, Rebuild], given: Iterator[Tensor]) -> Any:
     built = {name: part(given) for name, part in parts.items()}
     return built if kind is dict else kind(**built)
 
 
-def _build_listed(
-    kind: Callable[..., Any], parts: Sequence[Rebuild], given: Iterator[Tensor]
-) -> Any:
-    return kind([part(given) for part in parts])
-
-
-def _build_spread(
-    kind: Callable[..., Any], parts: Sequence[Rebuild], given: Iterator[Tensor]
-) -> Any:
-    return kind(*(part(given) for part in parts))
+def _build_listed(make: Callable[..., Any], parts: list[Rebuild], given: Iterator[Tensor]) -> Any:
+    return make([part(given) for part in parts])
 
 
 def rows_of(tensors: list[Tensor]) -> int:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor, fx
+from torch import fx
 
 from frostline.cutting import effects
-from frostline.cutting.layouts import is_row_each
+from frostline.cutting.layouts import ROWS_FIRST, layouts_of
 from frostline.cutting.tracing import Traced, module_path, operation, own_name
-from frostline.cutting.trial import Trial
+from frostline.cutting.trial import Observed
 
 
 @final
@@ -40,204 +40,143 @@ class Swept:
         return node not in self.reasons
 
 
-def sweep(traced: Traced, trial: Trial, *, mixed: Collection[fx.Node] = ()) -> Swept:
+def sweep(traced: Traced, trial: Observed, *, mixed: Collection[fx.Node] = ()) -> Swept:
     """Judge every node of the graph.
 
     Args:
         mixed: nodes that were seen to give a sample what depends on its batch.
     """
-    memory = _Memory.of(traced, trial)
-    pinned = {node: _mixing(node) for node in mixed}
-    while True:
-        reasons = _reasons(traced, trial, memory, pinned)
-        more = {n: why for n, why in _to_pin(memory, reasons) if n not in pinned}
-        if not more:
-            free = _free(traced, reasons, memory)
-            return Swept(reasons, free, tuple(_together(memory, reasons)))
-        pinned |= more
+    why = "gives a sample what depends on its batch or on chance"
+    return _Sweep(traced, trial).swept({node: f"{_placed(node)} {why}" for node in mixed})
 
 
 @final
-@dataclass
-class _Memory:
-    """Who shares memory with whom, and who writes into it."""
+class _Sweep:
+    """The verdicts, over the graph's memory: who shares it with whom, and who writes into it."""
 
-    order: dict[fx.Node, int]
-    members: dict[int, list[fx.Node]] = field(default_factory=lambda: defaultdict(list))
-    writes: dict[int, list[fx.Node]] = field(default_factory=lambda: defaultdict(list))
-    state: set[int] = field(default_factory=set)
-    moving: set[int] = field(default_factory=set)
-    storage: Mapping[fx.Node, int] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, traced: Traced, trial: Trial) -> _Memory:
-        nodes = traced.nodes
-        memory = cls({node: place for place, node in enumerate(nodes)}, storage=trial.storage)
+    def __init__(self, traced: Traced, trial: Observed) -> None:
+        self._traced = traced
+        self._nodes = nodes = traced.nodes
+        self._storage = trial.storage
+        self._order = {node: place for place, node in enumerate(nodes)}
+        self._members: dict[int, list[fx.Node]] = defaultdict(list)
+        self._writes: dict[int, list[fx.Node]] = defaultdict(list)
         for node in nodes:
             if node in trial.storage and node.op != "output":
-                memory.members[trial.storage[node]].append(node)
-            if node.op == "get_attr" and traced.tensor(node) is not None:
-                memory.state.add(trial.storage[node])
-        for node in nodes:
-            for base in effects.written(node):
-                if base in trial.storage:
-                    memory.writes[trial.storage[base]].append(node)
-            if effects.moves_statistics(node):
-                memory.moving |= {
-                    trial.storage[a] for a in node.all_input_nodes if a.op == "get_attr"
-                } & _buffers(traced, trial)
-        memory.moving |= memory.state & set(memory.writes)
-        return memory
+                self._members[trial.storage[node]].append(node)
+            for storage in self._written(node):
+                self._writes[storage].append(node)
+        read = {n for n in nodes if n.op == "get_attr" and n in trial.storage}
+        self._state = {trial.storage[n] for n in read}
+        # Statistics are float tensors that no one trains; norms read weights as well.
+        names = {name for name, _ in traced.module.named_buffers()}
+        buffers = {trial.storage[n] for n in read if str(n.target) in names}
+        norms = [n for n in nodes if effects.moves_statistics(n)]
+        moved = {trial.storage[a] for n in norms for a in n.all_input_nodes if a in read}
+        self._moving = moved & buffers | self._state & self._writes.keys()
 
-    def readers(self, storage: int) -> set[fx.Node]:
+    def swept(self, pinned: Mapping[fx.Node, str]) -> Swept:
+        """The verdict, with reasons for some nodes given."""
+        while True:
+            reasons = self._reasons(pinned)
+            more = {n: why for n, why in self._to_pin(reasons) if n not in pinned}
+            if not more:
+                return Swept(reasons, self._free(reasons), tuple(self._together(reasons)))
+            pinned = {**pinned, **more}
+
+    def _written(self, node: fx.Node) -> list[int]:
+        return [self._storage[base] for base in effects.written(node) if base in self._storage]
+
+    def _readers(self, storage: int) -> set[fx.Node]:
         """Nodes that read this memory's numbers."""
-        return {
-            user
-            for member in self.members[storage]
-            for user in member.users
-            if not effects.reads_only_shape(user)
-        }
+        users = {user for member in self._members[storage] for user in member.users}
+        return {user for user in users if not effects.reads_only_shape(user)}
 
+    def _reasons(self, pinned: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
+        reasons: dict[fx.Node, str] = {}
+        spoilt: dict[int, str] = {}  # memory that holds unfrozen numbers from here on
+        for node in self._nodes:
+            why = self._why_not(node, reasons, spoilt) or pinned.get(node)
+            if why is not None:
+                reasons[node] = why
+                spoilt |= dict.fromkeys(self._written(node), why)
+        return reasons
 
-def _buffers(traced: Traced, trial: Trial) -> set[int]:
-    """Storages of the statistics: the float tensors that no one trains."""
-    names = {name for name, _ in traced.module.named_buffers()}
-    return {
-        trial.storage[node]
-        for node in traced.module.graph.find_nodes(op="get_attr")
-        if str(node.target) in names and node in trial.storage
-    }
+    def _why_not(
+        self, node: fx.Node, reasons: Mapping[fx.Node, str], spoilt: Mapping[int, str]
+    ) -> str | None:
+        if node.op == "placeholder":
+            row_each = layouts_of(node) == (ROWS_FIRST,)
+            return None if row_each else f"{operation(node)} has no row for each sample"
+        if node.op == "output":
+            return "the model's output"
+        if node.op == "get_attr":
+            tensor = self._traced.tensor(node)
+            if tensor is not None and tensor.requires_grad:
+                return f"{own_name(node.target)} is trainable"
+            moves = self._storage.get(node) in self._moving
+            return f"{own_name(node.target)} moves in training" if moves else None
+        if effects.reads_only_shape(node):
+            return None
+        for argument in node.all_input_nodes:
+            if argument in reasons:
+                return reasons[argument]
+            if (why := spoilt.get(self._storage.get(argument, 0))) is not None:
+                return why
+        return self._own_reason(node)
 
-
-def _reasons(
-    traced: Traced, trial: Trial, memory: _Memory, pinned: Mapping[fx.Node, str]
-) -> dict[fx.Node, str]:
-    reasons: dict[fx.Node, str] = {}
-    spoilt: dict[int, str] = {}  # memory that holds unfrozen numbers from here on
-    for node in traced.nodes:
-        why = _why_not(node, traced, trial, memory, reasons, spoilt) or pinned.get(node)
-        if why is None:
-            continue
-        reasons[node] = why
-        for base in effects.written(node):
-            if base in trial.storage:
-                spoilt[trial.storage[base]] = why
-    return reasons
-
-
-def _why_not(
-    node: fx.Node,
-    traced: Traced,
-    trial: Trial,
-    memory: _Memory,
-    reasons: Mapping[fx.Node, str],
-    spoilt: Mapping[int, str],
-) -> str | None:
-    if node.op == "placeholder":
-        return None if is_row_each(node) else f"{operation(node)} has no row for each sample"
-    if node.op == "output":
-        return "the model's output"
-    storage = trial.storage.get(node)
-    if node.op == "get_attr":
-        tensor = traced.tensor(node)
-        if tensor is not None and tensor.requires_grad:
-            return f"{own_name(node.target)} is trainable"
-        if storage in memory.moving:
-            return f"{own_name(node.target)} moves in training"
+    def _own_reason(self, node: fx.Node) -> str | None:
+        if effects.moves_statistics(node):
+            return f"a norm{_place(node)} uses the statistics of the batch"
+        if effects.is_random(node):
+            return f"{_placed(node)} is random in training"
+        if not self._state.isdisjoint(self._written(node)):
+            return f"{_placed(node)} writes into the model's state"
         return None
-    if effects.reads_only_shape(node):
-        return None
-    for argument in node.all_input_nodes:
-        if argument in reasons:
-            return reasons[argument]
-        found = trial.storage.get(argument)
-        if found is not None and found in spoilt:
-            return spoilt[found]
-    return _own_reason(node, trial, memory)
+
+    def _to_pin(self, reasons: Mapping[fx.Node, str]) -> Iterator[tuple[fx.Node, str]]:
+        """Frozen nodes that must be computed above the line because of in-place operations."""
+        for storage, writes in self._writes.items():
+            if storage in self._state:
+                continue
+            if unfrozen := [write for write in writes if write in reasons]:
+                # The line may be crossed by the memory's root alone: a view stored beside it would
+                # not see what is written into it above the line.
+                for member in self._members[storage][1:]:
+                    if member not in reasons and member not in writes:
+                        yield member, reasons[unfrozen[0]]
+            above = [self._order[r] for r in self._readers(storage) if r in reasons]
+            for write in writes:
+                if write not in reasons and any(place < self._order[write] for place in above):
+                    why = f"{effects.word(write)} writes into what was read above the line before"
+                    yield write, why
+
+    def _together(self, reasons: Mapping[fx.Node, str]) -> Iterator[frozenset[fx.Node]]:
+        for storage, writes in self._writes.items():
+            frozen = [self._order[write] for write in writes if write not in reasons]
+            if frozen and storage not in self._state:
+                group = {*self._members[storage], *self._readers(storage), *writes} - reasons.keys()
+                last = max(frozen)
+                yield frozenset(node for node in group if self._order[node] <= last)
+
+    def _free(self, reasons: Mapping[fx.Node, str]) -> frozenset[fx.Node]:
+        """Frozen nodes that no sample's numbers reach, be it through memory they share."""
+        reached: set[fx.Node] = set()
+        before = -1
+        while len(reached) > before:
+            before = len(reached)
+            for node in self._nodes:
+                inputs = [] if effects.reads_only_shape(node) else node.all_input_nodes
+                if node.op == "placeholder" or not reached.isdisjoint(inputs):
+                    reached.add(node)
+                    for storage in self._written(node):
+                        reached.update(self._members[storage])
+        return frozenset(n for n in self._nodes if n not in reached and n not in reasons)
 
 
-def _own_reason(node: fx.Node, trial: Trial, memory: _Memory) -> str | None:
-    where = module_path(node)
-    place = f" in {where}" if where else ""
-    if effects.moves_statistics(node):
-        return f"a norm{place} uses the statistics of the batch"
-    if effects.is_random(node):
-        return f"{_word(node)}{place} is random in training"
-    if any(trial.storage.get(base) in memory.state for base in effects.written(node)):
-        return f"{_word(node)}{place} writes into the model's state"
-    return None
+def _place(node: fx.Node) -> str:
+    return f" in {where}" if (where := module_path(node)) else ""
 
 
-def _mixing(node: fx.Node) -> str:
-    place = f" in {where}" if (where := module_path(node)) else ""
-    return f"{_word(node)}{place} gives a sample what depends on its batch or on chance"
-
-
-def _word(node: fx.Node) -> str:
-    name = str(getattr(node.target, "__name__", node.target))
-    return name.partition(".")[0]
-
-
-def _to_pin(memory: _Memory, reasons: Mapping[fx.Node, str]) -> Iterator[tuple[fx.Node, str]]:
-    """Frozen nodes that must be computed above the line, for the sake of in-place operations."""
-    for storage, writes in memory.writes.items():
-        if storage in memory.state:
-            continue
-        others = memory.members[storage][1:]
-        unfrozen = [w for w in writes if w in reasons]
-        if unfrozen:
-            # The line may be crossed by the memory's root alone: a view stored beside it would
-            # not see what is written into it above the line.
-            why = reasons[unfrozen[0]]
-            for member in others:
-                if member not in reasons and member not in writes:
-                    yield member, why
-        for write in writes:
-            early = [
-                reader
-                for reader in memory.readers(storage)
-                if reader in reasons and memory.order[reader] < memory.order[write]
-            ]
-            if early and write not in reasons:
-                yield write, f"{_word(write)} writes into what was read above the line before"
-
-
-def _together(memory: _Memory, reasons: Mapping[fx.Node, str]) -> Iterator[frozenset[fx.Node]]:
-    for storage, writes in memory.writes.items():
-        frozen = [w for w in writes if w not in reasons]
-        if not frozen or storage in memory.state:
-            continue
-        last = max(memory.order[w] for w in frozen)
-        group = {m for m in memory.members[storage] if memory.order[m] <= last}
-        group |= {r for r in memory.readers(storage) if memory.order[r] <= last}
-        yield frozenset(n for n in group | set(frozen) if n not in reasons)
-
-
-def _free(traced: Traced, reasons: Mapping[fx.Node, str], memory: _Memory) -> frozenset[fx.Node]:
-    """Frozen nodes that no sample's numbers reach, be it through memory they share."""
-    reached: set[fx.Node] = set()
-    grew = True
-    while grew:
-        before = len(reached)
-        for node in traced.nodes:
-            inputs = [] if effects.reads_only_shape(node) else node.all_input_nodes
-            if node.op == "placeholder" or any(a in reached for a in inputs):
-                reached.add(node)
-                for base in effects.written(node):
-                    reached.update(memory.members.get(memory.storage.get(base, 0), ()))
-        grew = len(reached) > before
-    return frozenset(n for n in traced.nodes if n not in reached and n not in reasons)
-
-
-def is_constant(node: fx.Node, fixed: frozenset[fx.Node], value: object) -> bool:
-    """Whether a tensor is the same for any batch: all it is computed from is fixed, no size."""
-    pending, seen = [node], set()
-    while pending:
-        current = pending.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        if effects.is_symbolic(current) or current not in fixed:
-            return False
-        pending.extend(current.all_input_nodes)
-    return isinstance(value, Tensor)
+def _placed(node: fx.Node) -> str:
+    return effects.word(node) + _place(node)

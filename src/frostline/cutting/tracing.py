@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any, final
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.graph import CodeGen
 
-from frostline.cutting.offering import Unfollowed
+from frostline.cutting.effects import is_assertion, is_pure, word
 from frostline.cutting.regions import open_regions
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output
 from frostline.errors import CutError
-from frostline.freezing.modes import is_held
 
-_PREFIX = "model."
 # Kernels that count in 32 bits may bound a batch too, but not below this.
 _LARGEST_BATCH = 2**12
+
+
+@final
+class Unfollowed(CutError):  # noqa: N818 - named for what happened
+    """No line could be drawn by following the forward; behind a named submodule one may run."""
 
 
 @final
@@ -36,14 +43,11 @@ class Traced:
         rebuild: makes the model's output from that tuple.
         constants: names of tensors that are neither parameters nor buffers; those that the forward
             makes are other objects in each trace.
-        live: names of buffers of modules that are not held. One that this graph only reads may be
-            moved by the graph of the other mode, or by whoever trains.
     """
 
     module: fx.GraphModule
     rebuild: Rebuild = field(repr=False)
-    constants: frozenset[str] = frozenset()
-    live: frozenset[str] = frozenset()
+    constants: frozenset[str]
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -51,16 +55,8 @@ class Traced:
 
     def tensor(self, node: fx.Node) -> Tensor | None:
         """What a `get_attr` node reads, if that is a tensor."""
-        found: Any = self.module
-        for part in str(node.target).split("."):
-            found = getattr(found, part)
+        found = attrgetter(str(node.target))(self.module)
         return found if isinstance(found, Tensor) else None
-
-
-class _Note:
-    """What a forward leaves behind. An object of its own: export puts lists and dicts back."""
-
-    rebuild: Rebuild | None = None
 
 
 class _Flat(nn.Module):
@@ -70,7 +66,8 @@ class _Flat(nn.Module):
         super().__init__()
         self.model = model
         self.spec = spec
-        self.note = _Note()
+        # What a forward leaves behind; of lists and dicts export would put the former content back.
+        self.note = SimpleNamespace(rebuild=None)
 
     def forward(self, flat: list[Tensor]) -> list[Tensor]:
         try:
@@ -79,7 +76,7 @@ class _Flat(nn.Module):
         except CutError:
             raise
         except Exception as error:
-            raise _RefusedError from error
+            raise _ForwardError from error
         self.note.rebuild = rebuild
         return tensors
 
@@ -102,7 +99,7 @@ def _caches_kept(model: nn.Module) -> Iterator[None]:
             cache.update(before)
 
 
-class _RefusedError(Exception):
+class _ForwardError(Exception):
     """The forward failed. torch (2.15) prints the graph so far if it can hang it on the error."""
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -122,7 +119,7 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     except CutError:
         raise
     except Exception as raised:  # export raises whatever the model's own code does with fakes
-        error = (raised.__cause__ or raised) if isinstance(raised, _RefusedError) else raised
+        error = (raised.__cause__ or raised) if isinstance(raised, _ForwardError) else raised
         raise Unfollowed(
             f"torch.export cannot follow {type(model).__name__}: {one_line(error)}."
         ) from error
@@ -134,7 +131,7 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     _tidy(module.graph)
     assert flat.note.rebuild is not None
     constants = frozenset(program.graph_signature.lifted_tensor_constants)
-    return Traced(module, flat.note.rebuild, constants, frozenset(_live(module, model)))
+    return Traced(module, flat.note.rebuild, constants)
 
 
 def _most_samples(
@@ -149,62 +146,34 @@ def _most_samples(
     return f"up to {most}" if most < _LARGEST_BATCH else None
 
 
-def _live(module: fx.GraphModule, model: nn.Module) -> Iterator[str]:
-    live = {
-        id(b) for part in model.modules() if not is_held(part) for b in part.buffers(recurse=False)
-    }
-    for name, buffer in module.named_buffers(remove_duplicate=False):
-        if id(buffer) in live:
-            yield name
-
-
 def _export(
     flat: _Flat, tensors: list[Tensor]
 ) -> tuple[fx.GraphModule, torch.export.ExportedProgram]:
-    rows = tensors[0].shape[0]
-    last: Exception | None = None
-    for dynamic in _dynamic_shapes(tensors, rows):
-        try:
-            with _quiet(), _checkpoints_undone():
-                program = torch.export.export(
-                    flat, (tensors,), dynamic_shapes=(dynamic,), strict=False
-                )
-                module = program.module(check_guards=False)
-        except CutError:
-            raise
-        except Exception as error:
-            last = error
-            continue
-        assert isinstance(module, fx.GraphModule)
-        graph = module.graph
-        graph.set_codegen(CodeGen())
-        _flatten_output_node(graph)
-        open_regions(module)
-        module.recompile()
-        return module, program
-    assert last is not None
-    raise last
-
-
-def _dynamic_shapes(tensors: list[Tensor], rows: int) -> Iterator[list[dict[int, Any]]]:
-    """Token ids and masks vary in length as well; where that does not go, the batch alone."""
-    auto = torch.export.Dim.AUTO
+    auto, rows = torch.export.Dim.AUTO, tensors[0].shape[0]
     batch = [{0: auto} if t.dim() and t.shape[0] == rows else {} for t in tensors]
+    # Token ids and masks vary in length as well; where that does not go, the batch alone.
     lengths = [
         {**dims, 1: auto} if t.dim() == 2 and not t.is_floating_point() and t.shape[1] > 1 else dims
         for t, dims in zip(tensors, batch, strict=True)
     ]
-    if lengths != batch:
-        yield lengths
-    yield batch
-
-
-def _flatten_output_node(graph: fx.Graph) -> None:
-    """`((a, b),)` of the exported list -> `(a, b)`."""
-    output = graph.output_node()
-    values = output.args[0]
-    assert isinstance(values, tuple | list)
-    output.args = (tuple(values),)
+    for dynamic in (lengths, batch):
+        try:
+            with _followable():
+                program = torch.export.export(
+                    flat, (tensors,), dynamic_shapes=(dynamic,), strict=False
+                )
+                module = program.module(check_guards=False)
+            break
+        except Exception as error:
+            if isinstance(error, CutError) or dynamic == batch:
+                raise
+    assert isinstance(module, fx.GraphModule)
+    module.graph.set_codegen(CodeGen())
+    output: Any = module.graph.output_node()
+    output.args = (tuple(output.args[0]),)  # a list before
+    open_regions(module)
+    module.recompile()
+    return module, program
 
 
 def _mark_inputs(module: fx.GraphModule, spec: InputSpec, tensors: list[Tensor]) -> None:
@@ -220,23 +189,33 @@ def _mark_inputs(module: fx.GraphModule, spec: InputSpec, tensors: list[Tensor])
 
 def _tidy(graph: fx.Graph) -> None:
     """Drop what computes nothing that is used: assertions and dead, harmless operations."""
-    from frostline.cutting.effects import is_assertion, is_pure
-
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users:
-            if is_assertion(node) or is_pure(node):
-                graph.erase_node(node)
-        elif node.op == "get_attr" and not node.users:
+        if node.users or node.op not in ("call_function", "get_attr"):
+            continue
+        if node.op == "get_attr" or is_assertion(node) or is_pure(node):
             graph.erase_node(node)
 
 
-def module_path(node: fx.Node) -> str:
-    """Dotted path in the model of the module that the operation stands in; "" for its forward."""
+def upwards(starts: Iterable[fx.Node]) -> Iterator[fx.Node]:
+    """The nodes and all that they are computed from, found as they are asked for."""
+    pending, seen = list(starts), set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            pending.extend(node.all_input_nodes)
+
+
+def module_paths(node: fx.Node) -> list[str]:
+    """Dotted paths in the model of the modules whose forwards the operation stands in."""
     stack = node.meta.get("nn_module_stack") or {}
-    path = ""
-    for name, _ in stack.values():
-        path = str(name)
-    return path.removeprefix("model").removeprefix(".")
+    return [own_name(path) for path, _ in stack.values()]
+
+
+def module_path(node: fx.Node) -> str:
+    """The innermost of these; "" for the model's own forward."""
+    return (module_paths(node) or [""])[-1]
 
 
 def operation(node: fx.Node) -> str:
@@ -246,25 +225,35 @@ def operation(node: fx.Node) -> str:
     """
     if node.op == "placeholder":
         return str(node.meta["name"])
-    word = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
     where = module_path(node)
-    return f"{where} ({word})" if where else f"{word} in the forward"
+    return f"{where} ({word(node)})" if where else f"{word(node)} in the forward"
 
 
 def own_name(target: object) -> str:
-    """The model's own name of a parameter or buffer that a `get_attr` node reads."""
-    return str(target).removeprefix(_PREFIX)
+    """The model's own name of a tensor that a `get_attr` node reads, or of a module."""
+    return str(target).removeprefix("model").removeprefix(".")
+
+
+def target_of(name: str) -> str:
+    """What a graph calls the tensor that the model knows by this name."""
+    return f"model.{name}"
 
 
 @contextmanager
-def _checkpoints_undone() -> Iterator[None]:
-    """Reentrant checkpoints run without gradients, and export (2.15) would keep it so."""
-    own = torch.utils.checkpoint.CheckpointFunction
+def _followable() -> Iterator[None]:
+    """For export: what it warns of and logs is no matter of the user's, and nothing checkpoints.
+
+    Reentrant checkpoints run without gradients, and export (2.15) would keep it so.
+    """
+    checkpoints, disabled = torch.utils.checkpoint.CheckpointFunction, logging.root.manager.disable
     torch.utils.checkpoint.CheckpointFunction = _Unchecked  # type: ignore[assignment, misc]  # its stand-in
-    try:
-        yield
-    finally:
-        torch.utils.checkpoint.CheckpointFunction = own  # type: ignore[misc]  # a class
+    with warnings.catch_warnings(action="ignore"):
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+            torch.utils.checkpoint.CheckpointFunction = checkpoints  # type: ignore[misc]  # a class
 
 
 class _Unchecked:
@@ -273,20 +262,24 @@ class _Unchecked:
         return function(*inputs)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What export warns of and logs while it traces is no matter of the user's."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(before)
-
-
 def one_line(error: BaseException) -> str:
     """The first line of what an error says, with its class."""
     text = str(error).strip().partition("\n")[0].rstrip(".")
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+
+
+def forget_symbols(*graphs: fx.Graph) -> None:
+    """Let go of the worlds of symbols that these graphs were traced in, which nobody needs then.
+
+    PyTorch (2.15) keeps them twice: in caches on methods, by their last 256 arguments, and by the
+    inputs that a world tracks, whose sizes refer back to it where no garbage collector looks.
+    """
+    for graph in graphs:
+        for node in graph.find_nodes(op="placeholder"):
+            seen = node.meta.get("val")
+            if isinstance(seen, FakeTensor) and seen.fake_mode.shape_env is not None:
+                seen.fake_mode.shape_env.tracked_fakes = None
+    for method in vars(ShapeEnv).values():
+        clear = getattr(method, "cache_clear", None)
+        if clear is not None:
+            clear()

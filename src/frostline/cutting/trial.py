@@ -17,9 +17,9 @@ from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from frostline.cutting import effects
-from frostline.cutting.layouts import Layout, layouts_of
+from frostline.cutting.layouts import RowLayout, layouts_of
 from frostline.cutting.regions import entered
-from frostline.cutting.tracing import Traced
+from frostline.cutting.tracing import Traced, upwards
 
 _ROWS = 3
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -33,7 +33,7 @@ _TOLERANCE = 1e-4
 
 @final
 @dataclass(frozen=True)
-class Trial:
+class Observed:
     """What was seen.
 
     Attributes:
@@ -53,16 +53,16 @@ class Trial:
     noised: Mapping[fx.Node, Tensor]
 
 
-def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Trial:
+def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Observed:
     """Run the graph on a few samples made from `tensors`; the model's buffers may move.
 
     Args:
-        judging: also take down what `rearrange` and the costs go by.
+        judging: also record what `rearrange` and the costs go by.
     """
     samples = few_samples(tensors)
     counter = FlopCounterMode(display=False) if judging else None
     with _chance_kept(samples), counter or nullcontext():
-        runner = _Runner(traced, counter)
+        runner = _Runner(traced, samples[0], counter)
         # A graph may write into its inputs.
         runner.run(*(sample.clone() for sample in samples), enable_io_processing=False)
     values = dict(runner.env)
@@ -73,39 +73,31 @@ def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Trial:
     }
     rows = samples[0].shape[0]
     flops = {node: count / rows for node, count in runner.flops.items()}
-    return Trial(tuple(samples), values, storage, flops, runner.computed, runner.noised)
+    return Observed(tuple(samples), values, storage, flops, runner.computed, runner.noised)
 
 
-@final
-@dataclass(frozen=True)
-class Rearranged:
-    """What other batches showed.
-
-    Attributes:
-        mixed: nodes that give a sample a value that depends on its batch, or on chance.
-        layouts: of the nodes that do not, how the samples lie in their values.
-    """
-
-    mixed: frozenset[fx.Node]
-    layouts: Mapping[fx.Node, Layout]
-
-
-def rearrange(traced: Traced, trial: Trial, among: Collection[fx.Node]) -> Rearranged:
+def rearrange(
+    traced: Traced, trial: Observed, among: Collection[fx.Node]
+) -> tuple[Collection[fx.Node], Mapping[fx.Node, RowLayout]]:
     """Run the samples in other batches and compare sample by sample.
 
     Args:
         among: nodes that samples reach; what depends on the batch's size alone is computed anew.
+    Returns:
+        The nodes that give a sample a value that depends on its batch, or on chance, and of the
+        others how the samples lie in their values.
     """
     compared = trial.computed.keys() & set(among)
     fitting = {node: layouts_of(node) for node in compared}
+    wanted = frozenset(upwards(among))
     for places in REARRANGED:
         moved = rows_at(trial.samples, places)
         with _chance_kept(moved):
-            runner = _Rearranging(traced, trial, among, fitting, torch.tensor(places))
+            runner = _Rearranging(traced, trial, wanted, fitting, torch.tensor(places))
             runner.run(*moved, enable_io_processing=False)
     # A dimension that counts other things as well may hold the samples in a third way.
     mixed = {node for node, left in fitting.items() if not left and len(layouts_of(node)) == 1}
-    return Rearranged(frozenset(mixed), {node: left[0] for node, left in fitting.items() if left})
+    return mixed, {node: left[0] for node, left in fitting.items() if left}
 
 
 def rows_at(samples: Sequence[Tensor], places: list[int]) -> list[Tensor]:
@@ -128,8 +120,9 @@ def is_close(one: Tensor, other: Tensor, scale: float = 0.0) -> bool:
 class _Runner(fx.Interpreter):
     """Keeps every node's value, and counts its floating-point operations."""
 
-    def __init__(self, traced: Traced, counter: FlopCounterMode | None) -> None:
+    def __init__(self, traced: Traced, sample: Tensor, counter: FlopCounterMode | None) -> None:
         super().__init__(traced.module, garbage_collect_values=False)
+        self._sample = sample
         self.flops: dict[fx.Node, float] = {}
         self.computed: dict[fx.Node, Tensor] = {}
         self.noised: dict[fx.Node, Tensor] = {}
@@ -145,11 +138,15 @@ class _Runner(fx.Interpreter):
             value = super().run_node(n)
         counted = self._counter.get_total_flops() - before
         self.flops[n] = max(counted, self._recurrent_flops(n))
-        reached = self._is_reached(n)
+        from_samples = not effects.reads_only_shape(n) and not self._reached.isdisjoint(
+            n.all_input_nodes
+        )
+        if from_samples or n.op == "placeholder":
+            self._reached.add(n)
         if isinstance(value, Tensor) and (layouts := layouts_of(n)):
             self.computed[n] = value.clone()
-            alike = any(_rows_are_alike(layout.rows(value, _ROWS)) for layout in layouts)
-            if reached and alike and not _overlaps(value):
+            alike = any(_rows_are_alike(way.rows(value, self._sample)) for way in layouts)
+            if n in self._reached and alike and not _overlaps(value):
                 # Rows that are all alike (equal tokens, a layer that starts at zero) would not
                 # show that an operation mixes them.
                 noise = torch.rand(value.shape, generator=self._draw).to(value)
@@ -166,15 +163,6 @@ class _Runner(fx.Interpreter):
         weights = sum(t.numel() for t in others if isinstance(t, Tensor) and t.dim() == 2)
         return 2.0 * weights * (int(first.numel()) / int(first.shape[-1]))
 
-    def _is_reached(self, node: fx.Node) -> bool:
-        """Whether a sample's numbers go into the node."""
-        from_samples = not effects.reads_only_shape(node) and any(
-            argument in self._reached for argument in node.all_input_nodes
-        )
-        if node.op == "placeholder" or from_samples:
-            self._reached.add(node)
-        return node in self._reached
-
 
 class _Rearranging(fx.Interpreter):
     """Runs the samples in another batch, operation by operation.
@@ -189,14 +177,14 @@ class _Rearranging(fx.Interpreter):
     def __init__(
         self,
         traced: Traced,
-        trial: Trial,
-        among: Collection[fx.Node],
-        fitting: dict[fx.Node, tuple[Layout, ...]],
+        trial: Observed,
+        wanted: Collection[fx.Node],
+        fitting: dict[fx.Node, tuple[RowLayout, ...]],
         order: Tensor,
     ) -> None:
         super().__init__(traced.module, garbage_collect_values=False)
         self._trial = trial
-        self._wanted = _ancestors(among)
+        self._wanted = wanted
         self._fitting = fitting
         self._order = order
 
@@ -209,38 +197,38 @@ class _Rearranging(fx.Interpreter):
             self._fitting[n] = tuple(a for a in self._fitting[n] if self._fits(n, value, a))
             if self._fitting[n] and not _overlaps(value):
                 meant = self._trial.noised.get(n, self._trial.computed[n])
-                value.copy_(self._moved(meant, value, self._fitting[n][0]))
+                value.copy_(self._moved(meant, self._fitting[n][0]))
         return value
 
-    def _fits(self, node: fx.Node, value: Tensor, layout: Layout) -> bool:
-        expected = self._moved(self._trial.computed[node], value, layout)
+    def _fits(self, node: fx.Node, value: Tensor, layout: RowLayout) -> bool:
+        expected = self._moved(self._trial.computed[node], layout)
+        if _same(expected, value):
+            return True
         # How large the weights are is looked up only where bits differ: they may be many.
-        return _same(expected, value) or is_close(expected, value, self._scale(node))
+        scale = max((_largest(self.env[a]) for a in node.all_input_nodes), default=0.0)
+        return is_close(expected, value, scale)
 
-    def _scale(self, node: fx.Node) -> float:
-        return max((_largest(self.env[a]) for a in node.all_input_nodes), default=0.0)
-
-    def _moved(self, tensor: Tensor, like: Tensor, layout: Layout) -> Tensor:
-        return layout.restored(layout.rows(tensor, _ROWS)[self._order.to(like.device)])
+    def _moved(self, tensor: Tensor, layout: RowLayout) -> Tensor:
+        """The value as it should be in this batch."""
+        rows = layout.rows(tensor, self._trial.samples[0])
+        moved: Tensor = layout.restored(rows[self._order.to(rows.device)])
+        return moved
 
 
 def few_samples(tensors: list[Tensor]) -> list[Tensor]:
     """Three samples that differ: those of the example, with a little noise on real numbers."""
     draw = torch.Generator().manual_seed(0)
     rows = tensors[0].shape[0]
-    chosen = torch.arange(_ROWS) % rows
-    return [_sample(tensor, chosen, rows, draw) for tensor in tensors]
-
-
-def _sample(tensor: Tensor, chosen: Tensor, rows: int, draw: torch.Generator) -> Tensor:
-    if tensor.dim() == 0 or tensor.shape[0] != rows:
-        return tensor.detach()
-    few = tensor.detach()[chosen.to(tensor.device)].clone()
-    if not few.is_floating_point():
-        return few
-    noise = torch.randn(few.shape, generator=draw).to(few)
-    scale = few.abs().mean().clamp(min=0.1)
-    return few + 0.1 * scale * noise
+    samples = []
+    for tensor in tensors:
+        few = tensor.detach()
+        if tensor.dim() and tensor.shape[0] == rows:
+            few = few[torch.arange(_ROWS, device=few.device) % rows]
+            if few.is_floating_point():
+                noise = torch.randn(few.shape, generator=draw).to(few)
+                few = few + 0.1 * few.abs().mean().clamp(min=0.1) * noise
+        samples.append(few)
+    return samples
 
 
 @contextmanager
@@ -248,17 +236,6 @@ def _chance_kept(samples: list[Tensor]) -> Iterator[None]:
     devices = [s.device for s in samples[:1] if s.device.type == "cuda"]
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         yield
-
-
-def _ancestors(nodes: Collection[fx.Node]) -> frozenset[fx.Node]:
-    found: set[fx.Node] = set()
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending.extend(node.all_input_nodes)
-    return frozenset(found)
 
 
 def _rows_are_alike(value: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What of a model's structure a cut rests on: described at the cut, and compared afterwards.
+"""What of a model's structure a cut rests on: recorded at the cut, and compared afterwards.
 
 A graph knows nothing of what changes in Python: a layer that another one replaced, a hook, an
 adapter that was switched off. So for each module that the forward reads, the cut keeps a
@@ -8,7 +8,10 @@ microsecond for each module; where that finds something new, the words decide.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from operator import is_not, itemgetter
@@ -18,7 +21,7 @@ import xxhash
 from torch import Tensor, nn
 
 from frostline.backward.entering import Enter, Leave
-from frostline.cutting.at_key import content
+from frostline.cutting.keys import content
 from frostline.errors import CutError
 from frostline.standins import StandIn
 
@@ -29,91 +32,86 @@ _MODE = "training"
 _MANY = 100  # entries of a list or dict; what holds more counts by identity and length
 _DEEP = 4
 _SHORT = 30
+_LOCK = threading.RLock()  # for what is changed of torch's own class meanwhile
 
 
 @final
 @dataclass(frozen=True)
-class Watched:
+class ModuleWords:
     """One module: the attributes that count, and what they and its form are in words."""
 
     names: tuple[str, ...]
     words: dict[str, str]
 
-    def less(self, moved: Collection[str]) -> Watched:
+    def less(self, moved: Collection[str]) -> ModuleWords:
         """The same without some of the attributes."""
         names = tuple(name for name in self.names if name not in moved)
-        return Watched(names, {n: text for n, text in self.words.items() if n not in moved})
+        return ModuleWords(names, {n: text for n, text in self.words.items() if n not in moved})
 
 
 @final
 @dataclass(frozen=True)
-class Watch:
-    """The modules of a model that one mode's forward reads."""
+class Structure:
+    """The modules of a model that one mode's forward reads, by path."""
 
-    modules: Mapping[str, Watched] = field(default_factory=dict, repr=False)
+    modules: Mapping[str, ModuleWords] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: nn.Module, reads: Mapping[str, Collection[str]]) -> Watch:
+    def of(cls, model: nn.Module, reads: Mapping[str, Collection[str]]) -> Structure:
         """The model as it is now, in the mode it is in; `reads` tells what its forward reads."""
         read = [path for path, names in reads.items() if names]
-        wanted = {*read, *(up for path in read for up in _upwards(path))}
-        return cls._described(
-            model, {p: tuple(sorted({*reads.get(p, ())} - _OF_MODULES)) for p in wanted}
-        )
+        wanted = {*read, *(up for path in read for up in upwards(path))}
+        names = {path: tuple(sorted({*reads.get(path, ())} - _OF_MODULES)) for path in wanted}
+        return cls(_described(model, names))
 
-    @classmethod
-    def _described(cls, model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> Watch:
-        codes: dict[type, str] = {}
-        modules = dict(model.named_modules(remove_duplicate=False))
-        return cls({p: Watched(n, _words(modules[p], n, codes)) for p, n in names.items()})
-
-    def settled(self, model: nn.Module) -> Watch:
+    def settled(self, model: nn.Module) -> Structure:
         """Less what has moved since without anyone's doing, as a cache does in a forward.
 
         Args:
             model: the same, in the same mode.
         """
-        later = self._described(
-            model, {path: watched.names for path, watched in self.modules.items()}
-        )
+        later = _described(model, {path: before.names for path, before in self.modules.items()})
         kept = {}
-        for path, watched in self.modules.items():
-            now = later.modules[path].words
-            moved = {n for n in watched.words | now if watched.words.get(n) != now.get(n)}
-            kept[path] = watched.less(moved)
-        return Watch(kept)
+        for path, before in self.modules.items():
+            was, now = before.words, later[path].words
+            kept[path] = before.less({n for n in was | now if was.get(n) != now.get(n)})
+        return Structure(kept)
 
-    def without(self, roots: Collection[str]) -> Watch:
+    def without(self, roots: frozenset[str]) -> Structure:
         """Less the modules at these paths and below."""
-        return Watch(
-            {p: watched for p, watched in self.modules.items() if not _is_under(p, roots)},
-        )
+        kept = {p for p in self.modules if p not in roots and roots.isdisjoint(upwards(p))}
+        return Structure({p: words for p, words in self.modules.items() if p in kept})
 
-    def held_modes_only(self) -> Watch:
+    def held_modes_only(self) -> Structure:
         """As what holds in both modes: of modes, the evaluation in which a frozen part is held."""
-        free = {p for p, watched in self.modules.items() if watched.words.get(_MODE) == str(True)}
-        return Watch({p: t.less({_MODE}) if p in free else t for p, t in self.modules.items()})
+        free = {p for p, module in self.modules.items() if module.words.get(_MODE) == str(True)}
+        return Structure({p: t.less({_MODE}) if p in free else t for p, t in self.modules.items()})
 
-    def look(self, model: nn.Module) -> Look:
+    def look(self, model: nn.Module) -> list[ModuleState]:
         """The model's modules as they are, if they are what they were.
 
         Raises:
             CutError: they are not; says what has changed.
         """
         now = dict(model.named_modules(remove_duplicate=False))
-        codes: dict[type, str] = {}
         for path in self.modules:
             if path not in now:
                 raise changed(model, f"'{path}' is gone")
-        for path, watched in self.modules.items():
-            words = _words(now[path], watched.names, codes)
-            if difference := _difference(path, watched.words, words):
+        later = _described(model, {path: before.names for path, before in self.modules.items()})
+        for path, before in self.modules.items():
+            if difference := _difference(path, before.words, later[path].words):
                 raise changed(model, difference)
-        return Look([_Seen.of(path, now, watched.names) for path, watched in self.modules.items()])
+        return [ModuleState.of(path, now, before.names) for path, before in self.modules.items()]
 
 
-class _Seen(NamedTuple):
-    """One module as it was when its words were read."""
+def _described(model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> dict[str, ModuleWords]:
+    codes: dict[type, str] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return {path: ModuleWords(n, _words(modules[path], n, codes)) for path, n in names.items()}
+
+
+class ModuleState(NamedTuple):
+    """One module as it was when its words were read, by identity."""
 
     module: nn.Module
     kind: type
@@ -129,7 +127,7 @@ class _Seen(NamedTuple):
     absent: tuple[str, ...]  # what the class has, and the module might get of its own
 
     @classmethod
-    def of(cls, path: str, modules: Mapping[str, nn.Module], names: tuple[str, ...]) -> _Seen:
+    def of(cls, path: str, modules: Mapping[str, nn.Module], names: tuple[str, ...]) -> ModuleState:
         module = modules[path]
         own = vars(module)
         up, _, leaf = path.rpartition(".")
@@ -147,11 +145,12 @@ class _Seen(NamedTuple):
             values,
             len(own["_modules"]),
             _hooks(values),
-            tuple((v, _snapshot(v)) for v in values[len(_ALWAYS) :] if _is_filled(v)),
+            tuple((v, deepcopy(v)) for v in values[len(_ALWAYS) :] if _is_filled(v)),
             tuple(name for name in names if name not in own),
         )
 
     def is_as_it_was(self) -> bool:
+        """False may also mean an equal replacement: then the words decide."""
         try:
             now = self.get(self.own)
         except KeyError:
@@ -163,21 +162,9 @@ class _Seen(NamedTuple):
             or self.kind.forward is not self.forward
             or len(now[4]) != self.children
             or ((now[0] or now[1] or now[2] or now[3] or self.hooks) and _hooks(now) != self.hooks)
-            or any(_snapshot(value) != held for value, held in self.filled)
+            or any(value != held for value, held in self.filled)
             or any(name in self.own for name in self.absent)
         )
-
-
-@final
-class Look:
-    """Identities of what was looked at."""
-
-    def __init__(self, seen: list[_Seen]) -> None:
-        self._seen = seen
-
-    def is_current(self) -> bool:
-        """Whether all is what it was, by identity; False may also mean an equal replacement."""
-        return all(map(_Seen.is_as_it_was, self._seen))
 
 
 def _hooks(values: tuple[Any, ...]) -> tuple[object, ...]:
@@ -192,19 +179,10 @@ def _is_filled(value: object) -> bool:
 
 def _is_plain(value: object, deep: int) -> bool:
     """Whether it is made of plain values alone, which can be compared."""
-    if isinstance(value, dict):
-        return deep > 0 and all(_is_plain(part, deep - 1) for part in value.values())
-    if isinstance(value, list | tuple | set):
-        return deep > 0 and all(_is_plain(part, deep - 1) for part in value)
+    if isinstance(value, dict | list | tuple | set):
+        parts = value.values() if isinstance(value, dict) else value
+        return deep > 0 and all(_is_plain(part, deep - 1) for part in parts)
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def _snapshot(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _snapshot(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_snapshot(part) for part in value]
-    return set(value) if isinstance(value, set) else value
 
 
 def _words(module: nn.Module, names: tuple[str, ...], codes: dict[type, str]) -> dict[str, str]:
@@ -255,14 +233,11 @@ def _in_words(value: Any, deep: int) -> str:
     return content(value) or _name(value)
 
 
-def _upwards(path: str) -> Iterator[str]:
+def upwards(path: str) -> Iterator[str]:
+    """The paths of the modules that hold what is at `path`; the last is the model's own, ""."""
     while path:
         path = path.rpartition(".")[0]
         yield path
-
-
-def _is_under(path: str, roots: Collection[str]) -> bool:
-    return path in roots or any(up in roots for up in _upwards(path))
 
 
 def _difference(path: str, before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -298,3 +273,47 @@ def changed(model: nn.Module, what: str) -> CutError:
         f"this {type(model).__name__} is not what was cut any more: {what}. Cut it again: "
         "fl.cut(model, example)."
     )
+
+
+@contextmanager
+def reads_recorded(model: nn.Module) -> Iterator[dict[str, set[str]]]:
+    """Path of a module -> names of its attributes that the block reads, and does not set.
+
+    For a module under several paths, under each. What a forward sets is its own business: a
+    counter, a cache, the attention it saw last.
+    """
+    read: dict[int, set[str]] = {id(module): set() for module in model.modules()}
+    written: dict[int, set[str]] = {id(module): set() for module in model.modules()}
+    found: dict[str, set[str]] = {}
+    with _LOCK, _recorded(read, written):
+        yield found
+    for path, module in model.named_modules(remove_duplicate=False):
+        found[path] = read.get(id(module), set()) - written.get(id(module), set())
+
+
+@contextmanager
+def _recorded(read: Mapping[int, set[str]], written: Mapping[int, set[str]]) -> Iterator[None]:
+    own = vars(nn.Module)
+    former = own.get("__getattribute__")
+    get, put = nn.Module.__getattribute__, nn.Module.__setattr__
+
+    def recording_get(self: nn.Module, name: str) -> Any:
+        if (names := read.get(id(self))) is not None:
+            names.add(name)
+        return get(self, name)
+
+    def recording_put(self: nn.Module, name: str, value: Any) -> None:
+        if (names := written.get(id(self))) is not None:
+            names.add(name)
+        put(self, name, value)
+
+    nn.Module.__getattribute__ = recording_get  # type: ignore[method-assign, assignment]  # meanwhile
+    nn.Module.__setattr__ = recording_put  # type: ignore[method-assign]  # likewise
+    try:
+        yield
+    finally:
+        nn.Module.__setattr__ = put  # type: ignore[method-assign]  # as it was
+        if former is None:
+            del nn.Module.__getattribute__
+        else:
+            nn.Module.__getattribute__ = former  # type: ignore[method-assign]  # as it was

@@ -1,42 +1,36 @@
-"""Data sets: image folders and tables read, split and audited; any data in replayable batches."""
+"""Data sets: image folders and tables read, split and audited; any data as samples, in batches."""
 
-from frostline.data.audit import Audit, audit, read_files
-from frostline.data.batches import Batch, Batches, Order, epoch_order, make_batches
-from frostline.data.dataset import ImageDataset
-from frostline.data.findings import Finding
-from frostline.data.folder import read_set, read_splits
-from frostline.data.images import IMAGE_SUFFIXES, check_image, open_image
-from frostline.data.loaders import as_pair
-from frostline.data.ordered import count_threads, ordered_map
-from frostline.data.samples import ImageSet, Sample, Splits, UnknownClass, in_order
-from frostline.data.targets import class_targets
-from frostline.data.views import Augment, view
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "Audit",
-    "Augment",
-    "Batch",
-    "Batches",
-    "Finding",
-    "ImageDataset",
-    "ImageSet",
-    "Order",
-    "Sample",
-    "Splits",
-    "UnknownClass",
-    "as_pair",
-    "audit",
-    "check_image",
-    "class_targets",
-    "count_threads",
-    "epoch_order",
-    "in_order",
-    "make_batches",
-    "open_image",
-    "ordered_map",
-    "read_files",
-    "read_set",
-    "read_splits",
-    "view",
-]
+from frostline.data.audit import Audit as Audit
+from frostline.data.audit import DataFinding as DataFinding
+from frostline.data.audit import audit as audit
+from frostline.data.audit import read_files as read_files
+from frostline.data.batches import AsTargets as AsTargets
+from frostline.data.batches import Batch as Batch
+from frostline.data.batches import Batches as Batches
+from frostline.data.batches import Order as Order
+from frostline.data.batches import epoch_order as epoch_order
+from frostline.data.door import first_batch as first_batch
+from frostline.data.door import make_batches as make_batches
+from frostline.data.door import open_data as open_data
+from frostline.data.door import some_rows as some_rows
+from frostline.data.door import stored_samples as stored_samples
+from frostline.data.folder import read_set as read_set
+from frostline.data.folder import read_splits as read_splits
+from frostline.data.image_sets import ImageSet as ImageSet
+from frostline.data.image_sets import Sample as Sample
+from frostline.data.image_sets import Splits as Splits
+from frostline.data.image_sets import UnknownClass as UnknownClass
+from frostline.data.image_sets import in_order as in_order
+from frostline.data.images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from frostline.data.images import check_image as check_image
+from frostline.data.images import open_image as open_image
+from frostline.data.ordered import count_threads as count_threads
+from frostline.data.ordered import ordered_map as ordered_map
+from frostline.data.samples import Samples as Samples
+from frostline.data.samples import content_id as content_id
+from frostline.data.samples import inputs_of as inputs_of
+from frostline.data.samples import some_targets as some_targets
+from frostline.data.targets import class_targets as class_targets
+from frostline.data.views import Augment as Augment
+from frostline.data.views import ImageDataset as ImageDataset
+from frostline.data.views import view as view

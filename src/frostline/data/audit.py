@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +12,35 @@ from typing import Literal
 import xxhash
 
 from frostline._files import file_digest
-from frostline.data.findings import Finding, find_errors, find_oddities
+from frostline.choices import BadImages
+from frostline.data.image_sets import ImageSet, Splits
 from frostline.data.images import check_content, check_image, opened
 from frostline.data.ordered import count_threads, ordered_map
-from frostline.data.samples import ImageSet, Splits
 from frostline.errors import DataError, ImageError
+from frostline.units import some_of
 
+FEW_IMAGES = 5
+"""A class with fewer training images than this is reported."""
+IMBALANCE = 10
+"""A largest class of more than this many times the smallest is reported."""
 _ONE_READ_BYTES = 1 << 26  # 64 MiB; a larger file is read twice rather than held in memory
-_NAMED = 10  # broken images listed by name
+_NAMED = 10  # broken images and classes listed by name
+_PAIRS = 5  # images listed by name
+
+
+@dataclass(frozen=True, slots=True)
+class DataFinding:
+    """One thing to know before training.
+
+    Attributes:
+        level: an error stops training, a warning does not.
+        code: stable name of the kind of finding, for machines.
+        message: what was found and what to do, for people.
+    """
+
+    level: Literal["warning", "error"]
+    code: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +54,14 @@ class Audit:
     """
 
     splits: Splits
-    findings: tuple[Finding, ...]
+    findings: tuple[DataFinding, ...]
     digests: Mapping[Path, str]
 
 
 def audit(
     splits: Splits,
     *,
-    bad_images: Literal["skip", "error"],
+    bad_images: BadImages,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
@@ -55,15 +77,17 @@ def audit(
             class without a training image that can be read; no validation image; a validation or
             test class that training lacks. One message holds all that was found.
     """
-    sets = (splits.train, splits.val, *([splits.test] if splits.test else []))
-    paths = [sample.path for images in sets for sample in images.samples]
+    paths = [sample.path for images in splits.sets.values() for sample in images.samples]
     digests, broken = read_files(paths, threads=threads, progress=progress)
     clean = _without(splits, frozenset(broken))
-    found = [*_broken_finding(broken, bad_images), *find_errors(clean)]
+    found = [*_broken_images(broken, bad_images), *_errors(clean)]
     errors = [finding.message for finding in found if finding.level == "error"]
+    if len(errors) > 1:
+        lines = "".join(f"\n- {message}" for message in errors)
+        raise DataError(f"the data set cannot be trained on, for {len(errors)} reasons:{lines}")
     if errors:
-        raise DataError(_one_message(errors))
-    return Audit(clean, (*found, *find_oddities(clean, digests)), digests)
+        raise DataError(errors[0])
+    return Audit(clean, (*found, *_warnings(clean, digests)), digests)
 
 
 def read_files(
@@ -114,27 +138,127 @@ def _without(splits: Splits, broken: frozenset[Path]) -> Splits:
         samples = tuple(sample for sample in images.samples if sample.path not in broken)
         return replace(images, samples=samples)
 
-    test = kept(splits.test) if splits.test else None
-    return replace(splits, train=kept(splits.train), val=kept(splits.val), test=test)
+    return splits.each(kept)
 
 
-def _broken_finding(
-    broken: Mapping[Path, ImageError], bad_images: Literal["skip", "error"]
-) -> list[Finding]:
+def _broken_images(
+    broken: Mapping[Path, ImageError], bad_images: BadImages
+) -> Iterator[DataFinding]:
     if not broken:
-        return []
+        return
     lines = "".join(f"\n  {error}" for error in list(broken.values())[:_NAMED])
     more = f"\n  and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-    what = "1 image cannot be read" if len(broken) == 1 else f"{len(broken)} images cannot be read"
+    what = f"{_plural(len(broken), 'image', 'images')} cannot be read"
     if bad_images == "error":
-        message = f"{what}. Mend or remove them, or have bad images skipped:{lines}{more}"
-        return [Finding("error", "broken-image", message)]
-    message = f"{what} and will be left out:{lines}{more}"
-    return [Finding("warning", "broken-image", message)]
+        do = ". Repair or remove them, or have bad images skipped"
+        yield DataFinding("error", "broken-image", f"{what}{do}:{lines}{more}")
+    else:
+        yield DataFinding("warning", "broken-image", f"{what} and will be left out:{lines}{more}")
 
 
-def _one_message(errors: list[str]) -> str:
-    if len(errors) == 1:
-        return errors[0]
-    lines = "".join(f"\n- {message}" for message in errors)
-    return f"the data set cannot be trained on, for {len(errors)} reasons:{lines}"
+def _errors(splits: Splits) -> Iterator[DataFinding]:
+    """What makes training pointless: one class, a class or a split without images, a new class."""
+    classes = splits.train.classes
+    names = some_of(classes, most=_NAMED)
+    for unknown in splits.unknown:
+        count = _plural(len(unknown.paths), "image", "images")
+        yield DataFinding(
+            "error",
+            "unknown-class",
+            f"the {unknown.split} split has the class {unknown.name!r} ({count}), which the train "
+            f"split lacks (it has {names}). Rename or remove it, or add training images of it.",
+        )
+    if len(classes) < 2:
+        yield DataFinding(
+            "error",
+            "one-class",
+            f"there is nothing to tell apart: found {len(classes)} class ({names or 'none'}). "
+            "Add a folder for each further class.",
+        )
+    if empty := [name for name, count in splits.train.counts.items() if not count]:
+        yield DataFinding(
+            "error",
+            "empty-class",
+            f"no usable training images of {some_of(empty, most=_NAMED)}. Add images, or remove "
+            "the class.",
+        )
+    if not splits.val.samples:
+        yield DataFinding(
+            "error",
+            "empty-val",
+            f"no usable image is left to validate on ({splits.how}). Add validation images.",
+        )
+
+
+def _warnings(splits: Splits, digests: Mapping[Path, str]) -> Iterator[DataFinding]:
+    """What trains, but perhaps not what was meant; worst first."""
+    for found in (_doubles(splits, digests), _classes(splits), _ignored(splits)):
+        for code, message in found:
+            yield DataFinding("warning", code, message)
+
+
+def _doubles(splits: Splits, digests: Mapping[Path, str]) -> Iterator[tuple[str, str]]:
+    """The same picture under two labels, or in training and beside it."""
+    groups: defaultdict[str, list[tuple[Path, int]]] = defaultdict(list)
+    for sample in splits.train.samples:
+        if sample.path in digests:
+            groups[digests[sample.path]].append((sample.path, sample.label))
+    twice = [found for found in groups.values() if len({label for _, label in found}) > 1]
+    if twice:
+        pairs = [" = ".join(str(path) for path, _ in found[:2]) for found in twice]
+        yield (
+            "label-conflict",
+            f"{_plural(len(twice), 'image is', 'images are')} in the train split under different "
+            f"labels: {some_of(pairs, most=_PAIRS)}. Remove the wrong one of each.",
+        )
+    for name, held_out in splits.sets.items():
+        shared = [s.path for s in held_out.samples if digests.get(s.path) in groups]
+        if shared and name != "train":
+            pairs = [f"{groups[digests[path]][0][0]} = {path}" for path in shared]
+            verb = "is" if len(pairs) == 1 else "are"
+            yield (
+                f"train-{name}-overlap",
+                f"{_plural(len(pairs), 'image of', 'images of')} the {name} split {verb} in the "
+                f"train split as well: {some_of(pairs, most=_PAIRS)}. The metrics will be too "
+                "good; remove one of each.",
+            )
+
+
+def _classes(splits: Splits) -> Iterator[tuple[str, str]]:
+    """Classes that are missing in validation, small, or far larger than others."""
+    counts = {name: count for name, count in splits.train.counts.items() if count}
+    missing = [name for name in counts if not splits.val.counts[name]]
+    if missing and splits.val.samples:
+        yield (
+            "class-not-in-val",
+            f"no validation images of {some_of(missing, most=_NAMED)}: "
+            "the metrics will say nothing about it. Add some, or hold out a larger part.",
+        )
+    if few := [f"{name} ({count})" for name, count in counts.items() if count < FEW_IMAGES]:
+        yield (
+            "few-images",
+            f"fewer than {FEW_IMAGES} training images of {some_of(few, most=_NAMED)}. Add more if "
+            "you can.",
+        )
+    most = max(counts, key=counts.__getitem__)
+    least = min(counts, key=counts.__getitem__)
+    if counts[most] > IMBALANCE * counts[least]:
+        yield (
+            "imbalance",
+            f"the classes are far from balanced: {most} has {counts[most]:,} training images, "
+            f"{least} {counts[least]:,}. Read the metrics per class rather than the accuracy.",
+        )
+
+
+def _ignored(splits: Splits) -> Iterator[tuple[str, str]]:
+    ignored = [path for images in splits.sets.values() for path in images.ignored]
+    if ignored:
+        yield (
+            "not-images",
+            f"left out {_plural(len(ignored), 'entry that is', 'entries that are')} no image by "
+            f"name: {some_of(ignored, most=_PAIRS)}. Convert them if they are pictures.",
+        )
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"

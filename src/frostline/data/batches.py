@@ -1,26 +1,26 @@
-"""Any data a user may hand over -> batches of an epoch, in an order that can be replayed."""
+"""The batches of an epoch, in an order that can be replayed: of samples, or made elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sized
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any, Protocol, final
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset
 
-from frostline.data.dataset import ImageDataset
-from frostline.data.loaders import GivenBatches, as_pair, holds_batches
-from frostline.data.ordered import count_threads, ordered_map
+from frostline.data.samples import Samples, some_targets
 from frostline.data.targets import class_targets
-from frostline.errors import ConfigError, DataError
+from frostline.errors import DataError
+from frostline.world import ALONE, World
 
-_BATCHES_AHEAD = 2
+AsTargets = Callable[[object, int, str], Tensor]
+"""Raw targets, their number and what they are of -> the tensor that a loss takes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,45 +58,6 @@ class Batches(Protocol):
         ...
 
 
-def make_batches(
-    data: object,
-    *,
-    batch_size: int,
-    shuffle: bool,
-    seed: int,
-    threads: int | None = None,
-) -> Batches:
-    """Batches of `data`.
-
-    No sample is dropped: the last batch holds what is left, be it one sample. Where Frostline
-    makes the order, it depends on `seed` and the epoch only.
-
-    Args:
-        data: an `ImageDataset`, decoded in threads up to 2 batches ahead; a `TensorDataset` of
-            inputs and targets, gathered without a loop; any other dataset of (input, target),
-            loaded in the calling thread; a `DataLoader` or another re-iterable of
-            (inputs, targets) batches, which keeps its own batch size and order.
-        batch_size: samples in a batch.
-        shuffle: a new order every epoch; else the order of the data.
-        seed: of the order.
-        threads: decoding threads for an `ImageDataset`; by default one for each core, at most 16.
-    Raises:
-        ConfigError: `batch_size` or `threads` is less than 1.
-        DataError: `data` is a one-shot iterator, has no length, is empty or does not hold pairs.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"asked for batches of {batch_size} samples. Use 1 or more.")
-    workers = count_threads(threads)
-    if isinstance(data, DataLoader | IterableDataset) or not _is_dataset(data):
-        return _Given(GivenBatches(data))
-    order = Order(_count(data), batch_size, shuffle, seed)
-    if isinstance(data, ImageDataset):
-        return _ImageBatches(data, order, workers)
-    if isinstance(data, TensorDataset):
-        return _TensorBatches(data, order)
-    return _ItemBatches(data, order)
-
-
 def epoch_order(count: int, *, shuffle: bool, seed: int, epoch: int) -> Tensor:
     """Indices of `count` samples in the order of one epoch, int64 `(count,)`.
 
@@ -110,28 +71,49 @@ def epoch_order(count: int, *, shuffle: bool, seed: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Which samples make up which batch."""
+    """Which samples make up which batch of this process.
+
+    Several processes share each epoch: every step takes `batch_size` samples for each of them, so
+    that together they see every sample once.
+    """
 
     samples: int
     batch_size: int
     shuffle: bool
     seed: int
+    world: World = ALONE
 
     def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
+        left_over = max(0, self.samples - self.world.rank)  # for who comes late there may be none
+        return -(-left_over // (self.batch_size * self.world.size))
 
     def epoch(self, epoch: int, *, start: int = 0) -> list[Tensor]:
         """The indices of each batch from number `start` on."""
         order = epoch_order(self.samples, shuffle=self.shuffle, seed=self.seed, epoch=epoch)
-        firsts = range(start * self.batch_size, self.samples, self.batch_size)
-        return [order[first : first + self.batch_size] for first in firsts]
+        rank, size = self.world.rank, self.world.size
+        whole = self.batch_size * size
+        firsts = range(start * whole, self.samples - rank, whole)
+        return [order[first : first + whole][rank::size] for first in firsts]
 
 
-class _Ordered:
-    """What all data with an order of our making share."""
+@final
+class SampleBatches:
+    """The batches of samples, in an order of our making."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
+    def __init__(
+        self,
+        samples: Samples,
+        order: Order,
+        *,
+        threads: int | None = None,
+        as_targets: AsTargets = class_targets,
+    ) -> None:
+        self._samples, self._order, self._threads = samples, order, threads
+        self._as_targets = as_targets
+        self._targets: Tensor | None = None  # where they come with their samples
+        if isinstance(samples.targets, Tensor | np.ndarray | list | tuple):
+            every = some_targets(samples.targets)
+            self._targets = as_targets(every, len(samples), samples.what)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -140,114 +122,173 @@ class _Ordered:
     def samples(self) -> int:
         return self._order.samples
 
-
-@final
-class _ImageBatches(_Ordered):
-    def __init__(self, data: ImageDataset, order: Order, threads: int) -> None:
-        super().__init__(order)
-        self._data = data
-        self._threads = threads
-
     def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        batches = [indices.tolist() for indices in self._order.epoch(epoch, start=start)]
-        every = [index for indices in batches for index in indices]
-        loaded = ordered_map(
-            partial(self._data.load, epoch=epoch),
-            every,
-            threads=self._threads,
-            ahead=_BATCHES_AHEAD * self._order.batch_size,
-        )
-        with closing(loaded):
-            for indices in batches:
-                inputs, labels = zip(*(next(loaded) for _ in indices), strict=True)
-                names = tuple(self._data.names[index] for index in indices)
-                yield Batch(torch.stack(inputs), torch.tensor(labels), names)
+        samples, batches = self._samples, self._order.epoch(epoch, start=start)
+        first = (epoch % samples.views if samples.views else epoch) * len(samples)
+        rows = [(places + first).tolist() for places in batches]
+        with closing(samples.in_batches(rows, threads=self._threads)) as loading:
+            for places in batches:
+                loaded = next(loading)
+                names = tuple(map(samples.name, places.tolist()))
+                inputs = _collated(samples, loaded, names)
+                yield Batch(inputs, self._targets_at(places), names)
+
+    def _targets_at(self, places: Tensor) -> Tensor:
+        if self._targets is not None:
+            return self._targets[places]
+        raw = some_targets(self._samples.targets, places)
+        return self._as_targets(raw, len(places), self._samples.what)
+
+
+def _collated(samples: Samples, loaded: Sequence[Any], names: tuple[str, ...]) -> Any:
+    try:
+        return samples.collate(loaded)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{names[0]} to {names[-1]} of this batch do not fit together: {error}. "
+            "Make all items alike, or give a DataLoader with its own collate_fn."
+        ) from error
 
 
 @final
-class _TensorBatches(_Ordered):
-    def __init__(self, data: TensorDataset, order: Order) -> None:
-        super().__init__(order)
-        if len(data.tensors) != 2:
-            raise DataError(
-                f"the TensorDataset has {len(data.tensors)} tensors. Give it two: inputs, targets."
-            )
-        self._inputs, targets = data.tensors
-        self._targets = class_targets(targets, len(targets), "the TensorDataset")
+class GivenBatches:
+    """A re-iterable of (inputs, targets) batches, checked, with its lengths.
 
-    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        for indices in self._order.epoch(epoch, start=start):
-            # Laid out as single samples are when stacked, whatever the strides of the whole:
-            # kernels for other layouts give other last bits.
-            inputs = self._inputs[indices].contiguous()
-            yield Batch(inputs, self._targets[indices], _numbered(indices))
+    Raises:
+        DataError: it ends after one pass, cannot be iterated, or has no length or no batches.
+    """
 
-
-@final
-class _ItemBatches(_Ordered):
-    def __init__(self, data: Any, order: Order) -> None:
-        super().__init__(order)
-        self._data = data
-        as_pair(data[0], f"item 0 of the {type(data).__name__}")
-
-    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        what = type(self._data).__name__
-        for indices in self._order.epoch(epoch, start=start):
-            items = [as_pair(self._data[i], f"item {i} of the {what}") for i in indices.tolist()]
-            names = _numbered(indices)
-            try:
-                inputs, targets = default_collate(items)
-            except (RuntimeError, TypeError, ValueError, KeyError) as error:
-                raise DataError(
-                    f"{names[0]} to {names[-1]} of this batch do not fit together: {error}. "
-                    "Make all items alike, or give a DataLoader with its own collate_fn."
-                ) from error
-            yield Batch(inputs, class_targets(targets, len(items), f"the {what}"), names)
-
-
-@final
-class _Given:
-    """Batches that were made elsewhere."""
-
-    def __init__(self, given: GivenBatches) -> None:
-        self._given = given
+    def __init__(self, data: object, as_targets: AsTargets = class_targets) -> None:
+        self._data: Any = data
+        self._what = type(data).__name__
+        self._as_targets = as_targets
+        self._samples: int | None = None
+        _refuse_one_shot(data, self._what)
+        self._count = _length(data, self._what)
 
     def __len__(self) -> int:
-        return len(self._given)
+        return self._count
 
     @property
     def samples(self) -> int:
-        return self._given.samples
+        """Samples in an epoch; where no one knows it, the first call goes through the data once."""
+        if self._samples is None:
+            known = _known_samples(self._data)
+            self._samples = sum(len(t) for _, t in self._pairs()) if known is None else known
+        return self._samples
 
     def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        given = self._given.epoch(epoch)
-        for _ in islice(given, start):
-            pass
-        return self._named(given, start)
+        """The batches as given; a sampler that takes the epoch is given it.
+
+        Raises:
+            DataError: there are none, a batch is no pair, or its targets are no targets.
+        """
+        for sampler in _samplers(self._data):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+        given = self._pairs()
+        passed = sum(1 for _ in islice(given, start))
+        return self._named(given, epoch, passed)
 
     def _named(
-        self, given: Iterator[tuple[Any, Tensor]], start: int
+        self, given: Iterator[tuple[Any, Tensor]], epoch: int, start: int
     ) -> Generator[Batch, None, None]:
-        for number, (inputs, targets) in enumerate(given, start):
-            names = tuple(f"sample {place} of batch {number}" for place in range(len(targets)))
+        number = start
+        for number, (inputs, targets) in enumerate(given, start + 1):
+            names = tuple(f"sample {i} of batch {number - 1}" for i in range(len(targets)))
             yield Batch(inputs, targets, names)
+        if not number:
+            raise DataError(
+                f"the {self._what} gave no batches in epoch {epoch}; it may be good for one pass "
+                "only. Give a Dataset, a DataLoader or a list of batches."
+            )
+
+    def _pairs(self) -> Generator[tuple[Any, Tensor], None, None]:
+        for number, batch in enumerate(self._data):
+            what = f"batch {number} of the {self._what}"
+            inputs, targets = as_pair(batch, what)
+            yield inputs, self._as_targets(targets, batch_length(targets), what)
 
 
-def _is_dataset(data: object) -> bool:
-    """Whether `data` is indexed sample by sample; a list of batches is not."""
-    if isinstance(data, Dataset):
-        return True
-    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    return indexed and not holds_batches(data)
+def as_pair(item: object, what: str) -> tuple[Any, Any]:
+    """`item` as (inputs, targets).
+
+    Raises:
+        DataError: it is no tuple or list of two; names `what` and what was found.
+    """
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], item[1]
+    if isinstance(item, Mapping):
+        found = f"a mapping with {', '.join(map(str, list(item)[:5]))}"
+    elif isinstance(item, tuple | list):
+        found = f"a {type(item).__name__} of {len(item)}"
+    else:
+        found = f"a {type(item).__name__}"
+    raise DataError(f"{what} is {found}, not a pair. Return (inputs, target) from it.")
 
 
-def _count(data: object) -> int:
-    count = len(data) if isinstance(data, Sized) else None
+def holds_batches(data: Any) -> bool:
+    """Whether the first entry of a sequence is a batch, known by targets that have a length."""
+    if not len(data):
+        return False
+    try:
+        first = data[0]
+    except (KeyError, TypeError, NotImplementedError):
+        return True  # no entry 0: not indexed by number
+    if not isinstance(first, tuple | list) or len(first) != 2:
+        return False
+    return batch_length(first[1]) > 0
+
+
+def batch_length(targets: object) -> int:
+    """Number of targets; 0 for a single one."""
+    if isinstance(targets, str) or getattr(targets, "ndim", 1) == 0:
+        return 0
+    return len(targets) if hasattr(targets, "__len__") else 0
+
+
+def _refuse_one_shot(data: object, what: str) -> None:
+    if isinstance(data, Iterator):
+        raise DataError(
+            f"the {what} can be gone through once only, and training takes many epochs. "
+            "Give a Dataset, a DataLoader or a list of batches."
+        )
+    if isinstance(data, IterableDataset):
+        raise DataError(
+            f"the {what} gives single samples. Wrap it: DataLoader(data, batch_size=32)."
+        )
+    if not hasattr(data, "__iter__"):
+        raise DataError(
+            f"a {what} is no data set. Give a Dataset, a DataLoader or a list of batches."
+        )
+
+
+def _length(data: Any, what: str) -> int:
+    try:
+        count = len(data)
+    except TypeError as error:
+        raise DataError(
+            f"the {what} does not say how many batches an epoch has. Give it a __len__."
+        ) from error
     if not count:
-        found = "does not say how many samples it holds" if count is None else "holds no samples"
-        raise DataError(f"the {type(data).__name__} {found}. Give it a __len__ above 0.")
+        raise DataError(f"the {what} holds no batches. Give it some.")
+    return int(count)
+
+
+def _known_samples(data: object) -> int | None:
+    """Samples of an epoch as far as a DataLoader tells."""
+    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+        return None
+    if data.batch_size is None:  # batches come from the user's batch sampler or dataset
+        return None
+    count = len(data.sampler) if isinstance(data.sampler, Sized) else None
+    if count is not None and data.drop_last:
+        count -= count % data.batch_size
     return count
 
 
-def _numbered(indices: Tensor) -> tuple[str, ...]:
-    return tuple([f"sample {index}" for index in indices.tolist()])
+def _samplers(data: object) -> Sequence[Any]:
+    """Whatever may want to know the epoch: samplers, and loaders that pass it on themselves."""
+    if not isinstance(data, DataLoader):
+        return (data,)
+    return (data, data.sampler, data.batch_sampler)

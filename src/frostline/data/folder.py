@@ -3,33 +3,88 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from frostline.data.holdout import hold_out, hold_out_fold
+import xxhash
+
+from frostline.data.image_sets import ImageSet, Sample, Splits, UnknownClass, class_order, in_order
 from frostline.data.listing import (
     LAYOUT,
+    Found,
     Listing,
     Role,
     entries,
     held_out_folder,
     list_class_folders,
     normal,
+    read_table,
     split_folders,
     subfolders,
 )
-from frostline.data.samples import (
-    ImageSet,
-    Sample,
-    Splits,
-    UnknownClass,
-    class_order,
-    in_order,
-)
-from frostline.data.table import read_table
 from frostline.errors import ConfigError, DataError, nearest
+
+
+def hold_out(found: Sequence[Found], *, fraction: float, seed: int) -> frozenset[int]:
+    """Positions in `found` of the samples to hold out, about `fraction` of each class.
+
+    A class with 2 or more samples has at least one on either side; a single one stays in training.
+    The same names and seed give the same choice, whatever the order or place of the files.
+
+    Raises:
+        ConfigError: `fraction` is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(
+            f"asked to hold out {fraction:g} of each class. Use a fraction above 0 and below 1."
+        )
+    held: set[int] = set()
+    for members in _shuffled_classes(found, seed):
+        count = min(max(1, int(len(members) * fraction + 0.5)), len(members) - 1)
+        held.update(members[:count])
+    return frozenset(held)
+
+
+def hold_out_fold(found: Sequence[Found], *, folds: int, fold: int, seed: int) -> frozenset[int]:
+    """Positions in `found` of fold number `fold`, counted from 0.
+
+    The folds divide the samples, differ in size by at most one, and so do they in each class.
+
+    Raises:
+        ConfigError: fewer than 2 folds, or no such fold.
+        DataError: more folds than samples, or a class that one fold would take out of training.
+    """
+    if folds < 2 or not 0 <= fold < folds:
+        raise ConfigError(f"asked for fold {fold} of {folds}. Use 2 or more folds, counted from 0.")
+    if folds > len(found):
+        raise DataError(f"asked for {folds} folds of {len(found)} images. Use fewer folds.")
+    held: set[int] = set()
+    dealt = 0
+    for members in _shuffled_classes(found, seed):
+        if len(members) == 1:
+            raise DataError(
+                f"class {found[members[0]].name!r} has a single image, so one of the {folds} folds "
+                "would train without it. Add images of it, or leave it out."
+            )
+        held.update(index for place, index in enumerate(members, dealt) if place % folds == fold)
+        dealt += len(members)
+    return frozenset(held)
+
+
+def _shuffled_classes(found: Sequence[Found], seed: int) -> list[list[int]]:
+    """Positions by class, in the order of a hash of seed and name."""
+    classes: defaultdict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(found):
+        classes[item.name].append(index)
+
+    def drawn(index: int) -> tuple[int, str]:
+        key = found[index].key
+        return xxhash.xxh3_64_intdigest(f"{seed}\0{key}".encode(errors="backslashreplace")), key
+
+    return [sorted(classes[name], key=drawn) for name in sorted(classes)]
 
 
 def read_splits(

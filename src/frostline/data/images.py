@@ -14,8 +14,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from frostline.data.orientation import upright
-from frostline.data.pixels import to_rgb
+from frostline.data.pixels import to_rgb, upright
 from frostline.errors import ImageError
 
 IMAGE_SUFFIXES = frozenset(
@@ -76,21 +75,21 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         try:
             found = path.stat()
             if stat.S_ISDIR(found.st_mode):
-                raise _RefusedError("it is a folder")
+                raise _BadImageError("it is a folder")
             if not stat.S_ISREG(found.st_mode):
-                raise _RefusedError("it is no regular file")  # reading a pipe would wait for ever
+                raise _BadImageError("it is no regular file")  # reading a pipe would wait for ever
             if found.st_size == 0:
-                raise _RefusedError("it has zero bytes")
+                raise _BadImageError("it has zero bytes")
             file = path.open("rb")
         except FileNotFoundError as error:
-            raise _RefusedError("there is no such file") from error
+            raise _BadImageError("there is no such file") from error
         except OSError as error:
-            raise _RefusedError(error.strerror or str(error)) from error
+            raise _BadImageError(error.strerror or str(error)) from error
     with file:
         yield file
 
 
-class _RefusedError(Exception):
+class _BadImageError(Exception):
     """Why a picture is refused; becomes an ImageError where the path is known."""
 
 
@@ -122,7 +121,7 @@ def _decode(file: IO[bytes]) -> Image.Image:
     try:
         return upright(to_rgb(image), as_told_by=image)
     except ValueError as error:
-        raise _RefusedError(str(error)) from error
+        raise _BadImageError(str(error)) from error
 
 
 def _check(file: IO[bytes]) -> None:
@@ -133,7 +132,7 @@ def _check(file: IO[bytes]) -> None:
         try:
             _load(image)
             return
-        except _RefusedError:
+        except _BadImageError:
             pass  # the full decode below has the last word, and gives the reason
     _decode(file)
 
@@ -158,10 +157,10 @@ def _identify(file: IO[bytes]) -> ImageFile:
             reason = f"its {name} header is broken ({error})"
             continue
         except Exception as error:
-            raise _RefusedError(_broken(error)) from error
+            raise _BadImageError(_broken(error)) from error
         _refuse_bomb(image)
         return image
-    raise _RefusedError(reason)
+    raise _BadImageError(reason)
 
 
 def _candidates(prefix: bytes) -> Iterator[tuple[str, _Factory | str]]:
@@ -182,7 +181,7 @@ def _candidates(prefix: bytes) -> Iterator[tuple[str, _Factory | str]]:
 
 def _refuse_bomb(image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
-        raise _RefusedError(
+        raise _BadImageError(
             f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,} "
             "(a decompression bomb, or a scan to be cut into tiles)"
         )
@@ -194,7 +193,7 @@ def _load(image: ImageFile) -> None:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them trip over
-        raise _RefusedError(_broken(error)) from error
+        raise _BadImageError(_broken(error)) from error
 
 
 def _broken(error: Exception) -> str:
@@ -218,7 +217,7 @@ def _no_picture(prefix: bytes) -> str:
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
-    except _RefusedError as refusal:
+    except _BadImageError as refusal:
         raise ImageError(
             f"cannot read the image {path}: {refusal}. Replace or remove the file."
         ) from refusal.__cause__

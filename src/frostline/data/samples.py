@@ -1,90 +1,139 @@
-"""What a data set is once it is read: samples with labels, in sets, in splits."""
+"""Samples: what one data set is, whatever it came as; the seam for data of one's own."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from frostline.data.ordered import ordered_map
+from frostline.errors import DataError
+
+_BATCHES_AHEAD = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One picture and the index of its class."""
+class Samples(Protocol):
+    """A data set: what each sample is, by content, by name and as the model takes it.
 
-    path: Path
-    label: int
+    Derive from it for data of your own: `__len__`, `targets` and `load` will do; give `ids` where
+    samples can be told apart without loading them, and `name` for messages that name a sample.
 
-
-@dataclass(frozen=True, slots=True)
-class ImageSet:
-    """Samples and the class names that their labels count through.
+    Samples may have several fixed views. They are numbered as rows: view `v` of sample `i` is row
+    `v * len(samples) + i`, so the rows of a data set without views are its samples.
 
     Attributes:
-        classes: names in order; `classes[sample.label]` is a sample's class.
-        samples: ordered by class and then by file name, with numbers in names counted as numbers.
-        ignored: what lay there and is no picture by its name, for messages only.
+        targets: of the samples, in order, as they were given: a tensor, array, list or tuple, or
+            a sequence that loads each when it is asked for.
+        views: fixed views of each sample, one an epoch in turn; 0: a new one in every epoch.
+        transform: what happens between a sample's content and the model's input, in words that
+            differ where the result does.
+        what: what to call the data set in messages.
     """
 
-    classes: tuple[str, ...]
-    samples: tuple[Sample, ...]
-    ignored: tuple[Path, ...] = ()
+    targets: Any
+    views: int = 1
+    transform: str = "none"
+    what: str = "the data set"
 
+    @abstractmethod
     def __len__(self) -> int:
-        return len(self.samples)
+        """Samples, not views."""
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Samples of each class, in the order of `classes`; 0 for a class without any."""
-        found = Counter(sample.label for sample in self.samples)
-        return {name: found[label] for label, name in enumerate(self.classes)}
+    @abstractmethod
+    def load(self, row: int) -> Any:
+        """What the model takes for one row, without the batch dimension; safe in threads."""
+
+    def ids(self, rows: Sequence[int]) -> list[bytes]:
+        """Content hash of each row, 16 bytes: equal ids share their stored features."""
+        return [content_id(self.load(row)) for row in rows]
+
+    def name(self, sample: int) -> str:
+        """What to call a sample in messages."""
+        return f"sample {sample}"
+
+    def collate(self, loaded: Sequence[Any]) -> Any:
+        """Single samples -> a batch as the model takes it."""
+        same = isinstance(loaded[0], Tensor)
+        return torch.stack(list(loaded)) if same else default_collate(list(loaded))
+
+    def why_not_stored(self) -> str:
+        """Why there is nothing fixed whose features could be stored; empty where there is."""
+        return ""
+
+    def read(self, rows: Sequence[int]) -> list[tuple[bytes, Callable[[], Any]]]:
+        """The id of each row, and what loads it: at once where its id took loading it."""
+        loads = [partial(self.load, row) for row in rows]
+        return list(zip(self.ids(rows), loads, strict=True))
+
+    def in_batches(
+        self, batches: Iterable[Sequence[int]], *, threads: int | None = None
+    ) -> Generator[Any, None, None]:
+        """The loaded rows of each batch, to be collated; up to 2 batches are loaded ahead.
+
+        Close it when it is left before its end, so that its threads end too.
+        """
+        wanted = [list(rows) for rows in batches]
+        every = (row for rows in wanted for row in rows)
+        ahead = _BATCHES_AHEAD * max(map(len, wanted), default=0)
+        with closing(ordered_map(self.load, every, threads=threads, ahead=ahead)) as loaded:
+            for rows in wanted:
+                yield list(islice(loaded, len(rows)))
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownClass:
-    """A class that a held-out split has and training has not; `audit` reports it as an error."""
-
-    split: Literal["val", "test"]
-    name: str
-    paths: tuple[Path, ...]
+def inputs_of(samples: Samples, rows: Sequence[int]) -> Any:
+    """Some rows as one batch of inputs."""
+    with closing(samples.in_batches([rows])) as loaded:
+        return samples.collate(next(loaded))
 
 
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """A data set, divided.
+def some_targets(targets: Any, places: Tensor | None = None) -> Any:
+    """The raw targets at `places`, by default all, put together as far as they fit."""
+    if isinstance(targets, Tensor | np.ndarray):
+        return targets if places is None else targets[places]
+    chosen = list(targets) if places is None else [targets[i] for i in places.tolist()]
+    try:
+        return default_collate(chosen)
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError):
+        return chosen  # whoever makes tensors of them says what is wrong
 
-    Attributes:
-        train: what is trained on; all class lists are its own.
-        val: what a run is judged on while it trains.
-        test: kept apart where the data have both a validation and a test split.
-        how: one line for people, such as `20 % of each class held out (seed 0)`.
-        unknown: classes of val or test that train lacks; their samples are in no set.
+
+def content_id(item: Any) -> bytes:
+    """Hash of an input's numbers, shapes, dtypes and names, 16 bytes.
+
+    Raises:
+        DataError: there is something in it that is no tensor, array or number.
     """
-
-    train: ImageSet
-    val: ImageSet
-    test: ImageSet | None
-    how: str
-    unknown: tuple[UnknownClass, ...] = ()
+    state = xxhash.xxh3_128()
+    _add(state, item)
+    return state.digest()
 
 
-def class_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names as they are counted: numbers as numbers where all are, else as text."""
-    known = set(names)
-    if all(name.isascii() and name.isdigit() for name in known):
-        return tuple(sorted(known, key=lambda name: (int(name), name)))
-    return tuple(sorted(known))
-
-
-def in_order(splits: Splits, classes: Sequence[str]) -> Splits:
-    """The same samples, with labels that count through `classes`: the same names otherwise."""
-    label = {name: number for number, name in enumerate(classes)}
-
-    def counted(images: ImageSet) -> ImageSet:
-        moved = (Sample(s.path, label[images.classes[s.label]]) for s in images.samples)
-        ordered = tuple(sorted(moved, key=lambda sample: sample.label))
-        return replace(images, classes=tuple(classes), samples=ordered)
-
-    test = None if splits.test is None else counted(splits.test)
-    return replace(splits, train=counted(splits.train), val=counted(splits.val), test=test)
+def _add(state: Any, item: Any) -> None:
+    if isinstance(item, Mapping):
+        for name in sorted(item):
+            state.update(f"name {name}\0".encode())
+            _add(state, item[name])
+    elif isinstance(item, tuple | list):
+        state.update(f"{len(item)} parts\0".encode())
+        for part in item:
+            _add(state, part)
+    elif isinstance(item, Tensor):
+        state.update(f"{item.dtype} {tuple(item.shape)}\0".encode())
+        if item.numel():
+            state.update(item.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    elif isinstance(item, np.ndarray | int | float | bool):
+        _add(state, torch.as_tensor(item))
+    else:
+        raise DataError(
+            f"an input holds a {type(item).__name__}, which has no numbers to tell it by. Give "
+            "tensors, arrays or numbers."
+        )

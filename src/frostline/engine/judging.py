@@ -1,44 +1,46 @@
-"""Figures of a model on data: in eval mode, without gradients."""
+"""Metrics of a model on data: in eval mode, without gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import closing
 
 import torch
 from torch import Tensor, nn
 
+from frostline.choices import StepPrecision
 from frostline.data import Batches
-from frostline.devices import MixedPrecision, Precision
-from frostline.engine.steps import Forward, batch_errors, call, check_targets, non_finite
+from frostline.devices import Compute
+from frostline.engine.steps import batch_errors, call, non_finite
 from frostline.engine.training import Hook, Predictions
 from frostline.freezing.modes import modes_kept
-from frostline.metrics import Evaluation, evaluate_logits
+from frostline.session import Forward
+from frostline.tasks import Metrics, Task
 
 
 def evaluate(
     model: nn.Module,
     batches: Batches,
     *,
-    classes: Sequence[str],
+    task: Task,
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: StepPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
-) -> Evaluation:
-    """Figures of `model` on data, in eval mode without gradients; every mode is restored.
+) -> Metrics:
+    """Metrics of `model` on data, in eval mode without gradients; every mode is restored.
 
     Args:
         forward: as for `train`.
 
     Raises:
-        DataError: a label is outside the classes.
+        DataError: a target does not go with the task.
         NonFiniteLoss: an output is NaN; names its batch.
     """
     found = predict(
         model, batches, device=device, precision=precision, forward=forward, hooks=hooks
     )
-    return judge(found, classes)
+    return summarised(task, found)
 
 
 def predict(
@@ -46,11 +48,11 @@ def predict(
     batches: Batches,
     *,
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: StepPrecision = "fp32",
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Predictions:
-    """Logits of `model` for data, in eval mode without gradients; every mode is restored.
+    """Outputs of `model` for data, in eval mode without gradients; every mode is restored.
 
     Args:
         forward: as for `train`.
@@ -58,7 +60,7 @@ def predict(
     Raises:
         NonFiniteLoss: an output is NaN; names its batch.
     """
-    arithmetic = MixedPrecision(device, precision)
+    arithmetic = Compute(device, precision)
     model.to(arithmetic.device)
     return predictions(
         model, batches, arithmetic, model if forward is None else forward, tuple(hooks)
@@ -68,11 +70,11 @@ def predict(
 def predictions(
     model: nn.Module,
     batches: Batches,
-    arithmetic: MixedPrecision,
+    arithmetic: Compute,
     forward: Forward,
     hooks: tuple[Hook, ...],
 ) -> Predictions:
-    logits: list[Tensor] = []
+    outputs: list[Tensor] = []
     targets: list[Tensor] = []
     names: list[str] = []
     with modes_kept(model), torch.no_grad(), closing(batches.epoch(0)) as given:
@@ -82,14 +84,15 @@ def predictions(
                 output = call(forward, batch.inputs, arithmetic)
             if output.isnan().any():
                 raise non_finite("the model's output became NaN", batch.names)
-            logits.append(output.float().cpu())
+            outputs.append(output.float().cpu())
             targets.append(batch.targets.cpu())
             names.extend(batch.names)
             for hook in hooks:
                 hook.on_batch("validate", number + 1, len(batches))
-    return Predictions(torch.cat(logits), torch.cat(targets), tuple(names))
+    return Predictions(torch.cat(outputs), torch.cat(targets), tuple(names))
 
 
-def judge(found: Predictions, classes: Sequence[str]) -> Evaluation:
-    check_targets(found.targets, len(classes), found.names)
-    return evaluate_logits(found.logits, found.targets, classes=classes)
+def summarised(task: Task, found: Predictions) -> Metrics:
+    """What the task says of predictions, checked."""
+    task.check(found.outputs, found.targets, found.names)
+    return task.summarise(found.outputs, found.targets)

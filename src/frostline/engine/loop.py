@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import Protocol, final
+from typing import final
 
-from torch import Tensor, nn
+from torch import nn
 
 from frostline.data import Batch, Batches
-from frostline.devices import MixedPrecision
-from frostline.engine.judging import judge, predictions
-from frostline.engine.randomness import random_state_kept, seed_epoch, set_random_state
-from frostline.engine.steps import Fed, Forward, Stepper
-from frostline.engine.training import Hook, Left, Proven, Spent, Training
+from frostline.devices import Compute, device_of
+from frostline.engine.judging import predictions, summarised
+from frostline.engine.steps import Stepper
+from frostline.engine.training import Hook, Training
 from frostline.freezing.modes import modes_kept
-from frostline.plans import Phase
 from frostline.recipe import Recipe
+from frostline.records import Spent
+from frostline.session import Forward, Pipeline, Session, random_state_kept
+from frostline.tasks import Task
 
 _NAMED_AT_MOST = 3
-
-
-class Course(Protocol):
-    """What a run does between its phases."""
-
-    def enter(self, training: Training, /) -> None:
-        """Freeze what the present phase freezes; at its beginning, put the weights it starts from.
-
-        Called again where a resumed run goes on within a phase.
-        """
-        ...
-
-    def feed(self, training: Training, /) -> Fed:
-        """The batches of the phase, which will be trained on."""
-        ...
-
-    def leave(self, training: Training, /) -> Left:
-        """After the phase: prove that what was frozen in it did not move."""
-        ...
 
 
 def train(
@@ -47,9 +29,8 @@ def train(
     validation: Batches,
     *,
     recipe: Recipe,
-    classes: Sequence[str],
+    task: Task,
     device: str = "auto",
-    class_weights: Tensor | None = None,
     forward: Forward | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Training:
@@ -67,63 +48,47 @@ def train(
         FreezeError: nothing is trainable.
         NonFiniteLoss: the loss is NaN or infinite, before a step is made with it; or an output
             is NaN in validation, before the epoch is reported.
-        DataError: a label is outside the classes.
+        DataError: a target does not go with the task.
         TrainingError: a batch does not go through the model; says why and what to do.
     """
-    course = _Once(Fed(batches, validation, model if forward is None else forward))
-    training = Training(
-        model, recipe, (Phase(epochs=recipe.epochs).completed(recipe),), len(batches)
-    )
-    return train_phases(
-        training,
-        course,
-        classes=classes,
-        device=device,
-        class_weights=class_weights,
-        hooks=hooks,
-    )
+    session = Session(model, recipe=recipe, steps_per_epoch=len(batches))
+    through = model if forward is None else forward
+
+    def pipeline(training: Training) -> Pipeline:
+        return Pipeline(batches, validation, through, device_of(training.model))
+
+    return train_phases(Training(session), pipeline, task=task, device=device, hooks=hooks)
 
 
 def train_phases(
     training: Training,
-    course: Course,
+    pipeline: Callable[[Training], Pipeline],
     *,
-    classes: Sequence[str],
+    task: Task,
     device: str = "auto",
-    class_weights: Tensor | None = None,
     hooks: Iterable[Hook] = (),
 ) -> Training:
     """Train phase after phase; gives the `training` that was handed in, at its end.
 
+    Args:
+        pipeline: gives the batches of the phase that was entered, and what they go through.
+
     Raises:
-        as `train`, and what `course` raises.
+        as `train`, and what `pipeline` raises.
     """
-    loop = _Loop(
-        training, course, MixedPrecision(device, training.recipe.mixed), classes, tuple(hooks)
-    )
-    with modes_kept(training.model), random_state_kept(), _ended(loop.hooks):
-        training.model.to(loop.arithmetic.device)
+    arithmetic = Compute(device, training.recipe.mixed)
+    loop = _Loop(training, pipeline, arithmetic, task, tuple(hooks))
+    with (
+        modes_kept(training.model),
+        random_state_kept(),
+        _ended(loop.hooks),
+        closing(training.session),
+    ):
+        training.model.to(arithmetic.device)
         for hook in loop.hooks:
             hook.on_start(training)
-        loop.run(class_weights)
+        loop.run()
     return training
-
-
-@final
-class _Once:
-    """One phase of a model that is frozen already."""
-
-    def __init__(self, fed: Fed) -> None:
-        self._fed = fed
-
-    def enter(self, training: Training, /) -> None:
-        """Nothing is left to do."""
-
-    def feed(self, training: Training, /) -> Fed:  # noqa: ARG002 - the protocol's signature
-        return self._fed
-
-    def leave(self, training: Training, /) -> Left:  # noqa: ARG002 - the protocol's signature
-        return Left(Proven(0, 0, ""))
 
 
 @final
@@ -133,78 +98,63 @@ class _Loop:
     def __init__(
         self,
         training: Training,
-        course: Course,
-        arithmetic: MixedPrecision,
-        classes: Sequence[str],
+        pipeline: Callable[[Training], Pipeline],
+        arithmetic: Compute,
+        task: Task,
         hooks: tuple[Hook, ...],
     ) -> None:
         self.training = training
-        self.arithmetic = arithmetic
         self.hooks = hooks
-        self._course = course
-        self._classes = classes
+        self._arithmetic = arithmetic
+        self._pipeline = pipeline
+        self._task = task
 
-    def run(self, class_weights: Tensor | None) -> None:
-        """From the training's position to the end of its last phase."""
-        training = self.training
-        while True:
-            self._course.enter(training)
-            stepper = Stepper(training, self.arithmetic, class_weights)
-            if not training.phase_end:
+    def run(self) -> None:
+        """From the session's position to the end of its last phase."""
+        training, session = self.training, self.training.session
+        while not session.is_over:
+            session.enter()
+            stepper = Stepper(training, self._arithmetic, self._task)
+            if not session.phase_end:
                 start = time.perf_counter()
-                fed = self._course.feed(training)
-                training.position.feed_seconds += time.perf_counter() - start
-                self._phase(stepper, fed)
-            training.restored = None
-            left = self._course.leave(training)
-            if len(training.phase_history) <= training.position.phase:
-                training.end_phase(left)
+                data = self._pipeline(training)
+                training.sums.pipeline_seconds += time.perf_counter() - start
+            while not session.phase_end:
+                self._epoch(stepper, data)
+            proof = session.leave()
+            if len(training.phase_history) <= session.position.phase:
+                training.end_phase(proof)
                 for hook in self.hooks:
                     hook.on_phase(training)
-            if training.is_over:
-                return
-            training.begin_next_phase(left.moved)
 
-    def _phase(self, stepper: Stepper, fed: Fed) -> None:
-        training = self.training
-        training.restart_clock()
-        while not training.phase_end:
-            seconds = self._train_epoch(stepper, fed)
-            start = time.perf_counter()
-            found = predictions(
-                training.model, fed.validation, self.arithmetic, fed.forward, self.hooks
-            )
-            training.tick()
-            training.position.spent.validation_seconds += time.perf_counter() - start
-            rates = {float(group["lr"]) for group in stepper.optimizer.param_groups}
-            figures = judge(found, self._classes)
-            training.end_epoch(tuple(sorted(rates, reverse=True)), figures, seconds)
-            training.found = found
-            for hook in self.hooks:
-                hook.on_epoch(training)
-            training.found = None
+    def _epoch(self, stepper: Stepper, data: Pipeline) -> None:
+        training, start = self.training, time.perf_counter()
+        self._train(stepper, data)
+        trained = time.perf_counter()
+        found = predictions(
+            training.model, data.validation, self._arithmetic, data.forward, self.hooks
+        )
+        training.session.tick()
+        training.sums.spent.validation_seconds += time.perf_counter() - trained
+        rates = {float(group["lr"]) for group in training.optimizer.param_groups}
+        metrics = summarised(self._task, found)
+        training.end_epoch(tuple(sorted(rates, reverse=True)), metrics, trained - start)
+        training.found = found
+        for hook in self.hooks:
+            hook.on_epoch(training)
+        training.found = None
 
-    def _train_epoch(self, stepper: Stepper, fed: Fed) -> float:
-        """One pass over the training data, or what is left of it; gives its seconds."""
-        training, at = self.training, self.training.position
-        count, check = len(fed.train), not training.history
-        start = time.perf_counter()
-        seed_epoch(training.recipe.seed, at.epochs)
-        training.model.train()
-        with closing(fed.train.epoch(at.epochs, start=at.batches)) as given:
-            if training.restored is not None:
-                self._go_on_within(training)
-            for batch in _timed(given, fed, at.spent):
-                factor = training.phase.lr_factor(at.phase_epochs * count + at.batches, count)
+    def _train(self, stepper: Stepper, data: Pipeline) -> None:
+        """One pass over the training data, or what is left of it."""
+        training, spent, check = self.training, self.training.sums.spent, not self.training.history
+        with closing(training.session.epoch(data.train)) as given:
+            for batch in _timed(given, data, spent):
                 began = time.perf_counter()
-                loss, correct = stepper.step(fed.forward, batch, factor, check=check)
-                at.spent.step_seconds += time.perf_counter() - began
-                training.count_step(loss, correct, len(batch.targets))
-                self._tell(stepper, count)
-                if training.stops_within_epoch:
-                    break
+                loss, sums = stepper.step(data.forward, batch, check=check)
+                spent.step_seconds += time.perf_counter() - began
+                training.count_step(loss, sums, len(batch.targets))
+                self._tell(stepper, len(data.train))
         training.settle_sums()
-        return time.perf_counter() - start
 
     def _tell(self, stepper: Stepper, count: int) -> None:
         training = self.training
@@ -223,20 +173,13 @@ class _Loop:
                 "them, or reentrant checkpointing stands around them (use_reentrant=False)."
             )
 
-    def _go_on_within(self, training: Training) -> None:
-        """Random numbers as they were between the two batches where the run was cut."""
-        assert training.restored is not None
-        if training.position.batches:
-            set_random_state(training.restored["random"])
-        training.restored = None
 
-
-def _timed(given: Iterator[Batch], fed: Fed, spent: Spent) -> Iterator[Batch]:
+def _timed(given: Iterator[Batch], data: Pipeline, spent: Spent) -> Iterator[Batch]:
     """The batches; what each took to come is counted."""
     while True:
-        start, before = time.perf_counter(), fed.prefix.seconds
+        start, before = time.perf_counter(), data.prefix.seconds
         batch = next(given, None)
-        computing = fed.prefix.seconds - before
+        computing = data.prefix.seconds - before
         spent.prefix_seconds += computing
         spent.idle_seconds += max(0.0, time.perf_counter() - start - computing)
         if batch is None:

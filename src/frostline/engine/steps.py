@@ -1,98 +1,61 @@
-"""The one place where a batch becomes a step, and the optimizer that makes it."""
+"""The one place where a batch becomes a step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frostline.calling import call_with
-from frostline.data import Batch, Batches
-from frostline.devices import MixedPrecision
+from frostline.data import Batch
+from frostline.devices import Compute
 from frostline.engine.training import Training
-from frostline.errors import DataError, FreezeError, NonFiniteLoss, TrainingError
-from frostline.groups import ParamGroup, default_lr, param_groups
+from frostline.errors import FreezeError, NonFiniteLoss, TrainingError
 from frostline.models import logits_of
-from frostline.optimizer_sync import even_out, load_optimizer_state, optimizer_state
-from frostline.recipe import Recipe
-from frostline.units import Stopwatch
-
-Forward = Callable[..., Any]
-
-
-@final
-@dataclass(frozen=True)
-class Fed:
-    """Batches of a phase, and what they go through: the suffix of a cut, or the model itself.
-
-    Attributes:
-        prefix: runs while a batch's frozen part is computed as the batch is asked for.
-    """
-
-    train: Batches
-    validation: Batches
-    forward: Forward
-    prefix: Stopwatch = field(default_factory=Stopwatch)
+from frostline.session import Forward
+from frostline.tasks import Task
 
 
 @final
 class Stepper:
-    """Steps of one phase: the optimizer over what it trains, and the loss.
+    """Steps of one phase, by the session's optimizer."""
 
-    What stayed trainable since the phase before keeps its optimizer state, if the phase says so;
-    a resumed run takes up what it had.
-    """
-
-    def __init__(
-        self, training: Training, arithmetic: MixedPrecision, class_weights: Tensor | None
-    ) -> None:
-        model, phase, recipe = training.model, training.phase, training.recipe
+    def __init__(self, training: Training, arithmetic: Compute, task: Task) -> None:
+        recipe, groups = training.recipe, training.optimizer.param_groups
         self._arithmetic = arithmetic
         self._clip_norm = recipe.clip_norm
-        groups = param_groups(
-            model,
-            lr=phase.lr or default_lr(model, optimizer=recipe.optimizer),
-            weight_decay=recipe.weight_decay if phase.weight_decay is None else phase.weight_decay,
-            layer_decay=phase.layer_decay or recipe.layer_decay,
-            lr_mult=phase.lr_mult,
-        )
         self._names = [name for group in groups for name in group["param_names"]]
         self._trainable = [p for group in groups for p in group["params"]]
-        self._peaks = [group["lr"] for group in groups]
-        self.optimizer = make_optimizer(groups, recipe)
-        arithmetic.take(self.optimizer)
+        arithmetic.take(training.optimizer)
         training.scaler = arithmetic.scaler
-        self._take_state(training)
-        # What a backward before this phase left behind is no part of its first step.
-        self.optimizer.zero_grad(set_to_none=True)
-        weights = None if class_weights is None else class_weights.to(arithmetic.device)
-        self._loss = nn.CrossEntropyLoss(weight=weights, label_smoothing=recipe.label_smoothing)
+        if training.scaler is not None and training.scaled:
+            training.scaler.load_state_dict(dict(training.scaled))
+            training.scaled = {}
+        self._task = task
         self.unreached: tuple[str, ...] | None = None
 
     def step(
-        self, forward: Forward, batch: Batch, lr_factor: float, *, check: bool = True
-    ) -> tuple[float, Tensor]:
-        """One optimizer step; gives the batch's loss and how many it got right.
+        self, forward: Forward, batch: Batch, *, check: bool = True
+    ) -> tuple[float, Mapping[str, Tensor]]:
+        """One optimizer step; gives the batch's loss and the task's sums over it.
 
         Args:
             check: whether the targets are still to be checked; once an epoch has seen them, no.
         """
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * lr_factor
         targets = batch.targets.to(self._arithmetic.device, non_blocking=True)
         with batch_errors(batch):
             with self._arithmetic.autocast():
-                logits = call(forward, batch.inputs, self._arithmetic)
+                outputs = call(forward, batch.inputs, self._arithmetic)
                 if check:
-                    check_targets(batch.targets, logits.shape[1], batch.names)
-                loss = self._loss(logits.float(), targets)
+                    self._task.check(outputs.detach(), batch.targets, batch.names)
+                loss = self._task.loss(outputs.float(), targets)
             value = self._update(loss, batch)
-        return value, (logits.detach().argmax(dim=1) == targets).sum()
+        with torch.no_grad():
+            return value, self._task.sums(outputs.detach(), targets)
 
     def _update(self, loss: Tensor, batch: Batch) -> float:
         value = loss.item()
@@ -110,60 +73,14 @@ class Stepper:
             self.unreached = tuple(name for name, p in pairs if p.grad is None)
         if self._clip_norm is not None:
             self._arithmetic.clip(self._trainable, self._clip_norm)
-        for group in self.optimizer.param_groups:
-            even_out(self.optimizer, group)  # one may get its first gradient later than others
         self._arithmetic.step()
         for parameter in self._trainable:
             parameter.grad = None
         return value
 
-    def _take_state(self, training: Training) -> None:
-        before, restored = training.optimizer, training.restored
-        known = None
-        if restored is not None:
-            known = restored["optimizer"]
-            if training.scaler is not None and restored["scaler"]:
-                training.scaler.load_state_dict(restored["scaler"])
-        elif before is not None and training.phase.state == "keep":
-            known = optimizer_state(before, training.model)
-        if known is not None:
-            load_optimizer_state(
-                self.optimizer, training.model, known, missing="fresh", hyperparameters="own"
-            )
-        training.optimizer = self.optimizer
 
-
-def check_targets(targets: Tensor, classes: int, names: Sequence[str]) -> None:
-    """Make sure that class indices count through `classes` classes.
-
-    Raises:
-        DataError: one does not; names its sample.
-    """
-    if not len(targets):
-        return
-    lowest, highest = (int(end) for end in targets.aminmax())
-    if lowest < 0 or highest >= classes:
-        outside = (targets < 0) | (targets >= classes)
-        first = int(outside.nonzero()[0])
-        raise DataError(
-            f"the label of {names[first]} is {int(targets[first])}, but the model tells {classes} "
-            f"classes apart: 0 to {classes - 1}. Mend the labels or the head."
-        )
-
-
-def make_optimizer(groups: list[ParamGroup], recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
-    fused = all(p.is_floating_point() for group in groups for p in group["params"])
-    options: dict[str, Any] = {"fused": fused or None}
-    plain: list[dict[str, Any]] = [dict(group) for group in groups]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(plain, momentum=recipe.momentum, **options)
-    adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return adam(plain, **options)
-
-
-def call(forward: Forward, inputs: Any, arithmetic: MixedPrecision) -> Tensor:
-    """Logits of a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
+def call(forward: Forward, inputs: Any, arithmetic: Compute) -> Tensor:
+    """Outputs for a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
     return logits_of(call_with(forward, arithmetic.to_device(inputs)))
 
 

@@ -1,214 +1,46 @@
-"""A training run as it goes: its position, its records, and the hooks that see them."""
+"""A training run as it goes: its session, its records, and the hooks that see them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from frostline.metrics import Evaluation
-from frostline.plans import Phase, is_better
+from frostline.freezing import Proof
+from frostline.plans import Phase
 from frostline.recipe import Recipe
-from frostline.tables import Column, Table
-from frostline.units import format_count, format_seconds
+from frostline.records import EpochRecord, PhaseRecord, Proven, Spent
+from frostline.session import Position, Session
+from frostline.tasks import Metrics
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Logits `(samples, classes)`, targets `(samples,)` and what each sample is called."""
+    """Outputs `(samples, ...)` in float32, targets `(samples, ...)` and what samples are called."""
 
-    logits: Tensor
+    outputs: Tensor
     targets: Tensor
     names: tuple[str, ...]
 
 
 @final
-@dataclass(slots=True)
-class Spent:
-    """Seconds of wall clock by what they went into, read where batches begin and end.
-
-    A device that works behind the processor's back is not waited for: what is queued counts where
-    its result is asked for, which each step does.
-
-    Attributes:
-        idle_seconds: in which training waited for its batches: for decoding and reading.
-        prefix_seconds: computing the frozen part of training batches as they came.
-        step_seconds: forward, backward and update of what the batches go through.
-        validation_seconds: all of validation.
-    """
-
-    idle_seconds: float = 0.0
-    prefix_seconds: float = 0.0
-    step_seconds: float = 0.0
-    validation_seconds: float = 0.0
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class EpochRecord:
-    """What one epoch gave.
-
-    Attributes:
-        epoch: counted from 1, through all phases.
-        lr: learning rate of the last stage at the epoch's end.
-        train_loss: mean of the loss that was minimised, per sample.
-        train_accuracy: over the epoch, while the weights moved.
-        seconds: training and validation together.
-        samples_per_second: of training.
-        best: whether its validation figure is the best so far.
-        phase: to which it belongs, counted from 1.
-        rates: the learning rates of all parameters at the epoch's end, highest first, each once.
-        spent: where the seconds went; None in records of before it was noted.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    validation: Evaluation
-    seconds: float
-    samples_per_second: float
-    best: bool
-    phase: int = 1
-    rates: tuple[float, ...] = ()
-    spent: Spent | None = None
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Proven:
-    """How much was compared and found unmoved, with the content hash of it."""
-
-    tensors: int
-    nbytes: int
-    fingerprint: str
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Left:
-    """What is known when a phase has ended.
-
-    Attributes:
-        frozen: the proof of what was frozen in it.
-        moved: parameters and buffers that may have moved until now.
-        plain_step_seconds: of one step of a plain loop in this phase; 0 if it was not timed.
-    """
-
-    frozen: Proven
-    moved: tuple[str, ...] = ()
-    plain_step_seconds: float = 0.0
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class PhaseRecord:
-    """What one phase gave.
-
-    Attributes:
-        phase: counted from 1.
-        trained: parameters (elements) that were trainable.
-        epochs: whole ones, or one cut short by the phase's number of steps.
-        feed_seconds: until its first batch was there: the cut, and features that were computed.
-        seconds: of training and validation.
-        plain_step_seconds: of one step of a plain loop, as timed before the run; 0 if it was not.
-        ended: what ended it, for people.
-        best_epoch: of this phase, counted through the run; 0 where no figure was a number.
-        frozen: of what was frozen in this phase.
-    """
-
-    phase: int
-    name: str
-    trained: int
-    epochs: int
-    steps: int
-    feed_seconds: float
-    seconds: float
-    plain_step_seconds: float
-    ended: str
-    best_epoch: int
-    best_figure: float | None
-    frozen: Proven
-
-
-def phase_table(records: Sequence[PhaseRecord]) -> Table:
-    """What each phase trained, took and gave."""
-    heads = ("phase", "trained", "epochs", "features", "epochs' time", "best", "ended by")
-    rows = (
-        (
-            f"{record.phase} {record.name}",
-            format_count(record.trained),
-            str(record.epochs),
-            format_seconds(record.feed_seconds),
-            format_seconds(record.seconds),
-            "-" if record.best_figure is None else f"{record.best_figure:.3f}",
-            record.ended,
-        )
-        for record in records
-    )
-    columns = (
-        Column(head, "right" if 0 < place < len(heads) - 1 else "left")
-        for place, head in enumerate(heads)
-    )
-    return Table(tuple(columns), tuple(rows))
-
-
-@final
 @dataclass
-class Position:
-    """Where a run is; all that a resumed run needs besides tensors.
+class Sums:
+    """What adds up over the epoch that is under way, and seconds before the phase's first one.
 
     Attributes:
-        phase: from 0.
-        epochs: ended in the run.
-        phase_epochs: ended in this phase.
-        phase_steps: optimizer steps made in this phase.
-        phase_seconds: of wall clock in this phase's epochs.
-        feed_seconds: that went before them.
-        batches: done of the epoch that is under way; with its sums of loss, hits and samples.
-        best_epoch: of the run, with the figure by which it is the best; 0 before the first.
-        phase_best_epoch: the same of this phase.
-        plateau_epoch: the last epoch that was better as the phase's `until` counts it.
-        moved: parameters and buffers that may have moved in phases before this one.
-        frozen: content hash of the frozen part when this phase began.
-        spent: seconds of the epoch that is under way.
+        of_task: sums of the task, by name; settled when they are asked for.
     """
 
-    phase: int = 0
-    epochs: int = 0
-    phase_epochs: int = 0
-    phase_steps: int = 0
-    phase_seconds: float = 0.0
-    feed_seconds: float = 0.0
-    batches: int = 0
     loss_sum: float = 0.0
-    correct: int = 0
+    of_task: dict[str, int | float] = field(default_factory=dict)
     seen: int = 0
-    epoch_seconds: float = 0.0
-    best_epoch: int = 0
-    best_figure: float | None = None
-    phase_best_epoch: int = 0
-    phase_best_figure: float | None = None
-    plateau_epoch: int = 0
-    plateau_figure: float | None = None
-    moved: tuple[str, ...] = ()
-    frozen: str = ""
     spent: Spent = field(default_factory=Spent)
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether this phase has made no step yet."""
-        return not self.phase_steps
-
-    @property
-    def mark(self) -> str:
-        """For people and file names: `3` after three epochs, `3.17` after 17 batches more."""
-        return f"{self.epochs}.{self.batches}" if self.batches else str(self.epochs)
+    pipeline_seconds: float = 0.0
 
 
 @final
@@ -217,33 +49,50 @@ class Training:
     """A training run as it goes: what hooks see, and what a resumed run starts from.
 
     Attributes:
-        phases: what is to be done, one after the other; each completed by the recipe.
-        steps_per_epoch: batches of a whole epoch.
-        optimizer: of the present phase; None before the first.
-        restored: tensors of the run that is resumed, until they are taken up.
-        scaler: of float16 gradients, where there is one.
+        session: the phases, and where in them the run is.
+        scaler: of float16 gradients, where there is one; `scaled` is its state in a run that is
+            resumed, until it is taken up.
         found: what the model made of the validation data at the end of the last epoch, for hooks
-            that are told of it; not kept longer.
+            that are called with it; not kept longer.
+        plain_step_seconds: of one step of a plain loop in each phase; 0 where it was not timed.
     """
 
-    model: nn.Module
-    recipe: Recipe
-    phases: tuple[Phase, ...]
-    steps_per_epoch: int
-    position: Position = field(default_factory=Position)
+    session: Session
     history: list[EpochRecord] = field(default_factory=list)
     phase_history: list[PhaseRecord] = field(default_factory=list)
-    optimizer: torch.optim.Optimizer | None = None
-    restored: Mapping[str, Any] | None = None
+    sums: Sums = field(default_factory=Sums)
     scaler: torch.amp.GradScaler | None = None
+    scaled: Mapping[str, Any] = field(default_factory=dict)
     found: Predictions | None = None
-    _hits: Tensor | None = None
-    _clock: float = field(default_factory=time.perf_counter)
+    plain_step_seconds: tuple[float, ...] = ()
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def model(self) -> nn.Module:
+        return self.session.model
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.session.recipe
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What is to be done, one after the other; each completed by the recipe."""
+        return self.session.phases
 
     @property
     def phase(self) -> Phase:
         """The present phase."""
-        return self.phases[self.position.phase]
+        return self.session.phase
+
+    @property
+    def position(self) -> Position:
+        return self.session.position
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the present phase."""
+        return self.session.optimizer
 
     @property
     def epochs_done(self) -> int:
@@ -252,7 +101,7 @@ class Training:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the best figure so far; 0 before there is one."""
+        """The epoch with the best metric so far; 0 before there is one."""
         return self.position.best_epoch
 
     @property
@@ -268,100 +117,50 @@ class Training:
     @property
     def is_over(self) -> bool:
         """Whether the last phase has ended."""
-        return self.position.phase == len(self.phases) - 1 and bool(self.phase_end)
+        return self.position.phase == len(self.phases) - 1 and bool(self.session.phase_end)
 
-    @property
-    def phase_end(self) -> str:
-        """What ended the present phase, for people; empty while it goes on."""
-        phase, at, until = self.phase, self.position, self.phase.until
-        if phase.steps is not None and at.phase_steps >= phase.steps and not at.batches:
-            return f"{at.phase_steps} step{'s' if at.phase_steps > 1 else ''}"
-        if phase.epochs is not None and at.phase_epochs >= phase.epochs:
-            return f"{at.phase_epochs} epoch{'s' if at.phase_epochs > 1 else ''}"
-        if until is None or at.batches or not at.phase_epochs:
-            return ""
-        if until.minutes is not None and at.phase_seconds >= 60 * until.minutes:
-            return f"{until.minutes:g} minutes"
-        figure = self.history[-1].validation.headline()[until.monitor or self.recipe.monitor]
-        if until.is_reached(figure):
-            return f"{until.monitor} reached {until.target:g}"
-        waited = at.epochs - at.plateau_epoch
-        if until.patience is not None and at.plateau_epoch and waited >= until.patience:
-            return f"no better {until.monitor} for {waited} epoch{'s' if waited > 1 else ''}"
-        return ""
-
-    @property
-    def stops_within_epoch(self) -> bool:
-        """Whether the epoch under way is to be cut short here: no steps or no time are left."""
-        phase, at = self.phase, self.position
-        out_of_steps = phase.steps is not None and at.phase_steps >= phase.steps
-        minutes = phase.until.minutes if phase.until else None
-        return out_of_steps or (minutes is not None and at.phase_seconds >= 60 * minutes)
-
-    def count_step(self, loss: float, hits: Tensor, samples: int) -> None:
-        """Count an optimizer step; `hits` stay on their device until the sums are settled."""
-        at = self.position
-        self._hits = hits if self._hits is None else self._hits + hits
-        at.loss_sum += loss * samples
-        at.seen += samples
-        at.batches += 1
-        at.phase_steps += 1
-        self.tick()
+    def count_step(self, loss: float, sums: Mapping[str, Tensor], samples: int) -> None:
+        """Add up a step; the task's `sums` stay on their device until settled."""
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, self.sums.of_task.get(name, 0)) + value
+        self.sums.loss_sum += loss * samples
+        self.sums.seen += samples
+        self.session.after_step()
 
     def settle_sums(self) -> None:
-        """Bring the hits of the epoch under way into the position."""
-        if self._hits is not None:
-            self.position.correct += int(self._hits)
-            self._hits = None
+        """Bring the task's sums of the epoch under way into `sums`.
 
-    def tick(self) -> None:
-        """Count the wall clock since the last tick into the phase and the epoch."""
-        now = time.perf_counter()
-        self.position.phase_seconds += now - self._clock
-        self.position.epoch_seconds += now - self._clock
-        self._clock = now
+        They also go on where they are: a resumed run then adds the same numbers in the same order.
+        """
+        self.sums.of_task |= {name: value.item() for name, value in self._sums.items()}
 
-    def restart_clock(self) -> None:
-        """Let what happened since the last tick not count."""
-        self._clock = time.perf_counter()
-
-    def end_epoch(self, rates: tuple[float, ...], found: Evaluation, train_seconds: float) -> None:
-        """Count an epoch with its validation figures, and note whether it is the best.
+    def end_epoch(self, rates: tuple[float, ...], found: Metrics, train_seconds: float) -> None:
+        """Record an epoch with its validation metrics.
 
         Args:
             rates: learning rates at its end, highest first.
         """
-        at, figures, monitor = self.position, found.headline(), self.recipe.monitor
-        best = is_better(figures[monitor], at.best_figure, monitor=monitor)
+        at, sums = self.position, self.sums
+        seconds = at.epoch_seconds
+        self.session.end_epoch(found)
+        trained = {"loss": sums.loss_sum, **sums.of_task}
         record = EpochRecord(
-            epoch=at.epochs + 1,
+            epoch=at.epochs,
             lr=rates[0],
-            train_loss=at.loss_sum / at.seen,
-            train_accuracy=at.correct / at.seen,
+            train={name: value / sums.seen for name, value in trained.items()},
             validation=found,
-            seconds=at.epoch_seconds,
-            samples_per_second=at.seen / train_seconds,
-            best=best,
+            seconds=seconds,
+            samples_per_second=sums.seen / train_seconds,
+            best=at.best_epoch == at.epochs,
             phase=at.phase + 1,
             rates=rates,
-            spent=at.spent,
+            spent=sums.spent,
         )
-        at.spent = Spent()
-        at.epochs, at.phase_epochs = at.epochs + 1, at.phase_epochs + 1
-        at.batches, at.seen, at.correct, at.loss_sum, at.epoch_seconds = 0, 0, 0, 0.0, 0.0
-        if best:
-            at.best_epoch, at.best_figure = at.epochs, figures[monitor]
-        if is_better(figures[monitor], at.phase_best_figure, monitor=monitor):
-            at.phase_best_epoch, at.phase_best_figure = at.epochs, figures[monitor]
-        until = self.phase.until
-        if until is not None:
-            watched = figures[until.monitor or monitor]
-            if until.is_better(watched, at.plateau_figure):
-                at.plateau_epoch, at.plateau_figure = at.epochs, watched
+        self.sums, self._sums = Sums(pipeline_seconds=sums.pipeline_seconds), {}
         self.history.append(record)
 
-    def end_phase(self, ended: Left) -> None:
-        """Note what the present phase gave."""
+    def end_phase(self, proof: Proof) -> None:
+        """Record what the present phase gave."""
         at = self.position
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.phase_history[at.phase :] = [
@@ -371,30 +170,21 @@ class Training:
                 trained=trained,
                 epochs=at.phase_epochs,
                 steps=at.phase_steps,
-                feed_seconds=at.feed_seconds,
+                feed_seconds=self.sums.pipeline_seconds,
                 seconds=at.phase_seconds,
-                plain_step_seconds=ended.plain_step_seconds,
-                ended=self.phase_end,
+                plain_step_seconds=dict(enumerate(self.plain_step_seconds)).get(at.phase, 0.0),
+                ended=self.session.phase_end,
                 best_epoch=at.phase_best_epoch,
                 best_figure=at.phase_best_figure,
-                frozen=ended.frozen,
+                frozen=Proven(proof.tensors, proof.nbytes, str(proof.fingerprint)),
             )
         ]
-
-    def begin_next_phase(self, moved: tuple[str, ...]) -> None:
-        """Go on to the next phase; `moved` is what may have moved until now."""
-        at = self.position
-        self.position = Position(
-            phase=at.phase + 1,
-            epochs=at.epochs,
-            best_epoch=at.best_epoch,
-            best_figure=at.best_figure,
-            moved=moved,
-        )
+        self.sums = Sums()
 
     def _epochs_of(self, phase: Phase) -> int | None:
-        if phase.steps is not None:
-            by_steps = -(-phase.steps // self.steps_per_epoch)
+        steps = self.session.steps_per_epoch
+        if phase.steps is not None and steps is not None:
+            by_steps = -(-phase.steps // steps)
             return by_steps if phase.epochs is None else min(phase.epochs, by_steps)
         return phase.epochs
 

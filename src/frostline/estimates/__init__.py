@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, final, get_args
 
 import torch
 from torch import nn
@@ -15,29 +15,32 @@ from torch import nn
 from frostline.backward import is_lean
 from frostline.backward import lean as lean_backward
 from frostline.calling import in_turn
+from frostline.choices import StepPrecision
 from frostline.cutting import cut
 from frostline.errors import ConfigError, CutError
-from frostline.estimates.budgets import Depth, depths, largest_batch
 from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated_step
-from frostline.estimates.losses import Loss
-from frostline.estimates.measuring import STEP_ERRORS
+from frostline.estimates.measuring import STEP_ERRORS, StepCost
 from frostline.estimates.pricing import Prices, measure_prices
-from frostline.estimates.results import Budget, Check, Course, Stage, Step
+from frostline.estimates.results import BudgetFit, Estimate, PhaseCost, StageCost, Step
 from frostline.estimates.steps import OPTIMIZERS, Setup
 from frostline.estimates.tracing import StepTrace
-from frostline.estimates.whole import Estimate
 from frostline.freezing import freeze as freeze_part
-from frostline.freezing import freezes_kept, train_only
-from frostline.phasing import freeze_for
+from frostline.freezing import freezes_kept, thaw, train_only
 from frostline.plans import Phase, Plan
 from frostline.recipe import check_alone
-from frostline.selectors import SelectorLike
+from frostline.selectors import SelectorLike, inventory
+from frostline.selectors.stages import stages as stages_of
+from frostline.session import freeze_for
+from frostline.tasks import Task, task_of
 
 __all__ = ["Estimate", "estimate"]
 
-_PRECISIONS = ("fp32", "bf16", "fp16")
+_PRECISIONS = get_args(StepPrecision)
+_LARGEST_BATCH = 1 << 20
+_SECOND_BATCH = 16  # beside a batch of one, to see how memory grows
 
 
+# Long by its arguments and by those of what it gives.
 @in_turn
 def estimate(
     model: nn.Module,
@@ -55,7 +58,7 @@ def estimate(
     stages: bool = False,
     budget: int | None = None,
     check: bool = False,
-    loss: Loss | None = None,
+    task: Task | str | None = None,
     calibration_seconds: float = 6.0,
 ) -> Estimate:
     """Say what a training step and a whole plan would cost, before anything runs.
@@ -82,7 +85,7 @@ def estimate(
         stages: also a step with everything up to each stage frozen.
         budget: bytes: the largest batch and the deepest thaw that fit.
         check: also run a real step of what trains first; its weights do not move.
-        loss: from the model's output; by default cross-entropy on its logits.
+        task: whose loss is taken, as for `fl.fit`; by default classification.
         calibration_seconds: to spend, about, a third on timing operations, the rest on real steps,
             and as much as on those on `stages`; with 0 seconds are first guesses.
 
@@ -93,50 +96,59 @@ def estimate(
     _check_asked(optimizer, batch_size, precision)
     check_alone(freeze=freeze, train=train, plan=plan)
     counts = samples if isinstance(samples, tuple) else (samples, 0)
-    setup = Setup(model, example, optimizer, precision, loss)
+    setup = Setup(model, example, optimizer, precision, task_of(task), batch_size)
     leaned = lean_backward(model) if lean else nullcontext()
+    phases: tuple[Phase, ...] = plan.phases if plan is not None else (Phase(epochs=epochs),)
     with torch.random.fork_rng(devices=()), freezes_kept(model), leaned:
         if freeze is not None:
             freeze_part(model, freeze)
         elif train is not None:
             train_only(model, train)
-        phases: tuple[Phase, ...] = plan.phases if plan is not None else (Phase(epochs=epochs),)
-        traces = [(phase, setup.trace(batch_size)) for phase in _each(model, phases)]
-        deep = list(_traced_depths(setup, batch_size)) if stages or budget is not None else []
-        every = [trace for _, trace in (*traces, *(deep if stages else ()))]
+        traces = [setup.trace() for _ in _each(model, phases)]
+        deep = list(_traced_depths(setup)) if stages or budget is not None else []
         start = time.perf_counter()
-        prices = measure_prices(
-            (op for trace in every for op in trace.ops),
-            optimizer=optimizer,
-            seconds=calibration_seconds * OPERATIONS_SHARE,
-        )
-        rest = calibration_seconds * (1 - OPERATIONS_SHARE)
-        steps = [
-            calibrated_step(setup, trace, prices, batch_size, rest / len(traces))
-            for _, (_, trace) in zip(_each(model, phases), traces, strict=True)
-        ]
-        shown = tuple(_stages(setup, deep, prices, batch_size, rest)) if stages else ()
+        shown = deep if stages else []
+        steps, stage_costs = _priced(setup, phases, traces, shown, calibration_seconds)
         seconds = time.perf_counter() - start
-        courses = tuple(
-            _course(setup, phase, step, counts, epochs)
+        costs = tuple(
+            _phase_cost(setup, phase, step, counts, epochs)
             for phase, step in zip(_each(model, phases), steps, strict=True)
         )
-        made = Estimate(
+        next(_each(model, phases))  # frozen as in the first again
+        return Estimate(
             type(model).__name__,
             optimizer,
             precision,
             lean=lean or is_lean(model),
-            courses=courses,
+            phases=costs,
             samples=counts,
-            stages=shown,
+            stages=stage_costs,
+            budget=None if budget is None else _budget_fit(setup, budget, deep),
+            check=_real_step(setup) if check else None,
             measured_seconds=seconds,
         )
-        next(_each(model, phases))  # frozen as in the first again
-        if budget is not None:
-            made = replace(made, budget=_budget(setup, budget, deep, batch_size))
-        if check:
-            made = replace(made, check=_check(setup, batch_size))
-    return made
+
+
+def _priced(
+    setup: Setup,
+    phases: tuple[Phase, ...],
+    traces: list[StepTrace],
+    deep: list[tuple[_FreezeDepth, StepTrace]],
+    seconds: float,
+) -> tuple[list[Step], tuple[StageCost, ...]]:
+    """A step of each phase, and of each depth of freezing, with seconds on this machine."""
+    every = [*traces, *(trace for _, trace in deep)]
+    prices = measure_prices(
+        (op for trace in every for op in trace.ops),
+        optimizer=setup.optimizer,
+        seconds=seconds * OPERATIONS_SHARE,
+    )
+    rest = seconds * (1 - OPERATIONS_SHARE)
+    steps = [
+        calibrated_step(setup, trace, prices, rest / len(traces))
+        for _, trace in zip(_each(setup.model, phases), traces, strict=True)
+    ]
+    return steps, tuple(_stages(setup, deep, prices, rest)) if deep else ()
 
 
 def _check_asked(optimizer: str, batch_size: int, precision: str) -> None:
@@ -156,23 +168,19 @@ def _each(model: nn.Module, phases: tuple[Phase, ...]) -> Iterator[Phase]:
         yield phase
 
 
-def _traced_depths(setup: Setup, batch_size: int) -> Iterator[tuple[Depth, StepTrace]]:
+def _traced_depths(setup: Setup) -> Iterator[tuple[_FreezeDepth, StepTrace]]:
     with freezes_kept(setup.model):
-        for depth in depths(setup.model):
-            yield depth, setup.trace(batch_size)
+        for depth in _depths(setup.model):
+            yield depth, setup.trace()
 
 
 def _stages(
-    setup: Setup,
-    deep: list[tuple[Depth, StepTrace]],
-    prices: Prices,
-    batch_size: int,
-    seconds: float,
-) -> Iterator[Stage]:
+    setup: Setup, deep: list[tuple[_FreezeDepth, StepTrace]], prices: Prices, seconds: float
+) -> Iterator[StageCost]:
     with freezes_kept(setup.model):
-        for depth, (_, trace) in zip(depths(setup.model), deep, strict=True):
-            step = calibrated_step(setup, trace, prices, batch_size, seconds / len(deep))
-            yield Stage(depth.frozen, step, step.seconds - _forward_below(step))
+        for depth, (_, trace) in zip(_depths(setup.model), deep, strict=True):
+            step = calibrated_step(setup, trace, prices, seconds / len(deep))
+            yield StageCost(depth.frozen, step, step.seconds - _forward_below(step))
 
 
 def _forward_below(step: Step) -> float:
@@ -185,13 +193,9 @@ def _forward_below(step: Step) -> float:
     return seconds
 
 
-def _course(
-    setup: Setup,
-    phase: Phase,
-    step: Step,
-    counts: tuple[int, int],
-    epochs: int,
-) -> Course:
+def _phase_cost(
+    setup: Setup, phase: Phase, step: Step, counts: tuple[int, int], epochs: int
+) -> PhaseCost:
     train, validation = (count / step.batch_size for count in counts)
     planned, steps = _length(phase, epochs, train)
     once = step.forward_seconds * (train + validation)
@@ -200,9 +204,9 @@ def _course(
     try:
         found = cut(setup.model, setup.example)
     except CutError as error:
-        return Course(phase.name, planned, step, plain, f"none ({error})", 0, 0.0, plain)
+        return PhaseCost(phase.name, planned, step, plain, f"none ({error})", 0, 0.0, plain)
     share = found.share if found.share == found.share else 0.0
-    return Course(
+    return PhaseCost(
         phase.name,
         planned,
         step,
@@ -224,23 +228,74 @@ def _length(phase: Phase, epochs: int, steps_per_epoch: float) -> tuple[int, flo
     return begun, min(most, begun * steps_per_epoch)
 
 
-def _budget(
-    setup: Setup, nbytes: int, deep: list[tuple[Depth, StepTrace]], batch_size: int
-) -> Budget:
-    largest, total = largest_batch(lambda rows: setup.memory(setup.trace(rows)).total, nbytes)
+def _budget_fit(setup: Setup, nbytes: int, deep: list[tuple[_FreezeDepth, StepTrace]]) -> BudgetFit:
+    batch_size = setup.batch_size
+    largest, total = _largest_batch(lambda rows: setup.memory(setup.trace(rows)).total, nbytes)
     for depth, trace in deep:
         needed = setup.memory(trace).total
         if needed <= nbytes:
-            return Budget(nbytes, largest, total, depth.train, batch_size, needed)
-    return Budget(nbytes, largest, total, None, batch_size, 0)
+            return BudgetFit(nbytes, largest, total, depth.train, batch_size, needed)
+    return BudgetFit(nbytes, largest, total, None, batch_size, 0)
 
 
-def _check(setup: Setup, batch_size: int) -> Check:
+def _real_step(setup: Setup) -> StepCost:
+    batch_size = setup.batch_size
     try:
-        real = setup.measure(batch_size)
+        return setup.measure(batch_size)
     except STEP_ERRORS as error:
         raise ConfigError(
             f"a real step of {batch_size} samples does not run ({type(error).__name__}: {error}). "
             "Give an example that the model takes and a batch size that fits, or leave check out."
         ) from error
-    return Check(real.seconds, real.saved_bytes, real.gradient_bytes, real.state_bytes)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _FreezeDepth:
+    """Everything up to some stage frozen.
+
+    Attributes:
+        frozen, train: selectors of the two parts.
+    """
+
+    frozen: str
+    train: str
+
+
+def _depths(model: nn.Module) -> Iterator[_FreezeDepth]:
+    """Freeze everything up to each stage in turn, from nothing to all but the last.
+
+    The model is left as in the last one.
+    """
+    thaw(model, "all")
+    yield _FreezeDepth("none", "all")
+    last = len(stages_of(inventory(model))) - 1
+    for first in range(1, last + 1):
+        depth = _FreezeDepth(
+            "stage:0" if first == 1 else f"stage:0..{first - 1}",
+            "stage:-1" if first == last else f"stage:{first}..-1",
+        )
+        train_only(model, depth.train)
+        yield depth
+
+
+def _largest_batch(total: Callable[[int], int], nbytes: int) -> tuple[int, int]:
+    """The largest batch that fits, and what it takes; (0, 0) where none does.
+
+    Args:
+        total: bytes that a batch of so many samples takes; grows about evenly.
+    """
+    known = {1: total(1)}
+    if known[1] > nbytes:
+        return 0, 0
+    fits, beyond, rows = 1, _LARGEST_BATCH, _SECOND_BATCH
+    while beyond - fits > 1:
+        known[rows] = total(rows)
+        if known[rows] <= nbytes:
+            fits = rows
+        else:
+            beyond = rows
+        slope = max(1.0, (known[rows] - known[1]) / (rows - 1))
+        rows = fits + int((nbytes - known[fits]) / slope)
+        rows = min(max(rows, fits + 1), beyond - 1)
+    return fits, known[fits]

@@ -29,9 +29,7 @@ _REPEATS = 16
 _UNKNOWN_BYTES = 2 << 30
 
 
-def calibrated_step(
-    setup: Setup, trace: StepTrace, prices: Prices, batch_size: int, seconds: float
-) -> Step:
+def calibrated_step(setup: Setup, trace: StepTrace, prices: Prices, seconds: float) -> Step:
     """A step of the model as it is frozen now, scaled by real ones that take about `seconds`.
 
     Weights, buffers, gradients, modes and random numbers are put back. As many samples are taken
@@ -41,14 +39,12 @@ def calibrated_step(
     Args:
         trace: of the step for which an estimate is wanted.
     """
-    return setup.step(trace, calibrated(prices, setup, trace, batch_size, seconds), batch_size)
+    return setup.step(trace, calibrated(prices, setup, trace, seconds))
 
 
-def calibrated(
-    prices: Prices, setup: Setup, trace: StepTrace, batch_size: int, seconds: float
-) -> Prices:
+def calibrated(prices: Prices, setup: Setup, trace: StepTrace, seconds: float) -> Prices:
     """The prices by which a step, as in `calibrated_step`, takes what real ones say."""
-    alone = setup.step(trace, prices, batch_size)
+    alone, batch_size = setup.step(trace, prices), setup.batch_size
     if not alone.seconds or not seconds:
         return prices
     rows = int(batch_size * seconds / (_STEPS * alone.seconds))
@@ -59,7 +55,7 @@ def calibrated(
         return prices
     try:
         real = setup.measure(rows, repeats=_REPEATS, within=seconds / 2)
-    except STEP_ERRORS:  # whoever trains it is told what is wrong
+    except STEP_ERRORS:  # training it says what is wrong
         return prices
     if rows < batch_size:
         prices = timed_too(prices, fewer.ops, seconds=seconds * OPERATIONS_SHARE)
@@ -89,5 +85,5 @@ def _free_bytes(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not told on this system
+    except (ValueError, OSError, AttributeError):  # not known on this system
         return _UNKNOWN_BYTES

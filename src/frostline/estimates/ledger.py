@@ -23,8 +23,9 @@ from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton
 from frostline.estimates.steps import Setup, optimizer_terms
-from frostline.estimates.tracing import Op, Watch, run_step, touched
+from frostline.estimates.tracing import Op, OpRecorder, run_step, touched
 from frostline.freezing import freezes_kept, thaw
+from frostline.tasks import Classification
 
 VALUES, WEIGHTS, VECTORS = 1, 2, 4  # who wants a gradient; a case is their sum
 
@@ -120,11 +121,9 @@ def ledger(
             optimizer=optimizer,
             seconds=calibration_seconds * OPERATIONS_SHARE,
         )
-        setup = Setup(model, example, optimizer, "fp32", None)
-        trace = setup.trace(batch_size)
-        prices = calibrated(
-            prices, setup, trace, batch_size, calibration_seconds * (1 - OPERATIONS_SHARE)
-        )
+        setup = Setup(model, example, optimizer, "fp32", Classification(), batch_size)
+        rest = calibration_seconds * (1 - OPERATIONS_SHARE)
+        prices = calibrated(prices, setup, setup.trace(), rest)
     return _Writer(seen, prices).write(batch_size, optimizer)
 
 
@@ -184,7 +183,7 @@ def _let_no_value_want(model: nn.Module) -> None:
 
 
 @final
-class _Turns(Watch):  # type: ignore[no-untyped-call]  # torch's own
+class _Turns(OpRecorder):  # type: ignore[no-untyped-call]  # torch's own
     """Notes, turn by turn, what is read and what is kept."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
@@ -198,7 +197,7 @@ class _Turns(Watch):  # type: ignore[no-untyped-call]  # torch's own
         self._writers: dict[int, int] = {}
         self._made: dict[int, int] = defaultdict(int)
 
-    def noted(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+    def record(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         now = self._now
         turn = self.turns[now]
         turn.draws |= torch.Tag.nondeterministic_seeded in func.tags

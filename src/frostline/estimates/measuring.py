@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 
 from frostline.backward import saved_bytes
 from frostline.calling import call_with
-from frostline.estimates.losses import Loss, autocast, class_loss
+from frostline.devices import autocast
 from frostline.freezing.modes import modes_kept
+from frostline.tasks import Classification, Task, step_loss
 
 # What a step that does not run fails with: a wrong shape, an index out of range, no memory.
 STEP_ERRORS = (RuntimeError, ValueError, TypeError, LookupError)
@@ -61,7 +62,7 @@ def measure_step(
     *,
     optimizer: str = "adamw",
     precision: str = "fp32",
-    loss: Loss | None = None,
+    task: Task | None = None,
     repeats: int = 3,
     within: float = float("inf"),
 ) -> StepCost:
@@ -69,10 +70,10 @@ def measure_step(
 
     Args:
         inputs: one batch as the model takes it, on its device.
-        targets: class indices, `(batch,)`; by default class 0 everywhere.
+        targets: as the task takes them; by default its example targets.
         optimizer: `adamw`, `adam` or `sgd` with momentum.
         precision: `fp32`, or `bf16` or `fp16` for autocast.
-        loss: from the model's output; by default cross-entropy on its logits.
+        task: whose loss is taken; by default classification.
         repeats: timed steps after two to warm up.
         within: seconds after which no other step is begun; at least one is timed.
     """
@@ -82,8 +83,7 @@ def measure_step(
     gradients = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None  # a gradient from before would be added to, in place
-    loss = loss or partial(class_loss, targets=targets)
-    forward = partial(_forward, model, inputs, loss, precision)
+    forward = partial(_forward, model, inputs, task or Classification(), targets, precision)
     try:
         with modes_kept(model), torch.random.fork_rng(devices=()):
             model.train()
@@ -139,9 +139,11 @@ def _step(
     return times[1] - times[0], times[2] - times[1], times[3] - times[2]
 
 
-def _forward(model: nn.Module, inputs: Any, loss: Loss, precision: str) -> Tensor:
+def _forward(
+    model: nn.Module, inputs: Any, task: Task, targets: Tensor | None, precision: str
+) -> Tensor:
     with autocast(model, precision):
-        return loss(call_with(model, inputs))
+        return step_loss(task, call_with(model, inputs), targets)
 
 
 def _backward(loss: Tensor) -> None:

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from frostline.estimates.measuring import clock, still_optimizer
+from frostline.estimates.skeleton import READERS
 from frostline.estimates.tracing import Call, Op, Pass, Shaped
-from frostline.estimates.workspaces import READERS
 
 # First guesses, by which it is decided what to time; rates that are seen take their place.
 _FLOPS_PER_SECOND = 1e11
@@ -47,7 +47,7 @@ class Prices:
         optimizer_byte: of an optimizer step, for each byte of the parameters.
         optimizer_tensor: of an optimizer step, for each parameter.
         scale: by which a pass takes longer than its operations alone.
-        measured_on: samples of the real steps that told the scale; 0 where none ran.
+        measured_on: samples of the real steps that gave the scale; 0 where none ran.
     """
 
     timed: Mapping[Call, float]

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from frostline.devices import device_of
-from frostline.estimates.losses import Loss
 from frostline.estimates.measuring import StepCost, measure_step
 from frostline.estimates.pricing import Prices
 from frostline.estimates.results import LayerCost, Memory, Step
 from frostline.estimates.skeleton import real_batch
 from frostline.estimates.tracing import StepTrace, trace_step
+from frostline.tasks import Task
 
-# Bytes of state for each byte of a gradient; Adam's kin also count steps, in a float32 each.
+# Bytes of state for each byte of a gradient; Adam and the like also count steps, in a float32 each.
 _STATE_RATIO = {"adamw": 2, "adam": 2, "sgd": 1}
 _STEP_BYTES = {"adamw": 4, "adam": 4, "sgd": 0}
 OPTIMIZERS = tuple(_STATE_RATIO)
@@ -26,27 +26,28 @@ OPTIMIZERS = tuple(_STATE_RATIO)
 @final
 @dataclass(frozen=True)
 class Setup:
-    """What is the same for every selection of one estimate."""
+    """What is the same for every selection of one estimate; the model is as it is frozen now."""
 
     model: nn.Module
     example: Any
     optimizer: str
     precision: str
-    loss: Loss | None
+    task: Task
+    batch_size: int
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return device_of(self.model)
 
-    def trace(self, batch_size: int) -> StepTrace:
-        """A step of the model as it is frozen now."""
+    def trace(self, rows: int | None = None) -> StepTrace:
+        """A step, of `batch_size` samples or of so many."""
         return trace_step(
             self.model,
             self.example,
-            batch_size=batch_size,
+            batch_size=self.batch_size if rows is None else rows,
             precision=self.precision,
-            loss=self.loss,
+            task=self.task,
         )
 
     def measure(self, rows: int, **options: Any) -> StepCost:
@@ -56,12 +57,12 @@ class Setup:
             real_batch(self.example, rows),
             optimizer=self.optimizer,
             precision=self.precision,
-            loss=self.loss,
+            task=self.task,
             **options,
         )
 
     def memory(self, trace: StepTrace) -> Memory:
-        """Of the model as it is frozen now."""
+        """Of a traced step."""
         return Memory(
             weights=_once(self.model.parameters()),
             buffers=_once(self.model.buffers()),
@@ -72,11 +73,11 @@ class Setup:
             peak=trace.peak_bytes,
         )
 
-    def step(self, trace: StepTrace, prices: Prices, batch_size: int) -> Step:
-        """With the seconds of each layer."""
+    def step(self, trace: StepTrace, prices: Prices) -> Step:
+        """A traced step with the seconds of each layer."""
         own = list(self.model.parameters())
         return Step(
-            batch_size=batch_size,
+            batch_size=self.batch_size,
             parameters=sum(p.numel() for p in own),
             trainable=sum(p.numel() for p in own if p.requires_grad),
             memory=self.memory(trace),

@@ -19,10 +19,10 @@ from torch.utils.flop_counter import flop_registry
 from frostline.backward import is_lean
 from frostline.backward.counting import apart
 from frostline.calling import call_with
+from frostline.devices import autocast
 from frostline.errors import ConfigError
-from frostline.estimates.losses import Loss, autocast, class_loss
-from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton
-from frostline.estimates.workspaces import with_workspace
+from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton, with_workspace
+from frostline.tasks import Classification, Task, step_loss
 
 Pass = Literal["forward", "backward"]
 
@@ -107,14 +107,14 @@ def trace_step(
     *,
     batch_size: int,
     precision: str = "fp32",
-    loss: Loss | None = None,
+    task: Task | None = None,
 ) -> StepTrace:
     """Run a step of `model` in train mode without memory or kernels; the model is not touched.
 
     Args:
         example: one batch as the model takes it; only shapes, dtypes and layout matter.
         precision: `fp32`, or `bf16` or `fp16` for autocast.
-        loss: from the model's output; by default cross-entropy on its logits.
+        task: whose loss is taken; by default classification.
     Raises:
         ConfigError: the forward needs numbers, so that it cannot run without them.
     """
@@ -126,8 +126,8 @@ def trace_step(
     if is_lean(fake):  # from its second forward on it knows what is cheap beside the rest
         with mode, torch.enable_grad(), _runnable(type(fake).__name__), autocast(fake, precision):
             call_with(fake, batch)
-    watch = Watch(fake, batch)
-    run_step(watch, fake, batch, mode, precision=precision, loss=loss)
+    watch = OpRecorder(fake, batch)
+    run_step(watch, fake, batch, mode, precision=precision, task=task)
     return StepTrace(
         tuple(watch.paths),
         tuple(watch.ops),
@@ -139,13 +139,13 @@ def trace_step(
 
 
 def run_step(
-    watch: Watch,
+    watch: OpRecorder,
     fake: nn.Module,
     batch: Any,
     mode: FakeTensorMode,
     *,
     precision: str = "fp32",
-    loss: Loss | None = None,
+    task: Task | None = None,
     backward: bool = True,
 ) -> None:
     """A step of a skeleton in the modes it is in, or its forward pass alone, seen by `watch`.
@@ -162,7 +162,7 @@ def run_step(
         with torch.autograd.graph.saved_tensors_hooks(watch.pack, lambda tensor: tensor):
             with autocast(fake, precision):
                 output = call_with(fake, batch)
-                found = (loss or class_loss)(output)
+                found = step_loss(task or Classification(), output)
             del output
         watch.settle()
         watch.during = "backward"
@@ -185,7 +185,7 @@ def _runnable(name: str) -> Iterator[None]:
         ) from error
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Notes each operation below autograd, and how many bytes are alive."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
@@ -199,7 +199,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self._model = model
         self._stack = [0]
         # The layer of each turn of the forward pass, and the first autograd sequence number that
-        # belongs to it: the backward pass is told by those.
+        # belongs to it: those say to which turn a backward pass belongs.
         self.layers = [0]
         self._starts = [0]
         self.packed: list[tuple[weakref.ref[Tensor], int]] = []  # and in which turn
@@ -257,7 +257,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         is_view = func.is_view or func._overloadpacket in _FREE
         if self.during == "forward":
-            self.noted(func, given, () if is_view else made)
+            self.record(func, given, () if is_view else made)
         for tensor in made:
             self._count(tensor.untyped_storage())
         packet = flop_registry.get(func._overloadpacket)
@@ -277,7 +277,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         )
         return out
 
-    def noted(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+    def record(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
         """For those who want more of the forward pass: an operation has run."""
 
     def _turn(self, place: int | None) -> None:

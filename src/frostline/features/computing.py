@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isnan
 from operator import attrgetter
-from typing import Any, final
+from pathlib import Path
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, fx
 
+from frostline._files import write_text
 from frostline.calling import in_turn
+from frostline.choices import PrefixPrecision
 from frostline.cutting import Cut
-from frostline.features.decisions import Decisions
-from frostline.features.sources import collate
+from frostline.data import some_rows
+from frostline.errors import ConfigError, OutputError
 from frostline.tuning import (
     DEFAULT_TOLERANCE,
     PLAIN,
     Form,
-    Precision,
     Realised,
     Tuned,
     machine,
@@ -29,6 +33,9 @@ from frostline.tuning import (
 )
 from frostline.units import Stopwatch
 
+_DECISIONS = "forms.json"  # beside the features; losing it costs one more measurement
+_MOST_BYTES: Final = 4 << 20
+_LARGEST_BATCH: Final = 1 << 16
 # Torch's newer names: the older ones raise once one of the newer was set.
 _CPU_SETTINGS = (
     "mkldnn.enabled",
@@ -42,6 +49,65 @@ _CUDA_SETTINGS = (
     "cudnn.conv.fp32_precision",
     "cudnn.rnn.fp32_precision",
 )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """Which forms were chosen for prefixes on this machine, kept in one small file of a store.
+
+    What stands in it is only taken where it keeps the promise that was asked for.
+    """
+
+    root: Path
+
+    def find(self, name: str, *, tolerance: float) -> Tuned | None:
+        """What was decided under `name`, if its error is within `tolerance`.
+
+        None where nothing was decided, or nothing that can be used.
+        """
+        with suppress(KeyError, TypeError, ValueError, AttributeError, ConfigError):
+            kept = self._read()[name]
+            size = kept["batch_size"]
+            if type(size) is not int or not 1 <= size <= _LARGEST_BATCH:
+                return None
+            seconds = (kept["seconds_per_sample"], kept["plain_seconds_per_sample"])
+            return Tuned(
+                Form.parse(kept["form"]),
+                _number(kept["error"], most=tolerance),
+                size,
+                (),
+                *(None if found is None else _number(found, most=1e6) for found in seconds),
+            )
+        return None
+
+    def keep(self, name: str, tuned: Tuned) -> None:
+        """Record a decision; where nothing can be written it is made again next time."""
+        kept = {
+            "form": str(tuned.form),
+            "error": tuned.error,
+            "batch_size": tuned.batch_size,
+            "seconds_per_sample": tuned.seconds_per_sample,
+            "plain_seconds_per_sample": tuned.plain_seconds_per_sample,
+        }
+        with suppress(OutputError):
+            text = json.dumps({**self._read(), name: kept}, indent=1)
+            write_text(self.root / _DECISIONS, text)
+
+    def _read(self) -> dict[str, Any]:
+        """All that is recorded; nothing where the file is none, or none that this wrote."""
+        with suppress(OSError, ValueError, RecursionError):
+            if (self.root / _DECISIONS).stat().st_size <= _MOST_BYTES:
+                found = json.loads((self.root / _DECISIONS).read_bytes())
+                return found if isinstance(found, dict) else {}
+        return {}
+
+
+def _number(found: object, *, most: float) -> float:
+    # NaN fails the comparison.
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= most:
+        raise ValueError("no number in this range")
+    return float(found)
 
 
 @final
@@ -85,7 +151,9 @@ class Computing:
             return f"{self.tuned.form}, as chosen before"
         return str(self.tuned)
 
-    def rows(self, samples: Sequence[Any]) -> tuple[Tensor, ...]:
+    def rows(
+        self, samples: Sequence[Any], collate: Callable[[Sequence[Any]], Any]
+    ) -> tuple[Tensor, ...]:
         """The values of single samples in one pass, each `(samples, *shape)`."""
         missing = self.tuned.batch_size - len(samples) if self.whole else 0
         values = self(collate([*samples, *[samples[0]] * missing]))
@@ -116,7 +184,7 @@ def computing(
     cut: Cut,
     samples: Callable[[], Any],
     *,
-    precision: Precision,
+    precision: PrefixPrecision,
     batch_size: int,
     device: torch.device,
     planned_samples: int | None = None,
@@ -187,7 +255,7 @@ def _plain(cut: Cut, batch_size: int, device: torch.device) -> Computing:
     return Computing(cut, tuned, False, device, "", plain)
 
 
-def _name(cut: Cut, precision: Precision, device: torch.device) -> str:
+def _name(cut: Cut, precision: PrefixPrecision, device: torch.device) -> str:
     shapes = " ".join(str(value.shape) for value in cut.frontier.values)
     return f"{cut.key['prefix']} {cut.key['tensors']} {shapes} {precision} on {machine(device)}"
 
@@ -207,7 +275,7 @@ def difference_by_size(compute: Computing, inputs: Any, count: int) -> float:
     Args:
         inputs: a whole batch of samples.
     """
-    return _difference(compute(first_rows(inputs, count)), compute(inputs))
+    return _difference(compute(some_rows(inputs, slice(count))), compute(inputs))
 
 
 def difference_by_place(compute: Computing, inputs: Any) -> float:
@@ -221,7 +289,7 @@ def difference_by_place(compute: Computing, inputs: Any) -> float:
     """
     whole = compute(inputs)
     turned = torch.arange(len(whole[0]), device=whole[0].device).flip(0)
-    found = compute(_rows(inputs, turned))
+    found = compute(some_rows(inputs, turned))
     return _difference(tuple(value[turned] for value in found), whole)
 
 
@@ -231,21 +299,6 @@ def _settings(device: torch.device) -> str:
     found = attrgetter(*names)(torch.backends)
     # "none" is what was never set, and means IEEE's float32.
     return " ".join(str(setting).replace("none", "ieee") for setting in found)
-
-
-def first_rows(inputs: Any, count: int) -> Any:
-    """The first samples of a batch."""
-    return _rows(inputs, slice(count))
-
-
-def _rows(inputs: Any, chosen: slice | Tensor) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs[chosen if isinstance(chosen, slice) else chosen.to(inputs.device)]
-    if isinstance(inputs, Mapping):
-        return {name: _rows(part, chosen) for name, part in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return type(inputs)([_rows(part, chosen) for part in inputs])
-    return inputs
 
 
 def _difference(few: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> float:

@@ -2,119 +2,55 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, final
+from contextlib import closing, contextmanager, suppress
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from frostline.choices import PrefixPrecision
+from frostline.choices import Storage as Storage
 from frostline.cutting import Cut
-from frostline.data import Batch, Order, ordered_map
+from frostline.data import (
+    AsTargets,
+    Samples,
+    class_targets,
+    count_threads,
+    first_batch,
+    ordered_map,
+    some_targets,
+    stored_samples,
+)
 from frostline.devices import device_of
-from frostline.errors import StoreError
-from frostline.features.computing import Computing, computing, in_passes_of
-from frostline.features.decisions import Decisions
-from frostline.features.publishing import publishing
-from frostline.features.side_by_side import is_worth_it, side_by_side
-from frostline.features.sources import Source, collate, source_of
+from frostline.errors import FrostlineError, StoreError
+from frostline.features.batches import FeatureData
+from frostline.features.computing import Computing, Decisions, computing, in_passes_of
 from frostline.store import (
     FeatureKey,
     Features,
     FeatureStore,
-    Rows,
+    StoredRows,
     ValueSpec,
     Writer,
     storage_error,
 )
-from frostline.tuning import PLAIN, Precision
+from frostline.tuning import PLAIN
 
-Storage = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Progress = Callable[[int, int], None]
 
+_Loads = list[tuple[int, Callable[[], Any]]]  # rows of a batch, and what loads each
 _Computed = tuple[list[int], list[Tensor]]  # rows of a batch, and their values
 
 _TUNING_SAMPLES = 8
 _CLAIMED_BATCHES = 4
 _WAIT_SECONDS = 600.0
-
-
-@final
-@dataclass(frozen=True)
-class FeatureData:
-    """The features of a data set, in the order of its samples.
-
-    Attributes:
-        rows: the stored rows; view `v` of sample `i` is row `v * samples + i`.
-        targets: class indices of the samples, int64.
-        views: how many fixed views each sample has; epochs walk through them in turn.
-        computed: rows that this call computed; 0 means no forward pass of the prefix over data.
-        seconds: that computing them took.
-        form: in which they were computed, in words, with the error that was measured.
-        nbytes: that these rows take as they are read, without what is kept beside them.
-        storage_error: relative error of the storage dtype, on the first batch; 0 if none.
-        why: why rows had to be computed; empty if none had to be.
-        names: what to call each sample in messages.
-        decode_seconds: of `seconds`, those in which loading samples was waited for; where batches
-            are loaded and computed side by side, the share of the threads' time.
-        prefix_seconds: the same of computing.
-    """
-
-    rows: Rows
-    targets: Tensor
-    views: int
-    computed: int
-    seconds: float
-    form: str
-    nbytes: int
-    storage_error: float
-    why: str
-    names: tuple[str, ...]
-    decode_seconds: float = 0.0
-    prefix_seconds: float = 0.0
-
-    def __len__(self) -> int:
-        """Samples, not views."""
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], int]:
-        """The values of one sample's first view, and its class."""
-        values = self.rows.gather(torch.tensor([index]))
-        return tuple(value[0] for value in values), int(self.targets[index])
-
-    def batches(self, *, batch_size: int, shuffle: bool, seed: int = 0) -> FeatureBatches:
-        """The features in the batches in which a plain loop would see the samples."""
-        return FeatureBatches(self, Order(len(self), batch_size, shuffle, seed))
-
-
-@final
-@dataclass(frozen=True)
-class FeatureBatches:
-    """Stored features in batches: one gather for each, no work per sample."""
-
-    data: FeatureData
-    order: Order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    @property
-    def samples(self) -> int:
-        return len(self.data)
-
-    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of one epoch, counted from 0, from number `start` on."""
-        data = self.data
-        first = (epoch % data.views) * len(data)
-        name_of = data.names.__getitem__
-        for indices in self.order.epoch(epoch, start=start):
-            values = data.rows.gather(indices + first if first else indices)
-            names = tuple(map(name_of, indices.tolist()))
-            yield Batch(values, data.targets[indices], names)
+# A proof reads all tensors of the prefix, so for large ones not each batch has a proof of its own.
+_PROOF_SHARE = 0.05  # of the time is what proofs may take
+_MOST_BYTES = 256 << 20  # of rows that wait for one
 
 
 def extract(
@@ -123,11 +59,12 @@ def extract(
     store: FeatureStore,
     *,
     views: int | None = None,
-    precision: Precision = "auto",
+    precision: PrefixPrecision = "auto",
     storage: Storage = "auto",
     batch_size: int = 32,
     progress: Progress | None = None,
     compute: Computing | None = None,
+    as_targets: AsTargets = class_targets,
 ) -> FeatureData:
     """The features of `dataset`, each computed once and then read from `store`.
 
@@ -137,8 +74,8 @@ def extract(
     processes may fill one store.
 
     Args:
-        dataset: an `ImageDataset`, a `TensorDataset`, or any indexed data set of
-            (input, class index) that gives the same sample each time.
+        dataset: an `ImageDataset`, a `TensorDataset`, `Samples` of your own, or any indexed data
+            set of (input, target) that gives the same sample each time.
         views: random views of each picture to keep; by default as the data set says.
         precision: `"exact"` is the model's own float32; `"auto"` the first form that suits
             the processor and is within 2 % relative error on real samples; a number allows that
@@ -147,61 +84,44 @@ def extract(
         batch_size: samples in a pass.
         progress: told (rows done, rows to compute).
         compute: how to compute, where that was decided before.
+        as_targets: makes the tensor of the targets; by default class indices.
     Raises:
         CutError: frozen tensors were changed or are trainable now; cut again.
         DataError: the data set has no fixed samples, or one cannot be read.
         StoreError: the store's budget does not suffice, or its format is another.
         OutputError: the store cannot be written; complete rows are kept.
     """
-    source = source_of(dataset, views=views)
-    count = source.samples * source.views
+    samples = stored_samples(dataset, views=views)
     if compute is None:
         compute = computing(
             cut,
-            partial(first_samples, source),
+            lambda: first_batch(samples, _TUNING_SAMPLES, as_targets).inputs,
             precision=precision,
             batch_size=batch_size,
             device=device_of(cut.suffix.model),
-            planned_samples=count,
+            planned_samples=len(samples) * samples.views,
             decisions=Decisions(store.root),
         )
         if precision == "exact":
-            compute = in_passes_of(compute, min(batch_size, source.samples))
-    return extract_source(cut, source, store, compute=compute, storage=storage, progress=progress)
-
-
-def extract_source(
-    cut: Cut,
-    source: Source,
-    store: FeatureStore,
-    *,
-    compute: Computing,
-    storage: Storage = "auto",
-    progress: Progress | None = None,
-) -> FeatureData:
-    """`extract` where it was decided what is read and how it is computed."""
-    return _Extraction(cut, source, store, compute, storage, progress).run()
-
-
-def first_samples(source: Source, count: int = _TUNING_SAMPLES) -> Any:
-    """A batch of the first samples, to measure on."""
-    rows = range(min(count, source.samples))
-    with closing(ordered_map(source.load, rows, ahead=count)) as loaded:
-        return collate(list(loaded))
+            compute = in_passes_of(compute, min(batch_size, len(samples)))
+    return _Extraction(cut, samples, store, compute, storage, progress).run(as_targets)
 
 
 class _Extraction:
+    """One call of `extract`."""
+
     def __init__(
         self,
         cut: Cut,
-        source: Source,
+        samples: Samples,
         store: FeatureStore,
         compute: Computing,
         storage: Storage,
         progress: Progress | None,
     ) -> None:
         self._cut = cut
-        self._source = source
+        self._samples = samples
+        self._every = range(len(samples) * samples.views)
         self._store = store
         self._compute = compute
         self._specs = _specs(cut, compute, storage)
@@ -212,16 +132,15 @@ class _Extraction:
         self._computing: list[float] = []
         self._storage_error = 0.0
 
-    def run(self) -> FeatureData:
+    def run(self, as_targets: AsTargets) -> FeatureData:
         self._cut.check_current()
-        source, key = self._source, self._key()
+        samples, key = self._samples, self._key()
         features = self._store.open(key, self._specs, note=self._note())
-        every = range(source.samples * source.views)
         ids: list[bytes] = []
-        rows: Rows | None = None
+        rows: StoredRows | None = None
         why = ""
         if features.nbytes:
-            ids = source.ids(every, keep=False)
+            ids = samples.ids(self._every)
             rows = _try_read(features, ids)
         else:
             why = self._store.explain_miss(key)
@@ -231,15 +150,15 @@ class _Extraction:
             rows = features.read(ids)
         return FeatureData(
             rows,
-            source.targets(),
-            source.views,
+            as_targets(some_targets(samples.targets), len(samples), samples.what),
+            samples.views,
             self._computed,
             self._seconds,
             self._compute.words,
             sum(spec.unit_nbytes for spec in self._specs) * len(ids),
             self._storage_error,
             why if self._computed else "",
-            tuple(source.name(sample) for sample in range(source.samples)),
+            tuple(map(samples.name, range(len(samples)))),
             *self._shares(),
         )
 
@@ -252,7 +171,7 @@ class _Extraction:
     def _key(self) -> FeatureKey:
         values = " ".join(f"{_name(spec.dtype)} {list(spec.shape)}" for spec in self._specs)
         storage = " ".join(_name(spec.stored) for spec in self._specs)
-        transform = self._source.transform
+        transform = self._samples.transform
         parts = {**self._compute.key, "transform": transform, "values": values, "storage": storage}
         return FeatureKey(parts)
 
@@ -263,14 +182,13 @@ class _Extraction:
     def _fill(self, features: Features, known: list[bytes]) -> list[bytes]:
         """Compute what is missing; gives the ids of all rows."""
         start = time.perf_counter()
-        every = range(self._source.samples * self._source.views)
-        missing = features.missing(known) if known else every
+        missing: Sequence[int] = features.missing(known) if known else self._every
         found = dict(enumerate(known))
         with features.writer() as writer:
             while True:
                 before = self._computed
                 self._fill_claimed(writer, missing, found)
-                ids = [found[row] for row in every]
+                ids = [found[row] for row in self._every]
                 missing = features.missing(ids)
                 if not missing:
                     break
@@ -284,12 +202,9 @@ class _Extraction:
     ) -> None:
         """Compute those of the missing rows that no other process is computing."""
         batches = self._claimed(writer, missing, found)
-        computed = (
-            side_by_side(self._from_file, batches)
-            if is_worth_it(self._compute)
-            else self._overlapping(batches)
-        )
-        with closing(computed), publishing(self._cut, writer) as publisher:
+        beside = _is_worth_doing_beside(self._compute)
+        computed = self._side_by_side(batches) if beside else self._overlapping(batches)
+        with closing(computed), _publishing(self._cut, writer) as publisher:
             for rows, values in computed:
                 if not self._computed:
                     stored = zip(values, self._specs, strict=True)
@@ -302,54 +217,71 @@ class _Extraction:
 
     def _claimed(
         self, writer: Writer, missing: Sequence[int], found: dict[int, bytes]
-    ) -> Generator[list[int], None, None]:
+    ) -> Generator[_Loads, None, None]:
         """The missing rows in batches, claimed a few batches at a time."""
         size = self._compute.tuned.batch_size
         chunk = size * _CLAIMED_BATCHES
         for start in range(0, len(missing), chunk):
             rows = missing[start : start + chunk]
-            ids = self._source.ids(rows, keep=True)
+            ids, loads = zip(*self._samples.read(rows), strict=True)
             found.update(zip(rows, ids, strict=True))
-            mine = [rows[position] for position in writer.claim(ids, len(ids))]
-            self._source.drop(set(rows).difference(mine))
+            mine = [(rows[place], loads[place]) for place in writer.claim(ids, len(ids))]
+            del loads  # and with them the samples of rows that another process computes
             for first in range(0, len(mine), size):
                 yield mine[first : first + size]
 
-    def _from_file(self, rows: list[int]) -> _Computed:
-        """A batch from its files to its values, by the calling thread."""
-        start = time.perf_counter()
-        samples = [self._source.load(row) for row in rows]
-        self._loading.append(time.perf_counter() - start)
-        return rows, self._values(samples)
+    def _side_by_side(self, batches: Iterable[_Loads]) -> Generator[_Computed, None, None]:
+        """Batches side by side, each from its files to its values by one thread.
+
+        Decoding beside a forward that spreads over all cores makes both wait at every operation's
+        barrier. One thread a batch has no barriers: measured here, 400 photos through AlexNet in
+        bfloat16 take two thirds of the time. Torch's number of threads is as before in the end.
+        """
+        cores, here = torch.get_num_threads(), threading.local()
+
+        def alone(batch: _Loads) -> _Computed:
+            if not hasattr(here, "is_set"):
+                torch.set_num_threads(1)  # of this thread; for threads yet to come it is put back
+                here.is_set = True
+            start = time.perf_counter()
+            samples = [load() for _, load in batch]
+            self._loading.append(time.perf_counter() - start)
+            return [row for row, _ in batch], self._values(samples)
+
+        try:
+            with closing(ordered_map(alone, batches, threads=cores, ahead=cores)) as results:
+                yield from results
+        finally:
+            torch.set_num_threads(cores)
 
     def _values(self, samples: Sequence[Any]) -> list[Tensor]:
         """The values of some samples, on the CPU."""
         start = time.perf_counter()
-        values = [value.cpu() for value in self._compute.rows(samples)]
+        values = [v.cpu() for v in self._compute.rows(samples, self._samples.collate)]
         self._computing.append(time.perf_counter() - start)
         return values
 
-    def _overlapping(self, batches: Iterable[list[int]]) -> Generator[_Computed, None, None]:
+    def _overlapping(self, batches: Iterable[_Loads]) -> Generator[_Computed, None, None]:
         """Values batch by batch; the next samples are loaded in threads meanwhile."""
         pending: deque[list[int]] = deque()
 
-        def rows() -> Iterator[int]:
+        def loads() -> Iterator[Callable[[], Any]]:
             for batch in batches:
-                pending.append(batch)
-                yield from batch
+                pending.append([row for row, _ in batch])
+                yield from (load for _, load in batch)
 
         ahead = 2 * self._compute.tuned.batch_size
-        with closing(ordered_map(self._source.load, rows(), ahead=ahead)) as loaded:
+        with closing(ordered_map(lambda load: load(), loads(), ahead=ahead)) as loaded:
             start = time.perf_counter()
             for sample in loaded:
-                batch = pending.popleft()
-                samples = [sample, *(next(loaded) for _ in batch[1:])]
+                rows = pending.popleft()
+                samples = [sample, *(next(loaded) for _ in rows[1:])]
                 self._loading.append(time.perf_counter() - start)
-                yield batch, self._values(samples)
+                yield rows, self._values(samples)
                 start = time.perf_counter()
 
 
-def _try_read(features: Features, ids: list[bytes]) -> Rows | None:
+def _try_read(features: Features, ids: list[bytes]) -> StoredRows | None:
     """The rows, unless some are missing or damaged."""
     with suppress(StoreError):
         return features.read(ids)
@@ -371,3 +303,63 @@ def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, .
         ValueSpec(f"value {number}", value.shape, value.dtype, kept)
         for number, value in enumerate(cut.frontier.values)
     )
+
+
+def _is_worth_doing_beside(compute: Computing) -> bool:
+    """Whether batches are better computed one to a thread than one over all threads.
+
+    Not for plain float32, whose last bits may depend on the number of threads.
+    """
+    cores = torch.get_num_threads()
+    on_cpu = compute.device.type == "cpu" and compute.tuned.form != PLAIN
+    return on_cpu and 1 < cores <= count_threads(None)
+
+
+@final
+class _Publisher:
+    """Computed rows, visible in groups, each once the cut is proven to be the one of its key."""
+
+    def __init__(self, cut: Cut, writer: Writer) -> None:
+        self._cut, self._writer = cut, writer
+        self._waiting: list[tuple[list[bytes], Sequence[Tensor]]] = []
+        self._bytes = 0
+        self._proof_seconds = 0.0
+        self._proven_at = time.perf_counter()
+
+    def put(self, row_ids: list[bytes], values: Sequence[Tensor]) -> None:
+        """Keep rows, and publish all that wait where it is time for a proof."""
+        self._waiting.append((row_ids, values))
+        self._bytes += sum(value.nbytes for value in values)
+        since = time.perf_counter() - self._proven_at
+        if self._proof_seconds <= _PROOF_SHARE * since or self._bytes > _MOST_BYTES:
+            self.publish()
+
+    def publish(self) -> None:
+        """Prove, then store what waits; on return it is complete for every later reader.
+
+        Raises:
+            CutError: the cut is another one now; what waited is dropped.
+            StoreError, OutputError: as `Writer.put`.
+        """
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        if not waiting:
+            return
+        start = time.perf_counter()
+        self._cut.check_current()
+        self._proven_at = time.perf_counter()
+        self._proof_seconds = self._proven_at - start
+        for row_ids, values in waiting:
+            self._writer.put(row_ids, values)
+
+
+@contextmanager
+def _publishing(cut: Cut, writer: Writer) -> Iterator[_Publisher]:
+    """A publisher; at the end, and where the block fails, what waits is published."""
+    publisher = _Publisher(cut, writer)
+    try:
+        yield publisher
+    except BaseException:
+        with suppress(FrostlineError):  # the first failure is the one to raise
+            publisher.publish()
+        raise
+    publisher.publish()

@@ -7,7 +7,7 @@ fingerprint covers names and digests. NaN payloads and the sign of zero count: b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from frostline.fingerprints.parts import plain_parts
 from frostline.fingerprints.unlisted import saved_state
-from frostline.selectors import Entry, Selection, SelectorLike, everything, select
+from frostline.selectors import Selection, SelectorLike, everything, select
 from frostline.selectors.ranges import suffix
 
 SAMPLED_NUMBERS = 4096
@@ -58,7 +58,15 @@ def fingerprint(model: nn.Module, selector: SelectorLike = everything) -> Finger
         FrostlineError: a tensor has no data (it lives on the meta device).
     """
     selection = select(model, selector)
-    return fingerprint_of({**tensors_of(selection), **_saved_state(selection)})
+    whole = selection.whole
+
+    def all_own(module: nn.Module) -> bool:
+        own: list[Tensor] = [p for p in module._parameters.values() if p is not None]
+        own = own or [b for b in module._buffers.values() if b is not None]
+        return all(id(tensor) in whole for tensor in own)
+
+    found = {name: tensor for name, tensor, _ in named_tensors(selection, all_own)}
+    return fingerprint_of({**found, **saved_state(selection.inventory.modules, whole)})
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor]) -> Fingerprint:
@@ -66,12 +74,24 @@ def fingerprint_of(tensors: Mapping[str, Tensor]) -> Fingerprint:
     return Fingerprint({name: digest(tensor, name=name) for name, tensor in tensors.items()})
 
 
-def tensors_of(selection: Selection) -> dict[str, Tensor]:
-    """The selected parameters under each of their names, and the buffers that belong to them.
+def named_tensors(
+    selection: Selection, with_buffers: Callable[[nn.Module], bool]
+) -> Iterator[tuple[str, Tensor, range | None]]:
+    """The selected parameters under each of their names, and the buffers of some modules.
 
-    Selected rows of a parameter are under its name with the rows, as `embed.weight[0:100]`.
+    Selected rows of a parameter are under its name with the rows, as `embed.weight[0:100]`, and
+    come with them.
     """
-    return dict(_named_tensors(selection))
+    pieces = selection.by_tensor
+    for path, module in selection.inventory.modules.items():
+        prefix = f"{path}." if path else ""
+        for name, parameter in module._parameters.items():
+            for entry in pieces.get(id(parameter), ()):
+                yield prefix + name + suffix(entry.rows), entry.content, entry.rows
+        if with_buffers(module):
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    yield prefix + name, buffer, None
 
 
 def digest(tensor: Tensor, *, name: str = "tensor") -> str:
@@ -150,28 +170,6 @@ class Record:
             return "differs in bits, by less than its numbers tell"
         first, last = block * BLOCK_NUMBERS, min((block + 1) * BLOCK_NUMBERS, tensor.numel()) - 1
         return f"moved by about {float(shifts[block]):.3g} within numbers {first} to {last}"
-
-
-def _named_tensors(selection: Selection) -> Iterator[tuple[str, Tensor]]:
-    pieces: dict[int, list[Entry]] = {}
-    for entry in selection.entries:
-        pieces.setdefault(id(entry.tensor), []).append(entry)
-    whole = {id(entry.tensor) for entry in selection.entries if entry.rows is None}
-    for path, module in selection.inventory.modules.items():
-        prefix = f"{path}." if path else ""
-        own = {n: p for n, p in module._parameters.items() if p is not None}
-        buffers = {n: b for n, b in module._buffers.items() if b is not None}
-        for name, parameter in own.items():
-            for entry in pieces.get(id(parameter), ()):
-                rows = parameter if entry.rows is None else entry.content
-                yield prefix + name + suffix(entry.rows), rows
-        if all(id(tensor) in whole for tensor in own.values() or buffers.values()):
-            yield from ((prefix + n, b) for n, b in buffers.items())
-
-
-def _saved_state(selection: Selection) -> dict[str, Tensor]:
-    whole = {id(entry.tensor) for entry in selection.entries if entry.rows is None}
-    return saved_state(selection.inventory.modules, whole)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def is_distributed(tensor: Tensor) -> bool:
 
 
 def plain_parts(tensor: Tensor, name: str) -> tuple[str, list[Tensor]]:
-    """What tells its kind, empty for a plain one, and the dense tensors that hold all its bits.
+    """Its kind in words, empty for a plain one, and the dense tensors that hold all its bits.
 
     Of a sharded tensor these are the shard of this process.
 

@@ -1,195 +1,33 @@
-"""Freezing: three switches (gradients, buffers, mode) behind one handle."""
+"""Freezing: three switches (gradients, buffers, mode) behind one handle.
+
+A tensor is frozen by its gradients switch (`switches`), whole or in rows (`rows`). The modules that
+are frozen with all that is in them are held in eval (`modes`, `held_layers`), so their buffers stay
+too. The handle (`handle`) proves it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import nn
 
-from frostline.backward import Lean, is_lean
+from frostline.backward import is_lean
 from frostline.backward import lean as lean_backward
-from frostline.casting import Kept, NarrowDtype, asked_dtype, shrink
-from frostline.errors import DriftError, FreezeError
-from frostline.fingerprints import Fingerprint, Record
-from frostline.freezing.modes import NormPolicy, is_held, mark_of, note_content, settle
-from frostline.freezing.refusals import (
-    check_as_wrapped,
-    check_can_learn,
-    check_can_stay,
-    check_shared,
-    check_unwrapped,
-    check_words,
-    passing,
-)
-from frostline.freezing.rows import held_rows, holds_of, kept_within
-from frostline.freezing.switches import Snapshot, is_marked, is_off, switch_off, switch_on, trains
-from frostline.freezing.tree import Summary, summary
-from frostline.freezing.unlisted import UnlistedRecord, unlisted_records
-from frostline.selectors import (
-    Entry,
-    Selection,
-    SelectorLike,
-    common,
-    everything,
-    inventory,
-    nothing,
-    select,
-)
+from frostline.casting import CastDtype, asked_dtype, cast_weights
+from frostline.choices import NormPolicy
+from frostline.errors import FreezeError
+from frostline.freezing.handle import Frozen as Frozen
+from frostline.freezing.handle import Proof as Proof
+from frostline.freezing.handle import non_empty, thaw_selection
+from frostline.freezing.handle import not_covered_text as not_covered_text
+from frostline.freezing.refusals import check_as_wrapped, check_unwrapped, check_words, passing
+from frostline.freezing.rows import held_rows
+from frostline.freezing.switches import is_marked, is_off, restoring, switch_off, switch_on, trains
+from frostline.selectors import Selection, SelectorLike, everything, inventory, nothing, select
 from frostline.selectors.pieces import cut_at
-from frostline.selectors.ranges import common as common_rows
-from frostline.selectors.ranges import suffix
-from frostline.selectors.terms import Nothing
-from frostline.units import format_bytes, some_of
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """One frozen tensor or module that did not stay as it was."""
-
-    name: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.what}"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """The result of a verification that found nothing: how much was compared, and its hash.
-
-    `not_covered` names what of the frozen part no proof can see, with what it is.
-    """
-
-    tensors: int
-    nbytes: int
-    fingerprint: Fingerprint
-    not_covered: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        text = "nothing was frozen"
-        if self.tensors:
-            size = format_bytes(self.nbytes)
-            text = f"{self.tensors} frozen tensors ({size}) are bit for bit as they were"
-        return text + not_covered_text(self.not_covered)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Frozen:
-    """A handle on what one call froze; printing it shows the model's table.
-
-    Attributes:
-        model: the model, unwrapped.
-        selection: what was frozen.
-        norm: the norm policy.
-        records: tensor name -> what it was when it was frozen; parameters of the selection, rows
-            of them as `embed.weight[0:100]`, and the buffers that are held with them.
-        kept: with `dtype=`, in how many bytes the weights are kept now, and how far rounding moved
-            them and the output.
-        unlisted: of held modules, what they have beside parameters and buffers.
-        leaned: with `lean=True`, the handle that makes the model plain again.
-    """
-
-    model: nn.Module = field(repr=False)
-    selection: Selection
-    norm: NormPolicy
-    records: dict[str, Record] = field(repr=False)
-    kept: Kept | None = None
-    unlisted: tuple[UnlistedRecord, ...] = field(default=(), repr=False)
-    leaned: Lean | None = field(default=None, repr=False)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the parameters this call froze."""
-        return self.selection.names
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Content hash of the frozen tensors as they were when they were frozen."""
-        saved = (pair for one in self.unlisted for pair in one.saved.items())
-        records = {**self.records, **dict(saved)}
-        return Fingerprint({name: record.digest for name, record in records.items()})
-
-    @property
-    def not_covered(self) -> tuple[str, ...]:
-        """Names of what is frozen that no proof can see, with what it is."""
-        return tuple(name for one in self.unlisted for name in one.not_covered())
-
-    @property
-    def in_no_file(self) -> tuple[str, ...]:
-        """Names of what is frozen that a proof from files cannot see, with what it is."""
-        attributes = (f"{name} (a plain attribute)" for one in self.unlisted for name in one.loose)
-        return (*self.not_covered, *attributes)
-
-    def verify(self) -> Proof:
-        """Prove that nothing frozen moved: every bit, every gradient switch, every mode.
-
-        What was thawed since, by `fl.thaw` or leaving `fl.frozen`, is no longer owed and left out.
-        Where rows of a recorded tensor were thawed, its other rows are compared with what they
-        were at that thaw.
-
-        Raises:
-            DriftError: lists each tensor that moved with how far, each parameter that wants
-                gradients again and each held module found in train mode.
-        """
-        checks = [self._check(name, record) for name, record in self.records.items()]
-        drifts = [drift for found, _ in checks for drift in found]
-        drifts.extend(Drift(*found) for one in self.unlisted for found in one.drifts())
-        drifts.extend(_mode_drifts(self.model))
-        if drifts:
-            raise _drift_error(self.model, drifts)
-        proved = {name: record for _, found in checks for name, record in found.items()}
-        beside = {name: r for one in self.unlisted for name, r in one.proved().items()}
-        saved = {name for one in self.unlisted for name in one.saved}
-        hashed = {**proved, **{name: r for name, r in beside.items() if name in saved}}
-        return Proof(
-            len(proved) + len(beside),
-            sum(record.nbytes for record in (*proved.values(), *beside.values())),
-            Fingerprint({name: record.digest for name, record in hashed.items()}),
-            self.not_covered,
-        )
-
-    def thaw(self, selector: SelectorLike | None = None) -> None:
-        """Thaw what this call froze, or the part of it that `selector` names."""
-        chosen = self.selection
-        if selector is not None:
-            chosen = _non_empty(common(chosen, select(self.model, selector)), "thaw")
-        _thaw(chosen)
-
-    def summary(self, *, depth: int = 2) -> Summary:
-        """The model's table as data, `depth` levels deep."""
-        return summary(self.model, depth=depth)
-
-    def __str__(self) -> str:
-        covered = not_covered_text(self.not_covered).removeprefix("; ")
-        return "\n".join(filter(None, (str(self.summary()), str(self.kept or ""), covered)))
-
-    def _check(self, name: str, record: Record) -> tuple[list[Drift], dict[str, Record]]:
-        """What is wrong with one recorded tensor, and what of it was to be proved."""
-        place = name.removesuffix(suffix(record.rows))
-        path, _, leaf = place.rpartition(".")
-        owner = self.selection.inventory.modules[path]
-        proofs = {
-            place + suffix(owed.rows): owed for owed in _owed(owner, leaf, record, name=place)
-        }
-        if not proofs:
-            return [], proofs
-        tensor = owner._parameters.get(leaf, owner._buffers.get(leaf))
-        if tensor is None or _module_at(self.model, path) is not owner:
-            return [Drift(name, "is gone; it or the module that held it was replaced")], {}
-        wanting = "wants gradients again; something set requires_grad behind the freeze"
-        wants = tensor.requires_grad and leaf not in holds_of(owner)
-        found = {
-            part: [wanting if wants else None, owed.moved(tensor, name=part)]
-            for part, owed in proofs.items()
-        }
-        lines = {part: ", and ".join(filter(None, words)) for part, words in found.items()}
-        return [Drift(part, line) for part, line in lines.items() if line], proofs
 
 
 def freeze(
@@ -198,7 +36,7 @@ def freeze(
     *,
     norm: NormPolicy = "hold",
     leaving: Literal["something", "nothing"] = "something",
-    dtype: NarrowDtype | None = None,
+    dtype: CastDtype | None = None,
     example: Any = None,
     lean: bool = False,
 ) -> Frozen:
@@ -221,14 +59,14 @@ def freeze(
             changes is their rounding alone; biases, norms and buffers stay as they are. A state
             dict has the rounded weights, a thaw gives the dtype back but not the bits, and a
             delta's base is the rounded model. A model whose forward reads a submodule's weight
-            itself, without calling it, stumbles over the dtype at its first call.
+            itself, without calling it, raises at its first call, for the dtype is another.
         example: one batch, as the model takes it, on which to measure what `dtype` does to the
             output, in eval mode. A model that cannot compute with `dtype` is refused with it.
         lean: also lean the model, as `fl.lean`: its backward passes keep only what the wanted
             gradients need. `leaned.remove()` of the handle undoes it; a thaw does not.
 
     Returns:
-        A handle: `print` it for the table, `verify()` proves that nothing moved, `kept` tells what
+        A handle: `print` it for the table, `verify()` proves that nothing moved, `kept` says what
         `dtype` brought and how far it moved weights and output.
     Raises:
         SelectorError: the selector cannot be read or a term matches nothing.
@@ -240,15 +78,15 @@ def freeze(
     """
     check_unwrapped(model)
     check_words(norm=norm, leaving=leaving)
-    narrow_dtype = asked_dtype(dtype, example)
-    selection = _non_empty(select(model, selector), "freeze")
+    cast_to = asked_dtype(dtype, example)
+    selection = non_empty(select(model, selector), "freeze")
     if leaving == "something":
         _check_leaves_something(selection)
-    with _all_or_nothing(selection):
-        _switch_off(selection, norm=norm)
-        kept = None if narrow_dtype is None else shrink(selection, narrow_dtype, example)
-        made = replace(_handle(selection, norm=norm), kept=kept)
+    with restoring(selection, only_on_error=True):
+        switch_off(selection, norm=norm)
         check_as_wrapped(selection)
+        kept = None if cast_to is None else cast_weights(selection, cast_to, example)
+        made = Frozen.of(selection, norm=norm, kept=kept)
     if lean and not is_lean(model):
         made = replace(made, leaned=lean_backward(model))
     return made
@@ -266,7 +104,7 @@ def thaw(model: nn.Module, selector: SelectorLike) -> None:
             would serve the thawed part and what stays frozen. The model is as it was.
     """
     check_unwrapped(model)
-    _thaw(_non_empty(select(model, selector), "thaw"))
+    thaw_selection(non_empty(select(model, selector), "thaw"))
 
 
 def train_only(model: nn.Module, selector: SelectorLike, *, norm: NormPolicy = "hold") -> Frozen:
@@ -280,16 +118,17 @@ def train_only(model: nn.Module, selector: SelectorLike, *, norm: NormPolicy = "
     """
     check_unwrapped(model)
     check_words(norm=norm)
-    wanted = _non_empty(select(model, selector), "train")
+    wanted = non_empty(select(model, selector), "train")
     if not wanted.parameters:
         raise FreezeError(f"'{wanted.selector}' holds no parameter that could be trained.")
     stock = wanted.inventory
-    rest = Selection(~wanted.selector, stock, everything.pick(stock) - wanted.picked)
-    with _all_or_nothing(Selection(everything, stock, everything.pick(stock))):
-        _switch_on(wanted)
-        made = _freeze(rest, norm=norm)
+    whole = everything.pick(stock)
+    rest = Selection(~wanted.selector, stock, whole - wanted.picked)
+    with restoring(Selection(everything, stock, whole), only_on_error=True):
+        switch_on(wanted)
+        switch_off(rest, norm=norm)
         check_as_wrapped(rest)
-        return made
+        return Frozen.of(rest, norm=norm)
 
 
 def frozen_part(model: nn.Module) -> Frozen:
@@ -307,9 +146,9 @@ def frozen_part(model: nn.Module) -> Frozen:
     off = {index for index, entry in enumerate(stock.entries) if is_off(entry)}
     marked = {index for index, entry in enumerate(stock.entries) if is_marked(entry)}
     by_hand = Selection(nothing, stock, frozenset(off - marked))
-    with _all_or_nothing(by_hand):
-        _switch_off(by_hand, norm="hold")
-        return _handle(Selection(nothing, stock, frozenset(off | marked)), norm="hold")
+    with restoring(by_hand, only_on_error=True):
+        switch_off(by_hand, norm="hold")
+        return Frozen.of(Selection(nothing, stock, frozenset(off | marked)), norm="hold")
 
 
 @contextmanager
@@ -326,146 +165,18 @@ def frozen(
     """
     check_unwrapped(model)
     check_words(norm=norm)
-    selection = _non_empty(select(model, selector), "freeze")
-    before = Snapshot.of(selection)
-    try:
-        yield _freeze(selection, norm=norm)
-    finally:
-        before.restore()
+    selection = non_empty(select(model, selector), "freeze")
+    with restoring(selection):
+        switch_off(selection, norm=norm)
+        yield Frozen.of(selection, norm=norm)
 
 
 @contextmanager
 def freezes_kept(model: nn.Module) -> Iterator[None]:
     """Whatever the block freezes and thaws, afterwards all is switched and held as before."""
     stock = inventory(model)
-    before = Snapshot.of(Selection(everything, stock, everything.pick(stock)))
-    try:
-        with passing():
-            yield
-    finally:
-        before.restore()
-
-
-@contextmanager
-def _all_or_nothing(selection: Selection) -> Iterator[None]:
-    before = Snapshot.of(selection)
-    try:
+    with restoring(Selection(everything, stock, everything.pick(stock))), passing():
         yield
-    except BaseException:
-        before.restore()
-        raise
-
-
-def _freeze(selection: Selection, *, norm: NormPolicy) -> Frozen:
-    _switch_off(selection, norm=norm)
-    return _handle(selection, norm=norm)
-
-
-def _switch_off(selection: Selection, *, norm: NormPolicy) -> None:
-    check_can_stay(selection)
-    switch_off(selection, norm=norm)
-    settle(selection.inventory.model)
-    check_shared(selection.inventory.model)
-
-
-def _handle(selection: Selection, *, norm: NormPolicy) -> Frozen:
-    root = selection.inventory.model
-    frozen = {id(entry.tensor) for entry in selection.entries if entry.rows is None}
-    beside = tuple(unlisted_records(selection.inventory.modules, frozen))
-    records = dict(_owed_records(selection))
-    for name, record in records.items():
-        path, _, leaf = name.rpartition(".")
-        if record.rows is None:
-            owner = selection.inventory.modules[path]
-            note_content(owner, leaf, (record.dtype, record.digest))
-    return Frozen(root, selection, norm, records, unlisted=beside)
-
-
-def _thaw(selection: Selection) -> None:
-    with _all_or_nothing(selection):
-        _switch_on(selection)
-        check_shared(selection.inventory.model)
-        check_as_wrapped(selection)
-
-
-def _switch_on(selection: Selection) -> None:
-    check_can_learn(selection)
-    switch_on(selection)
-    settle(selection.inventory.model)
-
-
-def _owed_records(selection: Selection) -> Iterator[tuple[str, Record]]:
-    """What is frozen under each of its names, and the buffers that are held with it."""
-    pieces: dict[int, list[Entry]] = {}
-    for entry in selection.entries:
-        pieces.setdefault(id(entry.tensor), []).append(entry)
-    for path, module in selection.inventory.modules.items():
-        prefix = f"{path}." if path else ""
-        own = [(n, e) for n, p in module._parameters.items() for e in pieces.get(id(p), ())]
-        buffers = [(n, b) for n, b in module._buffers.items() if b is not None]
-        for leaf, entry in own:
-            name = prefix + leaf + suffix(entry.rows)
-            yield name, Record.of(entry.content, name=name, at=entry.rows)
-        if (own or any(id(buffer) in pieces for _, buffer in buffers)) and is_held(module):
-            yield from ((prefix + n, Record.of(b, name=prefix + n)) for n, b in buffers)
-
-
-def not_covered_text(names: tuple[str, ...]) -> str:
-    """What a proof adds about what it did not look at; empty where it saw all."""
-    return f"; not covered: {some_of(names, most=5)}" if names else ""
-
-
-def _module_at(root: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        return None
-
-
-def _owed(owner: nn.Module, leaf: str, record: Record, *, name: str) -> Iterator[Record]:
-    """What is frozen still of what was recorded: all of it, rows of it, or nothing.
-
-    Rows that a later thaw of their neighbours left are owed as their hold keeps them.
-    """
-    mark = mark_of(owner)
-    one = holds_of(owner).get(leaf)
-    if leaf in owner._buffers:
-        yield from [record] if is_held(owner) else []
-    elif mark is not None and leaf in mark.names:
-        yield record
-    elif one is not None:
-        recorded = range(record.shape[0]) if record.rows is None else record.rows
-        left = common_rows([recorded], (piece.rows for piece in one.kept))
-        if left == (record.rows,):
-            yield record
-        else:
-            for piece in kept_within(one.kept, left):
-                yield Record.of(piece.values, name=name, at=piece.rows)
-
-
-def _mode_drifts(root: nn.Module) -> Iterator[Drift]:
-    for path, module in root.named_modules():
-        if is_held(module) and module.training:
-            yield Drift(path or "(model)", "was put in train mode behind the freeze")
-
-
-def _drift_error(model: nn.Module, drifts: list[Drift]) -> DriftError:
-    lines = "".join(f"\n  {drift}" for drift in drifts)
-    count = "one thing" if len(drifts) == 1 else f"{len(drifts)} things"
-    return DriftError(
-        f"{count} that {type(model).__name__} was to keep frozen did not stay as it was:{lines}\n"
-        "Look for code that writes these after the freeze; load weights before freezing.",
-        drifts,
-    )
-
-
-def _non_empty(selection: Selection, verb: str) -> Selection:
-    if selection.picked or isinstance(selection.selector, Nothing):
-        return selection
-    raise FreezeError(
-        f"'{selection.selector}' leaves nothing to {verb} in {selection.inventory.title}: its "
-        "terms match, but no parameter is in all of them. See fl.select(model, ...) for each."
-    )
 
 
 def _check_leaves_something(selection: Selection) -> None:

@@ -30,25 +30,25 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from frostline.standins import StandIn, stand_ins
+from frostline.standins import StandIn
 
 _COUNTER = "num_batches_tracked"
 _RESET = {"running_mean": 0.0, "running_var": 1.0}
 
 
-def keep_statistics(module: nn.Module) -> None:
-    """Have the module's statistics pass over resets, if it is one of torch's norms."""
+def equip(module: nn.Module) -> None:
+    """Let a held module keep its statistics and be computed again, if it is of a kind that does."""
     if isinstance(module, _NormBase):
-        for kind in (_NoReset, _Registration):
-            kind(module, module.__dict__.get(kind.method)).put_on()
+        _NoReset.put(module)
+        _Registration.put(module)
+    if any(base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__):
+        Recomputed.put(module)
 
 
-def release_statistics(module: nn.Module) -> None:
-    """Have them follow resets again."""
-    for kind in (_NoReset, _Registration):
-        for one in stand_ins(module, kind.method):
-            if isinstance(one, kind):
-                one.take_off()
+def strip(module: nn.Module) -> None:
+    """Leave all that to the module's mode again."""
+    for kind in (_NoReset, _Registration, Recomputed):
+        kind.remove(module)
 
 
 @final
@@ -150,15 +150,3 @@ class Recomputed(StandIn):
         if "use_cache" in kwargs:
             kwargs["use_cache"] = False
         return module._gradient_checkpointing_func(partial(self.original, **kwargs), *args)
-
-
-def recompute(module: nn.Module) -> None:
-    """Let the module be computed again, if it is of the kind that asks its mode whether to."""
-    if any(base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__):
-        Recomputed(module, module.__dict__.get("forward")).put_on()
-
-
-def recompute_no_more(module: nn.Module) -> None:
-    """Leave it to the module's mode again."""
-    for found in [s for s in stand_ins(module, "forward") if isinstance(s, Recomputed)]:
-        found.take_off()

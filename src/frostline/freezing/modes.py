@@ -16,28 +16,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import nn
 
-from frostline.freezing.held_layers import (
-    keep_statistics,
-    pack_where_whole,
-    recompute,
-    recompute_no_more,
-    release_statistics,
-)
+from frostline.choices import NormPolicy
+from frostline.freezing.held_layers import equip, pack_where_whole, strip
 from frostline.selectors.norms import keeps_running_statistics
 from frostline.standins import StandIn
-
-NormPolicy = Literal["hold", "adapt"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Which of a module's own tensors Frostline froze, and the norm policy it was told.
+    """Which of a module's own tensors Frostline froze, and with which norm policy.
 
     Attributes:
         names: those that are frozen whole.
@@ -123,7 +116,7 @@ def adapts(module: nn.Module) -> bool:
 
 
 def is_random_in_training(module: nn.Module) -> bool:
-    """Whether a parameterless layer draws random numbers in train mode: dropouts and their kin."""
+    """Whether a parameterless layer draws random numbers in train mode: dropouts and the like."""
     name = type(module).__name__.lower()
     return any(word in name for word in ("drop", "stochasticdepth", "rrelu"))
 
@@ -182,18 +175,16 @@ def held_though_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _hold(module: nn.Module) -> None:
-    Hold(module, module.__dict__.get("train"), module.training).put_on()
-    recompute(module)
+    Hold.put(module, module.training)
     module.training = False
-    keep_statistics(module)
+    equip(module)
 
 
 def _release(module: nn.Module) -> None:
     hold: Hold = module.__dict__["train"]
     hold.take_off()
-    recompute_no_more(module)
     module.training = hold.former
-    release_statistics(module)
+    strip(module)
 
 
 def _due(model: nn.Module) -> Iterator[nn.Module]:

@@ -8,21 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from frostline.choices import NormPolicy
 from frostline.errors import FreezeError
 from frostline.fingerprints.parts import is_wrapped
 from frostline.freezing.modes import is_held, is_random_in_training
 from frostline.selectors import Selection
+from frostline.units import some_of
 from frostline.wrappers import strays, wrappers
 
 # Whether what is frozen and thawed now is undone before anybody trains.
 _passing: ContextVar[bool] = ContextVar("passing", default=False)
-_NORM_POLICIES = ("hold", "adapt")
+
 _LEAVINGS = ("something", "nothing")
 
 
@@ -40,7 +43,7 @@ def check_unwrapped(model: nn.Module) -> None:
     for wrapper in wrappers(model):
         if isinstance(wrapper, DistributedDataParallel | DataParallel):
             raise FreezeError(
-                f"the model is already wrapped in {type(wrapper).__name__}, which took note of its "
+                f"the model is already wrapped in {type(wrapper).__name__}, which recorded its "
                 "trainable parameters. Freeze and thaw first, then wrap."
             )
 
@@ -50,8 +53,8 @@ def check_as_wrapped(selection: Selection) -> None:
     if not _passing.get() and (names := strays(selection.inventory.model)):
         raise FreezeError(
             f"{selection.inventory.title} is inside a DistributedDataParallel that still lives and "
-            f"took note of what trains when it was made, otherwise than now {', '.join(names[:3])}"
-            f"{', ...' if len(names) > 3 else ''}: what is thawed is never averaged, and each "
+            f"recorded what trains when it was made, otherwise than now {some_of(names, most=3)}: "
+            "what is thawed is never averaged, and each "
             "process trains a model of its own; what is frozen is waited for. Let go of the "
             "wrapper (inner = model.module; del model), freeze and thaw the inner model, then "
             "wrap anew."
@@ -60,8 +63,8 @@ def check_as_wrapped(selection: Selection) -> None:
 
 def check_can_stay(selection: Selection) -> None:
     """Refuse layers that no switch keeps as they are."""
-    for _, why, mend in unholdable(selection):
-        raise FreezeError(f"{why} {mend}")
+    for _, why, fix in unholdable(selection):
+        raise FreezeError(f"{why} {fix}")
 
 
 def unholdable(selection: Selection) -> Iterator[tuple[str, str, str]]:
@@ -95,7 +98,7 @@ def check_can_learn(selection: Selection) -> None:
 
 
 def check_words(*, norm: str, leaving: str = "something") -> None:
-    if norm not in _NORM_POLICIES:
+    if norm not in get_args(NormPolicy):
         raise FreezeError(f"norm={norm!r} is no norm policy. Use norm='hold' or norm='adapt'.")
     if leaving not in _LEAVINGS:
         raise FreezeError(
@@ -151,8 +154,8 @@ def why_inert(places: Iterable[tuple[str, nn.Module]], *, asked: str) -> str:
 def _inert(owner: nn.Module, leaf: str) -> Tensor | None:
     """The weight, where the layer's function on one sample gives it no part in the graph.
 
-    Asked of layers whose function is known. No class tells: of some quantised weights the library
-    gives a gradient itself, others are wrapped floats.
+    Asked of layers whose function is known. A class does not say: of some quantised weights the
+    library gives a gradient itself, others are wrapped floats.
     """
     is_known = isinstance(owner, nn.Linear | nn.Embedding) and leaf == "weight"
     weight = owner._parameters.get(leaf) if is_known else None
@@ -162,7 +165,7 @@ def _inert(owner: nn.Module, leaf: str) -> Tensor | None:
         with torch.inference_mode(False), torch.enable_grad():
             made = _output(owner, weight.detach().requires_grad_())
     except Exception:
-        return None  # it takes another input than this; doctor tells, with an example
+        return None  # it takes another input than this; doctor finds it, with an example
     return None if made.requires_grad else weight
 
 

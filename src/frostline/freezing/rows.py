@@ -31,6 +31,7 @@ from torch.optim.optimizer import (
 from torch.utils.hooks import RemovableHandle
 
 from frostline.errors import DriftError, FreezeError
+from frostline.selectors.inventory import Occurrence, not_plain
 from frostline.selectors.ranges import Ranges, overlaps, suffix, union
 
 _HOLDS = "_frostline_rows"
@@ -57,25 +58,20 @@ def holds_of(module: nn.Module) -> Mapping[str, RowHold]:
     return holds
 
 
-def hold(tensor: Tensor, homes: Iterable[tuple[nn.Module, str, str]], kept: Iterable[Kept]) -> None:
-    """Hold exactly these rows of the tensor, one that `check_holdable` passes; none releases it.
-
-    Args:
-        homes: each module that owns the tensor, its name there, and its full name for messages.
-    """
+def hold(tensor: Tensor, places: Sequence[Occurrence], kept: Iterable[Kept]) -> None:
+    """Hold exactly these rows of the tensor, one that `check_holdable` passes; none releases it."""
     pieces = tuple(sorted(kept, key=lambda piece: piece.rows.start))
-    places = list(homes)
     # A module that got a new tensor since has its hold all the same.
-    hanging = (holds_of(module).get(leaf) for module, leaf, _ in places)
+    hanging = (holds_of(place.owner).get(place.own_name) for place in places)
     known = {id(one): one for one in (*_WATCH.on(tensor), *hanging) if one is not None}
     for one in known.values():
         if pieces:
             one.keep(pieces)
         else:
             one.release()
-    for module, leaf, name in places:
-        if pieces and leaf not in holds_of(module):
-            RowHold(module, leaf, name, pieces, tensor).hang()
+    for place in places:
+        if pieces and place.own_name not in holds_of(place.owner):
+            RowHold(place.owner, place.own_name, place.name, pieces, tensor).hang()
 
 
 def clear_gradient(tensor: Tensor) -> None:
@@ -90,15 +86,11 @@ def check_holdable(tensor: Tensor, name: str) -> None:
     Raises:
         FreezeError: it is sharded, flattened, sparse, or has no data; says which.
     """
-    kind = type(tensor)
-    plain = kind is Tensor or (issubclass(kind, nn.Parameter) and kind.__name__ != "FlatParameter")
-    if plain and tensor.layout is torch.strided and not tensor.is_meta:
-        return
-    what = f"a {kind.__name__}" if not plain else "without data" if tensor.is_meta else "sparse"
-    raise FreezeError(
-        f"no rows of {name} can be held: it is {what}, so they cannot be copied and put back in "
-        "place. Freeze rows of a plain tensor with its data loaded, or freeze it whole."
-    )
+    if kind := not_plain(tensor):
+        raise FreezeError(
+            f"no rows of {name} can be held: it is {kind}, so they cannot be copied and put back "
+            "in place. Freeze rows of a plain tensor with its data loaded, or freeze it whole."
+        )
 
 
 @final

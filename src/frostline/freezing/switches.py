@@ -8,15 +8,16 @@ at once or bit by bit, is freezing it whole.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, final
+from contextlib import contextmanager
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from frostline.casting import keep_narrow, kept_narrow
-from frostline.casting.calls import Narrow
+from frostline.casting import cast_of, set_cast
+from frostline.choices import NormPolicy
 from frostline.errors import FreezeError
-from frostline.freezing.modes import Mark, NormPolicy, mark_of, set_mark, settle
+from frostline.freezing.modes import Mark, mark_of, set_mark, settle
+from frostline.freezing.refusals import check_can_learn, check_can_stay, check_shared
 from frostline.freezing.rows import (
     Kept,
     check_holdable,
@@ -37,8 +38,9 @@ def switch_off(selection: Selection, *, norm: NormPolicy) -> None:
     """Freeze what is selected, as it is now; stale gradients are cleared.
 
     Raises:
-        FreezeError: rows of it cannot be held.
+        FreezeError: rows of it cannot be held, or a layer as it is.
     """
+    check_can_stay(selection)
     for entry, rows in _by_tensor(selection):
         if rows is None or covers([*_frozen_rows(entry), *rows], entry.tensor):
             _turn_whole(entry, norm=norm)
@@ -47,24 +49,28 @@ def switch_off(selection: Selection, *, norm: NormPolicy) -> None:
             others = without(_frozen_rows(entry), rows)
             kept = kept_within(held(entry.tensor), others)
             _turn_partly(entry, (*kept, *taken(entry.tensor, rows)), norm=norm)
+    settle(selection.inventory.model)
+    check_shared(selection.inventory.model)
 
 
 def switch_on(selection: Selection) -> None:
     """Thaw what is selected; the other rows of its tensors stay as frozen as they are.
 
     Raises:
-        FreezeError: the other rows of a tensor cannot be held.
+        FreezeError: the other rows of a tensor cannot be held, or a weight takes no gradient.
     """
+    check_can_learn(selection)
     for entry, rows in _by_tensor(selection):
         left = () if rows is None else without(_frozen_rows(entry), rows)
         if not left:
             _turn_free(entry)
             continue
         _check_holdable(entry)
-        keep_narrow(entry, None)  # first, since the rows are copied as they are
+        set_cast(entry, None)  # first, since the rows are copied as they are
         kept = kept_within(held(entry.tensor), left)
         rest = taken(entry.tensor, without(left, [piece.rows for piece in kept]))
         _turn_partly(entry, (*kept, *rest), norm=None)
+    settle(selection.inventory.model)
 
 
 def is_off(entry: Entry) -> bool:
@@ -82,8 +88,7 @@ def is_off(entry: Entry) -> bool:
 
 def is_marked(entry: Entry) -> bool:
     """Whether Frostline froze the tensor, or the rows of it."""
-    whole = any((mark := mark_of(owner)) and leaf in mark.names for owner, leaf in _homes(entry))
-    return whole or _is_held(entry)
+    return _is_marked_whole(entry) or _is_held(entry)
 
 
 def trains(entry: Entry) -> bool:
@@ -91,50 +96,40 @@ def trains(entry: Entry) -> bool:
     return entry.tensor.requires_grad and not _is_held(entry)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Gradient switches, gradients, marks, held rows and dtypes of what a selection touches.
+@contextmanager
+def restoring(selection: Selection, *, only_on_error: bool = False) -> Iterator[None]:
+    """After the block all that the selection touches is as before it, or only if the block fails.
 
-    Modes follow the marks. What was narrowed since is widened again, with rounded values.
+    That are gradient switches, gradients, marks, held rows and dtypes; modes follow the marks. What
+    was cast in the block is widened again, with rounded values.
     """
-
-    model: nn.Module
-    tensors: tuple[tuple[Entry, bool, Tensor | None, tuple[Kept, ...], Narrow | None], ...]
-    marks: tuple[tuple[nn.Module, Mark | None], ...]
-
-    @classmethod
-    def of(cls, selection: Selection) -> Snapshot:
-        """Take down how it is now."""
-        entries = {id(entry.tensor): entry for entry in selection.entries}.values()
-        owners = {owner for entry in entries for owner, _ in _homes(entry)}
-        states = (
-            (e, e.tensor.requires_grad, e.tensor.grad, held(e.tensor), kept_narrow(e))
-            for e in entries
-        )
-        marks = tuple((owner, mark_of(owner)) for owner in owners)
-        return cls(selection.inventory.model, tuple(states), marks)
-
-    def restore(self) -> None:
-        """Make it so again."""
-        for entry, wanted, gradient, kept, note in self.tensors:
-            tensor = entry.tensor
-            keep_narrow(entry, note)
-            tensor.requires_grad_(wanted)
-            # Inside the block the model may have been cast or moved to another device.
-            tensor.grad = None if gradient is None else gradient.to(tensor.device, tensor.dtype)
-            _hold(entry, kept)
-        for owner, mark in self.marks:
-            set_mark(owner, mark)
-        settle(self.model)
+    tensors = {id(entry.tensor): entry for entry in selection.entries}.values()
+    owners = {place.owner for entry in tensors for place in entry.occurrences}
+    marks = [(owner, mark_of(owner)) for owner in owners]
+    states = [
+        (e, e.tensor.requires_grad, e.tensor.grad, held(e.tensor), cast_of(e)) for e in tensors
+    ]
+    has_failed = True
+    try:
+        yield
+        has_failed = False
+    finally:
+        if has_failed or not only_on_error:
+            for entry, wanted, gradient, kept, cast in states:
+                tensor = entry.tensor
+                set_cast(entry, cast)
+                tensor.requires_grad_(wanted)
+                # Meanwhile the model may have been cast or moved to another device.
+                tensor.grad = None if gradient is None else gradient.to(tensor.device, tensor.dtype)
+                hold(tensor, entry.occurrences, kept)
+            for owner, mark in marks:
+                set_mark(owner, mark)
+            settle(selection.inventory.model)
 
 
 def _by_tensor(selection: Selection) -> Iterator[tuple[Entry, Ranges | None]]:
     """An entry of each selected tensor, with the rows of it; `None` is the whole tensor."""
-    found: dict[int, list[Entry]] = {}
-    for entry in selection.entries:
-        found.setdefault(id(entry.tensor), []).append(entry)
-    for entries in found.values():
+    for entries in selection.by_tensor.values():
         pieces = [entry.rows for entry in entries if entry.rows is not None]
         yield entries[0], union(pieces) if pieces else None
 
@@ -143,7 +138,7 @@ def _turn_whole(entry: Entry, *, norm: NormPolicy) -> None:
     if entry.tensor.requires_grad:
         entry.tensor.requires_grad_(False)
     entry.tensor.grad = None
-    _hold(entry, ())
+    hold(entry.tensor, entry.occurrences, ())
     _mark(entry, "whole", norm=norm)
 
 
@@ -152,15 +147,15 @@ def _turn_partly(entry: Entry, kept: tuple[Kept, ...], *, norm: NormPolicy | Non
     if entry.tensor.grad is not None:
         # Another one, since a snapshot may have to give the present one back.
         entry.tensor.grad = entry.tensor.grad.detach().clone()
-    _hold(entry, kept)
+    hold(entry.tensor, entry.occurrences, kept)
     clear_gradient(entry.tensor)
     _mark(entry, "partly", norm=norm)
 
 
 def _turn_free(entry: Entry) -> None:
-    keep_narrow(entry, None)
+    set_cast(entry, None)
     _want_gradients(entry)
-    _hold(entry, ())
+    hold(entry.tensor, entry.occurrences, ())
     _mark(entry, "free", norm=None)
 
 
@@ -180,39 +175,26 @@ def _want_gradients(entry: Entry) -> None:
         entry.tensor.requires_grad_(True)
 
 
-def _hold(entry: Entry, kept: tuple[Kept, ...]) -> None:
-    homes = [(place.owner, _leaf_of(place.name), place.name) for place in entry.occurrences]
-    hold(entry.tensor, homes, kept)
-
-
 def _mark(entry: Entry, state: _State, *, norm: NormPolicy | None) -> None:
     """Note the state on each owner; without a norm policy, each keeps the one that it has."""
-    for owner, leaf in _homes(entry):
-        mark = mark_of(owner) or Mark(frozenset())
-        names, partly = mark.names - {leaf}, mark.partly - {leaf}
-        if state == "whole":
-            names |= {leaf}
-        elif state == "partly":
-            partly |= {leaf}
-        contents = {name: known for name, known in mark.contents.items() if name in names}
-        set_mark(owner, Mark(names, norm or mark.norm, partly, contents))
-
-
-def _homes(entry: Entry) -> Iterator[tuple[nn.Module, str]]:
     for place in entry.occurrences:
-        yield place.owner, _leaf_of(place.name)
-
-
-def _leaf_of(name: str) -> str:
-    return name.rpartition(".")[2]
+        mark, own = mark_of(place.owner) or Mark(frozenset()), {place.own_name}
+        names = mark.names | own if state == "whole" else mark.names - own
+        partly = mark.partly | own if state == "partly" else mark.partly - own
+        contents = {name: known for name, known in mark.contents.items() if name in names}
+        set_mark(place.owner, Mark(names, norm or mark.norm, partly, contents))
 
 
 def _frozen_rows(entry: Entry) -> Ranges:
     """The rows of the tensor that are frozen now: all, where it is frozen whole or by hand."""
-    marks = ((mark_of(owner), leaf) for owner, leaf in _homes(entry))
-    whole = any(mark and leaf in mark.names for mark, leaf in marks)
     by_hand = _can_train(entry.tensor) and not entry.tensor.requires_grad
-    return (all_rows(entry.tensor),) if whole or by_hand else held_rows(entry.tensor)
+    whole = by_hand or _is_marked_whole(entry)
+    return (all_rows(entry.tensor),) if whole else held_rows(entry.tensor)
+
+
+def _is_marked_whole(entry: Entry) -> bool:
+    marks = ((mark_of(place.owner), place.own_name) for place in entry.occurrences)
+    return any(mark is not None and name in mark.names for mark, name in marks)
 
 
 def _is_held(entry: Entry) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, final
 
 from torch import Tensor, nn
 
+from frostline.choices import HeadPlace
 from frostline.errors import ConfigError, ModelError
 from frostline.models._seeds import seeded
 from frostline.models.classifiers import (
@@ -29,8 +30,6 @@ __all__ = [
     "replace_classifier",
     "stack_head",
 ]
-
-HeadPlace = Literal["classifier", "logits", "keep"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,22 +31,14 @@ class ModelParams:
 
 
 def model_params(model: nn.Module) -> ModelParams:
-    """Look up all parameters of `model`.
-
-    Raises:
-        SelectorError: `model` is no module, or a lazy module has not seen its first batch.
-    """
+    """All parameters of `model`; raises as `inventory`."""
     found = inventory(model)
     entries = [entry for entry in found.entries if isinstance(entry.tensor, nn.Parameter)]
     return ModelParams(found.title, {id(entry.tensor): entry for entry in entries})
 
 
 def check_optimizer(optimizer: object) -> None:
-    """Refuse what has no groups and state of its own for each parameter.
-
-    Raises:
-        ConfigError: it is no torch optimizer, wraps one, or keeps one state over all parameters.
-    """
+    """Raises ConfigError for what is no torch optimizer, wraps one, or keeps one state over all."""
     kind = type(optimizer).__name__
     if not isinstance(optimizer, torch.optim.Optimizer) or "param_groups" not in vars(optimizer):
         raise ConfigError(
@@ -90,11 +82,7 @@ def keeper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def groups_of_model(groups: list[Group], params: ModelParams) -> tuple[int, ...]:
-    """Indices of the groups that hold parameters of the model.
-
-    Raises:
-        ConfigError: none does, so that the optimizer is most likely another model's.
-    """
+    """Indices of the groups that hold parameters of the model; raises ConfigError if none does."""
     found = tuple(index for index, group in enumerate(groups) if params.of_group(group))
     if not found:
         raise ConfigError(

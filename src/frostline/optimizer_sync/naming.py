@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NotRequired, TypedDict, final
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from frostline.errors import ConfigError
 from frostline.optimizer_sync.members import (
     Group,
-    ModelParams,
     check_optimizer,
     groups_of_model,
     keeper,
@@ -133,49 +131,35 @@ def load_optimizer_state(
     _check_choices(missing, hyperparameters)
     check_optimizer(optimizer)
     params, groups = model_params(model), optimizer.param_groups
-    own = groups_of_model(groups, params)
+    own = [groups[index] for index in groups_of_model(groups, params)]
     _check_format(state, optimizer)
     shared, further = _beside_parameters(optimizer)
     if state["format"] == _FORMAT:
         shared, further = copied(state["shared"]), {**further, **copied(state["further"])}
-    saved: Mapping[str, NamedParameter] = state["parameters"]
-    found = {
-        id(entry.tensor): _Saved(entry, _saved_of(entry, saved))
-        for index in own
-        for entry in params.of_group(groups[index])
-    }
+    saved: dict[str, NamedParameter] = state["parameters"]
+    entries = {id(entry.tensor): entry for group in own for entry in params.of_group(group)}
+    # A tied parameter may have been met under another of its names when it was saved.
+    names = {key: [n for n in entry.names if n in saved] for key, entry in entries.items()}
+    found = {key: saved[known[0]] for key, known in names.items() if known}
     if missing == "refuse":
-        _check_names(params, found, saved)
-    for one in found.values():
-        _check_shape(optimizer, one)
-    settings: list[dict[str, Any]] = [{} for _ in groups]
-    if hyperparameters == "saved":
-        settings = [_settings(group, params, found, state["groups"]) for group in groups]
-    _check_first_steps(optimizer, found, settings)
+        _check_names(params.title, entries, found, saved)
+    for key, one in found.items():
+        _check_shape(optimizer, entries[key], one)
+    with_groups = found if hyperparameters == "saved" else {}
+    settings = [_settings(params.of_group(g), with_groups, state["groups"]) for g in groups]
+    to_be = dict(keeper(optimizer).state)  # by parameter; other models' keep theirs
+    for key, entry in entries.items():
+        to_be[entry.tensor] = copied(found[key]["state"]) if key in found else {}
+    for group, chosen in zip(groups, settings, strict=True):
+        if params.of_group(group):
+            check_even(optimizer, {**group, **chosen}, [to_be.get(p, {}) for p in group["params"]])
     packed = optimizer.state_dict()
-    states = shared
-    for at, parameter in _positions(optimizer, packed).items():
-        one_state = _state_to_be(optimizer, found, parameter)
-        if one_state:
-            states[at] = copied(one_state) if id(parameter) in found else one_state
+    shared |= {at: to_be[p] for at, p in _positions(optimizer, packed).items() if to_be.get(p)}
     merged = [{**p, **s} for p, s in zip(packed["param_groups"], settings, strict=True)]
-    _load(optimizer, {**further, "state": states, "param_groups": merged})
-    _keep_bits(optimizer, found)
-    _begin_rest(optimizer, found)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Saved:
-    """A parameter in the optimizer and what was saved of it; None if nothing was."""
-
-    entry: Entry
-    saved: NamedParameter | None
-
-    @property
-    def state(self) -> Mapping[str, Any]:
-        """The state that was saved; empty if none was."""
-        return {} if self.saved is None else self.saved["state"]
+    _load(optimizer, {**further, "state": shared, "param_groups": merged})
+    _keep_bits(optimizer, entries, found)
+    for group in own:
+        _begin(optimizer, group, [e.tensor for e in params.of_group(group) if not to_be[e.tensor]])
 
 
 def _beside_parameters(
@@ -267,21 +251,16 @@ def _check_format(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) ->
         )
 
 
-def _saved_of(entry: Entry, saved: Mapping[str, NamedParameter]) -> NamedParameter | None:
-    """What was saved of it; a tied parameter may have been met under another name first."""
-    return next((saved[name] for name in entry.names if name in saved), None)
-
-
 def _check_names(
-    params: ModelParams, found: Mapping[int, _Saved], saved: Mapping[str, NamedParameter]
+    title: str, entries: Mapping[int, Entry], found: Mapping[int, Any], saved: Mapping[str, Any]
 ) -> None:
-    unknown = [one.entry.name for one in found.values() if one.saved is None]
+    unknown = [entry.name for key, entry in entries.items() if key not in found]
     if unknown:
         raise ConfigError(
-            f"the saved state knows nothing of {_some(unknown)} of {params.title}. To let what it "
+            f"the saved state knows nothing of {_some(unknown)} of {title}. To let what it "
             'does not know begin without state: fl.load_optimizer_state(..., missing="fresh").'
         )
-    held = {name for one in found.values() for name in one.entry.names}
+    held = {name for entry in entries.values() for name in entry.names}
     absent = [name for name in saved if name not in held]
     if absent:
         raise ConfigError(
@@ -291,49 +270,28 @@ def _check_names(
         )
 
 
-def _check_shape(optimizer: torch.optim.Optimizer, one: _Saved) -> None:
-    if one.saved is None:
-        return
-    saved, own = tuple(one.saved["shape"]), tuple(one.entry.tensor.shape)
-    if saved != own:
+def _check_shape(optimizer: torch.optim.Optimizer, entry: Entry, saved: NamedParameter) -> None:
+    before, now = tuple(saved["shape"]), tuple(entry.tensor.shape)
+    if before != now:
         raise ConfigError(
-            f"{one.entry.name} was saved with the shape {saved}, but has {own} in this model. "
+            f"{entry.name} was saved with the shape {before}, but has {now} in this model. "
             "Load into the model that was trained."
         )
-    check_fit(optimizer, one.entry, one.state)
-
-
-def _check_first_steps(
-    optimizer: torch.optim.Optimizer, found: Mapping[int, _Saved], settings: list[dict[str, Any]]
-) -> None:
-    for group, chosen in zip(optimizer.param_groups, settings, strict=True):
-        if any(id(parameter) in found for parameter in group["params"]):
-            to_be = [_state_to_be(optimizer, found, p) for p in group["params"]]
-            check_even(optimizer, {**group, **chosen}, to_be)
-
-
-def _state_to_be(
-    optimizer: torch.optim.Optimizer, found: Mapping[int, _Saved], parameter: Tensor
-) -> Mapping[str, Any]:
-    """The state that was saved; of another model's parameter, its own."""
-    one = found.get(id(parameter))
-    return keeper(optimizer).state.get(parameter, {}) if one is None else one.state
+    check_fit(optimizer, entry, saved["state"])
 
 
 def _settings(
-    group: Group,
-    params: ModelParams,
-    found: Mapping[int, _Saved],
+    entries: tuple[Entry, ...],
+    found: Mapping[int, NamedParameter],
     saved_groups: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The hyperparameters that were saved for the parameters in `group`, which must be one set."""
+    """The hyperparameters that were saved for the parameters of a group, which must be one set."""
     chosen: dict[str, Any] = {}
     first = ""
-    for entry in params.of_group(group):
-        saved = found[id(entry.tensor)].saved
-        if saved is None:
+    for entry in entries:
+        if id(entry.tensor) not in found:
             continue
-        settings = saved_groups[saved["group"]]
+        settings = saved_groups[found[id(entry.tensor)]["group"]]
         if first and (key := _difference(chosen, settings)) is not None:
             raise ConfigError(
                 f"{first} and {entry.name} stand in one group, but were saved with {key} "
@@ -370,21 +328,22 @@ def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         ) from error
 
 
-def _keep_bits(optimizer: torch.optim.Optimizer, found: Mapping[int, _Saved]) -> None:
+def _keep_bits(
+    optimizer: torch.optim.Optimizer,
+    entries: Mapping[int, Entry],
+    found: Mapping[int, NamedParameter],
+) -> None:
     """Undo casts of loading where the parameter has the dtype that it was saved with."""
     states = keeper(optimizer).state
-    for one in found.values():
-        parameter = one.entry.tensor
-        if one.state and one.saved and one.saved.get("dtype") == str(parameter.dtype):
-            states[parameter] = restored(states[parameter], one.state)
+    for key, saved in found.items():
+        parameter = entries[key].tensor
+        if saved["state"] and saved.get("dtype") == str(parameter.dtype):
+            states[parameter] = restored(states[parameter], saved["state"])
 
 
-def _begin_rest(optimizer: torch.optim.Optimizer, found: Mapping[int, _Saved]) -> None:
-    for group in optimizer.param_groups:
-        own = [one for p in group["params"] if (one := found.get(id(p))) is not None]
-        for one in own:
-            parameter = one.entry.tensor
-            if not one.state and (state := begun(optimizer, parameter, group)) is not None:
-                keeper(optimizer).state[parameter] = state
-        if own:
-            even_out(optimizer, group)
+def _begin(optimizer: torch.optim.Optimizer, group: Group, fresh: list[Tensor]) -> None:
+    """Give those of the group that no state was loaded for what they begin with."""
+    for parameter in fresh:
+        if (state := begun(optimizer, parameter, group)) is not None:
+            keeper(optimizer).state[parameter] = state
+    even_out(optimizer, group)

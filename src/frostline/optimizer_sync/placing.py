@@ -85,7 +85,14 @@ def rates_of_trainable(
     reference, groups = groups[index], [groups[i] for i in own]
     rules = (group["rule"] for group in [reference, *groups] if has_rule(group))
     carried = next(rules, None)
-    rates = rates_by_rule(model, **_with(options, carried or _visible(groups, reference)))
+    rule: dict[str, Any] = {**(carried or _visible(groups, reference)), **options}
+    for name, value in rule.items():
+        if value is None:
+            raise ConfigError(
+                f"the groups were made with a function or object in {name}, which has no text "
+                f"that an optimizer can carry. Say it again: fl.sync(optimizer, model, {name}=...)."
+            )
+    rates = rates_by_rule(model, **rule)
     decays = "weight_decay" in reference
     if not has_rate(reference) and (asked := options.keys() & {"lr", "layer_decay", "lr_mult"}):
         raise ConfigError(
@@ -144,11 +151,7 @@ def new_group(reference: Group, wanted: BaseAndDecay, lr: float | None) -> Group
 
 
 def scale_of(reference: Group, wanted: BaseAndDecay) -> float:
-    """How many times the reference's base the wanted one is.
-
-    Raises:
-        ConfigError: the reference's base is 0.
-    """
+    """How many times the reference's base the wanted one is; raises ConfigError if that is 0."""
     if wanted.base is None:
         return 1.0
     base = base_of(reference)
@@ -181,18 +184,6 @@ def _visible(groups: list[Group], reference: Group) -> Rule:
         lr_mult={},
         no_decay=DEFAULT_NO_DECAY if is_split else "none",
     )
-
-
-def _with(options: Options, rule: Rule) -> dict[str, Any]:
-    """The rule as arguments, with what the options say in its stead."""
-    found = {**rule, **options}
-    for name, value in found.items():
-        if value is None:
-            raise ConfigError(
-                f"the groups were made with a function or object in {name}, which has no text "
-                f"that an optimizer can carry. Say it again: fl.sync(optimizer, model, {name}=...)."
-            )
-    return found
 
 
 def _to_base(

@@ -64,15 +64,13 @@ class Synced:
 Kept = Synced | Mapping[str, Mapping[str, Any]] | None
 
 
-def states_of(kept: Kept) -> Mapping[str, Mapping[str, Any]]:
-    """The kept states by name.
-
-    Raises:
-        ConfigError: it is neither a `Synced` nor a mapping of states.
-    """
-    states = kept.states if isinstance(kept, Synced) else kept or {}
+def as_synced(kept: Kept) -> Synced:
+    """States by name as what a `sync` returns; raises ConfigError for anything else."""
+    if isinstance(kept, Synced):
+        return kept
+    states = kept or {}
     if isinstance(states, Mapping) and all(isinstance(s, Mapping) for s in states.values()):
-        return states
+        return Synced((), (), states, {})
     raise ConfigError(
         f"kept is what fl.sync returned, or a mapping from parameter names to states; got "
         f"{type(kept).__name__}. Merge several as {{**first.states, **second.states}}."

@@ -60,14 +60,12 @@ class Schedules:
 
     @property
     def group(self) -> Group:
-        """The reference group."""
         return self.optimizer.param_groups[self.reference]
 
     def present_lr(self, scale: float) -> float | None:
         """Where a group stands now whose base is `scale` times the reference's; None without one.
 
-        Raises:
-            ConfigError: that cannot be told from the reference.
+        Raises ConfigError where the reference does not show it.
         """
         if not has_rate(self.group):
             return None
@@ -119,19 +117,22 @@ class Schedules:
 def check_schedules(
     optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduler], reference: int
 ) -> Schedules:
-    """Make sure that each scheduler can take in a new group.
-
-    Raises:
-        ConfigError: one cannot, belongs to another optimizer, or was not handed over.
-    """
+    """Raises ConfigError where one cannot take in a new group or was not handed over."""
     found = Schedules(optimizer, tuple(schedulers), reference)
     for scheduler in _all(found.schedulers):
-        _check_known(scheduler)
+        if type(scheduler) not in _KNOWN:
+            raise ConfigError(
+                f"{type(scheduler).__name__} cannot take in a new group: what it makes of another "
+                f"base learning rate is not known. {_WAY_OUT}"
+            )
         _check_groups_alike(scheduler, len(optimizer.param_groups))
         if isinstance(scheduler, torch_schedulers.ChainedScheduler):
             _check_together(scheduler._schedulers)
         if isinstance(scheduler, torch_schedulers.SequentialLR):
-            _check_row(scheduler)
+            # Each of a row begins at the base, but for MultiplicativeLR: it goes on.
+            until_now = scheduler._schedulers[: _active(scheduler) + 1]
+            if isinstance(until_now[-1], torch_schedulers.MultiplicativeLR):
+                _check_together(until_now)
     _check_together(found.schedulers)
     marked = any("initial_lr" in group for group in optimizer.param_groups)
     if marked and all(_is_plateau(scheduler) for scheduler in found.schedulers):
@@ -144,12 +145,9 @@ def check_schedules(
 
 
 def check_plateaus(schedulers: Sequence[Scheduler], reference: Group) -> None:
-    """Make sure that a rate "before any schedule" can be told from where a plateau stands.
+    """Raises ConfigError where a plateau may have lowered a rate that has no base beside it.
 
     ReduceLROnPlateau lowers `lr` and keeps no note of what it was.
-
-    Raises:
-        ConfigError: one may have lowered the reference's rate, which has no base beside it.
     """
     for scheduler in _all(schedulers):
         may_have = _is_plateau(scheduler) and scheduler.last_epoch > scheduler.patience
@@ -164,11 +162,7 @@ def check_plateaus(schedulers: Sequence[Scheduler], reference: Group) -> None:
 
 
 def check_schedulers(optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduler]) -> None:
-    """Make sure that these are schedulers of this optimizer.
-
-    Raises:
-        ConfigError: one is not.
-    """
+    """Raises ConfigError unless these are schedulers of this optimizer."""
     if not isinstance(schedulers, Sequence):
         raise ConfigError(
             f"schedulers is a {type(schedulers).__name__}. Give a list: schedulers=[scheduler]."
@@ -224,14 +218,6 @@ def _bend(scheduler: Scheduler) -> str:
     return ""
 
 
-def _check_known(scheduler: Scheduler) -> None:
-    if type(scheduler) not in _KNOWN:
-        raise ConfigError(
-            f"{type(scheduler).__name__} cannot take in a new group: what it makes of another base "
-            f"learning rate is not known. {_WAY_OUT}"
-        )
-
-
 def _check_groups_alike(scheduler: Scheduler, count: int) -> None:
     own = vars(scheduler)
     for name, what in (("lr_lambdas", "functions"), ("min_lrs", "min_lr")):
@@ -255,13 +241,6 @@ def _check_together(schedulers: Sequence[Scheduler]) -> None:
     if len(schedulers) > 1 and bent:
         raise ConfigError(
             f"{type(bent[0]).__name__} with {_bend(bent[0])} acts together with other schedulers, "
-            "so where a group with another base stands cannot be told from the present rates. "
+            "so the present rates do not show where a group with another base stands. "
             f"Put them in a row with SequentialLR, or set it to 0. {_WAY_OUT}"
         )
-
-
-def _check_row(scheduler: torch_schedulers.SequentialLR) -> None:
-    """Each scheduler of a row begins at the base, but for MultiplicativeLR: it goes on."""
-    active = _active(scheduler)
-    if isinstance(scheduler._schedulers[active], torch_schedulers.MultiplicativeLR):
-        _check_together(scheduler._schedulers[: active + 1])

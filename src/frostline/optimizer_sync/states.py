@@ -44,11 +44,7 @@ def goes_by_shape(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def check_fit(optimizer: torch.optim.Optimizer, entry: Entry, state: Mapping[str, Any]) -> None:
-    """Make sure that the tensors of `state` are of a shape that belongs to the parameter.
-
-    Raises:
-        ConfigError: one is not; names the parameter.
-    """
+    """Raises ConfigError where a tensor of `state` has a shape that cannot be the parameter's."""
     for key, value in state.items() if goes_by_shape(optimizer) else ():
         if isinstance(value, Tensor) and not _fits(value, entry.tensor):
             raise ConfigError(
@@ -61,13 +57,10 @@ def check_fit(optimizer: torch.optim.Optimizer, entry: Entry, state: Mapping[str
 def check_keys(
     optimizer: torch.optim.Optimizer, entry: Entry, state: Mapping[str, Any], beside: Group
 ) -> None:
-    """Make sure that `state` holds what the optimizer keeps for those that stand in `beside`.
+    """Raises ConfigError where `state` is of another optimizer than the states of `beside`'s.
 
     Optimizers that are not torch's own, and those around them, may keep other numbers from some
     step on, or of other shapes: theirs is only refused if it shares no key with that of its like.
-
-    Raises:
-        ConfigError: it does not, as a state of Adam given to SGD; names the parameter.
     """
     is_matrix = entry.tensor.dim() > 1  # Adafactor keeps other numbers of a vector
     states = keeper(optimizer).state
@@ -217,13 +210,8 @@ def even_out(optimizer: torch.optim.Optimizer, group: Group) -> None:
 def check_even(
     optimizer: torch.optim.Optimizer, group: Group, states: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Make sure that a first step is whole for each of those that are to stand in `group`.
-
-    Args:
-        states: that of each of them, as it is to be.
-
-    Raises:
-        ConfigError: some begin, others go on, and fused SGD would dampen the first step as well.
+    """Raises ConfigError where some of `states`, as they are to be in `group`, begin while others
+    go on, and fused SGD would dampen their first step as well.
     """
     if not (_wants_even(optimizer, group) and group["dampening"]):
         return

@@ -13,6 +13,7 @@ from typing import final
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 346, 12, 188
+BESIDE = {"macro_f1": "accuracy"}  # metrics of one scale, and in whose chart they are drawn
 _DRAWN_POINTS = 400  # of a line; more cannot be told apart
 
 

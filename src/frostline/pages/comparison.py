@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from frostline.pages.charts import LineChart, line_chart
+from frostline.pages.charts import BESIDE, LineChart, line_chart
 from frostline.pages.rendering import render
-from frostline.records import EpochLine, RunRecords
+from frostline.records import RunRecords
 from frostline.records.intervals import Paired
 from frostline.records.pairing import Sameness
+from frostline.tasks import label
 
 _STYLES = ("a", "b", "c", "d", "e", "f")
 
@@ -23,7 +24,7 @@ class ComparedRun:
 
     Attributes:
         name: short, and no other run's here.
-        accuracy, macro_f1, loss: of the best epoch; None where none is known.
+        metrics: of the best epoch by name; none where none is known.
         interval: of the accuracy, 95 %.
         seconds: of the whole run; of its epochs where no more was noted; None if nothing was.
         frozen_share: of all bytes, those that stayed frozen throughout; None if not known.
@@ -34,9 +35,7 @@ class ComparedRun:
     name: str
     folder: str
     records: RunRecords
-    accuracy: float | None
-    macro_f1: float | None
-    loss: float | None
+    metrics: Mapping[str, float]
     interval: tuple[float, float] | None
     seconds: float | None
     frozen_share: float | None
@@ -60,7 +59,7 @@ class Compared:
     """All that a comparison tells.
 
     Attributes:
-        warnings: why figures may not be comparable.
+        warnings: why metrics may not be comparable.
     """
 
     runs: tuple[ComparedRun, ...]
@@ -68,29 +67,30 @@ class Compared:
     warnings: tuple[str, ...]
     made: str
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all metrics."""
+        return tuple(dict.fromkeys(name for run in self.runs for name in run.metrics))
+
 
 def render_comparison(compared: Compared) -> str:
     """The comparison as one HTML page."""
     return render(
         "compare.html",
         compared=compared,
-        charts=(
-            _chart(compared, "Validation accuracy", lambda line: line.val_accuracy),
-            _chart(compared, "Validation loss", lambda line: line.val_loss),
-        ),
+        metrics=compared.metrics,
+        charts=tuple(_chart(compared, name) for name in compared.metrics if name not in BESIDE),
     )
 
 
-def _chart(
-    compared: Compared, title: str, figure: Callable[[EpochLine], float]
-) -> tuple[LineChart, tuple[tuple[str, str], ...]]:
+def _chart(compared: Compared, name: str) -> tuple[LineChart, tuple[tuple[str, str], ...]]:
     longest = max((len(run.records.epochs) for run in compared.runs), default=0)
     series = []
     for place, run in enumerate(compared.runs):
-        values = [figure(line) for line in run.records.epochs]
+        values = [line.validation.get(name, math.nan) for line in run.records.epochs]
         if values:
             style = _STYLES[place % len(_STYLES)]
             padded = [*values, *[math.nan] * (longest - len(values))]
             series.append((run.name, style, padded))
-    chart = line_chart(title, list(range(1, longest + 1)), series)
+    chart = line_chart(f"Validation {label(name)}", list(range(1, longest + 1)), series)
     return chart, tuple((style, name) for name, style, _ in series)

@@ -1,24 +1,28 @@
 """The page of a model: what freezing any part of it would bring, before anything runs.
 
-The page reckons by itself: it carries the model's names and a ledger of a step, and its scripts
-know the language of selectors (assets/selectors.js) and how a ledger is summed up
-(assets/ledger.js). assets/inspect.js draws.
+Selectors are read and matched here, in Python. The page carries what each of its terms matches and
+joins them with `& | ~ ( )` (assets/selectors.js); of other terms it says which command matches
+them. It also carries the ledger of a step and adds that up by itself (assets/ledger.js).
+assets/inspect.js draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
+from frostline.errors import SelectorError
 from frostline.estimates.ledger import Ledger
 from frostline.pages.frame import render_page
-from frostline.selectors import Entry, Inventory, inventory, stages
+from frostline.selectors import Inventory, inventory, parse, select_whole, stages
 from frostline.selectors.kinds import KINDS
 from frostline.selectors.norms import class_names, keeps_running_statistics
 from frostline.selectors.stages import stage_paths
+from frostline.selectors.terms import Path, Stage
 
 
 def inspect_page(
@@ -26,7 +30,7 @@ def inspect_page(
     ledger: Ledger,
     *,
     name: str,
-    command: Sequence[str],
+    options: Sequence[str],
     samples: int,
     mode: str,
     selector: str,
@@ -34,26 +38,29 @@ def inspect_page(
     """One self-contained page.
 
     Args:
-        name: of the model, for people.
-        command: of training it, as words, without what selects.
+        name: of the model, as a command takes it.
+        options: what follows the name in a command, as words, without what selects.
         samples: of an epoch, to begin with.
         mode, selector: what is shown first: `train` or `freeze`, and the text.
+    Raises:
+        SelectorError: `selector` matches nothing, or names rows of a tensor.
     """
     stock = inventory(model)
-    paths = dict(model.named_modules())
+    picked = select_whole(model, selector).picked
+    terms = term_sets(stock)
     return render_page(
         "inspect.html",
         title=f"{name}: what freezing brings",
         data={
-            "command": list(command),
+            "name": name,
+            "options": list(options),
             "samples": samples,
             "mode": mode,
             "selector": selector,
-            "title": stock.title,
-            "kinds": list(KINDS),
-            "entries": _entries(stock),
-            "classes": {path: list(class_names(m)) for path, m in stock.modules.items()},
-            "modules": [_module(module) for module in paths.values()],
+            "picked": _ranges(picked),
+            "terms": [[text, _ranges(found)] for text, found in terms.items()],
+            "entries": list(_entries(stock)),
+            "modules": list(_modules(stock, terms)),
             "stages": [list(group) for group in stage_paths(model)],
             "buffer_bytes": sum(buffer.nbytes for buffer in model.buffers()),
             "ledger": asdict(ledger),
@@ -61,33 +68,100 @@ def inspect_page(
     )
 
 
-def _entries(stock: Inventory) -> list[dict[str, Any]]:
+def term_sets(stock: Inventory) -> dict[str, Collection[int]]:
+    """Each term that the page knows -> the indices in `stock.entries` of what it matches.
+
+    Modules and tensors come first, the outer before the inner: clicks are put into words by these.
+    """
+    return {**_places(stock), **_matches(stock), **_spans(stock)}
+
+
+def _places(stock: Inventory) -> dict[str, list[int]]:
+    """What `Path(path).pick(stock)` gives for each path, in one pass, as deep models have many."""
+    found: dict[str, list[int]] = {path: [] for path in stock.modules if path}
+    for index, entry in enumerate(stock.entries):
+        names = {n for place in entry.occurrences for n in (place.name, place.plain)}
+        for path in dict.fromkeys(path for name in sorted(names) for path in _upwards(name)):
+            found.setdefault(path, []).append(index)
+    return {str(Path(path)): members for path, members in found.items() if members}
+
+
+def _upwards(name: str) -> Iterator[str]:
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _matches(stock: Inventory) -> dict[str, Collection[int]]:
+    owners = {o for entry in stock.entries for place in entry.occurrences for o in place.owners}
+    texts = [
+        *("all", "none"),
+        *(f"kind:{kind}" for kind in KINDS),
+        *(f"type:{name}" for name in sorted({n for owner in owners for n in class_names(owner)})),
+        *(f"depth:{percent}%" for percent in range(10, 101, 10)),
+    ]
+    found: dict[str, Collection[int]] = {}
+    for text in texts:
+        with suppress(SelectorError):  # it matches nothing here, so the page does not know it
+            found[text] = parse(text).pick(stock)
+    return found
+
+
+def _spans(stock: Inventory) -> dict[str, Collection[int]]:
+    """Each stage, all up to it and all from it, counted from either end."""
+    groups = stages(stock, by_any_name=True)
+    found: dict[str, Collection[int]] = {}
+    for at, group in enumerate(groups):
+        before = frozenset[int]().union(*groups[: at + 1])
+        after = frozenset[int]().union(*groups[at:])
+        for n in (at, at - len(groups)):
+            found |= {
+                str(Stage(n, n)): group,
+                str(Stage(0, n)): before,
+                str(Stage(n, -1)): after,
+            }
+    return {text: members for text, members in found.items() if members}
+
+
+def _ranges(indices: Iterable[int]) -> list[int]:
+    """`{0, 1, 2, 5}` -> `[0, 3, 5, 6]`: starts and ends of ranges, which keeps the page small."""
+    edges: list[int] = []
+    for index in sorted(indices):
+        if edges and edges[-1] == index:
+            edges[-1] += 1
+        else:
+            edges += [index, index + 1]
+    return edges
+
+
+def _entries(stock: Inventory) -> Iterator[dict[str, Any]]:
     parameters = {id(p): place for place, p in enumerate(stock.model.parameters())}
     stage_of = {index: n for n, group in enumerate(stages(stock)) for index in group}
-    return [
-        {
-            "names": [[place.name, place.plain] for place in entry.occurrences],
-            "kinds": _kinds(entry),
+    for index, entry in enumerate(stock.entries):
+        moves = any(keeps_running_statistics(place.owner) for place in entry.occurrences)
+        yield {
             "stage": stage_of[index],
             "parameter": parameters.get(id(entry.tensor), -1) if entry.is_parameter else -1,
             "numel": entry.tensor.numel(),
             "nbytes": entry.tensor.nbytes,
             "dims": entry.tensor.dim(),
+            "trains": entry.is_parameter or moves,
         }
-        for index, entry in enumerate(stock.entries)
-    ]
 
 
-def _kinds(entry: Entry) -> list[str]:
-    return [kind for kind, rule in KINDS.items() if any(map(rule, entry.occurrences))]
-
-
-def _module(module: nn.Module) -> dict[str, Any]:
-    """What of a module decides which of its tensors move in training."""
-    moves = keeps_running_statistics(module)
-    own = [buffer for buffer in module._buffers.values() if buffer is not None]
-    return {
-        "type": type(module).__name__,
-        "moves": moves,
-        "moving_bytes": sum(buffer.nbytes for buffer in own) if moves else 0,
-    }
+def _modules(stock: Inventory, terms: Mapping[str, Collection[int]]) -> Iterator[dict[str, Any]]:
+    """What of each module, in the order of the ledger's paths, is drawn and moves in training."""
+    own: dict[int, list[int]] = {}
+    for index, entry in enumerate(stock.entries):
+        for owner in {id(place.owner) for place in entry.occurrences}:
+            own.setdefault(owner, []).append(index)
+    for path, module in stock.model.named_modules():
+        moves = keeps_running_statistics(module)
+        buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
+        yield {
+            "type": type(module).__name__,
+            "moves": moves,
+            "moving_bytes": sum(buffer.nbytes for buffer in buffers) if moves else 0,
+            "own": _ranges(own.get(id(module), ())),
+            "within": _ranges(terms.get(str(Path(path)) if path else "all", ())),
+        }

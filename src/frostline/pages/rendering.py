@@ -14,6 +14,7 @@ from typing import Any
 
 from frostline._files import check_replaceable, output_errors, write_bytes
 from frostline.errors import OutputError
+from frostline.tasks import label, shown
 from frostline.units import format_bytes, format_count, format_seconds
 
 # What all pages begin with: the second is the icon, by which those of before are known.
@@ -82,7 +83,10 @@ def _templates() -> Any:
         count=format_count,
         seconds=format_seconds,
         percent=percent,
-        name=shown,
+        name=spelt,
+        label=label,
+        capital=lambda text: text[:1].upper() + text[1:],
+        metric=lambda value, name: shown(name, value),
     )
     return made
 
@@ -92,7 +96,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def shown(text: object) -> str:
+def spelt(text: object) -> str:
     """A name as it may be shown: control signs, and those that turn the writing, spelt out.
 
     A name from a file system need not be text either; what cannot be written is spelt out too.

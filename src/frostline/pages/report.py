@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import final
 
-from frostline.pages.charts import HEIGHT, Bar, LineChart, line_chart, upright_bars
+from frostline.pages.charts import BESIDE, HEIGHT, Bar, LineChart, line_chart, upright_bars
 from frostline.pages.facts import ReportFacts
 from frostline.pages.rendering import render
-from frostline.records import ClassLine, EpochLine, PhaseLine, ResultNotes
+from frostline.records import EpochLine, PhaseRecord, ResultNotes
 from frostline.records.calibration import Calibration, calibration
 from frostline.records.intervals import share_interval
 from frostline.records.spending import Spending, is_plain, spending
+from frostline.tasks import ClassMetrics, class_metrics, label
 
 MATRIX_CLASSES = 20  # a matrix of more is not read any more, and the pairs are told instead
 _PAIRS = 20
@@ -55,6 +56,9 @@ def render_report(facts: ReportFacts) -> str:
         phases=_phases(facts),
         charts=_charts(records.epochs, _phases(facts)),
         epochs=_some(records.epochs),
+        trained=tuple(dict.fromkeys(name for line in records.epochs for name in line.train)),
+        validated=tuple(dict.fromkeys(n for line in records.epochs for n in line.validation)),
+        nan=math.nan,
         matrix=_matrix(result),
         pairs=_pairs(result),
         classes=_worst_first(result),
@@ -80,68 +84,72 @@ SPENT_WORDS = {
 
 
 def _interval(result: ResultNotes | None) -> tuple[float, float] | None:
-    if result is None or not result.samples:
+    """Of the accuracy, 95 %."""
+    if result is None or not result.samples or "accuracy" not in result.metrics:
         return None
-    return share_interval(round(result.accuracy * result.samples), result.samples)
+    return share_interval(round(result.metrics["accuracy"] * result.samples), result.samples)
 
 
-def _phases(facts: ReportFacts) -> tuple[PhaseLine, ...]:
+def _phases(facts: ReportFacts) -> tuple[PhaseRecord, ...]:
     return facts.records.result.phases if facts.records.result else ()
 
 
 def _from_predictions(facts: ReportFacts) -> ResultNotes | None:
-    """Figures of a run that has not ended, from what its best epoch made of each sample."""
+    """Metrics of a run that has not ended, from what its best epoch made of each sample."""
     judged, best = facts.records.judged, facts.records.best
     if judged is None or best is None or judged.epoch != best.epoch:
         return None
     confusion = judged.confusion(len(facts.classes))
-    hits, told, support = confusion.diagonal(), confusion.sum(dim=0), confusion.sum(dim=1)
-    lines = tuple(
-        ClassLine(name, _share(hit, of), _share(hit, own), _share(2 * hit, of + own), own)
-        for name, hit, of, own in zip(
-            facts.classes, hits.tolist(), told.tolist(), support.tolist(), strict=True
-        )
-    )
-    return ResultNotes(
-        *(best.epoch, best.val_loss, best.val_accuracy, best.val_macro_f1, len(judged)),
-        *(lines, tuple(map(tuple, confusion.tolist())), 0, 0, ""),
-    )
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+    per_class = class_metrics(confusion, facts.classes)[1]
+    counts = tuple(map(tuple, confusion.tolist()))
+    return ResultNotes(best.epoch, best.validation, len(judged), per_class, counts)
 
 
 def _charts(
-    epochs: Sequence[EpochLine], phases: Sequence[PhaseLine]
+    epochs: Sequence[EpochLine], phases: Sequence[PhaseRecord]
 ) -> tuple[tuple[LineChart, tuple[tuple[str, str], ...]], ...]:
-    """Loss, accuracy and learning rate, each with its legend of style and name."""
+    """Metrics and learning rate, each with its legend of style and name."""
     if not epochs:
         return ()
     numbers = [line.epoch for line in epochs]
     marks = _marks(epochs, phases)
-    losses = (
-        ("training", "b", [line.train_loss for line in epochs]),
-        ("validation", "a", [line.val_loss for line in epochs]),
-    )
-    shares = (
-        ("training", "b", [line.train_accuracy for line in epochs]),
-        ("validation", "a", [line.val_accuracy for line in epochs]),
-        ("validation macro F1", "c", [line.val_macro_f1 for line in epochs]),
-    )
+    made = [line_chart(title, numbers, series, marks=marks) for title, series in _courses(epochs)]
     rates = [("highest", "a", [max(line.lrs) for line in epochs])]
     if any(len(line.lrs) > 1 for line in epochs):
         rates.append(("lowest", "b", [min(line.lrs) for line in epochs]))
-    made = (
-        line_chart("Loss", numbers, losses, marks=marks),
-        line_chart("Accuracy", numbers, shares, marks=marks),
-        line_chart("Learning rate", numbers, rates, marks=marks),
-    )
+    made.append(line_chart("Learning rate", numbers, rates, marks=marks))
     return tuple((chart, tuple((line.style, line.name) for line in chart.lines)) for chart in made)
 
 
+def _courses(
+    epochs: Sequence[EpochLine],
+) -> Iterator[tuple[str, list[tuple[str, str, list[float]]]]]:
+    """A title and lines of name, style and values for each chart of metrics."""
+    names = dict.fromkeys(name for line in epochs for name in (*line.train, *line.validation))
+    for name in names:
+        beside = [other for other, first in BESIDE.items() if first == name and other in names]
+        if BESIDE.get(name) in names:
+            continue
+        lines = [
+            ("training", "b", [line.train.get(name, math.nan) for line in epochs]),
+            *(
+                (
+                    "validation" if of == name else f"validation {label(of)}",
+                    style,
+                    [line.validation.get(of, math.nan) for line in epochs],
+                )
+                for of, style in zip((name, *beside), "acd", strict=False)
+            ),
+        ]
+        title = label(name)
+        yield (
+            title[:1].upper() + title[1:],
+            [one for one in lines if not all(map(math.isnan, one[2]))],
+        )
+
+
 def _marks(
-    epochs: Sequence[EpochLine], phases: Sequence[PhaseLine]
+    epochs: Sequence[EpochLine], phases: Sequence[PhaseRecord]
 ) -> list[tuple[float, str, str]]:
     names = {phase.phase: phase.name for phase in phases}
     marks = [
@@ -169,7 +177,7 @@ def _matrix(result: ResultNotes | None) -> tuple[tuple[_Cell, ...], ...]:
         return ()
     return tuple(
         tuple(
-            _Cell(count, math.ceil(_SHADES * _share(count, sum(row))), true == told)
+            _Cell(count, math.ceil(_SHADES * count / (sum(row) or 1)), true == told)
             for told, count in enumerate(row)
         )
         for true, row in enumerate(result.confusion)
@@ -190,7 +198,7 @@ def _pairs(result: ResultNotes | None) -> tuple[_Pair, ...]:
     return tuple(sorted(found, key=lambda p: (-p.count, -p.share, p.true, p.told))[:_PAIRS])
 
 
-def _worst_first(result: ResultNotes | None) -> tuple[ClassLine, ...]:
+def _worst_first(result: ResultNotes | None) -> tuple[ClassMetrics, ...]:
     """All classes in their order; of many, the worst ones first."""
     if result is None:
         return ()

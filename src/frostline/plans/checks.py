@@ -7,8 +7,9 @@ from itertools import combinations, pairwise
 
 from torch import nn
 
-from frostline.plans.parts import Part, Rate, parts
-from frostline.plans.phases import Phase
+from frostline.groups import Rate
+from frostline.plans.parts import Part, parts
+from frostline.plans.phases import Phase, Until
 from frostline.recipe import Recipe
 from frostline.selectors import select
 
@@ -40,9 +41,9 @@ def _met_before(found: Sequence[Part]) -> Iterator[str]:
     """Targets that an earlier phase has reached when it ends by its own."""
     for earlier, later in combinations(found, 2):
         first, second = earlier.phase.until, later.phase.until
-        if first is None or second is None or first.target is None or second.target is None:
+        if first is None or second is None or first.monitor != second.monitor:
             continue
-        if first.monitor == second.monitor and second.is_reached(first.target):
+        if _meets(first, second):
             yield (
                 f"{later.place} would end after its first epoch: its target, {second.monitor} "
                 f"{second.target:g}, is met where {earlier.place} meets its own, "
@@ -50,16 +51,28 @@ def _met_before(found: Sequence[Part]) -> Iterator[str]:
             )
 
 
+def _meets(first: Until, second: Until) -> bool:
+    """Whether what meets the first target meets the second, as far as the direction is known."""
+    if first.target is None or second.target is None:
+        return False
+    better = {"accuracy": 1, "macro_f1": 1, "loss": -1}.get(first.monitor or "", 0)
+    return better != 0 and better * (first.target - second.target) >= 0
+
+
 def _repeated(found: Sequence[Part]) -> Iterator[str]:
     for before, after in pairwise(found):
         if before.selection.names != after.selection.names:
             continue
         goes_on = after.phase.start == "last" and after.phase.state == "keep"
-        if goes_on and before.rates == after.rates and _manner(before) == _manner(after):
+        if goes_on and _peaks(before) == _peaks(after) and _manner(before) == _manner(after):
             yield (
                 f"{after.place} trains the same as {before.place} with the same settings. Make "
                 "them one phase, unless its learning rate is to begin anew."
             )
+
+
+def _peaks(part: Part) -> dict[int, float]:
+    return {key: rate.lr for key, rate in part.rates.items()}
 
 
 def _manner(part: Part) -> dict[str, object]:
@@ -87,7 +100,7 @@ def _jumps(found: Sequence[Part]) -> Iterator[str]:
         if worst is not None and _ratio(worst[0].lr, worst[1]) > _MOST_JUMP:
             rate, before, place = worst
             yield (
-                f"the learning rate of {rate.parameter} goes from {before:.2g} in {place} to "
+                f"the learning rate of {rate.name} goes from {before:.2g} in {place} to "
                 f"{rate.lr:.2g} in {part.place}, by a factor of {_ratio(rate.lr, before):,.0f}. "
                 "Check lr, layer_decay and lr_mult of both."
             )
@@ -100,7 +113,7 @@ def _spans(found: Sequence[Part]) -> Iterator[str]:
         if _ratio(low.lr, high.lr) > _MOST_SPAN:
             yield (
                 f"{part.place}: learning rates span a factor of {_ratio(low.lr, high.lr):,.0f}, "
-                f"from {low.lr:.2g} for {low.parameter} to {high.lr:.2g} for {high.parameter}. "
+                f"from {low.lr:.2g} for {low.name} to {high.lr:.2g} for {high.name}. "
                 "Bring layer_decay nearer to 1, or freeze what would hardly move."
             )
 
@@ -112,7 +125,7 @@ def _steep(found: Sequence[Part], recipe: Recipe) -> Iterator[str]:
         high = _extremes(part)[1]
         if high.lr > _MOST_ADAM_LR:
             yield (
-                f"{part.place}: a learning rate of {high.lr:.2g} for {high.parameter} is far "
+                f"{part.place}: a learning rate of {high.lr:.2g} for {high.name} is far "
                 f"above what {recipe.optimizer} bears; 1e-3 is a usual one."
             )
 

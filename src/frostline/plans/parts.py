@@ -11,24 +11,12 @@ from torch import nn
 
 from frostline.errors import ConfigError, SelectorError
 from frostline.freezing.refusals import why_inert
+from frostline.groups import Rate, default_lr, rates_by_rule
 from frostline.plans.phases import Phase
 from frostline.recipe import Recipe
-from frostline.selectors import Selection, inventory, nothing, parse, select, select_whole, stages
+from frostline.selectors import Selection, inventory, nothing, parse, select
 
-# As groups.default_lr has them, which stands on a higher floor; a test holds the two together.
-_HEAD_LR = 3e-3
-_OTHER_LR = 3e-4
-_SGD_FACTOR = 10
 _DO = "Train something, as train='stage:-1' for the head."
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """The peak learning rate of one parameter in one phase."""
-
-    parameter: str
-    lr: float
 
 
 @final
@@ -40,7 +28,7 @@ class Part:
         place: how messages call the phase: `phase 2 (tune)`.
         phase: with what it leaves open filled in from the recipe.
         selection: what trains.
-        rates: `id()` of each trained parameter -> its peak learning rate.
+        rates: `id()` of each trained parameter -> its rate, with the peak learning rate.
     """
 
     place: str
@@ -117,31 +105,16 @@ def _asked(phase: Phase) -> str:
 
 
 def _rates(model: nn.Module, phase: Phase, selection: Selection, recipe: Recipe) -> dict[int, Rate]:
-    """As `groups.param_groups` gives them once the phase's freeze is in place."""
-    stock = inventory(model)
-    depth = {id(stock.entries[i].tensor): n for n, own in enumerate(stages(stock)) for i in own}
-    last = max(depth.values())
+    """The peaks that `groups.param_groups` gives once the phase's freeze is in place."""
+    peak = phase.lr or default_lr(model, optimizer=recipe.optimizer, trained=selection)
     with naming("lr_mult"):
-        factors = [
-            (_ids(select_whole(model, key)), factor) for key, factor in phase.lr_mult.items()
-        ]
-    trained = [entry for entry in selection.entries if entry.is_parameter]
-    head_alone = all(depth[id(entry.tensor)] == last for entry in trained)
-    peak = phase.lr or default_lr(head_alone=head_alone, optimizer=recipe.optimizer)
-    found = {}
-    for entry in trained:
-        key = id(entry.tensor)
-        rate = peak * (phase.layer_decay or 1.0) ** (last - depth[key])
-        for picked, factor in factors:
-            rate *= factor if key in picked else 1.0
-        found[key] = Rate(entry.name, rate)
-    return found
-
-
-def default_lr(*, head_alone: bool, optimizer: str) -> float:
-    """The learning rate of a phase that names none, as `groups.default_lr` gives it."""
-    return (_HEAD_LR if head_alone else _OTHER_LR) * (_SGD_FACTOR if optimizer == "sgd" else 1)
-
-
-def _ids(selection: Selection) -> frozenset[int]:
-    return frozenset(map(id, selection.parameters))
+        rates = rates_by_rule(
+            model,
+            lr=peak,
+            weight_decay=0.0,
+            layer_decay=phase.layer_decay or 1.0,
+            lr_mult=phase.lr_mult,
+            no_decay=nothing,
+            trained=selection,
+        )
+    return {id(rate.parameter): rate for rate in rates}

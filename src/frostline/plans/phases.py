@@ -8,25 +8,15 @@ from typing import Annotated, Literal, Self, TypeVar, final
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from frostline.choices import NormPolicy, Schedule, Snapshot
 from frostline.errors import ConfigError, SelectorError
-from frostline.plans._data import Data
-from frostline.recipe import Monitor, Recipe, refuse_truth
+from frostline.recipe import Data, Recipe, refuse_truth
 from frostline.selectors import Selector, as_selector, parse
 
 _Value = TypeVar("_Value")
 _MOST = 10**9  # epochs or steps; no run comes near
 _LONGEST_NAME = 200  # characters
-_SHARES = ("accuracy", "macro_f1")  # figures that lie from 0 to 1
-
-
-def is_better(
-    figure: float, best: float | None, *, monitor: Monitor, min_change: float = 0.0
-) -> bool:
-    """Whether `figure` beats the best so far, by `min_change` at least; NaN never does."""
-    if best is None or math.isnan(figure):
-        return not math.isnan(figure)
-    gain = best - figure if monitor == "loss" else figure - best
-    return gain > 0 and gain >= min_change
+_SHARES = ("accuracy", "macro_f1")  # metrics that lie from 0 to 1
 
 
 def _selector_text(value: object) -> object:
@@ -57,17 +47,17 @@ class Until(Data):
     """A phase ends early when any of these holds; at least one is given.
 
     Attributes:
-        monitor: the validation figure that is watched; the recipe's by default.
-        patience: epochs without a better figure.
+        monitor: the validation metric that is watched; the recipe's by default.
+        patience: epochs without a better one.
         min_change: smaller improvements do not count as better.
-        target: the figure is reached: this or more, for the loss this or less.
+        target: the metric is reached: this or more, or this or less where lower is better.
         minutes: of wall clock in this phase; a run that is resumed goes on counting.
 
     Raises:
         ConfigError: a value is out of its range, or nothing is given that could end a phase.
     """
 
-    monitor: Monitor | None = None
+    monitor: str | None = None
     patience: int | None = Field(None, ge=1, le=_MOST)
     min_change: float = Field(0.0, ge=0, allow_inf_nan=False)
     target: float | None = Field(None, allow_inf_nan=False)
@@ -83,20 +73,6 @@ class Until(Data):
                 "0 to 1; write 0.95 for 95 %"
             )
         return self
-
-    def is_better(self, figure: float, best: float | None) -> bool:
-        """Whether a new figure beats the best so far, by `min_change` at least; NaN never does."""
-        return is_better(figure, best, monitor=self._monitor, min_change=self.min_change)
-
-    def is_reached(self, figure: float) -> bool:
-        """Whether `figure` meets the target; False without one, and for NaN."""
-        if self.target is None:
-            return False
-        return figure <= self.target if self._monitor == "loss" else figure >= self.target
-
-    @property
-    def _monitor(self) -> Monitor:
-        return _completed(self.monitor, "monitor")
 
 
 @final
@@ -129,17 +105,17 @@ class Phase(Data):
     name: str = ""
     train: SelectorText | None = None
     freeze: SelectorText | None = None
-    norm: Literal["hold", "adapt"] = "hold"
+    norm: NormPolicy = "hold"
     epochs: int | None = Field(None, ge=1, le=_MOST)
     steps: int | None = Field(None, ge=1, le=_MOST)
     until: Until | None = None
     lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     layer_decay: float | None = Field(None, gt=0, le=1)
     weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
-    schedule: Literal["cosine", "constant"] | None = None
+    schedule: Schedule | None = None
     warmup: float | None = Field(None, ge=0, allow_inf_nan=False)
     lr_mult: dict[str, Factor] = Field(default_factory=dict)
-    start: Literal["best", "last"] = "last"
+    start: Snapshot = "last"
     state: Literal["keep", "fresh"] = "keep"
 
     @field_validator("name")

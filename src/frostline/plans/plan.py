@@ -11,15 +11,18 @@ from torch import nn
 
 from frostline._files import write_text
 from frostline.errors import ConfigError
-from frostline.plans import ready, text
-from frostline.plans._data import Data
+from frostline.plans import text
 from frostline.plans.checks import check
 from frostline.plans.phases import Phase
-from frostline.plans.ready import Head, Phases
 from frostline.plans.showing import model_table, plan_table
-from frostline.recipe import Recipe
+from frostline.recipe import Data, Recipe
+from frostline.selectors import Selector, inventory, select, select_policy
+from frostline.selectors import stages as stages_of
 from frostline.tables import Table
 
+Head = str | Selector
+_HEAD = "stage:-1"
+_MOST_STAGES = 4  # that a gradual plan thaws by itself
 _MOST_PHASES = 1000
 
 
@@ -126,7 +129,8 @@ class Plan(Data):
 
         Source: Donahue et al. 2014, DeCAF; features of a frozen network under a new classifier.
         """
-        return cls._fitting(model, ready.head_only(model, epochs=epochs, lr=lr, head=head))
+        select(model, head)
+        return cls._fitting(model, _head(head, epochs, lr=lr))
 
     @classmethod
     def gradual(
@@ -148,15 +152,26 @@ class Plan(Data):
 
         Source: Howard & Ruder 2018, ULMFiT: gradual unfreezing, discriminative fine-tuning.
         """
-        phases = ready.gradual(
-            model,
-            stages=stages,
-            epochs_each=epochs_each,
-            lr=lr,
-            layer_decay=layer_decay,
-            head=head,
+        count = _stage_count(model)
+        wanted = min(_MOST_STAGES, count) if stages is None else stages
+        if not 1 <= wanted <= count:
+            raise ConfigError(
+                f"stages={wanted} asks for what {type(model).__name__} does not have: it has "
+                f"{count}, the head among them. Ask for 1 to {count}; see them: "
+                "print(fl.summary(model))."
+            )
+        select(model, head)
+        thawed = (
+            Phase(
+                name=f"top {number}",
+                train=_beside(head, f"stage:-{number}..-1"),
+                epochs=epochs_each,
+                lr=lr,
+                layer_decay=layer_decay,
+            )
+            for number in range(2, wanted + 1)
         )
-        return cls._fitting(model, phases)
+        return cls._fitting(model, _head(head, epochs_each), *thawed)
 
     @classmethod
     def lp_ft(
@@ -179,15 +194,16 @@ class Plan(Data):
         Source: Kumar et al. 2022, Fine-Tuning can Distort Pretrained Features and Underperform
             Out-of-Distribution.
         """
-        phases = ready.lp_ft(
-            model,
-            probe_epochs=probe_epochs,
-            tune_epochs=tune_epochs,
+        select(model, head)
+        tune = Phase(
+            name="tune",
+            train="all",
+            epochs=tune_epochs,
             lr=lr,
             layer_decay=layer_decay,
-            head=head,
+            start="best",
         )
-        return cls._fitting(model, phases)
+        return cls._fitting(model, _head(head, probe_epochs, name="probe"), tune)
 
     @classmethod
     def surgical(
@@ -211,10 +227,16 @@ class Plan(Data):
 
         Source: Lee et al. 2022, Surgical Fine-Tuning Improves Adaptation to Distribution Shifts.
         """
-        phases = ready.surgical(
-            model, stage=stage, head_epochs=head_epochs, epochs=epochs, lr=lr, head=head
-        )
-        return cls._fitting(model, phases)
+        chosen = f"stage:{stage}"
+        if set(select(model, chosen).names) <= set(select(model, head).names):
+            below = _stage_count(model) - 2
+            others = f"Choose one below it, 0 to {below}" if below >= 0 else "It has no other stage"
+            raise ConfigError(
+                f"stage={stage} of {type(model).__name__} is the head, which trains in any case. "
+                f"{others}; Plan.head_only trains the head alone."
+            )
+        tune = Phase(name="tune", train=f"{chosen} | {head}", epochs=epochs, lr=lr)
+        return cls._fitting(model, _head(head, head_epochs), tune)
 
     @classmethod
     def full(
@@ -231,8 +253,8 @@ class Plan(Data):
 
         Source: Clark et al. 2020, ELECTRA, and Bao et al. 2021, BEiT, for the layer-wise decay.
         """
-        phases = ready.full(epochs=epochs, lr=lr, layer_decay=layer_decay)
-        return cls._fitting(model, phases)
+        every = Phase(name="all", train="all", epochs=epochs, lr=lr, layer_decay=layer_decay)
+        return cls._fitting(model, every)
 
     @classmethod
     def norm_and_bias(
@@ -242,11 +264,21 @@ class Plan(Data):
 
         Source: Ben Zaken et al. 2021, BitFit; Cai et al. 2020, TinyTL.
         """
-        return cls._fitting(model, ready.norm_and_bias(model, epochs=epochs, lr=lr, head=head))
+        own = set(select(model, head).names)
+        kinds = [k for k in ("kind:norm", "kind:bias") if set(select_policy(model, k).names) - own]
+        if not kinds:
+            raise ConfigError(
+                f"{type(model).__name__} has neither a norm nor a bias below its head, so there "
+                "is nothing for this plan to train there. Use Plan.head_only or Plan.lp_ft."
+            )
+        train = " | ".join([*kinds, str(head)])
+        return cls._fitting(
+            model, Phase(name="norms and biases", train=train, epochs=epochs, lr=lr)
+        )
 
     @classmethod
-    def _fitting(cls, model: nn.Module, phases: Phases) -> Self:
-        """The plan, once it is known that each phase trains something in `model`."""
+    def _fitting(cls, model: nn.Module, *phases: Phase) -> Self:
+        """The plan, once it is known that each of its phases trains something in `model`."""
         plan = cls(phases)
         plan.check(model)
         return plan
@@ -265,3 +297,16 @@ class Plan(Data):
 
     def __str__(self) -> str:
         return str(plan_table(self.phases))
+
+
+def _head(head: Head, epochs: int, *, name: str = "head", lr: float | None = None) -> Phase:
+    return Phase(name=name, train=head, epochs=epochs, lr=lr)
+
+
+def _beside(head: Head, chosen: str) -> str:
+    """The stages `chosen`, which hold the last one, with the head where that is another."""
+    return chosen if str(head) == _HEAD else f"{chosen} | {head}"
+
+
+def _stage_count(model: nn.Module) -> int:
+    return len(stages_of(inventory(model)))

@@ -1,38 +1,28 @@
-"""What a run has noted of itself, read back: its predictions, its data, its sessions, its figures.
+"""What a run writes down of itself, read back: its epochs, predictions, data and sessions.
 
-Whatever is missing or damaged is told, not raised: older runs noted less, and a report of a run
+Whatever is missing or damaged is said, not raised: older runs wrote less, and a report of a run
 that lost a file is worth more than none.
 """
 
-from frostline.records.predictions import Judged, judged_of, read_judged, write_judged
-from frostline.records.reading import (
-    ClassLine,
-    DataNotes,
-    EpochLine,
-    PhaseLine,
-    ResultNotes,
-    RunRecords,
-    read_records,
-    write_data_notes,
-)
-from frostline.records.sessions import BY_MODEL, FedNote, Session, read_sessions, write_sessions
-
-__all__ = [
-    "BY_MODEL",
-    "ClassLine",
-    "DataNotes",
-    "EpochLine",
-    "FedNote",
-    "Judged",
-    "PhaseLine",
-    "ResultNotes",
-    "RunRecords",
-    "Session",
-    "judged_of",
-    "read_judged",
-    "read_records",
-    "read_sessions",
-    "write_data_notes",
-    "write_judged",
-    "write_sessions",
-]
+from frostline.records.epochs import EpochRecord as EpochRecord
+from frostline.records.epochs import PhaseRecord as PhaseRecord
+from frostline.records.epochs import Proven as Proven
+from frostline.records.epochs import Spent as Spent
+from frostline.records.epochs import phase_table as phase_table
+from frostline.records.folder import RunFolder as RunFolder
+from frostline.records.journal import BY_MODEL as BY_MODEL
+from frostline.records.journal import Journal as Journal
+from frostline.records.journal import PipelineFacts as PipelineFacts
+from frostline.records.journal import RunPart as RunPart
+from frostline.records.journal import read_sessions as read_sessions
+from frostline.records.journal import write_sessions as write_sessions
+from frostline.records.predictions import Judged as Judged
+from frostline.records.predictions import judged_of as judged_of
+from frostline.records.predictions import read_judged as read_judged
+from frostline.records.predictions import write_judged as write_judged
+from frostline.records.reading import DataNotes as DataNotes
+from frostline.records.reading import EpochLine as EpochLine
+from frostline.records.reading import ResultNotes as ResultNotes
+from frostline.records.reading import RunRecords as RunRecords
+from frostline.records.reading import read_records as read_records
+from frostline.records.reading import write_data_notes as write_data_notes

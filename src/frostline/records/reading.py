@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, final
 
+from pydantic import TypeAdapter
+
 from frostline._files import json_checked, json_with_sum, write_text
 from frostline.errors import ConfigError
-from frostline.folder import RunFolder
+from frostline.records.epochs import PhaseRecord, Proven, Spent
+from frostline.records.folder import RunFolder
+from frostline.records.journal import RunPart, read_sessions
 from frostline.records.predictions import Judged, read_judged
-from frostline.records.sessions import Session, read_sessions
+from frostline.tasks import ClassMetrics
 
 _Found = TypeVar("_Found")
 # What a missing, cut or overwritten file makes json and the readers raise.
@@ -22,23 +26,22 @@ _DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError)
 @final
 @dataclass(frozen=True, slots=True)
 class EpochLine:
-    """A line of `metrics.jsonl`; seconds by kind are None where they were not noted."""
+    """A line of `metrics.jsonl`: metrics by name.
+
+    Attributes:
+        lrs: learning rates, highest first.
+        spent: where the seconds went; None where it was not noted.
+    """
 
     epoch: int
     phase: int
     lr: float
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    val_macro_f1: float
+    train: Mapping[str, float]
+    validation: Mapping[str, float]
     seconds: float
     best: bool
-    lrs: tuple[float, ...] = ()
-    idle_seconds: float | None = None
-    prefix_seconds: float | None = None
-    step_seconds: float | None = None
-    validation_seconds: float | None = None
+    lrs: tuple[float, ...]
+    spent: Spent | None
 
 
 @final
@@ -60,50 +63,21 @@ class DataNotes:
 
 @final
 @dataclass(frozen=True, slots=True)
-class ClassLine:
-    """Figures of one class."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    samples: int
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class PhaseLine:
-    """What is noted of a phase that has ended."""
-
-    phase: int
-    name: str
-    trained: int
-    epochs: int
-    steps: int
-    feed_seconds: float
-    seconds: float
-    plain_step_seconds: float
-    ended: str
-    frozen_tensors: int
-    frozen_nbytes: int
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class ResultNotes:
-    """What `result.json` holds: figures of the best epoch, and the proof at the run's end."""
+    """What `result.json` holds: metrics of the best epoch, and the proof at the run's end.
+
+    Attributes:
+        per_class, confusion: of a classifier; else empty.
+        frozen: None for a run that has not ended.
+    """
 
     epoch: int
-    loss: float
-    accuracy: float
-    macro_f1: float
+    metrics: Mapping[str, float]
     samples: int
-    per_class: tuple[ClassLine, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    frozen_tensors: int
-    frozen_nbytes: int
-    fingerprint: str
-    phases: tuple[PhaseLine, ...] = ()
+    per_class: tuple[ClassMetrics, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+    frozen: Proven | None = None
+    phases: tuple[PhaseRecord, ...] = ()
 
 
 @final
@@ -121,7 +95,7 @@ class RunRecords:
     result: ResultNotes | None = None
     data: DataNotes | None = None
     judged: Judged | None = None
-    sessions: tuple[Session, ...] = ()
+    sessions: tuple[RunPart, ...] = ()
     validated_on: tuple[str, ...] = ()
     delta_bytes: int | None = None
     lacks: tuple[str, ...] = field(default=())
@@ -157,7 +131,7 @@ def read_records(folder: RunFolder) -> RunRecords:
     return RunRecords(
         epochs=tried(folder.metrics, read_epochs, (), "nothing is known of single epochs"),
         result=tried(
-            folder.result, _read_result, no_result, "the run has not ended, or lost its figures"
+            folder.result, _read_result, no_result, "the run has not ended, or lost its metrics"
         ),
         data=tried(folder.data, read_data_notes, no_data, "nothing is known of the data's audit"),
         judged=tried(
@@ -212,34 +186,37 @@ def read_data_notes(path: Path) -> DataNotes:
 
 
 def _epoch(line: Mapping[str, Any]) -> EpochLine:
-    given = {name: line[name] for name in EpochLine.__dataclass_fields__ if name in line}
-    given["lrs"] = tuple(map(float, line.get("lrs") or (line["lr"],)))
-    return EpochLine(**{"phase": 1, **given})
+    spent = {field.name: line[field.name] for field in fields(Spent) if field.name in line}
+    return EpochLine(
+        int(line["epoch"]),
+        int(line.get("phase", 1)),
+        float(line["lr"]),
+        _by_name(line, "train_"),
+        _by_name(line, "val_"),
+        float(line["seconds"]),
+        bool(line["best"]),
+        tuple(map(float, line.get("lrs") or (line["lr"],))),
+        Spent(**spent) if spent else None,
+    )
+
+
+def _by_name(line: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    return {n.removeprefix(prefix): float(v) for n, v in line.items() if n.startswith(prefix)}
 
 
 def _read_result(path: Path) -> ResultNotes:
     content = json_checked(path.read_text(encoding="utf-8"))
-    frozen = content["frozen"]
+    beside = {"epoch", "samples", "per_class", "confusion", "frozen", "phases"}
+    metrics = {name: float(value) for name, value in content.items() if name not in beside}
+    frozen, per_class = content["frozen"], content.get("per_class", ())
     return ResultNotes(
-        epoch=int(content["epoch"]),
-        loss=float(content["loss"]),
-        accuracy=float(content["accuracy"]),
-        macro_f1=float(content["macro_f1"]),
-        samples=int(content["samples"]),
-        per_class=tuple(ClassLine(**line) for line in content["per_class"]),
-        confusion=_square(content["confusion"], len(content["per_class"])),
-        frozen_tensors=int(frozen["tensors"]),
-        frozen_nbytes=int(frozen["bytes"]),
-        fingerprint=str(frozen["fingerprint"]),
-        phases=tuple(map(_phase, content.get("phases", ()))),
-    )
-
-
-def _phase(line: Mapping[str, Any]) -> PhaseLine:
-    given = {name: line[name] for name in PhaseLine.__dataclass_fields__ if name in line}
-    frozen = line["frozen"]
-    return PhaseLine(
-        **given, frozen_tensors=int(frozen["tensors"]), frozen_nbytes=int(frozen["nbytes"])
+        int(content["epoch"]),
+        metrics,
+        int(content["samples"]),
+        tuple(ClassMetrics(**line) for line in per_class),
+        _square(content.get("confusion", ()), len(per_class)),
+        Proven(int(frozen["tensors"]), int(frozen["bytes"]), str(frozen["fingerprint"])),
+        TypeAdapter(tuple[PhaseRecord, ...]).validate_python(content.get("phases", ())),
     )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from frostline.records.epochs import Spent
+from frostline.records.journal import BY_MODEL, PipelineFacts
 from frostline.records.reading import RunRecords
-from frostline.records.sessions import BY_MODEL, FedNote
 
 
 @final
@@ -49,17 +50,17 @@ class Spending:
 def spending(records: RunRecords) -> Spending | None:
     """Where the time went; None where a run did not note it."""
     epochs = records.epochs
-    if not epochs or any(line.step_seconds is None for line in epochs):
+    spent = [line.spent for line in epochs if line.spent is not None]
+    if not epochs or len(spent) < len(epochs):
         return None
     fed = [note for session in records.sessions for note in session.fed]
     decode = sum(note.decode_seconds for note in fed)
     stored = sum(note.prefix_seconds for note in fed)
     preparing = max(0.0, sum(note.seconds for note in fed) - decode - stored)
-    prefix = stored + sum(line.prefix_seconds or 0.0 for line in epochs)
-    suffix, idle, validation = (
-        sum(getattr(line, f"{kind}_seconds") or 0.0 for line in epochs)
-        for kind in ("step", "idle", "validation")
-    )
+    prefix = stored + sum(one.prefix_seconds for one in spent)
+    suffix = sum(one.step_seconds for one in spent)
+    idle = sum(one.idle_seconds for one in spent)
+    validation = sum(one.validation_seconds for one in spent)
     known = preparing + decode + prefix + suffix + idle + validation
     total = max(known, sum(session.seconds for session in records.sessions))
     own = decode + prefix + idle + suffix + validation
@@ -69,19 +70,20 @@ def spending(records: RunRecords) -> Spending | None:
     )
 
 
-def _plain(records: RunRecords, fed: dict[int, FedNote]) -> float | None:
+def _plain(records: RunRecords, fed: dict[int, PipelineFacts]) -> float | None:
     """What the frozen part would take in each epoch, and all else as it was."""
     seconds = 0.0
     for line in records.epochs:
         note = fed.get(line.phase)
+        spent = line.spent or Spent()
         if note is None or (note.stored_samples and not note.plain_seconds_per_sample):
             return None
-        seconds += (line.step_seconds or 0.0) + (line.validation_seconds or 0.0)
-        seconds += line.prefix_seconds or 0.0  # computed as batches came, as a plain loop does
+        seconds += spent.step_seconds + spent.validation_seconds
+        seconds += spent.prefix_seconds  # computed as batches came, as a plain loop does
         if note.stored_samples:
             seconds += note.plain_seconds_per_sample * note.stored_samples
         else:
-            seconds += line.idle_seconds or 0.0
+            seconds += spent.idle_seconds
     return seconds
 
 
@@ -91,5 +93,5 @@ def is_plain(records: RunRecords) -> bool:
     return bool(fed) and all(note.form == BY_MODEL for note in fed)
 
 
-def _last_of_each_phase(fed: Sequence[FedNote]) -> dict[int, FedNote]:
+def _last_of_each_phase(fed: Sequence[PipelineFacts]) -> dict[int, PipelineFacts]:
     return {note.phase: note for note in fed}

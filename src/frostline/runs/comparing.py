@@ -9,15 +9,15 @@ from typing import final
 
 from frostline.config import RunSettings
 from frostline.errors import ConfigError
-from frostline.folder import RunFolder
 from frostline.pages.comparison import Compared, ComparedRun, Differing, render_comparison
 from frostline.pages.rendering import now_in_words, save_page
-from frostline.records import RunRecords
+from frostline.records import RunFolder, RunRecords
 from frostline.records.intervals import Paired, share_interval
 from frostline.records.pairing import Side, compared, same_training, same_validation
 from frostline.records.spending import spending
 from frostline.runs.reporting import flat_settings, read_fitting, trained_tensors
 from frostline.tables import Table, columns
+from frostline.tasks import label, shown
 from frostline.units import format_bytes, format_seconds
 
 _BESIDE = 4  # runs whose settings stand in columns; more stand in rows
@@ -34,13 +34,12 @@ class Comparison:
 
     def figures(self) -> Table:
         """A row for each run: figures of its best epoch, time, delta size, frozen share."""
-        heads = columns("run", "accuracy", "macro F1", "loss", "epoch", "time", "delta", "frozen")
+        names = self.facts.metrics
+        heads = columns("run", *map(label, names), "epoch", "time", "delta", "frozen")
         rows = tuple(
             (
                 run.name,
-                _figure(run.accuracy, 3),
-                _figure(run.macro_f1, 3),
-                _figure(run.loss, 4),
+                *(shown(n, run.metrics[n]) if n in run.metrics else "-" for n in names),
                 _epochs(run.records),
                 "-" if run.seconds is None else format_seconds(run.seconds),
                 "-" if run.records.delta_bytes is None else format_bytes(run.records.delta_bytes),
@@ -88,10 +87,8 @@ class Comparison:
                 {
                     "run": run.folder,
                     "name": run.name,
-                    "accuracy": run.accuracy,
+                    **{name: run.metrics.get(name) for name in self.facts.metrics},
                     "accuracy_interval": run.interval,
-                    "macro_f1": run.macro_f1,
-                    "loss": run.loss,
                     "best_epoch": run.records.best.epoch if run.records.best else None,
                     "epochs": len(run.records.epochs),
                     "seconds": run.seconds,
@@ -151,7 +148,7 @@ def compare_runs(paths: Sequence[str | Path]) -> Comparison:
 
 def _run(name: str, folder: RunFolder, side: Side, first: Side) -> ComparedRun:
     records = side.records
-    best = records.best
+    metrics = records.best.validation if records.best else {}
     samples = records.result.samples if records.result else len(records.judged or ())
     spent = spending(records)
     epochs = sum(line.seconds for line in records.epochs)
@@ -159,11 +156,9 @@ def _run(name: str, folder: RunFolder, side: Side, first: Side) -> ComparedRun:
         name=name,
         folder=str(folder.root.resolve()),
         records=records,
-        accuracy=best.val_accuracy if best else None,
-        macro_f1=best.val_macro_f1 if best else None,
-        loss=best.val_loss if best else None,
-        interval=share_interval(round(best.val_accuracy * samples), samples)
-        if best and samples
+        metrics=metrics,
+        interval=share_interval(round(metrics["accuracy"] * samples), samples)
+        if "accuracy" in metrics and samples
         else None,
         seconds=spent.total if spent else (epochs or None),
         frozen_share=_frozen_share(folder, records),
@@ -175,9 +170,9 @@ def _run(name: str, folder: RunFolder, side: Side, first: Side) -> ComparedRun:
 
 def _frozen_share(folder: RunFolder, records: RunRecords) -> float | None:
     trained = sum(tensor.nbytes for tensor in trained_tensors(folder))
-    if records.result is None or not trained:
+    if records.result is None or records.result.frozen is None or not trained:
         return None
-    frozen = records.result.frozen_nbytes
+    frozen = records.result.frozen.nbytes
     return frozen / (frozen + trained)
 
 
@@ -237,10 +232,6 @@ def _names(roots: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(map(str, roots))
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _epochs(records: RunRecords) -> str:

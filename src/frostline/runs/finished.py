@@ -25,7 +25,7 @@ from frostline.data import (
 )
 from frostline.deltas import Delta, load_delta, read_delta
 from frostline.devices import resolve_device
-from frostline.engine import Forward, Hook, evaluate, predict
+from frostline.engine import Hook, evaluate, predict
 from frostline.errors import (
     ConfigError,
     DataError,
@@ -34,15 +34,14 @@ from frostline.errors import (
     WeightsError,
 )
 from frostline.fingerprints import Fingerprint
-from frostline.folder import RunFolder
 from frostline.freezing import not_covered_text
-from frostline.metrics import Evaluation
 from frostline.models import LoadedModel
 from frostline.plans import Phase
-from frostline.runs.course import Survey, survey
-from frostline.runs.feeding import prefixed
+from frostline.records import RunFolder
 from frostline.runs.preparing import build, freeze_as_asked
 from frostline.runs.reporting import RunReport, make_report, promise_of
+from frostline.session import Forward, Survey, prefixed, survey
+from frostline.tasks import Classification, Metrics
 from frostline.units import some_of
 
 _some = partial(some_of, most=5)  # names of tensors in a message
@@ -119,8 +118,8 @@ class FinishedRun:
 
     def evaluate(
         self, images: ImageSet, *, device: str = "auto", hooks: Iterable[Hook] = ()
-    ) -> Evaluation:
-        """Figures on `images`.
+    ) -> Metrics:
+        """Metrics on `images`.
 
         Raises:
             ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
@@ -131,7 +130,7 @@ class FinishedRun:
         return evaluate(
             self.loaded.model,
             given,
-            classes=self.settings.data.classes,
+            task=Classification(self.settings.data.classes),
             device=device,
             precision=self.settings.training.mixed,
             forward=forward,
@@ -165,7 +164,7 @@ class FinishedRun:
             forward=forward,
             hooks=hooks,
         )
-        ranked = found.logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
+        ranked = found.outputs.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
         return [
             Prediction(name, _ranking(classes, values[:top], order[:top]))
             for name, values, order in zip(found.names, *ranked, strict=True)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, final
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frostline.data import Batch, Batches, ImageDataset
-from frostline.devices import resolve_device
+from frostline.data import Batch, Batches, Samples, first_batch
+from frostline.devices import resolve_device, to_device
 from frostline.engine import Predictions, predict
 from frostline.estimates.measuring import measure_step
-from frostline.runs.feeding import CHECKED_SAMPLES, few_of
+from frostline.session.pipelines import CHECKED_SAMPLES
+from frostline.tasks import Task
 
 
 @final
@@ -26,7 +26,7 @@ class FirstSamples:
 
     Attributes:
         inputs: on the device.
-        found: the model's logits, and the targets.
+        found: the model's outputs, and the targets.
         seconds: of one plain forward, for one sample.
         operations: floating-point operations of it; 0 where they were not counted.
     """
@@ -38,33 +38,27 @@ class FirstSamples:
 
     @classmethod
     def of(
-        cls, model: nn.Module, data: object, whole: Batches, *, device: str, judged: bool
+        cls, model: nn.Module, samples: Samples, task: Task, *, device: str, judged: bool
     ) -> Self:
         """Look at them; `judged` also counts operations, and times a pass that need not warm up."""
-        if isinstance(data, ImageDataset):  # do not decode whole batches for a few
-            few_of_them = [data[i] for i in range(min(CHECKED_SAMPLES, len(data)))]
-            inputs, labels = zip(*few_of_them, strict=True)
-            batch = Batch(torch.stack(inputs), torch.tensor(labels), data.names[: len(labels)])
-        else:
-            with closing(whole.epoch(0)) as batches:
-                batch = next(batches)
-        few = few_of(batch.inputs, resolve_device(device))
-        count = min(CHECKED_SAMPLES, len(batch.targets))
-        small = _OneBatch(Batch(few, batch.targets[:count], batch.names[:count]))
+        batch = first_batch(samples, CHECKED_SAMPLES, task.targets)
+        few = to_device(batch.inputs, resolve_device(device))
+        count = len(batch.targets)
+        small = _OneBatch(Batch(few, batch.targets, batch.names))
         operations = _operations(model, small, device) if judged else 0.0
         start = time.perf_counter()
         found = predict(model, small, device=device)
         seconds = time.perf_counter() - start
         return cls(few, found, seconds / count, operations / count)
 
-    def step_seconds(self, model: nn.Module) -> float:
+    def step_seconds(self, model: nn.Module, task: Task) -> float:
         """Seconds of a plain training step on these, for one sample; 0 where it cannot be told."""
         count = len(self.found.targets)
         if not isinstance(self.inputs, Tensor) or count < 2:  # a norm may need two samples
             return 0.0
         targets = self.found.targets.to(self.inputs.device)
         with suppress(RuntimeError, ValueError):  # the run itself says better what is wrong
-            return measure_step(model, self.inputs, targets, repeats=2).seconds / count
+            return measure_step(model, self.inputs, targets, task=task, repeats=2).seconds / count
         return 0.0
 
 

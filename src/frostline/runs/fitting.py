@@ -6,45 +6,34 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from frostline._files import json_with_sum, write_text
-from frostline.callbacks.journal import Journal
-from frostline.callbacks.logs import MetricsLog, TensorBoardLog
+from frostline.callbacks.logs import logs_in
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
-from frostline.casting import cast_dtypes
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
-from frostline.data import ImageDataset, make_batches
+from frostline.data import make_batches, open_data
 from frostline.deltas import all_tensors
 from frostline.devices import resolve_device
-from frostline.engine import (
-    EpochRecord,
-    Hook,
-    PhaseRecord,
-    Predictions,
-    Training,
-    check_targets,
-    train_phases,
-)
-from frostline.errors import ConfigError, DataError, DriftError, ModelError, TrainingError
-from frostline.folder import RunFolder
+from frostline.engine import Hook, Training, train_phases
+from frostline.errors import ConfigError, DriftError, TrainingError
 from frostline.freezing import Proof
 from frostline.groups import param_groups
 from frostline.plans import Phase, Plan
-from frostline.recipe import Recipe, config_errors, recipe_of
-from frostline.records import BY_MODEL
-from frostline.runs.course import Book, PhasedCourse, Survey, survey
-from frostline.runs.feeding import Wanted, feed
+from frostline.recipe import Recipe, config_errors, recipe_from
+from frostline.records import BY_MODEL, EpochRecord, Journal, PhaseRecord, RunFolder
 from frostline.runs.first_samples import FirstSamples
+from frostline.runs.phases import Book, PhasePipelines
 from frostline.runs.reporting import make_report, promise_at_end
+from frostline.session import Session, Survey, survey
+from frostline.tasks import Classification, Metrics, Task, task_of
 from frostline.tuning import PLAIN
 
 _COMPILED = 10**6  # variants of one code: more than a process will make
@@ -85,6 +74,7 @@ def fit(
     plan: Plan | None = None,
     recipe: Recipe | None = None,
     batch_size: int = 32,
+    task: Task | str | None = None,
     classes: Sequence[str] | None = None,
     device: str = "auto",
     resume: bool = False,
@@ -95,7 +85,7 @@ def fit(
     settings: RunSettings | None = None,
     **options: object,
 ) -> Run:
-    """Train the trainable part of `model` with cross-entropy; the frozen part stays as it is.
+    """Train the trainable part of `model` for a task; the frozen part stays as it is.
 
     Freeze first (`fl.freeze`, `fl.train_only`); parameters with `requires_grad=False` set by hand
     are frozen fully. Each epoch trains in train mode and validates in eval mode without
@@ -106,17 +96,19 @@ def fit(
 
     What lies below the frost line is computed once for each sample, in the first faithful form
     that suits the processor, and kept in a feature store; the epochs train from there. With
-    `precision="exact"` the figures are those of the plain loop (`features="off"`).
+    `precision="exact"` the results are those of the plain loop (`features="off"`).
 
     In several threads of a process runs take turns, since random numbers are the process's.
 
     Args:
-        train: dataset of (input, class index), or an iterable of batches of these.
+        train: dataset of (input, target), or an iterable of batches of these.
         val: the same; never trained on.
         out: a new folder for deltas, metrics and settings; nothing is kept if `None`.
         plan: phases to train in, one after the other; without one, what is trainable now.
         recipe: how to train; or name its options here: `epochs=5, lr=1e-3, patience=3`. The
             phases of a plan have lengths of their own, and take from here what they leave open.
+        task: what targets are, what is minimised and measured; by default `classification`, with
+            class indices as targets and cross-entropy.
         classes: names of the classes; by default `train.classes`, else their numbers.
         resume: go on with the run in `out` from where it was last written.
         features: folder of the feature store; `auto` is one in the user's cache folder, `off` is
@@ -127,35 +119,47 @@ def fit(
         hooks: called by the loop, besides those that save and log.
 
     Raises:
-        ConfigError: an option is unknown or out of range, the plan does not fit the model, or the
-            run to resume is another one.
+        ConfigError: an option is unknown or out of range, the plan does not fit the model, the
+            task has no metric of the name to monitor, or the run to resume is another one.
         FreezeError: nothing is trainable.
-        DataError: labels do not fit the classes, or there is no data.
-        ModelError: the model does not give one logit for each class.
+        DataError: targets do not fit the task, or there is no data.
+        ModelError: the model's outputs do not, as where it has not one logit for each class.
         OutputError: `out` exists or cannot be written.
         TrainingError: the loss is not finite, or a batch does not go through.
         DriftError: something frozen moved; what was trained is kept in `out`.
     """
     recipe = _recipe(recipe, options, plan)
-    journal = Journal(RunFolder(Path(out)) if out is not None else None, resolve_device(device))
-    hooks = (journal, *hooks)
+    course = RunFolder(Path(out)).course if out is not None else None
+    journal, hooks = Journal(course, resolve_device(device)), tuple(hooks)
     settings = settings or _settings(model, recipe, batch_size, device, features, forms, compile)
-    phases = _phases(model, recipe, plan, hooks)
-    _check_forms(settings, len(phases))
-    batches = make_batches(train, batch_size=batch_size, shuffle=True, seed=recipe.seed)
-    validation = make_batches(val, batch_size=batch_size, shuffle=False, seed=recipe.seed)
+    _check_forms(settings, len(plan) if plan else 1)
+    if plan is None:
+        param_groups(model, lr=1.0)  # refuses early when nothing is trainable
+    seen, unseen, open_task = open_data(train), open_data(val), _task(task, classes)
+    batches, validation = (
+        make_batches(
+            samples,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=recipe.seed,
+            as_targets=open_task.targets,
+        )
+        for samples, shuffle in ((seen, True), (unseen, False))
+    )
     if settings.features.compile:
         _check_compiler(device)
-    first = FirstSamples.of(
-        model, val, validation, device=device, judged=settings.features.store == "auto"
-    )
-    names = _class_names(first.found, train, classes)
-    weights = _class_weights(recipe, train, len(names))
-    settings = _completed(settings, names, plan)
+    judged = settings.features.store == "auto"
+    first = FirstSamples.of(model, unseen, open_task, device=device, judged=judged)
+    found = first.found
+    task = open_task.completed(found.outputs, found.targets, found.names, data=train, recipe=recipe)
+    metrics = task.summarise(found.outputs, found.targets)
+    recipe = _monitored(recipe, plan, metrics)
+    phases = _phases(model, recipe, plan, journal, hooks)
+    settings = _completed(settings, task, plan, recipe)
     with _folder(out, resume=resume) as folder:
-        measure = partial(first.step_seconds, model) if plan else None
+        measure = partial(first.step_seconds, model, task) if plan else None
         planned = survey(model, phases, measure=measure)
-        _check_none_widens(model, planned)
+        session = Session(model, plan, recipe=recipe, planned=planned, steps_per_epoch=len(batches))
         book = _begun(folder, settings, planned, resume=resume)
         saver = Saver(
             folder,
@@ -163,29 +167,37 @@ def fit(
             resume=resume,
             start=_start(model, planned) if plan else None,
             keep=recipe.keep,
+            task=task,
+            like=metrics,
         )
-        wanted = Wanted(
-            settings.features,
-            recipe,
-            batch_size,
-            resolve_device(device),
+        make = partial(
+            session.data,
+            seen,
+            unseen,
+            batch_size=batch_size,
+            plain=(batches, validation),
+            example=first.inputs,
+            device=resolve_device(device),
+            features=settings.features.store,
+            storage=settings.features.storage,
+            budget_bytes=settings.features.budget_bytes,
+            compile=settings.features.compile,
             seconds_per_sample=first.seconds,
             operations_per_sample=first.operations,
-            hooks=hooks,
+            as_targets=task.targets,
         )
-        supply = partial(feed, model, first.inputs, (train, val), (batches, validation))
-        course = PhasedCourse(saver, planned, book, supply, wanted, journal)
-        logs = (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard)) if folder else ()
-        with _room_to_compile(settings), closing(course):
+        pipelines = PhasePipelines(make, book, journal, hooks)
+        logs = logs_in(folder) if folder else ()
+        seconds = tuple(batch_size * each for each in planned.seconds_per_sample)
+        with _room_to_compile(settings):
             training = train_phases(
-                Training(model, recipe, phases, len(batches)),
-                course,
-                classes=names,
+                Training(session, plain_step_seconds=seconds),
+                pipelines,
+                task=task,
                 device=device,
-                class_weights=weights,
-                hooks=(saver, *logs, *hooks),
+                hooks=(saver, *logs, pipelines, *hooks),
             )
-        proof = course.proof(model)
+        proof = session.verify()
         if not training.best_epoch:
             raise TrainingError(
                 f"the validation {recipe.monitor} was never a number, so no epoch is the best. "
@@ -197,50 +209,37 @@ def fit(
         if folder:
             _write_result(folder, best, proof, ended)
             journal.write()
-            _write_report(folder, book.settings, proof, hooks)
+            _write_report(folder, book.settings, proof, (pipelines, *hooks))
         history = tuple(training.history)
-        return Run(model, history, best, proof, folder, course.says, course.computed, ended)
+        return Run(model, history, best, proof, folder, pipelines.says, pipelines.computed, ended)
 
 
 def _phases(
-    model: nn.Module, recipe: Recipe, plan: Plan | None, hooks: tuple[Hook, ...]
+    model: nn.Module,
+    recipe: Recipe,
+    plan: Plan | None,
+    journal: Journal,
+    hooks: tuple[Hook, ...],
 ) -> tuple[Phase, ...]:
     """The phases of a run, checked against the model; one where there is no plan."""
     if plan is None:
-        param_groups(model, lr=1.0)  # refuses early when nothing is trainable
         return (Phase(epochs=recipe.epochs).completed(recipe),)
-    if not isinstance(plan, Plan):
-        raise ConfigError(
-            f"plan is a {type(plan).__name__}. Give a fl.Plan: fl.Plan.load(path) reads one from a "
-            "file, fl.Plan([fl.Phase(...)]) makes one."
-        )
     for warning in plan.check(model, recipe=recipe):
+        journal.notice(f"Warning   {warning}")
         for hook in hooks:
             hook.on_notice(f"Warning   {warning}")
     return tuple(phase.completed(recipe) for phase in plan)
 
 
-def _check_none_widens(model: nn.Module, planned: Survey) -> None:
-    """Refuse to thaw what is kept in half the bits: the run's deltas would have two bases."""
-    kept = cast_dtypes(model)
-    thawed = [name for name in planned.trained_until(len(planned.trained)) if name in kept]
-    if thawed:
-        raise ConfigError(
-            f"the plan trains {', '.join(thawed[:3])}, kept in {kept[thawed[0]]} since it was "
-            "frozen with dtype. Thaw what a phase trains before the run, and freeze it without."
-        )
-
-
 def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None) -> Recipe:
+    if plan is not None and not isinstance(plan, Plan):
+        raise ConfigError(
+            f"plan is a {type(plan).__name__}. Give a fl.Plan: fl.Plan.load(path) reads one from a "
+            "file, fl.Plan([fl.Phase(...)]) makes one."
+        )
     if plan is not None and "epochs" in options:
         raise ConfigError("got a plan and epochs beside it. Write the epochs into its phases.")
-    if recipe is None:
-        return recipe_of(**options)
-    if options:
-        raise ConfigError(
-            f"got a recipe and {', '.join(options)} beside it. Put all into one of the two."
-        )
-    return recipe
+    return recipe_from(recipe, options)
 
 
 def _check_forms(settings: RunSettings, phases: int) -> None:
@@ -296,10 +295,34 @@ def _settings(
     )
 
 
-def _completed(settings: RunSettings, names: Sequence[str], plan: Plan | None) -> RunSettings:
-    """With the classes that were found, and the plan."""
-    data = settings.data.model_copy(update={"classes": tuple(names)})
-    return settings.model_copy(update={"data": data, "plan": plan.phases if plan else ()})
+def _completed(settings: RunSettings, task: Task, plan: Plan | None, recipe: Recipe) -> RunSettings:
+    """With the classes that were found, the plan, and what is monitored."""
+    data = settings.data.model_copy(update={"classes": task.classes})
+    return settings.model_copy(
+        update={"data": data, "plan": plan.phases if plan else (), "training": recipe}
+    )
+
+
+def _task(task: Task | str | None, classes: Sequence[str] | None) -> Task:
+    if classes is None:
+        return task_of(task)
+    if task in (None, "classification"):
+        return Classification(classes)
+    raise ConfigError("got classes beside a task. Give them to it: task=fl.Classification(names).")
+
+
+def _monitored(recipe: Recipe, plan: Plan | None, metrics: Metrics) -> Recipe:
+    """The recipe with a metric of the task to monitor: the one that was asked for, or the first.
+
+    Raises:
+        ConfigError: the recipe or a phase asks for one that the task has not.
+    """
+    if "monitor" not in recipe.model_fields_set:
+        recipe = recipe.model_copy(update={"monitor": metrics.metric().name})
+    asked = [phase.until.monitor for phase in plan or () if phase.until is not None]
+    for name in (recipe.monitor, *asked):
+        metrics.metric(name)
+    return recipe
 
 
 def _about(settings: RunSettings) -> dict[str, str]:
@@ -418,43 +441,6 @@ def _start(model: nn.Module, planned: Survey) -> dict[str, Tensor]:
 
 def _short(phases: Sequence[Phase]) -> str:
     return f"fl.Plan({list(phases)})" if phases else "none"
-
-
-def _class_names(
-    first: Predictions, train_data: object, classes: Sequence[str] | None
-) -> tuple[str, ...]:
-    """The classes' names, after a few samples have shown that the model gives a logit for each."""
-    count = first.logits.shape[1] if first.logits.dim() == 2 else 0
-    given = classes if classes is not None else getattr(train_data, "classes", None)
-    if given is None or isinstance(given, int):  # some data sets say how many, not which
-        given = range(count if given is None else given)
-    names = tuple(map(str, given))
-    if count != len(names) or first.logits.dim() != 2:
-        raise ModelError(
-            f"the model gives logits of shape {tuple(first.logits.shape)} for "
-            f"{len(first.targets)} samples, but there are {len(names)} classes. Put a head on it "
-            "that gives (batch, classes)."
-        )
-    if count < 2:
-        raise DataError(
-            "there is one class, so nothing to tell apart. Give at least two, with a logit for "
-            "each."
-        )
-    check_targets(first.targets, len(names), first.names)
-    return names
-
-
-def _class_weights(recipe: Recipe, data: object, count: int) -> Tensor | None:
-    """Inverse class frequencies, scaled so that their mean over the samples is 1."""
-    if recipe.class_weights == "none":
-        return None
-    if not isinstance(data, ImageDataset):
-        raise ConfigError(
-            "class_weights='balanced' counts the labels of an image set; this data is of another "
-            "kind. Give class_weights='none', or weigh in a loss of your own."
-        )
-    counts = torch.bincount(torch.tensor(data.labels), minlength=count).clamp(min=1)
-    return len(data) / (count * counts.float())
 
 
 def _write_report(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from frostline._tensor_files import save_tensors, save_torch
+from frostline.choices import Snapshot
 from frostline.deltas import Delta, load_delta, merge_tensors, read_delta
 from frostline.errors import ConfigError, OutputError
-from frostline.folder import RunFolder
 from frostline.models import load_model
 from frostline.models.state_files import read_state_dict
+from frostline.records import RunFolder
 from frostline.runs.finished import open_run
 
 _SAFE, _TORCH = (".safetensors",), (".pth", ".pt")
@@ -23,7 +23,7 @@ _SUFFIXES = (*_SAFE, *_TORCH)
 
 
 def merged(
-    source: Path, *, base: Path | None = None, which: Literal["best", "last"] = "best"
+    source: Path, *, base: Path | None = None, which: Snapshot = "best"
 ) -> dict[str, Tensor]:
     """The whole `state_dict` of a run, or of a delta with the base that it belongs to.
 

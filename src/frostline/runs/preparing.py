@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import final
@@ -15,18 +16,16 @@ from frostline.data import Audit, Augment, ImageDataset, audit, in_order, read_s
 from frostline.devices import resolve_device
 from frostline.engine import Hook
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError
-from frostline.folder import RunFolder
 from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.models.downloads import one_line
 from frostline.models.file_source import line_in
 from frostline.models.kept_classes import mapping_words, own_order
-from frostline.phasing import freeze_for
 from frostline.plans import Plan
-from frostline.records import DataNotes, write_data_notes
-from frostline.runs.course import survey
+from frostline.records import DataNotes, RunFolder, write_data_notes
 from frostline.runs.fitting import Run, fit
 from frostline.selectors import path
+from frostline.session import freeze_for, survey
 
 
 @final
@@ -104,11 +103,10 @@ class Prepared:
         """Training pictures with the augmentation asked for, validation pictures without."""
         splits, seed = self.data.splits, self.settings.training.seed
         augment = Augment.parse(self.settings.data.augment)
-        preprocessing = self.loaded.preprocessing
-        return (
-            ImageDataset(splits.train, preprocessing, augment=augment, seed=seed),
-            ImageDataset(splits.val, preprocessing),
+        made = partial(
+            ImageDataset, preprocessing=self.loaded.preprocessing, digests=self.data.digests
         )
+        return made(splits.train, augment=augment, seed=seed), made(splits.val)
 
 
 def prepare(

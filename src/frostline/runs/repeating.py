@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Iterator
 
 from frostline.config import DataSettings, FeatureSettings, FreezeSettings, RunSettings
-from frostline.folder import RunFolder
 from frostline.recipe import Recipe
+from frostline.records import RunFolder
 
 _DATA = ("val_fraction", "folds", "fold", "bad_images", "augment", "batch_size")
 _NO_OPTION = {"epochs"}  # beside a plan, whose phases have their own

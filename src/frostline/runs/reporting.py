@@ -15,12 +15,11 @@ from torch import Tensor
 from frostline.config import RunSettings
 from frostline.deltas import read_delta
 from frostline.errors import BrokenPromise, ConfigError, DeltaError, DriftError, FrostlineError
-from frostline.folder import RunFolder
 from frostline.freezing import not_covered_text
 from frostline.pages.facts import FrozenPart, Promise, ReportFacts, Shown, Trained
 from frostline.pages.rendering import now_in_words, save_page
 from frostline.pages.thumbnails import thumbnail
-from frostline.records import Judged, RunRecords, read_records
+from frostline.records import Judged, RunFolder, RunRecords, read_records
 from frostline.records.calibration import calibration
 from frostline.records.spending import spending
 from frostline.runs.repeating import repeat_command, repeat_notes, use_command, use_python
@@ -74,9 +73,7 @@ class RunReport:
             },
             "epochs": len(records.epochs),
             "best_epoch": best.epoch if best else None,
-            "accuracy": best.val_accuracy if best else None,
-            "macro_f1": best.val_macro_f1 if best else None,
-            "loss": best.val_loss if best else None,
+            **(best.validation if best else {}),
             "calibration_error": (
                 calibration(records.judged).expected_error if records.judged else None
             ),
@@ -162,6 +159,10 @@ def promise_at_end(proof: Proof) -> Promise:
 def read_fitting(folder: RunFolder, settings: RunSettings) -> RunRecords:
     """A run's records, without predictions of other classes or of another than the best epoch."""
     records, classes = read_records(folder), len(settings.data.classes)
+    if not classes:  # of a task that has none, of which no predictions are kept
+        file = str(folder.predictions.relative_to(folder.root))
+        lacks = tuple(line for line in records.lacks if not line.startswith(file))
+        return replace(records, judged=None, lacks=lacks)
     judged, best = records.judged, records.best
     if judged is None:
         return records

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from frostline.errors import SelectorError
-from frostline.selectors.grammar import parse
-from frostline.selectors.inventory import Entry, Inventory, inventory
+from frostline.selectors.grammar import parse as parse
+from frostline.selectors.inventory import Entry as Entry
+from frostline.selectors.inventory import Inventory as Inventory
+from frostline.selectors.inventory import inventory as inventory
 from frostline.selectors.pieces import Rows, joined, picked_in_both, refined, row_terms
-from frostline.selectors.stages import stages
+from frostline.selectors.stages import stages as stages
 from frostline.selectors.terms import (
     Depth,
     Everything,
@@ -23,14 +25,14 @@ from frostline.selectors.terms import (
     Kind,
     Nothing,
     OfType,
+    Or,
     Path,
     Predicate,
     Regex,
-    Selector,
     Stage,
     Where,
-    any_of,
 )
+from frostline.selectors.terms import Selector as Selector
 from frostline.tables import Column, Table
 from frostline.units import format_bytes, format_count
 
@@ -43,23 +45,9 @@ SelectorLike = (
     | Iterable["str | Selector | nn.Module | Tensor"]
 )
 
+path, glob, regex, kind, depth, rows, where = Path, Glob, Regex, Kind, Depth, Rows, Where
 everything: Selector = Everything()
 nothing: Selector = Nothing()
-
-
-def path(name: str) -> Selector:
-    """The module at that dotted path and all below it, or the parameter of that full name."""
-    return Path(name)
-
-
-def glob(pattern: str) -> Selector:
-    """Dotted names by pattern: `*` stays inside a segment, `**` crosses segments."""
-    return Glob(pattern)
-
-
-def regex(pattern: str) -> Selector:
-    """Full names in which the regular expression is found."""
-    return Regex(pattern)
 
 
 def of_type(name: str | type[nn.Module]) -> Selector:
@@ -67,29 +55,9 @@ def of_type(name: str | type[nn.Module]) -> Selector:
     return OfType(name if isinstance(name, str) else name.__name__)
 
 
-def kind(name: str) -> Selector:
-    """What a parameter is: `norm`, `bias`, `conv`, `linear`, `embedding`, `attention`."""
-    return Kind(name)
-
-
 def stage(first: int, last: int | None = None) -> Selector:
     """The model's stages `first` to `last` inclusive, in forward order; negative from the end."""
     return Stage(first, first if last is None else last)
-
-
-def depth(percent: float) -> Selector:
-    """The first `percent` (0 to 100) of the model's stages."""
-    return Depth(percent)
-
-
-def rows(name: str, start: int = 0, stop: int | None = None) -> Selector:
-    """Rows `start` to before `stop` of the parameter of that full name; negative from the end."""
-    return Rows(name, start, stop)
-
-
-def where(predicate: Predicate) -> Selector:
-    """What `predicate(name, parameter, module)` says yes to."""
-    return Where(predicate)
 
 
 def exactly(*objects: nn.Module | Tensor) -> Selector:
@@ -127,7 +95,7 @@ def as_selector(value: SelectorLike) -> Selector:
 def _any_of_list(terms: list[Selector]) -> Selector:
     if not terms:
         raise SelectorError("the list of selectors is empty. To select nothing, write 'none'.")
-    return any_of(*terms)
+    return Or.of(*terms)
 
 
 @dataclass(frozen=True)
@@ -151,6 +119,19 @@ class Selection:
     def entries(self) -> tuple[Entry, ...]:
         """The matched entries in the model's order; pieces of a tensor that touch are one."""
         return tuple(joined(self.inventory.entries[index] for index in sorted(self.picked)))
+
+    @property
+    def by_tensor(self) -> dict[int, list[Entry]]:
+        """`id()` of each matched tensor -> its entries: itself, or pieces of it."""
+        found: dict[int, list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(id(entry.tensor), []).append(entry)
+        return found
+
+    @property
+    def whole(self) -> set[int]:
+        """`id()` of each tensor that is matched whole."""
+        return {id(entry.tensor) for entry in self.entries if entry.rows is None}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -281,32 +262,3 @@ def _paths_above(name: str) -> list[str]:
 
 def _is_above(path: str, other: str) -> bool:
     return path == "" or other.startswith(f"{path}.")
-
-
-__all__ = [
-    "Entry",
-    "Inventory",
-    "Selection",
-    "Selector",
-    "SelectorLike",
-    "as_selector",
-    "common",
-    "depth",
-    "everything",
-    "exactly",
-    "glob",
-    "inventory",
-    "kind",
-    "nothing",
-    "of_type",
-    "parse",
-    "path",
-    "regex",
-    "rows",
-    "select",
-    "select_policy",
-    "select_whole",
-    "stage",
-    "stages",
-    "where",
-]

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from frostline.errors import SelectorError
-from frostline.selectors.ranges import suffix
+from frostline.selectors.ranges import all_rows, suffix
 from frostline.wrappers import unwrap
 
 # Names that wrappers put between a module and its content; selectors need not know them.
@@ -36,6 +37,21 @@ class Occurrence:
     def owner(self) -> nn.Module:
         """The module that holds the tensor directly."""
         return self.owners[-1]
+
+    @property
+    def both_names(self) -> set[str]:
+        """The name as torch and as a person would write it."""
+        return {self.name, self.plain}
+
+    @property
+    def above(self) -> nn.Module | None:
+        """The module that holds the owner; the root has none."""
+        return self.owners[-2] if len(self.owners) > 1 else None
+
+    @property
+    def own_name(self) -> str:
+        """The tensor's name in its owner: `weight`, `weight_g`, `original0`."""
+        return self.name.rpartition(".")[2]
 
     @property
     def leaf(self) -> str:
@@ -66,6 +82,11 @@ class Entry:
     def names(self) -> tuple[str, ...]:
         """All its names; of a piece, with the rows, as in `embed.weight[0:100]`."""
         return tuple(place.name + suffix(self.rows) for place in self.occurrences)
+
+    @property
+    def span(self) -> range:
+        """The rows of this piece; of a whole tensor all, of a single number none."""
+        return all_rows(self.tensor) if self.rows is None else self.rows
 
     @property
     def content(self) -> Tensor:
@@ -108,7 +129,7 @@ class Inventory:
         """Each full name of a tensor, as torch and as a person would write it -> its entries."""
         found: dict[str, list[int]] = {}
         for index, entry in enumerate(self.entries):
-            for name in {n for place in entry.occurrences for n in (place.name, place.plain)}:
+            for name in {n for place in entry.occurrences for n in place.both_names}:
                 found.setdefault(name, []).append(index)
         return {name: tuple(indices) for name, indices in found.items()}
 
@@ -137,6 +158,17 @@ def inventory(model: nn.Module, *, kinds_may_miss: bool = False) -> Inventory:
             "first call. Run one batch through the model, then select."
         )
     return Inventory(root, entries, kinds_may_miss)
+
+
+def not_plain(tensor: Tensor) -> str:
+    """What keeps the tensor's numbers from being copied and put back in place; empty if nothing."""
+    kind = type(tensor)
+    known = kind is Tensor or (issubclass(kind, nn.Parameter) and kind.__name__ != "FlatParameter")
+    if not known:
+        return f"a {kind.__name__}"
+    if tensor.is_meta:
+        return "without data"
+    return "" if tensor.layout is torch.strided else "sparse"
 
 
 def plain_name(name: str) -> str:

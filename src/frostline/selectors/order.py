@@ -1,7 +1,7 @@
 """The order in which a module's forward uses its children, as its source code has it.
 
 Read, not run: it needs no example, and gives the same order wherever the model is loaded. Whatever
-the source does not tell leaves children where they were registered.
+the source does not show leaves children where they were registered.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import NoReturn, final
 
 from frostline.errors import SelectorError, nearest
-from frostline.selectors.inventory import Entry, Inventory, Occurrence
+from frostline.selectors.inventory import Entry, Inventory
 from frostline.selectors.patterns import word
-from frostline.selectors.ranges import all_rows, common, covers, union
+from frostline.selectors.ranges import common, covers, union
 from frostline.selectors.terms import And, Not, Or, Picked, Selector
 
 
@@ -44,12 +44,11 @@ class Rows(Selector):
 
     def pick(self, inventory: Inventory) -> Picked:
         rows = self.rows_in(inventory)
-        places = inventory.indices_by_name[self.name]
-        picked = [i for i in places if _is_within(inventory.entries[i], rows)]
-        found = union(_rows_of(inventory.entries[i]) for i in picked)
-        if found != (rows,):
+        spans = {i: inventory.entries[i].span for i in inventory.indices_by_name[self.name]}
+        picked = [i for i, s in spans.items() if rows.start <= s.start and s.stop <= rows.stop]
+        if union(spans[i] for i in picked) != (rows,):
             raise SelectorError(
-                f"the inventory is not cut at '{self}', so the rows cannot be told from others. "
+                f"the inventory is not cut at '{self}', so other rows would be selected too. "
                 "Select with fl.select(model, ...), which cuts it."
             )
         return frozenset(picked)
@@ -65,7 +64,7 @@ class Rows(Selector):
         entries = [inventory.entries[index] for index in indices]
         if not any(entry.is_parameter for entry in entries):
             self._refuse_name(inventory)
-        if any(_is_computed(place) for place in entries[0].occurrences):
+        if any(place.own_name != place.leaf for place in entries[0].occurrences):
             raise SelectorError(
                 f"'{self}' names rows of a tensor that {inventory.title} computes from others "
                 "(weight norm or another parametrization), which move it as a whole. Remove the "
@@ -83,7 +82,7 @@ class Rows(Selector):
         Raises:
             SelectorError: as `entry_in`; the tensor does not have these rows.
         """
-        count = len(all_rows(self.entry_in(inventory).tensor))
+        count = self.entry_in(inventory).tensor.shape[0]
         start = self.start + count if self.start < 0 else self.start
         last = count if self.stop is None else self.stop
         stop = last + count if last < 0 else last
@@ -144,72 +143,47 @@ def joined(entries: Iterable[Entry]) -> Iterator[Entry]:
     """The entries, pieces that touch joined; a tensor of which all pieces are there is whole."""
     runs: list[list[Entry]] = []
     for entry in entries:
-        if runs and _touches(runs[-1][-1], entry):
+        last = runs[-1][-1] if runs else None
+        if last and last.tensor is entry.tensor and last.span.stop == entry.span.start:
             runs[-1].append(entry)
         else:
             runs.append([entry])
     for run in runs:
-        if len(run) == 1:
-            yield run[0]
-            continue
-        rows = union(_rows_of(entry) for entry in run)
-        yield replace(run[0], rows=None if covers(rows, run[0].tensor) else rows[0])
+        rows = range(run[0].span.start, run[-1].span.stop)
+        whole = covers([rows], run[0].tensor)
+        yield run[0] if len(run) == 1 else replace(run[0], rows=None if whole else rows)
 
 
 def picked_in_both(
     stock: Inventory, ours: Iterable[Entry], theirs: Iterable[Entry]
 ) -> tuple[Inventory, Picked]:
     """What both name, by identity of the tensors: the inventory cut for it, and the indices."""
-    both = _common_rows(_rows_by_tensor(ours), _rows_by_tensor(theirs))
-    cuts = {key: rows for key, rows in both.items() if rows}
-    finer = cut_at(stock, cuts)
+    mine, others = _rows_by_tensor(ours), _rows_by_tensor(theirs)
+    both = {key: common(rows, others[key]) for key, rows in mine.items() if key in others}
+    # A single number has no rows to share.
+    both = {key: rows for key, rows in both.items() if rows or not union(mine[key])}
+    finer = cut_at(stock, both)
     picked = (
         index
         for index, entry in enumerate(finer.entries)
-        if id(entry.tensor) in both
-        and (not _rows_of(entry) or common([_rows_of(entry)], both[id(entry.tensor)]))
+        if (rows := both.get(id(entry.tensor))) is not None
+        and (not entry.span or common([entry.span], rows))
     )
     return finer, frozenset(picked)
-
-
-def _common_rows(
-    ours: Mapping[int, list[range]], theirs: Mapping[int, list[range]]
-) -> dict[int, tuple[range, ...]]:
-    """The rows in both for each tensor that shares any, or that has no rows to share."""
-    both = {key: common(rows, theirs[key]) for key, rows in ours.items() if key in theirs}
-    return {key: rows for key, rows in both.items() if rows or not union(ours[key])}
 
 
 def _rows_by_tensor(entries: Iterable[Entry]) -> dict[int, list[range]]:
     found: dict[int, list[range]] = {}
     for entry in entries:
-        found.setdefault(id(entry.tensor), []).append(_rows_of(entry))
+        found.setdefault(id(entry.tensor), []).append(entry.span)
     return found
 
 
-def _rows_of(entry: Entry) -> range:
-    return all_rows(entry.tensor) if entry.rows is None else entry.rows
-
-
-def _is_within(entry: Entry, rows: range) -> bool:
-    own = _rows_of(entry)
-    return rows.start <= own.start and own.stop <= rows.stop
-
-
-def _touches(before: Entry, after: Entry) -> bool:
-    return before.tensor is after.tensor and _rows_of(before).stop == _rows_of(after).start
-
-
 def _pieces(entry: Entry, cuts: set[int]) -> Iterator[Entry]:
-    own = _rows_of(entry)
+    own = entry.span
     edges = [own.start, *sorted(e for e in cuts if own.start < e < own.stop), own.stop]
     if len(edges) == 2:
         yield entry
         return
     for start, stop in pairwise(edges):
         yield replace(entry, rows=range(start, stop))
-
-
-def _is_computed(place: Occurrence) -> bool:
-    """Whether the tensor is a part of one that goes by another name: `weight_g`, `original0`."""
-    return place.name.rpartition(".")[2] != place.leaf

@@ -1,7 +1,7 @@
 """`stage:` and `depth:` - a model's own stages in forward order: stem, blocks, head.
 
 The order is that in which the source of each forward uses a module's children (see `order`), and
-registration order where the source does not tell. The rules, each for a family of models:
+registration order where the source does not show it. The rules, each for a family of models:
 
 1. Go down while a module has a single child with parameters (a bare wrapper).
 2. The last child is the head; of two used at the end, the one registered last. A plain
@@ -48,17 +48,22 @@ class _Unit:
         return self.path.rpartition(".")[2]
 
 
-def stages(inventory: Inventory) -> tuple[frozenset[int], ...]:
+def stages(inventory: Inventory, *, by_any_name: bool = False) -> tuple[frozenset[int], ...]:
     """The entries of each stage, as indices into `inventory.entries`; every entry is in one.
 
-    A tied parameter is in the stage of its first name.
+    A tied parameter is in the stage of its first name, or in that of each of its names.
     """
-    return _members(inventory, further_names=False)
-
-
-def stages_by_any_name(inventory: Inventory) -> tuple[frozenset[int], ...]:
-    """Likewise, with a tied parameter in the stage of each of its names."""
-    return _members(inventory, further_names=True)
+    paths = stage_paths(inventory.model)
+    stage_of = {path: number for number, group in enumerate(paths) for path in group}
+    members: list[set[int]] = [set() for _ in paths] or [set()]
+    for index, entry in enumerate(inventory.entries):
+        first, *further = entry.occurrences
+        members[_stage_of_name(first.name, stage_of)].add(index)
+        for place in further if by_any_name else ():
+            # A module that stands twice beside its siblings is a stage at its first place alone.
+            if (number := _stage_holding(place.name, stage_of)) is not None:
+                members[number].add(index)
+    return tuple(frozenset(group) for group in members)
 
 
 def stage_paths(model: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -88,20 +93,6 @@ def _head_last(top: _Unit, children: list[_Unit]) -> list[_Unit]:
     if any(_layer_count(later.module) > size for later in children[place + 1 :]):
         return children
     return [*children[:place], *children[place + 1 :], last]
-
-
-def _members(inventory: Inventory, *, further_names: bool) -> tuple[frozenset[int], ...]:
-    paths = stage_paths(inventory.model)
-    stage_of = {path: number for number, group in enumerate(paths) for path in group}
-    members: list[set[int]] = [set() for _ in paths] or [set()]
-    for index, entry in enumerate(inventory.entries):
-        first, *further = entry.occurrences
-        members[_stage_of_name(first.name, stage_of)].add(index)
-        for place in further if further_names else ():
-            # A module that stands twice beside its siblings is a stage at its first place alone.
-            if (number := _stage_holding(place.name, stage_of)) is not None:
-                members[number].add(index)
-    return tuple(frozenset(group) for group in members)
 
 
 def _stage_holding(name: str, stage_of: dict[str, int]) -> int | None:

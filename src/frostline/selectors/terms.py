@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import final
+from typing import ClassVar, NoReturn, final
 
 from torch import Tensor, nn
 
@@ -21,7 +21,7 @@ from frostline.selectors.inventory import Inventory, Occurrence, plain_name
 from frostline.selectors.kinds import KINDS
 from frostline.selectors.norms import class_names
 from frostline.selectors.patterns import glob_rule, is_bare_glob, quoted, regex_rule, word
-from frostline.selectors.stages import stages, stages_by_any_name
+from frostline.selectors.stages import stages
 from frostline.wrappers import unwrap
 
 Picked = frozenset[int]
@@ -43,165 +43,163 @@ class Selector(ABC):
         """
 
     def __and__(self, other: Selector) -> Selector:
-        return all_of(self, other) if isinstance(other, Selector) else NotImplemented
+        return And.of(self, other) if isinstance(other, Selector) else NotImplemented
 
     def __or__(self, other: Selector) -> Selector:
-        return any_of(self, other) if isinstance(other, Selector) else NotImplemented
+        return Or.of(self, other) if isinstance(other, Selector) else NotImplemented
 
     def __invert__(self) -> Selector:
         return Not(self)
 
 
-@final
 @dataclass(frozen=True, slots=True, repr=False)
-class Path(Selector):
-    """A module path and all below it, or a parameter's own full name."""
+class _Named(Selector):
+    """A term of one text, which is held against each place of a tensor.
 
-    path: str
+    Attributes:
+        call: the public function that makes it.
+        prefix: what stands before the colon in its text.
+    """
+
+    text: str
+    call: ClassVar[str]
+    prefix: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if self.prefix and not self.text:
+            raise SelectorError(
+                f"'{self.prefix}:' names nothing; write what it is to match after the colon."
+            )
+
+    @abstractmethod
+    def rule(self) -> Callable[[Occurrence], bool]:
+        """Which places match."""
 
     def pick(self, inventory: Inventory) -> Picked:
-        below = self.path + "."
+        return _matching(inventory, self.rule()) or self.refuse(inventory)
 
-        def matches(place: Occurrence) -> bool:
-            return any(n == self.path or n.startswith(below) for n in (place.name, place.plain))
-
-        return _matching(inventory, matches) or _refuse(self, inventory, self.path)
+    def refuse(self, inventory: Inventory) -> NoReturn:
+        """Say that nothing matches, and what is near."""
+        _refuse(self, inventory, self.text, inventory.names)
 
     def __str__(self) -> str:
-        return quoted(self.path) if self.path in {"all", "none"} else word(self.path)
+        return f"{self.prefix}:{word(self.text)}"
 
     def __repr__(self) -> str:
-        return f"fl.path({self.path!r})"
+        return f"fl.{self.call}({self.text!r})"
 
 
 @final
-@dataclass(frozen=True, slots=True, repr=False)
-class Glob(Selector):
-    """A pattern over dotted names: `*`, `?`, `[..]` stay inside a segment, `**` crosses segments.
+class Path(_Named):
+    """The module at that dotted path and all below it, or the parameter of that full name."""
+
+    __slots__ = ()
+    call = "path"
+
+    def rule(self) -> Callable[[Occurrence], bool]:
+        below = self.text + "."
+        return lambda place: any(n == self.text or n.startswith(below) for n in place.both_names)
+
+    def __str__(self) -> str:
+        return quoted(self.text) if self.text in {"all", "none"} else word(self.text)
+
+
+@final
+class Glob(_Named):
+    """Dotted names by pattern: `*`, `?`, `[..]` stay inside a segment, `**` crosses segments.
 
     It matches a parameter by its full name or by any module above it.
     """
 
-    pattern: str
+    __slots__ = ()
+    call = prefix = "glob"
 
-    def __post_init__(self) -> None:
-        _refuse_empty("glob", self.pattern)
+    def rule(self) -> Callable[[Occurrence], bool]:
+        rule = glob_rule(self.text)
+        return lambda place: any(rule.match(name) for name in place.both_names)
 
-    def pick(self, inventory: Inventory) -> Picked:
-        rule = glob_rule(self.pattern)
-
-        def matches(place: Occurrence) -> bool:
-            return any(rule.match(name) for name in {place.name, place.plain})
-
-        return _matching(inventory, matches) or self._refuse(inventory)
-
-    def _refuse(self, inventory: Inventory) -> Picked:
-        wider = re.sub(r"(?<!\*)\*(?!\*)", "**", self.pattern)
-        rule = glob_rule(wider)
-        if any(rule.match(p.name) for e in inventory.entries for p in e.occurrences):
+    def refuse(self, inventory: Inventory) -> NoReturn:
+        wider = re.sub(r"(?<!\*)\*(?!\*)", "**", self.text)
+        if _matching(inventory, Glob(wider).rule()):
             raise SelectorError(
                 f"'{shortened(self)}' matches no parameter of {inventory.title}: `*` stays inside "
                 f"one segment of a dotted name. '{shortened(wider)}' crosses segments and does "
                 "match."
             )
-        return _refuse(self, inventory, self.pattern)
+        _refuse(self, inventory, self.text, inventory.names)
 
     def __str__(self) -> str:
-        return self.pattern if is_bare_glob(self.pattern) else f"glob:{quoted(self.pattern)}"
-
-    def __repr__(self) -> str:
-        return f"fl.glob({self.pattern!r})"
+        return self.text if is_bare_glob(self.text) else f"glob:{quoted(self.text)}"
 
 
 @final
-@dataclass(frozen=True, slots=True, repr=False)
-class Regex(Selector):
-    """A regular expression, searched in the full name."""
+class Regex(_Named):
+    """Full names in which the regular expression is found."""
 
-    pattern: str
+    __slots__ = ()
+    call, prefix = "regex", "re"
 
     def __post_init__(self) -> None:
-        _refuse_empty("re", self.pattern)
+        _Named.__post_init__(self)
         try:
-            regex_rule(self.pattern)
+            regex_rule(self.text)
         except (re.error, OverflowError, RecursionError) as error:
             raise SelectorError(
-                f"'{shortened(self)}' is no regular expression: {error}. Mend the pattern; quote "
-                "it if it holds spaces: re:'...'."
+                f"'{shortened(self)}' is no regular expression: {error}. Correct the pattern; "
+                "quote it if it holds spaces: re:'...'."
             ) from error
 
-    def pick(self, inventory: Inventory) -> Picked:
-        rule = regex_rule(self.pattern)
-
-        def matches(place: Occurrence) -> bool:
-            return any(rule.search(name) for name in {place.name, place.plain})
-
-        return _matching(inventory, matches) or _refuse(self, inventory, self.pattern)
+    def rule(self) -> Callable[[Occurrence], bool]:
+        rule = regex_rule(self.text)
+        return lambda place: any(rule.search(name) for name in place.both_names)
 
     def __str__(self) -> str:
-        return f"re:{quoted(self.pattern)}"
-
-    def __repr__(self) -> str:
-        return f"fl.regex({self.pattern!r})"
+        return f"re:{quoted(self.text)}"
 
 
 @final
-@dataclass(frozen=True, slots=True, repr=False)
-class OfType(Selector):
+class OfType(_Named):
     """At or below a module of that class; any class in its MRO counts, by name."""
 
-    name: str
+    __slots__ = ()
+    call, prefix = "of_type", "type"
 
-    def __post_init__(self) -> None:
-        _refuse_empty("type", self.name)
+    def rule(self) -> Callable[[Occurrence], bool]:
+        return lambda place: any(self.text in class_names(owner) for owner in place.owners)
 
-    def pick(self, inventory: Inventory) -> Picked:
-        def matches(place: Occurrence) -> bool:
-            return any(self.name in class_names(owner) for owner in place.owners)
-
-        if picked := _matching(inventory, matches):
-            return picked
+    def refuse(self, inventory: Inventory) -> NoReturn:
         owners = {o for entry in inventory.entries for p in entry.occurrences for o in p.owners}
         present = {n for owner in owners for n in class_names(owner) if not n.startswith("_")}
-        return _refuse(self, inventory, self.name, known=sorted(present))
-
-    def __str__(self) -> str:
-        return f"type:{word(self.name)}"
-
-    def __repr__(self) -> str:
-        return f"fl.of_type({self.name!r})"
+        _refuse(self, inventory, self.text, sorted(present))
 
 
 @final
-@dataclass(frozen=True, slots=True, repr=False)
-class Kind(Selector):
-    """What a parameter is: norm, bias, conv, linear, embedding or attention."""
+class Kind(_Named):
+    """What a parameter is: `norm`, `bias`, `conv`, `linear`, `embedding`, `attention`."""
 
-    name: str
+    __slots__ = ()
+    call = prefix = "kind"
 
     def __post_init__(self) -> None:
-        if self.name not in KINDS:
-            near = nearest(self.name[:_COMPARED], list(KINDS), count=1)
+        if self.text not in KINDS:
+            near = nearest(self.text[:_COMPARED], list(KINDS), count=1)
             hint = f" Did you mean kind:{near[0]}?" if near else ""
             raise SelectorError(
-                f"there is no 'kind:{shortened(self.name)}'.{hint} Kinds: {', '.join(KINDS)}."
+                f"there is no 'kind:{shortened(self.text)}'.{hint} Kinds: {', '.join(KINDS)}."
             )
 
+    def rule(self) -> Callable[[Occurrence], bool]:
+        return KINDS[self.text]
+
     def pick(self, inventory: Inventory) -> Picked:
-        picked = _matching(inventory, KINDS[self.name])
+        picked = _matching(inventory, self.rule())
         if picked or inventory.kinds_may_miss:
             return picked
-        present = [k for k, rule in KINDS.items() if _matching(inventory, rule)]
+        present = [f"kind:{k}" for k, rule in KINDS.items() if _matching(inventory, rule)]
         raise SelectorError(
             f"'{self}' matches no parameter of {inventory.title}. It has: "
-            f"{', '.join(f'kind:{k}' for k in present) or 'none of the kinds'}. Leave the term out."
+            f"{', '.join(present) or 'none of the kinds'}. Leave the term out."
         )
-
-    def __str__(self) -> str:
-        return f"kind:{self.name}"
-
-    def __repr__(self) -> str:
-        return f"fl.kind({self.name!r})"
 
 
 @final
@@ -213,7 +211,7 @@ class Stage(Selector):
     last: int
 
     def pick(self, inventory: Inventory) -> Picked:
-        groups = stages_by_any_name(inventory)
+        groups = stages(inventory, by_any_name=True)
         count = len(groups)
         low, high = (n + count if n < 0 else n for n in (self.first, self.last))
         if not 0 <= low <= high < count:
@@ -222,21 +220,19 @@ class Stage(Selector):
                 f"stage:0 to stage:{count - 1}, or stage:-1 for the last."
             )
         picked = frozenset[int]().union(*groups[low : high + 1])
-        return picked or _refuse(self, inventory, str(self))
+        return picked or _refuse(self, inventory, str(self), inventory.names)
 
     def __str__(self) -> str:
         return f"stage:{self.first}" + ("" if self.last == self.first else f"..{self.last}")
 
     def __repr__(self) -> str:
-        return (
-            f"fl.stage({self.first}" + ("" if self.last == self.first else f", {self.last}") + ")"
-        )
+        return f"fl.stage({self.first}{'' if self.last == self.first else f', {self.last}'})"
 
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Depth(Selector):
-    """The first `percent` of the model's stages, rounded to the nearest whole stage."""
+    """The first `percent` (0 to 100) of the model's stages, rounded to the nearest whole stage."""
 
     percent: float
 
@@ -316,9 +312,10 @@ class Where(Selector):
         )
         if picked:
             return picked
+        sample = ", ".join(entry.name for entry in inventory.entries[:2]) or "(it has none)"
         raise SelectorError(
             f"the function {self._name} said yes to no parameter of {inventory.title}. It is "
-            f"called as predicate(name, parameter, module), names such as {_sample(inventory)}."
+            f"called as predicate(name, parameter, module), names such as {sample}."
         )
 
     @property
@@ -384,6 +381,13 @@ class _Many(Selector):
     def __init__(self, terms: Iterable[Selector]) -> None:
         self.terms = tuple(dict.fromkeys(terms))
 
+    @classmethod
+    def of(cls, *terms: Selector) -> Selector:
+        """The terms joined, nested ones flattened; a single one is itself."""
+        flat = [one for term in terms for one in (term.terms if isinstance(term, cls) else [term])]
+        joined = cls(flat)
+        return joined.terms[0] if len(joined.terms) == 1 else joined
+
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and frozenset(self.terms) == frozenset(other.terms)
 
@@ -439,24 +443,6 @@ class Not(Selector):
         return f"~{_grouped(self.term, self, repr(self.term))}"
 
 
-def all_of(*terms: Selector) -> Selector:
-    """The terms joined by `&`, nested ones flattened."""
-    return _joined(And, terms)
-
-
-def any_of(*terms: Selector) -> Selector:
-    """The terms joined by `|`, nested ones flattened."""
-    return _joined(Or, terms)
-
-
-def _joined(operator: type[And] | type[Or], terms: Iterable[Selector]) -> Selector:
-    flat: list[Selector] = []
-    for term in terms:
-        flat.extend(term.terms if isinstance(term, operator) else [term])
-    joined = operator(flat)
-    return joined.terms[0] if len(joined.terms) == 1 else joined
-
-
 def _grouped(term: Selector, inside: Selector, text: str) -> str:
     """`text` in parentheses where `term` binds less tightly than `inside`."""
     looser = isinstance(term, Or) or (isinstance(term, And) and isinstance(inside, Not))
@@ -464,6 +450,7 @@ def _grouped(term: Selector, inside: Selector, text: str) -> str:
 
 
 def _matching(inventory: Inventory, matches: Callable[[Occurrence], bool]) -> Picked:
+    """The entries of which any place matches."""
     return frozenset(
         index
         for index, entry in enumerate(inventory.entries)
@@ -471,24 +458,10 @@ def _matching(inventory: Inventory, matches: Callable[[Occurrence], bool]) -> Pi
     )
 
 
-def _refuse_empty(prefix: str, text: str) -> None:
-    if not text:
-        raise SelectorError(
-            f"'{prefix}:' names nothing; write what it is to match after the colon."
-        )
-
-
-def _sample(inventory: Inventory) -> str:
-    return ", ".join(entry.name for entry in inventory.entries[:2]) or "(it has none)"
-
-
-def _refuse(
-    term: Selector, inventory: Inventory, asked: str, *, known: list[str] | None = None
-) -> Picked:
-    names = known if known is not None else list(inventory.names)
+def _refuse(term: Selector, inventory: Inventory, asked: str, known: Sequence[str]) -> NoReturn:
     name = plain_name(asked[:_COMPARED])
-    hint = f" Nearest: {', '.join(near)}." if (near := nearest(name, names)) else ""
-    if name in names:  # as quantised layers, whose weights are packed
+    hint = f" Nearest: {', '.join(near)}." if (near := nearest(name, known)) else ""
+    if name in known:  # as quantised layers, whose weights are packed
         hint = " That module has none, so there is nothing to switch; leave it out."
     raise SelectorError(
         f"'{shortened(term)}' matches no parameter of {inventory.title}.{hint} "

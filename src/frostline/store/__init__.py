@@ -3,23 +3,13 @@
 The format stands in README.md beside this file.
 """
 
-from frostline.store.features import Features
-from frostline.store.keeping import Damage, Stored, stored_table
-from frostline.store.keys import FeatureKey, ValueSpec
-from frostline.store.numbers import storage_error
-from frostline.store.reading import Rows
-from frostline.store.stores import FeatureStore
-from frostline.store.writing import Writer
-
-__all__ = [
-    "Damage",
-    "FeatureKey",
-    "FeatureStore",
-    "Features",
-    "Rows",
-    "Stored",
-    "ValueSpec",
-    "Writer",
-    "storage_error",
-    "stored_table",
-]
+from frostline.store.keeping import Damage as Damage
+from frostline.store.keeping import Stored as Stored
+from frostline.store.keeping import stored_table as stored_table
+from frostline.store.keys import FeatureKey as FeatureKey
+from frostline.store.keys import ValueSpec as ValueSpec
+from frostline.store.reading import StoredRows as StoredRows
+from frostline.store.records import storage_error as storage_error
+from frostline.store.stores import Features as Features
+from frostline.store.stores import FeatureStore as FeatureStore
+from frostline.store.writing import Writer as Writer

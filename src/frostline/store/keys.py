@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, final
+from typing import Final, final, get_args
 
 import torch
 import xxhash
 
+from frostline.choices import Storage
 from frostline.errors import StoreError
 
 # torch dtype -> how its bytes are declared in an `.npy` file; NumPy has no bfloat16.
@@ -35,12 +36,7 @@ NUMPY_TYPES: Final[Mapping[torch.dtype, str]] = MappingProxyType(
     }
 )
 STORAGES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "float16": torch.float16,
-        "int8": torch.int8,
-    }
+    {name: getattr(torch, name) for name in get_args(Storage) if name != "auto"}
 )
 MOST_NUMBERS: Final = 10**12
 MOST_DIMENSIONS: Final = 5  # so that the header of the `.npy` file fits its 128 bytes

@@ -22,8 +22,7 @@ from frostline._files import FileLock
 from frostline.store.catalogue import Catalogue
 from frostline.store.keys import ValueSpec
 from frostline.store.layout import HEADER_BYTES, open_own, value_name
-from frostline.store.numbers import decode
-from frostline.store.records import leading_shapes, unit_offsets
+from frostline.store.records import decode, leading_shapes, unit_offsets
 
 RESIDENT_BYTES = 1 << 30
 _ASKED_EVERY = 4  # batches
@@ -31,7 +30,7 @@ _CAN_GIVE_BACK = sys.platform == "linux"
 
 
 @final
-class Rows:
+class StoredRows:
     """A read-only view of stored rows in a fixed order; a row may be there several times.
 
     It pickles as the place of the rows: another process, as a worker of a `DataLoader`, finds and
@@ -40,7 +39,7 @@ class Rows:
 
     def __init__(
         self,
-        columns: Sequence[Column],
+        columns: Sequence[ValueColumn],
         count: int,
         held: FileLock | None,
         again: ReadAgain,
@@ -79,7 +78,7 @@ class Rows:
 class ReadAgain(Protocol):
     """Finds the same rows once more, in whatever process; pickles."""
 
-    def __call__(self) -> Rows: ...
+    def __call__(self) -> StoredRows: ...
 
 
 class MappedPages:
@@ -115,7 +114,7 @@ def _resident_file_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE
 
 
-class Column(Protocol):
+class ValueColumn(Protocol):
     """One value of all rows."""
 
     def gather(self, indices: Tensor) -> Tensor: ...
@@ -202,15 +201,15 @@ class RaggedColumn:
 
 def make_rows(
     catalogue: Catalogue, row_ids: Sequence[bytes], held: FileLock | None, again: ReadAgain
-) -> Rows:
+) -> StoredRows:
     """Rows in the order of `row_ids`, all of which must be complete and checked.
 
     Raises:
         OSError: a data file cannot be mapped.
     """
     if not row_ids:
-        columns: list[Column] = [_empty(spec) for spec in catalogue.values]
-        return Rows(columns, 0, held, again)
+        columns: list[ValueColumn] = [_empty(spec) for spec in catalogue.values]
+        return StoredRows(columns, 0, held, again)
     segments, places = catalogue.places(row_ids)
     used, segment_of = np.unique(segments, return_inverse=True)
     chosen = [(s, np.flatnonzero(segments == s)) for s in used.tolist()]
@@ -241,18 +240,18 @@ def make_rows(
                 torch.from_numpy(scales) if spec.is_scaled else None,
             )
         )
-    return Rows(columns, len(row_ids), held, again, pages)
+    return StoredRows(columns, len(row_ids), held, again, pages)
 
 
 def _column(
     spec: ValueSpec, units: Units, offsets: Tensor, leading: Tensor, scales: Tensor | None
-) -> Column:
+) -> ValueColumn:
     if spec.ragged_count:
         return RaggedColumn(spec, units, offsets, leading, scales)
     return FixedColumn(spec, units, offsets, scales)
 
 
-def _empty(spec: ValueSpec) -> Column:
+def _empty(spec: ValueSpec) -> ValueColumn:
     none = torch.empty(0, dtype=torch.int64)
     units = Units((_map(Path(), 0, spec.unit_nbytes, pages=MappedPages()),), None)
     leading = torch.empty((0, len(spec.leading)), dtype=torch.int64)

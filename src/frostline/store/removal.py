@@ -1,15 +1,17 @@
-"""Removing keys whole, never one that is in use."""
+"""Removing keys whole, never one that is in use: by name, by age, or for room."""
 
 from __future__ import annotations
 
 import secrets
 import stat
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Final, final
 
 from frostline._files import lock
-from frostline.errors import OutputError
+from frostline.errors import OutputError, StoreError
 from frostline.store.layout import (
     IN_USE,
     key_folders,
@@ -18,6 +20,7 @@ from frostline.store.layout import (
     removed_name,
     segment_folders,
 )
+from frostline.units import format_bytes
 
 
 def folder_bytes(folder: Path) -> int:
@@ -106,3 +109,41 @@ def remove_oldest(root: Path, *, max_bytes: int, keep: Collection[str]) -> None:
             return
         if path.name not in keep and remove(path):
             total -= sizes[path]
+
+
+RECOUNT_SECONDS: Final = 5.0  # other processes write too
+
+
+@final
+class StoreBudget:
+    """Makes room for one key's rows by removing those of others, least recently used first."""
+
+    def __init__(self, root: Path, limit_bytes: int | None, digest: str) -> None:
+        self._root, self._limit_bytes, self._digest = root, limit_bytes, digest
+        self._expected_bytes = 0
+        self._counted_at = -RECOUNT_SECONDS
+
+    def make_room(self, new_bytes: int) -> None:
+        """Let the store grow by `new_bytes`.
+
+        Keys that any live process writes or reads are not removed.
+
+        Raises:
+            StoreError: the budget does not allow it; names what is needed.
+        """
+        if self._limit_bytes is None:
+            return
+        self._expected_bytes += new_bytes
+        recent = time.monotonic() - self._counted_at < RECOUNT_SECONDS
+        if recent and self._expected_bytes <= self._limit_bytes:
+            return
+        remove_oldest(self._root, max_bytes=self._limit_bytes - new_bytes, keep={self._digest})
+        total = sum(folder_bytes(path) for path in key_folders(self._root))
+        self._expected_bytes, self._counted_at = total + new_bytes, time.monotonic()
+        if self._expected_bytes > self._limit_bytes:
+            raise StoreError(
+                f"{self._root} would hold {format_bytes(self._expected_bytes)}, and its budget is "
+                f"{format_bytes(self._limit_bytes)}; nothing else in it can be removed. Rows that "
+                "were complete are kept. Raise the budget, keep fewer views, or choose a smaller "
+                "storage type."
+            )

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from frostline._files import FileLock, lock
 from frostline.errors import StoreError
-from frostline.store.budget import Budget
 from frostline.store.catalogue import Catalogue
-from frostline.store.claims import OtherClaims
 from frostline.store.layout import IN_USE, TURN
 from frostline.store.manifest import Manifest, settle
-from frostline.store.numbers import encode
-from frostline.store.records import ID_BYTES, record_dtype
-from frostline.store.segments import Segment, stored_or_kept
+from frostline.store.records import ID_BYTES, encode, record_dtype
+from frostline.store.removal import StoreBudget
+from frostline.store.segments import OtherClaims, Segment, stored_or_kept
 
 FLUSH_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.02
@@ -33,7 +31,7 @@ class Writer:
     Killed at any instant, it leaves every row whose `put` returned.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, budget: Budget) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, budget: StoreBudget) -> None:
         self._folder, self._manifest, self._budget = folder, manifest, budget
         self._process, self._closed = os.getpid(), False
         self._held = ExitStack()

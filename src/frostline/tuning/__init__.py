@@ -3,21 +3,12 @@
 `tune_and_realise` decides and gives the prefix in the form that it chose; `realise` gives any form.
 """
 
-from frostline.tuning.forms import PLAIN, Form
-from frostline.tuning.machines import machine
-from frostline.tuning.realising import Realised, realise
-from frostline.tuning.results import Trial, Tuned
-from frostline.tuning.search import DEFAULT_TOLERANCE, Precision, tune_and_realise
-
-__all__ = [
-    "DEFAULT_TOLERANCE",
-    "PLAIN",
-    "Form",
-    "Precision",
-    "Realised",
-    "Trial",
-    "Tuned",
-    "machine",
-    "realise",
-    "tune_and_realise",
-]
+from frostline.tuning.forms import PLAIN as PLAIN
+from frostline.tuning.forms import Form as Form
+from frostline.tuning.forms import machine as machine
+from frostline.tuning.realising import Realised as Realised
+from frostline.tuning.realising import realise as realise
+from frostline.tuning.search import DEFAULT_TOLERANCE as DEFAULT_TOLERANCE
+from frostline.tuning.search import FormTrial as FormTrial
+from frostline.tuning.search import Tuned as Tuned
+from frostline.tuning.search import tune_and_realise as tune_and_realise

@@ -1,19 +1,19 @@
-"""A form: in which precision, layout and rewriting a prefix is computed. Text and back."""
+"""A form: in which precision, layout and rewriting a prefix is computed; and which to try where."""
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
-from typing import Final, Literal, Self, final, get_args
+from pathlib import Path
+from typing import Final, Self, final, get_args
 
 import torch
 
+from frostline.choices import FloatName
 from frostline.errors import ConfigError
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
-DTYPES: Final[dict[DtypeName, torch.dtype]] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+DTYPES: Final[dict[FloatName, torch.dtype]] = {
+    name: getattr(torch, name) for name in get_args(FloatName)
 }
 _EXTRAS = ("channels-last", "folded", "compiled")
 
@@ -30,15 +30,15 @@ class Form:
         compiled: by `torch.compile`.
     """
 
-    dtype: DtypeName = "float32"
+    dtype: FloatName = "float32"
     channels_last: bool = False
     folded: bool = False
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in get_args(DtypeName):
+        if self.dtype not in get_args(FloatName):
             raise ConfigError(
-                f"a form's dtype is one of {', '.join(get_args(DtypeName))}; got {self.dtype!r}."
+                f"a form's dtype is one of {', '.join(get_args(FloatName))}; got {self.dtype!r}."
             )
 
     @classmethod
@@ -49,10 +49,10 @@ class Form:
             ConfigError: the first word is no dtype, or a further one is unknown or said twice.
         """
         dtype, *extras = text.split() or [""]
-        known = [name for name in get_args(DtypeName) if name == dtype]
+        known = [name for name in get_args(FloatName) if name == dtype]
         if not known or set(extras) - set(_EXTRAS) or len(set(extras)) < len(extras):
             raise ConfigError(
-                f"{text!r} is no form of a prefix. Write one of {', '.join(get_args(DtypeName))}, "
+                f"{text!r} is no form of a prefix. Write one of {', '.join(get_args(FloatName))}, "
                 f"and after it any of {', '.join(_EXTRAS)}: 'bfloat16 channels-last'."
             )
         return cls(known[0], *(word in extras for word in _EXTRAS))
@@ -69,3 +69,53 @@ class Form:
 
 PLAIN: Final = Form()
 """As the model itself computes: float32, nothing rewritten."""
+
+
+def machine(device: torch.device | str = "cpu") -> str:
+    """The processor or accelerator, its abilities, torch's version and the number of threads.
+
+    A decision made under one such name holds under an equal one.
+    """
+    where = torch.device(device)
+    parts = [_processor(), torch.backends.cpu.get_cpu_capability()]
+    parts += [name for name, there in _abilities().items() if there]
+    parts += [f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    if where.type == "cuda":
+        properties = torch.cuda.get_device_properties(where)
+        parts += [f"{properties.name} {properties.major}.{properties.minor}"]
+    elif where.type != "cpu":
+        parts += [where.type]
+    return ", ".join(parts)
+
+
+def fast_dtypes(device: torch.device) -> tuple[FloatName, ...]:
+    """Reduced dtypes the device computes in hardware, most promising first."""
+    if device.type == "cpu":
+        able = _abilities()
+        bfloat16 = able["amx"] or able["avx512_bf16"] or able["arm"]
+        # Without AMX float16 was slower than float32 in every network tried (torch 2.15).
+        float16 = able["amx_fp16"]
+        found: dict[FloatName, bool] = {"bfloat16": bfloat16, "float16": float16}
+        return tuple(name for name, is_fast in found.items() if is_fast)
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return ("float16",)
+    return ("bfloat16", "float16")
+
+
+def _abilities() -> dict[str, bool]:
+    """Instructions for reduced precision; private names of torch, there since 2.6."""
+    return {
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "amx_fp16": torch.cpu._is_amx_fp16_supported(),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "arm": platform.machine() in ("aarch64", "arm64"),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

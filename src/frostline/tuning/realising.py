@@ -12,12 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from frostline.tuning.casting import cast
-from frostline.tuning.drafts import Draft, draft_of, sample_of
-from frostline.tuning.folding import fold
+from frostline.tuning.drafts import Draft, draft_of, protect, sample_of
 from frostline.tuning.forms import PLAIN, Form
-from frostline.tuning.layout import feed_linear_densely, lay_out_channels_last
-from frostline.tuning.writes import protect
+from frostline.tuning.rewriting import cast, fold, lay_out_channels_last, make_linear_inputs_dense
 
 Realised = Callable[..., tuple[Tensor, ...]]
 
@@ -78,7 +75,7 @@ def _written_anew(prefix: GraphModule, form: Form) -> GraphModule:
     if form.channels_last:
         lay_out_channels_last(draft)
     if form != PLAIN:
-        feed_linear_densely(draft)
+        make_linear_inputs_dense(draft)
     if form.torch_dtype != torch.float32:
         cast(draft, form.torch_dtype)
     return draft.build()

@@ -8,33 +8,105 @@ form that the machine turns out to be slow at, by a margin that no noise crosses
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final, Literal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, final
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from frostline.choices import FloatName, PrefixPrecision
 from frostline.errors import ConfigError
-from frostline.tuning.candidates import candidates
-from frostline.tuning.forms import PLAIN, Form
-from frostline.tuning.realising import Realised
-from frostline.tuning.results import Tuned
-from frostline.tuning.trials import Attempt, attempt, prepare
+from frostline.tuning.drafts import draft_of
+from frostline.tuning.forms import DTYPES, PLAIN, Form, fast_dtypes
+from frostline.tuning.realising import Realised, realise
+from frostline.tuning.rewriting import count_convolutions, count_foldable
 
 DEFAULT_TOLERANCE: Final = 0.02
 """Relative error that `auto` allows: bfloat16 keeps 0.3-1.3 % in networks from AlexNet to ViT, far
 less than augmentation moves features; 2 % tells these from a network that it does not suit."""
 
-Precision = Literal["exact", "auto"] | float
+SLOW: Final = 2.0
+"""A form must need more than this many times plain float32's time to be put aside for it.
 
+Forms that a machine has instructions for need 0.15 to 0.9 times, those that it emulates 5 times
+and more: the quickest of a few runs side by side does not cross that gap, on a busy machine too.
+"""
+_PAIRS = 3
+_TIMED_SAMPLES = 8
+_LONG_SECONDS = 0.1  # a run of this length that is as quick as plain float32 needs no second
 _WORTH_SAMPLES: Final = 64  # fewer to compute than this are computed while forms are tried
+# A single convolution that cuts an image into patches does not pay for the layout.
+_CONVOLUTIONS_FOR_LAYOUT: Final = 2
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FormTrial:
+    """One form as measured on real samples.
+
+    Attributes:
+        form: what was tried.
+        seconds_per_sample: the quickest run; `None` if none was completed.
+        error: L2 distance from plain float32, relative to its norm, of the worst output over all
+            given samples; `None` if unknown.
+        refused: why it cannot be used; empty if it can.
+        plain_seconds_per_sample: of plain float32 beside it; `None` if nothing was timed.
+        is_slow: whether it was refused since the machine is slow at it.
+    """
+
+    form: Form
+    seconds_per_sample: float | None = None
+    error: float | None = None
+    refused: str = ""
+    plain_seconds_per_sample: float | None = None
+    is_slow: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The form to compute a prefix in, and the evidence for it.
+
+    Attributes:
+        form: the first within tolerance that is not slow; plain float32 where none is.
+        error: as in `FormTrial`, over all given samples; 0 for plain float32.
+        batch_size: samples per pass.
+        trials: what was tried, in that order; empty if exactness was asked for.
+        seconds_per_sample: of the form; `None` if nothing was timed.
+        plain_seconds_per_sample: of plain float32; `None` if nothing was timed.
+    """
+
+    form: Form
+    error: float
+    batch_size: int
+    trials: tuple[FormTrial, ...] = ()
+    seconds_per_sample: float | None = None
+    plain_seconds_per_sample: float | None = None
+
+    @property
+    def speedup(self) -> float:
+        """How many times the speed of plain float32; 1 for plain float32 itself."""
+        if self.form == PLAIN or not self.seconds_per_sample or not self.plain_seconds_per_sample:
+            return 1.0
+        return self.plain_seconds_per_sample / self.seconds_per_sample
+
+    def __str__(self) -> str:
+        if self.form == PLAIN:
+            return f"{self.form}, exactly as in the model"
+        return (
+            f"{self.form}, {self.speedup:.1f} times the speed of plain float32, "
+            f"relative error {_percent(self.error)}"
+        )
 
 
 def tune_and_realise(
     prefix: GraphModule,
     samples: Sequence[Tensor],
     *,
-    precision: Precision = "auto",
+    precision: PrefixPrecision = "auto",
     batch_size: int = 32,
     planned_samples: int | None = None,
     allow_compile: bool = False,
@@ -68,27 +140,53 @@ def tune_and_realise(
         return Tuned(PLAIN, 0.0, batch_size), None
     device = samples[0].device
     forms = candidates(prefix, device, tolerance=tolerance, allow_compile=allow_compile)
-    bench = prepare(prefix, samples, tolerance=tolerance)
-    attempts: list[Attempt] = []
+    plain = realise(prefix, PLAIN)
+    bench = _Bench(prefix, tolerance, tuple(samples), plain, plain(*samples))
+    trials: list[FormTrial] = []
     for form in forms:
-        if _is_hopeless(form, attempts):
-            continue
-        attempts.append(attempt(bench, form))
-        found = attempts[-1]
-        if found.run is not None:
-            trials = tuple(tried.trial for tried in attempts)
-            error, seconds = found.trial.error or 0.0, found.trial.seconds_per_sample
-            tuned = Tuned(form, error, batch_size, trials, seconds, found.plain_seconds)
-            return tuned, found.run
-    return Tuned(PLAIN, 0.0, batch_size, tuple(tried.trial for tried in attempts)), None
+        if any(trial.is_slow and trial.form.dtype == form.dtype for trial in trials):
+            continue  # the machine was slow at this dtype: the rest of it is not tried
+        trial, run = bench.attempt(form)
+        trials.append(trial)
+        if run is not None:
+            seconds = trial.seconds_per_sample, trial.plain_seconds_per_sample
+            return Tuned(form, trial.error or 0.0, batch_size, tuple(trials), *seconds), run
+    return Tuned(PLAIN, 0.0, batch_size, tuple(trials)), None
 
 
-def _is_hopeless(form: Form, attempts: Sequence[Attempt]) -> bool:
-    """Whether the machine was slow at the form's dtype: the rest of that dtype is not tried."""
-    return any(tried.is_slow and tried.trial.form.dtype == form.dtype for tried in attempts)
+def candidates(
+    prefix: GraphModule, device: torch.device, *, tolerance: float, allow_compile: bool
+) -> tuple[Form, ...]:
+    """Forms to try, most promising first, each different from plain float32 in this prefix.
+
+    Dtypes whose mere rounding exceeds `tolerance`, or that the device is slow at, are left out.
+    """
+    draft = draft_of(prefix)
+    values = draft.values.values()
+    is_float32 = any(isinstance(v, Tensor) and v.dtype == torch.float32 for v in values)
+    layout = count_convolutions(draft) >= _CONVOLUTIONS_FOR_LAYOUT
+    folds = count_foldable(draft) > 0
+    reduced = [d for d in fast_dtypes(device) if is_float32 and _rounding(d) <= tolerance]
+    dtypes: list[FloatName] = [*reduced, "float32"]
+    forms = [form for dtype in dtypes for form in _forms(dtype, layout=layout, folds=folds)]
+    if allow_compile:
+        forms = [*(Form(d, layout, folds, compiled=True) for d in dtypes), *forms]
+    return tuple(form for form in forms if form != PLAIN)
 
 
-def _tolerance(precision: Precision) -> float | None:
+def _rounding(dtype: FloatName) -> float:
+    """A quarter of the unit roundoff: less relative error than that is luck."""
+    return torch.finfo(DTYPES[dtype]).eps / 8
+
+
+def _forms(dtype: FloatName, *, layout: bool, folds: bool) -> Iterator[Form]:
+    """All that apply, the one that does all at once first."""
+    for channels_last in (True, False) if layout else (False,):
+        for folded in (True, False) if folds else (False,):
+            yield Form(dtype, channels_last, folded)
+
+
+def _tolerance(precision: PrefixPrecision) -> float | None:
     """The relative error allowed; `None` asks for exactness."""
     if precision == "exact":
         return None
@@ -114,3 +212,125 @@ def _check(samples: Sequence[Tensor], batch_size: int) -> None:
             f"the inputs of one batch hold {', '.join(map(str, counts))} samples. "
             "Give each the same number."
         )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Forms of one prefix against plain float32 on real samples: how exact, and how fast.
+
+    Attributes:
+        samples: one tensor `(batch, ...)` for each input.
+        plain: the prefix in plain float32.
+        outputs: of `plain` on all samples.
+    """
+
+    prefix: GraphModule
+    tolerance: float
+    samples: tuple[Tensor, ...]
+    plain: Realised
+    outputs: tuple[Tensor, ...]
+
+    def attempt(self, form: Form) -> tuple[FormTrial, Realised | None]:
+        """What one form gives, and the form where it passed.
+
+        The comparison also makes the kernels, so that they are not timed.
+        """
+        try:
+            run = realise(self.prefix, form)
+            outputs = run(*self.samples)
+            try:
+                error = relative_error(outputs, self.outputs)
+            except ValueError as reason:
+                return FormTrial(form, refused=str(reason)), None
+            trial = self._held_to_tolerance(form, run, error)
+            return trial, None if trial.refused else run
+        except Exception as failure:  # whatever a form cannot do, plain float32 can
+            line = str(failure).strip().partition("\n")[0]
+            return FormTrial(form, refused=f"failed with {type(failure).__name__}: {line}"), None
+
+    def _held_to_tolerance(self, form: Form, run: Realised, error: float) -> FormTrial:
+        if error > self.tolerance:
+            allowed = _percent(self.tolerance)
+            reason = f"relative error {_percent(error)} where {allowed} is allowed"
+            return FormTrial(form, None, error, reason)
+        own, plain = self._side_by_side(run)
+        is_slow = own > SLOW * plain
+        reason = f"{own / plain:.1f} times as slow as plain float32" if is_slow else ""
+        return FormTrial(form, own, error, reason, plain, is_slow)
+
+    def _side_by_side(self, run: Realised) -> tuple[float, float]:
+        """Seconds per sample of a form and of plain float32, each the quickest of a few runs."""
+        inputs = [tensor[:_TIMED_SAMPLES] for tensor in self.samples]
+        own = plain = math.inf
+        for _ in range(_PAIRS):
+            plain = min(plain, timed(self.plain, inputs)[1])
+            own = min(own, timed(run, inputs)[1])
+            if own <= plain and plain > _LONG_SECONDS:
+                break
+        return own / len(inputs[0]), plain / len(inputs[0])
+
+
+def timed(run: Realised, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], float]:
+    """The outputs of one call and its wall-clock seconds, the device's work included."""
+    device = inputs[0].device
+    _wait_for(device)
+    start = time.perf_counter()
+    outputs = run(*inputs)
+    _wait_for(device)
+    return outputs, time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def relative_error(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """The L2 distance of the worst output from plain float32's, relative to that one's norm.
+
+    Infinite where only the reference is 0.
+
+    Raises:
+        ValueError: they cannot stand for each other: another number, shape or dtype, integers that
+            differ, or NaN or infinity in other places. Says which.
+    """
+    if len(outputs) != len(reference):
+        raise ValueError(f"{len(outputs)} outputs instead of {len(reference)}")
+    errors = []
+    for pair in zip(outputs, reference, strict=True):
+        difference, size = _norms(*pair)
+        errors.append(difference and (difference / size if size else math.inf))
+    return max(errors, default=0.0)
+
+
+def _norms(output: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Of the difference and of the reference."""
+    if (output.shape, output.dtype) != (reference.shape, reference.dtype):
+        raise ValueError(
+            f"gives {output.dtype} {tuple(output.shape)} instead of "
+            f"{reference.dtype} {tuple(reference.shape)}"
+        )
+    if not (reference.is_floating_point() or reference.is_complex()):
+        if not torch.equal(output, reference):
+            raise ValueError("integers differ from those of plain float32")
+        return 0.0, 0.0
+    norms = _norm(output - reference), _norm(reference)
+    if all(map(math.isfinite, norms)):
+        return norms
+    finite = reference.isfinite()
+    same = (output == reference) | (output.isnan() & reference.isnan())
+    if not bool((finite & output.isfinite() | ~finite & same).all()):
+        raise ValueError("NaN or infinity where plain float32 has none")
+    return _norm((output - reference)[finite]), _norm(reference[finite])
+
+
+def _norm(tensor: Tensor) -> float:
+    # Sums in float64 without a float64 copy of the features.
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    return float(torch.linalg.vector_norm(tensor, dtype=wide)) if tensor.numel() else 0.0
+
+
+def _percent(error: float) -> str:
+    """`0.0031` -> `0.31 %`; tiny ones as a power of ten, where percent would be all zeros."""
+    return f"{error:.1e}" if 0 < error < 1e-5 else f"{error * 100:.2g} %"

@@ -9,31 +9,14 @@ group, layer and RMS norm, softmax, ELU, and fused attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from frostline.backward.rules import convolutions, dropouts, masks, norms, pools, smooth
+from frostline.backward.tensors import Rules
 
-from torch import Tensor
-
-from frostline.backward.rules import (
-    attention,
-    convolutions,
-    dropouts,
-    gelus,
-    masks,
-    norms,
-    pools,
-    swishes,
-)
-
-Rule = Callable[..., Tensor | None]
-
-RULES: dict[Any, Rule] = {
-    **attention.RULES,
+RULES: Rules = {
     **convolutions.RULES,
     **dropouts.RULES,
-    **gelus.RULES,
     **masks.RULES,
     **norms.RULES,
     **pools.RULES,
-    **swishes.RULES,
+    **smooth.RULES,
 }

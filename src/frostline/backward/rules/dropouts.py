@@ -1,9 +1,15 @@
-"""Dropout keeps a bit an element; it draws the same random numbers as PyTorch's."""
+"""Dropout keeps a bit an element and draws the same random numbers as PyTorch's; so in attention.
+
+Fused attention keeps less, and PyTorch takes it where it exists. The chain of operations that it
+takes elsewhere, as on the CPU once there is dropout, keeps three times the weights of attention:
+the softmax, the noise and their product. Here it keeps the softmax and a bit for each weight.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import inspect
+from functools import partial
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +17,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from frostline.backward.bits import is_dense, pack, unpack
-from frostline.backward.settings import Settings
-from frostline.backward.tensors import is_spared
+from frostline.backward.recomputing import Remake, keeping
+from frostline.backward.tensors import (
+    MemoryLayout,
+    Rules,
+    Settings,
+    is_large,
+    is_ordinary,
+    is_spared,
+    wants,
+)
 
 _aten = torch.ops.aten
 
@@ -38,10 +52,42 @@ def plain_dropout(settings: Settings, input: Tensor, p: float, train: bool) -> T
     return dropout(settings, input, p, train)
 
 
-RULES: dict[Any, Callable[..., Tensor | None]] = {
+def attention(
+    settings: Settings,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *rest: Any,
+    **named: Any,
+) -> Tensor | None:
+    """`torch.nn.functional.scaled_dot_product_attention`."""
+    if not 0 < dropout_p < 1 or not (wants(query) or wants(key)):
+        return None
+    if not is_ordinary(query, key, value):
+        return None
+    given = (query, key, value, attn_mask, dropout_p, *rest)
+    run = partial(F.scaled_dot_product_attention, *given, **named)
+    return keeping(run, _Chain(dropout_p, settings).choose)
+
+
+def multi_head(settings: Settings, *args: Any, **kwargs: Any) -> Any:
+    """`torch.nn.functional.multi_head_attention_forward`, whose attention is one of its steps."""
+    given = _HEADS.bind(*args, **kwargs).arguments
+    p = given["dropout_p"]
+    if not given.get("training", True) or not 0 < p < 1 or not is_ordinary(given["query"]):
+        return None
+    run = partial(F.multi_head_attention_forward, *args, **kwargs)
+    return keeping(run, _Chain(p, settings).choose)
+
+
+RULES: Rules = {
     F.dropout: dropout,
-    torch.dropout: plain_dropout,
-    _aten.dropout.default: plain_dropout,
+    **dict.fromkeys((torch.dropout, _aten.dropout.default), plain_dropout),
+    F.scaled_dot_product_attention: attention,
+    _aten.scaled_dot_product_attention.default: attention,
+    F.multi_head_attention_forward: multi_head,
 }
 
 
@@ -73,3 +119,55 @@ class _Dropout(Function):
         fits = noise.stride() == grads[0].stride() and not torch.is_grad_enabled()
         grad = noise.mul_(grads[0]) if fits else grads[0] * noise
         return grad, None, None
+
+
+@final
+class _Chain:
+    """Tells the three tensors of weights, which PyTorch's chain keeps in this order."""
+
+    def __init__(self, p: float, settings: Settings) -> None:
+        self._p = p
+        self._settings = settings
+        self._softmax: Tensor | None = None
+        self._node: object = None
+        self._bits: Tensor | None = None
+
+    def choose(self, kept: Tensor) -> Remake | None:
+        """For `keeping`."""
+        if self._softmax is None:
+            if "Softmax" in type(kept.grad_fn).__name__ and kept.is_contiguous():
+                self._softmax = kept if is_large(kept, self._settings) else None
+                self._node = kept.grad_fn
+            return None
+        layout = MemoryLayout(self._softmax)
+        if self._bits is None:
+            if not layout.is_of(kept) or kept.grad_fn is not None:
+                return None
+            self._bits = pack(kept != 0)
+            return Remake(partial(_noise, layout, self._p), (self._bits,), layout)
+        if kept.numel() != self._softmax.numel() or not self._is_product(kept):
+            return None
+        return Remake(partial(_dropped, layout, self._p), (self._softmax, self._bits), layout)
+
+    def _is_product(self, kept: Tensor) -> bool:
+        """Whether it is the softmax times the noise, seen otherwise."""
+        node = kept.grad_fn
+        while type(node).__name__ in _VIEWS:
+            node = node.next_functions[0][0]  # type: ignore[union-attr]  # those have one
+        if type(node).__name__ != "MulBackward0":
+            return False
+        # A value that is another product may have as many elements.
+        return any(before is self._node for before, _ in node.next_functions)  # type: ignore[union-attr]
+
+
+def _noise(layout: MemoryLayout, p: float, bits: Tensor) -> Tensor:
+    """Zero where it was dropped, else what makes up for that, as dropout computes it."""
+    return unpack(bits, layout.sizes, layout.strides).to(layout.dtype).div_(1 - p)
+
+
+def _dropped(layout: MemoryLayout, p: float, softmax: Tensor, bits: Tensor) -> Tensor:
+    return _noise(layout, p, bits).mul_(softmax)
+
+
+_HEADS = inspect.signature(F.multi_head_attention_forward)
+_VIEWS = ("ViewBackward0", "ExpandBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0")

@@ -1,10 +1,25 @@
-"""ReLU and its kin: one bit an element, or the output where somebody else keeps it too."""
+"""ReLU and its like: one bit an element, or the output where somebody else keeps it too.
+
+A ReLU cannot know, when it runs, whether its output will be kept: a trainable convolution behind it
+keeps it, and then bits would come on top; a frozen one does not. So an alias of the output is
+saved, which costs nothing while the output lives. If the output dies before the backward pass, and
+nobody else holds its memory, the alias is turned into bits, in place and behind autograd's back.
+PyTorch would hold the whole output in any case: nothing is ever kept that it would not.
+
+The alias goes through `save_for_backward`, so whoever hooks saved tensors sees it (offloading moves
+it in full), and autograd frees it as it frees all others. Checkpointing drops it, and when it
+repeats the forward compares it with the first: there it stays as it is.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from functools import partial
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -12,64 +27,37 @@ from torch import Tensor
 from torch.autograd import Function
 
 from frostline.backward.bits import is_dense, pack_where, unpack
-from frostline.backward.deferring import Watch, is_packed, watchable
-from frostline.backward.settings import Settings
-from frostline.backward.tensors import is_spared
+from frostline.backward.recomputing import outer_hooks
+from frostline.backward.tensors import Rules, Settings, is_spared
 
 _aten = torch.ops.aten
+_nn = torch._C._nn
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A function that is straight on both sides of one or two corners."""
+class PiecewiseLinear:
+    """A function that is straight on both sides of one or two corners.
 
-    name: Literal["relu", "hardtanh", "leaky_relu"]
-    low: float = 0.0
-    high: float = 0.0
-    slope: float = 0.0
+    Attributes:
+        run: the function itself; `run_` writes over its input.
+        passes: where the gradient passes as it is, from what PyTorch would keep.
+        keeps_output: whether PyTorch keeps the output, not the input, for `run` and for `run_`:
+            then nobody may write over it.
+        kernel: its own backward kernel, since they differ in which operand's layout they follow;
+            called with the gradient, with what was kept or a mask of 0 and 1, and `behind`.
+    """
 
-    def run(self, input: Tensor, inplace: bool) -> Tensor:
-        """The function itself."""
-        output: Tensor
-        match self.name:
-            case "relu":
-                output = torch.relu_(input) if inplace else torch.relu(input)
-            case "hardtanh":
-                run = torch._C._nn.hardtanh_ if inplace else torch._C._nn.hardtanh
-                output = run(input, self.low, self.high)
-            case "leaky_relu":
-                leak = torch._C._nn.leaky_relu_ if inplace else torch._C._nn.leaky_relu
-                output = leak(input, self.slope)
-        return output
+    run: Callable[..., Tensor]
+    run_: Callable[..., Tensor]
+    passes: Callable[[Tensor], Tensor]
+    keeps_output: tuple[bool, bool]
+    kernel: Any
+    behind: tuple[Any, ...]
 
-    def keeps_output(self, inplace: bool) -> bool:
-        """Whether PyTorch keeps the output, not the input: then nobody may write over it."""
-        return self.name == "relu" or (self.name == "leaky_relu" and inplace)
-
-    def passes(self, kept: Tensor) -> Tensor:
-        """Where the gradient passes as it is, from what PyTorch would keep."""
-        match self.name:
-            case "relu":
-                return kept != 0
-            case "hardtanh":
-                # Its own kernel, which has ways with NaN and with bounds that the type rounds.
-                one = torch.ones_like(kept)
-                passed: Tensor = _aten.hardtanh_backward.default(one, kept, self.low, self.high)
-                return passed != 0
-            case "leaky_relu":
-                return kept > 0
-
-    def back(self, grad: Tensor, output: Tensor) -> Tensor:
+    def back(self, grad: Tensor, kept: Tensor) -> Tensor:
         """The gradient, from the whole output."""
-        found: Tensor
-        match self.name:
-            case "relu":
-                found = _aten.threshold_backward.default(grad, output, 0)
-            case "hardtanh":
-                found = _aten.hardtanh_backward.default(grad, output, self.low, self.high)
-            case "leaky_relu":
-                found = _aten.leaky_relu_backward.default(grad, output, self.slope, True)
+        found: Tensor = self.kernel.default(grad, kept, *self.behind)
         return found
 
     def back_from(self, grad: Tensor, mask: Tensor) -> Tensor:
@@ -77,39 +65,24 @@ class Kind:
         # Numbers, not booleans: three times as fast in the kernels of the CPU.
         passes = mask.to(grad.dtype)
         # Written over where the result is laid out so in any case: PyTorch goes by both operands.
-        fits = passes.stride() == grad.stride() and not torch.is_grad_enabled()
-        room = {"grad_input": passes} if fits else {}
-        # Each with its own kernel, since they differ in which operand's layout they follow.
-        match self.name:
-            case "relu":
-                given: tuple[Any, ...] = (_aten.threshold_backward, 0)
-            case "hardtanh":
-                given = (_aten.hardtanh_backward, 0, 2)
-            case "leaky_relu":
-                given = (_aten.leaky_relu_backward, self.slope, False)
-        back = given[0].grad_input if fits else given[0].default
-        found: Tensor = back(grad, passes, *given[1:], **room)
+        if passes.stride() != grad.stride() or torch.is_grad_enabled():
+            return self.back(grad, passes)
+        found: Tensor = self.kernel.grad_input(grad, passes, *self.behind, grad_input=passes)
         return found
 
 
-def relu(settings: Settings, input: Tensor, inplace: bool = False) -> Tensor | None:
-    """`torch.nn.functional.relu` and its other names."""
-    return _masked(settings, input, _RELU, inplace)
-
-
-def relu_(settings: Settings, input: Tensor) -> Tensor | None:
-    """`torch.relu_`."""
-    return _masked(settings, input, _RELU, True)
-
-
-def relu6(settings: Settings, input: Tensor, inplace: bool = False) -> Tensor | None:
-    """`torch.nn.functional.relu6`."""
-    return _masked(settings, input, _RELU6, inplace)
-
-
-def relu6_(settings: Settings, input: Tensor) -> Tensor | None:
-    """`aten.relu6_`."""
-    return _masked(settings, input, _RELU6, True)
+def masked(
+    function: PiecewiseLinear, settings: Settings, input: Tensor, inplace: bool = False
+) -> Tensor | None:
+    """`torch.nn.functional.relu`, `relu6` and their other names."""
+    if not is_spared(input, settings):
+        return None
+    if not (function.keeps_output[inplace] or is_dense(input)):
+        return None
+    if inplace and (input.is_leaf or input._is_view()):
+        return None  # an error of PyTorch's, or its own way of keeping views right
+    output: Tensor = _Masked.apply(input, function, inplace)
+    return output
 
 
 def hardtanh(
@@ -122,89 +95,147 @@ def hardtanh(
     """`torch.nn.functional.hardtanh`."""
     if not min_val < max_val:
         return None
-    return _masked(settings, input, Kind("hardtanh", float(min_val), float(max_val)), inplace)
-
-
-def hardtanh_(
-    settings: Settings, input: Tensor, min_val: float = -1.0, max_val: float = 1.0
-) -> Tensor | None:
-    """`torch.nn.functional.hardtanh_`."""
-    return hardtanh(settings, input, min_val, max_val, True)
+    return masked(_hardtanh(float(min_val), float(max_val)), settings, input, inplace)
 
 
 def leaky_relu(
     settings: Settings, input: Tensor, negative_slope: float = 0.01, inplace: bool = False
 ) -> Tensor | None:
     """`torch.nn.functional.leaky_relu`; with a negative slope the output does not tell the side."""
-    if negative_slope < 0:
+    if not negative_slope >= 0:
         return None
-    return _masked(settings, input, Kind("leaky_relu", slope=float(negative_slope)), inplace)
+    slope = float(negative_slope)
+    function = PiecewiseLinear(
+        run=partial(_nn.leaky_relu, negative_slope=slope),
+        run_=partial(_nn.leaky_relu_, negative_slope=slope),
+        passes=lambda kept: kept > 0,
+        keeps_output=(False, True),
+        kernel=_aten.leaky_relu_backward,
+        behind=(slope, True),
+    )
+    return masked(function, settings, input, inplace)
 
 
-def leaky_relu_(settings: Settings, input: Tensor, negative_slope: float = 0.01) -> Tensor | None:
-    """`torch.nn.functional.leaky_relu_`."""
-    return leaky_relu(settings, input, negative_slope, True)
+def _hardtanh(low: float, high: float) -> PiecewiseLinear:
+    def passes(kept: Tensor) -> Tensor:
+        # Its own kernel, which has ways with NaN and with bounds that the type rounds.
+        passed: Tensor = _aten.hardtanh_backward.default(torch.ones_like(kept), kept, low, high)
+        return passed != 0
+
+    return PiecewiseLinear(
+        run=partial(_nn.hardtanh, min_val=low, max_val=high),
+        run_=partial(_nn.hardtanh_, min_val=low, max_val=high),
+        passes=passes,
+        keeps_output=(False, False),
+        kernel=_aten.hardtanh_backward,
+        behind=(0, 2),  # around a mask's 1
+    )
 
 
-RULES: dict[Any, Callable[..., Tensor | None]] = {
-    F.relu: relu,
-    torch.relu: relu,
-    Tensor.relu: relu,
-    torch.relu_: relu_,
-    Tensor.relu_: relu_,
-    _aten.relu.default: relu,
-    _aten.relu_.default: relu_,
-    F.relu6: relu6,
-    _aten.relu6.default: relu6,
-    _aten.relu6_.default: relu6_,
-    F.hardtanh: hardtanh,
-    F.hardtanh_: hardtanh_,
-    _aten.hardtanh.default: hardtanh,
-    _aten.hardtanh_.default: hardtanh_,
-    F.leaky_relu: leaky_relu,
-    F.leaky_relu_: leaky_relu_,
-    _aten.leaky_relu.default: leaky_relu,
-    _aten.leaky_relu_.default: leaky_relu_,
+_relu = partial(
+    masked,
+    PiecewiseLinear(
+        run=torch.relu,
+        run_=torch.relu_,
+        passes=lambda kept: kept != 0,
+        keeps_output=(True, True),
+        kernel=_aten.threshold_backward,
+        behind=(0,),
+    ),
+)
+_relu6 = partial(masked, _hardtanh(0.0, 6.0))
+
+RULES: Rules = {
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu, _aten.relu.default), _relu),
+    **dict.fromkeys((torch.relu_, Tensor.relu_, _aten.relu_.default), partial(_relu, inplace=True)),
+    **dict.fromkeys((F.relu6, _aten.relu6.default), _relu6),
+    _aten.relu6_.default: partial(_relu6, inplace=True),
+    **dict.fromkeys((F.hardtanh, _aten.hardtanh.default), hardtanh),
+    **dict.fromkeys((F.hardtanh_, _aten.hardtanh_.default), partial(hardtanh, inplace=True)),
+    **dict.fromkeys((F.leaky_relu, _aten.leaky_relu.default), leaky_relu),
+    **dict.fromkeys((F.leaky_relu_, _aten.leaky_relu_.default), partial(leaky_relu, inplace=True)),
 }
-
-_RELU = Kind("relu")
-_RELU6 = Kind("hardtanh", 0.0, 6.0)
 
 
 class _Masked(Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, kind: Kind, inplace: bool) -> Tensor:
-        ctx.kind = kind
+    def forward(ctx: Any, input: Tensor, function: PiecewiseLinear, inplace: bool) -> Tensor:
+        ctx.function = function
         ctx.sizes = input.shape
         ctx.strides = input.stride()
+        run = function.run_ if inplace else function.run
         if inplace:
             ctx.mark_dirty(input)
-        if not kind.keeps_output(inplace):
-            ctx.save_for_backward(pack_where(kind.passes, input))
-            return kind.run(input, inplace)
-        output = kind.run(input, inplace)
+        if not function.keeps_output[inplace]:
+            ctx.save_for_backward(pack_where(function.passes, input))
+            return run(input)
+        output = run(input)
         alias = output.detach()
         ctx.save_for_backward(alias)
         ctx.strides = output.stride()
-        ctx.watch = Watch(output, alias, kind.passes) if watchable(output) else None
+        late = _may_pack_late(output)
+        ctx.packing = _LatePacking(output, alias, function.passes) if late else None
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (saved,) = ctx.saved_tensors
-        kind: Kind = ctx.kind
-        if not is_packed(saved):
-            return kind.back(grads[0], saved), None, None
+        function: PiecewiseLinear = ctx.function
+        if saved.dtype is not torch.uint8:  # not turned into bits
+            return function.back(grads[0], saved), None, None
         mask = unpack(saved, ctx.sizes, ctx.strides)
-        return kind.back_from(grads[0], mask), None, None
+        return function.back_from(grads[0], mask), None, None
 
 
-def _masked(settings: Settings, input: Tensor, kind: Kind, inplace: bool) -> Tensor | None:
-    if not is_spared(input, settings):
-        return None
-    if not (kind.keeps_output(inplace) or is_dense(input)):
-        return None
-    if inplace and (input.is_leaf or input._is_view()):
-        return None  # an error of PyTorch's, or its own way of keeping views right
-    output: Tensor = _Masked.apply(input, kind, inplace)
-    return output
+@final
+class _LatePacking:
+    """Turns `alias` into bits when `output`, whose memory it shares, dies in the forward pass.
+
+    It keeps neither alive, and must itself be kept for as long as it is to act.
+    """
+
+    __slots__ = ("__weakref__", "_alias", "_output", "_passes", "_stream", "_task")
+
+    def __init__(self, output: Tensor, alias: Tensor, passes: Callable[[Tensor], Tensor]) -> None:
+        self._alias = weakref.ref(alias)
+        self._passes = passes
+        # In the backward pass an output dies because the operation behind is done with it: this
+        # one's turn comes next. A forward inside a backward (checkpoints) has its own number.
+        self._task = torch._C._current_graph_task_id()
+        self._stream = torch.cuda.current_stream(output.device) if output.is_cuda else None
+        me = weakref.ref(self)
+        self._output = weakref.ref(output, lambda _: _died(me))
+
+    def output_died(self) -> None:
+        """Pack, unless nobody waits for the bits or somebody else holds the memory."""
+        alias = self._alias()
+        if alias is None or torch._C._current_graph_task_id() != self._task:
+            return
+        # Held by the alias, by the output that is about to go, and by what this line makes of it.
+        if torch._C._storage_Use_Count(alias.untyped_storage()._cdata) > _ALONE:
+            return
+        stream = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
+        with torch._C.DisableTorchFunction(), torch.no_grad(), stream:
+            alias.data = pack_where(self._passes, alias)
+
+
+def _may_pack_late(output: Tensor) -> bool:
+    """Whether bits of it could be laid out again, and nobody compares it with an earlier one."""
+    hooks = outer_hooks()
+    is_repeated = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+    return is_dense(output) and not is_repeated
+
+
+def _died(reference: weakref.ref[_LatePacking]) -> None:
+    packing = reference()
+    if packing is not None and not sys.is_finalizing():
+        packing.output_died()
+
+
+def _count_when_alone() -> int:
+    output = torch.empty(1)
+    alias = output.detach()
+    return int(torch._C._storage_Use_Count(alias.untyped_storage()._cdata))
+
+
+_ALONE = _count_when_alone()

@@ -6,8 +6,7 @@ needs the input: PyTorch keeps that and two numbers a group, and so it is left t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,9 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from frostline.backward.recomputing import Recipe, keeping, note
-from frostline.backward.settings import Settings
-from frostline.backward.tensors import Layout, is_cast, is_ordinary, is_worth, wants
+from frostline.backward.recomputing import Remake, keeping, note
+from frostline.backward.tensors import (
+    MemoryLayout,
+    Rules,
+    Settings,
+    is_cast,
+    is_large,
+    is_ordinary,
+    wants,
+)
 
 _aten = torch.ops.aten
 
@@ -40,7 +46,7 @@ def batch_norm(
         return None
     if wants(weight) or not (wants(input) or wants(bias)) or input.dim() < 2:
         return None
-    if wants(running_mean) or wants(running_var) or not is_worth(input, settings):
+    if wants(running_mean) or wants(running_var) or not is_large(input, settings):
         return None
     if not is_ordinary(input, weight, bias, running_mean, running_var):
         return None
@@ -101,11 +107,16 @@ def layer_norm(
     """`torch.nn.functional.layer_norm`: it keeps its input, so who is behind need keep nothing."""
     del cudnn_enable
     given = tuple(t for t in (input, weight, bias) if t is not None)
-    if not any(map(wants, given)) or not is_worth(input, settings) or not is_ordinary(*given):
+    if not any(map(wants, given)) or not is_large(input, settings) or not is_ordinary(*given):
         return None
     if is_cast(input) or not (wants(input) or wants(weight)):
         return None
-    run = partial(_normed, tuple(normalized_shape), eps, weight is not None)
+    shape, is_scaled = tuple(normalized_shape), weight is not None
+
+    def run(input: Tensor, *affine: Tensor) -> Tensor:
+        scale = affine[0] if is_scaled else None
+        return F.layer_norm(input, shape, scale, affine[-1] if affine[is_scaled:] else None, eps)
+
     output = run(*given)
     note(output, run, *given)
     return output
@@ -119,14 +130,14 @@ def rms_norm(
     eps: float | None = None,
 ) -> Tensor | None:
     """`torch.nn.functional.rms_norm`: where it is a chain, the normed input follows from two."""
-    if not wants(weight) or not is_ordinary(input, weight) or not is_worth(input, settings):
+    if not wants(weight) or not is_ordinary(input, weight) or not is_large(input, settings):
         return None
     assert weight is not None
     own = weight.untyped_storage()._cdata
     rows: list[Tensor] = []
     scales: list[Tensor] = []
 
-    def choose(kept: Tensor) -> Recipe | None:
+    def choose(kept: Tensor) -> Remake | None:
         if kept.untyped_storage()._cdata == own:
             return None
         if kept.shape != input.shape:
@@ -136,38 +147,26 @@ def rms_norm(
         first = rows[0]
         if kept.untyped_storage()._cdata == first.untyped_storage()._cdata or len(scales) != 2:
             return None
-        return Recipe(torch.mul, (first, scales[0]), Layout(kept))
+        return Remake(torch.mul, (first, scales[0]), MemoryLayout(kept))
 
     return keeping(lambda: F.rms_norm(input, [*normalized_shape], weight, eps), choose)
 
 
-RULES: dict[Any, Callable[..., Tensor | None]] = {
+RULES: Rules = {
     F.batch_norm: functional_batch_norm,
-    torch.batch_norm: batch_norm,
-    _aten.batch_norm.default: batch_norm,
+    **dict.fromkeys((torch.batch_norm, _aten.batch_norm.default), batch_norm),
     F.instance_norm: instance_norm,
-    F.layer_norm: layer_norm,
-    torch.layer_norm: layer_norm,
-    _aten.layer_norm.default: layer_norm,
-    F.rms_norm: rms_norm,
-    torch.rms_norm: rms_norm,
-    _aten.rms_norm.default: rms_norm,
+    **dict.fromkeys((F.layer_norm, torch.layer_norm, _aten.layer_norm.default), layer_norm),
+    **dict.fromkeys((F.rms_norm, torch.rms_norm, _aten.rms_norm.default), rms_norm),
 }
 
 
 class _GivenStatistics(Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        eps: float,
-    ) -> Tensor:
+    def forward(ctx: Any, input: Tensor, *given: Any) -> Tensor:
+        weight, bias, mean, var, eps = given
         ctx.save_for_backward(weight, mean, var)
-        ctx.layout = Layout(input)
+        ctx.layout = MemoryLayout(input)
         ctx.eps = eps
         on = torch.backends.cudnn.enabled
         return torch.batch_norm(input, weight, bias, mean, var, False, 0.0, eps, on)
@@ -181,21 +180,13 @@ class _GivenStatistics(Function):
         else:
             # The kernel reads an input, for a gradient that nobody wants: it gets the one that is
             # in the cache anyway.
-            layout: Layout = ctx.layout
+            layout: MemoryLayout = ctx.layout
             read = grads[0] if layout.is_of(grads[0]) else layout.zeros()
             input_grad, _, bias_grad = _aten.native_batch_norm_backward.default(
                 grads[0], read, weight, mean, var, None, None, False, ctx.eps, wanted
             )
             found = (input_grad if wanted[0] else None, bias_grad if wanted[2] else None)
         return found[0], None, found[1], None, None, None
-
-
-def _normed(
-    shape: tuple[int, ...], eps: float, is_scaled: bool, input: Tensor, *affine: Tensor
-) -> Tensor:
-    weight = affine[0] if is_scaled else None
-    bias = affine[-1] if len(affine) > is_scaled else None
-    return F.layer_norm(input, shape, weight, bias, eps)
 
 
 def _differentiable(

@@ -3,40 +3,130 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
-from frostline.backward.settings import Settings
-from frostline.backward.tensors import Layout, is_cast, is_spared
+from frostline.backward.recomputing import Remake, keeping, layout_only
+from frostline.backward.tensors import MemoryLayout, Rules, Settings, is_spared
 
 Sizes = int | Sequence[int]
 _aten = torch.ops.aten
-_MAX = {
-    2: (_aten.max_pool2d_with_indices.default, _aten.max_pool2d_with_indices_backward.default),
-    3: (_aten.max_pool3d_with_indices.default, _aten.max_pool3d_with_indices_backward.default),
-}
-_AVERAGE = {
-    2: (_aten.avg_pool2d.default, _aten.avg_pool2d_backward.default),
-    3: (_aten.avg_pool3d.default, _aten.avg_pool3d_backward.default),
-}
-_ADAPTIVE_MAX = {
-    2: (_aten.adaptive_max_pool2d.default, _aten.adaptive_max_pool2d_backward.default),
-    3: (_aten.adaptive_max_pool3d.default, _aten.adaptive_max_pool3d_backward.default),
-}
-_ADAPTIVE = {
-    2: (_aten._adaptive_avg_pool2d.default, _aten._adaptive_avg_pool2d_backward.default),
-    3: (_aten._adaptive_avg_pool3d.default, _aten._adaptive_avg_pool3d_backward.default),
-}
 
 
-def max_pool(
+def average(
+    run: Callable[..., Tensor], settings: Settings, input: Tensor, *rest: Any, **named: Any
+) -> Tensor | None:
+    """`torch.nn.functional.avg_pool2d`, `adaptive_avg_pool2d` and so on."""
+    if not is_spared(input, settings):
+        return None
+    return keeping(lambda: run(input, *rest, **named), layout_only)
+
+
+def maximum(
+    run: Callable[..., Tensor],
     dims: int,
     settings: Settings,
+    input: Tensor,
+    *rest: Any,
+    **named: Any,
+) -> Tensor | None:
+    """`torch.nn.functional.max_pool2d` and so on: a place is told from its window's first."""
+    windows = _windows(dims, input, *rest, **named)
+    if windows is None or not is_spared(input, settings):
+        return None
+    # Both cut to their lowest bits: the difference fits, so it is right, and quick.
+    small = _integer(windows.span())
+
+    def choose(kept: Tensor) -> Remake:
+        if kept.is_floating_point():
+            return layout_only(kept)
+        places = kept.to(small).sub_(windows.corners(kept).to(small))
+        return Remake(
+            lambda places: places.long().add_(windows.corners(places)),
+            (places,),
+            MemoryLayout(kept),
+        )
+
+    return keeping(lambda: run(input, *rest, **named), choose)
+
+
+def adaptive_maximum(
+    run: Callable[..., Tensor],
+    dims: int,
+    settings: Settings,
+    input: Tensor,
+    output_size: Any,
+    return_indices: bool = False,
+) -> Tensor | None:
+    """`torch.nn.functional.adaptive_max_pool2d` and so on, whose windows differ in size."""
+    if return_indices or not is_spared(input, settings):
+        return None
+    small = _integer(input.shape[-dims:].numel() - 1)
+
+    def choose(kept: Tensor) -> Remake:
+        if kept.is_floating_point():
+            return layout_only(kept)
+        return Remake(Tensor.long, (kept.to(small),), MemoryLayout(kept))
+
+    return keeping(lambda: run(input, output_size), choose)
+
+
+_AVERAGES = (
+    *(torch.avg_pool1d, _aten.avg_pool1d.default),
+    *(F.avg_pool2d, _aten.avg_pool2d.default),
+    *(F.avg_pool3d, _aten.avg_pool3d.default),
+    *(F.adaptive_avg_pool2d, _aten.adaptive_avg_pool2d.default),
+    *(F.adaptive_avg_pool3d, _aten.adaptive_avg_pool3d.default),
+)
+_MAXIMA = (
+    (torch.max_pool1d, F.max_pool1d, _aten.max_pool1d.default),
+    (torch.max_pool2d, F.max_pool2d, _aten.max_pool2d.default),
+    (torch.max_pool3d, F.max_pool3d, _aten.max_pool3d.default),
+)
+_ADAPTIVE_MAXIMA = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+RULES: Rules = {
+    **{run: partial(average, run) for run in _AVERAGES},
+    **{run: partial(maximum, run, n) for n, names in enumerate(_MAXIMA, 1) for run in names},
+    **{run: partial(adaptive_maximum, run, n) for n, run in enumerate(_ADAPTIVE_MAXIMA, 1)},
+}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    """The windows of a pool, a number for each dimension; `sizes` are the input's."""
+
+    sizes: Sequence[int]
+    lengths: list[int]
+    steps: list[int]
+    paddings: list[int]
+    dilations: list[int]
+
+    def corners(self, output: Tensor) -> Tensor:
+        """The index in the input of each window's first place; below zero where it is padding."""
+        corners = torch.zeros((), dtype=torch.int64, device=output.device)
+        places = output.shape[-len(self.sizes) :]
+        along = zip(places, self.sizes, self.steps, self.paddings, strict=True)
+        for count, size, step, padding in along:
+            first = torch.arange(count, device=output.device) * step - padding
+            corners = corners.unsqueeze(-1) * size + first
+        return corners
+
+    def span(self) -> int:
+        """How far a place can be from its window's first."""
+        span = 0
+        for size, length, dilation in zip(self.sizes, self.lengths, self.dilations, strict=True):
+            span = span * size + (length - 1) * dilation
+        return span
+
+
+def _windows(
+    dims: int,
     input: Tensor,
     kernel_size: Sizes,
     stride: Sizes | None = None,
@@ -44,232 +134,24 @@ def max_pool(
     dilation: Sizes = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Tensor | None:
-    """`torch.max_pool1d`, `max_pool2d`, `max_pool3d`."""
-    if return_indices or not _gains(settings, input, dims):
+) -> _Windows | None:
+    """As the pool reads what it is given; None where it gives the places to its caller."""
+    del ceil_mode
+    if return_indices:
         return None
-    kernel = _each(kernel_size, dims)
-    steps = _steps(stride, kernel)
-    shape: list[Any] = [kernel, steps, _each(padding, dims), _each(dilation, dims), ceil_mode]
-    if dims == 1:
-        shape = [[1, kernel[0]], [1, steps[0]], [0, shape[2][0]], [1, shape[3][0]], ceil_mode]
-        lifted: Tensor = _MaxPool.apply(input.unsqueeze(-2), shape)
-        return lifted.squeeze(-2)
-    output: Tensor = _MaxPool.apply(input, shape)
-    return output
-
-
-def avg_pool(
-    dims: int,
-    settings: Settings,
-    input: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor | None:
-    """`torch.nn.functional.avg_pool2d`, `avg_pool3d`."""
-    if not _gains(settings, input, dims):
-        return None
-    kernel = _each(kernel_size, dims)
-    steps = _steps(stride, kernel)
-    given = (kernel, steps, _each(padding, dims), ceil_mode, count_include_pad, divisor_override)
-    output: Tensor = _Average.apply(input, _AVERAGE[dims], given)
-    return output
-
-
-def avg_pool1d(
-    settings: Settings,
-    input: Tensor,
-    kernel_size: Sizes,
-    stride: Sizes | None = None,
-    padding: Sizes = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Tensor | None:
-    """`torch.nn.functional.avg_pool1d`: one row of two dimensions, as in PyTorch."""
-    if not _gains(settings, input, 1):
-        return None
-    kernel, padding = _each(kernel_size, 1), _each(padding, 1)
-    given = (
-        [1, *kernel],
-        [1, *_steps(stride, kernel)],
-        [0, *padding],
-        ceil_mode,
-        count_include_pad,
-    )
-    lifted = avg_pool(2, settings, input.unsqueeze(-2), *given)
-    return None if lifted is None else lifted.squeeze(-2)
-
-
-def adaptive_max_pool(
-    dims: int,
-    settings: Settings,
-    input: Tensor,
-    output_size: Sizes,
-    return_indices: bool = False,
-) -> Tensor | None:
-    """`torch.nn.functional.adaptive_max_pool1d`, `2d`, `3d`."""
-    if return_indices or not _gains(settings, input, dims):
-        return None
-    places = _places(output_size, input, dims)
-    if dims > 1:
-        output: Tensor = _AdaptiveMax.apply(input, places)
-        return output
-    lifted: Tensor = _AdaptiveMax.apply(input.unsqueeze(-2), [1, *places])
-    return lifted.squeeze(-2)
-
-
-def adaptive_avg_pool(
-    dims: int, settings: Settings, input: Tensor, output_size: Sizes
-) -> Tensor | None:
-    """`torch.nn.functional.adaptive_avg_pool2d`, `3d`; to one place PyTorch takes a mean."""
-    if not _gains(settings, input, dims):
-        return None
-    places = _places(output_size, input, dims)
-    if all(place == 1 for place in places):
-        return None
-    output: Tensor = _Average.apply(input, _ADAPTIVE[dims], (places,))
-    return output
-
-
-RULES: dict[Any, Callable[..., Tensor | None]] = {
-    torch.max_pool1d: partial(max_pool, 1),
-    torch.max_pool2d: partial(max_pool, 2),
-    torch.max_pool3d: partial(max_pool, 3),
-    F.max_pool1d: partial(max_pool, 1),
-    F.max_pool2d: partial(max_pool, 2),
-    F.max_pool3d: partial(max_pool, 3),
-    _aten.max_pool1d.default: partial(max_pool, 1),
-    _aten.max_pool2d.default: partial(max_pool, 2),
-    _aten.max_pool3d.default: partial(max_pool, 3),
-    torch.avg_pool1d: avg_pool1d,
-    _aten.avg_pool1d.default: avg_pool1d,
-    F.adaptive_max_pool1d: partial(adaptive_max_pool, 1),
-    F.adaptive_max_pool2d: partial(adaptive_max_pool, 2),
-    F.adaptive_max_pool3d: partial(adaptive_max_pool, 3),
-    F.avg_pool2d: partial(avg_pool, 2),
-    F.avg_pool3d: partial(avg_pool, 3),
-    _aten.avg_pool2d.default: partial(avg_pool, 2),
-    _aten.avg_pool3d.default: partial(avg_pool, 3),
-    F.adaptive_avg_pool2d: partial(adaptive_avg_pool, 2),
-    F.adaptive_avg_pool3d: partial(adaptive_avg_pool, 3),
-    _aten.adaptive_avg_pool2d.default: partial(adaptive_avg_pool, 2),
-    _aten.adaptive_avg_pool3d.default: partial(adaptive_avg_pool, 3),
-}
-
-
-class _MaxPool(Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, shape: list[Any]) -> Tensor:
-        dims = len(shape[0])
-        output: Tensor
-        output, indices = _MAX[dims][0](input, *shape)
-        ctx.layout = Layout(input)
-        ctx.shape = shape
-        small = _smallest(shape, ctx.layout)
-        # Both cut to their lowest bits: the difference fits, so it is right, and quick.
-        corners = _corners(shape, ctx.layout, output).to(small)
-        ctx.save_for_backward(indices.to(small).sub_(corners))
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (places,) = ctx.saved_tensors
-        shape: list[Any] = ctx.shape
-        indices = places.long().add_(_corners(shape, ctx.layout, places))
-        back = _MAX[len(shape[0])][1]
-        return back(grads[0], ctx.layout.stand_in(), *shape, indices), None
-
-
-class _Average(Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, kernels: Any, given: tuple[Any, ...]) -> Tensor:
-        ctx.layout = Layout(input)
-        ctx.back = kernels[1]
-        ctx.given = given
-        output: Tensor = kernels[0](input, *given)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        given = () if len(ctx.given) == 1 else ctx.given
-        return ctx.back(grads[0], ctx.layout.stand_in(), *given), None, None
-
-
-class _AdaptiveMax(Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, places: list[int]) -> Tensor:
-        run = _ADAPTIVE_MAX[len(places)][0]
-        output: Tensor
-        output, indices = run(input, places)
-        ctx.layout = Layout(input)
-        ctx.dims = len(places)
-        window = torch.Size(input.shape[-len(places) :]).numel()
-        ctx.save_for_backward(indices.to(_integer(window - 1)))
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (indices,) = ctx.saved_tensors
-        back = _ADAPTIVE_MAX[ctx.dims][1]
-        return back(grads[0], ctx.layout.stand_in(), indices.long()), None
-
-
-def _places(asked: Any, input: Tensor, dims: int) -> list[int]:
-    """Of an adaptive pool; None is as many as there are."""
-    sizes = [asked] * dims if isinstance(asked, int) or asked is None else [*asked]
-    own = input.shape[-dims:]
-    return [n if size is None else size for size, n in zip(sizes, own, strict=True)]
-
-
-def _gains(settings: Settings, input: Tensor, dims: int) -> bool:
-    return (
-        is_spared(input, settings)
-        and input.dim() in (dims + 1, dims + 2)
-        and not (dims == 3 and is_cast(input))  # which autocast would cast
-    )
-
-
-def _corners(shape: list[Any], layout: Layout, output: Tensor) -> Tensor:
-    """The index in the input of each window's first place; below zero where that is padding."""
-    kernel, steps, paddings = shape[:3]
-    sizes = layout.sizes[-len(kernel) :]
-    corners = torch.zeros((), dtype=torch.int64, device=layout.device)
-    for dim, (step, padding) in enumerate(zip(steps, paddings, strict=True)):
-        places = output.shape[dim - len(kernel)]
-        first = torch.arange(places, device=layout.device) * step - padding
-        corners = corners.unsqueeze(-1) * sizes[dim] + first
-    return corners
-
-
-def _smallest(shape: list[Any], layout: Layout) -> torch.dtype:
-    """The smallest type that holds how far a place can be from its window's first."""
-    kernel = shape[0]
-    return _integer(_span(kernel, shape[3], layout.sizes[-len(kernel) :]))
-
-
-def _integer(furthest: int) -> torch.dtype:
-    if furthest < 2**8:
-        return torch.uint8
-    return torch.int16 if furthest < 2**15 else torch.int32 if furthest < 2**31 else torch.int64
-
-
-def _span(kernel: list[int], dilations: list[int], sizes: Sequence[int]) -> int:
-    span = 0
-    for length, dilation, size in zip(kernel, dilations, sizes, strict=True):
-        span = span * size + (length - 1) * dilation
-    return span
-
-
-def _steps(stride: Sizes | None, kernel: list[int]) -> list[int]:
-    """A window's width apart, where nothing else is said."""
-    return kernel if stride is None or stride == [] or stride == () else _each(stride, len(kernel))
+    steps = kernel_size if stride is None or stride == [] or stride == () else stride
+    given = (kernel_size, steps, padding, dilation)
+    return _Windows(input.shape[-dims:], *(_each(sizes, dims) for sizes in given))
 
 
 def _each(given: Sizes, dims: int) -> list[int]:
     if isinstance(given, int):
         return [given] * dims
     return [*given] if len(given) == dims else [given[0]] * dims
+
+
+def _integer(furthest: int) -> torch.dtype:
+    """The smallest type that holds it."""
+    if furthest < 2**8:
+        return torch.uint8
+    return torch.int16 if furthest < 2**15 else torch.int32 if furthest < 2**31 else torch.int64

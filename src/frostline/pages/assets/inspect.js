@@ -2,6 +2,10 @@
 (() => {
   "use strict";
   const data = JSON.parse(document.getElementById("data").textContent);
+  for (const module of data.modules) {
+    module.own = Selectors.expand(module.own);
+    module.within = Selectors.expand(module.within);
+  }
   const byId = (id) => document.getElementById(id);
   const count = (number) => Math.round(number).toLocaleString("en-US");
   const STATES = { trains: "trains", frozen: "❄ frozen", part: "in part", none: "–" };
@@ -56,18 +60,9 @@
   // ---- the model as rows: a layer each, by stage, in the order in which they run
 
   function rowsOf() {
-    const { paths, turns } = data.ledger;
-    const own = paths.map(() => []);
-    const place = new Map(paths.map((path, at) => [path, at]));
-    data.entries.forEach((entry, index) => {
-      for (const [name] of entry.names) {
-        const at = place.get(name.slice(0, Math.max(0, name.lastIndexOf("."))));
-        if (at !== undefined) own[at].push(index);
-      }
-    });
-    const order = new Set(turns.map((turn) => turn.layer));
-    paths.forEach((_, at) => own[at].length && order.add(at));
-    return [...order].map((at) => ({ at, path: paths[at], type: data.modules[at].type, own: own[at] }));
+    const order = new Set(data.ledger.turns.map((turn) => turn.layer));
+    data.modules.forEach((module, at) => module.own.length && order.add(at));
+    return [...order].map((at) => ({ ...data.modules[at], at, path: data.ledger.paths[at] }));
   }
 
   function stageOf(path) {
@@ -142,26 +137,30 @@
 
   function sayInWords() {
     const freezes = byId("mode").value === "freeze";
-    const named = freezes ? rest(trainable) : trainable;
+    const named = freezes ? Selectors.complement(data, trainable) : trainable;
     byId("selector").value = Selectors.textOf(data, named);
     wrong("");
   }
 
   function readWords() {
+    const text = byId("selector").value;
+    const options = Selectors.suggestions(data, text, 20).map((value) => element("option", { value }));
+    byId("terms").replaceChildren(...options);
     try {
-      const picked = Selectors.parse(byId("selector").value)(data);
-      const freezes = byId("mode").value === "freeze";
-      trainable = freezes ? rest(picked) : picked;
+      const picked = Selectors.parse(data, text);
+      trainable = byId("mode").value === "freeze" ? Selectors.complement(data, picked) : picked;
       wrong("");
       update();
     } catch (error) {
-      if (!(error instanceof Selectors.SelectorError)) throw error;
-      wrong(error.message);
+      if (!(error instanceof Selectors.Unknown)) throw error;
+      const run = commandOf(["inspect", data.name], ["--html", "FILE"]);
+      wrong(`${error.message}. To see what it selects, or what is wrong with it, run:\n${run}`);
     }
   }
 
-  function rest(picked) {
-    return new Set([...data.entries.keys()].filter((index) => !picked.has(index)));
+  function commandOf(verb, more = []) {
+    const asked = [`--${byId("mode").value}`, byId("selector").value];
+    return ["frostline", ...verb, ...data.options, ...asked, ...more].map(shellWord).join(" ");
   }
 
   function wrong(message) {
@@ -176,8 +175,7 @@
 
   function update() {
     const found = Ledger.evaluate(data, trainable, samples);
-    byId("command").value = [...data.command, `--${byId("mode").value}`, byId("selector").value]
-      .map(shellWord).join(" ");
+    byId("command").value = commandOf(["train", "DATA", "--model", data.name]);
     if (!found.trains) wrong("nothing would train: leave something to train.");
     figures(found);
     const sizes = groups.flatMap((group) => group.rows).map((row) => measure(row, found));
@@ -303,9 +301,9 @@
 
   function presets() {
     const known = [["the head", "stage:-1"], ["the last two stages", "stage:-2..-1"], ["everything", "all"]];
-    for (const kind of ["norm", "bias"])
-      if (data.entries.some((entry) => entry.kinds.includes(kind)))
-        known.push([`${kind === "norm" ? "norms" : "biases"} and the head`, `kind:${kind} | stage:-1`]);
+    for (const [kind, name] of [["norm", "norms"], ["bias", "biases"]])
+      if (Selectors.known(data).has(`kind:${kind}`))
+        known.push([`${name} and the head`, `kind:${kind} | stage:-1`]);
     for (const [name, text] of known) {
       const made = element("button", { type: "button" }, name);
       made.addEventListener("click", () => {

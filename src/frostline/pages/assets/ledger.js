@@ -1,4 +1,4 @@
-// What a step costs when these entries train and the rest is frozen: the page's arithmetic.
+// What a step costs when these entries train and the rest is frozen: added up from the ledger.
 const Ledger = (() => {
   "use strict";
   const VALUES = 1;
@@ -7,26 +7,16 @@ const Ledger = (() => {
 
   // Which modules are held in eval: those all of whose subtree is frozen, and frozen norms.
   function held(data, trainable) {
-    const some = new Set(); // paths that hold something that is frozen
-    const free = new Set(); // paths that hold something that is not
-    const frozenNorms = new Set();
-    const place = new Map(data.ledger.paths.map((path, at) => [path, at]));
-    data.entries.forEach((entry, index) => {
-      for (const [name] of entry.names) {
-        const above = Selectors.pathsAbove(name);
-        const moves = data.modules[place.get(above.at(-1))]?.moves ?? false;
-        for (const path of above) {
-          if (!trainable.has(index)) some.add(path);
-          else if (entry.parameter >= 0 || moves) free.add(path);
-        }
-        if (moves && !trainable.has(index)) frozenNorms.add(above.at(-1));
-      }
+    const { paths } = data.ledger;
+    const place = new Map(paths.map((path, at) => [path, at]));
+    const frozen = (index) => !trainable.has(index);
+    const under = []; // at or below a module that is frozen whole; modules above come first
+    data.modules.forEach(({ within }, at) => {
+      const above = at && place.get(paths[at].slice(0, Math.max(0, paths[at].lastIndexOf("."))));
+      under[at] = (at > 0 && under[above]) || (within.some(frozen) &&
+        within.every((index) => frozen(index) || !data.entries[index].trains));
     });
-    const whole = (path) => some.has(path) && !free.has(path);
-    return data.ledger.paths.map((path) => {
-      if (frozenNorms.has(path)) return true;
-      return [...Selectors.pathsAbove(path), path].some(whole);
-    });
+    return data.modules.map(({ moves, own }, at) => under[at] || (moves && own.some(frozen)));
   }
 
   function evaluate(data, trainable, samples) {

@@ -1,0 +1,16 @@
+"""Words to choose from: each list once, for functions, settings and options of the command line."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+BadImages = Literal["skip", "error"]
+HeadPlace = Literal["classifier", "logits", "keep"]
+FloatName = Literal["float32", "bfloat16", "float16"]
+PrefixPrecision = Literal["exact", "auto"] | float
+StepPrecision = Literal["fp32", "bf16", "fp16"]
+NormPolicy = Literal["hold", "adapt"]
+OptimizerName = Literal["adamw", "adam", "sgd"]
+Schedule = Literal["cosine", "constant"]
+Snapshot = Literal["best", "last"]
+Storage = Literal["auto", FloatName, "int8"]

@@ -1,0 +1,206 @@
+"""The frost line drawn in the graphs of both modes; drawn once for a model that does not change.
+
+Following a model takes longer than training a head on stored features, and a second run with
+another learning rate starts from the same model. What is reused is checked on the example like
+anything new, and its tensors against its key: what was changed behind our back shows there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+
+from frostline.cutting.cheapest import choose, forward_share, row_bytes
+from frostline.cutting.dividing import GraphLine, build_prefix, build_suffix
+from frostline.cutting.graphs import OpenGraph
+from frostline.cutting.layouts import RowLayout, row_sizes
+from frostline.cutting.reasons import nothing_kept, why_there
+from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
+from frostline.cutting.structures import InputSpec, Rebuild
+from frostline.cutting.sweep import Swept, sweep
+from frostline.cutting.tracing import (
+    Traced,
+    Unfollowed,
+    forget_symbols,
+    one_line,
+    operation,
+    trace,
+)
+from frostline.cutting.trial import Observed, rearrange, run_trial
+from frostline.errors import NothingFrozen
+from frostline.units import format_bytes
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FrontierValue:
+    """One value that crosses the frost line.
+
+    Attributes:
+        name: the module and operation that give it.
+        shape: of one sample; None for a size that varies with the sample.
+        dtype: as computed.
+        nbytes: of one sample as computed, before any storage dtype.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+    nbytes: int
+
+    def __str__(self) -> str:
+        sizes = " x ".join("?" if size is None else str(size) for size in self.shape) or "1"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.name}: {sizes} {dtype}, {format_bytes(self.nbytes)} per sample"
+
+
+@final
+@dataclass(frozen=True)
+class Drawn:
+    """All of a cut that does not refer to the model object itself.
+
+    Attributes:
+        training, evaluation: the suffix in each mode, and what makes the model's output of it.
+    """
+
+    prefix: OpenGraph
+    training: tuple[OpenGraph, Rebuild]
+    evaluation: tuple[OpenGraph, Rebuild]
+    frontier: tuple[FrontierValue, ...]
+    why: str
+    share: float
+    key: Mapping[str, str]
+
+
+# One entry for each model that is alive; it goes with the model.
+_KEPT: WeakKeyDictionary[nn.Module, tuple[object, Drawn]] = WeakKeyDictionary()
+
+
+def recall(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn | None:
+    """What was drawn for this very model, if it and the form of its inputs are as they were."""
+    state, drawn = _KEPT.get(model, (None, None))
+    return drawn if state == _state(model, spec, tensors) else None
+
+
+def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
+    """Follow the model in both modes and draw the line; remembers it for `recall`.
+
+    The model is in train mode afterwards.
+
+    Raises:
+        NothingFrozen, CutError: as `cut`.
+    """
+    model.train()
+    traced = trace(model, spec, tensors)
+    trial, swept, layouts = _judged(model, traced, tensors)
+    choice = choose(traced.nodes, swept, trial, layouts)
+    if all(node.op == "placeholder" for node in choice.below):
+        raise NothingFrozen(nothing_kept(model, traced, swept))
+    hashes = signatures(traced, trial)
+    ends = settled(traced, trial, hashes, choice.below)
+    alike = defaultdict[str, list[fx.Node]](list)  # of those of equal content one is enough
+    for node in choice.crossing:
+        alike[ends[node]].append(node)
+    firsts = [nodes[0] for nodes in alike.values()]
+    ways = tuple(layouts[node] for node in firsts)
+    crossing = tuple(map(tuple, alike.values()))
+    line = GraphLine(choice.below, swept.free, crossing, ways, trial.values)
+    prefix, held = build_prefix(traced, line, model)
+    training = evaluation = build_suffix(traced, line, model)
+    model.eval()
+    evaluated = trace(model, spec, tensors)
+    if outline(evaluated) != outline(traced):
+        same = _same_line(model, evaluated, tensors, line, hashes, ends)
+        evaluation = build_suffix(evaluated, same, model)
+    drawn = Drawn(
+        prefix,
+        (training, traced.rebuild),
+        (evaluation, evaluated.rebuild),
+        tuple(_value(node, trial, way) for node, way in zip(firsts, ways, strict=True)),
+        why_there(choice, swept),
+        forward_share(held, trial),
+        {"prefix": prefix_key(traced, held, firsts), "tensors": prefix_tensors(traced, held)},
+    )
+    forget_symbols(traced.module.graph, evaluated.module.graph)
+    model.train()
+    _KEPT[model] = _state(model, spec, tensors), drawn
+    return drawn
+
+
+def _judged(
+    model: nn.Module, traced: Traced, tensors: list[Tensor]
+) -> tuple[Observed, Swept, Mapping[fx.Node, RowLayout]]:
+    with _for_few_samples(model):
+        trial = run_trial(traced, tensors, judging=True)
+        swept = sweep(traced, trial)
+        reached = [n for n in traced.nodes if swept.is_frozen(n) and n not in swept.free]
+        mixed, layouts = rearrange(traced, trial, reached)
+    if mixed:
+        swept = sweep(traced, trial, mixed=mixed)
+    return trial, swept, layouts
+
+
+@contextmanager
+def _for_few_samples(model: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError) as error:  # as operations refuse their sizes
+        raise Unfollowed(
+            f"the forward of {type(model).__name__} does not hold for batches of 2 or 3 samples: "
+            f"{one_line(error)}."
+        ) from error
+
+
+def _same_line(
+    model: nn.Module,
+    traced: Traced,
+    tensors: list[Tensor],
+    line: GraphLine,
+    hashes: Mapping[fx.Node, str],
+    ends: Mapping[fx.Node, str],
+) -> GraphLine:
+    """The line of the training graph, whose hashes these are, in another graph."""
+    with _for_few_samples(model):
+        trial = run_trial(traced, tensors, judging=False)
+    found = signatures(traced, trial)
+    # Of equal computations one may lie below and another above; both are then above here.
+    wanted = {hashes[node] for node in line.below}
+    wanted -= {hashed for node, hashed in hashes.items() if node not in line.below}
+    below = frozenset(node for node in traced.nodes if found[node] in wanted)
+    found_ends = settled(traced, trial, found, below)
+    crossing = tuple(
+        tuple(node for node in traced.nodes if found_ends[node] == ends[nodes[0]])
+        for nodes in line.crossing
+    )
+    free = sweep(traced, trial).free - below
+    return GraphLine(below, free, crossing, line.layouts, trial.values)
+
+
+def _value(node: fx.Node, trial: Observed, layout: RowLayout) -> FrontierValue:
+    dtype = trial.values[node].dtype
+    return FrontierValue(operation(node), row_sizes(node, layout), dtype, row_bytes(node, trial))
+
+
+def _state(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> tuple[object, ...]:
+    """Identities of modules, tensors and hooks, switches and modes, autocast, shapes of inputs."""
+    modules = [(m, m.training, m.__dict__.get("forward")) for m in model.modules()]
+    return (
+        tuple((id(m), type(m), training, id(forward)) for m, training, forward in modules),
+        tuple((*m._forward_hooks, None, *m._forward_pre_hooks) for m, *_ in modules),
+        tuple((id(p), p.requires_grad, p.device) for p in model.parameters()),
+        tuple(id(b) for b in model.buffers()),
+        tuple((t.shape[1:], t.dtype, t.device) for t in tensors),
+        tuple(
+            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in {t.device.type for t in tensors}
+        ),
+        spec.tree,
+        spec.leaves,
+    )

@@ -1,0 +1,182 @@
+"""The key of a user's own split, and whether a cut of any kind is still one of its model.
+
+No graph tells what the forward up to a named submodule reads, so all of the model counts that
+its numbers may depend on: its tensors, its modules and their code. A change above the line may
+then cost computing anew; rows of another forward are never taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any, final
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from frostline.errors import CutError
+from frostline.fingerprints import Fingerprint, digest, fingerprint_of
+from frostline.freezing.modes import is_held
+from frostline.units import some_of
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class At:
+    """Where a user's own split runs.
+
+    Attributes:
+        path: of the submodule.
+        passing: attributes and buffers that each forward leaves behind anew, as a counter or the
+            attention last seen; they do not count.
+    """
+
+    path: str
+    passing: frozenset[str]
+
+
+def at_line(model: nn.Module, path: str, forward: Callable[[], object]) -> At:
+    """The split behind `path`; `forward` runs the model on another batch than it saw last."""
+    before = {**dict(_lines(model)), **_digests(model)}
+    forward()
+    after = {**dict(_lines(model)), **_digests(model)}
+    names = before.keys() | after.keys()
+    return At(path, frozenset(n for n in names if before.get(n) != after.get(n)))
+
+
+def at_key(model: nn.Module, at: At) -> dict[str, str]:
+    """The key of a cut at a line; equal for equal models in any process.
+
+    Counted are frozen parameters, all buffers, how the modules print, their attributes that are
+    numbers, text or tensors, and the code of their classes as it runs. Trainable parameters do
+    not count, nor do functions elsewhere that the forward calls. The tensors' part tells each
+    tensor's digest by its name.
+    """
+    lines = "\n".join(f"{n} {text}" for n, text in _lines(model) if n not in at.passing)
+    modules = xxhash.xxh3_128_hexdigest(lines.encode())
+    held = {name: tensor for name, tensor in _tensors(model) if name not in at.passing}
+    return {
+        "prefix": f"{type(model).__qualname__} up to {at.path}, modules {modules}",
+        "tensors": fingerprint_of(held),
+    }
+
+
+def check_current(
+    model: nn.Module, line: Sequence[tuple[str, Tensor]] | At, key: Mapping[str, str]
+) -> None:
+    """Make sure that what a prefix computes now belongs under the key of its cut.
+
+    Args:
+        line: the tensors that the prefix reads, as the model has them now, or where it ends in it.
+    Raises:
+        CutError: as `Cut.check_current`.
+    """
+    known = key["tensors"]
+    assert isinstance(known, Fingerprint)
+    if isinstance(line, At):
+        trainable, changed = _changed_since(model, line, known.tensors, key["prefix"])
+    else:
+        trainable = [name for name, tensor in line if tensor.requires_grad]
+        changed = [
+            name
+            for (name, tensor), digested in zip(line, known.tensors.values(), strict=True)
+            if not tensor.requires_grad and digest(tensor, name=name) != digested
+        ]
+    reasons = "; ".join(
+        f"{some_of(names, most=3)} {'is' if len(names) == 1 else 'are'} {what}"
+        for names, what in ((trainable, "trainable now"), (changed, "changed since"))
+        if names
+    )
+    if reasons:
+        raise CutError(
+            f"the frozen part of this {type(model).__name__} is not what was cut: {reasons}. What "
+            "it computes now does not belong to what was kept; cut again: fl.cut(model, example)."
+        )
+
+
+def _changed_since(
+    model: nn.Module, at: At, known: Mapping[str, str], prefix: str
+) -> tuple[list[str], list[str]]:
+    """What is trainable now, and what is not as it was."""
+    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+    now = at_key(model, at)
+    tensors = now["tensors"]
+    assert isinstance(tensors, Fingerprint)
+    changed = [n for n in known if n not in wanted and tensors.tensors.get(n) != known[n]]
+    if now["prefix"] != prefix:
+        changed.append("its modules, their attributes or their code")
+    return [name for name in known if name in wanted], changed
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    yield from model.named_buffers()
+
+
+def _digests(model: nn.Module) -> dict[str, str]:
+    """Of buffers alone: a forward that wrote into a frozen parameter is not to be followed."""
+    return {name: digest(buffer, name=name) for name, buffer in model.named_buffers()}
+
+
+def _lines(model: nn.Module) -> Iterator[tuple[str, str]]:
+    yield "", repr(model)
+    classes: dict[type, None] = {}
+    for path, module in model.named_modules():
+        yield f"{path}:", type(module).__qualname__
+        # In any mode the key is that of train mode, where only what is held stays in eval.
+        own = {**vars(module), "training": not is_held(module)}
+        yield from ((f"{path}: {name}", text) for name, text in _attributes(own))
+        classes |= dict.fromkeys(c for c in type(module).__mro__ if c not in nn.Module.__mro__)
+    for of in classes:
+        for name, text in _attributes(dict(vars(of))):
+            yield f"class {of.__qualname__} {name}", text
+
+
+def _attributes(owner: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Functions under any name; the rest only if public, since torch keeps its own there."""
+    for name in sorted(owner):
+        text = content(owner[name])
+        if text and (not name.startswith("_") or text.startswith("code ")):
+            yield name, text
+
+
+def content(value: Any, seen: set[int] | None = None) -> str:
+    """A text that is equal for values of equal content, code included; empty for other objects.
+
+    Args:
+        seen: functions that were read before, which do not count again.
+    """
+    seen = set() if seen is None else seen
+    match value:
+        case None | bool() | int() | float() | complex() | str() | bytes() | torch.dtype():
+            return repr(value)
+        case tuple() | list():
+            return f"[{', '.join(content(part, seen) for part in value)}]"
+        case frozenset():
+            return f"{{{', '.join(sorted(content(part, seen) for part in value))}}}"
+        case Tensor() if value.layout == torch.strided and not value.is_meta:
+            return digest(value)
+        case property():
+            return content(value.fget, seen)
+        case staticmethod() | classmethod() | MethodType():
+            return content(value.__func__, seen)
+        case FunctionType() if id(value) not in seen:
+            seen.add(id(value))
+            cells = tuple(map(_held, value.__closure__ or ()))
+            return f"{_code(value.__code__)} {content((value.__defaults__, cells), seen)}"
+        case CodeType():
+            return _code(value)
+    return ""
+
+
+def _held(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _code(code: CodeType) -> str:
+    return f"code {code.co_code.hex()} {code.co_names} {content(code.co_consts)}"

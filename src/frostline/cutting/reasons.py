@@ -1,0 +1,132 @@
+"""Why the line runs where it does, why nothing can be kept, and what to do where no line is found.
+
+Where no line can be drawn, only a submodule is offered to cut behind that it really can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+
+from torch import fx, nn
+
+from frostline.cutting.cheapest import Choice
+from frostline.cutting.sweep import Swept
+from frostline.cutting.tracing import Traced, module_path, operation, own_name
+from frostline.freezing.modes import is_held
+
+# Each is tried on the example, which takes some forwards.
+_MOST_TRIED = 4
+
+
+def why_there(choice: Choice, swept: Swept) -> str:
+    """Where the line runs and why there, in one line."""
+    computed = [n for n in choice.crossing if n.op != "placeholder"] or list(choice.crossing)
+    names = list(dict.fromkeys(module_path(n) or operation(n) for n in reversed(computed)))
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    where = ", ".join(names[:2]) if more else " and ".join(names[:2])
+    reason, steps = _first_reason(computed, choice, swept)
+    between = "; what lies between costs less to compute again than to read" if steps else ""
+    return f"behind {where}{more}, since {reason}{between}"
+
+
+def _first_reason(crossing: list[fx.Node], choice: Choice, swept: Swept) -> tuple[str, int]:
+    """Why the nearest operation above the line is not frozen, and how many steps off it is."""
+    level = [user for node in reversed(crossing) for user in node.users if user not in choice.below]
+    steps = 0
+    while level:
+        for node in level:
+            if node in swept.reasons and node.op != "output":
+                return swept.reasons[node], steps
+        level = list(dict.fromkeys(user for node in level for user in node.users))
+        steps += 1
+    return "what follows is the model's output", 0
+
+
+def nothing_kept(model: nn.Module, traced: Traced, swept: Swept) -> str:
+    """One sentence of what is in the way, and one of what to do, both true of this model."""
+    nothing = f"nothing in {type(model).__name__} can be kept"
+    computed = [
+        node
+        for node in traced.nodes
+        if node.op == "call_function" and swept.is_frozen(node) and node not in swept.free
+    ]
+    if computed:
+        last = operation(computed[-1])
+        return f"{nothing}: no frozen value in it, up to {last}, has a row for each sample."
+    reached: set[fx.Node] = set()
+    for node in traced.nodes:
+        if node.op == "placeholder" or not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+            if node in swept.reasons and node.op != "output":
+                return f"{nothing}: {swept.reasons[node]}. {_advice(model, node, traced)}"
+    return f"{nothing}: nothing that it computes of its input is frozen."
+
+
+def _advice(model: nn.Module, node: fx.Node, traced: Traced) -> str:
+    trained = [
+        (own_name(read.target), tensor)
+        for read in node.all_input_nodes
+        if read.op == "get_attr"
+        and (tensor := traced.tensor(read)) is not None
+        and tensor.requires_grad
+    ]
+    if not trained:
+        return _held(model, module_path(node))
+    name, weight = trained[0]
+    named = model.named_parameters(remove_duplicate=False)
+    if shared := [other for other, p in named if p is weight and other != name]:
+        return (
+            f"It is one tensor with {shared[0]} (tied), so whoever trains that trains at the "
+            "input. Untie them, or train other parts."
+        )
+    return (
+        "It works on the input itself, and nothing below it is frozen. Freeze from the input "
+        'upwards, as fl.train_only(model, "stage:-1").'
+    )
+
+
+def _held(model: nn.Module, path: str) -> str:
+    """What is random or goes by its batch in training, though its parameters may be frozen."""
+    root = _frozen_root(model, path)
+    if root and not is_held(model.get_submodule(path)):
+        return (
+            f'The parameters of {root} are frozen, but its mode is not: fl.freeze(model, "{root}") '
+            "holds its dropout and norms in eval."
+        )
+    return "Nothing below it is frozen; without it, or with it in eval, more may be."
+
+
+def offer(model: nn.Module, cut_behind: Callable[[str], object]) -> str:
+    """A sentence that names a frozen submodule to cut behind; empty where none was found to do.
+
+    Args:
+        cut_behind: cuts the model there, checks included, or raises.
+    """
+    for path in islice(_candidates(model), _MOST_TRIED):
+        with suppress(Exception):  # whatever a forward raises that was not made for this
+            cut_behind(path)
+            return f' A frozen submodule to cut behind: fl.cut(model, example, at="{path}").'
+    return ""
+
+
+def _candidates(model: nn.Module) -> Iterator[str]:
+    """Frozen submodules that nothing frozen holds, the last first: the most lies below it."""
+    paths = [path for path, _ in model.named_modules() if path]
+    for path in reversed([path for path in paths if _frozen_root(model, path) == path]):
+        module = model.get_submodule(path)
+        while isinstance(module, nn.ModuleList) and len(module):  # is not called itself
+            path, module = f"{path}.{len(module) - 1}", module[-1]
+        yield path
+
+
+def _frozen_root(model: nn.Module, path: str) -> str:
+    """The outermost wholly frozen submodule that holds the one at `path`; "" if there is none."""
+    parts = path.split(".") if path else []
+    for length in range(1, len(parts) + 1):
+        above = ".".join(parts[:length])
+        wanted = [p.requires_grad for p in model.get_submodule(above).parameters()]
+        if wanted and not any(wanted):
+            return above
+    return ""

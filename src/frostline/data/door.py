@@ -1,0 +1,375 @@
+"""The one door for data: whatever a user hands over becomes `Samples`, decided in `open_data`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from contextlib import closing
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeGuard, final
+
+import PIL
+import torch
+import xxhash
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from frostline._files import file_digest
+from frostline.data.batches import (
+    AsTargets,
+    Batch,
+    Batches,
+    GivenBatches,
+    Order,
+    SampleBatches,
+    as_pair,
+    holds_batches,
+)
+from frostline.data.ordered import count_threads, ordered_map
+from frostline.data.samples import Samples, content_id, inputs_of, some_targets
+from frostline.data.targets import class_targets
+from frostline.data.views import Augment, ImageDataset
+from frostline.errors import ConfigError, DataError
+
+# Samples of a data set of the user's own that are asked for, and how often each: a change made in
+# half of all cases is missed once in 8 ** 16 times, one made in a tenth once in 800.
+_TRIED = 16
+_TIMES = 4
+_MEMBERS = ("targets", "views", "transform", "name", "collate", "why_not_stored", "read")
+
+
+def open_data(data: object, *, views: int | None = None) -> Samples:
+    """`data` as samples.
+
+    Args:
+        data: an `ImageDataset`; a `TensorDataset` of inputs and targets; any other data set, list
+            or tuple of (input, target) pairs; `Samples` of your own; or batches that are made
+            elsewhere: a `DataLoader`, a list of (inputs, targets) batches, or anything else that
+            gives the same number of them again and again.
+        views: fixed random views of each picture; by default as the data set says.
+    Raises:
+        DataError: `data` is a one-shot iterator, has no length, is empty or does not hold pairs;
+            or it is asked for views and holds no pictures.
+    """
+    if views not in (None, 1) and not isinstance(data, ImageDataset):
+        raise DataError(
+            f"asked for {views} views of a {type(data).__name__}, but views are made of pictures. "
+            "Give an ImageDataset, or leave views out."
+        )
+    if isinstance(data, GivenSamples):
+        return data
+    is_samples = _is_samples(data)
+    if not is_samples and (isinstance(data, DataLoader | IterableDataset) or not _is_indexed(data)):
+        return GivenSamples(data)
+    _check_count(data)
+    if isinstance(data, ImageDataset):
+        return ImageSamples(data, views)
+    if isinstance(data, TensorDataset):
+        return TensorSamples(data)
+    return data if _is_samples(data) else ItemSamples(data)
+
+
+def stored_samples(data: object, *, views: int | None = None) -> Samples:
+    """`data` as samples whose features can be stored.
+
+    Raises:
+        DataError: as `open_data`; or it makes its own batches, or gives another sample each time
+            it is asked: nothing fixed to store.
+    """
+    samples = open_data(data, views=views)
+    if why := samples.why_not_stored():
+        raise DataError(why)
+    return samples
+
+
+def make_batches(
+    data: object,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    threads: int | None = None,
+    as_targets: AsTargets = class_targets,
+) -> Batches:
+    """Batches of `data`, which is anything that `open_data` takes.
+
+    No sample is dropped: the last batch holds what is left, be it one sample. Where Frostline
+    makes the order, it depends on `seed` and the epoch only. Pictures and `Samples` of your own
+    are loaded in threads up to 2 batches ahead, any other data set in the calling thread; batches
+    that are made elsewhere keep their own size and order.
+
+    Args:
+        batch_size: samples in a batch.
+        shuffle: a new order every epoch; else the order of the data.
+        seed: of the order.
+        threads: loading threads; by default one for each core, at most 16.
+        as_targets: makes the tensor of a batch's targets; by default class indices.
+    Raises:
+        ConfigError: `batch_size` or `threads` is less than 1.
+        DataError: as `open_data`; or the targets are not such.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"asked for batches of {batch_size} samples. Use 1 or more.")
+    workers = count_threads(threads)
+    samples = open_data(data)
+    if isinstance(samples, GivenSamples):
+        return GivenBatches(samples.data, as_targets)
+    order = Order(len(samples), batch_size, shuffle, seed)
+    return SampleBatches(samples, order, threads=workers, as_targets=as_targets)
+
+
+def first_batch(samples: Samples, count: int, as_targets: AsTargets = class_targets) -> Batch:
+    """The first `count` samples, as far as there are so many; of batches, the first one's."""
+    if isinstance(samples, GivenSamples):
+        with closing(GivenBatches(samples.data, as_targets).epoch(0)) as batches:
+            first = next(batches)
+        targets, names = first.targets[:count], first.names[:count]
+        return Batch(some_rows(first.inputs, slice(count)), targets, names)
+    few = range(min(count, len(samples)))
+    inputs = inputs_of(samples, few)  # which a data set of items knows its targets by
+    targets = as_targets(some_targets(samples.targets, torch.tensor(few)), len(few), samples.what)
+    return Batch(inputs, targets, tuple(map(samples.name, few)))
+
+
+def some_rows(inputs: Any, chosen: slice | Tensor) -> Any:
+    """The chosen samples of a batch of inputs."""
+    if isinstance(inputs, Tensor):
+        return inputs[chosen if isinstance(chosen, slice) else chosen.to(inputs.device)]
+    if isinstance(inputs, Mapping):
+        return {name: some_rows(part, chosen) for name, part in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)([some_rows(part, chosen) for part in inputs])
+    return inputs
+
+
+@final
+class ImageSamples(Samples):
+    """Pictures: the hash is of the file's bytes and the view's seed, so names do not count."""
+
+    def __init__(self, data: ImageDataset, views: int | None = None) -> None:
+        self.what = "the ImageDataset"
+        self._data = data
+        is_live = data.augment.kind == "live"
+        if views is not None and views != data.augment.views and not is_live:
+            augment = Augment("views", views) if views > 1 else Augment()
+            self._data = ImageDataset(
+                data.images,
+                data.preprocessing,
+                augment=augment,
+                seed=data.seed,
+                digests=data.digests,
+            )
+        self.targets = data.labels
+        self.views = 0 if is_live else self._data.augment.views
+        # Another decoder may round otherwise; what a view shows is part of its seed.
+        self.transform = f"{data.preprocessing!r}, Pillow {PIL.__version__}"
+        self._digests: dict[Path, tuple[object, str]] = {}  # with what the file was like then
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def load(self, row: int) -> Tensor:
+        view, sample = divmod(row, len(self))
+        return self._data.load(sample, view)[0]
+
+    def ids(self, rows: Sequence[int]) -> list[bytes]:
+        wanted = dict.fromkeys(self._path(row) for row in rows)
+        with closing(ordered_map(self._digest, wanted, ahead=64)) as digests:
+            found = dict(zip(wanted, digests, strict=True))
+        return [self._id(row, found[self._path(row)]) for row in rows]
+
+    def name(self, sample: int) -> str:
+        return self._data.names[sample]
+
+    def why_not_stored(self) -> str:
+        if self.views:
+            return ""
+        return "augment live makes a new view every epoch, so there is none to store."
+
+    def _path(self, row: int) -> Path:
+        return self._data.images.samples[row % len(self)].path
+
+    def _id(self, row: int, digest: str) -> bytes:
+        view, sample = divmod(row, len(self))
+        seed = self._data.view_seed(sample, view)
+        return xxhash.xxh3_128_digest(f"{digest} view {seed}".encode())
+
+    def _digest(self, path: Path) -> str:
+        """Of the file's content, which is read once unless the file changed since."""
+        try:
+            now = path.stat()
+            stamp = (now.st_mtime_ns, now.st_size, now.st_ino)
+            known = self._digests.get(path)
+            if known is None and path in self._data.digests:
+                known = (stamp, self._data.digests[path])
+            if known is None or known[0] != stamp:
+                known = (stamp, file_digest(path, xxhash.xxh3_128))
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read: {error.strerror or error}. Restore it, or leave it out."
+            ) from error
+        self._digests[path] = known
+        return known[1]
+
+
+@final
+class TensorSamples(Samples):
+    """Rows of a tensor in memory."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.what = "the TensorDataset"
+        if len(data.tensors) != 2:
+            raise DataError(
+                f"{self.what} has {len(data.tensors)} tensors. Give it two: inputs, targets."
+            )
+        self._inputs, self.targets = data.tensors
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def load(self, row: int) -> Tensor:
+        return self._inputs[row]
+
+    def in_batches(
+        self,
+        batches: Iterable[Sequence[int]],
+        *,
+        threads: int | None = None,  # noqa: ARG002
+    ) -> Generator[Tensor, None, None]:
+        """Gathered without a loop over the samples."""
+        for rows in batches:
+            yield self._inputs[torch.tensor(rows)]
+
+    def collate(self, loaded: Sequence[Any]) -> Tensor:
+        # Laid out as single samples are when stacked, whatever the strides of the whole: kernels
+        # for other layouts give other last bits.
+        return loaded.contiguous() if isinstance(loaded, Tensor) else torch.stack(list(loaded))
+
+
+@final
+class ItemSamples(Samples):
+    """Any data set of (input, target) pairs, loaded in the calling thread: it may draw numbers."""
+
+    def __init__(self, data: Any) -> None:
+        self.what = f"the {type(data).__name__}"
+        self._data = data
+        self.targets = _LoadedTargets(self)
+        self.known_targets: dict[int, Any] = {}
+        self._first = self.load(0)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def load(self, row: int) -> Any:
+        item, self.known_targets[row] = as_pair(self._data[row], f"item {row} of {self.what}")
+        return item
+
+    def read(self, rows: Sequence[int]) -> list[tuple[bytes, Callable[[], Any]]]:
+        loaded = [self.load(row) for row in rows]
+        return [(content_id(item), partial(_itself, item)) for item in loaded]
+
+    def in_batches(
+        self,
+        batches: Iterable[Sequence[int]],
+        *,
+        threads: int | None = None,  # noqa: ARG002
+    ) -> Generator[list[Any], None, None]:
+        for rows in batches:
+            yield [self.load(row) for row in rows]
+
+    def why_not_stored(self) -> str:
+        return self._why_not_stored
+
+    @cached_property
+    def _why_not_stored(self) -> str:
+        """Whether some samples, asked for again, are what they were."""
+        tried = min(_TRIED, len(self))
+        try:
+            for row in (place * len(self) // tried for place in range(tried)):
+                first = content_id(self.load(row) if row else self._first)
+                if any(content_id(self.load(row)) != first for _ in range(_TIMES - 1)):
+                    return (
+                        f"{self.what} gives another sample each time it is asked (item {row}), so "
+                        "there is nothing fixed to store. Leave random transforms out of it."
+                    )
+        except DataError as error:
+            return str(error)
+        return ""
+
+
+@final
+class GivenSamples(Samples):
+    """Batches that are made elsewhere: how many samples they hold, and nothing of a single one."""
+
+    targets = ()
+
+    def __init__(self, data: object) -> None:
+        self.what = f"the {type(data).__name__}"
+        self.data = data
+        self._batches = GivenBatches(data)
+
+    def __len__(self) -> int:
+        return self._batches.samples
+
+    def load(self, row: int) -> Any:  # noqa: ARG002
+        raise DataError(self.why_not_stored())
+
+    def why_not_stored(self) -> str:
+        return (
+            f"a {type(self.data).__name__} makes its own batches, so its samples cannot be told "
+            "apart. Give the data set itself to have its features stored."
+        )
+
+
+@final
+class _LoadedTargets(Sequence[Any]):
+    """Targets that come with their items; an item that was never loaded is loaded for it."""
+
+    def __init__(self, samples: ItemSamples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index not in self._samples.known_targets:
+            self._samples.load(range(len(self))[index])
+        return self._samples.known_targets[index]
+
+
+def _itself(item: Any) -> Any:
+    return item
+
+
+def _is_samples(data: object) -> TypeGuard[Samples]:
+    """Whether it is `Samples`, by descent or by its members.
+
+    Raises:
+        DataError: it has `ids` and `load` of its own and lacks another member.
+    """
+    kind = type(data)
+    if Samples in kind.__mro__:
+        return True
+    if not (hasattr(kind, "ids") and hasattr(kind, "load")):
+        return False
+    if missing := [name for name in _MEMBERS if not hasattr(data, name)]:
+        raise DataError(
+            f"the {kind.__name__} has ids and load, but no {', '.join(missing)}. Derive it from "
+            "fl.Samples, which has all that needs no thought of yours."
+        )
+    return True
+
+
+def _is_indexed(data: object) -> bool:
+    """Whether `data` is indexed sample by sample; a list of batches is not."""
+    if isinstance(data, Dataset):
+        return True
+    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return indexed and not holds_batches(data)
+
+
+def _check_count(data: object) -> None:
+    count = len(data) if isinstance(data, Sized) else None
+    if not count:
+        found = "does not say how many samples it holds" if count is None else "holds no samples"
+        raise DataError(f"the {type(data).__name__} {found}. Give it a __len__ above 0.")

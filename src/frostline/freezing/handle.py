@@ -1,0 +1,353 @@
+"""The handle on what one call froze: records of every tensor, and the proof that none moved."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Self, final
+
+from torch import Tensor, nn
+
+from frostline.backward import Lean
+from frostline.casting import CastReport
+from frostline.choices import NormPolicy
+from frostline.errors import DriftError, FreezeError
+from frostline.fingerprints import Fingerprint, Record, named_tensors
+from frostline.fingerprints.unlisted import belongs, listed_storages, unlisted
+from frostline.freezing.modes import is_held, mark_of, note_content
+from frostline.freezing.refusals import check_as_wrapped, check_shared
+from frostline.freezing.rows import holds_of, kept_within
+from frostline.freezing.switches import restoring, switch_on
+from frostline.freezing.tree import Summary, summary
+from frostline.selectors import Selection, SelectorLike, common, select
+from frostline.selectors.ranges import common as common_rows
+from frostline.selectors.ranges import suffix
+from frostline.selectors.terms import Nothing
+from frostline.units import format_bytes, some_of
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One frozen tensor or module that did not stay as it was."""
+
+    name: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.what}"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The result of a verification that found nothing: how much was compared, and its hash.
+
+    `not_covered` names what of the frozen part no proof can see, with what it is.
+    """
+
+    tensors: int
+    nbytes: int
+    fingerprint: Fingerprint
+    not_covered: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = "nothing was frozen"
+        if self.tensors:
+            size = format_bytes(self.nbytes)
+            text = f"{self.tensors} frozen tensors ({size}) are bit for bit as they were"
+        return text + not_covered_text(self.not_covered)
+
+
+def not_covered_text(names: tuple[str, ...]) -> str:
+    """What a proof adds about what it did not look at; empty where it saw all."""
+    return f"; not covered: {some_of(names, most=5)}" if names else ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class UnlistedRecord:
+    """What one held module had beside its parameters and buffers when it was frozen.
+
+    Attributes:
+        module: whose it is.
+        path: where the module is.
+        saved, loose: records by full names.
+        objects: the loose tensors themselves, to tell one that was written from one put in its
+            place, as forwards do that put results aside.
+        unseen: full names of what cannot be looked at, with what it is.
+    """
+
+    module: nn.Module
+    path: str
+    saved: Mapping[str, Record]
+    loose: Mapping[str, Record]
+    objects: Mapping[str, Tensor]
+    unseen: tuple[str, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, path: str, listed: Collection[int]) -> Self:
+        """Take it down as it is now."""
+        found, prefix = unlisted(module, listed), f"{path}." if path else ""
+        return cls(
+            module,
+            path,
+            {prefix + n: Record.of(t, name=prefix + n) for n, t in found.saved.items()},
+            {prefix + n: Record.of(t, name=prefix + n) for n, t in found.loose.items()},
+            {prefix + n: t for n, t in found.loose.items()},
+            tuple(prefix + name for name in found.unseen),
+        )
+
+    def drifts(self) -> Iterator[Drift]:
+        """What did not stay as it was, while the module is held."""
+        now = self._now() if is_held(self.module) else {}
+        for name, record in self._due().items():
+            tensor = now.get(name)
+            is_kept = name in self.saved or tensor is self.objects[name]
+            words = "is gone" if tensor is None else record.moved(tensor, name=name)
+            if is_kept and words:
+                yield Drift(name, words)
+
+    def proved(self) -> dict[str, Record]:
+        """What is as it was, once `drifts` found nothing."""
+        replaced = self._replaced()
+        return {name: record for name, record in self._due().items() if name not in replaced}
+
+    def not_covered(self) -> tuple[str, ...]:
+        """Names that no proof covers, with the reason."""
+        if not is_held(self.module):
+            return ()
+        return (*self.unseen, *(f"{name} (replaced since)" for name in self._replaced()))
+
+    def _due(self) -> dict[str, Record]:
+        return {**self.saved, **self.loose} if is_held(self.module) else {}
+
+    def _now(self) -> dict[str, Tensor]:
+        found, prefix = unlisted(self.module, ()), f"{self.path}." if self.path else ""
+        return {prefix + name: t for name, t in {**found.loose, **found.saved}.items()}
+
+    def _replaced(self) -> set[str]:
+        """Loose tensors in whose place there is another object with other bits, or none."""
+        now = self._now()
+        others = {name for name, was in self.objects.items() if now.get(name) is not was}
+        return {n for n in others if n not in now or self.loose[n].moved(now[n], name=n)}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """A handle on what one call froze; printing it shows the model's table.
+
+    Attributes:
+        model: the model, unwrapped.
+        selection: what was frozen.
+        norm: the norm policy.
+        records: tensor name -> what it was when it was frozen; parameters of the selection, rows
+            of them as `embed.weight[0:100]`, and the buffers that are held with them.
+        kept: with `dtype=`, in how many bytes the weights are kept now, and how far rounding moved
+            them and the output.
+        unlisted: of held modules, what they have beside parameters and buffers.
+        leaned: with `lean=True`, the handle that makes the model plain again.
+    """
+
+    model: nn.Module = field(repr=False)
+    selection: Selection
+    norm: NormPolicy
+    records: dict[str, Record] = field(repr=False)
+    kept: CastReport | None = None
+    unlisted: tuple[UnlistedRecord, ...] = field(default=(), repr=False)
+    leaned: Lean | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls, selection: Selection, *, norm: NormPolicy, kept: CastReport | None = None
+    ) -> Frozen:
+        """Take down what is frozen of the selection, as it is now."""
+        modules = selection.inventory.modules
+        frozen = selection.whole
+        records = dict(_records(selection))
+        for name, record in records.items():
+            path, _, leaf = name.rpartition(".")
+            if record.rows is None:
+                note_content(modules[path], leaf, (record.dtype, record.digest))
+        listed = listed_storages(selection.inventory.model)
+        beside = tuple(
+            UnlistedRecord.of(module, path, listed)
+            for path, module in modules.items()
+            if is_held(module) and belongs(modules, path, frozen)
+        )
+        return cls(selection.inventory.model, selection, norm, records, kept, beside)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters this call froze."""
+        return self.selection.names
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Content hash of the frozen tensors as they were when they were frozen."""
+        saved = (pair for one in self.unlisted for pair in one.saved.items())
+        records = {**self.records, **dict(saved)}
+        return Fingerprint({name: record.digest for name, record in records.items()})
+
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """Names of what is frozen that no proof can see, with what it is."""
+        return tuple(name for one in self.unlisted for name in one.not_covered())
+
+    @property
+    def in_no_file(self) -> tuple[str, ...]:
+        """Names of what is frozen that a proof from files cannot see, with what it is."""
+        loose = (f"{name} (a plain attribute)" for one in self.unlisted for name in one.objects)
+        return (*self.not_covered, *loose)
+
+    def verify(self) -> Proof:
+        """Prove that nothing frozen moved: every bit, every gradient switch, every mode.
+
+        What was thawed since, by `fl.thaw` or leaving `fl.frozen`, is no longer checked. Where
+        rows of a recorded tensor were thawed, its other rows are compared with what they were at
+        that thaw.
+
+        Raises:
+            DriftError: lists each tensor that moved with how far, each parameter that wants
+                gradients again and each held module found in train mode.
+        """
+        drifts: list[Drift] = []
+        proved: dict[str, Record] = {}
+        for name, record in self.records.items():
+            due = self._still_frozen(name, record)
+            drifts += self._drifts(name, due)
+            proved |= due
+        for one in self.unlisted:
+            drifts += one.drifts()
+        drifts += _mode_drifts(self.model)
+        if drifts:
+            raise _drift_error(self.model, drifts)
+        beside = {name: r for one in self.unlisted for name, r in one.proved().items()}
+        saved = {name for one in self.unlisted for name in one.saved}
+        hashed = {**proved, **{name: r for name, r in beside.items() if name in saved}}
+        return Proof(
+            len(proved) + len(beside),
+            sum(record.nbytes for record in (*proved.values(), *beside.values())),
+            Fingerprint({name: record.digest for name, record in hashed.items()}),
+            self.not_covered,
+        )
+
+    def thaw(self, selector: SelectorLike | None = None) -> None:
+        """Thaw what this call froze, or the part of it that `selector` names."""
+        chosen = self.selection
+        if selector is not None:
+            chosen = non_empty(common(chosen, select(self.model, selector)), "thaw")
+        thaw_selection(chosen)
+
+    def summary(self, *, depth: int = 2) -> Summary:
+        """The model's table as data, `depth` levels deep."""
+        return summary(self.model, depth=depth)
+
+    def __str__(self) -> str:
+        covered = not_covered_text(self.not_covered).removeprefix("; ")
+        return "\n".join(filter(None, (str(self.summary()), str(self.kept or ""), covered)))
+
+    def _still_frozen(self, name: str, record: Record) -> dict[str, Record]:
+        """What is frozen still of what was recorded: all of it, rows of it, or nothing.
+
+        Rows that a later thaw of their neighbours left are recorded as their hold keeps them.
+        """
+        owner, place, leaf = self._home(name, record)
+        mark, hold = mark_of(owner), holds_of(owner).get(leaf)
+        if leaf in owner._buffers:
+            return {name: record} if is_held(owner) else {}
+        if mark is not None and leaf in mark.names:
+            return {name: record}
+        if hold is None:
+            return {}
+        recorded = range(record.shape[0]) if record.rows is None else record.rows
+        left = common_rows([recorded], (piece.rows for piece in hold.kept))
+        if left == (record.rows,):
+            return {name: record}
+        return {
+            place + suffix(piece.rows): Record.of(piece.values, name=place, at=piece.rows)
+            for piece in kept_within(hold.kept, left)
+        }
+
+    def _drifts(self, name: str, due: Mapping[str, Record]) -> Iterator[Drift]:
+        """What is wrong with one recorded tensor, where any of it is frozen still."""
+        owner, place, leaf = self._home(name, self.records[name])
+        tensor = owner._parameters.get(leaf, owner._buffers.get(leaf))
+        if due and (tensor is None or not _stands_at(owner, self.model, place)):
+            yield Drift(name, "is gone; it or the module that held it was replaced")
+        elif tensor is not None:
+            wants = tensor.requires_grad and leaf not in holds_of(owner)
+            wanting = "wants gradients again; something set requires_grad behind the freeze"
+            for part, record in due.items():
+                words = [wanting if wants else None, record.moved(tensor, name=part)]
+                if line := ", and ".join(filter(None, words)):
+                    yield Drift(part, line)
+
+    def _home(self, name: str, record: Record) -> tuple[nn.Module, str, str]:
+        """The module that owned a recorded tensor, the tensor's full name, and its name there."""
+        place = name.removesuffix(suffix(record.rows))
+        path, _, leaf = place.rpartition(".")
+        return self.selection.inventory.modules[path], place, leaf
+
+
+def thaw_selection(selection: Selection) -> None:
+    """Thaw what is selected, all of it or nothing.
+
+    Raises:
+        FreezeError: as `thaw`.
+    """
+    with restoring(selection, only_on_error=True):
+        switch_on(selection)
+        check_shared(selection.inventory.model)
+        check_as_wrapped(selection)
+
+
+def non_empty(selection: Selection, verb: str) -> Selection:
+    """The selection, if there is anything in it, or nothing was asked for.
+
+    Raises:
+        FreezeError: it is empty though each of its terms matches something.
+    """
+    if selection.picked or isinstance(selection.selector, Nothing):
+        return selection
+    raise FreezeError(
+        f"'{selection.selector}' leaves nothing to {verb} in {selection.inventory.title}: its "
+        "terms match, but no parameter is in all of them. See fl.select(model, ...) for each."
+    )
+
+
+def _records(selection: Selection) -> Iterator[tuple[str, Record]]:
+    """What is frozen under each of its names, and the buffers that are held with it."""
+    frozen = selection.by_tensor
+
+    def is_held_with_it(module: nn.Module) -> bool:
+        own = (*module._parameters.values(), *module._buffers.values())
+        return is_held(module) and any(id(tensor) in frozen for tensor in own)
+
+    for name, tensor, rows in named_tensors(selection, is_held_with_it):
+        yield name, Record.of(tensor, name=name, at=rows)
+
+
+def _stands_at(module: nn.Module, root: nn.Module, place: str) -> bool:
+    """Whether it is still the owner of the tensor of that full name."""
+    try:
+        return root.get_submodule(place.rpartition(".")[0]) is module
+    except AttributeError:
+        return False
+
+
+def _mode_drifts(root: nn.Module) -> Iterator[Drift]:
+    for path, module in root.named_modules():
+        if is_held(module) and module.training:
+            yield Drift(path or "(model)", "was put in train mode behind the freeze")
+
+
+def _drift_error(model: nn.Module, drifts: list[Drift]) -> DriftError:
+    lines = "".join(f"\n  {drift}" for drift in drifts)
+    count = "one thing" if len(drifts) == 1 else f"{len(drifts)} things"
+    return DriftError(
+        f"{count} that {type(model).__name__} was to keep frozen did not stay as it was:{lines}\n"
+        "Look for code that writes these after the freeze; load weights before freezing.",
+        drifts,
+    )

@@ -1,0 +1,145 @@
+"""The pipelines of a run's phases: made, recorded in its folder, and announced."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import final
+
+from frostline.config import RunSettings
+from frostline.engine import Hook, Training
+from frostline.records import BY_MODEL, Journal, RunFolder
+from frostline.session import Pipeline
+from frostline.units import format_count, format_seconds
+
+
+@final
+class Book:
+    """The settings of a run as they lie in its folder, with the forms of its phases."""
+
+    def __init__(self, folder: RunFolder | None, settings: RunSettings) -> None:
+        self._folder = folder
+        self.settings = settings
+
+    def form(self, phase: int) -> str:
+        """How the frozen part was computed in that phase when it began; empty before that."""
+        return dict(enumerate(self.settings.features.forms)).get(phase, "")
+
+    def record_form(self, phase: int, form: str) -> None:
+        """Write down how the frozen part is computed in a phase that begins."""
+        forms = (*self.settings.features.forms[:phase], form)
+        features = self.settings.features.model_copy(update={"forms": forms})
+        self.settings = self.settings.model_copy(update={"features": features})
+        self.write()
+
+    def write(self) -> None:
+        if self._folder is not None:
+            self.settings.write(self._folder.settings)
+
+
+@final
+class PhasePipelines(Hook):
+    """Makes the pipeline of each phase, says what a phase costs and keeps the run's journal.
+
+    Stands behind the saver among the hooks, which puts the position of a resumed run.
+
+    Args:
+        make: `Session.data` of the run, but for what depends on the phase.
+        hooks: the others that are called with notices and progress.
+
+    Attributes:
+        says: lines for people on what was computed once, or why nothing could be.
+        computed: rows of features that were computed.
+    """
+
+    def __init__(
+        self, make: partial[Pipeline], book: Book, journal: Journal, hooks: tuple[Hook, ...]
+    ) -> None:
+        self._make = make
+        self._book = book
+        self._journal = journal
+        self._hooks = hooks
+        self._is_plain = True
+        self.says: tuple[str, ...] = ()
+        self.computed = 0
+
+    def __call__(self, training: Training) -> Pipeline:
+        """The phase's batches through its own frost line; says how they will go."""
+        number = training.position.phase
+        if len(training.phases) > 1:
+            self._say(*self._outlook(training), self._announcement(training))
+        form = self._book.form(number)
+        start = time.perf_counter()
+        made = self._make(form=form, explains=number == 0, progress=self._progress)
+        seconds = time.perf_counter() - start
+        self._journal.pipeline(replace(made.facts, phase=number + 1, seconds=seconds))
+        self._is_plain = made.facts.form == BY_MODEL
+        if not form:
+            self._book.record_form(number, made.facts.form)
+        self._say(*made.says)
+        self.says += made.says
+        self.computed += made.facts.computed
+        return made
+
+    def on_start(self, training: Training) -> None:
+        self._journal.start(training.position.mark)
+
+    def on_notice(self, text: str, /) -> None:
+        self._journal.notice(text)
+
+    def on_phase(self, training: Training) -> None:
+        if len(training.phases) > 1:
+            record = training.phase_history[-1]
+            cost = "" if self._is_plain else _plain_cost(record.plain_step_seconds * record.steps)
+            self._say(
+                f"          {record.ended} in {format_seconds(record.seconds)}{cost}; what was "
+                "frozen did not move"
+            )
+        self._journal.write()
+
+    def on_end(self) -> None:
+        self._journal.write()
+
+    def _progress(self, done: int, total: int) -> None:
+        """Call hooks with rows of features in batches, as with every other stage."""
+        size = self._make.keywords["batch_size"]
+        for hook in self._hooks:
+            hook.on_batch("features", -(-done // size), -(-total // size))
+
+    def _outlook(self, training: Training) -> Iterator[str]:
+        """Before the first phase: what the steps of all would cost in a plain loop."""
+        costs = [
+            seconds * (_steps(training, number) or 0)
+            for number, seconds in enumerate(training.plain_step_seconds)
+        ]
+        if training.position.phase == 0 and all(costs):
+            each = " + ".join(map(format_seconds, costs))
+            yield f"Plan      {len(costs)} phases; the steps of a plain loop take about {each}"
+
+    def _announcement(self, training: Training) -> str:
+        at, phase = training.position, training.phase
+        parameters = list(training.model.parameters())
+        trains = sum(p.numel() for p in parameters if p.requires_grad)
+        whole = sum(p.numel() for p in parameters)
+        cost = training.plain_step_seconds[at.phase] * (_steps(training, at.phase) or 0)
+        return (
+            f"Phase     {at.phase + 1} of {len(training.phases)}, "
+            f"{phase.label(at.phase + 1)}: trains {format_count(trains)} of {format_count(whole)} "
+            f"parameters{_plain_cost(cost)}"
+        )
+
+    def _say(self, *lines: str) -> None:
+        for hook in (self, *self._hooks):
+            for line in lines:
+                hook.on_notice(line)
+
+
+def _steps(training: Training, phase: int) -> int | None:
+    steps_per_epoch = training.session.steps_per_epoch
+    return training.phases[phase].total_steps(steps_per_epoch) if steps_per_epoch else None
+
+
+def _plain_cost(seconds: float) -> str:
+    return f"; the steps of a plain loop take about {format_seconds(seconds)}" if seconds else ""

@@ -1,0 +1,13 @@
+"""A session: freezing, optimizer, batches and proofs of a plan, for any training loop."""
+
+from frostline.session.optimizers import make_optimizer as make_optimizer
+from frostline.session.pipelines import Forward as Forward
+from frostline.session.pipelines import Pipeline as Pipeline
+from frostline.session.pipelines import default_store as default_store
+from frostline.session.pipelines import prefixed as prefixed
+from frostline.session.position import Position as Position
+from frostline.session.randomness import random_state_kept as random_state_kept
+from frostline.session.session import Session as Session
+from frostline.session.survey import Survey as Survey
+from frostline.session.survey import freeze_for as freeze_for
+from frostline.session.survey import survey as survey

@@ -1,0 +1,172 @@
+"""The optimizer of a session: it holds what the phase trains, at the phase's learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from frostline.groups import ParamGroup, default_lr, param_groups
+from frostline.optimizer_sync import even_out, load_optimizer_state, optimizer_state, sync
+from frostline.optimizer_sync.placing import (
+    BaseAndDecay,
+    base_of,
+    has_rate,
+    in_kind_of,
+    new_group,
+    rates_of_trainable,
+)
+from frostline.plans import Phase
+from frostline.recipe import Recipe
+
+Group = dict[str, Any]
+_LISTS = frozenset({"params", "param_names"})
+_RATES = ("lr", "weight_decay", "layer_decay")
+MakeOptimizer = Callable[[list[Group]], torch.optim.Optimizer]
+
+
+@final
+class PhasedOptimizer:
+    """An optimizer over a model, brought to each phase that is entered.
+
+    Args:
+        given: one that is kept and synced, or what makes a new one of each phase's groups.
+        schedulers: of the one that is kept; where there are any, the learning rates are theirs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        given: torch.optim.Optimizer | MakeOptimizer | None,
+        schedulers: Sequence[Any],
+    ) -> None:
+        self._model = model
+        self._recipe = recipe
+        self._schedulers = tuple(schedulers)
+        self._make: MakeOptimizer | None = None
+        self.present: torch.optim.Optimizer | None = None
+        if isinstance(given, torch.optim.Optimizer):
+            self.present = given
+        else:
+            self._make = given or (lambda groups: make_optimizer(groups, recipe))
+        self._peaks: list[Any] = []
+
+    def enter(
+        self, phases: Sequence[Phase], known: Mapping[str, Any] | None, *, fresh: bool
+    ) -> None:
+        """Hold what the last of these phases trains, at its peak rates.
+
+        Args:
+            phases: all up to the one that is entered.
+            known: optimizer state to take up; None keeps what there is of what stays trainable.
+            fresh: whether what stays trainable begins without state instead.
+        """
+        if self._make is not None:
+            if known is None and self.present is not None and not fresh:
+                known = self.state()
+            self.present = self._make([dict(group) for group in self._groups(phases[-1])])
+        else:
+            assert self.present is not None
+            self._sync(self.present, phases)
+            if fresh and known is None:
+                known = {**self.state(), "parameters": {}}
+        if known is not None:
+            load_optimizer_state(
+                self.present, self._model, known, missing="fresh", hyperparameters="own"
+            )
+        # What a backward before this phase left behind is no part of its first step.
+        self.present.zero_grad(set_to_none=True)
+        self._peaks = [group.get("lr") for group in self.present.param_groups]
+
+    def _groups(self, phase: Phase) -> list[ParamGroup]:
+        """The groups of a new optimizer, by the phase and, for what it leaves open, the recipe."""
+        filled = phase.completed(self._recipe)
+        return param_groups(
+            self._model,
+            lr=filled.lr or default_lr(self._model, optimizer=self._recipe.optimizer),
+            weight_decay=filled.weight_decay or 0.0,
+            layer_decay=filled.layer_decay or 1.0,
+            lr_mult=filled.lr_mult,
+        )
+
+    def _sync(self, optimizer: torch.optim.Optimizer, phases: Sequence[Phase]) -> None:
+        """Bring the optimizer that is kept to the last of these phases.
+
+        Its own rates and decays stay, but for what an option of the session or a phase said last.
+        """
+        said = {name: getattr(self._recipe, name) for name in self._recipe.model_fields_set}
+        for phase in phases:
+            said |= {name: value for name, value in phase if value is not None}
+        options = {name: said[name] for name in _RATES if name in said}
+        if options or any(phase.lr_mult for phase in phases):
+            options["lr_mult"] = phases[-1].lr_mult
+        if not self._schedulers:
+            for group in optimizer.param_groups:
+                if has_rate(group):  # of the phase before, which a schedule may have brought down
+                    group["lr"] = in_kind_of(group["lr"], base_of(group))
+        sync(optimizer, self._model, schedulers=self._schedulers, **options)
+        if self._schedulers:
+            return
+        if options:
+            _move_to_rates(optimizer, self._model, options)
+        for group in optimizer.param_groups:
+            if has_rate(group):
+                group.setdefault("base_lr", group["lr"])
+
+    def state(self) -> dict[str, Any]:
+        """Its state by the names of parameters."""
+        assert self.present is not None
+        return dict(optimizer_state(self.present, self._model))
+
+    def before_step(self, lr_factor: Callable[[], float]) -> None:
+        """Put each learning rate to its share of the peak; `lr_factor` is asked where it counts."""
+        assert self.present is not None
+        factor = 1.0 if self._schedulers else lr_factor()
+        for group, peak in zip(self.present.param_groups, self._peaks, strict=False):
+            if peak is not None and not self._schedulers:
+                group["lr"] = in_kind_of(group["lr"], peak * factor)
+            even_out(self.present, group)  # one may get its first gradient later than others
+
+
+def make_optimizer(groups: Sequence[ParamGroup | Group], recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
+    fused = all(p.is_floating_point() for group in groups for p in group["params"])
+    options: Group = {"fused": fused or None}
+    plain = [dict(group) for group in groups]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(plain, momentum=recipe.momentum, **options)
+    adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    return adam(plain, **options)
+
+
+def _move_to_rates(optimizer: torch.optim.Optimizer, model: nn.Module, options: Group) -> None:
+    """Give those who stayed the rates that joiners get; a group whose members differ is split."""
+    own, groups = {id(parameter) for parameter in model.parameters()}, optimizer.param_groups
+    numbers = [
+        number
+        for number, group in enumerate(groups)
+        if has_rate(group) and any(id(p) in own for p in group["params"])
+    ]
+    if not numbers:
+        return
+    highest = max(numbers, key=lambda number: base_of(groups[number]))
+    due = rates_of_trainable(model, groups, tuple(numbers), highest, options)  # type: ignore[arg-type]  # keys of Options
+    for group in [groups[number] for number in numbers]:
+        parts: dict[BaseAndDecay | None, set[int]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(due.get(id(parameter)), set()).add(id(parameter))
+        for wanted, members in parts.items():
+            if wanted is None or wanted.base is None:
+                continue
+            moved = new_group(group, wanted, wanted.base)
+            if len(members) == len(group["params"]):
+                group.update({key: value for key, value in moved.items() if key not in _LISTS})
+                continue
+            moves = [id(parameter) in members for parameter in group["params"]]
+            for key in _LISTS.intersection(group):
+                moved[key] = [x for x, goes in zip(group[key], moves, strict=True) if goes]
+                group[key][:] = [x for x, goes in zip(group[key], moves, strict=True) if not goes]
+            optimizer.add_param_group(moved)

@@ -1,0 +1,344 @@
+"""How batches reach the model: through stored features, a tuned prefix, or plainly.
+
+Whatever stands in the way of a cut or a store is no error: training is then plain, to the same
+numbers, and one line says why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import nn
+
+from frostline.calling import call_with
+from frostline.choices import Storage
+from frostline.cutting import Cut, cut
+from frostline.data import AsTargets, Batch, Batches, Samples, class_targets, first_batch, some_rows
+from frostline.devices import to_device
+from frostline.errors import CutError, OutputError, StoreError
+from frostline.features import (
+    Computing,
+    Decisions,
+    FeatureData,
+    LiveLastBatches,
+    PrefixedBatches,
+    computing,
+    difference_by_place,
+    difference_by_size,
+    extract,
+    in_passes_of,
+)
+from frostline.records import BY_MODEL, PipelineFacts
+from frostline.store import FeatureStore
+from frostline.tuning import PLAIN, Form
+from frostline.units import Stopwatch, format_bytes, format_seconds
+
+CHECKED_SAMPLES = 4  # on which a cut is checked against the model
+TRIED_SAMPLES = 8  # on which forms are tried
+DEFAULT_BUDGET_BYTES = 50 * 10**9
+# A run whose plain forwards need fewer floating-point operations altogether, about two seconds of
+# them, is over before a cut would be made. Counted, not timed: the same run is cut each time.
+WORTH_OPERATIONS = {"cpu": 2e11}
+_WORTH_ON_OTHERS = 2e13
+_SINCE = "computed, since"
+
+
+Forward = Callable[..., Any]
+
+
+@final
+@dataclass(frozen=True)
+class Pipeline:
+    """Batches, and what they go through.
+
+    Attributes:
+        forward: the suffix of a cut, or the model itself.
+        device: where it computes.
+        facts: the form of the frozen part, and what it took.
+        says: lines for people: what was saved, or why nothing could be.
+        prefix: runs while the frozen part of a batch is computed as the batch is asked for.
+    """
+
+    train: Batches
+    validation: Batches
+    forward: Forward
+    device: torch.device
+    facts: PipelineFacts = field(default_factory=PipelineFacts)
+    says: tuple[str, ...] = ()
+    prefix: Stopwatch = field(default_factory=Stopwatch)
+
+    def __call__(self, batch: Batch) -> Any:
+        """The model's output for a batch; a dict goes in by name, a tuple or list by position."""
+        return call_with(self.forward, to_device(batch.inputs, self.device))
+
+
+@final
+@dataclass(frozen=True)
+class PipelineOptions:
+    """What is asked of a pipeline.
+
+    Attributes:
+        features: folder of the feature store; `auto` is one in the user's cache folder where
+            storing is worth it, `off` is the plain loop.
+        storage: dtype in which they are stored; `auto` keeps every bit that was computed.
+        precision: how faithful the frozen part must be to its float32.
+        epochs: in which the features will be used.
+        form: of the frozen part, as decided before; empty lets the machine choose.
+        explains: whether to say what is other than in what the store has; not where a later phase
+            of a plan has another line or other weights, which is meant.
+        seconds_per_sample, operations_per_sample: of one plain forward; operations are those of
+            floating point.
+        compile: compile what is trained with `torch.compile`.
+        progress: told (rows done, rows to compute).
+        as_targets: makes the tensor of the targets; by default class indices.
+    """
+
+    device: torch.device
+    batch_size: int = 32
+    seed: int = 0
+    features: str = "off"
+    storage: Storage = "auto"
+    budget_bytes: int | None = None
+    precision: Literal["exact", "auto"] | float = "auto"
+    epochs: int = 1
+    form: str = ""
+    explains: bool = True
+    seconds_per_sample: float = 0.0
+    operations_per_sample: float = 0.0
+    compile: bool = False
+    progress: Callable[[int, int], None] | None = None
+    as_targets: AsTargets = class_targets
+
+    def store(self) -> FeatureStore:
+        """The store to use."""
+        root = default_store() if self.features == "auto" else Path(self.features).expanduser()
+        return FeatureStore(root, budget_bytes=self.budget_bytes or DEFAULT_BUDGET_BYTES)
+
+
+def pipeline(
+    model: nn.Module,
+    example: Any,
+    data: tuple[Samples, Samples],
+    plain: tuple[Batches, Batches],
+    options: PipelineOptions,
+) -> Pipeline:
+    """The shortest way for `data` (training, validation) through `model`.
+
+    Args:
+        example: a few samples, on the device, to cut on; None takes those of the first batch.
+        plain: the batches of a plain loop over the same data.
+
+    Raises:
+        OutputError, StoreError: the store that was named cannot be used.
+    """
+    by_model = Pipeline(*plain, model, options.device)
+    if options.features == "off" or options.form == BY_MODEL:
+        return by_model
+    if options.features == "auto" and not options.form:
+        forwards = plain[0].samples * options.epochs
+        worth = WORTH_OPERATIONS.get(options.device.type, _WORTH_ON_OTHERS)
+        if options.operations_per_sample * forwards < worth:
+            seconds = format_seconds(options.seconds_per_sample * forwards)
+            line = (
+                f"Features  none are stored: all forwards of the run take about {seconds}, less "
+                "than a cut would. --features DIR stores them all the same"
+            )
+            return replace(by_model, says=(line,))
+    try:
+        sides = tuple(map(_Side, data, plain))
+        few = sides[0].first(options, CHECKED_SAMPLES) if example is None else example
+        return _Making(options, sides).through(cut(model, few))
+    except (CutError, StoreError, OutputError) as error:
+        if options.features != "auto" and not isinstance(error, CutError):
+            raise
+        return replace(by_model, says=(f"Features  none are stored: {error}",))
+
+
+def prefixed(
+    model: nn.Module, batches: Batches, form: str, *, device: torch.device
+) -> tuple[Batches, Forward]:
+    """Batches through the frozen part in the form that a run was trained with, and the suffix.
+
+    The model itself where that form is its own float32, or where it cannot be cut any more.
+    """
+    if form in ("", BY_MODEL, str(PLAIN)):
+        return batches, model
+    try:
+        with closing(batches.epoch(0)) as given:
+            few = some_rows(next(given).inputs, slice(CHECKED_SAMPLES))
+        made = cut(model.to(device), to_device(few, device))
+    except CutError:
+        return batches, model
+    return PrefixedBatches(batches, in_form(made, Form.parse(form), device)), made.suffix
+
+
+def default_store() -> Path:
+    """`$FROSTLINE_FEATURES`, or `frostline/features` in the user's cache folder."""
+    given = os.environ.get("FROSTLINE_FEATURES")
+    if given:
+        return Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "frostline" / "features"
+
+
+@final
+@dataclass(frozen=True)
+class _Side:
+    """Training or validation data: its samples, and their batches in a plain loop."""
+
+    samples: Samples
+    plain: Batches
+
+    def first(self, options: PipelineOptions, count: int = TRIED_SAMPLES) -> Any:
+        """A batch of a few samples."""
+        few = first_batch(self.samples, count, options.as_targets)
+        return to_device(few.inputs, options.device)
+
+
+class _Making:
+    """A pipeline through one cut in the making."""
+
+    def __init__(self, options: PipelineOptions, sides: tuple[_Side, ...]) -> None:
+        self._options = options
+        self._train, self._validation = sides
+        self._store = options.store()
+        self._stored: list[FeatureData] = []
+        self._notes: list[str] = []
+
+    def through(self, made: Cut) -> Pipeline:
+        compute = self._compute(made)
+        of_training, of_evaluation = self._of_each_mode(compute)
+        train = self._batches(made, self._train, of_training, shuffle=True)
+        validation = self._batches(made, self._validation, of_evaluation, shuffle=False)
+        facts = PipelineFacts(
+            form=str(compute.tuned.form),
+            seconds=sum(data.seconds for data in self._stored),
+            decode_seconds=sum(data.decode_seconds for data in self._stored),
+            prefix_seconds=sum(data.prefix_seconds for data in self._stored),
+            computed=sum(data.computed for data in self._stored),
+            nbytes=sum(data.nbytes for data in self._stored),
+            stored_samples=sum(map(len, self._stored)),
+        )
+        if facts.nbytes:
+            each = self._plain_seconds(compute, facts)
+            facts = replace(facts, plain_seconds_per_sample=each)
+        says = tuple(self._says(made, compute, facts))
+        device = self._options.device
+        return Pipeline(train, validation, made.suffix, device, facts, says, compute.watch)
+
+    def _compute(self, made: Cut) -> Computing:
+        options = self._options
+        if options.form and options.precision != "exact":
+            return in_form(made, Form.parse(options.form), options.device, options.batch_size)
+        return computing(
+            made,
+            partial(self._train.first, options),
+            precision=options.precision,
+            batch_size=options.batch_size,
+            device=options.device,
+            planned_samples=self._train.plain.samples + self._validation.plain.samples,
+            decisions=Decisions(self._store.root),
+        )
+
+    def _of_each_mode(self, compute: Computing) -> tuple[Computing, Computing]:
+        """Plain float32 as a training step and as evaluation compute it, where that differs."""
+        if compute.tuned.form != PLAIN:
+            return compute, compute
+        training = replace(compute, training=True, mode="training")
+        inputs = self._validation.first(self._options)
+        pairs = zip(training(inputs), compute(inputs), strict=True)
+        if all(torch.equal(a, b) for a, b in pairs):
+            return compute, compute
+        return training, compute
+
+    def _batches(self, made: Cut, side: _Side, compute: Computing, *, shuffle: bool) -> Batches:
+        options, samples = self._options, side.samples
+        if why := samples.why_not_stored():
+            self._notes.append(why)
+            return PrefixedBatches(side.plain, compute)
+        difference = 0.0
+        if options.precision == "exact":
+            size = min(options.batch_size, len(samples))
+            whole = first_batch(samples, size, options.as_targets).inputs
+            if by_place := difference_by_place(compute, whole):
+                self._notes.append(
+                    f"rows differ by up to {by_place:.0e} with their place in a batch on this "
+                    "machine, so to be exact they are computed in each epoch"
+                )
+                return PrefixedBatches(side.plain, compute)
+            # Rows as whole batches give them, which those of a smaller last one may differ from.
+            if last := len(samples) % size:
+                difference = difference_by_size(compute, whole, last)
+            compute = in_passes_of(compute, size)
+        found = extract(
+            made,
+            samples,
+            self._store,
+            storage=options.storage,
+            progress=options.progress,
+            compute=compute,
+            as_targets=options.as_targets,
+        )
+        self._stored.append(found)
+        if found.storage_error:
+            self._notes.append(
+                f"stored as {options.storage}, relative error {found.storage_error:.2g}"
+            )
+        if (
+            found.why
+            and options.explains
+            and not any(note.startswith(_SINCE) for note in self._notes)
+        ):
+            self._notes.append(f"{_SINCE} {found.why}")
+        batches = found.batches(batch_size=options.batch_size, shuffle=shuffle, seed=options.seed)
+        if not difference:
+            return batches
+        self._notes.append(
+            f"rows differ by up to {difference:.0e} with the number of rows in a pass, so the last "
+            f"{len(samples) % options.batch_size} of {len(samples)} are computed in each epoch"
+        )
+        return LiveLastBatches(batches, samples, compute)
+
+    def _says(self, made: Cut, compute: Computing, facts: PipelineFacts) -> Iterator[str]:
+        yield f"Frost     {made.why}"
+        how = (
+            f"{facts.computed} rows computed in {format_seconds(facts.seconds)}"
+            if facts.computed
+            else "all in the store, no forward pass of the frozen part"
+        )
+        if facts.nbytes:
+            yield f"Features  {how}; {format_bytes(facts.nbytes)}"
+        yield f"          {compute.words}"
+        for note in dict.fromkeys(self._notes):
+            yield f"          {note}"
+        epochs = self._options.epochs
+        each = facts.plain_seconds_per_sample
+        saved = each * facts.stored_samples * epochs - facts.seconds
+        if saved > 0:
+            yield (
+                f"Saved     about {format_seconds(saved)}: the frozen part does not run in each of "
+                f"{epochs} epochs"
+            )
+
+    def _plain_seconds(self, compute: Computing, facts: PipelineFacts) -> float:
+        """That the frozen part takes for a sample in a plain loop.
+
+        Where rows were computed, by what they took: hundreds of samples tell more than the few
+        that forms were timed on, perhaps while something else was running.
+        """
+        if facts.computed and facts.prefix_seconds:
+            return compute.tuned.speedup * facts.prefix_seconds / facts.computed
+        timed = (compute.tuned.plain_seconds_per_sample, self._options.seconds_per_sample)
+        return min(filter(None, timed), default=0.0)  # what stood in the way only added to it
+
+
+def in_form(made: Cut, form: Form, device: torch.device, batch_size: int = 32) -> Computing:
+    """The prefix in a form that was chosen before."""
+    return computing(made, tuple, precision="auto", batch_size=batch_size, device=device, form=form)

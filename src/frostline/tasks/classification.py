@@ -1,0 +1,267 @@
+"""Classification: one class for each sample, by cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from frostline.data import ImageDataset, class_targets
+from frostline.errors import ConfigError, DataError, ModelError
+from frostline.recipe import Recipe
+from frostline.tables import Table, columns
+from frostline.tasks.metrics import Metric, Metrics
+from frostline.tasks.task import Task
+
+_MATRIX_COLUMNS = 60  # of 80, which leaves 20 for the names of the rows
+_MOST_CLASSES = 12  # in a matrix in the terminal
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ClassMetrics:
+    """One class: what share of its predictions is right, and of its samples is found."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    samples: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Evaluation(Metrics):
+    """Metrics of a classifier over a whole data set.
+
+    Attributes:
+        per_class: metrics of each class, in the classes' order.
+        confusion: rows are true classes, columns predicted ones, cells counts.
+    """
+
+    per_class: tuple[ClassMetrics, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples whose most probable class is the right one."""
+        return self["accuracy"]
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 over the classes that occur, each counting the same."""
+        return self["macro_f1"]
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy per sample, in nats, without smoothing or class weights."""
+        return self["loss"]
+
+    def tables(self) -> Sequence[Table]:
+        return self.class_table(), self.confusion_table()
+
+    def class_table(self) -> Table:
+        """Precision, recall and F1 of each class."""
+        heads = columns("class", "precision", "recall", "F1", "samples")
+        rows = (
+            (c.name, f"{c.precision:.3f}", f"{c.recall:.3f}", f"{c.f1:.3f}", str(c.samples))
+            for c in self.per_class
+        )
+        return Table(heads, tuple(rows), title="Per class")
+
+    def confusion_table(self) -> Table:
+        """The confusion matrix; of many classes, the pairs most often confused.
+
+        Columns are headed by the classes' numbers where names would not fit into 80 columns.
+        """
+        names = [c.name for c in self.per_class]
+        counts = [tuple(map(str, row)) for row in self.confusion]
+        if len(names) > _MOST_CLASSES or _columns_wide(counts) > _MATRIX_COLUMNS:
+            return self._confused_pairs(names)
+        rows, heads = names, names
+        if _columns_wide([*counts, names]) > _MATRIX_COLUMNS:
+            rows = [f"{number} {name}" for number, name in enumerate(names)]
+            heads = [str(number) for number in range(len(names))]
+        cells = tuple((name, *row) for name, row in zip(rows, counts, strict=True))
+        return Table(columns("true \\ predicted", *heads), cells, title="Confusion")
+
+    def _confused_pairs(self, names: Sequence[str]) -> Table:
+        pairs = [
+            (count, names[true], names[predicted])
+            for true, row in enumerate(self.confusion)
+            for predicted, count in enumerate(row)
+            if true != predicted and count
+        ]
+        pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
+        rows = tuple((true, other, str(count)) for count, true, other in pairs[:_MOST_CLASSES])
+        return Table(
+            columns("true", "predicted", "count", left=2), rows, title="Most often confused"
+        )
+
+
+def _columns_wide(rows: Sequence[Sequence[str]]) -> int:
+    """Terminal columns that these cells take, with three between."""
+    return sum(3 + max(map(len, cells)) for cells in zip(*rows, strict=True))
+
+
+@final
+class Classification(Task):
+    """Outputs are logits `(batch, classes)`, targets class indices `(batch,)`.
+
+    The loss is cross-entropy, with the recipe's label smoothing and class weights.
+
+    Args:
+        classes: their names; by default those of the training data, else their numbers.
+    """
+
+    def __init__(self, classes: Sequence[str] | int | None = None) -> None:
+        self.classes = _names(classes) or ()
+        self._is_open = classes is None
+        self._smoothing = 0.0
+        self._weights: Tensor | None = None
+
+    def targets(self, raw: object, count: int, what: str) -> Tensor:
+        """`raw` as int64 `(count,)`; `(count, 1)` is accepted.
+
+        Raises:
+            DataError: fractions, one-hot rows, text, or another number of targets.
+        """
+        return class_targets(raw, count, what)
+
+    def check(self, outputs: Tensor, targets: Tensor, names: Sequence[str]) -> None:
+        """Make sure that class indices count through the logits.
+
+        Raises:
+            DataError: one does not; names its sample.
+        """
+        if not len(targets):
+            return
+        count = outputs.shape[1]
+        lowest, highest = (int(end) for end in targets.aminmax())
+        if lowest < 0 or highest >= count:
+            first = int(((targets < 0) | (targets >= count)).nonzero()[0])
+            raise DataError(
+                f"the label of {names[first]} is {int(targets[first])}, but the model tells "
+                f"{count} classes apart: 0 to {count - 1}. Fix the labels or the head."
+            )
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Also of logits `(batch, classes, ...)` or `(batch, tokens, classes)`, and targets."""
+        if outputs.dim() == 3 and targets.shape == outputs.shape[:2]:
+            outputs, targets = outputs.flatten(0, 1), targets.flatten()
+        if self._weights is not None:
+            self._weights = self._weights.to(outputs.device)
+        return cross_entropy(
+            outputs, targets, weight=self._weights, label_smoothing=self._smoothing
+        )
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        return {"accuracy": (outputs.argmax(dim=1) == targets).sum()}
+
+    def summarise(self, outputs: Tensor, targets: Tensor) -> Evaluation:
+        return evaluate_logits(outputs, targets, classes=self.classes or outputs.shape[1])
+
+    def completed(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        names: Sequence[str],
+        *,
+        data: object,
+        recipe: Recipe,
+    ) -> Classification:
+        """With the classes' names, and what the recipe says of the loss.
+
+        Raises:
+            ModelError: the outputs are no logit for each class.
+            DataError: there is one class, or a label is outside them.
+            ConfigError: the recipe weighs classes, and the data does not tell their labels.
+        """
+        count = outputs.shape[1] if outputs.dim() == 2 else 0
+        known = _names(getattr(data, "classes", None)) if self._is_open else self.classes
+        classes = known if known is not None else _names(count) or ()
+        if count != len(classes) or outputs.dim() != 2:
+            raise ModelError(
+                f"the model gives logits of shape {tuple(outputs.shape)} for {len(targets)} "
+                f"samples, but there are {len(classes)} classes. Put a head on it that gives "
+                "(batch, classes)."
+            )
+        if count < 2:
+            raise DataError(
+                "there is one class, so nothing to tell apart. Give at least two, with a logit "
+                "for each."
+            )
+        self.check(outputs, targets, names)
+        task = Classification(classes)
+        task._smoothing = recipe.label_smoothing
+        task._weights = _weights(data, count) if recipe.class_weights == "balanced" else None
+        return task
+
+    def example_targets(self, outputs: Tensor) -> Tensor:
+        """The first class everywhere; of each token for `(batch, tokens, classes)`."""
+        shape = outputs.shape[:2] if outputs.dim() == 3 else (len(outputs), *outputs.shape[2:])
+        return torch.zeros(shape, dtype=torch.long, device=outputs.device)
+
+
+def _names(classes: Sequence[str] | int | None) -> tuple[str, ...] | None:
+    """Some data sets say how many classes there are, not which."""
+    return (
+        None
+        if classes is None
+        else tuple(map(str, range(classes) if isinstance(classes, int) else classes))
+    )
+
+
+def _weights(data: object, count: int) -> Tensor:
+    """Inverse class frequencies, scaled so that their mean over the samples is 1."""
+    if not isinstance(data, ImageDataset):
+        raise ConfigError(
+            "class_weights='balanced' counts the labels of an image set; this data is of another "
+            "kind. Give class_weights='none', or weigh in the loss of a task of your own."
+        )
+    counts = torch.bincount(torch.tensor(data.labels), minlength=count).clamp(min=1)
+    return len(data) / (count * counts.float())
+
+
+def evaluate_logits(logits: Tensor, targets: Tensor, *, classes: Sequence[str] | int) -> Evaluation:
+    """Metrics of logits `(samples, classes)` against class indices `(samples,)`.
+
+    By the usual definitions (scikit-learn's, to which the tests compare them): a ratio without
+    anything to count is 0, and a class with no sample and no prediction counts in no mean. Counted
+    here in a millisecond: torchmetrics took seconds to import and 20 ms for each epoch.
+    """
+    names = _names(classes) or ()
+    count = len(names)
+    predicted = logits.argmax(dim=1)
+    confusion = torch.bincount(targets * count + predicted, minlength=count**2).view(count, count)
+    accuracy = float((predicted == targets).double().mean())
+    macro_f1, per_class = class_metrics(confusion, names)
+    return Evaluation(
+        (
+            Metric("accuracy", accuracy),
+            Metric("macro_f1", macro_f1),
+            Metric("loss", float(cross_entropy(logits.double(), targets)), "lower"),
+        ),
+        len(targets),
+        per_class,
+        tuple(map(tuple, confusion.tolist())),
+    )
+
+
+def class_metrics(
+    confusion: Tensor, names: Sequence[str]
+) -> tuple[float, tuple[ClassMetrics, ...]]:
+    """The macro F1 and the metrics of each class, from counts `(true, predicted)`."""
+    hits, taken, support = confusion.diagonal(), confusion.sum(dim=0), confusion.sum(dim=1)
+    f1 = _share(2 * hits, taken + support)
+    parts = (_share(hits, taken), _share(hits, support), f1, support)
+    rows = zip(names, *(part.tolist() for part in parts), strict=True)
+    return float(f1[(taken + support) > 0].mean()), tuple(ClassMetrics(*row) for row in rows)
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    return part.double() / whole.clamp(min=1)

@@ -1,0 +1,116 @@
+"""What is learnt: what targets are, what is minimised and what is measured."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from frostline.errors import DataError
+from frostline.models import logits_of
+from frostline.recipe import Recipe
+from frostline.tasks.metrics import Metrics
+
+
+class Task(Protocol):
+    """One kind of learning. A task of one's own inherits this and writes `loss` and `summarise`.
+
+    Outputs are what the model gives for a batch: a tensor, its `logits`, or the first of a tuple;
+    in float32, `(batch, ...)`.
+
+    Attributes:
+        classes: names of the classes, for a task whose outputs are a logit for each; the report
+            then shows what was confused with what. Kept with a run.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    def targets(self, raw: object, count: int, what: str) -> Tensor:
+        """Targets as a data set gives them -> a tensor `(count, ...)`.
+
+        Args:
+            what: names their source in the message.
+        Raises:
+            DataError: they are no numbers, or another number of them.
+        """
+        try:
+            found = torch.as_tensor(raw)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"the targets of {what} are {type(raw).__name__}, not numbers. Give numbers, or "
+                "turn them into some in the task's own targets()."
+            ) from error
+        if not found.dim() or len(found) != count:
+            raise DataError(
+                f"the targets of {what} have the shape {tuple(found.shape)} for {count} samples. "
+                "Give one for each sample."
+            )
+        return found.float() if found.dtype == torch.float64 else found
+
+    def check(self, outputs: Tensor, targets: Tensor, names: Sequence[str]) -> None:
+        """Refuse targets that the outputs cannot be held against; called once for each sample.
+
+        Raises:
+            DataError: names the sample.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised: its mean over a batch, a scalar."""
+        ...
+
+    def sums(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        """Metrics to follow while training, each summed over a batch; by default none.
+
+        Called in each step, so let it be cheap, and leave the sums on their device.
+        """
+        del outputs, targets
+        return {}
+
+    @abstractmethod
+    def summarise(self, outputs: Tensor, targets: Tensor) -> Metrics:
+        """How good the outputs for a whole data set are; on the CPU.
+
+        Called on a few samples before training, too: what needs more of them is NaN there.
+        """
+        ...
+
+    def completed(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        names: Sequence[str],
+        *,
+        data: object,
+        recipe: Recipe,
+    ) -> Task:
+        """This task with what was left open filled in before training; by default as it is.
+
+        Args:
+            outputs, targets, names: of a few samples of the validation data.
+            data: that will be trained on, as it was given to `fit`.
+        Raises:
+            ModelError, DataError, ConfigError: they do not go together.
+        """
+        self.check(outputs, targets, names)
+        del data, recipe
+        return self
+
+    def example_targets(self, outputs: Tensor) -> Tensor:
+        """Targets that could belong to `outputs`, for a step of which only the cost counts."""
+        return torch.zeros_like(outputs)
+
+
+def step_loss(task: Task, output: Any, targets: Tensor | None = None) -> Tensor:
+    """What a step minimises, from all that a model returned.
+
+    Args:
+        targets: on the model's device; without them, the task's example targets.
+    Raises:
+        ModelError: the output holds no tensor where logits are looked for.
+    """
+    outputs = logits_of(output).float()
+    return task.loss(outputs, task.example_targets(outputs) if targets is None else targets)

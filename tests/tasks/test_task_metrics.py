@@ -1,0 +1,98 @@
+"""Metrics by name: which of two is better, and what is written of them is read again."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import frostline as fl
+from frostline.tasks import evaluate_logits
+
+
+def accuracy(value: float) -> fl.Metric:
+    return fl.Metric("accuracy", value)
+
+
+def loss(value: float) -> fl.Metric:
+    return fl.Metric("loss", value, "lower")
+
+
+def test_the_direction_says_what_is_better() -> None:
+    assert accuracy(0.6).beats(0.5)
+    assert not loss(0.6).beats(0.5)
+    assert loss(0.4).beats(0.5)
+    assert not accuracy(0.5).beats(0.5)
+
+
+@given(value=st.floats(), best=st.floats(allow_nan=False))
+def test_without_min_change_any_gain_is_better(value: float, best: float) -> None:
+    assert accuracy(value).beats(best) == (value > best)
+    assert loss(value).beats(best) == (value < best)
+
+
+def test_the_first_value_is_the_best_so_far() -> None:
+    assert loss(1e9).beats(None)
+
+
+@pytest.mark.parametrize("best", [None, 0.5])
+def test_nan_is_never_better(best: float | None) -> None:
+    assert not loss(math.nan).beats(best)
+
+
+def test_a_change_below_the_least_does_not_count() -> None:
+    assert accuracy(0.75).beats(0.5, min_change=0.25)
+    assert not accuracy(0.7).beats(0.5, min_change=0.25)
+    assert accuracy(0.1).beats(None, min_change=0.25)
+
+
+def test_a_target_is_reached_from_its_own_side() -> None:
+    assert [accuracy(v).reaches(0.5) for v in (0.4, 0.5, 0.6)] == [False, True, True]
+    assert [loss(v).reaches(0.5) for v in (0.4, 0.5, 0.6)] == [True, True, False]
+    assert not accuracy(math.nan).reaches(0.5)
+    assert not loss(math.nan).reaches(0.5)
+
+
+@pytest.mark.parametrize("name", ["mean error", "", "samples", "epoch", "1st"])
+def test_a_name_that_files_could_not_hold_is_refused(name: str) -> None:
+    with pytest.raises(fl.ConfigError, match=r"^a metric is named .* Use letters, digits and _"):
+        fl.Metric(name, 0.5)
+
+
+def test_a_direction_that_is_none_is_refused() -> None:
+    with pytest.raises(fl.ConfigError, match=r"^the metric mae is better 'down'\. Say 'higher' or"):
+        fl.Metric("mae", 0.5, "down")  # type: ignore[arg-type]
+
+
+def test_an_unknown_metric_names_the_nearest() -> None:
+    found = fl.Metrics((fl.Metric("mean_error", 0.5, "lower"),), 3)
+    with pytest.raises(fl.ConfigError, match=r"no metric 'mean_eror'\. Nearest: mean_error\.$"):
+        found["mean_eror"]
+
+
+def test_metrics_read_back_as_they_were_written() -> None:
+    logits, targets = torch.randn(20, 3), torch.randint(3, (20,))
+    like = evaluate_logits(logits[:2], targets[:2], classes="abc")
+    found = evaluate_logits(logits, targets, classes="abc")
+    assert like.read(json.loads(json.dumps(found.as_dict()))) == found
+    own = fl.Metrics((fl.Metric("mae", math.inf, "lower"),), 3)
+    assert own.read(json.loads(json.dumps(own.as_dict()))) == own
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("loss", 0.51234, "0.5123"),
+        ("accuracy", 0.51234, "0.512"),
+        ("mae", 0.0, "0.000"),
+        ("mae", 0.000051234, "5.123e-05"),
+        ("mae", 123456.7, "1.235e+05"),
+        ("mae", math.nan, "nan"),
+    ],
+)
+def test_a_value_for_people_loses_no_small_number(name: str, value: float, text: str) -> None:
+    assert fl.Metrics((fl.Metric(name, value),), 1).line() == f"{name} {text}"

@@ -1,0 +1,110 @@
+"""Two made-up ranks: samples are shared without loss or repetition, sums are of all, one writes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from frostline.data import Order
+from frostline.world import ALONE, World, gathered
+
+
+@dataclass
+class Shared:
+    """What threads that stand in for processes have in common."""
+
+    size: int = 2
+    barrier: threading.Barrier = field(init=False)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.size, timeout=30)
+
+
+@dataclass(frozen=True)
+class Rank:
+    rank: int
+    shared: Shared
+
+    @property
+    def size(self) -> int:
+        return self.shared.size
+
+    @property
+    def writes(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        self.shared.barrier.wait()
+
+    def sum(self, values: Tensor) -> Tensor:
+        self.shared.values[self.rank] = values
+        self.barrier()
+        total = torch.stack([self.shared.values[rank] for rank in range(self.size)]).sum(dim=0)
+        self.barrier()
+        return total.to(values.dtype)
+
+
+def together(work: Callable[[World], Any], *, size: int = 2) -> list[Any]:
+    """What `work` gives on each rank, all at once."""
+    shared, found, errors = Shared(size), {}, []
+
+    def one(rank: int) -> None:
+        try:
+            found[rank] = work(Rank(rank, shared))
+        except BaseException as error:
+            errors.append(error)
+            shared.barrier.abort()
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [found[rank] for rank in range(size)]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("samples", [1, 7, 8, 9, 24])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_share_an_epoch_without_loss_or_repetition(
+    size: int, samples: int, shuffle: bool
+) -> None:
+    shared = Shared(size)
+    whole = Order(samples, 4, shuffle, seed=5)
+    for epoch in range(2):
+        parts = []
+        for rank in range(size):
+            order = Order(samples, 4, shuffle, 5, Rank(rank, shared))
+            batches = order.epoch(epoch)
+            assert len(batches) == len(order)
+            assert all(0 < len(batch) <= 4 for batch in batches)
+            assert [b.tolist() for b in order.epoch(epoch, start=1)] == [
+                b.tolist() for b in batches[1:]
+            ]
+            parts += batches
+        every = torch.cat(parts).tolist()
+        assert sorted(every) == sorted(torch.cat(whole.epoch(epoch)).tolist())
+
+
+def test_rows_of_all_ranks_are_gathered_as_they_are() -> None:
+    rows = torch.randn(5, 3)
+    rows[0, 0], rows[4, 2] = float("nan"), float("inf")
+    cuts = (rows[:2], rows[2:])
+    first, second = together(lambda world: gathered(world, cuts[world.rank]))
+    assert torch.equal(first.view(torch.int32), rows.view(torch.int32))
+    assert torch.equal(second.view(torch.int32), rows.view(torch.int32))
+
+
+def test_one_process_gathers_what_it_has() -> None:
+    rows = torch.randn(5, 3)
+    assert gathered(ALONE, rows) is rows
+    assert (ALONE.rank, ALONE.size, ALONE.writes) == (0, 1, True)

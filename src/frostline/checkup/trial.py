@@ -20,7 +20,7 @@ from frostline.checkup.live import frozen_parts, moving_layers, random_layers
 from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, watching
 from frostline.errors import DataError
 from frostline.fingerprints.parts import is_finite, is_wrapped, plain_parts
-from frostline.tasks import Task
+from frostline.tasks import Classification, Task
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 TrialStep = Literal[
@@ -108,7 +108,7 @@ def _facts(root: nn.Module, example: Any, targets: Tensor | None, task: Task) ->
     again = tuple(path for path, call in watch.parts.items() if _is_random(call))
     watch.parts.clear()
     moved, differs = _in_eval(root, example)
-    classifies = task is None or isinstance(task, Classification)
+    classifies = isinstance(task, Classification)
     logits = logits_in(output) if classifies else None
     return Facts(
         outputs=tuple(t.detach() for t in _floats(output)),

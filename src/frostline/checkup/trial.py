@@ -20,7 +20,7 @@ from frostline.checkup.live import frozen_parts, moving_layers, random_layers
 from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, watching
 from frostline.errors import DataError
 from frostline.fingerprints.parts import is_finite, is_wrapped, plain_parts
-from frostline.tasks import Task
+from frostline.tasks import Classification, Task
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 TrialStep = Literal[
@@ -51,7 +51,7 @@ class Facts:
 
     Attributes:
         outputs: the output's floating-point tensors, of the pass in train mode.
-        logits: the one among them that cross-entropy would take, if any.
+        logits: the one among them that a classification would take, if any.
         gradients: what each trainable parameter got in the best of several passes.
         watch: what hooks saw in the pass in train mode.
         random_parts: frozen parts that draw random numbers in code of their own.
@@ -108,9 +108,11 @@ def _facts(root: nn.Module, example: Any, targets: Tensor | None, task: Task) ->
     again = tuple(path for path, call in watch.parts.items() if _is_random(call))
     watch.parts.clear()
     moved, differs = _in_eval(root, example)
+    classifies = isinstance(task, Classification)
+    logits = logits_in(output) if classifies else None
     return Facts(
         outputs=tuple(t.detach() for t in _floats(output)),
-        logits=_detached(logits_in(output)),
+        logits=None if logits is None else logits.detach(),
         gradients=settled,
         watch=watch,
         random_parts=again,
@@ -270,10 +272,6 @@ def _in_eval(root: nn.Module, example: Any) -> tuple[tuple[str, ...], bool]:
     first, second = moved
     both = tuple(name for name in second if name in first)
     return both, not first and not second and _differ(*outputs)
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
 
 
 def _floats(output: Any) -> list[Tensor]:

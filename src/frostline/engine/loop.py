@@ -131,7 +131,12 @@ class _Loop:
         self._train(stepper, data)
         trained = time.perf_counter()
         found = predictions(
-            training.model, data.validation, self._arithmetic, data.forward, self.hooks
+            training.model,
+            data.validation,
+            self._arithmetic,
+            data.forward,
+            self.hooks,
+            world=training.session.world,
         )
         training.session.tick()
         training.sums.spent.validation_seconds += time.perf_counter() - trained

@@ -20,6 +20,7 @@ from frostline.freezing.modes import modes_kept
 from frostline.models import logits_of
 from frostline.session import Forward
 from frostline.tasks import Metrics, Predictions, Task
+from frostline.world import ALONE, World, gathered, gathered_names
 
 
 @final
@@ -133,7 +134,10 @@ def predictions(
     arithmetic: Compute,
     forward: Forward,
     hooks: tuple[Hook, ...],
+    *,
+    world: World = ALONE,
 ) -> Predictions:
+    """Outputs for the samples of all processes that share the batches, in the order of ranks."""
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
     names: list[str] = []
@@ -149,7 +153,11 @@ def predictions(
             names.extend(batch.names)
             for hook in hooks:
                 hook.on_batch("validate", number + 1, len(batches))
-    return Predictions(torch.cat(outputs), torch.cat(targets), tuple(names))
+    return Predictions(
+        gathered(world, torch.cat(outputs)),
+        gathered(world, torch.cat(targets)),
+        gathered_names(world, names),
+    )
 
 
 def summarised(task: Task, found: Predictions) -> Metrics:

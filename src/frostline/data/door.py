@@ -29,6 +29,7 @@ from frostline.data.ordered import count_threads, ordered_map
 from frostline.data.samples import Samples, class_targets, content_id, inputs_of, some_targets
 from frostline.data.views import Augment, ImageDataset
 from frostline.errors import ConfigError, DataError
+from frostline.world import ALONE, World
 
 # Samples of a data set of the user's own that are asked for, and how often each: a change made in
 # half of all cases is missed once in 8 ** 16 times, one made in a tenth once in 800.
@@ -92,6 +93,7 @@ def make_batches(
     seed: int,
     threads: int | None = None,
     as_targets: AsTargets = class_targets,
+    world: World = ALONE,
 ) -> Batches:
     """Batches of `data`, which is anything that `open_data` takes.
 
@@ -106,6 +108,7 @@ def make_batches(
         seed: of the order.
         threads: loading threads; by default one for each core, at most 16.
         as_targets: makes the tensor of a batch's targets; by default class indices.
+        world: the processes that share each epoch.
     Raises:
         ConfigError: `batch_size` or `threads` is less than 1.
         DataError: as `open_data`; or the targets are not such.
@@ -116,7 +119,7 @@ def make_batches(
     samples = open_data(data)
     if isinstance(samples, GivenSamples):
         return GivenBatches(samples.data, as_targets)
-    order = Order(len(samples), batch_size, shuffle, seed)
+    order = Order(len(samples), batch_size, shuffle, seed, world)
     return SampleBatches(samples, order, threads=workers, as_targets=as_targets)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from frostline.data import Batch, Batches, Order, Samples, inputs_of
 from frostline.features.computing import Computing
 from frostline.store import StoredRows
+from frostline.world import ALONE, World
 
 
 @final
@@ -58,9 +59,11 @@ class FeatureData:
         values = self.rows.gather(torch.tensor([index]))
         return tuple(value[0] for value in values), int(self.targets[index])
 
-    def batches(self, *, batch_size: int, shuffle: bool, seed: int = 0) -> FeatureBatches:
+    def batches(
+        self, *, batch_size: int, shuffle: bool, seed: int = 0, world: World = ALONE
+    ) -> FeatureBatches:
         """The features in the batches in which a plain loop would see the samples."""
-        return FeatureBatches(self, Order(len(self), batch_size, shuffle, seed))
+        return FeatureBatches(self, Order(len(self), batch_size, shuffle, seed, world))
 
 
 @final

@@ -12,7 +12,7 @@ from frostline._files import checked, with_sum, write_text
 from frostline._version import __version__
 from frostline.choices import BadImages, HeadPlace, NormPolicy, Storage
 from frostline.errors import ConfigError
-from frostline.plans import Phase
+from frostline.plans import Phase, Plan
 from frostline.preprocessing import Preprocessing
 from frostline.recipe import Recipe, config_errors
 from frostline.records import BY_MODEL
@@ -110,6 +110,10 @@ class RunSettings(_Section):
     plan: tuple[Phase, ...] = ()
     device: str = "auto"
     preprocessing: Preprocessing | None = None
+
+    def as_plan(self) -> Plan | None:
+        """The plan of the run; None where it has none."""
+        return Plan(self.plan) if self.plan else None
 
     @classmethod
     def read(cls, path: Path) -> RunSettings:

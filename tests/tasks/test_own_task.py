@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import frostline as fl
 from frostline.engine import Hook, Training
-from frostline.runs.comparing import compare_runs
+from frostline.reports.comparing import compare_runs
 
 
 class MeanError(fl.Task):

@@ -29,7 +29,7 @@ def compare(
     """
     from frostline.cli._terminal import notes, say, show
     from frostline.pages.rendering import check_page_path
-    from frostline.runs.comparing import compare_runs
+    from frostline.reports.comparing import compare_runs
 
     if len(runs) < 2:
         raise typer.BadParameter("give two runs or more.", param_hint="RUN RUN...")

@@ -26,7 +26,7 @@ import contextlib
 import errno
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -266,6 +266,10 @@ class RunFolder:
                 f"{self.frozen} is missing or damaged ({error}), so nothing can be proven. "
                 "Restore it from a copy, or train again."
             ) from error
+
+    def write_result(self, content: Mapping[str, object]) -> None:
+        """Write what came out in the end."""
+        write_text(self.result, json_with_sum(dict(content)))
 
     def write_data(self, trained_on: Iterable[str], validated_on: Iterable[str]) -> None:
         """Note the content of the training and validation files."""

@@ -13,17 +13,15 @@ from typing import final
 
 from frostline.config import FreezeSettings, RunSettings
 from frostline.data import Audit, Augment, ImageDataset, audit, in_order, read_splits
-from frostline.devices import resolve_device
 from frostline.engine import Hook
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError
+from frostline.fitting import Run, check_settings, fit
 from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.models.downloads import one_line
 from frostline.models.file_source import line_in
 from frostline.models.kept_classes import mapping_words, own_order
-from frostline.plans import Plan
 from frostline.records import DataNotes, RunFolder, write_data_notes
-from frostline.runs.fitting import Run, fit
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
 
@@ -76,7 +74,7 @@ class Prepared:
                 train_set,
                 val_set,
                 out=out,
-                plan=Plan(settings.plan) if settings.plan else None,
+                plan=settings.as_plan(),
                 recipe=settings.training,
                 batch_size=settings.data.batch_size,
                 device=settings.device,
@@ -125,7 +123,7 @@ def prepare(
     """
     data, seed = settings.data, settings.training.seed
     Augment.parse(data.augment)
-    resolve_device(settings.device)
+    check_settings(settings, len(settings.plan) or 1)
     splits = read_splits(
         data.path,
         val_fraction=data.val_fraction,

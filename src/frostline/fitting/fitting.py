@@ -9,34 +9,31 @@ from functools import partial
 from pathlib import Path
 from typing import final
 
-from torch import Tensor, nn
+from torch import nn
 
-from frostline._files import json_with_sum, write_text
 from frostline.callbacks.logs import logs_in
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
 from frostline.config import RunSettings
 from frostline.data import open_data
-from frostline.deltas import all_tensors
 from frostline.devices import resolve_device
 from frostline.engine import Hook, Training, train_phases
 from frostline.errors import ConfigError, TrainingError
-from frostline.freezing import Proof
-from frostline.groups import param_groups
-from frostline.plans import Plan
-from frostline.recipe import Recipe, recipe_from
-from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
-from frostline.runs.beginning import (
+from frostline.fitting.beginning import (
     about,
     begun,
     check_settings,
     run_folder,
     settings_from_python,
 )
-from frostline.runs.first_samples import FirstSamples
-from frostline.runs.phases import PhasePipelines
-from frostline.runs.reporting import make_report, promise_at_end
-from frostline.session import PipelineOptions, Session
+from frostline.fitting.first_samples import FirstSamples
+from frostline.fitting.phases import PhasePipelines
+from frostline.freezing import Proof
+from frostline.plans import Plan
+from frostline.recipe import Recipe, recipe_from
+from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
+from frostline.reports import make_report, promise_at_end
+from frostline.session import PipelineOptions, Session, check_trains
 from frostline.tasks import Classification, Metrics, Task, task_of
 from frostline.world import ALONE, World
 
@@ -141,7 +138,7 @@ def fit(
     )
     check_settings(settings, len(plan) if plan else 1)
     if plan is None:
-        param_groups(model, lr=1.0)  # refuses early when nothing is trainable
+        check_trains(model)
     open_task, data = _task(task, classes), (open_data(train), open_data(val))
     wanted = _pipeline_options(settings, open_task, device, world)
     batches = wanted.plain(*data)
@@ -175,7 +172,7 @@ def fit(
             folder,
             about(settings),
             resume=resume,
-            start=_start(session) if plan else None,
+            start=session.planned.copies(model) if plan else None,
             keep=recipe.keep,
             task=task,
             like=metrics,
@@ -304,13 +301,6 @@ def _room_to_compile(settings: RunSettings) -> Iterator[None]:
         yield
 
 
-def _start(session: Session) -> dict[str, Tensor]:
-    """Copies of what no phase leaves alone."""
-    untouched = session.planned.untouched.tensors
-    moving = {n: t for n, t in all_tensors(session.model).items() if n not in untouched}
-    return {name: tensor.detach().clone() for name, tensor in moving.items()}
-
-
 def _write_report(
     folder: RunFolder, settings: RunSettings, proof: Proof, pipelines: PhasePipelines
 ) -> None:
@@ -327,14 +317,11 @@ def _write_report(
 def _write_result(
     folder: RunFolder, best: EpochRecord, proof: Proof, phases: Sequence[PhaseRecord]
 ) -> None:
-    result = {
-        "epoch": best.epoch,
-        **best.validation.as_dict(),
-        "frozen": {
-            "tensors": proof.tensors,
-            "bytes": proof.nbytes,
-            "fingerprint": str(proof.fingerprint),
-        },
-        "phases": [asdict(phase) for phase in phases],
+    frozen = {
+        "tensors": proof.tensors,
+        "bytes": proof.nbytes,
+        "fingerprint": str(proof.fingerprint),
     }
-    write_text(folder.result, json_with_sum(result))
+    ended = [asdict(phase) for phase in phases]
+    content = {"epoch": best.epoch, **best.validation.as_dict(), "frozen": frozen, "phases": ended}
+    folder.write_result(content)

@@ -15,7 +15,7 @@ from frostline.records import RunFolder, RunRecords
 from frostline.records.intervals import Paired, share_interval
 from frostline.records.pairing import Side, compared, same_training, same_validation
 from frostline.records.spending import spending
-from frostline.runs.reporting import flat_settings, read_fitting, trained_tensors
+from frostline.reports.reporting import flat_settings, read_fitting, trained_tensors
 from frostline.tables import Table, columns
 from frostline.tasks import label, shown
 from frostline.units import format_bytes, format_seconds

@@ -22,7 +22,7 @@ from frostline.pages.thumbnails import thumbnail
 from frostline.records import Judged, RunFolder, RunRecords, read_records
 from frostline.records.calibration import calibration
 from frostline.records.spending import spending
-from frostline.runs.repeating import repeat_command, repeat_notes, use_command, use_python
+from frostline.reports.repeating import repeat_command, repeat_notes, use_command, use_python
 from frostline.units import format_bytes
 
 if TYPE_CHECKING:

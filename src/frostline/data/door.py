@@ -26,8 +26,7 @@ from frostline.data.batches import (
     holds_batches,
 )
 from frostline.data.ordered import count_threads, ordered_map
-from frostline.data.samples import Samples, content_id, inputs_of, some_targets
-from frostline.data.targets import class_targets
+from frostline.data.samples import Samples, class_targets, content_id, inputs_of, some_targets
 from frostline.data.views import Augment, ImageDataset
 from frostline.errors import ConfigError, DataError
 from frostline.world import ALONE, World
@@ -36,7 +35,7 @@ from frostline.world import ALONE, World
 # half of all cases is missed once in 8 ** 16 times, one made in a tenth once in 800.
 _TRIED = 16
 _TIMES = 4
-_MEMBERS = ("targets", "views", "transform", "name", "collate", "why_not_stored", "read")
+_MEMBERS = [n for n in [*Samples.__annotations__, *vars(Samples)] if not n.startswith("_")]
 
 
 def open_data(data: object, *, views: int | None = None) -> Samples:
@@ -62,7 +61,10 @@ def open_data(data: object, *, views: int | None = None) -> Samples:
     is_samples = _is_samples(data)
     if not is_samples and (isinstance(data, DataLoader | IterableDataset) or not _is_indexed(data)):
         return GivenSamples(data)
-    _check_count(data)
+    count = len(data) if isinstance(data, Sized) else None
+    if not count:
+        found = "does not say how many samples it holds" if count is None else "holds no samples"
+        raise DataError(f"the {type(data).__name__} {found}. Give it a __len__ above 0.")
     if isinstance(data, ImageDataset):
         return ImageSamples(data, views)
     if isinstance(data, TensorDataset):
@@ -369,10 +371,3 @@ def _is_indexed(data: object) -> bool:
         return True
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     return indexed and not holds_batches(data)
-
-
-def _check_count(data: object) -> None:
-    count = len(data) if isinstance(data, Sized) else None
-    if not count:
-        found = "does not say how many samples it holds" if count is None else "holds no samples"
-        raise DataError(f"the {type(data).__name__} {found}. Give it a __len__ above 0.")

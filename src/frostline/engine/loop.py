@@ -11,8 +11,7 @@ from torch import nn
 
 from frostline.data import Batch, Batches
 from frostline.devices import Compute, device_of
-from frostline.engine.judging import predictions, summarised
-from frostline.engine.steps import Stepper
+from frostline.engine.steps import Stepper, predictions, summarised
 from frostline.engine.training import Hook, Training
 from frostline.freezing.modes import modes_kept
 from frostline.recipe import Recipe

@@ -82,7 +82,6 @@ class FeatureBatches:
         return len(self.data)
 
     def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of one epoch, counted from 0, from number `start` on."""
         data = self.data
         first = (epoch % data.views) * len(data)
         name_of = data.names.__getitem__
@@ -111,7 +110,6 @@ class PrefixedBatches:
         return self.whole.samples
 
     def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of one epoch, counted from 0, from number `start` on."""
         return self._computed(self.whole.epoch(epoch, start=start))
 
     def _computed(self, whole: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
@@ -142,7 +140,6 @@ class LiveLastBatches:
         return self.stored.samples
 
     def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of one epoch, counted from 0, from number `start` on."""
         stored = self.stored
         view = epoch % stored.data.views
         last = stored.order.epoch(epoch)[-1] + view * stored.samples

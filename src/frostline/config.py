@@ -142,7 +142,7 @@ class RunSettings(_Section):
             written = content.get("frostline", "an unknown version")
             raise ConfigError(
                 f"{path} does not fit this Frostline ({__version__}; it was written by {written}): "
-                f"{error} Mend it, or use the Frostline that wrote it."
+                f"{error} Fix it, or use the Frostline that wrote it."
             ) from error
 
     def write(self, path: Path) -> None:

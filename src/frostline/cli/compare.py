@@ -40,6 +40,6 @@ def compare(
         found.save(html, force=force)
     for warning in found.facts.warnings:
         say(notes(), f"Warning: {warning}", style="yellow")
-    tables = (found.settings(), found.figures(), found.against_first())
+    tables = (found.settings(), found.metrics(), found.against_first())
     parts = [table if table.columns else str(table.title) for table in tables if table is not None]
     show(found.as_dict(), [*parts, *([f"Page: {html}"] if html else [])], as_json=json)

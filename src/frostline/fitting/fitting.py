@@ -115,7 +115,7 @@ def fit(
         resume: go on with the run in `out` from where it was last written.
         features: folder of the feature store; `auto` is one in the user's cache folder, `off` is
             the plain loop.
-        forms: how the frozen part is computed in each phase, as another run noted it in its
+        forms: how the frozen part is computed in each phase, as another run recorded it in its
             `run.toml`; by default in what the machine is best at within the precision.
         compile: compile what is trained with `torch.compile`.
         hooks: called by the loop, besides those that save and log.
@@ -140,8 +140,8 @@ def fit(
     if plan is None:
         check_trains(model)
     open_task, data = _task(task, classes), (open_data(train), open_data(val))
-    wanted = _pipeline_options(settings, open_task, device, world)
-    batches = wanted.plain(*data)
+    asked = _pipeline_options(settings, open_task, device, world)
+    batches = asked.plain(*data)
     judged = settings.features.store == "auto"
     first = FirstSamples.of(model, data[1], open_task, device=device, judged=judged)
     found = first.found
@@ -150,9 +150,7 @@ def fit(
     recipe = _monitored(recipe, plan, metrics)
     settings = _completed(settings, task, plan, recipe)
     hooks, kept = tuple(hooks), out if world.writes else None
-    journal = Journal(
-        None if kept is None else RunFolder(Path(kept)).course, resolve_device(device)
-    )
+    journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
     for warning in plan.check(model, recipe=recipe) if plan else ():
         journal.notice(f"Warning   {warning}")
         for hook in hooks:
@@ -177,13 +175,13 @@ def fit(
             task=task,
             like=metrics,
         )
-        wanted = replace(
-            wanted,
+        asked = replace(
+            asked,
             seconds_per_sample=first.seconds,
             operations_per_sample=first.operations,
             as_targets=task.targets,
         )
-        make = partial(session.data, *data, wanted, plain=batches, example=first.inputs)
+        make = partial(session.data, *data, asked, plain=batches, example=first.inputs)
         pipelines = PhasePipelines(make, book, journal, hooks)
         seconds = tuple(batch_size * each for each in session.planned.seconds_per_sample)
         training = Training(session, plain_step_seconds=seconds)

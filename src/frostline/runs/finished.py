@@ -222,7 +222,7 @@ class FinishedRun:
     def report(self) -> RunReport:
         """The run's report, with what `verify` finds now; `.save(path)` writes the page.
 
-        What the folder lacks is told on the page; a broken promise stands on top of it.
+        What the folder lacks is said on the page; a broken promise stands on top of it.
         """
         return make_report(self.folder, self.settings, promise_of(self._proven))
 
@@ -377,5 +377,5 @@ def _notes(broken: Mapping[Path, ImageError], known: int, count: int) -> Iterabl
     if known:
         yield (
             f"{known} of {count} pictures have the content of one that the run was trained on; "
-            "the figures are better than they would be on new data"
+            "the metrics are better than they would be on new data"
         )

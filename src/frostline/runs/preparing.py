@@ -115,7 +115,7 @@ def prepare(
     What is quick to check is checked first, so that a mistake shows before any long work.
 
     Args:
-        progress: told (done, total) while the pictures are checked.
+        progress: called with (done, total) while the pictures are checked.
 
     Raises:
         DataError, ModelError, WeightsError, SelectorError, FreezeError, ConfigError: what was
@@ -207,21 +207,21 @@ def _check_head_trains(loaded: LoadedModel, settings: RunSettings) -> None:
 
 
 def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> Frozen:
-    wanted = settings.freeze
+    asked = settings.freeze
     if settings.plan:
-        if wanted != FreezeSettings():
+        if asked != FreezeSettings():
             raise ConfigError(
                 "got a plan and --freeze, --train or --norm beside it. Write them into its phases."
             )
         train_only(loaded.model, path(loaded.head))  # for a first phase that names nothing
         return freeze_for(loaded.model, settings.plan, phase)
-    if wanted.freeze is not None and wanted.train is not None:
+    if asked.freeze is not None and asked.train is not None:
         raise ConfigError("got both --freeze and --train. Give one; the other is the rest.")
-    if wanted.freeze is not None:
-        return freeze(loaded.model, wanted.freeze, norm=wanted.norm)
-    if wanted.train is not None:
-        return train_only(loaded.model, wanted.train, norm=wanted.norm)
-    return train_only(loaded.model, path(loaded.head), norm=wanted.norm)
+    if asked.freeze is not None:
+        return freeze(loaded.model, asked.freeze, norm=asked.norm)
+    if asked.train is not None:
+        return train_only(loaded.model, asked.train, norm=asked.norm)
+    return train_only(loaded.model, path(loaded.head), norm=asked.norm)
 
 
 def _found_at(loaded: LoadedModel, weights: str) -> str:

@@ -167,10 +167,10 @@ def _move_to_rates(optimizer: torch.optim.Optimizer, model: nn.Module, options: 
         parts: dict[BaseAndDecay | None, set[int]] = {}
         for parameter in group["params"]:
             parts.setdefault(due.get(id(parameter)), set()).add(id(parameter))
-        for wanted, members in parts.items():
-            if wanted is None or wanted.base is None:
+        for due_here, members in parts.items():
+            if due_here is None or due_here.base is None:
                 continue
-            moved = new_group(group, wanted, wanted.base)
+            moved = new_group(group, due_here, due_here.base)
             if len(members) == len(group["params"]):
                 group.update({key: value for key, value in moved.items() if key not in _LISTS})
                 continue

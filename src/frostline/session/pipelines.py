@@ -106,7 +106,7 @@ class PipelineOptions:
         seconds_per_sample, operations_per_sample: of one plain forward; operations are those of
             floating point.
         compile: compile what is trained with `torch.compile`.
-        progress: told (rows done, rows to compute).
+        progress: called with (rows done, rows to compute).
         as_targets: makes the tensor of the targets; by default class indices.
         world: the processes that share each epoch.
     """
@@ -385,7 +385,7 @@ class _Making:
     def _plain_seconds(self, compute: Computing, facts: PipelineFacts) -> float:
         """That the frozen part takes for a sample in a plain loop.
 
-        Where rows were computed, by what they took: hundreds of samples tell more than the few
+        Where rows were computed, by what they took: hundreds of samples say more than the few
         that forms were timed on, perhaps while something else was running.
         """
         if facts.computed and facts.prefix_seconds:

@@ -402,10 +402,10 @@ class _Many(Selector):
         return hash((type(self).__name__, frozenset(self.terms)))
 
     def __str__(self) -> str:
-        return f" {self.operator} ".join(_grouped(t, self, str(t)) for t in self.terms)
+        return f" {self.operator} ".join(_grouped(term, self, str) for term in self.terms)
 
     def __repr__(self) -> str:
-        return f" {self.operator} ".join(_grouped(t, self, repr(t)) for t in self.terms)
+        return f" {self.operator} ".join(_grouped(term, self, repr) for term in self.terms)
 
 
 @final
@@ -447,16 +447,16 @@ class Not(Selector):
         return self.term
 
     def __str__(self) -> str:
-        return f"~{_grouped(self.term, self, str(self.term))}"
+        return f"~{_grouped(self.term, self, str)}"
 
     def __repr__(self) -> str:
-        return f"~{_grouped(self.term, self, repr(self.term))}"
+        return f"~{_grouped(self.term, self, repr)}"
 
 
-def _grouped(term: Selector, inside: Selector, text: str) -> str:
-    """`text` in parentheses where `term` binds less tightly than `inside`."""
+def _grouped(term: Selector, inside: Selector, show: Callable[[Selector], str]) -> str:
+    """The term's text, in parentheses where it binds less tightly than `inside`."""
     looser = isinstance(term, Or) or (isinstance(term, And) and isinstance(inside, Not))
-    return f"({text})" if looser else text
+    return f"({show(term)})" if looser else show(term)
 
 
 def _matching(inventory: Inventory, matches: Callable[[Occurrence], bool]) -> Picked:

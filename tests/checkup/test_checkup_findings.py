@@ -173,6 +173,27 @@ def test_samples_of_any_data_set_are_compared_by_content() -> None:
     assert (checkup.worst, checkup.findings[0].names) == ("warning", ("sample 0",))
 
 
+def test_samples_of_ones_own_are_compared_by_their_ids() -> None:
+    class Words(fl.Samples):
+        def __init__(self, *words: str) -> None:
+            self.words = words
+            self.targets = [0] * len(words)
+
+        def __len__(self) -> int:
+            return len(self.words)
+
+        def load(self, row: int) -> torch.Tensor:
+            return torch.tensor([float(sign) for sign in self.words[row].encode()])
+
+        def name(self, sample: int) -> str:
+            return self.words[sample]
+
+    net = nn.Linear(2, 2)
+    checkup = fl.doctor(net, train_data=Words("ice", "fog"), val_data=Words("hail", "ice"))
+    (finding,) = [finding for finding in checkup.findings if finding.code == "same-data"]
+    assert finding.names == ("ice",)
+
+
 def test_data_that_cannot_be_indexed_is_left_alone() -> None:
     class Stream(IterableDataset[Tensor]):
         def __iter__(self) -> object:
@@ -279,6 +300,34 @@ def test_targets_of_a_regression_are_numbers() -> None:
     net = Net()
     fl.freeze(net, "backbone")
     assert fl.doctor(net, pictures(), targets=torch.randn(6, 3)).codes == ()
+
+
+class Angle(fl.Task):
+    """Angles, which wrap around."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (1 - torch.cos(outputs[:, 0] - targets)).mean()
+
+    def summarise(self, outputs: Tensor, targets: Tensor) -> fl.Metrics:
+        raise NotImplementedError
+
+
+class Blind(Angle):
+    """One that no output matters to."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return 0 * super().loss(outputs, targets)
+
+
+def test_gradients_are_those_of_the_task_that_is_given() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    fl.freeze(net, "0")
+    example, angles = torch.randn(6, 3), torch.rand(6)
+    assert fl.doctor(net, example, targets=angles, task=Angle()).codes == ()
+    assert fl.doctor(net, example, targets=angles, task=Blind()).codes == ("zero-gradient",)
+    with pytest.raises(ConfigError, match="there is no task 'regresion'"):
+        fl.doctor(net, example, task="regresion")
 
 
 def test_a_module_that_takes_no_hooks_is_a_note() -> None:

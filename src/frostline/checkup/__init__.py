@@ -31,6 +31,7 @@ from frostline.freezing import freezes_kept, train_only
 from frostline.plans import Plan
 from frostline.recipe import check_alone
 from frostline.selectors import Selector, SelectorLike, as_selector
+from frostline.tasks import Task, task_of
 
 __all__ = ["CODES", "Check", "Checkup", "Finding", "Level", "doctor"]
 
@@ -57,6 +58,7 @@ def doctor(
     example: Any = None,
     *,
     targets: Tensor | None = None,
+    task: Task | str | None = None,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     schedulers: Sequence[object] = (),
     classes: int | Sequence[str] | None = None,
@@ -79,7 +81,8 @@ def doctor(
         model: as it would be trained, wrapped or not. The passes go through the model inside.
         example: one batch as the model takes it, on its device: a tensor, a tuple of arguments, or
             a mapping of named ones; real data where possible, four samples or more.
-        targets: of the example: class indices, or numbers of the output's shape.
+        targets: of the example: class indices, or as the task takes them.
+        task: whose loss is taken, as for `fl.fit`; by default classification.
         optimizer: one or several that would step.
         schedulers: of the learning rates.
         classes: their names, or how many.
@@ -105,6 +108,7 @@ def doctor(
         model=model,
         example=example,
         targets=targets,
+        task=task_of(task),
         optimizers=_optimizers(optimizer),
         schedulers=tuple(schedulers),
         classes=classes if classes is None or isinstance(classes, int) else len(classes),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from frostline._files import file_digest
 from frostline.checkup.findings import Finding, counted, listed
 from frostline.checkup.subject import Check, Preprocess, Subject
-from frostline.data import ImageDataset, ImageSet
+from frostline.data import ImageDataset, ImageSet, Samples
 from frostline.fingerprints import digest
 from frostline.preprocessing import Preprocessing
 
@@ -74,26 +73,22 @@ def _based(data: Any) -> tuple[Any, list[int] | None]:
 
 def _contents(data: Any) -> dict[str, str] | None:
     """Name -> content digest of each sample; None where that would take too long or cannot be."""
-    if isinstance(data, ImageDataset):
-        return _file_contents([sample.path for sample in data.images.samples])
-    if isinstance(data, ImageSet):
-        return _file_contents([sample.path for sample in data.samples])
-    if isinstance(data, TensorDataset):
-        return {f"sample {i}": digest(row) for i, row in enumerate(data.tensors[0])}
-    if isinstance(data, Tensor):
-        return {f"sample {i}": digest(row) for i, row in enumerate(data)}
-    if not hasattr(data, "__getitem__") or not 0 < _length(data) <= _MOST_DECODED:
+    if isinstance(data, ImageDataset | ImageSet):
+        images = data.images if isinstance(data, ImageDataset) else data
+        paths = [sample.path for sample in images.samples]
+        return {str(path): file_digest(path, xxhash.xxh3_128) for path in paths if path.is_file()}
+    if isinstance(data, Tensor | TensorDataset):
+        rows = data if isinstance(data, Tensor) else data.tensors[0]
+        return {f"sample {i}": digest(row) for i, row in enumerate(rows)}
+    count = len(data) if hasattr(data, "__len__") else 0
+    if not 0 < count <= _MOST_DECODED:
         return None
     with torch.random.fork_rng(devices=()):
-        return {f"sample {i}": _sample_digest(data[i]) for i in range(_length(data))}
-
-
-def _length(data: Any) -> int:
-    return len(data) if hasattr(data, "__len__") else 0
-
-
-def _file_contents(paths: list[Path]) -> dict[str, str]:
-    return {str(path): file_digest(path, xxhash.xxh3_128) for path in paths if path.is_file()}
+        if Samples in type(data).__mro__:
+            return {data.name(i): found.hex() for i, found in enumerate(data.ids(range(count)))}
+        if not hasattr(data, "__getitem__"):
+            return None
+        return {f"sample {i}": _sample_digest(data[i]) for i in range(count)}
 
 
 def _sample_digest(sample: Any) -> str:

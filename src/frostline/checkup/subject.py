@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, final
 
@@ -18,6 +18,7 @@ from frostline.plans import Plan
 from frostline.plans.parts import Part, parts
 from frostline.recipe import Recipe
 from frostline.selectors import Inventory, Selector, inventory, stages
+from frostline.tasks import Classification, Task
 from frostline.wrappers import live_wrappers, unwrap, wrappers
 
 Preprocess = Callable[[Any], Tensor]
@@ -31,7 +32,7 @@ class Subject:
     Attributes:
         model: as it was given, perhaps wrapped.
         example: one batch as the model takes it.
-        targets: of the example.
+        targets: of the example, for the loss of the task.
         asked: the selector of what to freeze or train, where one was given.
         verb: which of the two.
         classes: how many there are.
@@ -40,6 +41,7 @@ class Subject:
     model: nn.Module
     example: Any = None
     targets: Tensor | None = None
+    task: Task = field(default_factory=Classification)
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
     schedulers: tuple[Any, ...] = ()
     classes: int | None = None
@@ -118,7 +120,7 @@ class Subject:
         """What a pass of the example through the model showed; None where there can be none."""
         if self.example is None or self.why_not_tried:
             return None
-        return run_trial(self.root, self.example, self.targets)
+        return run_trial(self.root, self.example, self.targets, self.task)
 
     @property
     def facts(self) -> Facts | None:

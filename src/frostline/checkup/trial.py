@@ -5,21 +5,22 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from frostline.calling import call_with
 from frostline.checkup.keeping import same_bits, untouched
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers
 from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, watching
+from frostline.errors import DataError
 from frostline.fingerprints.parts import is_finite, is_wrapped, plain_parts
+from frostline.tasks import Classification, Task
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 TrialStep = Literal[
@@ -50,7 +51,7 @@ class Facts:
 
     Attributes:
         outputs: the output's floating-point tensors, of the pass in train mode.
-        logits: the one among them that cross-entropy would take, if any.
+        logits: the one among them that a classification would take, if any.
         gradients: what each trainable parameter got in the best of several passes.
         watch: what hooks saw in the pass in train mode.
         random_parts: frozen parts that draw random numbers in code of their own.
@@ -67,7 +68,7 @@ class Facts:
     differs_in_eval: bool
 
 
-def run_trial(root: nn.Module, example: Any, targets: Tensor | None) -> Facts | Failure:
+def run_trial(root: nn.Module, example: Any, targets: Tensor | None, task: Task) -> Facts | Failure:
     """Run `example` through `root` in train mode with a backward pass, then in eval mode.
 
     Afterwards the model is as it was (see `untouched`). The same example gives the same facts:
@@ -75,13 +76,13 @@ def run_trial(root: nn.Module, example: Any, targets: Tensor | None) -> Facts | 
 
     Args:
         example: a tensor, a tuple of positional arguments or a mapping of keyword ones.
-        targets: for the loss; random ones where they are None or do not fit.
+        targets: for the loss of the task; its example targets where they are None or do not fit.
     """
     with untouched(root), torch.inference_mode(False), torch.enable_grad():
         for module in root.modules():
             module._compiled_call_impl = None  # compiling takes minutes, and shows no more
         try:
-            return _facts(root, example, targets)
+            return _facts(root, example, targets, task)
         except _StoppedError as stopped:
             return stopped.failure
         except Exception as error:
@@ -96,20 +97,22 @@ class _StoppedError(Exception):
         self.failure = failure
 
 
-def _facts(root: nn.Module, example: Any, targets: Tensor | None) -> Facts:
+def _facts(root: nn.Module, example: Any, targets: Tensor | None, task: Task) -> Facts:
     root.train()
     silent = [path for path, part in frozen_parts(root) if _is_silent(path, part)]
     with watching(root, silent) as watch:
         _seed(0)
         output = _forward(root, example)
-    gradients = _gradients(root, output, targets)
-    settled = _settled(root, example, targets, gradients)
+    gradients = _gradients(root, output, targets, task)
+    settled = _settled(root, example, targets, task, gradients)
     again = tuple(path for path, call in watch.parts.items() if _is_random(call))
     watch.parts.clear()
     moved, differs = _in_eval(root, example)
+    classifies = isinstance(task, Classification)
+    logits = logits_in(output) if classifies else None
     return Facts(
         outputs=tuple(t.detach() for t in _floats(output)),
-        logits=_detached(logits_in(output)),
+        logits=None if logits is None else logits.detach(),
         gradients=settled,
         watch=watch,
         random_parts=again,
@@ -143,17 +146,23 @@ def logits_in(output: Any) -> Tensor | None:
     return None
 
 
-def _gradients(root: nn.Module, output: Any, targets: Tensor | None) -> dict[str, Gradient]:
+def _gradients(
+    root: nn.Module, output: Any, targets: Tensor | None, task: Task
+) -> dict[str, Gradient]:
     """A backward pass, and what each trainable parameter got."""
     with _stopping("backward pass"), _quietly():
-        loss = _loss(output, targets)
+        loss = _loss(output, targets, task)
         if loss is not None and loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own
     return {name: _kind(p.grad) for name, p in root.named_parameters() if p.requires_grad}
 
 
 def _settled(
-    root: nn.Module, example: Any, targets: Tensor | None, found: dict[str, Gradient]
+    root: nn.Module,
+    example: Any,
+    targets: Tensor | None,
+    task: Task,
+    found: dict[str, Gradient],
 ) -> dict[str, Gradient]:
     """`found`, corrected by what further passes show.
 
@@ -168,7 +177,7 @@ def _settled(
         _seed(attempt)
         _nudge_zeros(root)
         with _quietly():
-            further = _gradients(root, _forward(root, example), targets)
+            further = _gradients(root, _forward(root, example), targets, task)
         found = {n: max(kind, further[n], key=_WORTH.index) for n, kind in found.items()}
     return found
 
@@ -191,12 +200,12 @@ def _kind(gradient: Tensor | None) -> Gradient:
     return "some" if any(map(Tensor.any, plain_parts(values, "a gradient")[1])) else "zero"
 
 
-def _loss(output: Any, targets: Tensor | None) -> Tensor | None:
+def _loss(output: Any, targets: Tensor | None, task: Task) -> Tensor | None:
     own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(own, Tensor) and own.dim() == 0:
         return own
     logits = logits_in(output)
-    first = None if logits is None else _classifying_loss(logits, targets)
+    first = None if logits is None else _task_loss(logits, targets, task)
     # Auxiliary outputs count too. A plain sum would be constant after a softmax or a layer norm.
     others = [t for t in _floats(output) if t.requires_grad and (first is None or t is not logits)]
     parts = [(tensor * torch.randn_like(tensor)).sum() for tensor in others]
@@ -205,23 +214,21 @@ def _loss(output: Any, targets: Tensor | None) -> Tensor | None:
     return sum(parts[1:], parts[0]) if parts else None
 
 
-def _classifying_loss(logits: Tensor, targets: Tensor | None) -> Tensor | None:
-    if targets is not None and targets.is_floating_point() and targets.shape == logits.shape:
-        return F.mse_loss(logits, targets.to(logits.device))
-    if targets is not None and _are_classes(targets, logits):
-        return F.cross_entropy(logits, targets.long().to(logits.device))
-    if logits.dim() == 2:
-        drawn = torch.randint(logits.shape[1], (len(logits),), device=logits.device)
-        return F.cross_entropy(logits, drawn)
-    return None
+def _task_loss(logits: Tensor, targets: Tensor | None, task: Task) -> Tensor | None:
+    """The task's loss, by example targets where the given ones do not fit it.
 
-
-def _are_classes(targets: Tensor, logits: Tensor) -> bool:
-    """Whether the targets are class indices that these logits have."""
-    fits = targets.shape == (logits.shape[0], *logits.shape[2:])
-    if not fits or targets.is_floating_point() or targets.is_complex() or not targets.numel():
-        return False
-    return int(targets.min()) >= 0 and int(targets.max()) < logits.shape[1]
+    None where numbers are given to a task that has none: they are of something else.
+    """
+    fitted = task.example_targets(logits)
+    if targets is not None:
+        floating = targets.is_floating_point()
+        if floating and not fitted.is_floating_point():
+            return None
+        if targets.shape == fitted.shape and not targets.is_complex():
+            with suppress(DataError):
+                task.check(logits.detach(), targets, [f"sample {n}" for n in range(len(targets))])
+                fitted = targets.to(fitted)
+    return task.loss(logits.float(), fitted)
 
 
 def _is_silent(path: str, part: nn.Module) -> bool:
@@ -265,10 +272,6 @@ def _in_eval(root: nn.Module, example: Any) -> tuple[tuple[str, ...], bool]:
     first, second = moved
     both = tuple(name for name in second if name in first)
     return both, not first and not second and _differ(*outputs)
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
 
 
 def _floats(output: Any) -> list[Tensor]:

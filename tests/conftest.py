@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from warm_process import Start, warm_process
+
 _REPOSITORY = Path(__file__).parents[1]
 # Written by the test runner between a test's phases, and by torch when it first compiles.
 _NOT_OURS = {
@@ -82,6 +84,13 @@ def _nothing_left_behind() -> Iterator[None]:
     changed = {name for name, _ in environment.items() ^ _environment().items()}
     assert not changed, f"the test leaks environment variables: {sorted(changed)}"
     assert not left, f"the test leaks threads: {left}"
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[Start]:
+    """`frostline ARGUMENTS` in a process of its own, without its imports."""
+    with warm_process() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -98,23 +97,6 @@ def call(*arguments: object, stdin: str = "") -> Answer:
             status = error.code or 0
     assert isinstance(status, int)
     return Answer(status, out.getvalue(), err.getvalue())
-
-
-def start(
-    arguments: Sequence[object], environment: dict[str, str], *, code: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """`frostline ARGUMENTS` in a process of its own, to its end; `code` runs before it."""
-    # A test run in the background of a shell has interrupts switched off; its children would too.
-    heeding = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"import sys\n{heeding}\n{code}\nfrom frostline.cli import main\nmain()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def write_net(folder: Path) -> str:

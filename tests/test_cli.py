@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from frostline.errors import FrostlineError
-from small_world import Answer, call, start, without_sum, write_net, write_picture, write_pictures
+from small_world import Answer, call, without_sum, write_net, write_picture, write_pictures
+from warm_process import Start
 
 ESCAPE = "\x1b"
 
@@ -541,7 +542,7 @@ def test_any_class_name_goes_through_all_verbs(world: World, names: tuple[str, s
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]], ids=["table", "json", "csv"])
 def test_a_file_name_that_is_no_unicode_does_not_stop_predict(
-    finished: World, tmp_path: Path, form: list[str]
+    start: Start, finished: World, tmp_path: Path, form: list[str]
 ) -> None:
     file = os.fsencode(tmp_path) + b"/\xff.png"
     picture = write_picture(tmp_path / "a.png", 60)
@@ -549,12 +550,13 @@ def test_a_file_name_that_is_no_unicode_does_not_stop_predict(
         os.rename(picture, file)  # noqa: PTH104 - a name as bytes
     except OSError:
         pytest.skip("this file system takes no such name")
-    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as in most terminals
-    found = start(["predict", finished.run, os.fsdecode(file), *form], strict)
+    strict = "import sys; sys.stdout.reconfigure(encoding='utf-8', errors='strict')"  # as in most
+    arguments = ["predict", finished.run, os.fsdecode(file), *form]
+    found = start(arguments, dict(os.environ), code=strict)
     assert found.returncode == 0, found.stderr
 
 
-def test_no_color_is_heeded_and_a_pipe_has_none(finished: World) -> None:
+def test_no_color_is_heeded_and_a_pipe_has_none(start: Start, finished: World) -> None:
     for extra in ({}, {"NO_COLOR": "1"}):
         found = start(["verify", finished.run], {**os.environ, **extra})
         assert found.returncode == 0

@@ -8,7 +8,9 @@ import shlex
 import shutil
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +96,23 @@ def test_a_new_picture_is_the_only_row_that_is_computed(world: World) -> None:
     shutil.copy(more / "train/dark/8.png", world.photos / "train/dark/8.png")
     answer = world.train(out=world.root / "again")
     assert notes(answer.out)["Features"].startswith("1 rows computed")
+
+
+def test_no_picture_is_hashed_again_after_the_audit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture of training is opened by the audit, to be decoded, and a few to try the cut on."""
+    opened: Counter[str] = Counter()
+    plain = Path.open
+
+    def counting(path: Path, *how: Any, **options: Any) -> Any:
+        opened[path.parent.parent.name] += path.suffix == ".png"
+        return plain(path, *how, **options)
+
+    monkeypatch.setattr(Path, "open", counting)
+    monkeypatch.setattr("frostline.data.door.file_digest", None)  # nothing may call it
+    assert world.train().status == 0
+    assert opened["train"] <= 2 * len(list(world.photos.rglob("train/*/*.png"))) + 8
 
 
 def test_features_off_says_nothing_of_features(world: World) -> None:

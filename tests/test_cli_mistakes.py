@@ -15,12 +15,12 @@ from frostline.models import load_model
 from small_world import (
     Answer,
     call,
-    start,
     without_sum,
     write_net,
     write_picture,
     write_pictures,
 )
+from warm_process import Start
 
 
 class World:
@@ -274,7 +274,9 @@ def test_a_run_beside_a_table_of_its_pictures_is_fine(world: World) -> None:
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_run_that_never_finished_an_epoch_says_what_to_do(world: World, resume: bool) -> None:
+def test_a_run_that_never_finished_an_epoch_says_what_to_do(
+    start: Start, world: World, resume: bool
+) -> None:
     environment = {**os.environ, "TEST_KILL_AT": "2", "TEST_SIGNAL": "SIGKILL"}
     assert start(world.arguments("--epochs", 2, "--features", "off"), environment).returncode == -9
     if resume:
@@ -469,7 +471,7 @@ def test_an_error_in_the_models_own_forward_names_its_line(world: World) -> None
 # Interrupted
 
 
-def test_ctrl_c_within_an_epoch_keeps_the_last_whole_epoch(world: World) -> None:
+def test_ctrl_c_within_an_epoch_keeps_the_last_whole_epoch(start: Start, world: World) -> None:
     # Passes: 1 to look at the output, then 2 to train and 1 to validate in each epoch.
     environment = {**os.environ, "TEST_KILL_AT": "9", "TEST_SIGNAL": "SIGINT"}
     options = ("--epochs", 5, "--batch-size", 4, "--features", "off")
@@ -484,7 +486,9 @@ def test_ctrl_c_within_an_epoch_keeps_the_last_whole_epoch(world: World) -> None
     assert "5/5" in resumed.out
 
 
-def test_ctrl_c_before_the_first_epoch_leaves_a_run_that_can_be_resumed(world: World) -> None:
+def test_ctrl_c_before_the_first_epoch_leaves_a_run_that_can_be_resumed(
+    start: Start, world: World
+) -> None:
     environment = {**os.environ, "TEST_KILL_AT": "2", "TEST_SIGNAL": "SIGINT"}
     stopped = start(world.arguments("--epochs", 2, "--features", "off"), environment)
     assert stopped.returncode == 1
@@ -493,7 +497,7 @@ def test_ctrl_c_before_the_first_epoch_leaves_a_run_that_can_be_resumed(world: W
     assert call("train", "--resume", world.run).status == 0
 
 
-def test_ctrl_c_before_anything_is_written_leaves_nothing(world: World) -> None:
+def test_ctrl_c_before_anything_is_written_leaves_nothing(start: Start, world: World) -> None:
     environment = {**os.environ, "TEST_KILL_AT": "1", "TEST_SIGNAL": "SIGINT"}
     stopped = start(world.arguments("--epochs", 2, "--features", "off"), environment)
     assert stopped.returncode == 1

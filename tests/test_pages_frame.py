@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from frostline.pages.frame import render_page
+from frostline.pages.rendering import render_page
 
 HOSTILE = "</script><script>alert(1)</script><!-- & \u2028\u2029 é"
 

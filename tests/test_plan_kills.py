@@ -2,7 +2,8 @@
 
 A process that has imported everything, but computed nothing, forks a child for each run; the
 child is killed by SIGKILL after a random time or, every second one, at a random step, since stored
-features make steps short beside the rest; another goes on with `resume`.
+features make steps short beside the rest; another goes on with `resume`. The moments are drawn one
+from each equal part of the run, so that few kills fall into its beginning, its end and all phases.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-KILLS = 16
+KILLS = 8
 PHOTOS_OF_A_CLASS = 8
 
 # A small network with its own weights on small crops, so that a run takes a second.
@@ -75,7 +76,7 @@ from frostline.runs import open_run, prepare
 
 torch.set_num_threads(1)
 _, root, weights, store, kills, seed = sys.argv
-root = Path(root)
+root, kills = Path(root), int(kills)
 saving.SAVE_SECONDS, saving._SHARE_OF_TIME = 0.0, 0
 settings = RunSettings(
     model=ModelSettings(name=f"{root / 'net.py'}:small", weights=weights),
@@ -135,13 +136,15 @@ to_the_end(root / "warm")
 seconds = to_the_end(root / "whole")
 whole, killed, equal = result(root / "whole"), 0, 0
 marks = set()
-for number in range(int(kills)):
+for number in range(kills):
     out = root / f"cut-{number}"
+    # In the first of `kills / 2` equal parts of the run, then in the second, and so on.
+    moment = (number // 2 + draw.random()) / (kills // 2)
     if number % 2:
-        pid = child(out, [KillAt(draw.randint(1, STEPS))])
+        pid = child(out, [KillAt(1 + int(moment * STEPS))])
     else:
         pid = child(out)
-        time.sleep(draw.uniform(0.0, 1.0) * seconds)
+        time.sleep(moment * seconds)
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     killed += os.WIFSIGNALED(status)

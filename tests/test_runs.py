@@ -25,7 +25,8 @@ from frostline.engine import Hook, Training
 from frostline.models import load_model
 from frostline.recipe import recipe_of
 from frostline.runs import open_run, prepare
-from small_world import call, start, without_sum, write_net, write_picture, write_pictures
+from small_world import call, without_sum, write_net, write_picture, write_pictures
+from warm_process import Start
 
 
 class StopAfter(Hook):
@@ -931,7 +932,12 @@ pathlib.Path.replace = replace
     ],
 )
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(
-    finished: World, tmp_path: Path, number: int, after: bool, save_seconds: float
+    start: Start,
+    finished: World,
+    tmp_path: Path,
+    number: int,
+    after: bool,
+    save_seconds: float,
 ) -> None:
     out = tmp_path / "run"
     arguments = ["train", finished.photos, "--model", finished.model, "--out", out]

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from frostline.engine.judging import predictions
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from frostline.data import Order
-from frostline.world import ALONE, World, gathered
+import frostline as fl
+from frostline.data import Order, make_batches
+from frostline.devices import Compute
+from frostline.world import ALONE, World, gathered, gathered_names
 
 
 @dataclass
@@ -108,3 +114,65 @@ def test_one_process_gathers_what_it_has() -> None:
     rows = torch.randn(5, 3)
     assert gathered(ALONE, rows) is rows
     assert (ALONE.rank, ALONE.size, ALONE.writes) == (0, 1, True)
+
+
+def rows() -> TensorDataset:
+    inputs = torch.randn(11, 4, generator=torch.Generator().manual_seed(1))
+    return TensorDataset(inputs, inputs[:, :2].argmax(dim=1))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+
+
+def test_an_evaluation_is_of_the_samples_of_all_ranks() -> None:
+    task, whole = fl.Classification("ab"), net()
+
+    def judged(world: World) -> Any:
+        model = deepcopy(whole)
+        batches = make_batches(rows(), batch_size=2, shuffle=False, seed=0, world=world)
+        found = predictions(model, batches, Compute("cpu"), model, (), world=world)
+        assert sorted(found.names) == sorted(f"sample {number}" for number in range(11))
+        return task.summarise(found.outputs, found.targets)
+
+    alone = judged(ALONE)
+    for found in together(judged):
+        assert found["accuracy"] == alone["accuracy"]
+        assert found["loss"] == pytest.approx(alone["loss"])
+        assert found.samples == 11
+
+
+def test_names_of_all_ranks_are_gathered_whatever_they_hold() -> None:
+    names = (["a/ü.png", "b\udcff.png"], [])
+    first, second = together(lambda world: gathered_names(world, names[world.rank]))
+    assert first == second == tuple(names[0])
+
+
+@dataclass(frozen=True)
+class Apart:
+    """One of two, the other of which has nothing to add."""
+
+    rank: int
+    size: int = 2
+
+    @property
+    def writes(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Both are there."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_first_rank_writes_a_run_folder(tmp_path: Path, rank: int) -> None:
+    model = net()
+    fl.train_only(model, "2")
+    run = tmp_path / "run"
+    options = {"epochs": 1, "batch_size": 2, "device": "cpu", "features": "off"}
+    found = fl.fit(model, rows(), rows(), out=run, world=Apart(rank), **options)
+    assert run.exists() == (rank == 0)
+    assert (found.folder is None) == (rank == 1)

@@ -15,7 +15,7 @@ _MOVED = {
     "held_statistics:_NoReset": "freezing.held_layers:_NoReset",
     "held_statistics:_Registration": "freezing.held_layers:_Registration",
     "modes:Hold": "freezing.modes:Hold",
-    "modes:Mark": "freezing.modes:Mark",
+    "modes:Mark": "freezing.modes:FrozenMark",
     "narrowing.calls:Narrow": "casting.calls:Cast",
     "narrowing.calls:_after": "casting.calls:_after",
     "narrowing.calls:_before": "casting.calls:_before",

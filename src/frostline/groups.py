@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict, cast, final
 
@@ -19,7 +19,6 @@ from frostline.selectors import (
     as_selector,
     inventory,
     parse,
-    select_policy,
     select_whole,
     stages,
 )
@@ -110,6 +109,10 @@ def param_groups(
     )
     if len(rule["lr_mult"] or {}) < len(factors):
         rule["lr_mult"] = None
+    return _grouped(rates, rule)
+
+
+def _grouped(rates: Iterable[Rate], rule: Rule) -> list[ParamGroup]:
     groups: dict[tuple[float, float], ParamGroup] = {}
     for rate in rates:
         group = groups.setdefault(
@@ -147,7 +150,7 @@ def rates_by_rule(
     """
     _check(lr, weight_decay, layer_decay, lr_mult)
     stock = inventory(model)
-    exempt = select_policy(model, no_decay).whole
+    exempt = select_whole(model, no_decay, kinds_may_miss=True).whole
     factors = [(select_whole(model, s).whole, factor) for s, factor in lr_mult.items()]
     depth, last = _depths(stock)
     rates = []

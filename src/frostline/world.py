@@ -5,6 +5,7 @@ Whatever depends on that asks a `World`: which samples are this one's, sums over
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, final
 
@@ -71,3 +72,12 @@ def gathered(world: World, own: Tensor) -> Tensor:
     rows = torch.zeros(ends[-1], *own.shape[1:], dtype=own.dtype, device=own.device)
     rows[ends[world.rank] - len(own) : ends[world.rank]] = own
     return world.sum(rows)
+
+
+def gathered_names(world: World, own: Sequence[str]) -> tuple[str, ...]:
+    """The same of texts without a zero character, as names of samples are."""
+    if world.size == 1:
+        return tuple(own)
+    text = "".join(f"{name}\0" for name in own).encode(errors="surrogateescape")
+    every = bytes(gathered(world, torch.tensor(list(text), dtype=torch.uint8)).tolist())
+    return tuple(every.decode(errors="surrogateescape").split("\0")[:-1])

@@ -284,6 +284,45 @@ class Gated(nn.Module):
         return out
 
 
+def test_a_write_into_what_was_read_above_the_line_before_lies_above_it_too() -> None:
+    class Rewriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.bias = nn.Linear(6, 12), nn.Parameter(torch.ones(12))
+            self.head = nn.Linear(12, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.body(x)
+            before = y + self.bias
+            y.mul_(2)
+            out: torch.Tensor = self.head(before + y)
+            return out
+
+    net = Rewriting()
+    fl.freeze(net, "body")
+    assert crossing(assert_exact(net, torch.randn(6, 6))) == ["body (linear)"]
+
+
+def test_a_table_that_the_forward_fills_in_place_is_filled_anew_above_the_line() -> None:
+    class Filling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.bias = nn.Linear(6, 12), nn.Parameter(torch.ones(12))
+            self.head = nn.Linear(12, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            room = torch.zeros(12)
+            y = self.body(x) + self.bias + room
+            room += 1
+            room[0] = 3
+            out: torch.Tensor = self.head(y * room)
+            return out
+
+    net = Filling()
+    fl.freeze(net, "body")
+    assert_exact(net, torch.randn(6, 6))
+
+
 def test_an_input_that_the_forward_writes_into_is_handled() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from cut_training import both_trainings, call, differences, prefix_of, rows
-from cut_zoo import TRANSFORMERS, ZOO, is_installed, package_of
+from cut_zoo import ZOO, is_installed, package_of
 from torch import nn
 
 import frostline as fl
@@ -21,7 +22,7 @@ from frostline.cutting import cut
 from frostline.cutting.structures import flatten_output, same_bits
 
 BATCHES = [[4, 0, 2], [5, 1, 3], [0, 3, 5], [1, 2, 4], [2, 5, 0]]
-WHOLE = [0, 1, 2, 3, 4, 5]
+TOKENS = ("input_ids", "attention_mask")
 # Largest relative error between features of one pass over six samples and of passes over three:
 # only the last bits. Two networks had any on an Intel processor with AMX, nine on an AMD EPYC.
 OTHER_BATCHES = 3e-6
@@ -85,6 +86,22 @@ def test_five_steps_over_kept_features_equal_five_plain_ones(name: str, upper: i
             expected, _ = flatten_output(call(model, rows(inputs, [3, 1])))
             found, _ = flatten_output(made.suffix(*prefix_of(made, rows(inputs, [3, 1]))))
         assert all(map(same_bits, expected, found))
+        if isinstance(inputs, dict) and "input_ids" in inputs:
+            assert texts_of_other_lengths_differ(model, made, inputs) == []
+
+
+def texts_of_other_lengths_differ(
+    model: nn.Module, made: fl.Cut, inputs: dict[str, Any]
+) -> list[int]:
+    """The lengths, shorter and longer than the example, for which both halves give other bits."""
+    found = []
+    for length in (4, 11):
+        tokens = inputs | {word: torch.ones(4, length, dtype=torch.long) for word in TOKENS}
+        with torch.no_grad():
+            expected, halves = call(model, tokens), made.suffix(*prefix_of(made, tokens))
+        if not same_bits(expected.logits, halves.logits):
+            found.append(length)
+    return found
 
 
 def furthest(whole: tuple[torch.Tensor, ...], parts: list[tuple[torch.Tensor, ...]]) -> float:
@@ -112,20 +129,3 @@ def test_the_fast_path_of_attention_moves_the_last_bits_only(name: str, training
     with torch.no_grad():
         plain, through = model(images), made.suffix(*made.prefix(images))
     assert float((plain - through).norm() / plain.norm()) <= FAST_PATH[name]
-
-
-@pytest.mark.parametrize("name", [name for name in TRANSFORMERS if name != "hf vit"])
-@pytest.mark.skipif(not is_installed("bert"), reason="transformers is not installed")
-def test_texts_may_be_longer_than_the_examples(name: str) -> None:
-    known = ZOO[name]
-    model = built(name)
-    fl.train_only(model, known.selections[1])
-    made = cut(model, known.inputs(3))
-    model.eval()
-    for length in (4, 11):
-        tokens = known.inputs(4)
-        for word in ("input_ids", "attention_mask"):
-            tokens[word] = torch.ones(4, length, dtype=torch.long)
-        with torch.no_grad():
-            expected, found = call(model, tokens), made.suffix(*prefix_of(made, tokens))
-        assert same_bits(expected.logits, found.logits)

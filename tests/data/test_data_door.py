@@ -177,7 +177,7 @@ def test_half_a_source_of_ones_own_is_refused_by_what_it_lacks() -> None:
 
         ids = load
 
-    told = r"the Half has ids and load, but no targets, .*, read\. Derive it from fl\.Samples"
+    told = r"the Half has ids and load, but no targets, .*, in_batches\. Derive it from fl"
     with pytest.raises(fl.DataError, match=told):
         open_data(Half())
 

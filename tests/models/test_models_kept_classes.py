@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from frostline.errors import ModelError
-from frostline.models.kept_classes import mapping_words, own_order
+from frostline.models.classifiers import mapping_words, own_order
 
 
 def test_classes_go_in_the_order_of_the_classifiers_own_names() -> None:

@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import frostline.models
 from frostline.errors import ConfigError, ModelError, WeightsError
 from frostline.models import Stacked, load_model
-
-
-def test_the_public_names_are_sorted_and_exist() -> None:
-    names = frostline.models.__all__
-    assert names == sorted(names)
-    assert all(name in vars(frostline.models) for name in names)
 
 
 def test_hub_models_are_recognised_and_not_yet_built() -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 import frostline as fl
 from frostline.records import read_judged
-from frostline.records.intervals import mcnemar, paired, share_interval
+from frostline.records.certainty import mcnemar, paired, share_interval
 from frostline.runs.comparing import compare_runs
 from report_world import World, page_of
 from small_world import call, write_pictures

@@ -18,7 +18,7 @@ from frostline.deltas import read_delta
 from frostline.engine import Hook, Training
 from frostline.plans import Phase
 from frostline.records import read_judged
-from frostline.records.calibration import calibration
+from frostline.records.certainty import calibration
 from frostline.runs import fitting, open_run
 from report_world import HOSTILE_CLASSES, HOSTILE_FILE, World, page_of
 from small_world import call, write_picture
@@ -112,7 +112,7 @@ def test_every_figure_of_the_confusion_and_of_the_classes_is_that_of_the_records
 ) -> None:
     judged = read_judged(world.root / "run" / "best" / "predictions.safetensors")
     page = page_of(world.root / "run" / "report.html")
-    pairs = list(zip(judged.targets.tolist(), judged.told.tolist(), strict=True))
+    pairs = list(zip(judged.targets.tolist(), judged.predicted.tolist(), strict=True))
     counts = [[pairs.count((true, told)) for told in (0, 1)] for true in (0, 1)]
     for number, name in enumerate(("dark", "light")):
         assert f"{number} {name} {counts[number][0]} {counts[number][1]}" in page.text

@@ -31,7 +31,7 @@ def test_probabilities_are_the_softmax_and_classes_its_order(tmp_path: Path) -> 
     assert found.names == tuple(names)
     assert torch.equal(found.ranked.long(), order[:, :5])
     assert torch.equal(found.probabilities, chances[:, :5].float())
-    assert torch.equal(found.told, logits.argmax(1))
+    assert torch.equal(found.predicted, logits.argmax(1))
     of_target = logits.double().softmax(1)[torch.arange(50), targets].float()
     assert torch.equal(found.target_chance, of_target)
 
@@ -41,7 +41,7 @@ def test_of_two_alike_the_one_that_accuracy_counts_comes_first() -> None:
     logits[::2, 3] = logits[::2, 5] = 1.0
     logits[1, 2] = logits[1, 6] = torch.inf
     found = judged_of(logits, torch.zeros(40, dtype=torch.long), names=["x"] * 40, epoch=1)
-    assert torch.equal(found.told, logits.argmax(1))
+    assert torch.equal(found.predicted, logits.argmax(1))
     assert all(len(set(row)) == 5 for row in found.ranked.tolist())
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import frostline as fl
-from frostline.selectors import common, inventory, parse, select_policy
+from frostline.selectors import common, inventory, parse, select_whole
 
 
 class Net(nn.Module):
@@ -297,7 +297,7 @@ def test_the_bias_of_a_parametrized_layer_has_rows_of_its_own() -> None:
 
 def test_a_policy_for_optimizers_takes_no_rows() -> None:
     with pytest.raises(fl.SelectorError, match=r"one learning rate .* Name the tensor: conv\.weig"):
-        select_policy(NET, "kind:bias | ~rows:conv.weight[0:1]")
+        select_whole(NET, "kind:bias | ~rows:conv.weight[0:1]", kinds_may_miss=True)
 
 
 def test_an_inventory_that_is_not_cut_is_refused() -> None:

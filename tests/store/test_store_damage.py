@@ -158,8 +158,8 @@ def test_a_damaged_manifest_hides_no_row_from_its_key_and_is_written_anew(
     assert_holds(opened(copy), NUMBERS)
     (stored,) = FeatureStore(copy).ls()
     (damage,) = FeatureStore(copy).verify()
-    assert "with the same key mends it; or delete the folder" in stored.damage
-    assert "with the same key mends it; or delete the folder" in damage.what
+    assert "with the same key repairs it; or delete the folder" in stored.damage
+    assert "with the same key repairs it; or delete the folder" in damage.what
     with opened(copy).writer():
         pass
     assert FeatureStore(copy).verify() == ()

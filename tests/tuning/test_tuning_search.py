@@ -144,22 +144,20 @@ def test_dtypes_that_round_more_than_is_allowed_are_not_even_tried(
     small: Known, monkeypatch: pytest.MonkeyPatch, tolerance: float, left: set[str]
 ) -> None:
     monkeypatch.setattr(search, "fast_dtypes", lambda _: ("bfloat16", "float16"))
-    forms = candidates(small[1], CPU, tolerance=tolerance, allow_compile=False)
+    forms = candidates(small[1], CPU, tolerance=tolerance)
     assert {form.dtype for form in forms} == left
 
 
-def test_compiling_is_tried_only_when_asked_for(small: Known) -> None:
-    quiet = candidates(small[1], CPU, tolerance=0.02, allow_compile=False)
-    asked = candidates(small[1], CPU, tolerance=0.02, allow_compile=True)
-    assert not any(form.compiled for form in quiet)
-    assert any(form.compiled for form in asked)
+def test_compiling_is_never_tried(small: Known) -> None:
+    forms = candidates(small[1], CPU, tolerance=0.02)
+    assert not any(form.compiled for form in forms)
 
 
 def test_a_network_without_convolutions_or_norms_is_tried_in_other_dtypes_only(
     words: Known, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "fast_dtypes", lambda _: ("bfloat16",))
-    forms = candidates(words[1], CPU, tolerance=0.02, allow_compile=False)
+    forms = candidates(words[1], CPU, tolerance=0.02)
     assert forms == (Form("bfloat16"),)
 
 

@@ -82,9 +82,8 @@ def doctor(
         model: as it would be trained, wrapped or not. The passes go through the model inside.
         example: one batch as the model takes it, on its device: a tensor, a tuple of arguments, or
             a mapping of named ones; real data where possible, four samples or more.
-        targets: of the example: class indices, or numbers of the output's shape.
-        task: whose loss is taken, as for `fl.fit`; by default classification, where the targets
-            or the output look like it.
+        targets: of the example: class indices, or as the task takes them.
+        task: whose loss is taken, as for `fl.fit`; by default classification.
         optimizer: one or several that would step.
         schedulers: of the learning rates.
         classes: their names, or how many.
@@ -110,7 +109,7 @@ def doctor(
         model=model,
         example=example,
         targets=targets,
-        task=None if task is None else task_of(task),
+        task=task_of(task),
         optimizers=_optimizers(optimizer),
         schedulers=tuple(schedulers),
         classes=classes if classes is None or isinstance(classes, int) else len(classes),

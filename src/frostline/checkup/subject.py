@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, final
 
@@ -18,7 +18,7 @@ from frostline.plans import Plan
 from frostline.plans.parts import Part, parts
 from frostline.recipe import Recipe
 from frostline.selectors import Inventory, Selector, inventory, stages
-from frostline.tasks import Task
+from frostline.tasks import Classification, Task
 from frostline.wrappers import live_wrappers, unwrap, wrappers
 
 Preprocess = Callable[[Any], Tensor]
@@ -32,8 +32,7 @@ class Subject:
     Attributes:
         model: as it was given, perhaps wrapped.
         example: one batch as the model takes it.
-        targets: of the example.
-        task: whose loss is taken; None where the output says what it is.
+        targets: of the example, for the loss of the task.
         asked: the selector of what to freeze or train, where one was given.
         verb: which of the two.
         classes: how many there are.
@@ -42,7 +41,7 @@ class Subject:
     model: nn.Module
     example: Any = None
     targets: Tensor | None = None
-    task: Task | None = None
+    task: Task = field(default_factory=Classification)
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
     schedulers: tuple[Any, ...] = ()
     classes: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -18,8 +18,9 @@ from frostline.calling import call_with
 from frostline.checkup.keeping import same_bits, untouched
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers
 from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, watching
+from frostline.errors import DataError
 from frostline.fingerprints.parts import is_finite, is_wrapped, plain_parts
-from frostline.tasks import Classification, Task, step_loss
+from frostline.tasks import Classification, Task
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 TrialStep = Literal[
@@ -67,9 +68,7 @@ class Facts:
     differs_in_eval: bool
 
 
-def run_trial(
-    root: nn.Module, example: Any, targets: Tensor | None, task: Task | None = None
-) -> Facts | Failure:
+def run_trial(root: nn.Module, example: Any, targets: Tensor | None, task: Task) -> Facts | Failure:
     """Run `example` through `root` in train mode with a backward pass, then in eval mode.
 
     Afterwards the model is as it was (see `untouched`). The same example gives the same facts:
@@ -77,8 +76,7 @@ def run_trial(
 
     Args:
         example: a tensor, a tuple of positional arguments or a mapping of keyword ones.
-        targets: for the loss; random classes where they are None or do not fit.
-        task: whose loss is taken; by default classification, where the output looks like it.
+        targets: for the loss of the task; its example targets where they are None or do not fit.
     """
     with untouched(root), torch.inference_mode(False), torch.enable_grad():
         for module in root.modules():
@@ -99,7 +97,7 @@ class _StoppedError(Exception):
         self.failure = failure
 
 
-def _facts(root: nn.Module, example: Any, targets: Tensor | None, task: Task | None) -> Facts:
+def _facts(root: nn.Module, example: Any, targets: Tensor | None, task: Task) -> Facts:
     root.train()
     silent = [path for path, part in frozen_parts(root) if _is_silent(path, part)]
     with watching(root, silent) as watch:
@@ -110,7 +108,7 @@ def _facts(root: nn.Module, example: Any, targets: Tensor | None, task: Task | N
     again = tuple(path for path, call in watch.parts.items() if _is_random(call))
     watch.parts.clear()
     moved, differs = _in_eval(root, example)
-    classifies = task is None or isinstance(task, Classification)
+    classifies = isinstance(task, Classification)
     logits = logits_in(output) if classifies else None
     return Facts(
         outputs=tuple(t.detach() for t in _floats(output)),
@@ -149,7 +147,7 @@ def logits_in(output: Any) -> Tensor | None:
 
 
 def _gradients(
-    root: nn.Module, output: Any, targets: Tensor | None, task: Task | None
+    root: nn.Module, output: Any, targets: Tensor | None, task: Task
 ) -> dict[str, Gradient]:
     """A backward pass, and what each trainable parameter got."""
     with _stopping("backward pass"), _quietly():
@@ -163,7 +161,7 @@ def _settled(
     root: nn.Module,
     example: Any,
     targets: Tensor | None,
-    task: Task | None,
+    task: Task,
     found: dict[str, Gradient],
 ) -> dict[str, Gradient]:
     """`found`, corrected by what further passes show.
@@ -202,12 +200,12 @@ def _kind(gradient: Tensor | None) -> Gradient:
     return "some" if any(map(Tensor.any, plain_parts(values, "a gradient")[1])) else "zero"
 
 
-def _loss(output: Any, targets: Tensor | None, task: Task | None) -> Tensor | None:
+def _loss(output: Any, targets: Tensor | None, task: Task) -> Tensor | None:
     own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(own, Tensor) and own.dim() == 0:
         return own
     logits = logits_in(output)
-    first = None if logits is None else _task_loss(task, logits, targets)
+    first = None if logits is None else _task_loss(logits, targets, task)
     # Auxiliary outputs count too. A plain sum would be constant after a softmax or a layer norm.
     others = [t for t in _floats(output) if t.requires_grad and (first is None or t is not logits)]
     parts = [(tensor * torch.randn_like(tensor)).sum() for tensor in others]
@@ -216,25 +214,21 @@ def _loss(output: Any, targets: Tensor | None, task: Task | None) -> Tensor | No
     return sum(parts[1:], parts[0]) if parts else None
 
 
-def _task_loss(task: Task | None, logits: Tensor, targets: Tensor | None) -> Tensor | None:
-    """What a step minimises; None where no task is given and nothing looks like classes."""
-    if task is not None:
-        given = None if targets is None else targets.to(logits.device)
-        return step_loss(task, logits, given)
-    if targets is not None and _are_classes(targets, logits):
-        return step_loss(Classification(), logits, targets.long().to(logits.device))
-    if logits.dim() != 2 or (targets is not None and targets.is_floating_point()):
-        return None
-    drawn = torch.randint(logits.shape[1], (len(logits),), device=logits.device)
-    return step_loss(Classification(), logits, drawn)
+def _task_loss(logits: Tensor, targets: Tensor | None, task: Task) -> Tensor | None:
+    """The task's loss, by example targets where the given ones do not fit it.
 
-
-def _are_classes(targets: Tensor, logits: Tensor) -> bool:
-    """Whether the targets are class indices that these logits have."""
-    fits = targets.shape == (logits.shape[0], *logits.shape[2:])
-    if not fits or targets.is_floating_point() or targets.is_complex() or not targets.numel():
-        return False
-    return int(targets.min()) >= 0 and int(targets.max()) < logits.shape[1]
+    None where numbers are given to a task that has none: they are of something else.
+    """
+    fitted = task.example_targets(logits)
+    if targets is not None:
+        floating = targets.is_floating_point()
+        if floating and not fitted.is_floating_point():
+            return None
+        if targets.shape == fitted.shape and not targets.is_complex():
+            with suppress(DataError):
+                task.check(logits.detach(), targets, [f"sample {n}" for n in range(len(targets))])
+                fitted = targets.to(fitted)
+    return task.loss(logits.float(), fitted)
 
 
 def _is_silent(path: str, part: nn.Module) -> bool:

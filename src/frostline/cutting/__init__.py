@@ -14,8 +14,7 @@ from torch import Tensor, fx, nn
 from frostline.calling import in_turn
 from frostline.cutting.at_module import ModuleSplit
 from frostline.cutting.checking import Checked, check, state_kept
-from frostline.cutting.drawing import Drawn, draw, recall
-from frostline.cutting.drawing import FrontierValue as FrontierValue
+from frostline.cutting.drawing import Drawn, FrontierValue, draw, recall
 from frostline.cutting.halves import Above, Half
 from frostline.cutting.keys import At, at_key, at_line, check_current
 from frostline.cutting.reasons import offer

@@ -7,8 +7,8 @@ submodule and asked for their shape, but not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, final
 
 import torch
@@ -61,8 +61,15 @@ class ModuleSplit:
             calls.append(1)
             return answer
 
-        with _replaced_forward(self._module, forward):
+        module = self._module
+        former = vars(module).get("forward")
+        module.forward = forward
+        try:
             output = self._spec.call(self._model, stubs)
+        finally:
+            vars(module).pop("forward")
+            if former is not None:
+                module.forward = former
         if len(calls) != 1:
             raise CutError(
                 f"{self._path} is used {len(calls)} times in one forward, and one answer cannot "
@@ -183,16 +190,3 @@ class _Unread(Tensor):
                 f"what stands above the line reads the model's input itself (by {name}), so the "
                 "features alone do not do. Name another submodule, or train with features off."
             ) from error
-
-
-@contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
-    former = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if former is None:
-            del module.__dict__["forward"]
-        else:
-            module.forward = former

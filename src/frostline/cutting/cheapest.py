@@ -1,7 +1,7 @@
 """Where to cut: the set of frozen nodes to compute once, by minimum cut.
 
 An epoch pays for each sample to read the bytes that cross the line, and to compute again the
-frozen operations above it. Both are put in one unit, bytes, by figures that depend on shapes
+frozen operations above it. Both are put in one unit, bytes, by prices that depend on shapes
 alone, so that the line runs at the same place in every run and on every machine.
 
 Source: L. R. Ford and D. R. Fulkerson, Maximal flow through a network (1956); the flow is found
@@ -24,7 +24,7 @@ from frostline.cutting.trial import Observed
 
 # Floating-point operations in the time that reading one byte of a stored feature takes: about
 # 1e11 a second against 1e9 bytes a second from the page cache.
-FLOPS_PER_BYTE = 100
+_FLOPS_PER_BYTE = 100
 # A cheap operation passes its output through memory once, at ten times that speed.
 _PASS = 0.1
 _DEAR = 1 << 20
@@ -95,7 +95,7 @@ def _cost(node: fx.Node, trial: Observed) -> int:
     rows = trial.samples[0].shape[0]
     written = sum(out.numel() * out.element_size() for out in outputs if isinstance(out, Tensor))
     passed = written / rows * _PASS
-    return 1 + int(trial.flops.get(node, 0.0) / FLOPS_PER_BYTE + passed)
+    return 1 + int(trial.flops.get(node, 0.0) / _FLOPS_PER_BYTE + passed)
 
 
 def _is_view(node: fx.Node, trial: Observed) -> bool:

@@ -213,9 +213,10 @@ class _SuffixBuilder:
                     made = self._call(_ATEN.sym_size.int, (self._copies[nodes[0]], dim))
                     made.meta = dict(node.meta)
                     return made
-        if self._first is not None and (times := times_batch(tensor, wanted)) is not None:
+        times = times_batch(tensor, wanted)
+        if self._first is not None and times is not None and times.is_number:
             rows = self._call(_ATEN.sym_size.int, (self._first, 0))
-            return self._call(operator.mul, (rows, times))
+            return self._call(operator.mul, (rows, int(times)))
         raise Unfollowed(
             f"the part above the line needs the size {wanted}, which no value that crosses it has."
         )

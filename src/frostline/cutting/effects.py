@@ -105,7 +105,7 @@ def _draws(node: fx.Node) -> bool:
         # Arithmetic on numbers and sizes, an element of a tuple, or a graph that is looked at.
         plain = target.__module__ in (operator.__name__, "_operator", "math", "builtins")
         symbolic = str(getattr(target, "__name__", "")).startswith("sym_")
-        return not (plain or symbolic or _is_higher_order(target))
+        return not (plain or symbolic or isinstance(target, torch._ops.HigherOrderOperator))
     if torch.Tag.nondeterministic_seeded not in target.tags:
         return False
     # Dropout carries the tag in evaluation and with p = 0 too.
@@ -137,17 +137,13 @@ def _operations(node: fx.Node) -> Iterator[fx.Node]:
 
 def _subgraphs(node: fx.Node) -> Iterator[tuple[fx.Graph, list[Any]]]:
     """Graphs that a higher-order operation runs, with what it hands to their placeholders."""
-    if node.op != "call_function" or not _is_higher_order(node.target):
+    if not isinstance(node.target, torch._ops.HigherOrderOperator):
         return
     for place, argument in enumerate(node.args):
         if isinstance(argument, fx.Node) and argument.op == "get_attr":
             owner: Any = attrgetter(str(argument.target))(argument.graph.owning_module)
             if isinstance(owner, fx.GraphModule):
                 yield owner.graph, pytree.tree_leaves(node.args[place + 1 :])
-
-
-def _is_higher_order(target: object) -> bool:
-    return isinstance(target, torch._ops.HigherOrderOperator)
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:

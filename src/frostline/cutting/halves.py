@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any, NamedTuple, final
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from frostline.cutting.checking import Refusal
 from frostline.cutting.graphs import OpenGraph, TensorPlace
 from frostline.cutting.structures import Rebuild
-from frostline.cutting.watching import ModuleState, Structure, changed, upwards
+from frostline.cutting.watching import Structure, changed, upwards
 from frostline.errors import CutError
 from frostline.units import some_of
 
@@ -69,12 +69,13 @@ class Half:
             CutError: the model is not what was cut.
         """
         found = self._found  # one reading: replicas of a model share this in several threads
-        if found is None or found.model is not model or not _is_current(found):
+        if found is None or found.model is not model or not found.is_current():
             found = self._found = self._find(model)
         tensors: list[Any] = [owned.get(leaf) for owned, leaf in found.tensors]
         for place, tensor in zip(self._graph.places, tensors, strict=True):
             if not place.holds(tensor):
-                raise _other_form(model, place, tensor)
+                now = _form(tensor) if isinstance(tensor, Tensor) else "gone"
+                raise changed(model, f"{place.name} is {now}, and was {_form(place)}")
         for owned, leaf, other, tie in found.ties:
             if owned.get(leaf) is not other.get(tie):
                 raise changed(model, f"{leaf} and {tie} are not one tensor")
@@ -86,7 +87,7 @@ class Half:
         wanting = [owned[leaf].requires_grad for owned, leaf in below]
         if any(wanting):
             raise trainable_below(list(compress(names, wanting)))
-        states = self._structure.look(model)
+        standing, unchanged = _standing(model, names), self._structure.look(model)
         places = self._graph.places
         tensors = [_spot(model, place, place.name) for place in places]
         ties = [
@@ -94,7 +95,19 @@ class Half:
             for place, spot in zip(places, tensors, strict=True)
             for tie in place.ties
         ]
-        return _Spots(model, states, tensors, ties, below, _standing(model, names))
+
+        def is_current() -> bool:
+            """Whether nothing has changed; if not, finding all again tells what."""
+            for owned, leaf in below:
+                tensor = owned.get(leaf)
+                if tensor is None or tensor.requires_grad:
+                    return False
+            for around, leaf, module, kind in standing:
+                if around.get(leaf) is not module or module.__class__ is not kind:
+                    return False
+            return all(is_as_it_was() for is_as_it_was in unchanged)
+
+        return _Spots(model, is_current, tensors, ties)
 
 
 _Spot = tuple[dict[str, Any], str]  # a dict of a module, and a key in it
@@ -104,23 +117,9 @@ class _Spots(NamedTuple):
     """Where one model keeps what a half reads."""
 
     model: nn.Module
-    watched: list[ModuleState]
+    is_current: Callable[[], bool]
     tensors: list[_Spot]
     ties: list[tuple[dict[str, Any], str, dict[str, Any], str]]
-    below: list[_Spot]
-    standing: list[tuple[dict[str, Any], str, nn.Module, type]]
-
-
-def _is_current(found: _Spots) -> bool:
-    """Whether nothing has changed; if not, finding all again tells what."""
-    for owned, leaf in found.below:
-        tensor = owned.get(leaf)
-        if tensor is None or tensor.requires_grad:
-            return False
-    for around, leaf, module, kind in found.standing:
-        if around.get(leaf) is not module or module.__class__ is not kind:
-            return False
-    return all(map(ModuleState.is_as_it_was, found.watched))
 
 
 def _standing(
@@ -154,11 +153,6 @@ def trainable_below(names: Sequence[str]) -> CutError:
         f"{some_of(names, most=3)} {verb} below the frost line of this cut, where nothing is "
         "trained. Freeze it, or cut again: fl.cut(model, example)."
     )
-
-
-def _other_form(model: nn.Module, place: TensorPlace, tensor: object) -> CutError:
-    now, was = _form(tensor) if isinstance(tensor, Tensor) else "gone", _form(place)
-    return changed(model, f"{place.name} is {now}, and was {was}")
 
 
 def _form(of: Tensor | TensorPlace) -> str:

@@ -39,9 +39,9 @@ class At:
 
 def at_line(model: nn.Module, path: str, forward: Callable[[], object]) -> At:
     """The split behind `path`; `forward` runs the model on another batch than it saw last."""
-    before = {**dict(_lines(model)), **_digests(model)}
+    before = _content_now(model)
     forward()
-    after = {**dict(_lines(model)), **_digests(model)}
+    after = _content_now(model)
     names = before.keys() | after.keys()
     return At(path, frozenset(n for n in names if before.get(n) != after.get(n)))
 
@@ -73,15 +73,20 @@ def check_current(
     Raises:
         CutError: as `Cut.check_current`.
     """
-    known = key["tensors"]
-    assert isinstance(known, Fingerprint)
+    known = _tensors_of(key)
     if isinstance(line, At):
-        trainable, changed = _changed_since(model, line, known.tensors, key["prefix"])
+        now = at_key(model, line)
+        digests = _tensors_of(now)
+        wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+        trainable = [name for name in known if name in wanted]
+        changed = [n for n in known if n not in wanted and digests.get(n) != known[n]]
+        if now["prefix"] != key["prefix"]:
+            changed.append("its modules, their attributes or their code")
     else:
         trainable = [name for name, tensor in line if tensor.requires_grad]
         changed = [
             name
-            for (name, tensor), digested in zip(line, known.tensors.values(), strict=True)
+            for (name, tensor), digested in zip(line, known.values(), strict=True)
             if not tensor.requires_grad and digest(tensor, name=name) != digested
         ]
     reasons = "; ".join(
@@ -96,18 +101,10 @@ def check_current(
         )
 
 
-def _changed_since(
-    model: nn.Module, at: At, known: Mapping[str, str], prefix: str
-) -> tuple[list[str], list[str]]:
-    """What is trainable now, and what is not as it was."""
-    wanted = {name for name, p in model.named_parameters() if p.requires_grad}
-    now = at_key(model, at)
-    tensors = now["tensors"]
-    assert isinstance(tensors, Fingerprint)
-    changed = [n for n in known if n not in wanted and tensors.tensors.get(n) != known[n]]
-    if now["prefix"] != prefix:
-        changed.append("its modules, their attributes or their code")
-    return [name for name in known if name in wanted], changed
+def _tensors_of(key: Mapping[str, str]) -> Mapping[str, str]:
+    found = key["tensors"]
+    assert isinstance(found, Fingerprint)
+    return found.tensors
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -115,9 +112,10 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _digests(model: nn.Module) -> dict[str, str]:
-    """Of buffers alone: a forward that wrote into a frozen parameter is not to be followed."""
-    return {name: digest(buffer, name=name) for name, buffer in model.named_buffers()}
+def _content_now(model: nn.Module) -> dict[str, str]:
+    """Of tensors, buffers alone: a forward that wrote into a parameter is not to be followed."""
+    digests = {name: digest(buffer, name=name) for name, buffer in model.named_buffers()}
+    return dict(_lines(model)) | digests
 
 
 def _lines(model: nn.Module) -> Iterator[tuple[str, str]]:

@@ -80,19 +80,13 @@ def layouts_of(node: fx.Node) -> tuple[RowLayout, ...]:
     dim, size = counting[0]
     if size in batch:
         return (RowLayout(dim),)
-    if _positions(node, size) is not None:
+    if times_batch(node, size) is not None:
         return RowLayout(dim, "outer"), RowLayout(dim, "inner")
     return ()
 
 
-def times_batch(node: fx.Node, size: Any) -> int | None:
-    """How many times the number of samples a size of the node's is, if it is a multiple of it."""
-    found = _positions(node, size)
-    return None if found is None or not found.is_number else int(found)
-
-
-def _positions(node: fx.Node, size: Any) -> Any:
-    """The size by the number of samples; None if it is no multiple of it."""
+def times_batch(node: fx.Node, size: Any) -> Any:
+    """How many times the number of samples a size of the node's is; None if it is no multiple."""
     for counted in _batch(node) & getattr(size, "free_symbols", frozenset()):
         positions, rest = size.as_independent(counted, as_Add=False)
         if rest == counted and positions.is_integer:
@@ -105,7 +99,7 @@ def row_sizes(node: fx.Node, layout: RowLayout) -> tuple[int | None, ...]:
     sizes = [size for _, size in sizes_of(node)]
     counted = sizes.pop(layout.dim)
     if layout.fold is not None:
-        sizes.insert(layout.dim, _positions(node, counted))
+        sizes.insert(layout.dim, times_batch(node, counted))
     return tuple(int(s) if isinstance(s, int) or s.is_number else None for s in sizes)
 
 

@@ -41,7 +41,7 @@ def signatures(traced: Traced, trial: Observed) -> dict[fx.Node, str]:
             text = f"input {inputs.index(node)}"
         elif node.op == "get_attr":
             text = _read(traced, node)
-        elif effects.hands_on(node):
+        elif effects.hands_on(node):  # so that training and evaluation are alike
             own[node] = current[node] = current[node.all_input_nodes[0]]
             continue
         else:

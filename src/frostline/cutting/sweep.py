@@ -155,6 +155,7 @@ class _Sweep:
         for storage, writes in self._writes.items():
             frozen = [self._order[write] for write in writes if write not in reasons]
             if frozen and storage not in self._state:
+                # Kept between two writes it would be neither what was read before nor after.
                 group = {*self._members[storage], *self._readers(storage), *writes} - reasons.keys()
                 last = max(frozen)
                 yield frozenset(node for node in group if self._order[node] <= last)

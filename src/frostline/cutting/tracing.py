@@ -168,7 +168,7 @@ def _export(
             if isinstance(error, CutError) or dynamic == batch:
                 raise
     assert isinstance(module, fx.GraphModule)
-    module.graph.set_codegen(CodeGen())
+    module.graph.set_codegen(CodeGen())  # export's own packs arguments as the signature has them
     output: Any = module.graph.output_node()
     output.args = (tuple(output.args[0]),)  # a list before
     open_regions(module)

@@ -66,6 +66,7 @@ def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Observ
         # A graph may write into its inputs.
         runner.run(*(sample.clone() for sample in samples), enable_io_processing=False)
     values = dict(runner.env)
+    # Nothing is freed during the run, so one address is one memory.
     storage = {
         node: value.untyped_storage().data_ptr()
         for node, value in values.items()

@@ -9,13 +9,13 @@ microsecond for each module; where that finds something new, the words decide.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from operator import is_not, itemgetter
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import xxhash
 from torch import Tensor, nn
@@ -87,8 +87,10 @@ class Structure:
         free = {p for p, module in self.modules.items() if module.words.get(_MODE) == str(True)}
         return Structure({p: t.less({_MODE}) if p in free else t for p, t in self.modules.items()})
 
-    def look(self, model: nn.Module) -> list[ModuleState]:
-        """The model's modules as they are, if they are what they were.
+    def look(self, model: nn.Module) -> list[Callable[[], bool]]:
+        """If the model's modules are what they were: what tells later whether they still are.
+
+        Of each a check of identities; where it fails, the words decide.
 
         Raises:
             CutError: they are not; says what has changed.
@@ -101,7 +103,7 @@ class Structure:
         for path, before in self.modules.items():
             if difference := _difference(path, before.words, later[path].words):
                 raise changed(model, difference)
-        return [ModuleState.of(path, now, before.names) for path, before in self.modules.items()]
+        return [_identity(path, now, before.names) for path, before in self.modules.items()]
 
 
 def _described(model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> dict[str, ModuleWords]:
@@ -110,71 +112,49 @@ def _described(model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> dict[s
     return {path: ModuleWords(n, _words(modules[path], n, codes)) for path, n in names.items()}
 
 
-class ModuleState(NamedTuple):
-    """One module as it was when its words were read, by identity."""
+def _identity(
+    path: str, modules: Mapping[str, nn.Module], names: tuple[str, ...]
+) -> Callable[[], bool]:
+    """Tells later whether a module is what it is now; False may also mean an equal replacement."""
+    module = modules[path]
+    kind, own, forward = type(module), vars(module), type(module).forward
+    up, _, leaf = path.rpartition(".")
+    around = vars(modules[up])["_modules"] if path else {"": module}
+    get = itemgetter(*_ALWAYS, *(name for name in names if name in own))
+    values = get(own)
+    children, hooks = len(own["_modules"]), _hooks(values)
+    # Lists and dicts may be filled otherwise and stay the same objects.
+    filled = [
+        (value, deepcopy(value))
+        for value in values[len(_ALWAYS) :]
+        if isinstance(value, list | dict | set) and len(value) <= _MANY and _is_plain(value, _DEEP)
+    ]
+    absent = [name for name in names if name not in own]  # the class has it, or nobody
 
-    module: nn.Module
-    kind: type
-    forward: object
-    around: dict[str, Any]
-    leaf: str
-    own: dict[str, Any]
-    get: itemgetter[Any]
-    values: tuple[Any, ...]
-    children: int
-    hooks: tuple[object, ...]
-    filled: tuple[tuple[Any, Any], ...]  # lists and dicts, each with what it held
-    absent: tuple[str, ...]  # what the class has, and the module might get of its own
-
-    @classmethod
-    def of(cls, path: str, modules: Mapping[str, nn.Module], names: tuple[str, ...]) -> ModuleState:
-        module = modules[path]
-        own = vars(module)
-        up, _, leaf = path.rpartition(".")
-        around = vars(modules[up])["_modules"] if path else {"": module}
-        get = itemgetter(*_ALWAYS, *(name for name in names if name in own))
-        values = get(own)
-        return cls(
-            module,
-            type(module),
-            type(module).forward,
-            around,
-            leaf,
-            own,
-            get,
-            values,
-            len(own["_modules"]),
-            _hooks(values),
-            tuple((v, deepcopy(v)) for v in values[len(_ALWAYS) :] if _is_filled(v)),
-            tuple(name for name in names if name not in own),
-        )
-
-    def is_as_it_was(self) -> bool:
-        """False may also mean an equal replacement: then the words decide."""
+    def is_as_it_was() -> bool:
         try:
-            now = self.get(self.own)
+            now = get(own)
         except KeyError:
             return False
+        # In the order of _ALWAYS: four kinds of hooks, then the modules in it.
         return not (
-            any(map(is_not, now, self.values))
-            or self.around.get(self.leaf) is not self.module
-            or self.module.__class__ is not self.kind
-            or self.kind.forward is not self.forward
-            or len(now[4]) != self.children
-            or ((now[0] or now[1] or now[2] or now[3] or self.hooks) and _hooks(now) != self.hooks)
-            or any(value != held for value, held in self.filled)
-            or any(name in self.own for name in self.absent)
+            any(map(is_not, now, values))
+            or around.get(leaf) is not module
+            or module.__class__ is not kind
+            or kind.forward is not forward
+            or len(now[4]) != children
+            or ((now[0] or now[1] or now[2] or now[3] or hooks) and _hooks(now) != hooks)
+            or any(value != held for value, held in filled)
+            or any(name in own for name in absent)
         )
+
+    return is_as_it_was
 
 
 def _hooks(values: tuple[Any, ...]) -> tuple[object, ...]:
     """Hooks, less those of `fl.lean`, which change no number."""
     kinds = values[: len(_HOOKS)]
     return tuple(h for hooks in kinds for h in hooks.values() if not isinstance(h, Enter | Leave))
-
-
-def _is_filled(value: object) -> bool:
-    return isinstance(value, list | dict | set) and len(value) <= _MANY and _is_plain(value, _DEEP)
 
 
 def _is_plain(value: object, deep: int) -> bool:
@@ -285,17 +265,6 @@ def reads_recorded(model: nn.Module) -> Iterator[dict[str, set[str]]]:
     read: dict[int, set[str]] = {id(module): set() for module in model.modules()}
     written: dict[int, set[str]] = {id(module): set() for module in model.modules()}
     found: dict[str, set[str]] = {}
-    with _LOCK, _recorded(read, written):
-        yield found
-    for path, module in model.named_modules(remove_duplicate=False):
-        found[path] = read.get(id(module), set()) - written.get(id(module), set())
-
-
-@contextmanager
-def _recorded(read: Mapping[int, set[str]], written: Mapping[int, set[str]]) -> Iterator[None]:
-    own = vars(nn.Module)
-    former = own.get("__getattribute__")
-    get, put = nn.Module.__getattribute__, nn.Module.__setattr__
 
     def recording_get(self: nn.Module, name: str) -> Any:
         if (names := read.get(id(self))) is not None:
@@ -307,13 +276,18 @@ def _recorded(read: Mapping[int, set[str]], written: Mapping[int, set[str]]) -> 
             names.add(name)
         put(self, name, value)
 
-    nn.Module.__getattribute__ = recording_get  # type: ignore[method-assign, assignment]  # meanwhile
-    nn.Module.__setattr__ = recording_put  # type: ignore[method-assign]  # likewise
-    try:
-        yield
-    finally:
-        nn.Module.__setattr__ = put  # type: ignore[method-assign]  # as it was
-        if former is None:
-            del nn.Module.__getattribute__
-        else:
-            nn.Module.__getattribute__ = former  # type: ignore[method-assign]  # as it was
+    with _LOCK:
+        former = vars(nn.Module).get("__getattribute__")
+        get, put = nn.Module.__getattribute__, nn.Module.__setattr__
+        nn.Module.__getattribute__ = recording_get  # type: ignore[method-assign, assignment]  # meanwhile
+        nn.Module.__setattr__ = recording_put  # type: ignore[method-assign]  # likewise
+        try:
+            yield found
+        finally:
+            nn.Module.__setattr__ = put  # type: ignore[method-assign]  # as it was
+            if former is None:
+                del nn.Module.__getattribute__
+            else:
+                nn.Module.__getattribute__ = former  # type: ignore[method-assign]  # as it was
+    for path, module in model.named_modules(remove_duplicate=False):
+        found[path] = read.get(id(module), set()) - written.get(id(module), set())

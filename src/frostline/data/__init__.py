@@ -27,10 +27,10 @@ from frostline.data.images import open_image as open_image
 from frostline.data.ordered import count_threads as count_threads
 from frostline.data.ordered import ordered_map as ordered_map
 from frostline.data.samples import Samples as Samples
+from frostline.data.samples import class_targets as class_targets
 from frostline.data.samples import content_id as content_id
 from frostline.data.samples import inputs_of as inputs_of
 from frostline.data.samples import some_targets as some_targets
-from frostline.data.targets import class_targets as class_targets
 from frostline.data.views import Augment as Augment
 from frostline.data.views import ImageDataset as ImageDataset
 from frostline.data.views import view as view

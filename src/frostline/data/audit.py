@@ -14,7 +14,7 @@ import xxhash
 from frostline._files import file_digest
 from frostline.choices import BadImages
 from frostline.data.image_sets import ImageSet, Splits
-from frostline.data.images import check_content, check_image, opened
+from frostline.data.images import check_image, opened
 from frostline.data.ordered import count_threads, ordered_map
 from frostline.errors import DataError, ImageError
 from frostline.units import some_of
@@ -87,7 +87,10 @@ def audit(
         raise DataError(f"the data set cannot be trained on, for {len(errors)} reasons:{lines}")
     if errors:
         raise DataError(errors[0])
-    return Audit(clean, (*found, *_warnings(clean, digests)), digests)
+    # What trains, but perhaps not what was meant; worst first.
+    odd = (*_doubles(clean, digests), *_classes(clean), *_ignored(clean))
+    warnings = (DataFinding("warning", *each) for each in odd)
+    return Audit(clean, (*found, *warnings), digests)
 
 
 def read_files(
@@ -118,18 +121,14 @@ def read_files(
 
 def _verdict(path: Path) -> str | ImageError:
     try:
-        return _checked_digest(path)
+        with opened(path) as file:
+            content = file.read(_ONE_READ_BYTES + 1)
+        if len(content) > _ONE_READ_BYTES:
+            check_image(path)
+            return file_digest(path, xxhash.xxh3_128)
+        check_image(path, content)
     except ImageError as error:
         return error
-
-
-def _checked_digest(path: Path) -> str:
-    with opened(path) as file:
-        content = file.read(_ONE_READ_BYTES + 1)
-    if len(content) > _ONE_READ_BYTES:
-        check_image(path)
-        return file_digest(path, xxhash.xxh3_128)
-    check_content(content, path)
     return xxhash.xxh3_128_hexdigest(content)
 
 
@@ -188,13 +187,6 @@ def _errors(splits: Splits) -> Iterator[DataFinding]:
             "empty-val",
             f"no usable image is left to validate on ({splits.how}). Add validation images.",
         )
-
-
-def _warnings(splits: Splits, digests: Mapping[Path, str]) -> Iterator[DataFinding]:
-    """What trains, but perhaps not what was meant; worst first."""
-    for found in (_doubles(splits, digests), _classes(splits), _ignored(splits)):
-        for code, message in found:
-            yield DataFinding("warning", code, message)
 
 
 def _doubles(splits: Splits, digests: Mapping[Path, str]) -> Iterator[tuple[str, str]]:

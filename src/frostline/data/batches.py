@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterator, Mapping, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -14,8 +14,7 @@ import xxhash
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from frostline.data.samples import Samples, some_targets
-from frostline.data.targets import class_targets
+from frostline.data.samples import Samples, class_targets, some_targets
 from frostline.errors import DataError
 from frostline.world import ALONE, World
 
@@ -130,7 +129,13 @@ class SampleBatches:
             for places in batches:
                 loaded = next(loading)
                 names = tuple(map(samples.name, places.tolist()))
-                inputs = _collated(samples, loaded, names)
+                try:
+                    inputs = samples.collate(loaded)
+                except (RuntimeError, TypeError, ValueError, KeyError) as error:
+                    raise DataError(
+                        f"{names[0]} to {names[-1]} of this batch do not fit together: {error}. "
+                        "Make all items alike, or give a DataLoader with its own collate_fn."
+                    ) from error
                 yield Batch(inputs, self._targets_at(places), names)
 
     def _targets_at(self, places: Tensor) -> Tensor:
@@ -138,16 +143,6 @@ class SampleBatches:
             return self._targets[places]
         raw = some_targets(self._samples.targets, places)
         return self._as_targets(raw, len(places), self._samples.what)
-
-
-def _collated(samples: Samples, loaded: Sequence[Any], names: tuple[str, ...]) -> Any:
-    try:
-        return samples.collate(loaded)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{names[0]} to {names[-1]} of this batch do not fit together: {error}. "
-            "Make all items alike, or give a DataLoader with its own collate_fn."
-        ) from error
 
 
 @final
@@ -158,13 +153,20 @@ class GivenBatches:
         DataError: it ends after one pass, cannot be iterated, or has no length or no batches.
     """
 
-    def __init__(self, data: object, as_targets: AsTargets = class_targets) -> None:
-        self._data: Any = data
+    def __init__(self, data: Any, as_targets: AsTargets = class_targets) -> None:
+        self._data = data
         self._what = type(data).__name__
         self._as_targets = as_targets
         self._samples: int | None = None
         _refuse_one_shot(data, self._what)
-        self._count = _length(data, self._what)
+        try:
+            self._count = len(self._data)
+        except TypeError as error:
+            raise DataError(
+                f"the {self._what} does not say how many batches an epoch has. Give it a __len__."
+            ) from error
+        if not self._count:
+            raise DataError(f"the {self._what} holds no batches. Give it some.")
 
     def __len__(self) -> int:
         return self._count
@@ -183,7 +185,8 @@ class GivenBatches:
         Raises:
             DataError: there are none, a batch is no pair, or its targets are no targets.
         """
-        for sampler in _samplers(self._data):
+        data, is_loader = self._data, isinstance(self._data, DataLoader)
+        for sampler in (data, data.sampler, data.batch_sampler) if is_loader else (data,):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
         given = self._pairs()
@@ -263,20 +266,8 @@ def _refuse_one_shot(data: object, what: str) -> None:
         )
 
 
-def _length(data: Any, what: str) -> int:
-    try:
-        count = len(data)
-    except TypeError as error:
-        raise DataError(
-            f"the {what} does not say how many batches an epoch has. Give it a __len__."
-        ) from error
-    if not count:
-        raise DataError(f"the {what} holds no batches. Give it some.")
-    return int(count)
-
-
 def _known_samples(data: object) -> int | None:
-    """Samples of an epoch as far as a DataLoader tells."""
+    """Samples of an epoch as far as a DataLoader says."""
     if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
         return None
     if data.batch_size is None:  # batches come from the user's batch sampler or dataset
@@ -285,10 +276,3 @@ def _known_samples(data: object) -> int | None:
     if count is not None and data.drop_last:
         count -= count % data.batch_size
     return count
-
-
-def _samplers(data: object) -> Sequence[Any]:
-    """Whatever may want to know the epoch: samplers, and loaders that pass it on themselves."""
-    if not isinstance(data, DataLoader):
-        return (data,)
-    return (data, data.sampler, data.batch_sampler)

@@ -26,16 +26,16 @@ from frostline.data.batches import (
     holds_batches,
 )
 from frostline.data.ordered import count_threads, ordered_map
-from frostline.data.samples import Samples, content_id, inputs_of, some_targets
-from frostline.data.targets import class_targets
+from frostline.data.samples import Samples, class_targets, content_id, inputs_of, some_targets
 from frostline.data.views import Augment, ImageDataset
 from frostline.errors import ConfigError, DataError
+from frostline.world import ALONE, World
 
 # Samples of a data set of the user's own that are asked for, and how often each: a change made in
 # half of all cases is missed once in 8 ** 16 times, one made in a tenth once in 800.
 _TRIED = 16
 _TIMES = 4
-_MEMBERS = ("targets", "views", "transform", "name", "collate", "why_not_stored", "read")
+_MEMBERS = [n for n in [*Samples.__annotations__, *vars(Samples)] if not n.startswith("_")]
 
 
 def open_data(data: object, *, views: int | None = None) -> Samples:
@@ -61,7 +61,10 @@ def open_data(data: object, *, views: int | None = None) -> Samples:
     is_samples = _is_samples(data)
     if not is_samples and (isinstance(data, DataLoader | IterableDataset) or not _is_indexed(data)):
         return GivenSamples(data)
-    _check_count(data)
+    count = len(data) if isinstance(data, Sized) else None
+    if not count:
+        found = "does not say how many samples it holds" if count is None else "holds no samples"
+        raise DataError(f"the {type(data).__name__} {found}. Give it a __len__ above 0.")
     if isinstance(data, ImageDataset):
         return ImageSamples(data, views)
     if isinstance(data, TensorDataset):
@@ -90,6 +93,7 @@ def make_batches(
     seed: int,
     threads: int | None = None,
     as_targets: AsTargets = class_targets,
+    world: World = ALONE,
 ) -> Batches:
     """Batches of `data`, which is anything that `open_data` takes.
 
@@ -104,6 +108,7 @@ def make_batches(
         seed: of the order.
         threads: loading threads; by default one for each core, at most 16.
         as_targets: makes the tensor of a batch's targets; by default class indices.
+        world: the processes that share each epoch.
     Raises:
         ConfigError: `batch_size` or `threads` is less than 1.
         DataError: as `open_data`; or the targets are not such.
@@ -114,7 +119,7 @@ def make_batches(
     samples = open_data(data)
     if isinstance(samples, GivenSamples):
         return GivenBatches(samples.data, as_targets)
-    order = Order(len(samples), batch_size, shuffle, seed)
+    order = Order(len(samples), batch_size, shuffle, seed, world)
     return SampleBatches(samples, order, threads=workers, as_targets=as_targets)
 
 
@@ -366,10 +371,3 @@ def _is_indexed(data: object) -> bool:
         return True
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     return indexed and not holds_batches(data)
-
-
-def _check_count(data: object) -> None:
-    count = len(data) if isinstance(data, Sized) else None
-    if not count:
-        found = "does not say how many samples it holds" if count is None else "holds no samples"
-        raise DataError(f"the {type(data).__name__} {found}. Give it a __len__ above 0.")

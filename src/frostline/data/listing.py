@@ -14,6 +14,7 @@ from typing import Literal
 
 from frostline.data.images import IMAGE_SUFFIXES
 from frostline.errors import DataError, nearest
+from frostline.units import some_of
 
 Role = Literal["all", "train", "val", "test"]
 
@@ -51,7 +52,7 @@ def list_class_folders(root: Path) -> Listing:
         DataError: no class folders, no pictures in them, or a folder that may not be read.
     """
     folders = subfolders(root)
-    ignored = loose_files(root)
+    ignored = [path for path, is_folder in entries(root) if not is_folder]
     if not folders:
         raise DataError(_no_class_folders(root, ignored))
     found: list[Found] = []
@@ -64,7 +65,7 @@ def list_class_folders(root: Path) -> Listing:
                 ignored.append(path)
     if not found:
         raise DataError(
-            f"no images in {root}: its {len(folders)} folders ({_some(folders)}) hold none. "
+            f"no images in {root}: its {len(folders)} folders ({_few(folders)}) hold none. "
             f"Check the path; {LAYOUT}."
         )
     classes = tuple(sorted({normal(folder.name) for folder in folders}))
@@ -109,24 +110,22 @@ def held_out_folder(root: Path) -> Path | None:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in `folder` that are not hidden and no system's leftovers, in natural order."""
+    """The folders of `entries`."""
     return [path for path, is_folder in entries(folder) if is_folder]
 
 
-def loose_files(folder: Path) -> list[Path]:
-    """The files right in `folder`, less hidden ones and systems' leftovers, in natural order."""
-    return [path for path, is_folder in entries(folder) if not is_folder]
-
-
 def entries(folder: Path) -> list[tuple[Path, bool]]:
-    """What lies in `folder`, less hidden files and systems' leftovers; whether it is a folder.
+    """What lies in `folder` in natural order, and whether it is a folder itself.
+
+    Hidden entries and systems' leftovers are not.
 
     Raises:
         DataError: the folder may not be read.
     """
     try:
         with os.scandir(folder) as scan:  # knows folders from files without asking for each
-            found = [(entry.name, _is_folder(entry)) for entry in scan if not _is_junk(entry.name)]
+            seen = [e for e in scan if e.name[0] != "." and e.name.lower() not in _LEFTOVERS]
+            found = [(entry.name, _is_folder(entry)) for entry in seen]
     except OSError as error:
         raise DataError(
             f"cannot read the folder {folder}: {error.strerror or error}. Check its permissions."
@@ -157,20 +156,12 @@ def normal(name: str) -> str:
 
 
 _ROLES: dict[str, Role] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 
-_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"})
-
-
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK
+_LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -217,13 +208,12 @@ def _no_class_folders(root: Path, loose: list[Path]) -> str:
             "Sort them into folders, or list them in a CSV with the columns file,label."
         )
     if loose:
-        return f"no class folders in {root}, only {_some(loose)}. Check the path; {LAYOUT}."
+        return f"no class folders in {root}, only {_few(loose)}. Check the path; {LAYOUT}."
     return f"the folder {root} is empty. Check the path; {LAYOUT}."
 
 
-def _some(paths: list[Path], count: int = 3) -> str:
-    names = ", ".join(path.name for path in paths[:count])
-    return names if len(paths) <= count else f"{names}, ..."
+def _few(paths: list[Path]) -> str:
+    return some_of([path.name for path in paths], most=3)
 
 
 _EXPECTED = "The first line must be file,label or file,label,split"
@@ -242,7 +232,13 @@ def read_table(path: Path) -> dict[Role, Listing]:
     rows = list(_rows(path))
     if not rows:
         raise DataError(f"{path} lists no images. {_EXPECTED}, followed by a line per image.")
-    _refuse_missing(path, [item for _, item in rows])
+    missing = [item.key for _, item in rows if not item.path.exists()]
+    if missing:
+        raise DataError(
+            f"{path} names {len(missing)} of {len(rows)} files that are not there: "
+            f"{some_of(missing, most=5)}. Paths count from {path.parent}; correct them or delete "
+            "the lines."
+        )
     by_role: dict[Role, list[Found]] = {}
     for role, item in rows:
         by_role.setdefault(role, []).append(item)
@@ -253,8 +249,16 @@ def read_table(path: Path) -> dict[Role, Listing]:
 
 
 def _rows(path: Path) -> Iterator[tuple[Role, Found]]:
-    text = _text(path)
-    delimiter = _delimiter(text)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text. Save it as CSV in UTF-8.") from error
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror or error}. Check its permissions."
+        ) from error
+    # Spreadsheets write a semicolon in half of Europe.
+    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [column.strip().lower() for column in next(reader, [])]
@@ -291,23 +295,6 @@ def _found(folder: Path, name: str, label: str) -> Found:
     return Found(path, label, normal(Path(inner).as_posix()))
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text. Save it as CSV in UTF-8.") from error
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror or error}. Check its permissions."
-        ) from error
-
-
-def _delimiter(text: str) -> str:
-    """The separator of the first line; spreadsheets write a semicolon in half of Europe."""
-    first = text.split("\n", 1)[0]
-    return max(",;\t", key=first.count)
-
-
 def _check_header(path: Path, header: list[str]) -> None:
     if not header:
         raise DataError(f"{path} is empty. {_EXPECTED}.")
@@ -318,14 +305,4 @@ def _check_header(path: Path, header: list[str]) -> None:
         raise DataError(
             f"{path} has no column {' and no column '.join(missing)}; "
             f"it has {', '.join(header)}{hint}. {_EXPECTED}."
-        )
-
-
-def _refuse_missing(path: Path, found: list[Found]) -> None:
-    missing = [item.key for item in found if not item.path.exists()]
-    if missing:
-        named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise DataError(
-            f"{path} names {len(missing)} of {len(found)} files that are not there: {named}. "
-            f"Paths count from {path.parent}; correct them or delete the lines."
         )

@@ -53,13 +53,8 @@ def count_threads(asked: int | None) -> int:
         ConfigError: `asked` is less than 1.
     """
     if asked is None:
-        return min(_MOST_THREADS, _cores())
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        return min(_MOST_THREADS, cores or 1)
     if asked < 1:
         raise ConfigError(f"asked for {asked} threads. Use 1 or more.")
     return asked
-
-
-def _cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

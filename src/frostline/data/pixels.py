@@ -91,12 +91,12 @@ _TURNS = {
 }
 
 
-def upright(image: Image.Image, *, as_told_by: Image.Image) -> Image.Image:
-    """`image` turned and mirrored as the metadata of the loaded `as_told_by` ask for.
+def upright(image: Image.Image, *, by: Image.Image) -> Image.Image:
+    """`image` turned and mirrored as the metadata of the loaded `by` ask for.
 
     Never fails: a damaged or missing tag means the picture is upright as stored.
     """
-    turn = _TURNS.get(orientation(as_told_by))
+    turn = _TURNS.get(orientation(by))
     return image if turn is None else image.transpose(turn)
 
 

@@ -19,6 +19,7 @@ from frostline.data.ordered import ordered_map
 from frostline.errors import DataError
 
 _BATCHES_AHEAD = 2
+_DO = "Give one class index, a whole number, for each sample."
 
 
 class Samples(Protocol):
@@ -106,6 +107,32 @@ def some_targets(targets: Any, places: Tensor | None = None) -> Any:
         return chosen  # whoever makes tensors of them says what is wrong
 
 
+def class_targets(targets: object, count: int, what: str) -> Tensor:
+    """`targets` as int64 `(count,)`.
+
+    Args:
+        targets: a tensor, array or sequence of `count` whole numbers; `(count, 1)` is accepted.
+        what: names their source in the message.
+    Raises:
+        DataError: fractions, one-hot rows, text, or another number of targets.
+    """
+    try:
+        found = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"the targets of {what} are {type(targets).__name__}, not numbers. {_DO}"
+        ) from error
+    if found.is_floating_point() or found.is_complex():
+        raise DataError(f"the targets of {what} are {found.dtype}. {_DO}")
+    if found.dim() == 2 and found.shape[1] == 1:
+        found = found.squeeze(1)
+    if found.shape != (count,):
+        raise DataError(
+            f"the targets of {what} have the shape {tuple(found.shape)} for {count} samples. {_DO}"
+        )
+    return found.long()
+
+
 def content_id(item: Any) -> bytes:
     """Hash of an input's numbers, shapes, dtypes and names, 16 bytes.
 
@@ -134,6 +161,6 @@ def _add(state: Any, item: Any) -> None:
         _add(state, torch.as_tensor(item))
     else:
         raise DataError(
-            f"an input holds a {type(item).__name__}, which has no numbers to tell it by. Give "
-            "tensors, arrays or numbers."
+            f"an input holds a {type(item).__name__}, which has no numbers to recognise it by. "
+            "Give tensors, arrays or numbers."
         )

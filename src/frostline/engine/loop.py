@@ -11,8 +11,7 @@ from torch import nn
 
 from frostline.data import Batch, Batches
 from frostline.devices import Compute, device_of
-from frostline.engine.judging import predictions, summarised
-from frostline.engine.steps import Stepper
+from frostline.engine.steps import Stepper, predictions, summarised
 from frostline.engine.training import Hook, Training
 from frostline.freezing.modes import modes_kept
 from frostline.recipe import Recipe
@@ -132,7 +131,12 @@ class _Loop:
         self._train(stepper, data)
         trained = time.perf_counter()
         found = predictions(
-            training.model, data.validation, self._arithmetic, data.forward, self.hooks
+            training.model,
+            data.validation,
+            self._arithmetic,
+            data.forward,
+            self.hooks,
+            world=training.session.world,
         )
         training.session.tick()
         training.sums.spent.validation_seconds += time.perf_counter() - trained

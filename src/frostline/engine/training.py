@@ -143,14 +143,17 @@ class Training:
         at, sums = self.position, self.sums
         seconds = at.epoch_seconds
         self.session.end_epoch(found)
-        trained = {"loss": sums.loss_sum, **sums.of_task}
+        trained = {"loss": sums.loss_sum, **sums.of_task, "samples": sums.seen}
+        over_all = self.session.world.sum(torch.tensor([*trained.values()], dtype=torch.float64))
+        trained = dict(zip(trained, over_all.tolist(), strict=True))
+        samples = trained.pop("samples")
         record = EpochRecord(
             epoch=at.epochs,
             lr=rates[0],
-            train={name: value / sums.seen for name, value in trained.items()},
+            train={name: value / samples for name, value in trained.items()},
             validation=found,
             seconds=seconds,
-            samples_per_second=sums.seen / train_seconds,
+            samples_per_second=samples / train_seconds,
             best=at.best_epoch == at.epochs,
             phase=at.phase + 1,
             rates=rates,

@@ -13,6 +13,7 @@ from torch import Tensor
 from frostline.data import Batch, Batches, Order, Samples, inputs_of
 from frostline.features.computing import Computing
 from frostline.store import StoredRows
+from frostline.world import ALONE, World
 
 
 @final
@@ -58,9 +59,11 @@ class FeatureData:
         values = self.rows.gather(torch.tensor([index]))
         return tuple(value[0] for value in values), int(self.targets[index])
 
-    def batches(self, *, batch_size: int, shuffle: bool, seed: int = 0) -> FeatureBatches:
+    def batches(
+        self, *, batch_size: int, shuffle: bool, seed: int = 0, world: World = ALONE
+    ) -> FeatureBatches:
         """The features in the batches in which a plain loop would see the samples."""
-        return FeatureBatches(self, Order(len(self), batch_size, shuffle, seed))
+        return FeatureBatches(self, Order(len(self), batch_size, shuffle, seed, world))
 
 
 @final
@@ -79,7 +82,6 @@ class FeatureBatches:
         return len(self.data)
 
     def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of one epoch, counted from 0, from number `start` on."""
         data = self.data
         first = (epoch % data.views) * len(data)
         name_of = data.names.__getitem__
@@ -108,7 +110,6 @@ class PrefixedBatches:
         return self.whole.samples
 
     def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of one epoch, counted from 0, from number `start` on."""
         return self._computed(self.whole.epoch(epoch, start=start))
 
     def _computed(self, whole: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
@@ -139,7 +140,6 @@ class LiveLastBatches:
         return self.stored.samples
 
     def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of one epoch, counted from 0, from number `start` on."""
         stored = self.stored
         view = epoch % stored.data.views
         last = stored.order.epoch(epoch)[-1] + view * stored.samples

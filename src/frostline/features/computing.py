@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache
 from math import isnan
 from operator import attrgetter
 from pathlib import Path
@@ -228,25 +228,19 @@ def computing(
             decisions.keep(name, tuned)
     if tuned.form == PLAIN:
         return _plain(cut, tuned.batch_size, device)
-    return Computing(cut, tuned, False, device, "", run or _Realised(cut, graph, tuned.form))
+    return Computing(cut, tuned, False, device, "", run or _when_run(cut, graph, tuned.form))
 
 
-class _Realised:
+def _when_run(cut: Cut, graph: fx.GraphModule, form: Form) -> Realised:
     """The prefix in a form, converted when it is first run: where all is stored it never is."""
 
-    def __init__(self, cut: Cut, graph: fx.GraphModule, form: Form) -> None:
-        self._cut = cut
-        self._graph = graph
-        self._form = form
-
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return self._run(*tensors)
-
-    @cached_property
-    def _run(self) -> Callable[..., tuple[Tensor, ...]]:
-        run = realise(self._graph, self._form)
-        self._cut.check_current()  # whose converted copies it holds from now on
+    @cache
+    def realised() -> Realised:
+        run = realise(graph, form)
+        cut.check_current()  # whose converted copies it holds from now on
         return run
+
+    return lambda *tensors: realised()(*tensors)
 
 
 def _plain(cut: Cut, batch_size: int, device: torch.device) -> Computing:
@@ -264,7 +258,7 @@ def in_passes_of(compute: Computing, count: int) -> Computing:
     """As `compute`, but every pass is filled up to `count` rows.
 
     Kernels for few rows may sum in another order, and where they do depends on the number in ways
-    that trying some does not tell; a pass is short wherever some rows are stored already.
+    that trying some does not show; a pass is short wherever some rows are stored already.
     """
     return replace(compute, tuned=replace(compute.tuned, batch_size=count), whole=True)
 

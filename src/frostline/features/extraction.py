@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -36,6 +37,7 @@ from frostline.store import (
     StoredRows,
     ValueSpec,
     Writer,
+    dtype_name,
     storage_error,
 )
 from frostline.tuning import PLAIN
@@ -82,7 +84,7 @@ def extract(
             error.
         storage: on disk; `"auto"` keeps every bit that was computed.
         batch_size: samples in a pass.
-        progress: told (rows done, rows to compute).
+        progress: called with (rows done, rows to compute).
         compute: how to compute, where that was decided before.
         as_targets: makes the tensor of the targets; by default class indices.
     Raises:
@@ -104,44 +106,45 @@ def extract(
         )
         if precision == "exact":
             compute = in_passes_of(compute, min(batch_size, len(samples)))
-    return _Extraction(cut, samples, store, compute, storage, progress).run(as_targets)
+    specs = _specs(cut, compute, storage)
+    return _Extraction(cut, samples, store, compute, specs, progress).run(as_targets)
 
 
+@final
+@dataclass
 class _Extraction:
     """One call of `extract`."""
 
-    def __init__(
-        self,
-        cut: Cut,
-        samples: Samples,
-        store: FeatureStore,
-        compute: Computing,
-        storage: Storage,
-        progress: Progress | None,
-    ) -> None:
-        self._cut = cut
-        self._samples = samples
-        self._every = range(len(samples) * samples.views)
-        self._store = store
-        self._compute = compute
-        self._specs = _specs(cut, compute, storage)
-        self._progress = progress
-        self._computed = 0
-        self._seconds = 0.0
-        self._loading: list[float] = []  # seconds of each batch; lists, since threads append
-        self._computing: list[float] = []
-        self._storage_error = 0.0
+    _cut: Cut
+    _samples: Samples
+    _store: FeatureStore
+    _compute: Computing
+    _specs: tuple[ValueSpec, ...]
+    _progress: Progress | None
+    _computed: int = 0
+    _seconds: float = 0.0
+    _storage_error: float = 0.0
+    # Seconds of each batch; lists, since threads append.
+    _loading: list[float] = field(default_factory=list)
+    _computing: list[float] = field(default_factory=list)
+
+    @property
+    def _every(self) -> range:
+        return range(len(self._samples) * self._samples.views)
 
     def run(self, as_targets: AsTargets) -> FeatureData:
         self._cut.check_current()
         samples, key = self._samples, self._key()
-        features = self._store.open(key, self._specs, note=self._note())
+        model = type(self._cut.suffix.model).__name__
+        note = {"model": model, "line": self._cut.why, "form": self._compute.words}
+        features = self._store.open(key, self._specs, note=note)
         ids: list[bytes] = []
         rows: StoredRows | None = None
         why = ""
         if features.nbytes:
             ids = samples.ids(self._every)
-            rows = _try_read(features, ids)
+            with suppress(StoreError):  # some are missing or damaged
+                rows = features.read(ids)
         else:
             why = self._store.explain_miss(key)
         if rows is None:
@@ -169,15 +172,11 @@ class _Extraction:
         return loading * share, computing * share
 
     def _key(self) -> FeatureKey:
-        values = " ".join(f"{_name(spec.dtype)} {list(spec.shape)}" for spec in self._specs)
-        storage = " ".join(_name(spec.stored) for spec in self._specs)
+        values = " ".join(f"{dtype_name(spec.dtype)} {list(spec.shape)}" for spec in self._specs)
+        storage = " ".join(dtype_name(spec.stored) for spec in self._specs)
         transform = self._samples.transform
         parts = {**self._compute.key, "transform": transform, "values": values, "storage": storage}
         return FeatureKey(parts)
-
-    def _note(self) -> dict[str, str]:
-        model = type(self._cut.suffix.model).__name__
-        return {"model": model, "line": self._cut.why, "form": self._compute.words}
 
     def _fill(self, features: Features, known: list[bytes]) -> list[bytes]:
         """Compute what is missing; gives the ids of all rows."""
@@ -279,17 +278,6 @@ class _Extraction:
                 self._loading.append(time.perf_counter() - start)
                 yield rows, self._values(samples)
                 start = time.perf_counter()
-
-
-def _try_read(features: Features, ids: list[bytes]) -> StoredRows | None:
-    """The rows, unless some are missing or damaged."""
-    with suppress(StoreError):
-        return features.read(ids)
-    return None
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, ...]:

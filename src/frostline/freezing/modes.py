@@ -29,7 +29,7 @@ from frostline.standins import StandIn
 
 @final
 @dataclass(frozen=True, slots=True)
-class Mark:
+class FrozenMark:
     """Which of a module's own tensors Frostline froze, and with which norm policy.
 
     Attributes:
@@ -79,13 +79,13 @@ class Hold(StandIn):
 _MARK = "_frostline"
 
 
-def mark_of(module: nn.Module) -> Mark | None:
+def mark_of(module: nn.Module) -> FrozenMark | None:
     """The module's mark, if it owns frozen tensors."""
     mark = module.__dict__.get(_MARK)
-    return mark if isinstance(mark, Mark) else None
+    return mark if isinstance(mark, FrozenMark) else None
 
 
-def set_mark(module: nn.Module, mark: Mark | None) -> None:
+def set_mark(module: nn.Module, mark: FrozenMark | None) -> None:
     """Record that exactly these of the module's own tensors are frozen; none removes the mark."""
     if mark is not None and (mark.names or mark.partly):
         module.__dict__[_MARK] = mark
@@ -127,7 +127,8 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
     One that is held then is in eval, and gets that mode when it is thawed.
     """
-    before = [(module, own_mode(module)) for module in model.modules()]
+    holds = ((module, module.__dict__.get("train")) for module in model.modules())
+    before = [(m, h.former if isinstance(h, Hold) else m.training) for m, h in holds]
     try:
         yield
     finally:
@@ -136,12 +137,6 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             if isinstance(hold, Hold):
                 hold.former = training
             module.training = training and not isinstance(hold, Hold)
-
-
-def own_mode(module: nn.Module) -> bool:
-    """Whether the module is in train mode, or was before it was held."""
-    hold = module.__dict__.get("train")
-    return hold.former if isinstance(hold, Hold) else module.training
 
 
 def settle(model: nn.Module) -> None:

@@ -35,6 +35,7 @@ from frostline.selectors.inventory import Occurrence, not_plain
 from frostline.selectors.ranges import Ranges, overlaps, suffix, union
 
 _HOLDS = "_frostline_rows"
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def held(tensor: Tensor) -> tuple[Kept, ...]:
@@ -145,7 +146,7 @@ class RowHold:
 
     def release(self) -> None:
         """Hold nothing any more, and leave no trace on module and tensor."""
-        _WATCH.drop(self)
+        _WATCH.forget(id(self))
         if self._handle is not None:
             self._handle.remove()
         module = self._target()
@@ -162,9 +163,9 @@ class RowHold:
         if self._handle is not None:
             self._handle.remove()
         # Weak, since an optimizer may keep the tensor longer than its module lives.
-        hook = _Zeroing(weakref.ref(self))
+        method = weakref.WeakMethod(self.clear_gradient)
         register: Callable[..., RemovableHandle] = tensor.register_post_accumulate_grad_hook
-        self._handle = register(hook)
+        self._handle = register(lambda grown: (clear := method()) and clear(grown))
 
     def clear_gradient(self, tensor: Tensor) -> None:
         """Zero the gradient of the held rows, in place."""
@@ -233,20 +234,6 @@ class RowHold:
 
 
 @final
-class _Zeroing:
-    """Called when a gradient was accumulated: zeroes it in the rows of a hold that still lives."""
-
-    __slots__ = ("_hold",)
-
-    def __init__(self, one: weakref.ref[RowHold]) -> None:
-        self._hold = one
-
-    def __call__(self, tensor: Tensor) -> None:
-        if (one := self._hold()) is not None:
-            one.clear_gradient(tensor)
-
-
-@final
 class _Watch:
     """Every hold that lives, and torch's step hooks, which are there as long as there is one."""
 
@@ -258,15 +245,12 @@ class _Watch:
 
     def add(self, one: RowHold) -> None:
         key = id(one)
-        self._holds[key] = weakref.ref(one, lambda _: self._forget(key))
+        self._holds[key] = weakref.ref(one, lambda _: self.forget(key))
         if not self._handles:
             self._handles = [
                 register_optimizer_step_pre_hook(_before_step),
                 register_optimizer_step_post_hook(_after_step),
             ]
-
-    def drop(self, one: RowHold) -> None:
-        self._forget(id(one))
 
     def on(self, tensor: Tensor) -> Iterator[RowHold]:
         """The holds of the tensor, one for each of its owners."""
@@ -283,7 +267,7 @@ class _Watch:
         holds = (reference() for reference in list(self._holds.values()))
         return [one for one in holds if one is not None]
 
-    def _forget(self, key: int) -> None:
+    def forget(self, key: int) -> None:
         self._holds.pop(key, None)
         if not self._holds:
             for handle in self._handles:
@@ -317,9 +301,6 @@ def _clear_sparse(gradient: Tensor, rows: Ranges) -> None:
 def _is_capturing(tensor: Tensor) -> bool:
     """Whether a CUDA graph is being recorded, in which nothing can be waited for."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @final

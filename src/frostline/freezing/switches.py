@@ -16,7 +16,7 @@ from torch import Tensor
 from frostline.casting import cast_of, set_cast
 from frostline.choices import NormPolicy
 from frostline.errors import FreezeError
-from frostline.freezing.modes import Mark, mark_of, set_mark, settle
+from frostline.freezing.modes import FrozenMark, mark_of, set_mark, settle
 from frostline.freezing.refusals import check_can_learn, check_can_stay, check_shared
 from frostline.freezing.rows import (
     Kept,
@@ -178,11 +178,11 @@ def _want_gradients(entry: Entry) -> None:
 def _mark(entry: Entry, state: _State, *, norm: NormPolicy | None) -> None:
     """Note the state on each owner; without a norm policy, each keeps the one that it has."""
     for place in entry.occurrences:
-        mark, own = mark_of(place.owner) or Mark(frozenset()), {place.own_name}
+        mark, own = mark_of(place.owner) or FrozenMark(frozenset()), {place.own_name}
         names = mark.names | own if state == "whole" else mark.names - own
         partly = mark.partly | own if state == "partly" else mark.partly - own
         contents = {name: known for name, known in mark.contents.items() if name in names}
-        set_mark(place.owner, Mark(names, norm or mark.norm, partly, contents))
+        set_mark(place.owner, FrozenMark(names, norm or mark.norm, partly, contents))
 
 
 def _frozen_rows(entry: Entry) -> Ranges:

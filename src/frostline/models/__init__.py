@@ -7,44 +7,28 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from frostline.models._built import Built
-from frostline.models.heads import (
-    Headed,
-    HeadPlace,
-    Stacked,
-    build_head,
-    check_head,
-    find_classifier,
-    logits_of,
-    put_head,
-    replace_classifier,
-    stack_head,
-)
-from frostline.models.sources import build
-from frostline.models.spec import ModelSpec, WeightsChoice
-from frostline.models.weights import WeightsReport, load_weights, read_state_dict
+from frostline.choices import HeadPlace
+from frostline.errors import ModelError
+from frostline.models._built import Built as Built
+from frostline.models._built import Source, seeded
+from frostline.models.classifiers import find_classifier as find_classifier
+from frostline.models.file_source import build_from_file
+from frostline.models.heads import Headed as Headed
+from frostline.models.heads import Stacked as Stacked
+from frostline.models.heads import build_head as build_head
+from frostline.models.heads import check_head as check_head
+from frostline.models.heads import logits_of as logits_of
+from frostline.models.heads import put_head as put_head
+from frostline.models.heads import replace_classifier as replace_classifier
+from frostline.models.heads import stack_head as stack_head
+from frostline.models.spec import ModelSpec as ModelSpec
+from frostline.models.spec import SourceName, WeightsChoice
+from frostline.models.state_files import read_state_dict as read_state_dict
+from frostline.models.timm_source import build_timm
+from frostline.models.torchvision_source import build_torchvision
+from frostline.models.weights import WeightsReport as WeightsReport
+from frostline.models.weights import load_weights as load_weights
 from frostline.preprocessing import Preprocessing
-
-__all__ = [
-    "Built",
-    "HeadPlace",
-    "Headed",
-    "LoadedModel",
-    "ModelSpec",
-    "Stacked",
-    "WeightsReport",
-    "build",
-    "build_head",
-    "check_head",
-    "find_classifier",
-    "load_model",
-    "load_weights",
-    "logits_of",
-    "put_head",
-    "read_state_dict",
-    "replace_classifier",
-    "stack_head",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +95,43 @@ def _with_weights(
     replaced = find_classifier(bare.model)
     report = load_weights(bare.model, weights.path, replaced=replaced, removed=bare.removed)
     return replace(bare, weights=report)
+
+
+def build(spec: ModelSpec, *, weights: str, seed: int | None = None) -> Built:
+    """Build a model as its source makes it, with its weights and its preprocessing.
+
+    Args:
+        weights: `DEFAULT`, the name of an entry such as `IMAGENET1K_V1` (torchvision), `none`, or
+            a file, which must fit name for name.
+        seed: random values depend on it alone and torch's generator is left as it was; None
+            draws from that generator.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be built.
+        WeightsError: the weights cannot be had, read or fitted.
+    """
+    choice = WeightsChoice.parse(weights)
+    if choice.kind == "file":
+        bare = _build(spec, WeightsChoice("none", "none"), seed=seed)
+        report = load_weights(bare.model, choice.path, removed=bare.removed)
+        return replace(bare, weights=report)
+    return _build(spec, choice, seed=seed)
+
+
+def _build(spec: ModelSpec, weights: WeightsChoice, *, seed: int | None) -> Built:
+    with seeded(seed):
+        return _SOURCES[spec.source](spec, weights)
+
+
+def _not_yet(spec: ModelSpec, weights: WeightsChoice) -> Built:  # noqa: ARG001 - a Source
+    raise ModelError(
+        f"{spec}: hf: models are not available yet; write a function and name it file.py:function."
+    )
+
+
+_SOURCES: dict[SourceName, Source] = {
+    "torchvision": build_torchvision,
+    "timm": build_timm,
+    "hf": _not_yet,
+    "file": build_from_file,
+}

@@ -1,10 +1,13 @@
-"""What every source of models gives, and what it owes."""
+"""What every source of models gives and takes, and the seed of its random values."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from frostline.models.spec import ModelSpec, WeightsChoice
@@ -43,3 +46,19 @@ class Source(Protocol):
             WeightsError: the published weights cannot be had.
         """
         ...
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw from torch's CPU generator as seeded by `seed` inside the block; restore it afterwards.
+
+    `None` draws from the caller's generator, as plain torch does. Layers are made on the CPU
+    and moved, so the values do not depend on the device they end up on.
+    """
+    if seed is None:
+        yield
+        return
+    # `torch.manual_seed` would reseed every accelerator as well, which `devices=[]` does not save.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from frostline.choices import HeadPlace
 from frostline.errors import ConfigError, ModelError
-from frostline.models._seeds import seeded
+from frostline.models._built import seeded
 from frostline.models.classifiers import (
     find_classifier,
     input_width,
@@ -18,18 +18,6 @@ from frostline.models.classifiers import (
     model_width,
     output_width,
 )
-
-__all__ = [
-    "HeadPlace",
-    "Headed",
-    "Stacked",
-    "build_head",
-    "find_classifier",
-    "logits_of",
-    "put_head",
-    "replace_classifier",
-    "stack_head",
-]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,6 @@ from frostline.errors import ModelError, WeightsError, nearest
 from frostline.models.state_files import read_state_dict
 from frostline.units import format_count
 
-__all__ = ["WeightsReport", "load_weights", "read_state_dict"]
-
 # Names in published torchvision files that its models have since changed.
 _RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),

@@ -14,7 +14,7 @@ from typing import final
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 346, 12, 188
 BESIDE = {"macro_f1": "accuracy"}  # metrics of one scale, and in whose chart they are drawn
-_DRAWN_POINTS = 400  # of a line; more cannot be told apart
+_DRAWN_POINTS = 400  # of a line; more cannot be seen apart
 
 
 @final
@@ -39,7 +39,7 @@ class Line:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Mark:
+class UprightLine:
     """An upright line with a word on it: the best epoch, or where a phase begins."""
 
     at: float
@@ -61,7 +61,7 @@ class LineChart:
     lines: tuple[Line, ...]
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
-    marks: tuple[Mark, ...]
+    marks: tuple[UprightLine, ...]
 
 
 @final
@@ -101,7 +101,7 @@ def line_chart(
         tuple(_line(name, style, epochs, line, across, up) for name, style, line in series),
         tuple(Tick(across(n), str(n)) for n in _epoch_ticks(first, last)),
         tuple(Tick(up(value), number(value)) for value in ticks),
-        tuple(Mark(across(at), text, style) for at, text, style in marks),
+        tuple(UprightLine(across(at), text, style) for at, text, style in marks),
     )
 
 
@@ -192,7 +192,7 @@ def _words(
     if not epochs:
         return f"{title}: no epoch."
     known = [(name, [v for v in line if math.isfinite(v)]) for name, _, line in series]
-    told = "; ".join(
+    courses = "; ".join(
         f"{name} from {number(line[0])} to {number(line[-1])}" for name, line in known if line
     )
-    return f"{title} over epochs {epochs[0]} to {epochs[-1]}: {told}. The table below has all."
+    return f"{title} over epochs {epochs[0]} to {epochs[-1]}: {courses}. The table below has all."

@@ -10,7 +10,7 @@ from typing import final
 from frostline.pages.charts import BESIDE, LineChart, line_chart
 from frostline.pages.rendering import render
 from frostline.records import RunRecords
-from frostline.records.intervals import Paired
+from frostline.records.certainty import Paired
 from frostline.records.pairing import Sameness
 from frostline.tasks import label
 

@@ -16,7 +16,7 @@ class Promise:
     """Whether what was to stay frozen did.
 
     Attributes:
-        words: in a sentence: what was proven, what broke, or why it cannot be told.
+        words: in a sentence: what was proven, what broke, or why it cannot be known.
         checks: what was looked at.
         names: tensors for which it does not hold.
     """
@@ -53,8 +53,8 @@ class Shown:
 
     Attributes:
         picture: a data URI; empty where there is none, and `why_not` says why.
-        target, told: classes.
-        chance: the probability of `told`.
+        target, predicted: classes.
+        chance: the probability of `predicted`.
         target_chance: that of `target`.
     """
 
@@ -62,7 +62,7 @@ class Shown:
     picture: str
     why_not: str
     target: str
-    told: str
+    predicted: str
     chance: float
     target_chance: float
 

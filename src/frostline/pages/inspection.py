@@ -17,7 +17,7 @@ from torch import nn
 
 from frostline.errors import SelectorError
 from frostline.estimates.ledger import Ledger
-from frostline.pages.frame import render_page
+from frostline.pages.rendering import render_page
 from frostline.selectors import Inventory, inventory, parse, select_whole, stages
 from frostline.selectors.kinds import KINDS
 from frostline.selectors.norms import class_names, keeps_running_statistics

@@ -6,6 +6,7 @@ missed would run nothing. `frame.html` allows one, for pages that a person works
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from datetime import datetime
 from functools import cache
@@ -22,6 +23,8 @@ _MARKS = (
     b'<meta name="generator" content="Frostline">',
     b"%3Cpath d='M2 8h12' stroke='%232f7fb5' stroke-width='3'/%3E",
 )
+# What could end the script element, or a line of script, is spelt as an escape that JSON knows.
+_ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 _HEAD_BYTES = 1 << 16
 _KEPT_CONTROLS = frozenset("\n\t")
 
@@ -29,6 +32,23 @@ _KEPT_CONTROLS = frozenset("\n\t")
 def render(template: str, **values: Any) -> str:
     """The page that `template` makes of `values`."""
     return str(_templates().get_template(template).render(**values))
+
+
+def render_page(template: str, *, title: str, data: object, **context: object) -> str:
+    """The page made from `template`, which is `frame.html` or extends it.
+
+    `data` must be JSON (NaN and infinity are not); all other text is escaped.
+    """
+    from markupsafe import Markup
+
+    # Safe to mark: no character that HTML reads is left in it.
+    return render(template, title=title, data=Markup(embedded_json(data)), **context)
+
+
+def embedded_json(data: object) -> str:
+    """`data` as JSON that may stand inside a script element, whatever text it holds."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.translate(_ESCAPES)
 
 
 def save_page(page: str, path: str | Path, *, force: bool = False) -> None:

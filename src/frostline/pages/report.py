@@ -12,12 +12,11 @@ from frostline.pages.charts import BESIDE, HEIGHT, Bar, LineChart, line_chart, u
 from frostline.pages.facts import ReportFacts
 from frostline.pages.rendering import render
 from frostline.records import EpochLine, PhaseRecord, ResultNotes
-from frostline.records.calibration import Calibration, calibration
-from frostline.records.intervals import share_interval
+from frostline.records.certainty import Calibration, calibration, share_interval
 from frostline.records.spending import Spending, is_plain, spending
 from frostline.tasks import ClassMetrics, class_metrics, label
 
-MATRIX_CLASSES = 20  # a matrix of more is not read any more, and the pairs are told instead
+MATRIX_CLASSES = 20  # a matrix of more is not read any more, and the pairs are listed instead
 _PAIRS = 20
 _TABLE_EPOCHS = 200
 _SHADES = 8
@@ -34,9 +33,9 @@ class _Cell:
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class _ConfusedPair:
     true: str
-    told: str
+    predicted: str
     count: int
     share: float
 
@@ -177,25 +176,25 @@ def _matrix(result: ResultNotes | None) -> tuple[tuple[_Cell, ...], ...]:
         return ()
     return tuple(
         tuple(
-            _Cell(count, math.ceil(_SHADES * count / (sum(row) or 1)), true == told)
-            for told, count in enumerate(row)
+            _Cell(count, math.ceil(_SHADES * count / (sum(row) or 1)), true == predicted)
+            for predicted, count in enumerate(row)
         )
         for true, row in enumerate(result.confusion)
     )
 
 
-def _pairs(result: ResultNotes | None) -> tuple[_Pair, ...]:
+def _pairs(result: ResultNotes | None) -> tuple[_ConfusedPair, ...]:
     """Which classes are most often taken for which others."""
     if result is None:
         return ()
     names = [line.name for line in result.per_class]
     found = [
-        _Pair(names[true], names[told], count, count / sum(row))
+        _ConfusedPair(names[true], names[predicted], count, count / sum(row))
         for true, row in enumerate(result.confusion)
-        for told, count in enumerate(row)
-        if count and true != told
+        for predicted, count in enumerate(row)
+        if count and true != predicted
     ]
-    return tuple(sorted(found, key=lambda p: (-p.count, -p.share, p.true, p.told))[:_PAIRS])
+    return tuple(sorted(found, key=lambda p: (-p.count, -p.share, p.true, p.predicted))[:_PAIRS])
 
 
 def _worst_first(result: ResultNotes | None) -> tuple[ClassMetrics, ...]:
@@ -217,14 +216,14 @@ def _reliability(found: Calibration | None) -> tuple[tuple[Bar, ...], tuple[Bar,
     if found is None:
         return (), ()
     most = max(part.samples for part in found.bins)
-    told = [
+    texts = [
         f"{part.low:.2f} to {part.high:.2f}: {part.samples} samples, mean probability "
         f"{part.confidence:.3f}, accuracy {part.accuracy:.3f}"
         for part in found.bins
     ]
-    above = upright_bars([part.accuracy for part in found.bins], told, top=12, bottom=150)
+    above = upright_bars([part.accuracy for part in found.bins], texts, top=12, bottom=150)
     below = upright_bars(
-        [part.samples / most for part in found.bins], told, top=HEIGHT - 48, bottom=HEIGHT - 20
+        [part.samples / most for part in found.bins], texts, top=HEIGHT - 48, bottom=HEIGHT - 20
     )
     return above, below
 

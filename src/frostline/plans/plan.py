@@ -16,7 +16,7 @@ from frostline.plans.checks import check
 from frostline.plans.phases import Phase
 from frostline.plans.showing import model_table, plan_table
 from frostline.recipe import Data, Recipe
-from frostline.selectors import Selector, inventory, select, select_policy
+from frostline.selectors import Selector, inventory, select, select_whole
 from frostline.selectors import stages as stages_of
 from frostline.tables import Table
 
@@ -265,7 +265,11 @@ class Plan(Data):
         Source: Ben Zaken et al. 2021, BitFit; Cai et al. 2020, TinyTL.
         """
         own = set(select(model, head).names)
-        kinds = [k for k in ("kind:norm", "kind:bias") if set(select_policy(model, k).names) - own]
+        kinds = [
+            k
+            for k in ("kind:norm", "kind:bias")
+            if set(select_whole(model, k, kinds_may_miss=True).names) - own
+        ]
         if not kinds:
             raise ConfigError(
                 f"{type(model).__name__} has neither a norm nor a bias below its head, so there "

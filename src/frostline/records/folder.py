@@ -7,14 +7,14 @@ validated_on.txt             the same of each validation file
 data.json                    how the pictures were divided, how many of each class, what is odd
 plan.toml                    the plan, where there is one, to repeat the run with
 metrics.jsonl                one line for each epoch
-course.json                  what was told, and how long it took beside the epochs
+course.json                  what was said, and how long it took beside the epochs
 best/delta.safetensors       what was trained, at the best epoch
 best/predictions.safetensors what that epoch made of each validation sample
 last/delta.safetensors       the same where the run was last written
 last/state-N.pt              optimizer and position after epoch N, to resume from; N.B after B
                              batches more
 last/delta-N.safetensors     earlier ones, with their states, where several are kept
-result.json                  figures of the best epoch, and the proof
+result.json                  metrics of the best epoch, and the proof
 report.html                  all of it on one page
 run.lock                     while a run is going here
 tensorboard/                 curves, where tensorboard is installed

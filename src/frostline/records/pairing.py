@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal, final
 
-from frostline.records.intervals import Paired, paired
+from frostline.records.certainty import Paired, paired
 from frostline.records.reading import RunRecords
 
 Sameness = Literal["same", "different", "unknown"]

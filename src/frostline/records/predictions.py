@@ -57,7 +57,7 @@ class Judged:
         return len(self.targets)
 
     @property
-    def told(self) -> Tensor:
+    def predicted(self) -> Tensor:
         """The class that each sample was taken for, int64."""
         return self.ranked[:, 0].long()
 
@@ -69,11 +69,11 @@ class Judged:
     @property
     def hits(self) -> Tensor:
         """Whether each sample was taken for what it is."""
-        return self.told == self.targets
+        return self.predicted == self.targets
 
     def confusion(self, classes: int) -> Tensor:
         """Counts, `(classes, classes)`: rows are true classes, columns predicted ones."""
-        places = self.targets.long() * classes + self.told
+        places = self.targets.long() * classes + self.predicted
         return torch.bincount(places, minlength=classes**2).view(classes, classes)
 
 

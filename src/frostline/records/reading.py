@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -98,7 +98,7 @@ class RunRecords:
     sessions: tuple[RunPart, ...] = ()
     validated_on: tuple[str, ...] = ()
     delta_bytes: int | None = None
-    lacks: tuple[str, ...] = field(default=())
+    lacks: tuple[str, ...] = ()
 
     @property
     def best(self) -> EpochLine | None:
@@ -111,43 +111,28 @@ def read_records(folder: RunFolder) -> RunRecords:
     """Read whatever there is; never raises for what is not."""
     lacks: list[str] = []
 
-    def tried(file: Path, read: Callable[[Path], _Found], otherwise: _Found, what: str) -> _Found:
+    def tried(file: Path, read: Callable[[Path], _Found], what: str) -> _Found | None:
         try:
             return read(file)
         except (*_DAMAGES, ConfigError) as error:
-            state = "is damaged" if file.exists() else "is not there"
-            reason = (
-                ""
-                if isinstance(error, FileNotFoundError) or not file.exists()
-                else (f" ({_first_line(error)})")
-            )
-            lacks.append(f"{file.relative_to(folder.root)} {state}{reason}: {what}.")
-            return otherwise
+            state = f"is damaged ({_first_line(error)})" if file.exists() else "is not there"
+            lacks.append(f"{file.relative_to(folder.root)} {state}: {what}.")
+            return None
 
-    no_result: ResultNotes | None = None
-    no_data: DataNotes | None = None
-    no_judged: Judged | None = None
-    no_size: int | None = None
+    no_samples = (
+        "nothing is known of single validation samples, so there is no calibration and there are "
+        "no mistakes to show"
+    )
+    no_end = "the run has not ended, or lost its metrics"
+    no_times = "nothing is known of times beside the epochs"
     return RunRecords(
-        epochs=tried(folder.metrics, read_epochs, (), "nothing is known of single epochs"),
-        result=tried(
-            folder.result, _read_result, no_result, "the run has not ended, or lost its metrics"
-        ),
-        data=tried(folder.data, read_data_notes, no_data, "nothing is known of the data's audit"),
-        judged=tried(
-            folder.predictions,
-            read_judged,
-            no_judged,
-            "nothing is known of single validation samples, so there is no calibration and "
-            "there are no mistakes to show",
-        ),
-        sessions=tried(
-            folder.course, read_sessions, (), "nothing is known of times beside the epochs"
-        ),
+        epochs=tried(folder.metrics, read_epochs, "nothing is known of single epochs") or (),
+        result=tried(folder.result, _read_result, no_end),
+        data=tried(folder.data, read_data_notes, "nothing is known of the data's audit"),
+        judged=tried(folder.predictions, read_judged, no_samples),
+        sessions=tried(folder.course, read_sessions, no_times) or (),
         validated_on=_digests(folder),
-        delta_bytes=tried(
-            folder.best, lambda file: file.stat().st_size, no_size, "there are no trained weights"
-        ),
+        delta_bytes=tried(folder.best, _size, "there are no trained weights"),
         lacks=tuple(lacks),
     )
 
@@ -177,12 +162,7 @@ def write_data_notes(notes: DataNotes, path: Path) -> None:
 def read_data_notes(path: Path) -> DataNotes:
     """Read it back."""
     content = json_checked(path.read_text(encoding="utf-8"))
-    findings = tuple((str(a), str(b), str(c)) for a, b, c in content["findings"])
-    train, validation = (
-        {str(name): int(count) for name, count in content[part].items()}
-        for part in ("train", "validation")
-    )
-    return DataNotes(str(content["how"]), train, validation, findings)
+    return TypeAdapter(DataNotes).validate_python(content)
 
 
 def _epoch(line: Mapping[str, Any]) -> EpochLine:
@@ -231,6 +211,10 @@ def _digests(folder: RunFolder) -> tuple[str, ...]:
         return folder.validation_digests()
     except ConfigError:
         return ()
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
 
 
 def _first_line(error: Exception) -> str:

@@ -12,7 +12,7 @@ from frostline.errors import ConfigError
 from frostline.pages.comparison import Compared, ComparedRun, Differing, render_comparison
 from frostline.pages.rendering import now_in_words, save_page
 from frostline.records import RunFolder, RunRecords
-from frostline.records.intervals import Paired, share_interval
+from frostline.records.certainty import Paired, share_interval
 from frostline.records.pairing import Side, compared, same_training, same_validation
 from frostline.records.spending import spending
 from frostline.runs.reporting import flat_settings, read_fitting, trained_tensors

@@ -52,7 +52,7 @@ class FirstSamples:
         return cls(few, found, seconds / count, operations / count)
 
     def step_seconds(self, model: nn.Module, task: Task) -> float:
-        """Seconds of a plain training step on these, for one sample; 0 where it cannot be told."""
+        """Seconds of a plain training step on these, for one sample; 0 where it is not known."""
         count = len(self.found.targets)
         if not isinstance(self.inputs, Tensor) or count < 2:  # a norm may need two samples
             return 0.0

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -18,23 +15,30 @@ from frostline._files import json_with_sum, write_text
 from frostline.callbacks.logs import logs_in
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
-from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
-from frostline.data import make_batches, open_data
+from frostline.config import RunSettings
+from frostline.data import open_data
 from frostline.deltas import all_tensors
 from frostline.devices import resolve_device
 from frostline.engine import Hook, Training, train_phases
-from frostline.errors import ConfigError, DriftError, TrainingError
+from frostline.errors import ConfigError, TrainingError
 from frostline.freezing import Proof
 from frostline.groups import param_groups
-from frostline.plans import Phase, Plan
-from frostline.recipe import Recipe, config_errors, recipe_from
-from frostline.records import BY_MODEL, EpochRecord, Journal, PhaseRecord, RunFolder
+from frostline.plans import Plan
+from frostline.recipe import Recipe, recipe_from
+from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
+from frostline.runs.beginning import (
+    about,
+    begun,
+    check_settings,
+    run_folder,
+    settings_from_python,
+)
 from frostline.runs.first_samples import FirstSamples
-from frostline.runs.phases import Book, PhasePipelines
+from frostline.runs.phases import PhasePipelines
 from frostline.runs.reporting import make_report, promise_at_end
-from frostline.session import Session, Survey, survey
+from frostline.session import PipelineOptions, Session
 from frostline.tasks import Classification, Metrics, Task, task_of
-from frostline.tuning import PLAIN
+from frostline.world import ALONE, World
 
 _COMPILED = 10**6  # variants of one code: more than a process will make
 
@@ -83,6 +87,7 @@ def fit(
     compile: bool = False,  # noqa: A002 - the field's word
     hooks: Iterable[Hook] = (),
     settings: RunSettings | None = None,
+    world: World = ALONE,
     **options: object,
 ) -> Run:
     """Train the trainable part of `model` for a task; the frozen part stays as it is.
@@ -117,6 +122,7 @@ def fit(
             `run.toml`; by default in what the machine is best at within the precision.
         compile: compile what is trained with `torch.compile`.
         hooks: called by the loop, besides those that save and log.
+        world: who else trains this model; one process for now.
 
     Raises:
         ConfigError: an option is unknown or out of range, the plan does not fit the model, the
@@ -128,107 +134,121 @@ def fit(
         TrainingError: the loss is not finite, or a batch does not go through.
         DriftError: something frozen moved; what was trained is kept in `out`.
     """
+    # Over 40 lines, since each step needs what those before it made.
     recipe = _recipe(recipe, options, plan)
-    course = RunFolder(Path(out)).course if out is not None else None
-    journal, hooks = Journal(course, resolve_device(device)), tuple(hooks)
-    settings = settings or _settings(model, recipe, batch_size, device, features, forms, compile)
-    _check_forms(settings, len(plan) if plan else 1)
+    settings = settings or settings_from_python(
+        model, recipe, batch_size, device, features, forms, compile
+    )
+    check_settings(settings, len(plan) if plan else 1)
     if plan is None:
         param_groups(model, lr=1.0)  # refuses early when nothing is trainable
-    seen, unseen, open_task = open_data(train), open_data(val), _task(task, classes)
-    batches, validation = (
-        make_batches(
-            samples,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=recipe.seed,
-            as_targets=open_task.targets,
-        )
-        for samples, shuffle in ((seen, True), (unseen, False))
-    )
-    if settings.features.compile:
-        _check_compiler(device)
+    open_task, data = _task(task, classes), (open_data(train), open_data(val))
+    wanted = _pipeline_options(settings, open_task, device, world)
+    batches = wanted.plain(*data)
     judged = settings.features.store == "auto"
-    first = FirstSamples.of(model, unseen, open_task, device=device, judged=judged)
+    first = FirstSamples.of(model, data[1], open_task, device=device, judged=judged)
     found = first.found
     task = open_task.completed(found.outputs, found.targets, found.names, data=train, recipe=recipe)
     metrics = task.summarise(found.outputs, found.targets)
     recipe = _monitored(recipe, plan, metrics)
-    phases = _phases(model, recipe, plan, journal, hooks)
     settings = _completed(settings, task, plan, recipe)
-    with _folder(out, resume=resume) as folder:
+    hooks, kept = tuple(hooks), out if world.writes else None
+    journal = Journal(
+        None if kept is None else RunFolder(Path(kept)).course, resolve_device(device)
+    )
+    for warning in plan.check(model, recipe=recipe) if plan else ():
+        journal.notice(f"Warning   {warning}")
+        for hook in hooks:
+            hook.on_notice(f"Warning   {warning}")
+    with run_folder(kept, resume=resume) as folder:
         measure = partial(first.step_seconds, model, task) if plan else None
-        planned = survey(model, phases, measure=measure)
-        session = Session(model, plan, recipe=recipe, planned=planned, steps_per_epoch=len(batches))
-        book = _begun(folder, settings, planned, resume=resume)
+        session = Session(
+            model,
+            plan,
+            recipe=recipe,
+            measure=measure,
+            steps_per_epoch=len(batches[0]),
+            world=world,
+        )
+        book = begun(folder, settings, session.planned, resume=resume)
         saver = Saver(
             folder,
-            _about(settings),
+            about(settings),
             resume=resume,
-            start=_start(model, planned) if plan else None,
+            start=_start(session) if plan else None,
             keep=recipe.keep,
             task=task,
             like=metrics,
         )
-        make = partial(
-            session.data,
-            seen,
-            unseen,
-            batch_size=batch_size,
-            plain=(batches, validation),
-            example=first.inputs,
-            device=resolve_device(device),
-            features=settings.features.store,
-            storage=settings.features.storage,
-            budget_bytes=settings.features.budget_bytes,
-            compile=settings.features.compile,
+        wanted = replace(
+            wanted,
             seconds_per_sample=first.seconds,
             operations_per_sample=first.operations,
             as_targets=task.targets,
         )
+        make = partial(session.data, *data, wanted, plain=batches, example=first.inputs)
         pipelines = PhasePipelines(make, book, journal, hooks)
+        seconds = tuple(batch_size * each for each in session.planned.seconds_per_sample)
+        training = Training(session, plain_step_seconds=seconds)
         logs = logs_in(folder) if folder else ()
-        seconds = tuple(batch_size * each for each in planned.seconds_per_sample)
         with _room_to_compile(settings):
-            training = train_phases(
-                Training(session, plain_step_seconds=seconds),
+            train_phases(
+                training,
                 pipelines,
                 task=task,
                 device=device,
                 hooks=(saver, *logs, pipelines, *hooks),
             )
-        proof = session.verify()
-        if not training.best_epoch:
-            raise TrainingError(
-                f"the validation {recipe.monitor} was never a number, so no epoch is the best. "
-                "Look at the metrics; lower the learning rate (--lr)."
-            )
-        saver.put_best(model)
-        best = training.history[training.best_epoch - 1]
-        ended = tuple(training.phase_history)
-        if folder:
-            _write_result(folder, best, proof, ended)
-            journal.write()
-            _write_report(folder, book.settings, proof, (pipelines, *hooks))
-        history = tuple(training.history)
-        return Run(model, history, best, proof, folder, pipelines.says, pipelines.computed, ended)
+        return _ended(training, saver, pipelines, folder, book.settings)
 
 
-def _phases(
-    model: nn.Module,
-    recipe: Recipe,
-    plan: Plan | None,
-    journal: Journal,
-    hooks: tuple[Hook, ...],
-) -> tuple[Phase, ...]:
-    """The phases of a run, checked against the model; one where there is no plan."""
-    if plan is None:
-        return (Phase(epochs=recipe.epochs).completed(recipe),)
-    for warning in plan.check(model, recipe=recipe):
-        journal.notice(f"Warning   {warning}")
-        for hook in hooks:
-            hook.on_notice(f"Warning   {warning}")
-    return tuple(phase.completed(recipe) for phase in plan)
+def _pipeline_options(
+    settings: RunSettings, task: Task, device: str, world: World
+) -> PipelineOptions:
+    recipe, features = settings.training, settings.features
+    return PipelineOptions(
+        device=resolve_device(device),
+        batch_size=settings.data.batch_size,
+        seed=recipe.seed,
+        features=features.store,
+        storage=features.storage,
+        budget_bytes=features.budget_bytes,
+        precision=recipe.prefix_precision,
+        compile=features.compile,
+        as_targets=task.targets,
+        world=world,
+    )
+
+
+def _ended(
+    training: Training,
+    saver: Saver,
+    pipelines: PhasePipelines,
+    folder: RunFolder | None,
+    settings: RunSettings,
+) -> Run:
+    """Prove the whole run, put the best weights, and write result and report.
+
+    Raises:
+        DriftError: something frozen moved.
+        TrainingError: no epoch is the best.
+    """
+    proof = training.session.verify()
+    if not training.best_epoch:
+        raise TrainingError(
+            f"the validation {training.recipe.monitor} was never a number, so no epoch is the "
+            "best. Look at the metrics; lower the learning rate (--lr)."
+        )
+    saver.put_best(training.model)
+    best = training.history[training.best_epoch - 1]
+    phases = tuple(training.phase_history)
+    if folder:
+        _write_result(folder, best, proof, phases)
+        pipelines.on_end()
+        _write_report(folder, settings, proof, pipelines)
+    history = tuple(training.history)
+    says, computed = pipelines.says, pipelines.computed
+    return Run(training.model, history, best, proof, folder, says, computed, phases)
 
 
 def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None) -> Recipe:
@@ -240,59 +260,6 @@ def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None
     if plan is not None and "epochs" in options:
         raise ConfigError("got a plan and epochs beside it. Write the epochs into its phases.")
     return recipe_from(recipe, options)
-
-
-def _check_forms(settings: RunSettings, phases: int) -> None:
-    """Refuse forms that would not be heeded."""
-    forms, exact = settings.features.forms, settings.training.prefix_precision == "exact"
-    if len(forms) > phases:
-        raise ConfigError(
-            f"got {len(forms)} forms for {phases} phase{'s' if phases > 1 else ''}. Give one for "
-            "each phase, or none."
-        )
-    rounded = [form for form in forms if form not in (BY_MODEL, str(PLAIN))]
-    if exact and rounded:
-        raise ConfigError(
-            f"precision 'exact' keeps every bit, and the form {rounded[0]!r} does not; leave one "
-            "out."
-        )
-    if rounded and settings.features.store == "off":
-        raise ConfigError(
-            "without features the model computes all itself, so the form "
-            f"{rounded[0]!r} would not be heeded; leave out the form, or 'off'."
-        )
-
-
-def _check_compiler(device: str) -> None:
-    """Refuse at once what torch.compile would refuse after the features were computed."""
-    known = ("g++", "clang++", "c++")
-    there = "CXX" in os.environ or any(map(shutil.which, known))
-    if resolve_device(device).type == "cpu" and not there:
-        raise ConfigError(
-            "torch.compile needs a C++ compiler on a CPU, and none of "
-            f"{', '.join(known)} is there. Install g++, or leave --compile out."
-        )
-
-
-def _settings(
-    model: nn.Module,
-    recipe: Recipe,
-    batch_size: int,
-    device: str,
-    features: str | Path,
-    forms: Sequence[str],
-    compile_suffix: bool,
-) -> RunSettings:
-    with config_errors():
-        given = (forms,) if isinstance(forms, str) else tuple(forms)
-        kept = FeatureSettings(store=str(features), compile=compile_suffix, forms=given)
-    return RunSettings(
-        model=ModelSettings.from_python(type(model).__name__),
-        data=DataSettings(batch_size=batch_size),
-        training=recipe,
-        features=kept,
-        device=device,
-    )
 
 
 def _completed(settings: RunSettings, task: Task, plan: Plan | None, recipe: Recipe) -> RunSettings:
@@ -325,48 +292,6 @@ def _monitored(recipe: Recipe, plan: Plan | None, metrics: Metrics) -> Recipe:
     return recipe
 
 
-def _about(settings: RunSettings) -> dict[str, str]:
-    """What a delta says about how to get its base, and about the plan that it belongs to."""
-    model = settings.model
-    notes = {"model": model.name, "weights": model.weights}
-    if settings.data.classes:
-        notes["classes"] = json.dumps(settings.data.classes)
-    if not model.is_from_python:
-        notes["head"] = json.dumps({"on": model.on, "hidden": model.hidden, "at": model.head})
-        notes["weights_digest"] = model.weights_digest
-    if settings.plan:
-        notes["plan"] = Plan(settings.plan).dumps()
-    return notes
-
-
-@contextmanager
-def _folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | None]:
-    if out is None:
-        if resume:
-            raise ConfigError("resume needs the run's folder. Give it as out=...")
-        yield None
-        return
-    folder = RunFolder(Path(out))
-    folder.check_idle()
-    _check_place(folder, resume=resume)
-    with folder.locked():
-        _check_place(folder, resume=resume)  # another run may have come and gone meanwhile
-        folder.sweep()
-        try:
-            yield folder
-        except Exception:
-            if not resume:
-                folder.discard_start()
-            raise
-
-
-def _check_place(folder: RunFolder, *, resume: bool) -> None:
-    if resume:
-        folder.check_is_run()
-    else:
-        folder.check_free()
-
-
 @contextmanager
 def _room_to_compile(settings: RunSettings) -> Iterator[None]:
     """Each phase and each run compiles anew; torch runs a code that did so eight times in eager."""
@@ -379,82 +304,24 @@ def _room_to_compile(settings: RunSettings) -> Iterator[None]:
         yield
 
 
-def _begun(
-    folder: RunFolder | None, settings: RunSettings, planned: Survey, *, resume: bool
-) -> Book:
-    """Write down settings and frozen part; or make sure that a resumed run has the same."""
-    if folder is None or not resume:
-        book = Book(folder, settings)
-        if folder is not None:
-            book.write()
-            folder.write_frozen(planned.untouched)
-            if settings.plan:
-                Plan(settings.plan).save(folder.plan)
-        return book
-    stored = RunSettings.read(folder.settings)
-    check_same_settings(stored, settings)
-    if not folder.frozen.exists() and not folder.has_trained:  # killed between the two files
-        folder.write_frozen(planned.untouched)
-    before, found = folder.read_frozen(), planned.untouched
-    if before != found:
-        moved = [n for n, d in before.tensors.items() if found.tensors.get(n) != d]
-        raise DriftError(
-            f"cannot resume: the frozen part is not what {folder.root} started with; "
-            f"{len(moved)} tensors differ, first {', '.join(moved[:3]) or 'in what is frozen'}. "
-            "Give the same weights, model and selector."
-        )
-    return Book(folder, stored)
-
-
-def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
-    """Make sure a resumed run is the same run; the device and Frostline's version may differ.
-
-    Raises:
-        ConfigError: names each setting that differs.
-    """
-    differing = [
-        f"{section}.{key} was {old.get(key)!r} and is {new.get(key)!r}"
-        for section, (old, new) in _sections(stored, given).items()
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
-    if stored.plan != given.plan:
-        differing.append(f"the plan was {_short(stored.plan)} and is {_short(given.plan)}")
-    if differing:
-        raise ConfigError(
-            f"cannot resume with other settings: {'; '.join(differing)}. Leave them as they were, "
-            "or start a new run with another --out."
-        )
-
-
-def _sections(a: RunSettings, b: RunSettings) -> dict[str, tuple[dict[str, object], ...]]:
-    one, other = a.model_dump(), b.model_dump()
-    one["training"]["keep"] = other["training"]["keep"]  # no matter how many were kept before
-    return {key: (one[key], other[key]) for key in ("model", "data", "freeze", "training")}
-
-
-def _start(model: nn.Module, planned: Survey) -> dict[str, Tensor]:
+def _start(session: Session) -> dict[str, Tensor]:
     """Copies of what no phase leaves alone."""
-    moving = {n: t for n, t in all_tensors(model).items() if n not in planned.untouched.tensors}
+    untouched = session.planned.untouched.tensors
+    moving = {n: t for n, t in all_tensors(session.model).items() if n not in untouched}
     return {name: tensor.detach().clone() for name, tensor in moving.items()}
 
 
-def _short(phases: Sequence[Phase]) -> str:
-    return f"fl.Plan({list(phases)})" if phases else "none"
-
-
 def _write_report(
-    folder: RunFolder, settings: RunSettings, proof: Proof, hooks: Iterable[Hook]
+    folder: RunFolder, settings: RunSettings, proof: Proof, pipelines: PhasePipelines
 ) -> None:
     """Write the report; whatever goes wrong with it does not make a trained run fail."""
     try:
         make_report(folder, settings, promise_at_end(proof)).save(folder.report)
     except Exception as error:
-        for hook in hooks:
-            hook.on_notice(
-                f"Warning   the run is whole, but its report was not written: {error}. "
-                f"`frostline report {folder.root}` tries again."
-            )
+        pipelines.say(
+            f"Warning   the run is whole, but its report was not written: {error}. "
+            f"`frostline report {folder.root}` tries again."
+        )
 
 
 def _write_result(

@@ -8,35 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import final
 
-from frostline.config import RunSettings
 from frostline.engine import Hook, Training
-from frostline.records import BY_MODEL, Journal, RunFolder
+from frostline.records import BY_MODEL, Journal
+from frostline.runs.beginning import Book
 from frostline.session import Pipeline
 from frostline.units import format_count, format_seconds
-
-
-@final
-class Book:
-    """The settings of a run as they lie in its folder, with the forms of its phases."""
-
-    def __init__(self, folder: RunFolder | None, settings: RunSettings) -> None:
-        self._folder = folder
-        self.settings = settings
-
-    def form(self, phase: int) -> str:
-        """How the frozen part was computed in that phase when it began; empty before that."""
-        return dict(enumerate(self.settings.features.forms)).get(phase, "")
-
-    def record_form(self, phase: int, form: str) -> None:
-        """Write down how the frozen part is computed in a phase that begins."""
-        forms = (*self.settings.features.forms[:phase], form)
-        features = self.settings.features.model_copy(update={"forms": forms})
-        self.settings = self.settings.model_copy(update={"features": features})
-        self.write()
-
-    def write(self) -> None:
-        if self._folder is not None:
-            self.settings.write(self._folder.settings)
 
 
 @final
@@ -58,6 +34,7 @@ class PhasePipelines(Hook):
         self, make: partial[Pipeline], book: Book, journal: Journal, hooks: tuple[Hook, ...]
     ) -> None:
         self._make = make
+        self._batch_size = book.settings.data.batch_size
         self._book = book
         self._journal = journal
         self._hooks = hooks
@@ -69,7 +46,7 @@ class PhasePipelines(Hook):
         """The phase's batches through its own frost line; says how they will go."""
         number = training.position.phase
         if len(training.phases) > 1:
-            self._say(*self._outlook(training), self._announcement(training))
+            self.say(*self._outlook(training), self._announcement(training))
         form = self._book.form(number)
         start = time.perf_counter()
         made = self._make(form=form, explains=number == 0, progress=self._progress)
@@ -78,7 +55,7 @@ class PhasePipelines(Hook):
         self._is_plain = made.facts.form == BY_MODEL
         if not form:
             self._book.record_form(number, made.facts.form)
-        self._say(*made.says)
+        self.say(*made.says)
         self.says += made.says
         self.computed += made.facts.computed
         return made
@@ -93,7 +70,7 @@ class PhasePipelines(Hook):
         if len(training.phases) > 1:
             record = training.phase_history[-1]
             cost = "" if self._is_plain else _plain_cost(record.plain_step_seconds * record.steps)
-            self._say(
+            self.say(
                 f"          {record.ended} in {format_seconds(record.seconds)}{cost}; what was "
                 "frozen did not move"
             )
@@ -104,7 +81,7 @@ class PhasePipelines(Hook):
 
     def _progress(self, done: int, total: int) -> None:
         """Call hooks with rows of features in batches, as with every other stage."""
-        size = self._make.keywords["batch_size"]
+        size = self._batch_size
         for hook in self._hooks:
             hook.on_batch("features", -(-done // size), -(-total // size))
 
@@ -130,7 +107,8 @@ class PhasePipelines(Hook):
             f"parameters{_plain_cost(cost)}"
         )
 
-    def _say(self, *lines: str) -> None:
+    def say(self, *lines: str) -> None:
+        """Lines for people, to all hooks and the journal."""
         for hook in (self, *self._hooks):
             for line in lines:
                 hook.on_notice(line)

@@ -18,9 +18,9 @@ from frostline.engine import Hook
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError
 from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model
+from frostline.models.classifiers import mapping_words, own_order
 from frostline.models.downloads import one_line
 from frostline.models.file_source import line_in
-from frostline.models.kept_classes import mapping_words, own_order
 from frostline.plans import Plan
 from frostline.records import DataNotes, RunFolder, write_data_notes
 from frostline.runs.fitting import Run, fit

@@ -20,7 +20,7 @@ from frostline.pages.facts import FrozenPart, Promise, ReportFacts, Shown, Train
 from frostline.pages.rendering import now_in_words, save_page
 from frostline.pages.thumbnails import thumbnail
 from frostline.records import Judged, RunFolder, RunRecords, read_records
-from frostline.records.calibration import calibration
+from frostline.records.certainty import calibration
 from frostline.records.spending import spending
 from frostline.runs.repeating import repeat_command, repeat_notes, use_command, use_python
 from frostline.units import format_bytes
@@ -89,7 +89,7 @@ class RunReport:
 
 
 def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> RunReport:
-    """The report of a run, from what its folder holds; what is missing is told on it."""
+    """The report of a run, from what its folder holds; what is missing is named on it."""
     from frostline.pages.report import render_report
 
     facts = gather(folder, settings, promise)
@@ -124,7 +124,7 @@ def gather(folder: RunFolder, settings: RunSettings, promise: Promise) -> Report
 
 
 def promise_of(verify: Callable[[], tuple[str, Sequence[str]]]) -> Promise:
-    """What a verification found, as data: it may hold, be broken, or not be told.
+    """What a verification found, as data: it may hold, be broken, or not be known.
 
     Args:
         verify: gives words and checks, or raises as `FinishedRun.verify`.
@@ -219,7 +219,7 @@ def _shown(
                 picture,
                 why_not,
                 classes[int(judged.targets[place])],
-                classes[int(judged.told[place])],
+                classes[int(judged.predicted[place])],
                 float(judged.confidence[place]),
                 float(judged.target_chance[place]),
             )
@@ -283,11 +283,11 @@ def flat_settings(settings: RunSettings) -> list[tuple[str, str]]:
     flat = []
     for section, values in content.items():
         if isinstance(values, dict):
-            flat += [(f"{section}.{key}", _told(value)) for key, value in values.items()]
+            flat += [(f"{section}.{key}", _shown_value(value)) for key, value in values.items()]
         else:
-            flat.append((section, _told(values)))
+            flat.append((section, _shown_value(values)))
     return [(word, value) for word, value in flat if value]
 
 
-def _told(value: object) -> str:
+def _shown_value(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -15,6 +15,7 @@ from frostline.selectors.grammar import parse as parse
 from frostline.selectors.inventory import Entry as Entry
 from frostline.selectors.inventory import Inventory as Inventory
 from frostline.selectors.inventory import inventory as inventory
+from frostline.selectors.inventory import paths_above
 from frostline.selectors.pieces import Rows, joined, picked_in_both, refined, row_terms
 from frostline.selectors.stages import stages as stages
 from frostline.selectors.terms import (
@@ -147,11 +148,16 @@ class Selection:
     @property
     def modules(self) -> tuple[str, ...]:
         """Paths of the largest modules all of whose parameters are matched; `""` is the model."""
-        whole = self._whole_modules()
+        is_whole: dict[str, bool] = {}
+        for index, entry in enumerate(self.inventory.entries):
+            for place in entry.occurrences:
+                for path in paths_above(place.name):
+                    is_whole[path] = is_whole.get(path, True) and index in self.picked
+        whole = {path for path in self.inventory.modules if is_whole.get(path)}
         return tuple(
             path
-            for path in whole
-            if not any(above != path and _is_above(above, path) for above in whole)
+            for path in self.inventory.modules
+            if path in whole and not (path and path.rpartition(".")[0] in whole)
         )
 
     @property
@@ -195,14 +201,6 @@ class Selection:
     def __str__(self) -> str:
         return str(self.report())
 
-    def _whole_modules(self) -> list[str]:
-        inside: dict[str, bool] = {}
-        for index, entry in enumerate(self.inventory.entries):
-            for place in entry.occurrences:
-                for module_path in _paths_above(place.name):
-                    inside[module_path] = inside.get(module_path, True) and index in self.picked
-        return [path for path, whole in inside.items() if whole]
-
 
 def select(model: nn.Module, selector: SelectorLike) -> Selection:
     """Match `selector` in `model`.
@@ -216,32 +214,25 @@ def select(model: nn.Module, selector: SelectorLike) -> Selection:
     return _select(inventory(model), as_selector(selector))
 
 
-def select_policy(model: nn.Module, selector: SelectorLike) -> Selection:
-    """As `select`, but a `kind:` the model does not have is fine: a rule for whatever there is.
-
-    Raises:
-        SelectorError: as `select`; there is a `rows:` term, and optimizers take whole tensors.
-    """
-    return _select(inventory(model, kinds_may_miss=True), _whole(selector))
-
-
-def select_whole(model: nn.Module, selector: SelectorLike) -> Selection:
+def select_whole(
+    model: nn.Module, selector: SelectorLike, *, kinds_may_miss: bool = False
+) -> Selection:
     """As `select`, for what holds for whole tensors only.
 
+    Args:
+        kinds_may_miss: a `kind:` that the model does not have is fine, as in a rule for whatever
+            there is.
+
     Raises:
         SelectorError: as `select`; there is a `rows:` term, and optimizers take whole tensors.
     """
-    return _select(inventory(model), _whole(selector))
-
-
-def _whole(selector: SelectorLike) -> Selector:
     normal = as_selector(selector)
     if term := next(row_terms(normal), None):
         raise SelectorError(
             f"'{term}' names rows, but an optimizer has one learning rate and one weight decay "
             f"for a whole tensor. Name the tensor: {term.name}."
         )
-    return normal
+    return _select(inventory(model, kinds_may_miss=kinds_may_miss), normal)
 
 
 def common(selection: Selection, other: Selection) -> Selection:
@@ -253,12 +244,3 @@ def common(selection: Selection, other: Selection) -> Selection:
 def _select(stock: Inventory, selector: Selector) -> Selection:
     finer = refined(stock, selector)
     return Selection(selector, finer, selector.pick(finer))
-
-
-def _paths_above(name: str) -> list[str]:
-    segments = name.split(".")[:-1]
-    return [".".join(segments[:count]) for count in range(len(segments) + 1)]
-
-
-def _is_above(path: str, other: str) -> bool:
-    return path == "" or other.startswith(f"{path}.")

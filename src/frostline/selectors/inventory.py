@@ -171,6 +171,13 @@ def not_plain(tensor: Tensor) -> str:
     return "" if tensor.layout is torch.strided else "sparse"
 
 
+def paths_above(name: str) -> Iterator[str]:
+    """The paths of the modules that hold `name`, the nearest first, the root's `""` last."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
 def plain_name(name: str) -> str:
     """`name` without wrapper segments, and `parametrizations.weight.original0` as `weight`."""
     segments = [part for part in name.split(".") if part not in _WRAPPER_SEGMENTS]

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from frostline.selectors.inventory import Inventory
+from frostline.selectors.inventory import Inventory, paths_above
 from frostline.selectors.norms import is_norm_layer, keeps_running_statistics
 from frostline.selectors.order import used_order
 
@@ -97,27 +97,20 @@ def _head_last(top: _Unit, children: list[_Unit]) -> list[_Unit]:
 
 def _stage_holding(name: str, stage_of: dict[str, int]) -> int | None:
     """The stage whose path holds `name`."""
-    return next((stage_of[path] for path in _above(name) if path in stage_of), None)
+    return next((stage_of[path] for path in paths_above(name) if path in stage_of), None)
 
 
 def _stage_of_name(name: str, stage_of: dict[str, int]) -> int:
     """The stage whose path holds `name`; else the first stage below the module that holds it."""
     if (number := _stage_holding(name, stage_of)) is not None:
         return number
-    for prefix in _above(name):
+    for prefix in paths_above(name):
         below = [
             at for path, at in stage_of.items() if path.startswith(f"{prefix}." if prefix else "")
         ]
         if below:
             return min(below)
     return 0
-
-
-def _above(name: str) -> Iterator[str]:
-    """The paths of the modules that hold `name`, the nearest first, the root's `""` last."""
-    while name:
-        name = name.rpartition(".")[0]
-        yield name
 
 
 def _children(unit: _Unit) -> list[_Unit]:

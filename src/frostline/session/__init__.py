@@ -3,6 +3,7 @@
 from frostline.session.optimizers import make_optimizer as make_optimizer
 from frostline.session.pipelines import Forward as Forward
 from frostline.session.pipelines import Pipeline as Pipeline
+from frostline.session.pipelines import PipelineOptions as PipelineOptions
 from frostline.session.pipelines import default_store as default_store
 from frostline.session.pipelines import prefixed as prefixed
 from frostline.session.position import Position as Position

@@ -20,7 +20,16 @@ from torch import nn
 from frostline.calling import call_with
 from frostline.choices import Storage
 from frostline.cutting import Cut, cut
-from frostline.data import AsTargets, Batch, Batches, Samples, class_targets, first_batch, some_rows
+from frostline.data import (
+    AsTargets,
+    Batch,
+    Batches,
+    Samples,
+    class_targets,
+    first_batch,
+    make_batches,
+    some_rows,
+)
 from frostline.devices import to_device
 from frostline.errors import CutError, OutputError, StoreError
 from frostline.features import (
@@ -39,6 +48,7 @@ from frostline.records import BY_MODEL, PipelineFacts
 from frostline.store import FeatureStore
 from frostline.tuning import PLAIN, Form
 from frostline.units import Stopwatch, format_bytes, format_seconds
+from frostline.world import ALONE, World
 
 CHECKED_SAMPLES = 4  # on which a cut is checked against the model
 TRIED_SAMPLES = 8  # on which forms are tried
@@ -98,6 +108,7 @@ class PipelineOptions:
         compile: compile what is trained with `torch.compile`.
         progress: told (rows done, rows to compute).
         as_targets: makes the tensor of the targets; by default class indices.
+        world: the processes that share each epoch.
     """
 
     device: torch.device
@@ -115,6 +126,18 @@ class PipelineOptions:
     compile: bool = False
     progress: Callable[[int, int], None] | None = None
     as_targets: AsTargets = class_targets
+    world: World = ALONE
+
+    def plain(self, train: Samples, val: Samples) -> tuple[Batches, Batches]:
+        """The batches of a plain loop."""
+        made = partial(
+            make_batches,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            as_targets=self.as_targets,
+            world=self.world,
+        )
+        return made(train, shuffle=True), made(val, shuffle=False)
 
     def store(self) -> FeatureStore:
         """The store to use."""
@@ -297,7 +320,9 @@ class _Making:
             and not any(note.startswith(_SINCE) for note in self._notes)
         ):
             self._notes.append(f"{_SINCE} {found.why}")
-        batches = found.batches(batch_size=options.batch_size, shuffle=shuffle, seed=options.seed)
+        batches = found.batches(
+            batch_size=options.batch_size, shuffle=shuffle, seed=options.seed, world=options.world
+        )
         if not difference:
             return batches
         self._notes.append(

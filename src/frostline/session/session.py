@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any, final
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.backward import Lean, is_lean, lean
-from frostline.data import Batch, Batches, class_targets, make_batches, open_data
+from frostline.data import Batch, Batches, open_data
 from frostline.deltas import all_tensors, delta_content, put_tensors
 from frostline.devices import device_of
 from frostline.errors import ConfigError, DriftError
@@ -24,7 +24,7 @@ from frostline.session.optimizers import MakeOptimizer, PhasedOptimizer
 from frostline.session.pipelines import Pipeline, PipelineOptions, pipeline
 from frostline.session.position import Position
 from frostline.session.randomness import random_state, seed_epoch, set_random_state
-from frostline.session.survey import Survey, freeze_for, survey
+from frostline.session.survey import freeze_for, survey
 from frostline.tasks import Metric, Metrics
 from frostline.world import ALONE, World
 
@@ -64,7 +64,7 @@ class Session:
             the session puts them by the phase's schedule before each step.
         steps_per_epoch: that schedules count with, where `epoch` is not asked for the batches.
         accumulate: batches that make up a step; `step_is_due` says where one is complete.
-        planned: a survey of the same phases that was made before.
+        measure: called with the model frozen as in each phase; gives seconds per sample of a step.
         world: who else trains this model.
 
     Raises:
@@ -82,7 +82,7 @@ class Session:
         schedulers: Sequence[Any] = (),
         steps_per_epoch: int | None = None,
         accumulate: int = 1,
-        planned: Survey | None = None,
+        measure: Callable[[], float] | None = None,
         world: World = ALONE,
         **options: object,
     ) -> None:
@@ -91,7 +91,7 @@ class Session:
         self._plan = plan.phases if plan is not None else (Phase(epochs=self.recipe.epochs),)
         self._plan_text = Plan(self._plan).dumps()
         self.phases = tuple(phase.completed(self.recipe) for phase in self._plan)
-        self.planned = planned or survey(model, self.phases)
+        self.planned = survey(model, self.phases, measure=measure)
         self.world = world
         self.position = Position()
         self.steps_per_epoch = steps_per_epoch
@@ -207,41 +207,39 @@ class Session:
         self._optimizer.enter(upto, restored and restored["optimizer"], fresh=fresh)
 
     def data(
-        self, train: object, val: object = (), *, batch_size: int = 32, **options: Any
+        self,
+        train: object,
+        val: object,
+        options: PipelineOptions | None = None,
+        *,
+        plain: tuple[Batches, Batches] | None = None,
+        example: Any = None,
+        **changes: Any,
     ) -> Pipeline:
         """Batches for the present phase: stored features where asked for, or plain ones.
 
         Args:
             train, val: as `fl.fit` takes them.
-            options: fields of `PipelineOptions`, as `features="folder/"`; `example` and `plain`.
+            options: what is asked of the pipeline; by default what the recipe says.
+            plain: the batches of a plain loop over them, where they were made before.
+            example: a few samples on the device, to cut on, where they were loaded before.
+            changes: fields of the options, as `batch_size=64, features="folder/"`.
 
         Raises:
             DataError: there is no data, or of another kind.
             OutputError, StoreError: the store that was named cannot be used.
         """
-        recipe, phase = self.recipe, self.phase
-        example = options.pop("example", None)
-        seen, unseen = open_data(train), open_data(val)
-        plain = options.pop("plain", None) or tuple(
-            make_batches(
-                samples,
-                batch_size=batch_size,
-                shuffle=shuffle,
-                seed=recipe.seed,
-                as_targets=options.get("as_targets", class_targets),
-            )
-            for samples, shuffle in ((seen, True), (unseen, False))
-        )
-        epochs = phase.epochs or -(-(phase.steps or 0) // len(plain[0])) or _OPEN_EPOCHS
-        wanted = PipelineOptions(
+        recipe, phase, samples = self.recipe, self.phase, (open_data(train), open_data(val))
+        by_recipe = PipelineOptions(
             device=device_of(self.model),
-            batch_size=batch_size,
             seed=recipe.seed,
             precision=recipe.prefix_precision,
-            epochs=epochs,
+            world=self.world,
         )
-        wanted = replace(wanted, **options)
-        made = pipeline(self.model, example, (seen, unseen), plain, wanted)
+        wanted = replace(options or by_recipe, **changes)
+        plain = plain or wanted.plain(*samples)
+        epochs = phase.epochs or -(-(phase.steps or 0) // len(plain[0])) or _OPEN_EPOCHS
+        made = pipeline(self.model, example, samples, plain, replace(wanted, epochs=epochs))
         if recipe.lean and isinstance(made.forward, nn.Module) and not is_lean(made.forward):
             self._lean = lean(made.forward)
         return replace(made, forward=torch.compile(made.forward)) if wanted.compile else made

@@ -33,6 +33,7 @@ from frostline.store.records import (
 
 CHUNK_BYTES: Final = 4 << 20
 _LONGEST_EMPTY: Final = 1 << 20  # a row without bytes may still be long
+_PLACE_BITS: Final = 40
 
 
 def damaged(
@@ -97,7 +98,7 @@ def _sum_in_pieces(file: FileIO, begin: int, end: int, room: memoryview) -> int 
 
 
 def _fill(file: FileIO, start: int, room: memoryview) -> bool:
-    """Read into all of `room`; tells whether the disk gave that much."""
+    """Read into all of `room`; gives whether the disk had that much."""
     done = 0
     try:
         file.seek(start)
@@ -109,9 +110,6 @@ def _fill(file: FileIO, start: int, room: memoryview) -> bool:
     except OSError:
         return False
     return True
-
-
-_PLACE_BITS = 40
 
 
 @final
@@ -195,7 +193,7 @@ class Catalogue:
         """Check the data of complete rows against their checksums, and forget what is damaged.
 
         A row that was stored twice is complete as long as one copy is intact; the flaws of the
-        other are not told.
+        other are not given.
         """
         flaws: dict[bytes, Flaw] = {}
         pending = [row_id for row_id in row_ids if row_id in self._place]
@@ -239,14 +237,11 @@ class Catalogue:
         flaws: dict[bytes, Flaw] = {}
         for at in np.unique(segments).tolist():
             here = np.flatnonzero(segments == at)
-            folder, records = self._records(at, places[here])
+            folder = self.segments[at].folder
+            records = self.segments[at].log.records[places[here]]
             for number, value in enumerate(self.values):
                 bad = here[damaged(folder, number, value, records, places[here])]
                 for position in bad.tolist():
                     row_id = row_ids[position]
                     flaws.setdefault(row_id, Flaw(folder, value.name, row_id))
         return list(flaws.values())
-
-    def _records(self, segment: int, places: Integers) -> tuple[Path, Records]:
-        rows = self.segments[segment]
-        return rows.folder, rows.log.records[places]

@@ -16,7 +16,7 @@ from frostline.errors import CorruptFeatures, StoreError
 from frostline.store.catalogue import Catalogue, SegmentRows
 from frostline.store.keys import ValueSpec
 from frostline.store.layout import header_fits, key_folders, value_name
-from frostline.store.manifest import Manifest, read_manifest
+from frostline.store.manifest import read_manifest
 from frostline.store.records import unit_totals
 from frostline.store.removal import folder_bytes, used_at
 from frostline.tables import Column, Table
@@ -81,7 +81,7 @@ def list_stored(root: Path) -> tuple[Stored, ...]:
 
 
 def find_damage(folder: Path) -> Iterator[Damage]:
-    """Read every row of a key and tell what does not match its checksum."""
+    """Read every row of a key and give what does not match its checksum."""
     try:
         manifest = read_manifest(folder)
     except (CorruptFeatures, StoreError) as error:
@@ -114,7 +114,7 @@ def stored_table(stored: Sequence[Stored]) -> Table:
             format_count(entry.rows),
             format_bytes(entry.nbytes),
             _when(entry.used_at),
-            entry.damage or _told(entry.note or entry.parts),
+            entry.damage or _described(entry.note or entry.parts),
         )
         for entry in stored
     )
@@ -124,7 +124,7 @@ def stored_table(stored: Sequence[Stored]) -> Table:
 
 _NO_MANIFEST = (
     "the manifest is gone, so its rows cannot be checked. Opening the store for writing with the "
-    "same key mends it; or delete the folder"
+    "same key repairs it; or delete the folder"
 )
 
 
@@ -154,7 +154,9 @@ def _stored(folder: Path) -> Stored:
     except StoreError as error:
         damage = str(error)
     if manifest is not None:
-        rows = _row_count(folder, manifest)
+        catalogue = Catalogue(folder, manifest)
+        catalogue.refresh()
+        rows = len(catalogue)
     return Stored(
         digest=folder.name,
         path=folder,
@@ -168,12 +170,6 @@ def _stored(folder: Path) -> Stored:
     )
 
 
-def _row_count(folder: Path, manifest: Manifest) -> int:
-    catalogue = Catalogue(folder, manifest)
-    catalogue.refresh()
-    return len(catalogue)
-
-
 def _when(seconds: float) -> str:
     try:
         return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
@@ -181,7 +177,7 @@ def _when(seconds: float) -> str:
         return "unknown"
 
 
-def _told(parts: Mapping[str, str]) -> str:
+def _described(parts: Mapping[str, str]) -> str:
     """All parts, cut where they are too long for people to read."""
     listed = islice(parts.items(), _SHOWN_PARTS)
     more = [f"and {len(parts) - _SHOWN_PARTS} more"] if len(parts) > _SHOWN_PARTS else []

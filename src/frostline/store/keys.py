@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final, final, get_args
 
 import torch
@@ -16,28 +15,26 @@ from frostline.choices import Storage
 from frostline.errors import StoreError
 
 # torch dtype -> how its bytes are declared in an `.npy` file; NumPy has no bfloat16.
-NUMPY_TYPES: Final[Mapping[torch.dtype, str]] = MappingProxyType(
-    {
-        torch.float64: "<f8",
-        torch.float32: "<f4",
-        torch.float16: "<f2",
-        torch.bfloat16: "<u2",
-        torch.int64: "<i8",
-        torch.int32: "<i4",
-        torch.int16: "<i2",
-        torch.int8: "|i1",
-        torch.uint64: "<u8",
-        torch.uint32: "<u4",
-        torch.uint16: "<u2",
-        torch.uint8: "|u1",
-        torch.bool: "|b1",
-        torch.complex64: "<c8",
-        torch.complex128: "<c16",
-    }
-)
-STORAGES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {name: getattr(torch, name) for name in get_args(Storage) if name != "auto"}
-)
+NUMPY_TYPES: Final[Mapping[torch.dtype, str]] = {
+    torch.float64: "<f8",
+    torch.float32: "<f4",
+    torch.float16: "<f2",
+    torch.bfloat16: "<u2",
+    torch.int64: "<i8",
+    torch.int32: "<i4",
+    torch.int16: "<i2",
+    torch.int8: "|i1",
+    torch.uint64: "<u8",
+    torch.uint32: "<u4",
+    torch.uint16: "<u2",
+    torch.uint8: "|u1",
+    torch.bool: "|b1",
+    torch.complex64: "<c8",
+    torch.complex128: "<c16",
+}
+STORAGES: Final[Mapping[str, torch.dtype]] = {
+    name: getattr(torch, name) for name in get_args(Storage) if name != "auto"
+}
 MOST_NUMBERS: Final = 10**12
 MOST_DIMENSIONS: Final = 5  # so that the header of the `.npy` file fits its 128 bytes
 

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -35,28 +35,19 @@ _IN_SEGMENT: Final = re.compile(r"writer\.lock|rows|claims|value\d+\.npy")
 
 def key_folders(root: Path) -> Iterator[Path]:
     """The folders of keys under `root`, by name; anything else there is not ours."""
-    for path in _entries(root):
-        if _DIGEST.fullmatch(path.name) and _is_folder(path) and _holds_own(path):
+    for path in _named(root, _DIGEST, _is_folder):
+        if any(_IN_KEY.fullmatch(e.name) or _SEGMENT.fullmatch(e.name) for e in _entries(path)):
             yield path
 
 
 def removed_folders(root: Path) -> Iterator[Path]:
     """What is left of keys whose removal was cut short."""
-    for path in _entries(root):
-        if _REMOVED.fullmatch(path.name) and _is_folder(path):
-            yield path
-
-
-def removed_name(digest: str, token: str) -> str:
-    """What a key's folder is called while it is being removed."""
-    return f".removed-{digest}-{token}"
+    return _named(root, _REMOVED, _is_folder)
 
 
 def segment_folders(folder: Path) -> Iterator[Path]:
     """The segments of a key, by name."""
-    for path in _entries(folder):
-        if _SEGMENT.fullmatch(path.name) and _is_folder(path):
-            yield path
+    return _named(folder, _SEGMENT, _is_folder)
 
 
 def own_segments(folder: Path) -> Iterator[Path]:
@@ -69,18 +60,14 @@ def own_segments(folder: Path) -> Iterator[Path]:
 
 def own_files(folder: Path) -> Iterator[Path]:
     """The store's own files in a key's folder and its segments; no links, nothing else."""
-    for path in _entries(folder):
-        if _IN_KEY.fullmatch(path.name) and _is_file(path):
-            yield path
+    yield from _named(folder, _IN_KEY, _is_file)
     for segment in segment_folders(folder):
         yield from segment_files(segment)
 
 
 def segment_files(segment: Path) -> Iterator[Path]:
     """The store's own files in a segment."""
-    for path in _entries(segment):
-        if _IN_SEGMENT.fullmatch(path.name) and _is_file(path):
-            yield path
+    return _named(segment, _IN_SEGMENT, _is_file)
 
 
 def check_no_link(folder: Path) -> None:
@@ -118,11 +105,6 @@ def _opened(path: str, flags: int) -> int:
     return handle
 
 
-def segment_name(token: str) -> str:
-    """The folder of one writer's data."""
-    return f"segment-{token}"
-
-
 def value_name(number: int) -> str:
     """The data file of the value with this number in the manifest."""
     return f"value{number}.npy"
@@ -150,12 +132,18 @@ def header_fits(path: Path, spec: ValueSpec, units: int) -> bool:
     """
     with open_own(path) as file:
         found = file.read(HEADER_BYTES)
-    told = re.search(rb"'shape': \((\d{1,18})", found)
-    claimed = int(told[1]) if told else -1
+    shape = re.search(rb"'shape': \((\d{1,18})", found)
+    claimed = int(shape[1]) if shape else -1
     room = path.stat().st_size - HEADER_BYTES
     return (
         claimed >= units and found == header(spec, claimed) and claimed * spec.unit_nbytes <= room
     )
+
+
+def _named(
+    folder: Path, pattern: re.Pattern[str], is_such: Callable[[Path], bool]
+) -> Iterator[Path]:
+    return (p for p in _entries(folder) if pattern.fullmatch(p.name) and is_such(p))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -176,12 +164,7 @@ def _is_file(path: Path) -> bool:
 def _is_ours_alone(path: Path) -> bool:
     """Whether it is a file that goes by no other name, which writing would change as well."""
     try:
-        told = path.lstat()
+        status = path.lstat()
     except OSError:
         return False
-    return stat.S_ISREG(told.st_mode) and told.st_nlink <= 1
-
-
-def _holds_own(folder: Path) -> bool:
-    entries = _entries(folder)
-    return any(_IN_KEY.fullmatch(e.name) or _SEGMENT.fullmatch(e.name) for e in entries)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1

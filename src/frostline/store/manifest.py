@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -19,6 +21,8 @@ from frostline.units import format_bytes
 FORMAT: Final = "frostline features"
 VERSION: Final = 1
 MOST_BYTES: Final = 4 << 20
+SHOWN_CHARACTERS: Final = 32  # of a part that differs
+_CONTEXT: Final = 8
 
 _DTYPES: Final = {dtype_name(dtype): dtype for dtype in NUMPY_TYPES}
 
@@ -39,8 +43,17 @@ class Manifest:
     @property
     def identity(self) -> int:
         """64 bits that are mixed into every record, so that no record passes for another key's."""
-        content = {"format": FORMAT, "version": VERSION, **_described(self.key, self.values)}
-        return xxhash.xxh3_64_intdigest(canonical_json(content))
+        return xxhash.xxh3_64_intdigest(canonical_json(self._content))
+
+    @property
+    def _content(self) -> dict[str, object]:
+        values = [value.describe() for value in self.values]
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "parts": dict(self.key.parts),
+            "values": values,
+        }
 
     def write(self, folder: Path) -> None:
         """Write it into `folder`, whole or not at all.
@@ -49,12 +62,7 @@ class Manifest:
             OutputError: as `frostline._files.write_text`.
             StoreError: the key, the values and the note are longer than a reader takes.
         """
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            **_described(self.key, self.values),
-            "note": dict(self.note),
-        }
+        content = {**self._content, "note": dict(self.note)}
         sealed = {"checksum": _checksum(content), **content}
         text = json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
         if len(text.encode()) > MOST_BYTES:
@@ -73,16 +81,19 @@ def read_manifest(folder: Path) -> Manifest | None:
         StoreError: it is of a format version this Frostline does not know.
     """
     try:
-        content = _object(_parsed(folder / MANIFEST))
-        checksum = content.pop("checksum")
+        with open_own(folder / MANIFEST) as file:
+            raw = file.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES} bytes")
+        content = _object(json.loads(raw))
+        checksum, version = content.pop("checksum"), content["version"]
         intact = content["format"] == FORMAT and checksum == _checksum(content)
-        version = content["version"]
+        if not intact or type(version) is not int:
+            raise ValueError("not what was written")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise _damaged(folder) from error
-    if not intact or type(version) is not int:
-        raise _damaged(folder)
     if version != VERSION:
         raise StoreError(
             f"{folder} is of format version {version}; this Frostline reads version {VERSION}. "
@@ -92,10 +103,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         key = FeatureKey(_texts(content["parts"]))
         found = Manifest(key, _values(content["values"]), _texts(content["note"]))
+        if key.digest != folder.name:
+            raise ValueError("another key's")
     except (ValueError, KeyError, StoreError) as error:
         raise _damaged(folder) from error
-    if key.digest != folder.name:
-        raise _damaged(folder)
     return found
 
 
@@ -120,24 +131,6 @@ def settle(folder: Path, wanted: Manifest) -> Manifest | None:
     return found
 
 
-def _described(key: FeatureKey, values: Sequence[ValueSpec]) -> dict[str, object]:
-    return {"parts": dict(key.parts), "values": [value.describe() for value in values]}
-
-
-def _parsed(path: Path) -> object:
-    """The JSON in a file that is none too large.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError, RecursionError: it is too large or nested too deep, or no JSON.
-    """
-    with open_own(path) as file:
-        raw = file.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise ValueError(f"more than {MOST_BYTES} bytes")
-    return json.loads(raw)
-
-
 def _object(found: object) -> dict[str, object]:
     if not isinstance(found, dict):
         raise ValueError("no object")
@@ -160,15 +153,17 @@ def _values(described: object) -> tuple[ValueSpec, ...]:
     return values
 
 
-def _value(told: Mapping[str, object]) -> ValueSpec:
+def _value(described: Mapping[str, object]) -> ValueSpec:
     """One value as `ValueSpec.describe` wrote it; nothing else passes."""
-    name, shape, dtype, stored = (told[field] for field in ("name", "shape", "dtype", "stored"))
+    name, shape, dtype, stored = (
+        described[field] for field in ("name", "shape", "dtype", "stored")
+    )
     if not isinstance(name, str) or not isinstance(dtype, str) or not isinstance(stored, str):
         raise ValueError("a value is not named by text")
     if not isinstance(shape, list) or not all(s is None or type(s) is int for s in shape):
         raise ValueError("a shape is no list of sizes")
     spec = ValueSpec(name, tuple(shape), _DTYPES[dtype], "same" if stored == dtype else stored)
-    if spec.describe() != told:
+    if spec.describe() != described:
         raise ValueError("a value contradicts itself")
     return spec
 
@@ -187,33 +182,21 @@ def _checksum(content: Mapping[str, object]) -> str:
 def _damaged(folder: Path) -> CorruptFeatures:
     return CorruptFeatures(
         f"{folder / MANIFEST} is not what was written. Opening the store for writing with the "
-        "same key mends it; or delete the folder."
+        "same key repairs it; or delete the folder."
     )
-
-
-SHOWN_CHARACTERS: Final = 32
-_CONTEXT: Final = 8
 
 
 def miss_line(root: Path, key: FeatureKey) -> str:
     """What of `key` differs from the stored key that has most parts in common with it."""
-    stored = list(_stored_parts(root))
+    stored = []
+    for folder in key_folders(root):
+        with suppress(StoreError):
+            if manifest := read_manifest(folder):
+                stored.append(manifest.key.parts)
     if not stored:
         return "nothing stored yet"
     nearest = max(stored, key=lambda parts: len(parts.items() & key.parts.items()))
-    if nearest == key.parts:
-        return "stored"
-    return "; ".join(_differences(nearest, key.parts))
-
-
-def _stored_parts(root: Path) -> Iterator[Mapping[str, str]]:
-    for folder in key_folders(root):
-        try:
-            manifest = read_manifest(folder)
-        except StoreError:
-            continue
-        if manifest is not None:
-            yield manifest.key.parts
+    return "; ".join(_differences(nearest, key.parts)) or "stored"
 
 
 def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
@@ -223,14 +206,8 @@ def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str
         elif name not in old:
             yield f"{name}: none -> {_short(new[name])}"
         elif old[name] != new[name]:
-            same = _common(old[name], new[name])
+            same = len(os.path.commonprefix([old[name], new[name]]))  # noqa: RUF071 - of letters
             yield f"{name}: {_short(old[name], same)} -> {_short(new[name], same)}"
-
-
-def _common(old: str, new: str) -> int:
-    """How many characters both begin with."""
-    pairs = zip(old, new, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(old), len(new)))
 
 
 def _short(text: str, same: int = 0) -> str:

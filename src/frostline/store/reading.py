@@ -9,10 +9,10 @@ import math
 import mmap
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, final
+from typing import final
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ _ASKED_EVERY = 4  # batches
 _CAN_GIVE_BACK = sys.platform == "linux"
 
 
+ReadAgain = Callable[[], "StoredRows"]
+"""Finds the same rows once more, in whatever process; pickles."""
+
+
 @final
 class StoredRows:
     """A read-only view of stored rows in a fixed order; a row may be there several times.
@@ -43,7 +47,7 @@ class StoredRows:
         count: int,
         held: FileLock | None,
         again: ReadAgain,
-        pages: MappedPages | None = None,
+        pages: MappedPages,
     ) -> None:
         self._columns, self._count = tuple(columns), count
         self._again = again
@@ -66,19 +70,12 @@ class StoredRows:
             IndexError: an index is negative or beyond the last row.
         """
         found = tuple(column.gather(indices) for column in self._columns)
-        if self._pages is not None:
-            self._pages.touched()
+        self._pages.touched()
         return found
 
     def shapes(self, value: int = 0) -> Tensor:
         """Each row's own shape of a value, `(rows, dimensions)` int64."""
         return self._columns[value].shapes()
-
-
-class ReadAgain(Protocol):
-    """Finds the same rows once more, in whatever process; pickles."""
-
-    def __call__(self) -> StoredRows: ...
 
 
 class MappedPages:
@@ -114,13 +111,6 @@ def _resident_file_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE
 
 
-class ValueColumn(Protocol):
-    """One value of all rows."""
-
-    def gather(self, indices: Tensor) -> Tensor: ...
-    def shapes(self) -> Tensor: ...
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class Units:
@@ -148,28 +138,13 @@ class Units:
 
 @final
 @dataclass(frozen=True, slots=True)
-class FixedColumn:
-    """A value whose rows all have one shape."""
+class ValueColumn:
+    """One value of all rows.
 
-    spec: ValueSpec
-    units: Units
-    offsets: Tensor
-    scales: Tensor | None
-
-    def gather(self, indices: Tensor) -> Tensor:
-        offsets = self.offsets.index_select(0, indices)
-        content = self.units.fetch(offsets, indices)
-        scales = None if self.scales is None else self.scales.index_select(0, indices)
-        return decode(self.spec, content, self.spec.unit_shape, scales)
-
-    def shapes(self) -> Tensor:
-        return torch.tensor([self.spec.unit_shape], dtype=torch.int64).repeat(len(self.offsets), 1)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class RaggedColumn:
-    """A value whose rows differ in shape."""
+    Attributes:
+        offsets: of each row's first unit.
+        leading: of each row, its sizes up to the last ragged dimension.
+    """
 
     spec: ValueSpec
     units: Units
@@ -178,23 +153,27 @@ class RaggedColumn:
     scales: Tensor | None
 
     def gather(self, indices: Tensor) -> Tensor:
+        """The rows at `indices`, as `StoredRows.gather` gives them."""
+        offsets = self.offsets.index_select(0, indices)
+        scales = None if self.scales is None else self.scales.index_select(0, indices)
+        if not self.spec.ragged_count:
+            content = self.units.fetch(offsets, indices)
+            return decode(self.spec, content, self.spec.unit_shape, scales)
         leading = self.leading.index_select(0, indices)
-        starts = self.offsets.index_select(0, indices)
         padded = leading.amax(dim=0).tolist() if len(indices) else [0] * leading.shape[1]
         inside, unit = _grid(leading, padded)
         spots = inside.flatten().nonzero().squeeze(1)
         units_per_row = math.prod(padded)
         rows = spots // max(1, units_per_row)
-        offsets = unit.flatten().index_select(0, spots) + starts.index_select(0, rows)
+        wanted = unit.flatten().index_select(0, spots) + offsets.index_select(0, rows)
         size = self.spec.unit_nbytes
         content = torch.zeros((len(indices), units_per_row * size), dtype=torch.uint8)
-        found = self.units.fetch(offsets, indices.index_select(0, rows))
+        found = self.units.fetch(wanted, indices.index_select(0, rows))
         content.view(inside.numel(), size).index_copy_(0, spots, found)
-        scales = None if self.scales is None else self.scales.index_select(0, indices)
-        shape = (*padded, *self.spec.unit_shape)
-        return decode(self.spec, content, shape, scales)
+        return decode(self.spec, content, (*padded, *self.spec.unit_shape), scales)
 
     def shapes(self) -> Tensor:
+        """Each row's own shape."""
         fixed = torch.tensor([self.spec.unit_shape], dtype=torch.int64).repeat(len(self.offsets), 1)
         return torch.cat([self.leading, fixed], dim=1)
 
@@ -207,12 +186,9 @@ def make_rows(
     Raises:
         OSError: a data file cannot be mapped.
     """
-    if not row_ids:
-        columns: list[ValueColumn] = [_empty(spec) for spec in catalogue.values]
-        return StoredRows(columns, 0, held, again)
     segments, places = catalogue.places(row_ids)
     used, segment_of = np.unique(segments, return_inverse=True)
-    chosen = [(s, np.flatnonzero(segments == s)) for s in used.tolist()]
+    segment = None if len(used) <= 1 else torch.from_numpy(segment_of.astype(np.int64))
     columns = []
     pages = MappedPages()
     for number, spec in enumerate(catalogue.values):
@@ -220,42 +196,21 @@ def make_rows(
         leading = np.empty((len(row_ids), len(spec.leading)), dtype=np.int64)
         scales = np.zeros(len(row_ids), dtype=np.float32)
         maps = []
-        for segment, here in chosen:
-            rows = catalogue.segments[segment]
+        for each in used.tolist():
+            here = np.flatnonzero(segments == each)
+            rows = catalogue.segments[each]
             records = rows.log.records[places[here]]
             offsets[here], counts = unit_offsets(spec, number, records, places[here])
             leading[here] = leading_shapes(spec, number, records)
             if spec.is_scaled:
                 scales[here] = records[f"scale{number}"]
             end = int((offsets[here] + counts).max())
-            file = rows.folder / value_name(number)
-            maps.append(_map(file, end, spec.unit_nbytes, pages=pages))
-        segment = None if len(maps) == 1 else torch.from_numpy(segment_of.astype(np.int64))
-        columns.append(
-            _column(
-                spec,
-                Units(tuple(maps), segment),
-                torch.from_numpy(offsets),
-                torch.from_numpy(leading),
-                torch.from_numpy(scales) if spec.is_scaled else None,
-            )
-        )
+            maps.append(_map(rows.folder / value_name(number), end, spec.unit_nbytes, pages=pages))
+        maps = maps or [_map(Path(), 0, spec.unit_nbytes, pages=pages)]
+        kept = torch.from_numpy(scales) if spec.is_scaled else None
+        starts, sizes = torch.from_numpy(offsets), torch.from_numpy(leading)
+        columns.append(ValueColumn(spec, Units(tuple(maps), segment), starts, sizes, kept))
     return StoredRows(columns, len(row_ids), held, again, pages)
-
-
-def _column(
-    spec: ValueSpec, units: Units, offsets: Tensor, leading: Tensor, scales: Tensor | None
-) -> ValueColumn:
-    if spec.ragged_count:
-        return RaggedColumn(spec, units, offsets, leading, scales)
-    return FixedColumn(spec, units, offsets, scales)
-
-
-def _empty(spec: ValueSpec) -> ValueColumn:
-    none = torch.empty(0, dtype=torch.int64)
-    units = Units((_map(Path(), 0, spec.unit_nbytes, pages=MappedPages()),), None)
-    leading = torch.empty((0, len(spec.leading)), dtype=torch.int64)
-    return _column(spec, units, none, leading, torch.empty(0) if spec.is_scaled else None)
 
 
 def _grid(leading: Tensor, padded: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,8 @@ def encode(spec: ValueSpec, given: Tensor | Sequence[Tensor], positions: Sequenc
         content, scales = _stored(spec, row[None])
         lengths = [n for n, s in zip(row.shape, spec.shape, strict=True) if s is None]
         pieces.append(Block(content, *_uniform(1, row.shape[: len(spec.leading)], lengths), scales))
-    return _joined(pieces)
+    columns = zip(*((b.content, b.counts, b.lengths, b.scales) for b in pieces), strict=True)
+    return Block(*map(np.concatenate, columns))
 
 
 def decode(spec: ValueSpec, content: Tensor, shape: Sequence[int], scales: Tensor | None) -> Tensor:
@@ -117,10 +118,10 @@ def _stored(spec: ValueSpec, batch: Tensor) -> tuple[Bytes, npt.NDArray[np.float
         rows, row_scales = _quantised(spec, rows.flatten(1) if rows.ndim > 1 else rows[:, None])
         scales = row_scales.double().numpy()
     elif spec.stored != spec.dtype:
-        narrow = rows.to(spec.stored)
-        if not torch.equal(narrow.isinf(), rows.isinf()):
+        rounded = rows.to(spec.stored)
+        if not torch.equal(rounded.isinf(), rows.isinf()):
             raise _too_large(spec, rows)
-        rows = narrow
+        rows = rounded
     return rows.flatten().view(torch.uint8).numpy(), scales
 
 
@@ -148,15 +149,6 @@ def _uniform(
 ) -> tuple[Integers, Integers]:
     counts = np.full(rows, math.prod(leading), dtype=np.int64)
     return counts, np.array([lengths] * rows, dtype=np.int64).reshape(rows, len(lengths))
-
-
-def _joined(blocks: Sequence[Block]) -> Block:
-    return Block(
-        np.concatenate([block.content for block in blocks]),
-        np.concatenate([block.counts for block in blocks]),
-        np.concatenate([block.lengths for block in blocks]),
-        np.concatenate([block.scales for block in blocks]),
-    )
 
 
 ID_BYTES = 16

@@ -5,22 +5,17 @@ from __future__ import annotations
 import secrets
 import stat
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, final
 
 from frostline._files import lock
 from frostline.errors import OutputError, StoreError
-from frostline.store.layout import (
-    IN_USE,
-    key_folders,
-    own_files,
-    removed_folders,
-    removed_name,
-    segment_folders,
-)
+from frostline.store.layout import IN_USE, key_folders, own_files, removed_folders, segment_folders
 from frostline.units import format_bytes
+
+RECOUNT_SECONDS: Final = 5.0  # other processes write too
 
 
 def folder_bytes(folder: Path) -> int:
@@ -28,8 +23,8 @@ def folder_bytes(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):
-            told = path.lstat()
-            total += told.st_size if stat.S_ISREG(told.st_mode) else 0
+            found = path.lstat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
     return total
 
 
@@ -42,10 +37,10 @@ def used_at(folder: Path) -> float:
 
 
 def remove(folder: Path) -> bool:
-    """Remove a key's folder, unless it is in use; tells whether it is gone.
+    """Remove a key's folder, unless it is in use; gives whether it is gone.
 
-    It disappears at once and whole; a crash in between leaves only what `sweep` removes. What is
-    not the store's own, links among it, stays in the folder.
+    It disappears at once and whole; what a crash in between leaves goes with the next removal.
+    What is not the store's own, links among it, stays in the folder.
 
     Raises:
         OutputError: it cannot be removed.
@@ -57,7 +52,7 @@ def remove(folder: Path) -> bool:
         if held is None:
             return False
         with held:
-            aside = folder.with_name(removed_name(folder.name, secrets.token_hex(8)))
+            aside = folder.with_name(f".removed-{folder.name}-{secrets.token_hex(8)}")
             folder.rename(aside)
             if not _clear(aside):
                 aside.rename(folder)
@@ -71,15 +66,8 @@ def remove(folder: Path) -> bool:
     return True
 
 
-def sweep(root: Path) -> None:
-    """Remove what is left of removals that were cut short."""
-    for path in removed_folders(root):
-        with suppress(OSError):
-            _clear(path)
-
-
 def _clear(folder: Path) -> bool:
-    """Delete the store's own files, and the folders that are empty then; tells whether all are.
+    """Delete the store's own files, and the folders that are empty then; gives whether all are.
 
     Raises:
         OSError: one cannot be deleted.
@@ -93,25 +81,34 @@ def _clear(folder: Path) -> bool:
     return not folder.exists()
 
 
-def remove_oldest(root: Path, *, max_bytes: int, keep: Collection[str]) -> None:
+def remove_oldest(
+    root: Path,
+    *,
+    max_bytes: float,
+    keep: Collection[str],
+    also: Callable[[Path], bool] = lambda _: False,
+) -> list[Path]:
     """Remove keys, least recently used first, until the store has at most `max_bytes`.
 
     Keys in `keep` or in use stay, so more may be left.
 
+    Args:
+        also: which keys go even so.
+    Returns:
+        Those that are gone.
     Raises:
         OutputError: as `remove`.
     """
-    sweep(root)
+    for path in removed_folders(root):  # what is left of removals that were cut short
+        with suppress(OSError):
+            _clear(path)
     sizes = {path: folder_bytes(path) for path in key_folders(root)}
-    total = sum(sizes.values())
+    total, gone = sum(sizes.values()), []
     for path in sorted(sizes, key=used_at):
-        if total <= max_bytes:
-            return
-        if path.name not in keep and remove(path):
+        if path.name not in keep and (total > max_bytes or also(path)) and remove(path):
             total -= sizes[path]
-
-
-RECOUNT_SECONDS: Final = 5.0  # other processes write too
+            gone.append(path)
+    return gone
 
 
 @final

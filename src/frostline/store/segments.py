@@ -31,7 +31,6 @@ from frostline.store.layout import (
     open_own,
     own_segments,
     segment_files,
-    segment_name,
     value_name,
 )
 from frostline.store.manifest import Manifest
@@ -115,14 +114,14 @@ class Segment:
                 undo.enter_context(open_own(folder / value_name(number), "r+b"))
                 for number in range(len(manifest.values))
             ]
-            self._mend()
+            self._repair()
             self._files = undo.pop_all()
 
     @classmethod
     def take(cls, folder: Path, manifest: Manifest) -> Self:
         """Go on with an abandoned segment of the key, or begin a new one.
 
-        All abandoned segments are mended. To be called while the key's turn is held.
+        All abandoned segments are repaired. To be called while the key's turn is held.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -133,7 +132,7 @@ class Segment:
                 segment.close()
             if free:
                 return free[0]
-            path = folder / segment_name(secrets.token_hex(8))
+            path = folder / f"segment-{secrets.token_hex(8)}"
             path.mkdir()
             made = cls._open(path, manifest)
             assert made is not None  # nobody else takes one in this turn
@@ -141,7 +140,7 @@ class Segment:
 
     @classmethod
     def _abandoned(cls, folder: Path, manifest: Manifest) -> Iterator[Self]:
-        """Those that nobody holds, each mended; one that cannot be written is left as it is."""
+        """Those that nobody holds, each repaired; one that cannot be written is left as it is."""
         for path in own_segments(folder):
             with suppress(OSError):
                 segment = cls._open(path, manifest)
@@ -150,7 +149,7 @@ class Segment:
 
     @classmethod
     def _open(cls, folder: Path, manifest: Manifest) -> Self | None:
-        """The segment mended and ready to append to; `None` while another writer holds it."""
+        """The segment repaired and ready to append to; `None` while another writer holds it."""
         held = lock(folder / SEGMENT_LOCK, wait=False)
         return None if held is None else cls(folder, manifest, held)
 
@@ -160,15 +159,27 @@ class Segment:
         Raises:
             OutputError: the disk is full or a file too large. Complete rows are kept.
         """
-        records = self._sealed(row_ids, blocks)
+        values = self._manifest.values
+        records = make_records(
+            values,
+            row_ids,
+            blocks,
+            starts=self._units,
+            identity=self._manifest.identity,
+            first=self._count,
+        )
         ends = [
             start + int(block.counts.sum())
             for start, block in zip(self._units, blocks, strict=True)
         ]
         with stored_or_kept(self.folder):
             try:
-                self._write_data(blocks, ends)
-                size = record_dtype(self._manifest.values).itemsize
+                for file, block, (value, units) in zip(
+                    self._data, blocks, self._sizes(self._units), strict=True
+                ):
+                    _write_at(file, HEADER_BYTES + units * value.unit_nbytes, block.content)
+                self._write_headers(ends)
+                size = record_dtype(values).itemsize
                 _write_at(self._log, self._count * size, records.tobytes())
             except OSError:
                 self._keep_whole_records(len(records))
@@ -210,7 +221,7 @@ class Segment:
         """Bytes of its files."""
         return sum(os.fstat(file.fileno()).st_size for file in [*self._data, self._log])
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Take away what a killed writer left half done, and void what is no record.
 
         Data that are shorter than the log says are filled up with zeros; the rows that lost bytes
@@ -226,23 +237,6 @@ class Segment:
         self._write_headers(self._units)
         for file, (value, units) in zip(self._data, self._sizes(self._units), strict=True):
             file.truncate(HEADER_BYTES + units * value.unit_nbytes)
-
-    def _sealed(self, row_ids: Sequence[bytes], blocks: Sequence[Block]) -> Records:
-        return make_records(
-            self._manifest.values,
-            row_ids,
-            blocks,
-            starts=self._units,
-            identity=self._manifest.identity,
-            first=self._count,
-        )
-
-    def _write_data(self, blocks: Sequence[Block], ends: Sequence[int]) -> None:
-        for file, block, (value, units) in zip(
-            self._data, blocks, self._sizes(self._units), strict=True
-        ):
-            _write_at(file, HEADER_BYTES + units * value.unit_nbytes, block.content)
-        self._write_headers(ends)
 
     def _write_headers(self, units: Sequence[int]) -> None:
         for file, (value, count) in zip(self._data, self._sizes(units), strict=True):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, final
@@ -18,28 +19,10 @@ from frostline.store.keeping import Damage, Stored, find_damage, list_stored
 from frostline.store.keys import FeatureKey, ValueSpec
 from frostline.store.layout import IN_USE, check_no_link, key_folders
 from frostline.store.manifest import Manifest, miss_line, settle
-from frostline.store.reading import ReadAgain, StoredRows, make_rows
+from frostline.store.reading import StoredRows, make_rows
 from frostline.store.records import ID_BYTES
-from frostline.store.removal import StoreBudget, folder_bytes, remove, sweep
+from frostline.store.removal import StoreBudget, folder_bytes, remove_oldest, used_at
 from frostline.store.writing import Writer, check_ids
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _ReadAgain:
-    """Where rows lie and which they are, to read them in another process."""
-
-    path: str
-    key: FeatureKey
-    values: tuple[ValueSpec, ...]
-    row_ids: bytes
-
-    def __call__(self) -> StoredRows:
-        folder = Path(self.path)
-        budget = StoreBudget(folder.parent, None, folder.name)  # nothing is written
-        features = Features(folder, Manifest(self.key, self.values, {}), budget)
-        ids = (self.row_ids[at : at + ID_BYTES] for at in range(0, len(self.row_ids), ID_BYTES))
-        return features.read(list(ids))
 
 
 @final
@@ -109,7 +92,7 @@ class Features:
         if missing:
             raise StoreError(
                 f"{missing} of {len(wanted)} rows are not in {self.path}. "
-                "Compute them first: `missing` tells which, `writer` stores them."
+                "Compute them first: `missing` says which, `writer` stores them."
             )
         flaws = catalogue.check(wanted)
         if flaws:
@@ -120,16 +103,14 @@ class Features:
                 "Compute them anew: `missing` names them, and `writer` stores them again."
             )
         try:
-            return make_rows(catalogue, row_ids, held, self._again(row_ids))
+            where, manifest = str(self.path.absolute()), self._manifest
+            again = partial(_read_again, where, manifest.key, manifest.values, b"".join(row_ids))
+            return make_rows(catalogue, row_ids, held, again)
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"cannot map the features in {self.path}: {error}. "
                 "Raise the limit on memory or open files of this process."
             ) from error
-
-    def _again(self, row_ids: Sequence[bytes]) -> ReadAgain:
-        where = str(self.path.absolute())
-        return _ReadAgain(where, self._manifest.key, self._manifest.values, b"".join(row_ids))
 
     def _catalogue(self) -> Catalogue:
         catalogue = Catalogue(self.path, self._manifest)
@@ -137,7 +118,7 @@ class Features:
         return catalogue
 
     def _say_used(self) -> FileLock | None:
-        """Keep the key from being pruned, and note the time; where it cannot be written, do not."""
+        """Keep the key from being pruned and record the time, where it can be written."""
         if not self.path.is_dir():
             return None
         held = None
@@ -146,6 +127,16 @@ class Features:
         with suppress(OSError):
             os.utime(self.path / IN_USE)
         return held
+
+
+def _read_again(
+    path: str, key: FeatureKey, values: tuple[ValueSpec, ...], row_ids: bytes
+) -> StoredRows:
+    """Rows by where they lie and which they are, as another process finds them."""
+    folder = Path(path)
+    budget = StoreBudget(folder.parent, None, folder.name)  # nothing is written
+    features = Features(folder, Manifest(key, values, {}), budget)
+    return features.read([row_ids[at : at + ID_BYTES] for at in range(0, len(row_ids), ID_BYTES)])
 
 
 _NO_NOTE: Final[Mapping[str, str]] = MappingProxyType({})
@@ -208,9 +199,9 @@ class FeatureStore:
         return list_stored(self.root)
 
     def verify(self) -> tuple[Damage, ...]:
-        """Read every row of every key; tells each that is not what was written.
+        """Read every row of every key; gives each that is not what was written.
 
-        A damaged row that was stored again intact is not told.
+        A damaged row that was stored again intact is not given.
         """
         return tuple(damage for folder in key_folders(self.root) for damage in find_damage(folder))
 
@@ -234,19 +225,12 @@ class FeatureStore:
         Raises:
             OutputError: a folder cannot be removed.
         """
-        sweep(self.root)
-        stored = self.ls()
-        total = sum(entry.nbytes for entry in stored)
-        oldest = time.time() - older_than_seconds if older_than_seconds is not None else None
-        gone = []
-        for entry in reversed(stored):
-            too_much = max_bytes is not None and total > max_bytes
-            too_old = oldest is not None and entry.used_at < oldest
-            if entry.digest in keep or not (
-                too_much or too_old or (damaged and any(find_damage(entry.path)))
-            ):
-                continue
-            if remove(entry.path):
-                gone.append(entry)
-                total -= entry.nbytes
-        return tuple(gone)
+        stored = {entry.path: entry for entry in self.ls()}
+        oldest = -math.inf if older_than_seconds is None else time.time() - older_than_seconds
+
+        def is_to_go(path: Path) -> bool:
+            return used_at(path) < oldest or (damaged and any(find_damage(path)))
+
+        most = math.inf if max_bytes is None else max_bytes
+        gone = remove_oldest(self.root, max_bytes=most, keep=keep, also=is_to_go)
+        return tuple(stored[path] for path in gone if path in stored)

@@ -67,11 +67,12 @@ class Writer:
             self._catalogue.refresh(without=self._segment.folder)
             self._claims.refresh()
             chosen: dict[bytes, int] = {}
+            taken = (chosen, self._intact, self._claimed, self._catalogue, self._claims)
             for position in range(first, len(row_ids)):
                 if len(chosen) >= limit:
                     break
                 row_id = row_ids[position]
-                if row_id not in chosen and self._is_free(row_id):
+                if not any(row_id in of_some for of_some in taken):
                     chosen[row_id] = position
             self._segment.claim(list(chosen))
         self._claimed.update(chosen)
@@ -178,14 +179,6 @@ class Writer:
         if new:
             self._catalogue.check(new)
             self._intact.update(i for i in new if i in self._catalogue)
-
-    def _is_free(self, row_id: bytes) -> bool:
-        return not (
-            row_id in self._intact
-            or row_id in self._claimed
-            or row_id in self._catalogue
-            or row_id in self._claims
-        )
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:

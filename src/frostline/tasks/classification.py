@@ -120,6 +120,7 @@ class Classification(Task):
 
     def __init__(self, classes: Sequence[str] | int | None = None) -> None:
         self.classes = _names(classes) or ()
+        self.width = len(self.classes)
         self._is_open = classes is None
         self._smoothing = 0.0
         self._weights: Tensor | None = None
@@ -140,18 +141,19 @@ class Classification(Task):
         """
         if not len(targets):
             return
-        count = outputs.shape[1]
+        count = outputs.shape[2 if _is_of_tokens(outputs, targets) else 1]
         lowest, highest = (int(end) for end in targets.aminmax())
         if lowest < 0 or highest >= count:
-            first = int(((targets < 0) | (targets >= count)).nonzero()[0])
+            outside = (targets < 0) | (targets >= count)
+            name = names[int(outside.nonzero()[0, 0])]
             raise DataError(
-                f"the label of {names[first]} is {int(targets[first])}, but the model tells "
-                f"{count} classes apart: 0 to {count - 1}. Fix the labels or the head."
+                f"the label of {name} is {int(targets[outside][0])}, but the model tells {count} "
+                f"classes apart: 0 to {count - 1}. Fix the labels or the head."
             )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Also of logits `(batch, classes, ...)` or `(batch, tokens, classes)`, and targets."""
-        if outputs.dim() == 3 and targets.shape == outputs.shape[:2]:
+        if _is_of_tokens(outputs, targets):
             outputs, targets = outputs.flatten(0, 1), targets.flatten()
         if self._weights is not None:
             self._weights = self._weights.to(outputs.device)
@@ -205,6 +207,11 @@ class Classification(Task):
         """The first class everywhere; of each token for `(batch, tokens, classes)`."""
         shape = outputs.shape[:2] if outputs.dim() == 3 else (len(outputs), *outputs.shape[2:])
         return torch.zeros(shape, dtype=torch.long, device=outputs.device)
+
+
+def _is_of_tokens(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether there is a target for each of `(batch, tokens)`, and logits behind."""
+    return outputs.dim() == 3 and targets.shape == outputs.shape[:2]
 
 
 def _names(classes: Sequence[str] | int | None) -> tuple[str, ...] | None:

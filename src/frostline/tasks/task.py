@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from frostline.choices import HeadPlace
 from frostline.errors import DataError
-from frostline.models import logits_of
+from frostline.models import Headed, logits_of, put_head
 from frostline.recipe import Recipe
 from frostline.tasks.metrics import Metrics
 
@@ -22,10 +23,12 @@ class Task(Protocol):
     in float32, `(batch, ...)`.
 
     Attributes:
+        width: numbers that the model gives for each sample.
         classes: names of the classes, for a task whose outputs are a logit for each; the report
             then shows what was confused with what. Kept with a run.
     """
 
+    width: int = 1
     classes: tuple[str, ...] = ()
 
     def targets(self, raw: object, count: int, what: str) -> Tensor:
@@ -98,6 +101,17 @@ class Task(Protocol):
         self.check(outputs, targets, names)
         del data, recipe
         return self
+
+    def head(
+        self,
+        model: nn.Module,
+        *,
+        hidden: Sequence[int] = (),
+        on: HeadPlace = "classifier",
+        seed: int | None = None,
+    ) -> Headed:
+        """Give `model` an output of this task's width; see `frostline.models.put_head`."""
+        return put_head(model, classes=self.width, hidden=hidden, on=on, seed=seed)
 
     def example_targets(self, outputs: Tensor) -> Tensor:
         """Targets that could belong to `outputs`, for a step of which only the cost counts."""

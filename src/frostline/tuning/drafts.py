@@ -49,7 +49,7 @@ class Draft:
 
 
 def draft_of(prefix: GraphModule) -> Draft:
-    """Copy the graph of `prefix`, less the values nobody reads, and note the values it reads."""
+    """Copy the graph of `prefix`, less the values nobody reads, and collect the values it reads."""
     graph = Graph()
     result = graph.graph_copy(prefix.graph, {})
     graph.output(result)
@@ -86,7 +86,7 @@ def calls(node: object, *operators: str) -> bool:
 
 
 def sample_of(node: object) -> Tensor | None:
-    """The tensor without data that the export noted for a node, if it noted one."""
+    """The tensor without data that the export recorded for a node, if any."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     return value if isinstance(value, Tensor) else None
 
@@ -98,19 +98,9 @@ def use_instead(node: Node, derived: Node) -> None:
 
 # They return their input itself in eval mode, or views of it, and their schemas do not say so.
 _UNDECLARED_ALIASES = (
-    "dropout",
-    "feature_dropout",
-    "alpha_dropout",
-    "feature_alpha_dropout",
-    "atleast_1d",
-    "atleast_2d",
-    "atleast_3d",
-    "broadcast_tensors",
-    "meshgrid",
-    "pad",
-    "pin_memory",
-    "to_dense",
-    "type_as",
+    *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
+    *("atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "meshgrid"),
+    *("pad", "pin_memory", "to_dense", "type_as"),
 )
 
 
@@ -139,7 +129,8 @@ def _written_sources(draft: Draft) -> list[Node]:
             continue
         shared = [sources[before] for before in _aliased(node)]
         sources[node] = frozenset().union(*shared)
-        for target in _written(node):
+        schema = schema_of(node)
+        for target in _arguments_marked(node, schema, only_written=True) if schema else ():
             written |= sources[target]
     return [node for node in draft.graph.nodes if node in written]
 
@@ -152,12 +143,6 @@ def _aliased(node: Node) -> list[Node]:
     if calls(node, *_UNDECLARED_ALIASES):
         return node.all_input_nodes
     return _arguments_marked(node, schema, only_written=False)
-
-
-def _written(node: Node) -> list[Node]:
-    """Inputs of a node that it writes into."""
-    schema = schema_of(node)
-    return [] if schema is None else _arguments_marked(node, schema, only_written=True)
 
 
 def _arguments_marked(

@@ -60,7 +60,7 @@ class _Function:
         return tensor
 
     def _leave(self, output: Tensor, dtype: torch.dtype | None) -> Tensor:
-        if dtype is None:  # the graph does not tell
+        if dtype is None:  # the graph does not say
             reduced = self.form != PLAIN and output.dtype == self.form.torch_dtype
             dtype = torch.float32 if reduced else output.dtype
         return output.to(dtype).contiguous()

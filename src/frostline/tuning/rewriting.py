@@ -21,7 +21,12 @@ def cast(draft: Draft, dtype: torch.dtype) -> None:
     the rounding, at no cost. Numbers beyond the range of `dtype`, such as a mask's lowest float32,
     become its largest, since infinities would turn into NaN.
     """
-    kept = {str(n.target) for n in draft.graph.nodes if n.op == "get_attr" and _only_in_norms(n)}
+    kept = {
+        str(node.target)
+        for node in draft.graph.nodes
+        if node.op == "get_attr"
+        and all(calls(user, "batch_norm") and user.args[0] is not node for user in node.users)
+    }
     for name, value in draft.values.items():
         if name not in kept and isinstance(value, Tensor) and value.dtype == torch.float32:
             draft.values[name] = _in_range(value.detach(), dtype).to(dtype)
@@ -30,15 +35,14 @@ def cast(draft: Draft, dtype: torch.dtype) -> None:
             _cast_call(draft, node, dtype)
 
 
-def _only_in_norms(node: Node) -> bool:
-    return all(calls(user, "batch_norm") and user.args[0] is not node for user in node.users)
-
-
 def _cast_call(draft: Draft, node: Node, dtype: torch.dtype) -> None:
+    limit = torch.finfo(dtype).max
+
     def replaced(argument: Any) -> Any:
         if argument is torch.float32:
             return dtype
-        return _clamped(argument, dtype) if isinstance(argument, float) else argument
+        is_finite = isinstance(argument, float) and math.isfinite(argument)
+        return min(max(argument, -limit), limit) if is_finite else argument
 
     born = _is_born_float32(node)
     node.args = map_aggregate(node.args, replaced)
@@ -56,11 +60,6 @@ def _is_born_float32(node: Node) -> bool:
         return False
     sources = [sample_of(source) for source in node.all_input_nodes]
     return not any(s is not None and s.is_floating_point() for s in sources)
-
-
-def _clamped(number: float, dtype: torch.dtype) -> float:
-    limit = torch.finfo(dtype).max
-    return min(max(number, -limit), limit) if math.isfinite(number) else number
 
 
 def _in_range(tensor: Tensor, dtype: torch.dtype) -> Tensor:

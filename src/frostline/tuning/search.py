@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Final, final
 
 import torch
@@ -26,7 +27,7 @@ from frostline.tuning.rewriting import count_convolutions, count_foldable
 
 DEFAULT_TOLERANCE: Final = 0.02
 """Relative error that `auto` allows: bfloat16 keeps 0.3-1.3 % in networks from AlexNet to ViT, far
-less than augmentation moves features; 2 % tells these from a network that it does not suit."""
+less than augmentation moves features; 2 % sets these apart from a network that it does not suit."""
 
 SLOW: Final = 2.0
 """A form must need more than this many times plain float32's time to be put aside for it.
@@ -109,7 +110,6 @@ def tune_and_realise(
     precision: PrefixPrecision = "auto",
     batch_size: int = 32,
     planned_samples: int | None = None,
-    allow_compile: bool = False,
 ) -> tuple[Tuned, Realised | None]:
     """Find the form of `prefix` that this machine is best at, within tolerance.
 
@@ -126,7 +126,6 @@ def tune_and_realise(
         batch_size: samples per pass.
         planned_samples: how many are to be computed afterwards; for few, nothing is tried. `None`:
             so many that the search does not matter.
-        allow_compile: try `torch.compile` first, which takes tens of seconds.
 
     Returns:
         The decision, and the prefix in the form that was chosen; None for plain float32.
@@ -139,7 +138,7 @@ def tune_and_realise(
     if tolerance is None or few:
         return Tuned(PLAIN, 0.0, batch_size), None
     device = samples[0].device
-    forms = candidates(prefix, device, tolerance=tolerance, allow_compile=allow_compile)
+    forms = candidates(prefix, device, tolerance=tolerance)
     plain = realise(prefix, PLAIN)
     bench = _Bench(prefix, tolerance, tuple(samples), plain, plain(*samples))
     trials: list[FormTrial] = []
@@ -154,36 +153,25 @@ def tune_and_realise(
     return Tuned(PLAIN, 0.0, batch_size, tuple(trials)), None
 
 
-def candidates(
-    prefix: GraphModule, device: torch.device, *, tolerance: float, allow_compile: bool
-) -> tuple[Form, ...]:
+def candidates(prefix: GraphModule, device: torch.device, *, tolerance: float) -> tuple[Form, ...]:
     """Forms to try, most promising first, each different from plain float32 in this prefix.
 
-    Dtypes whose mere rounding exceeds `tolerance`, or that the device is slow at, are left out.
+    None is compiled, which takes tens of seconds. Dtypes whose mere rounding exceeds `tolerance`,
+    or that the device is slow at, are left out.
     """
     draft = draft_of(prefix)
     values = draft.values.values()
     is_float32 = any(isinstance(v, Tensor) and v.dtype == torch.float32 for v in values)
     layout = count_convolutions(draft) >= _CONVOLUTIONS_FOR_LAYOUT
     folds = count_foldable(draft) > 0
-    reduced = [d for d in fast_dtypes(device) if is_float32 and _rounding(d) <= tolerance]
+    # A quarter of the unit roundoff: less relative error than that is luck.
+    luck = {name: torch.finfo(dtype).eps / 8 for name, dtype in DTYPES.items()}
+    reduced = [name for name in fast_dtypes(device) if is_float32 and luck[name] <= tolerance]
     dtypes: list[FloatName] = [*reduced, "float32"]
-    forms = [form for dtype in dtypes for form in _forms(dtype, layout=layout, folds=folds)]
-    if allow_compile:
-        forms = [*(Form(d, layout, folds, compiled=True) for d in dtypes), *forms]
+    # All that apply, the one that does all at once first.
+    layouts, foldings = ((True, False) if applies else (False,) for applies in (layout, folds))
+    forms = (Form(*each) for each in product(dtypes, layouts, foldings))
     return tuple(form for form in forms if form != PLAIN)
-
-
-def _rounding(dtype: FloatName) -> float:
-    """A quarter of the unit roundoff: less relative error than that is luck."""
-    return torch.finfo(DTYPES[dtype]).eps / 8
-
-
-def _forms(dtype: FloatName, *, layout: bool, folds: bool) -> Iterator[Form]:
-    """All that apply, the one that does all at once first."""
-    for channels_last in (True, False) if layout else (False,):
-        for folded in (True, False) if folds else (False,):
-            yield Form(dtype, channels_last, folded)
 
 
 def _tolerance(precision: PrefixPrecision) -> float | None:

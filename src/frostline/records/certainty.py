@@ -1,4 +1,4 @@
-"""How sure a share is, and whether two runs differ by more than chance on the same samples."""
+"""How sure metrics are: intervals, runs compared by chance, and what probabilities are worth."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
+
+from frostline.records.predictions import Judged
 
 _Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
 _RESAMPLES = 20_000
 _EXACT_UP_TO = 2_000  # samples on which two runs differ; beyond, the normal distribution will do
+BINS = 15  # of a reliability diagram
 
 
 def share_interval(hits: int, samples: int) -> tuple[float, float]:
@@ -74,3 +78,54 @@ def _bootstrap(gained: int, lost: int, samples: int, seed: int) -> tuple[float, 
     drawn = np.random.default_rng(seed).multinomial(samples, shares, size=_RESAMPLES)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / samples, [0.025, 0.975])
     return float(low), float(high)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Samples whose predicted class has a probability above `low` and up to `high`.
+
+    `confidence` is their mean probability and `accuracy` the share that was right; 0 if none.
+    """
+
+    low: float
+    high: float
+    samples: int
+    confidence: float
+    accuracy: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """All bins, and their mean gap; `mean_confidence` is over all samples."""
+
+    bins: tuple[Bin, ...]
+    expected_error: float
+    mean_confidence: float
+
+
+def calibration(judged: Judged, *, bins: int = BINS) -> Calibration:
+    """Whether probabilities mean what they say: how far confidence and accuracy lie apart.
+
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks": 15 bins of equal width
+    over the probability of the predicted class; the expected calibration error is the mean gap
+    between a bin's accuracy and its mean probability, each bin weighted by its samples.
+    """
+    confidence, hits = judged.confidence, judged.hits.double()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    place = torch.bucketize(confidence, edges[1:-1])  # (low, high]
+    count, sure, right = (
+        torch.zeros(bins, dtype=torch.float64).index_add_(0, place, values)
+        for values in (torch.ones_like(hits), confidence, hits)
+    )
+    some = count.clamp(min=1)
+    means, shares = sure / some, right / some
+    error = float(((means - shares).abs() * count).sum() / len(judged))
+    rows = zip(edges[:-1], edges[1:], count, means, shares, strict=True)
+    found = (tuple(part.item() for part in row) for row in rows)
+    return Calibration(
+        tuple(Bin(low, high, int(n), mean, share) for low, high, n, mean, share in found),
+        error,
+        float(confidence.mean()),
+    )

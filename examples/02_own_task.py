@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 import frostline as fl
 
 
-class MeanError(fl.Task):
+class Regression(fl.Task):
     """One number for each sample, by the mean absolute error."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def network() -> nn.Sequential:
 def main() -> None:
     model = network()
     fl.freeze(model, "0")
-    run = fl.fit(model, bars(600, 0), bars(200, 1), task=MeanError(), epochs=20, lr=3e-3)
+    run = fl.fit(model, bars(600, 0), bars(200, 1), task=Regression(), epochs=20, lr=3e-3)
     for record in run.history[::5]:
         print(f"epoch {record.epoch}: {record.validation.line()}")
     print(f"best epoch {run.best.epoch}: {run.best.validation.line()}")

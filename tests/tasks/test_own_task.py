@@ -17,7 +17,7 @@ from frostline.engine import Hook, Training
 from frostline.reports.comparing import compare_runs
 
 
-class MeanError(fl.Task):
+class Regression(fl.Task):
     """Regression, in the 20 lines that a user would write."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def data(count: int = 40, seed: int = 1) -> TensorDataset:
 
 
 def fitted(model: nn.Module | None = None, **options: Any) -> fl.Run:
-    asked = {"epochs": 3, "batch_size": 8, "lr": 0.05, "device": "cpu", "task": MeanError()}
+    asked = {"epochs": 3, "batch_size": 8, "lr": 0.05, "device": "cpu", "task": Regression()}
     return fl.fit(model or net(), data(), data(12, 2), **{**asked, **options})
 
 
@@ -88,7 +88,7 @@ def test_numbers_come_as_targets_whatever_the_data_is(kind: str) -> None:
 
     batches = [(data(8, seed).tensors[0], data(8, seed).tensors[1]) for seed in range(2)]
     given = Pairs() if kind == "pairs" else batches
-    run = fl.fit(net(), given, given, task=MeanError(), epochs=1, device="cpu")
+    run = fl.fit(net(), given, given, task=Regression(), epochs=1, device="cpu")
     assert run.best.validation["mae"] > 0
 
 
@@ -142,12 +142,12 @@ def test_a_metric_that_it_has_not_is_refused_before_training(asked: str) -> None
     plan = fl.Plan([fl.Phase(train="2", epochs=1, until=until)])
     options: dict[str, Any] = {"monitor": "mea"} if asked == "recipe" else {"plan": plan}
     with pytest.raises(fl.ConfigError, match=r"^the task has no metric 'mea'\. Nearest: mae\.$"):
-        fl.fit(net(), data(), data(), task=MeanError(), device="cpu", **options)
+        fl.fit(net(), data(), data(), task=Regression(), device="cpu", **options)
 
 
 def test_a_phase_ends_where_its_metric_falls_to_the_target() -> None:
     plan = fl.Plan([fl.Phase(train="2", epochs=50, until=fl.Until(monitor="mae", target=0.8))])
-    run = fl.fit(net(), data(), data(), task=MeanError(), plan=plan, lr=0.05, device="cpu")
+    run = fl.fit(net(), data(), data(), task=Regression(), plan=plan, lr=0.05, device="cpu")
     assert run.phases[0].ended == "mae reached 0.8"
     assert [record.validation["mae"] <= 0.8 for record in run.history][-2:] == [False, True]
 
@@ -186,13 +186,13 @@ def test_a_task_without_a_loss_cannot_be_made() -> None:
 
 def test_targets_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(fl.DataError, match=r"^the targets of batch 0 are list, not numbers\. Give"):
-        MeanError().targets(["a", "b"], 2, "batch 0")
+        Regression().targets(["a", "b"], 2, "batch 0")
     with pytest.raises(fl.DataError, match=r"have the shape \(3,\) for 2 samples\. Give one for"):
-        MeanError().targets([1.0, 2.0, 3.0], 2, "batch 0")
+        Regression().targets([1.0, 2.0, 3.0], 2, "batch 0")
 
 
 def test_a_step_is_estimated_by_the_loss_of_the_task() -> None:
-    found = fl.estimate(net(), torch.randn(4, 6), task=MeanError(), calibration_seconds=0.2)
+    found = fl.estimate(net(), torch.randn(4, 6), task=Regression(), calibration_seconds=0.2)
     assert found.as_dict()
     with pytest.raises(fl.ConfigError, match="there is no task 'none'"):
         fl.estimate(net(), torch.randn(4, 6), task="none")
@@ -200,7 +200,7 @@ def test_a_step_is_estimated_by_the_loss_of_the_task() -> None:
 
 def test_a_head_has_the_width_of_the_task() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
-    assert MeanError().head(model).head == "2"
+    assert Regression().head(model).head == "2"
     assert model[2].out_features == 1
     fl.Classification("abc").head(model)
     assert model[2].out_features == 3
@@ -209,7 +209,7 @@ def test_a_head_has_the_width_of_the_task() -> None:
 def test_the_doctor_goes_backwards_from_the_loss_of_the_task() -> None:
     asked: list[tuple[int, ...]] = []
 
-    class Seen(MeanError):
+    class Seen(Regression):
         def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
             asked.append(tuple(targets.shape))
             return super().loss(outputs, targets)

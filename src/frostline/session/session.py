@@ -303,7 +303,7 @@ class Session:
     def end_epoch(self, metrics: Metrics | Mapping[str, float] | None = None) -> None:
         """Count an epoch with its validation metrics, by which a phase may end or be the best.
 
-        Of metrics by name alone, `loss` is better where it is lower, all others where higher.
+        Of metrics by name alone, those that end in `loss` are better where they are lower.
 
         Raises:
             ConfigError: the metric that the phase's `until` watches is not among them.
@@ -416,7 +416,7 @@ def _by_name(metrics: Metrics | Mapping[str, float] | None) -> dict[str, Metric]
     if isinstance(metrics, Metrics):
         return {metric.name: metric for metric in metrics.metrics}
     return {
-        name: Metric(name, value, "lower" if name == "loss" else "higher")
+        name: Metric(name, value, "lower" if name.endswith("loss") else "higher")
         for name, value in (metrics or {}).items()
     }
 

@@ -16,7 +16,8 @@ from frostline.tables import Table
 Better = Literal["higher", "lower"]
 
 _LABELS = {"macro_f1": "macro F1"}  # where another spelling than the name's own is usual
-_RESERVED = ("epoch", "samples", "better")  # beside which metrics stand in a run's files
+# Beside which metrics stand in a run's result.
+_RESERVED = ("epoch", "samples", "per_class", "confusion", "frozen", "phases")
 
 
 @final
@@ -25,12 +26,12 @@ class Metric:
     """One number and its direction.
 
     Attributes:
-        name: a Python name; `val_NAME` in a run's files, and what `monitor` asks for.
+        name: `val_NAME` in a run's files, and what `monitor` asks for.
         value: over all samples; NaN where too few were seen to say.
         better: whether a `higher` or a `lower` value is the better one.
 
     Raises:
-        ConfigError: the name or the direction cannot be.
+        ConfigError: the direction is none.
     """
 
     name: str
@@ -38,11 +39,6 @@ class Metric:
     better: Better = "higher"
 
     def __post_init__(self) -> None:
-        if not self.name.isidentifier() or self.name in _RESERVED:
-            raise ConfigError(
-                f"a metric is named {self.name!r}. Use letters, digits and _, as in mean_error; "
-                f"{', '.join(_RESERVED)} have a meaning of their own."
-            )
         if self.better not in ("higher", "lower"):
             raise ConfigError(
                 f"the metric {self.name} is better {self.better!r}. Say 'higher' or 'lower'."
@@ -68,10 +64,21 @@ class Metrics:
         metrics: by importance: the first decides which epoch is the best, unless `monitor` names
             another.
         samples: how many were seen.
+
+    Raises:
+        ConfigError: a metric has no name, or one that files use for something else.
     """
 
     metrics: tuple[Metric, ...]
     samples: int
+
+    def __post_init__(self) -> None:
+        for name in (metric.name for metric in self.metrics):
+            if not name or name in _RESERVED:
+                raise ConfigError(
+                    f"a metric is named {name!r}. Give it another name: {', '.join(_RESERVED)} "
+                    "stand beside metrics in a run's files."
+                )
 
     def __getitem__(self, name: str) -> float:
         return self.metric(name).value

@@ -321,9 +321,16 @@ def test_a_run_that_fails_in_its_first_epoch_does_not_block_its_folder(world: Wo
         (["predict", "r", "f", "--device", "cpu:x"], ["'cpu:x' names no device"]),
         (["train", "photos", "--model", "x", "--batch-size", "0"], ["--batch-size"]),
         (["train", "d", "--model", "x", "--freeze", "a", "--train", "b"], ["--freeze and --train"]),
-        (["inspect", "x", "--freeze", "a", "--train", "b"], ["--freeze and --train"]),
+        (
+            ["inspect", "x", "--freeze", "a", "--train", "b"],
+            ["give one of --freeze and --train; each of them says what is frozen"],
+        ),
         (["inspect", "x", "--html", "x.html", "--depth", "1"], ["--html", "all layers", "--depth"]),
         (["inspect", "x", "--samples", "9"], ["--samples", "for the page", "--html"]),
+        (
+            ["inspect", "x", "--html", "x.html", "--train", "rows:head.weight[0:2]"],
+            ["draws whole tensors", "'rows:head.weight[0:2]' names rows of one"],
+        ),
         (
             ["train", "d", "--model", "x", "--precision", "exact", "--storage", "int8"],
             ["--precision exact", "--storage int8"],

@@ -52,6 +52,7 @@ CODES = (*selection.CODES, *chain.from_iterable(check.codes for check in _CHECKS
 """Every code that a finding may have."""
 
 
+# Long by its arguments, each of which goes on to the checks.
 @in_turn
 def doctor(
     model: nn.Module,

@@ -29,6 +29,11 @@ def say(console: Console, message: str, *, style: str = "") -> None:
     console.print(Text(visible(message), style=style), soft_wrap=True)
 
 
+def warn(message: str) -> None:
+    """Print a warning to standard error."""
+    say(notes(), f"Warning: {message}", style="yellow")
+
+
 def print_json(document: object) -> None:
     """One JSON document on standard output, in ASCII, which any stream and file name will bear."""
     print(json.dumps(document, indent=2))  # noqa: T201 - the output itself

@@ -27,7 +27,7 @@ def compare(
     The others are held against the first. Metrics are those the runs recorded; `frostline verify`
     proves a run.
     """
-    from frostline.cli._terminal import notes, say, show
+    from frostline.cli._terminal import show, warn
     from frostline.pages.rendering import check_page_path
     from frostline.reports.comparing import compare_runs
 
@@ -39,7 +39,7 @@ def compare(
     if html is not None:
         found.save(html, force=force)
     for warning in found.facts.warnings:
-        say(notes(), f"Warning: {warning}", style="yellow")
+        warn(warning)
     tables = (found.settings(), found.metrics(), found.against_first())
     parts = [table if table.columns else str(table.title) for table in tables if table is not None]
     show(found.as_dict(), [*parts, *([f"Page: {html}"] if html else [])], as_json=json)

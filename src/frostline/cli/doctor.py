@@ -47,17 +47,13 @@ def doctor(
     options; by default everything but the head. A few pictures go through it and back. Exit
     status 1 where a finding is an error, else 0.
     """
-    from frostline.cli._terminal import output, print_json, say
+    from frostline.cli._terminal import show
 
     _check_together(freeze, train, plan, lr)
     setup = set_up(model, weights, on=on, head=head, data=data, classes=classes)
     found = _checkup(setup, freeze, train, plan, lr)
-    if json:
-        print_json({"model": model, "example": setup.about, **found.as_dict()})
-    else:
-        page = output()
-        say(page, f"{model}, on {setup.about}\n")
-        say(page, str(found))
+    document = {"model": model, "example": setup.about, **found.as_dict()}
+    show(document, [f"{model}, on {setup.about}", str(found)], as_json=json)
     if not found.ok:
         raise typer.Exit(1)
 

@@ -25,15 +25,15 @@ def evaluate(
     divided itself, the part that it held out.
     """
     from frostline.callbacks.progress import BatchBar
-    from frostline.cli._terminal import counting, notes, say, show
+    from frostline.cli._terminal import counting, notes, show, warn
     from frostline.runs import open_run
 
-    opened, aside = open_run(run), notes()
+    opened = open_run(run)
     with counting("checking pictures") as progress:
         held = opened.held_out(data, progress=progress)
     for note in held.notes:
-        say(aside, f"Warning: {note}", style="yellow")
-    bar = BatchBar(aside, samples_per_batch=opened.settings.data.batch_size)
+        warn(note)
+    bar = BatchBar(notes(), samples_per_batch=opened.settings.data.batch_size)
     found = opened.evaluate(held.images, device=device, hooks=(bar,))
     line = f"{found.line()} on {found.samples} pictures"
     show(found.as_dict(), [*found.tables(), line], as_json=json)

@@ -75,7 +75,7 @@ def prune_features(
     json: options.Json = False,
 ) -> None:
     """Remove stored features; what a running process uses stays."""
-    from frostline.cli._terminal import output, print_json, say
+    from frostline.cli._terminal import show
     from frostline.units import format_bytes
 
     if max_size is None and older_than is None and not damaged:
@@ -84,11 +84,9 @@ def prune_features(
     seconds = None if older_than is None else older_than * _DAY_SECONDS
     store = _store(folder)
     gone = store.prune(max_bytes=limit, older_than_seconds=seconds, damaged=damaged)
-    if json:
-        print_json({"store": str(store.root), "removed": [_document(entry) for entry in gone]})
-        return
+    document = {"store": str(store.root), "removed": [_document(entry) for entry in gone]}
     size = format_bytes(sum(entry.nbytes for entry in gone))
-    say(output(), f"Removed {len(gone)} keys, {size}, from {store.root}")
+    show(document, [f"Removed {len(gone)} keys, {size}, from {store.root}"], as_json=json)
 
 
 def _store(folder: Path | None) -> FeatureStore:

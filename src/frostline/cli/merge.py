@@ -13,13 +13,11 @@ from frostline.cli import _options as options
 
 def merge(
     source: Annotated[
-        Path,
-        typer.Argument(help="A run's folder, or a delta.", metavar="RUN|DELTA"),
+        Path, typer.Argument(help="A run's folder, or a delta.", metavar="RUN|DELTA")
     ],
     *,
     out: Annotated[
-        Path,
-        typer.Option(help="New file: .safetensors, or .pth for torch.", metavar="FILE"),
+        Path, typer.Option(help="New file: .safetensors, or .pth for torch.", metavar="FILE")
     ],
     base: Annotated[
         Path | None,
@@ -29,16 +27,14 @@ def merge(
     json: options.Json = False,
 ) -> None:
     """Write the full state_dict of what was trained, for tools that know nothing of deltas."""
-    from frostline.cli._terminal import output, print_json, say
+    from frostline.cli._terminal import show
     from frostline.exports.merging import check_checkpoint_path, merged, write_state_dict
     from frostline.units import format_bytes
 
     check_checkpoint_path(out)
     tensors = merged(source, base=base, which=which)
     write_state_dict(tensors, out)
-    if json:
-        document = {"file": str(out), "tensors": len(tensors), "bytes": out.stat().st_size}
-        print_json(document)
-        return
-    size = format_bytes(out.stat().st_size)
-    say(output(), f"Written to {out}: {len(tensors)} tensors, {size}")
+    size = out.stat().st_size
+    document = {"file": str(out), "tensors": len(tensors), "bytes": size}
+    line = f"Written to {out}: {len(tensors)} tensors, {format_bytes(size)}"
+    show(document, [line], as_json=json)

@@ -62,7 +62,7 @@ def plan(
     No weights are needed, so none are loaded. The plan's table shows what each phase trains.
     Without --out the plan itself goes to standard output, and its table to standard error.
     """
-    from frostline.cli._terminal import notes, output, print_json, say
+    from frostline.cli._terminal import notes, output, print_json, say, warn
     from frostline.plans import Plan
 
     asked = {"stages": stages, "stage": stage, "epochs": epochs, "lr": lr}
@@ -74,13 +74,12 @@ def plan(
     made = make(network, **chosen)
     if out is not None:
         made.save(out)
-    aside = notes()
     for warning in made.check(network):
-        say(aside, f"Warning: {warning}", style="yellow")
+        warn(warning)
     if json:
         print_json(_document(made, network, out))
     elif out is None:
-        aside.print(made.table(network))
+        notes().print(made.table(network))
         print(made.dumps(), end="")  # noqa: T201 - the output itself
     else:
         page = output()

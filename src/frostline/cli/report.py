@@ -25,7 +25,7 @@ def report(
     What was frozen is proven anew from the files. Where it does not hold the page says so on
     top, and the exit status is 3.
     """
-    from frostline.cli._terminal import notes, output, print_json, say
+    from frostline.cli._terminal import notes, say, show, warn
     from frostline.pages.rendering import check_page_path
     from frostline.runs import open_run
 
@@ -38,10 +38,7 @@ def report(
     if promise.state == "broken":
         say(notes(), f"Error: {promise.words}", style="red")
     elif promise.state == "unproven":
-        say(notes(), f"Warning: not proven: {promise.words}", style="yellow")
-    if json:
-        print_json({**made.as_dict(), "report": str(file)})
-    else:
-        say(output(), f"Report: {file}")
+        warn(f"not proven: {promise.words}")
+    show({**made.as_dict(), "report": str(file)}, [f"Report: {file}"], as_json=json)
     if promise.state == "broken":
         raise typer.Exit(3)

@@ -9,6 +9,5 @@ from frostline.engine.steps import evaluate as evaluate
 from frostline.engine.steps import predict as predict
 from frostline.engine.steps import summarised as summarised
 from frostline.engine.training import Hook as Hook
-from frostline.engine.training import Predictions as Predictions
 from frostline.engine.training import Sums as Sums
 from frostline.engine.training import Training as Training

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -78,35 +79,41 @@ def measure_step(
         within: seconds after which no other step is begun; at least one is timed.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    forward = partial(_forward, model, inputs, task or Classification(), targets, precision)
+    given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+    with _left_as_it_was(model, parameters):
+        model.train()
+        made = still_optimizer(optimizer, parameters or [torch.zeros(())])
+        saved = saved_bytes(forward, besides=(*model.parameters(), *model.buffers(), *given))
+        _backward(forward())
+        size = sum(p.grad.nbytes for p in parameters if p.grad is not None)
+        _step(forward, made)
+        start, times = time.perf_counter(), [_step(forward, made)]
+        while len(times) < repeats and time.perf_counter() - start < within:
+            times.append(_step(forward, made))
+    state = sum(_tensor_bytes(kept) for kept in made.state.values())
+    # The earlier ones still get their memory from the system, the later from the process.
+    spent = [median(some) for some in zip(*times[len(times) // 2 :], strict=True)]
+    return StepCost(spent[0], spent[1], spent[2], saved, size, state)
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """What a step of `parameters` moves is put back, and modes and random numbers."""
     # A step of zero may still turn -0.0 into 0.0.
     moving = [(t, t.detach().clone()) for t in (*parameters, *model.buffers())]
     gradients = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None  # a gradient from before would be added to, in place
-    forward = partial(_forward, model, inputs, task or Classification(), targets, precision)
     try:
         with modes_kept(model), torch.random.fork_rng(devices=()):
-            model.train()
-            made = still_optimizer(optimizer, parameters or [torch.zeros(())])
-            given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
-            there = (*model.parameters(), *model.buffers(), *given)
-            saved = saved_bytes(forward, besides=there)
-            _backward(forward())
-            size = sum(p.grad.nbytes for p in parameters if p.grad is not None)
-            _step(forward, made)
-            start, times = time.perf_counter(), [_step(forward, made)]
-            while len(times) < repeats and time.perf_counter() - start < within:
-                times.append(_step(forward, made))
-        state = sum(_tensor_bytes(kept) for kept in made.state.values())
+            yield
     finally:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         with torch.no_grad():
             for tensor, before in moving:
                 tensor.copy_(before)
-    # The earlier ones still get their memory from the system, the later from the process.
-    spent = [median(some) for some in zip(*times[len(times) // 2 :], strict=True)]
-    return StepCost(spent[0], spent[1], spent[2], saved, size, state)
 
 
 def still_optimizer(name: str, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:

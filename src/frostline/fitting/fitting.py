@@ -145,7 +145,7 @@ def fit(
     judged = settings.features.store == "auto"
     first = FirstSamples.of(model, data[1], open_task, device=device, judged=judged)
     found = first.found
-    task = open_task.completed(found.outputs, found.targets, found.names, data=train, recipe=recipe)
+    task = open_task.completed(found, data=train, recipe=recipe)
     metrics = task.summarise(found.outputs, found.targets)
     recipe = _monitored(recipe, plan, metrics)
     settings = _completed(settings, task, plan, recipe)

@@ -21,7 +21,7 @@ from frostline.data import (
     read_splits,
 )
 from frostline.deltas import Delta, load_delta, read_delta
-from frostline.engine import Hook, Predictions, predict, summarised
+from frostline.engine import Hook, predict, summarised
 from frostline.errors import (
     ConfigError,
     DataError,
@@ -37,7 +37,7 @@ from frostline.records import RunFolder
 from frostline.reports import RunReport, make_report, promise_of
 from frostline.runs.preparing import build, freeze_as_asked
 from frostline.session import Survey, prefixed, survey
-from frostline.tasks import Classification, Metrics
+from frostline.tasks import Classification, Metrics, Predictions
 from frostline.units import some_of
 
 _some = partial(some_of, most=5)  # names of tensors in a message

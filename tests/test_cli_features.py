@@ -19,7 +19,8 @@ from torch.utils.data import TensorDataset
 
 import frostline as fl
 from frostline.deltas import read_delta
-from frostline.runs import default_store, open_run
+from frostline.runs import open_run
+from frostline.session import default_store
 from small_world import Answer, call, write_net, write_pictures
 
 

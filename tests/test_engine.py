@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import frostline as fl
 from frostline.data import ImageDataset, make_batches, read_set
 from frostline.engine import Hook, Training, train
+from frostline.fitting.fitting import fit
 from frostline.records import EpochRecord
-from frostline.runs.fitting import fit
 from frostline.tasks import Classification
 from small_world import write_pictures
 

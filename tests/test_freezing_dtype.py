@@ -402,6 +402,27 @@ def test_an_example_without_dtype_is_refused() -> None:
         fl.freeze(small(), "part", example=batch())
 
 
+def test_a_freeze_refused_for_its_wrapper_leaves_every_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise fl.FreezeError("inside a wrapper")
+
+    monkeypatch.setattr("frostline.freezing.check_as_wrapped", refuse)
+    model = small()
+    before = fl.fingerprint(model)
+    with pytest.raises(fl.FreezeError, match="inside a wrapper"):
+        fl.freeze(model, "part", dtype="bfloat16")
+    assert fl.fingerprint(model) == before
+
+
+def test_measuring_on_an_example_leaves_each_module_in_its_mode() -> None:
+    model = small().train()
+    model.head.eval()
+    fl.freeze(model, "part", dtype="bfloat16", example=batch())
+    assert [model.training, model.head.training] == [True, False]
+    fl.thaw(model, "part")
+    assert model.part.training
+
+
 def test_rows_are_not_kept_in_another_dtype() -> None:
     model = small()
     with pytest.raises(fl.FreezeError, match=r"rows of part\.0\.weight cannot be kept"):

@@ -24,6 +24,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
 
 import frostline as fl
+from frostline.freezing.modes import modes_kept
 
 
 class Net(nn.Module):
@@ -323,3 +324,24 @@ def test_constants_of_a_frozen_batch_norm_do_not_keep_a_part_from_being_held() -
     net = Net(part, 2)
     fl.freeze(net, list(part.parameters()))
     assert not any(module.training for module in net.train().part.modules())
+
+
+def test_a_block_that_keeps_modes_leaves_held_modules_in_eval() -> None:
+    net = Net(nn.Sequential(nn.Linear(4, 4), nn.Dropout()), 4)
+    fl.freeze(net, "part")
+    with modes_kept(net):
+        net.head.eval()
+    assert net.head.training
+    assert not any(module.training for module in net.part.modules())
+    fl.thaw(net, "part")
+    assert all(module.training for module in net.modules())
+
+
+def test_a_part_that_is_frozen_within_a_block_that_keeps_modes_stays_in_eval() -> None:
+    net = Net(nn.Sequential(nn.Linear(4, 4), nn.Dropout()), 4)
+    with modes_kept(net):
+        fl.freeze(net, "part")
+        net.train()
+    assert not any(module.training for module in net.part.modules())
+    fl.thaw(net, "part")
+    assert all(module.training for module in net.modules())

@@ -16,8 +16,8 @@ from frostline._files import has_own_sum
 from frostline._tensor_files import save_tensors, save_torch
 from frostline.callbacks.logs import TensorBoardLog
 from frostline.engine import Training
-from frostline.plans import Phase
 from frostline.recipe import Recipe
+from frostline.session import Session
 from small_world import call, write_net, write_pictures
 
 FULL = r"cannot write .*: File too large\. Nothing was overwritten\. Choose a folder"
@@ -68,7 +68,7 @@ def test_what_torch_wrote_is_read_by_torch_with_the_checksum_behind_it(tmp_path:
 
 def test_curves_on_a_full_disk_are_an_output_error(tmp_path: Path) -> None:
     log = TensorBoardLog(tmp_path / "curves")
-    training = Training(torch.nn.Linear(1, 1), Recipe(), (Phase(epochs=1),), 1)
+    training = Training(Session(torch.nn.Linear(1, 1), recipe=Recipe(), steps_per_epoch=1))
     with files_of_at_most(10), pytest.raises(OutputError, match=FULL):
         log.on_start(training)
 

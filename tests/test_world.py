@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from frostline.engine.judging import predictions
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import frostline as fl
 from frostline.data import Order, make_batches
 from frostline.devices import Compute
+from frostline.engine.steps import predictions
 from frostline.world import ALONE, World, gathered, gathered_names
 
 

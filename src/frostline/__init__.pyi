@@ -36,6 +36,8 @@ from frostline.estimates import estimate as estimate
 from frostline.features import extract as extract
 from frostline.fingerprints import Fingerprint as Fingerprint
 from frostline.fingerprints import fingerprint as fingerprint
+from frostline.fitting import Run as Run
+from frostline.fitting import fit as fit
 from frostline.freezing import Frozen as Frozen
 from frostline.freezing import freeze as freeze
 from frostline.freezing import frozen as frozen
@@ -51,8 +53,6 @@ from frostline.plans import Plan as Plan
 from frostline.plans import Until as Until
 from frostline.preprocessing import Preprocessing as Preprocessing
 from frostline.recipe import Recipe as Recipe
-from frostline.runs import Run as Run
-from frostline.runs import fit as fit
 from frostline.runs import open_run as open_run
 from frostline.selectors import Selection as Selection
 from frostline.selectors import Selector as Selector

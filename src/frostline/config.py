@@ -12,7 +12,7 @@ from frostline._files import checked, with_sum, write_text
 from frostline._version import __version__
 from frostline.choices import BadImages, HeadPlace, NormPolicy, Storage
 from frostline.errors import ConfigError
-from frostline.plans import Phase
+from frostline.plans import Phase, Plan
 from frostline.preprocessing import Preprocessing
 from frostline.recipe import Recipe, config_errors
 from frostline.records import BY_MODEL
@@ -111,6 +111,10 @@ class RunSettings(_Section):
     device: str = "auto"
     preprocessing: Preprocessing | None = None
 
+    def as_plan(self) -> Plan | None:
+        """The plan of the run; None where it has none."""
+        return Plan(self.plan) if self.plan else None
+
     @classmethod
     def read(cls, path: Path) -> RunSettings:
         """Read `run.toml`.
@@ -138,7 +142,7 @@ class RunSettings(_Section):
             written = content.get("frostline", "an unknown version")
             raise ConfigError(
                 f"{path} does not fit this Frostline ({__version__}; it was written by {written}): "
-                f"{error} Mend it, or use the Frostline that wrote it."
+                f"{error} Fix it, or use the Frostline that wrote it."
             ) from error
 
     def write(self, path: Path) -> None:

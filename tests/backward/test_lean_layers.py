@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lean_world import check
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import frostline as fl
 from frostline.backward import bits, saved_bytes
@@ -194,6 +196,38 @@ def test_pools_over_rows_keep_no_input(pool: nn.Module, kept: int) -> None:
     x = torch.randn(2, 3, 16, requires_grad=True)
     with fl.lean(pool, at_least_bytes=0):
         assert saved_bytes(lambda: pool(x)) == kept
+
+
+@pytest.mark.parametrize("width", [2**8, 2**8 + 1, 2**15, 2**15 + 1])
+@pytest.mark.parametrize("kind", [nn.MaxPool1d, lambda _: nn.AdaptiveMaxPool1d(1)])
+def test_the_last_place_of_a_wide_window_is_found_again(kind: Any, width: int) -> None:
+    check(kind(width), torch.arange(2.0 * width).view(1, 2, width).requires_grad_())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Conv2d(4, 4, 3, padding="same"),
+        lambda: nn.ConvTranspose2d(4, 4, 3),
+        lambda: nn.BatchNorm2d(4).eval(),
+        lambda: nn.AvgPool2d(2),
+        lambda: nn.AdaptiveMaxPool2d(2),
+        lambda: nn.MaxPool2d(2),
+    ],
+)
+def test_an_input_is_let_go_of_while_nobody_hooks_what_is_saved(
+    make: Callable[[], nn.Module],
+) -> None:
+    layer = make().requires_grad_(False)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), layer)
+    seen: list[StorageWeakRef] = []
+    layer.register_forward_pre_hook(
+        lambda _, given: seen.append(StorageWeakRef(given[0].untyped_storage()))
+    )
+    with fl.lean(model, at_least_bytes=0):
+        loss = model(torch.randn(2, 3, 8, 8)).sum()
+    assert seen[0].expired()
+    loss.backward()
 
 
 @pytest.mark.parametrize("layout", ["rows", "channels-last"])

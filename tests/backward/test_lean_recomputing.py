@@ -120,15 +120,16 @@ def test_rms_norm_keeps_its_input_once(dtype: torch.dtype, width: tuple[int, ...
 class Attention(nn.Module):
     """Of four heads, with dropout, from PyTorch's function alone."""
 
-    def __init__(self, **options: bool) -> None:
+    def __init__(self, *, p: float = 0.2, **options: bool) -> None:
         super().__init__()
         self.three = nn.Linear(16, 48)
+        self.p = p
         self.options = options
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = self.three(inputs).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
         given = (rows[0], rows[1], rows[2])
-        return F.scaled_dot_product_attention(*given, dropout_p=0.2, **self.options)
+        return F.scaled_dot_product_attention(*given, dropout_p=self.p, **self.options)
 
 
 class Frozen(nn.Module):
@@ -201,6 +202,14 @@ def test_attention_with_dropout_keeps_bits_of_what_it_drops(name: str) -> None:
     plain, leaned = check(ATTENTIONS[name](), torch.randn(3, 10, 16))
     weights = 3 * 4 * 10 * 10
     assert plain - leaned >= 2 * 4 * weights - (weights + 7) // 8
+
+
+@pytest.mark.parametrize("p", [0.15, 0.45, 0.87])  # of which 1 / (1 - p) rounds otherwise
+@pytest.mark.parametrize("make", [lambda p: Attention(p=p), nn.Dropout])
+def test_what_makes_up_for_the_dropped_is_rounded_as_pytorch_does(
+    make: Callable[[float], nn.Module], p: float
+) -> None:
+    check(make(p), torch.randn(3, 10, 16, requires_grad=True))
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from frostline.runs.comparing import compare_runs
+from frostline.reports.comparing import compare_runs
 from report_world import HOSTILE_CLASSES, HOSTILE_FILE, World
 from small_world import write_picture
 

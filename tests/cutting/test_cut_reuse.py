@@ -58,8 +58,9 @@ def test_a_trained_head_changes_nothing_of_the_line() -> None:
         lambda model: setattr(model[3], "p", 0.25),
         lambda model: model[2].register_forward_hook(lambda *_: None),
         lambda model: model.append(nn.ReLU()),
+        lambda model: model[4].weight.requires_grad_(False),
     ],
-    ids=["thawed", "frozen weight", "new head", "attribute", "hook", "new layer"],
+    ids=["thawed", "frozen weight", "new head", "attribute", "hook", "new layer", "frozen by hand"],
 )
 def test_a_changed_model_is_followed_again(change: Callable[[nn.Module], object]) -> None:
     model, example = net(), torch.randn(3, 4)

@@ -172,6 +172,20 @@ def test_by_hand_kept_leads_back_to_the_group_that_was_left() -> None:
     assert held(optimizer, net) == [{"0.weight", "0.bias"}, {"2.weight", "2.bias"}]
 
 
+def test_with_a_rule_a_returning_layer_goes_by_it_and_not_to_the_group_it_left(
+    net: nn.ModuleDict,
+) -> None:
+    optimizer = torch.optim.SGD(fl.param_groups(net, lr=0.8, layer_decay=0.5, weight_decay=0.0))
+    switch(net["body"][2], on=False)
+    left = fl.sync(optimizer, net)
+    for group in optimizer.param_groups:
+        if group["base_lr"] == 0.4:
+            group.update(lr=0.03, base_lr=0.03)
+    switch(net["body"][2], on=True)
+    fl.sync(optimizer, net, kept=left)
+    assert settings(optimizer, net)["body.2.0.weight"][0] == 0.4
+
+
 def test_a_group_with_another_momentum_is_not_joined() -> None:
     net = three_layers()
     switch(net[0], on=False)

@@ -142,7 +142,7 @@ def test_a_plan_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("toml", "told"),
     [
-        ("epochs", "^the plan is no TOML: .*Mend it there"),
+        ("epochs", "^the plan is no TOML: .*Fix it there"),
         ("", r"^the plan has no phase. Begin one with \[\[phase\]\], as `frostline plan` writes"),
         ("phase = []", "^the plan has no phase"),
         ("phase = 3", r"^each phase is a table under \[\[phase\]\], with two pairs of brackets"),
@@ -211,9 +211,9 @@ def test_the_table_shows_what_trains_for_how_long_and_how() -> None:
         ("phase 4", "what trains already"),
     ]
     assert [row[2] for row in plan_table(plan.phases).rows] == [
-        "until 1 epoch without a better figure by 0.01",
+        "until 1 epoch without a better metric by 0.01",
         "1 epoch or 9 steps",
-        "until the figure 0.9 or 2 min, at most 3 epochs",
+        "until the metric 0.9 or 2 min, at most 3 epochs",
         "1 step",
     ]
     assert [row[3:] for row in plan_table(plan.phases).rows] == [

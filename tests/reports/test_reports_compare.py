@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 import frostline as fl
 from frostline.records import read_judged
 from frostline.records.certainty import mcnemar, paired, share_interval
-from frostline.runs.comparing import compare_runs
+from frostline.reports.comparing import compare_runs
 from report_world import World, page_of
 from small_world import call, write_pictures
 
@@ -72,7 +72,7 @@ def test_other_validation_pictures_make_figures_incomparable(world: World, tmp_p
     run = other.run("three")
     answer = call("compare", world.root / "one", run)
     assert answer.status == 0
-    assert "was judged by other samples than one: their figures are not comparable" in answer.err
+    assert "was judged by other samples than one: their metrics are not comparable" in answer.err
     assert compare_runs([world.root / "one", run]).facts.runs[1].validation == "different"
 
 
@@ -87,7 +87,7 @@ def test_a_run_that_has_not_ended_is_named(world: World, tmp_path: Path) -> None
 def test_runs_of_other_classes_are_not_paired(world: World, tmp_path: Path) -> None:
     run = World(tmp_path, names=("cat", "dog")).run("other")
     answer = call("compare", world.root / "one", run, "--json")
-    assert "tells other classes apart than one" in answer.json["warnings"][0]
+    assert "has other classes than one" in answer.json["warnings"][0]
     assert answer.json["runs"][1]["against_first"] is None
 
 

@@ -16,10 +16,11 @@ from torch.utils.data import TensorDataset
 import frostline as fl
 from frostline.deltas import read_delta
 from frostline.engine import Hook, Training
+from frostline.fitting import fitting
 from frostline.plans import Phase
 from frostline.records import read_judged
 from frostline.records.certainty import calibration
-from frostline.runs import fitting, open_run
+from frostline.runs import open_run
 from report_world import HOSTILE_CLASSES, HOSTILE_FILE, World, page_of
 from small_world import call, write_picture
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from made_rows import (
     KEY,
     VALUES,
@@ -23,7 +24,8 @@ from made_rows import (
 )
 
 from frostline import CorruptFeatures, StoreError
-from frostline.store import FeatureStore
+from frostline.store import FeatureStore, ValueSpec
+from frostline.store.catalogue import CHUNK_BYTES
 
 NUMBERS = range(12)
 
@@ -148,6 +150,17 @@ def test_a_damaged_header_harms_no_row_and_verify_tells(copy: Path) -> None:
 
 def test_an_intact_store_has_no_damage(copy: Path) -> None:
     assert FeatureStore(copy).verify() == ()
+
+
+def test_rows_larger_than_what_is_read_at_once_are_checked_beside_small_ones(
+    tmp_path: Path,
+) -> None:
+    features = FeatureStore(tmp_path).open(KEY, [ValueSpec("x", (None,), torch.float32)])
+    lengths = (1, 5 * CHUNK_BYTES // 8, 1, 1, CHUNK_BYTES // 4 + 1, 3 * CHUNK_BYTES // 4, 1)
+    values = [torch.full((length,), float(at)) for at, length in enumerate(lengths)]
+    with features.writer() as writer:
+        writer.put(row_ids(range(len(values))), [values])
+    assert FeatureStore(tmp_path).verify() == ()
 
 
 @pytest.mark.parametrize("harm", [flip, truncate, delete])

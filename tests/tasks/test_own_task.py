@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import frostline as fl
 from frostline.engine import Hook, Training
-from frostline.runs.comparing import compare_runs
+from frostline.reports.comparing import compare_runs
 
 
 class MeanError(fl.Task):
@@ -110,7 +110,7 @@ def test_the_report_and_a_comparison_show_its_metrics_and_no_classes(tmp_path: P
     assert "<dt>Worst</dt>" in page
     assert "Class by class" not in page
     found = compare_runs([tmp_path / "one", tmp_path / "other"])
-    assert [c.heading for c in found.figures().columns][:3] == ["run", "mae", "worst"]
+    assert [c.heading for c in found.metrics().columns][:3] == ["run", "mae", "worst"]
     assert "Validation mae" in found.page()
 
 

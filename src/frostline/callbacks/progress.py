@@ -25,7 +25,8 @@ from frostline.units import format_seconds
 
 _DRAWN_EVERY_SECONDS = 0.1
 _INDENT = 10  # of what follows the first word of a notice
-_WIDTH = 9  # of a column at least
+_WIDTH = 8  # of a column at least
+_SHORT = {"accuracy": "acc", "macro F1": "F1"}  # or a line is over 80 columns
 
 
 @final
@@ -112,7 +113,7 @@ def _cells(record: EpochRecord, epochs: int | None) -> dict[str, str]:
     """A cell below each heading."""
     of_all = "" if epochs is None else f"/{epochs}"
     metrics = {
-        f"{stage} {label(name)}": shown(name, value)
+        f"{stage} {_SHORT.get(label(name), label(name))}": shown(name, value)
         for stage, values in (("train", record.train), ("val", record.validation.headline()))
         for name, value in values.items()
     }

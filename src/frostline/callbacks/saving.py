@@ -84,6 +84,7 @@ class Saver(Hook):
         self._keep = keep
         self._task = task
         self._like = like
+        self._records: list[str] = []  # of epochs, as JSON; written with each state
         self._best: _Moment | None = None
         self._judged: Judged | None = None  # what that moment makes of the validation data
         self._last: _Moment | None = None
@@ -172,17 +173,13 @@ class Saver(Hook):
 
     def _state(self, training: Training) -> dict[str, object]:
         training.settle_sums()
-        sums, scaler = training.sums, training.scaler
+        sums, scaler, known = training.sums, training.scaler, len(self._records)
+        self._records += [json.dumps(record.as_dict()) for record in training.history[known:]]
         return {
             **training.session.state_dict(),
             # A loss can be infinite, which this writes as Infinity.
-            "progress": json.dumps(
-                [
-                    asdict(sums),
-                    [record.as_dict() for record in training.history],
-                    [asdict(record) for record in training.phase_history],
-                ]
-            ),
+            "progress": f"[{json.dumps(asdict(sums))}, [{', '.join(self._records)}], "
+            f"{json.dumps([asdict(record) for record in training.phase_history])}]",
             "scaler": scaler.state_dict() if scaler is not None else {},
         }
 

@@ -16,7 +16,6 @@ from frostline.freezing.refusals import unholdable
 from frostline.freezing.rows import held_rows
 from frostline.selectors import Entry, Selection, Selector, nothing, select, stages
 from frostline.selectors.inventory import Occurrence
-from frostline.selectors.terms import And, Not, Or
 from frostline.wrappers import wrappers
 
 
@@ -67,7 +66,7 @@ def _unholdable(subject: Subject) -> Iterator[Finding]:
 def _unmatched(subject: Subject) -> Iterator[Finding]:
     if subject.asked is None:
         return
-    for term in _terms(subject.asked):
+    for term in subject.asked.leaves():
         try:
             select(subject.root, term)
         except SelectorError as error:
@@ -90,16 +89,6 @@ def _unmatched_finding(subject: Subject, term: Selector, message: str) -> Findin
         fix,
         (word,),
     )
-
-
-def _terms(selector: Selector) -> Iterator[Selector]:
-    if isinstance(selector, Not):
-        yield from _terms(selector.term)
-    elif isinstance(selector, And | Or):
-        for term in selector.terms:
-            yield from _terms(term)
-    else:
-        yield selector
 
 
 def _nothing_trainable(subject: Subject) -> Iterator[Finding]:

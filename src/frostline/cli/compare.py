@@ -29,7 +29,7 @@ def compare(
     """
     from frostline.cli._terminal import show, warn
     from frostline.pages.rendering import check_page_path
-    from frostline.runs.comparing import compare_runs
+    from frostline.reports.comparing import compare_runs
 
     if len(runs) < 2:
         raise typer.BadParameter("give two runs or more.", param_hint="RUN RUN...")
@@ -40,6 +40,6 @@ def compare(
         found.save(html, force=force)
     for warning in found.facts.warnings:
         warn(warning)
-    tables = (found.settings(), found.figures(), found.against_first())
+    tables = (found.settings(), found.metrics(), found.against_first())
     parts = [table if table.columns else str(table.title) for table in tables if table is not None]
     show(found.as_dict(), [*parts, *([f"Page: {html}"] if html else [])], as_json=json)

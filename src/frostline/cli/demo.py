@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from frostline.data import Batches, ImageDataset
-    from frostline.engine import Predictions
     from frostline.estimates.measuring import StepCost
     from frostline.preprocessing import Preprocessing
     from frostline.tables import Table
+    from frostline.tasks import Predictions
 
 _EPOCHS = 5
 _BATCH_SIZE = 16

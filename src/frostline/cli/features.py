@@ -91,7 +91,7 @@ def prune_features(
 
 def _store(folder: Path | None) -> FeatureStore:
     from frostline.errors import StoreError
-    from frostline.runs import default_store
+    from frostline.session import default_store
     from frostline.store import FeatureStore
 
     root = folder or default_store()

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from frostline.config import RunSettings
-    from frostline.runs import Prepared, Run
+    from frostline.fitting import Run
+    from frostline.runs import Prepared
 
 
 # All that may stand beside `--resume RUN`; the rest is in the run's settings.

@@ -9,6 +9,5 @@ from frostline.engine.loop import train_phases as train_phases
 from frostline.engine.steps import evaluate as evaluate
 from frostline.engine.steps import predict as predict
 from frostline.engine.training import Hook as Hook
-from frostline.engine.training import Predictions as Predictions
 from frostline.engine.training import Sums as Sums
 from frostline.engine.training import Training as Training

@@ -193,7 +193,7 @@ def _timed(given: Iterator[Batch], data: Pipeline, spent: Spent) -> Iterator[Bat
 
 @contextmanager
 def _ended(hooks: tuple[Hook, ...]) -> Iterator[None]:
-    with ExitStack() as stack:  # each is told, also where another fails
+    with ExitStack() as stack:  # each is called, also where another fails
         for hook in reversed(hooks):
             stack.callback(hook.on_end)
         yield

@@ -14,12 +14,12 @@ from frostline.calling import call_with
 from frostline.choices import StepPrecision
 from frostline.data import Batch, Batches
 from frostline.devices import Compute
-from frostline.engine.training import Hook, Predictions, Training
+from frostline.engine.training import Hook, Training
 from frostline.errors import FreezeError, NonFiniteLoss, TrainingError
 from frostline.freezing.modes import modes_kept
 from frostline.models import logits_of
 from frostline.session import Forward
-from frostline.tasks import Metrics, Task
+from frostline.tasks import Metrics, Predictions, Task
 from frostline.world import ALONE, World, gathered, gathered_names
 
 

@@ -14,17 +14,7 @@ from frostline.plans import Phase
 from frostline.recipe import Recipe
 from frostline.records import EpochRecord, PhaseRecord, Proven, Spent
 from frostline.session import Position, Session
-from frostline.tasks import Metrics
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """Outputs `(samples, ...)` in float32, targets `(samples, ...)` and what samples are called."""
-
-    outputs: Tensor
-    targets: Tensor
-    names: tuple[str, ...]
+from frostline.tasks import Metrics, Predictions
 
 
 @final
@@ -143,7 +133,8 @@ class Training:
         at, sums = self.position, self.sums
         seconds = at.epoch_seconds
         self.session.end_epoch(found)
-        trained = {"loss": sums.loss_sum, **sums.of_task, "samples": sums.seen}
+        trained: dict[str, float] = {"loss": 0.0, **sums.of_task}
+        trained |= {"loss": sums.loss_sum, "samples": sums.seen}
         over_all = self.session.world.sum(torch.tensor([*trained.values()], dtype=torch.float64))
         trained = dict(zip(trained, over_all.tolist(), strict=True))
         samples = trained.pop("samples")

@@ -134,10 +134,17 @@ class _Extraction:
 
     def run(self, as_targets: AsTargets) -> FeatureData:
         self._cut.check_current()
-        samples, key = self._samples, self._key()
+        samples, specs = self._samples, self._specs
+        parts = {
+            **self._compute.key,
+            "transform": samples.transform,
+            "values": " ".join(f"{dtype_name(spec.dtype)} {list(spec.shape)}" for spec in specs),
+            "storage": " ".join(dtype_name(spec.stored) for spec in specs),
+        }
+        key = FeatureKey(parts)
         model = type(self._cut.suffix.model).__name__
         note = {"model": model, "line": self._cut.why, "form": self._compute.words}
-        features = self._store.open(key, self._specs, note=note)
+        features = self._store.open(key, specs, note=note)
         ids: list[bytes] = []
         rows: StoredRows | None = None
         why = ""
@@ -158,7 +165,7 @@ class _Extraction:
             self._computed,
             self._seconds,
             self._compute.words,
-            sum(spec.unit_nbytes for spec in self._specs) * len(ids),
+            sum(spec.unit_nbytes for spec in specs) * len(ids),
             self._storage_error,
             why if self._computed else "",
             tuple(map(samples.name, range(len(samples)))),
@@ -170,13 +177,6 @@ class _Extraction:
         loading, computing = sum(self._loading), sum(self._computing)
         share = min(1.0, self._seconds / (loading + computing or 1.0))
         return loading * share, computing * share
-
-    def _key(self) -> FeatureKey:
-        values = " ".join(f"{dtype_name(spec.dtype)} {list(spec.shape)}" for spec in self._specs)
-        storage = " ".join(dtype_name(spec.stored) for spec in self._specs)
-        transform = self._samples.transform
-        parts = {**self._compute.key, "transform": transform, "values": values, "storage": storage}
-        return FeatureKey(parts)
 
     def _fill(self, features: Features, known: list[bytes]) -> list[bytes]:
         """Compute what is missing; gives the ids of all rows."""

@@ -24,7 +24,7 @@ _DEEPEST = 6  # levels of containers
 @final
 @dataclass(frozen=True, slots=True)
 class Unlisted:
-    """What of one module is in no list of torch, by names below the module's.
+    """What of one module is in no list of torch, by full names.
 
     Attributes:
         saved: text and numbers of it as tensors too.
@@ -37,12 +37,13 @@ class Unlisted:
     unseen: tuple[str, ...]
 
 
-def unlisted(module: nn.Module, listed: Collection[int]) -> Unlisted:
-    """Look through one module's own attributes; it is not changed.
+def unlisted(module: nn.Module, path: str, listed: Collection[int]) -> Unlisted:
+    """Look through the own attributes of the module at `path`; it is not changed.
 
     Args:
         listed: `storage_of` each parameter and buffer of the model.
     """
+    prefix = f"{path}." if path else ""
     saved: dict[str, Tensor] = {}
     loose: dict[str, Tensor] = {}
     unseen: dict[str, None] = {}
@@ -50,16 +51,16 @@ def unlisted(module: nn.Module, listed: Collection[int]) -> Unlisted:
     try:
         own = _saved(module)
     except Exception as error:  # whatever a class of a stranger's does there
-        unseen[f"its saved state ({type(error).__name__})"] = None
+        unseen[f"{prefix}its saved state ({type(error).__name__})"] = None
     else:
         says_itself = own is not None
-        for name, value in _leaves(own or {}, "", set()):
+        for name, value in _leaves_of(own or {}, prefix):
             if (numbers := _as_tensor(value)) is not None:
                 saved[name] = numbers
             else:
                 unseen[f"{name} ({type(value).__name__})"] = None
     attributes = {n: v for n, v in module.__dict__.items() if _is_own(module, n)}
-    for name, value in _leaves(attributes, "", set()):
+    for name, value in _leaves_of(attributes, prefix):
         if isinstance(value, Tensor):
             if storage_of(value) not in listed:
                 loose[name] = value
@@ -72,9 +73,9 @@ def saved_state(modules: Mapping[str, nn.Module], frozen: Collection[int]) -> di
     """By full names, what classes save of their own in such parts, held or not."""
     listed = listed_storages(modules[""])
     return {
-        f"{path}.{name}" if path else name: tensor
+        name: tensor
         for path, module in modules.items()
-        for name, tensor in unlisted(module, listed).saved.items()
+        for name, tensor in unlisted(module, path, listed).saved.items()
         if belongs(modules, path, frozen)
     }
 
@@ -119,11 +120,16 @@ def _is_own(module: nn.Module, name: str) -> bool:
     return name not in _TORCHS and not name.startswith("_frostline") and not is_derived
 
 
-def _leaves(value: Any, name: str, seen: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
+def _leaves_of(own: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    seen: set[int] = set()
+    return (pair for name, value in own.items() for pair in _leaves(value, prefix + name, seen, 1))
+
+
+def _leaves(value: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
     """What lies at the ends of containers, each object once."""
     inner: dict[str, Any] | None = None
     if isinstance(value, dict):
-        inner = {f"{name}[{k!r}]" if name else str(k): v for k, v in value.items()}
+        inner = {f"{name}[{k!r}]": v for k, v in value.items()}
     elif isinstance(value, list | tuple):
         inner = {f"{name}[{i}]": v for i, v in enumerate(value)}
     elif isinstance(value, partial):

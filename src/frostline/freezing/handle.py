@@ -88,15 +88,12 @@ class UnlistedRecord:
     @classmethod
     def of(cls, module: nn.Module, path: str, listed: Collection[int]) -> Self:
         """Take it down as it is now."""
-        found, prefix = unlisted(module, listed), f"{path}." if path else ""
-        return cls(
-            module,
-            path,
-            {prefix + n: Record.of(t, name=prefix + n) for n, t in found.saved.items()},
-            {prefix + n: Record.of(t, name=prefix + n) for n, t in found.loose.items()},
-            {prefix + n: t for n, t in found.loose.items()},
-            tuple(prefix + name for name in found.unseen),
+        found = unlisted(module, path, listed)
+        saved, loose = (
+            {name: Record.of(tensor, name=name) for name, tensor in own.items()}
+            for own in (found.saved, found.loose)
         )
+        return cls(module, path, saved, loose, found.loose, found.unseen)
 
     def drifts(self) -> Iterator[Drift]:
         """What did not stay as it was, while the module is held."""
@@ -123,8 +120,8 @@ class UnlistedRecord:
         return {**self.saved, **self.loose} if is_held(self.module) else {}
 
     def _now(self) -> dict[str, Tensor]:
-        found, prefix = unlisted(self.module, ()), f"{self.path}." if self.path else ""
-        return {prefix + name: t for name, t in {**found.loose, **found.saved}.items()}
+        found = unlisted(self.module, self.path, ())
+        return {**found.loose, **found.saved}
 
     def _replaced(self) -> set[str]:
         """Loose tensors in whose place there is another object with other bits, or none."""

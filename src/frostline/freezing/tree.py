@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from frostline.freezing.modes import adapts, held_though_trainable, is_held
 from frostline.freezing.rows import held_numel
@@ -18,6 +18,7 @@ from frostline.wrappers import unwrap
 
 State = Literal["frozen", "trainable", "partly frozen", "no parameters"]
 Mode = Literal["eval, held", "eval", "train", "mixed", "none"]
+_NO_MODE: Mode = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,32 +110,15 @@ def summary(model: nn.Module, *, depth: int = 2) -> Summary:
     return Summary(tuple(_rows(root, "", depth)), held)
 
 
-def describe(module: nn.Module, path: str = "") -> Row:
-    """One module's row."""
-    parameters = {id(p): p for p in module.parameters()}.values()
-    buffers = {id(b): b for b in module.buffers()}.values()
-    count = sum(p.numel() for p in parameters)
-    trainable = sum(_trainable_numel(p) for p in parameters)
-    return Row(
-        path=path,
-        type=type(module).__name__,
-        parameters=count,
-        trainable=trainable,
-        nbytes=sum(t.nbytes for t in (*parameters, *buffers)),
-        state=_state(count, trainable),
-        mode=_mode(module),
-    )
-
-
 def _rows(module: nn.Module, path: str, depth: int) -> Iterator[Row]:
-    yield describe(module, path)
+    yield _row(path, module)
     children = [(name, unwrap(child)) for name, child in module.named_children()]
     children = [(name, child) for name, child in children if _holds_tensors(child)]
     if depth == 0 or not children:
         return
     prefix = f"{path}." if path else ""
     for name, parameter in module.named_parameters(recurse=False):
-        yield _parameter_row(parameter, prefix + name)
+        yield _row(prefix + name, parameter)
     for name, child in children:
         yield from _rows(child, prefix + name, depth - 1)
 
@@ -144,22 +128,21 @@ def _holds_tensors(module: nn.Module) -> bool:
     return next(tensors, None) is not None
 
 
-def _parameter_row(parameter: nn.Parameter, path: str) -> Row:
-    count = parameter.numel()
-    trainable = _trainable_numel(parameter)
-    state = _state(count, trainable)
-    return Row(path, "Parameter", count, trainable, parameter.nbytes, state, "none")
-
-
-def _trainable_numel(parameter: nn.Parameter) -> int:
-    return parameter.numel() - held_numel(parameter) if parameter.requires_grad else 0
+def _row(path: str, thing: nn.Module | nn.Parameter) -> Row:
+    if isinstance(thing, nn.Parameter):
+        kind, mode, parameters, buffers = "Parameter", _NO_MODE, [thing], list[Tensor]()
+    else:
+        kind, mode = type(thing).__name__, _mode(thing)
+        parameters, buffers = list(thing.parameters()), list(thing.buffers())
+    count = sum(p.numel() for p in parameters)
+    trainable = sum(p.numel() - held_numel(p) for p in parameters if p.requires_grad)
+    nbytes = sum(tensor.nbytes for tensor in (*parameters, *buffers))
+    return Row(path, kind, count, trainable, nbytes, _state(count, trainable), mode)
 
 
 def _state(count: int, trainable: int) -> State:
-    if count == 0:
-        return "no parameters"
     if trainable == 0:
-        return "frozen"
+        return "frozen" if count else "no parameters"
     return "trainable" if trainable == count else "partly frozen"
 
 
@@ -175,5 +158,5 @@ def _mode(module: nn.Module) -> Mode:
 def _cells(row: Row) -> tuple[str, ...]:
     level = row.path.count(".") + 1 if row.path else 0
     name = "  " * level + row.path.rpartition(".")[2] if row.path else "(model)"
-    mode = "" if row.mode == "none" else row.mode
+    mode = "" if row.mode == _NO_MODE else row.mode
     return name, row.type, format_count(row.parameters), row.state, mode

@@ -58,14 +58,11 @@ def logit_layer(model: nn.Module, path: str) -> LogitLayer:
     )
 
 
-def input_width(layer: LogitLayer) -> int:
-    """Features that the layer takes."""
-    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-
-
-def output_width(layer: LogitLayer) -> int:
-    """Logits that the layer makes."""
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+def widths(layer: LogitLayer) -> tuple[int, int]:
+    """Features that the layer takes, and logits that it makes."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
 
 
 def model_width(model: nn.Module) -> int:
@@ -79,7 +76,7 @@ def model_width(model: nn.Module) -> int:
         width = getattr(model, "head_hidden_size", width)
         if isinstance(width, int):
             return width
-    return output_width(logit_layer(model, find_classifier(model)[0]))
+    return widths(logit_layer(model, find_classifier(model)[0]))[1]
 
 
 def own_order(classes: Sequence[str], own: Sequence[str] | None) -> tuple[str, ...]:

@@ -11,13 +11,7 @@ from torch import Tensor, nn
 from frostline.choices import HeadPlace
 from frostline.errors import ConfigError, ModelError
 from frostline.models._built import seeded
-from frostline.models.classifiers import (
-    find_classifier,
-    input_width,
-    logit_layer,
-    model_width,
-    output_width,
-)
+from frostline.models.classifiers import find_classifier, logit_layer, model_width, widths
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +111,7 @@ def replace_classifier(
     place = path if path is not None else _the_only(model, find_classifier(model))
     old = logit_layer(model, place)
     _check_not_shared(model, place)
-    new = build_head(input_width(old), classes, hidden, conv=isinstance(old, nn.Conv2d))
+    new = build_head(widths(old)[0], classes, hidden, conv=isinstance(old, nn.Conv2d))
     new.to(device=old.weight.device, dtype=old.weight.dtype).train(old.training)
     model.set_submodule(place, new)
     _update_counts(model, place, classes)
@@ -218,7 +212,7 @@ def _check_widths(named: Sequence[tuple[str, object]]) -> None:
 
 def _kept(model: nn.Module, classes: int) -> str:
     path = find_classifier(model)[0]
-    width = output_width(logit_layer(model, path))
+    width = widths(logit_layer(model, path))[1]
     if width != classes:
         raise ModelError(
             f"{path} of {type(model).__name__} makes {width} logits, and there are {classes} "

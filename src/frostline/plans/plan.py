@@ -67,7 +67,7 @@ class Plan(Data):
         """Read a plan from TOML, as `save` or `frostline plan` writes it.
 
         Raises:
-            ConfigError: there is no such file, or it holds no plan; says where and what to mend.
+            ConfigError: there is no such file, or it holds no plan; says where, and what to fix.
         """
         content = text.read_text(Path(path))
         try:
@@ -107,7 +107,7 @@ class Plan(Data):
     def check(self, model: nn.Module, *, recipe: Recipe | None = None) -> tuple[str, ...]:
         """Warnings about what the plan would do in `model`; empty where there is nothing to say.
 
-        Told are phases that end at once or repeat the one before, multipliers without effect,
+        These are phases that end at once or repeat the one before, multipliers without effect,
         learning rates of one parameter that jump by more than 100 times between phases, or that
         span more than 1000 times within one, and rates too high for Adam. Nothing of the model is
         changed, neither bits nor switches.
@@ -153,10 +153,10 @@ class Plan(Data):
         Source: Howard & Ruder 2018, ULMFiT: gradual unfreezing, discriminative fine-tuning.
         """
         count = _stage_count(model)
-        wanted = min(_MOST_STAGES, count) if stages is None else stages
-        if not 1 <= wanted <= count:
+        asked = min(_MOST_STAGES, count) if stages is None else stages
+        if not 1 <= asked <= count:
             raise ConfigError(
-                f"stages={wanted} asks for what {type(model).__name__} does not have: it has "
+                f"stages={asked} asks for what {type(model).__name__} does not have: it has "
                 f"{count}, the head among them. Ask for 1 to {count}; see them: "
                 "print(fl.summary(model))."
             )
@@ -169,7 +169,7 @@ class Plan(Data):
                 lr=lr,
                 layer_decay=layer_decay,
             )
-            for number in range(2, wanted + 1)
+            for number in range(2, asked + 1)
         )
         return cls._fitting(model, _head(head, epochs_each), *thawed)
 

@@ -71,7 +71,7 @@ def _counted(count: int | None, unit: str) -> str:
 
 
 def _until(until: Until) -> str:
-    monitor = until.monitor or "the figure"
+    monitor = until.monitor or "the metric"
     ends = []
     if until.target is not None:
         ends.append(f"{monitor} {until.target:g}")

@@ -37,7 +37,7 @@ def from_toml(text: str) -> tuple[Phase, ...]:
         ) from None
     except ValueError as error:  # TOML's own errors, and Python's for numbers of endless digits
         reason = str(error).partition(";")[0]
-        raise ConfigError(f"the plan is no TOML: {reason}. Mend it there.") from error
+        raise ConfigError(f"the plan is no TOML: {reason}. Fix it there.") from error
     _refuse_unknown(content, ["phase"])
     tables = content.get("phase", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):

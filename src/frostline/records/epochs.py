@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, final
 
-from pydantic import TypeAdapter
-
 from frostline.tables import Column, Table
 from frostline.tasks import Metrics
 from frostline.units import format_count, format_seconds
@@ -77,13 +75,15 @@ class EpochRecord:
         Args:
             like: metrics of the same task.
         Raises:
-            KeyError, ValueError: something is missing or of another kind.
+            KeyError, ValueError, TypeError: something is missing or of another kind.
         """
         given = dict(content)
         if "train" not in given:
             given["train"] = {name: given.pop(f"train_{name}") for name in ("loss", "accuracy")}
         given["validation"] = like.read(given["validation"])
-        return TypeAdapter(cls).validate_python(given)
+        given["rates"] = tuple(given["rates"])
+        given["spent"] = None if given["spent"] is None else Spent(**given["spent"])
+        return cls(**given)
 
     def line(self) -> dict[str, object]:
         """A line of `metrics.jsonl`; `lrs` where parameters have several learning rates."""

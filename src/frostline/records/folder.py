@@ -26,7 +26,7 @@ import contextlib
 import errno
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -153,7 +153,7 @@ class RunFolder:
             OutputError: one is.
         """
         if self.lock_file.exists():
-            with contextlib.suppress(OSError):  # one that cannot even be read: writing tells
+            with contextlib.suppress(OSError):  # one that cannot even be read: writing it says why
                 self._try_lock(tries=1).__exit__()
 
     def _try_lock(self, *, tries: int) -> FileLock | contextlib.nullcontext[None]:
@@ -185,7 +185,7 @@ class RunFolder:
 
     @property
     def has_trained(self) -> bool:
-        """Whether an epoch was finished here, as far as the files tell; if in doubt, yes."""
+        """Whether an epoch was finished here, as far as the files say; if in doubt, yes."""
         states = set(self.last.parent.glob("state-*.pt"))
         return (
             self.best.exists()
@@ -199,7 +199,7 @@ class RunFolder:
         """Take away what a run wrote that failed before its first epoch was finished.
 
         Only files that a run writes, and none where anything was trained. What cannot be removed
-        stays: there is a failure to tell already.
+        stays: there is a failure to report already.
         """
         if self.has_trained:
             return
@@ -267,13 +267,17 @@ class RunFolder:
                 "Restore it from a copy, or train again."
             ) from error
 
+    def write_result(self, content: Mapping[str, object]) -> None:
+        """Write what came out in the end."""
+        write_text(self.result, json_with_sum(dict(content)))
+
     def write_data(self, trained_on: Iterable[str], validated_on: Iterable[str]) -> None:
         """Note the content of the training and validation files."""
         for file, digests in ((self.trained_on, trained_on), (self.validated_on, validated_on)):
             write_text(file, with_sum("".join(f"{digest}\n" for digest in digests)))
 
     def read_trained_on(self) -> frozenset[str]:
-        """Content digests of the files the run has trained on; empty where none were noted.
+        """Content digests of the files the run has trained on; empty where none were recorded.
 
         Raises:
             ConfigError: the note is damaged.

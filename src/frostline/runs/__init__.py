@@ -1,21 +1,9 @@
-"""Runs, where the parts are wired: fit a model, prepare from settings, reopen a finished run."""
+"""Runs: prepared from settings, and opened again to evaluate, predict, prove and report."""
 
-from frostline.runs.finished import FinishedRun, HeldOut, Prediction, Verdict, open_run
-from frostline.runs.fitting import Run, fit
-from frostline.runs.preparing import Prepared, prepare
-from frostline.runs.reporting import RunReport
-from frostline.session import default_store
-
-__all__ = [
-    "FinishedRun",
-    "HeldOut",
-    "Prediction",
-    "Prepared",
-    "Run",
-    "RunReport",
-    "Verdict",
-    "default_store",
-    "fit",
-    "open_run",
-    "prepare",
-]
+from frostline.runs.finished import FinishedRun as FinishedRun
+from frostline.runs.finished import HeldOut as HeldOut
+from frostline.runs.finished import Prediction as Prediction
+from frostline.runs.finished import Verdict as Verdict
+from frostline.runs.finished import open_run as open_run
+from frostline.runs.preparing import Prepared as Prepared
+from frostline.runs.preparing import prepare as prepare

@@ -8,10 +8,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
-import xxhash
 from torch import Tensor
 
-from frostline._files import file_digest
 from frostline.config import RunSettings
 from frostline.data import (
     Batches,
@@ -24,7 +22,6 @@ from frostline.data import (
     read_splits,
 )
 from frostline.deltas import Delta, load_delta, read_delta
-from frostline.devices import resolve_device
 from frostline.engine import Hook, evaluate, predict
 from frostline.errors import (
     ConfigError,
@@ -36,10 +33,10 @@ from frostline.errors import (
 from frostline.fingerprints import Fingerprint
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
-from frostline.plans import Phase
+from frostline.models.weights import weights_digest
 from frostline.records import RunFolder
+from frostline.reports import RunReport, make_report, promise_of
 from frostline.runs.preparing import build, freeze_as_asked
-from frostline.runs.reporting import RunReport, make_report, promise_of
 from frostline.session import Forward, Survey, prefixed, survey
 from frostline.tasks import Classification, Metrics
 from frostline.units import some_of
@@ -108,7 +105,7 @@ class FinishedRun:
         """
         delta = read_delta(self.folder.best)
         loaded = self.built_for(delta)
-        planned = survey(loaded.model, self._phases)
+        planned = survey(loaded.model, self.settings.plan)
         _check_trained(delta, planned, self.folder.best)
         _check_left_out(delta, planned.untouched.tensors, self.folder.best)
         load_delta(loaded.model, self.folder.best)
@@ -174,12 +171,7 @@ class FinishedRun:
         """The frozen part in the form that the run was trained and judged with."""
         phase, forms = _phase_of(read_delta(self.folder.best)), self.settings.features.forms
         form = forms[phase] if phase < len(forms) else ""
-        return prefixed(self.loaded.model, batches, form, device=resolve_device(device))
-
-    @property
-    def _phases(self) -> tuple[Phase, ...]:
-        """The plan's; without one, a phase that goes on as the model is frozen."""
-        return self.settings.plan or (Phase(epochs=1),)
+        return prefixed(self.loaded.model, batches, form, device=device)
 
     def held_out(
         self, data: Path, *, progress: Callable[[int, int], None] | None = None
@@ -230,7 +222,7 @@ class FinishedRun:
     def report(self) -> RunReport:
         """The run's report, with what `verify` finds now; `.save(path)` writes the page.
 
-        What the folder lacks is told on the page; a broken promise stands on top of it.
+        What the folder lacks is said on the page; a broken promise stands on top of it.
         """
         return make_report(self.folder, self.settings, promise_of(self._proven))
 
@@ -273,7 +265,7 @@ class FinishedRun:
         model = self.settings.model
         if not model.weights_digest:
             return
-        if file_digest(Path(model.weights), xxhash.xxh3_128) != model.weights_digest:
+        if weights_digest(Path(model.weights)) != model.weights_digest:
             raise DriftError(
                 f"{model.weights} is not the file that {self.folder.root} was trained on: its "
                 "content has changed. Restore it."
@@ -283,7 +275,7 @@ class FinishedRun:
         """Compare the base built again; names what of it no file shows."""
         try:
             model = self._base().model
-            planned = survey(model, self._phases)
+            planned = survey(model, self.settings.plan)
             found = planned.untouched
         except WeightsError:
             if Path(self.settings.model.weights).is_file():
@@ -385,5 +377,5 @@ def _notes(broken: Mapping[Path, ImageError], known: int, count: int) -> Iterabl
     if known:
         yield (
             f"{known} of {count} pictures have the content of one that the run was trained on; "
-            "the figures are better than they would be on new data"
+            "the metrics are better than they would be on new data"
         )

@@ -13,17 +13,15 @@ from typing import final
 
 from frostline.config import FreezeSettings, RunSettings
 from frostline.data import Audit, Augment, ImageDataset, audit, in_order, read_splits
-from frostline.devices import resolve_device
 from frostline.engine import Hook
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError
+from frostline.fitting import Run, check_settings, fit
 from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.models.classifiers import mapping_words, own_order
 from frostline.models.downloads import one_line
 from frostline.models.file_source import line_in
-from frostline.plans import Plan
 from frostline.records import DataNotes, RunFolder, write_data_notes
-from frostline.runs.fitting import Run, fit
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
 
@@ -76,7 +74,7 @@ class Prepared:
                 train_set,
                 val_set,
                 out=out,
-                plan=Plan(settings.plan) if settings.plan else None,
+                plan=settings.as_plan(),
                 recipe=settings.training,
                 batch_size=settings.data.batch_size,
                 device=settings.device,
@@ -117,7 +115,7 @@ def prepare(
     What is quick to check is checked first, so that a mistake shows before any long work.
 
     Args:
-        progress: told (done, total) while the pictures are checked.
+        progress: called with (done, total) while the pictures are checked.
 
     Raises:
         DataError, ModelError, WeightsError, SelectorError, FreezeError, ConfigError: what was
@@ -125,7 +123,7 @@ def prepare(
     """
     data, seed = settings.data, settings.training.seed
     Augment.parse(data.augment)
-    resolve_device(settings.device)
+    check_settings(settings, len(settings.plan) or 1)
     splits = read_splits(
         data.path,
         val_fraction=data.val_fraction,
@@ -209,21 +207,21 @@ def _check_head_trains(loaded: LoadedModel, settings: RunSettings) -> None:
 
 
 def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> Frozen:
-    wanted = settings.freeze
+    asked = settings.freeze
     if settings.plan:
-        if wanted != FreezeSettings():
+        if asked != FreezeSettings():
             raise ConfigError(
                 "got a plan and --freeze, --train or --norm beside it. Write them into its phases."
             )
         train_only(loaded.model, path(loaded.head))  # for a first phase that names nothing
         return freeze_for(loaded.model, settings.plan, phase)
-    if wanted.freeze is not None and wanted.train is not None:
+    if asked.freeze is not None and asked.train is not None:
         raise ConfigError("got both --freeze and --train. Give one; the other is the rest.")
-    if wanted.freeze is not None:
-        return freeze(loaded.model, wanted.freeze, norm=wanted.norm)
-    if wanted.train is not None:
-        return train_only(loaded.model, wanted.train, norm=wanted.norm)
-    return train_only(loaded.model, path(loaded.head), norm=wanted.norm)
+    if asked.freeze is not None:
+        return freeze(loaded.model, asked.freeze, norm=asked.norm)
+    if asked.train is not None:
+        return train_only(loaded.model, asked.train, norm=asked.norm)
+    return train_only(loaded.model, path(loaded.head), norm=asked.norm)
 
 
 def _found_at(loaded: LoadedModel, weights: str) -> str:

@@ -15,7 +15,7 @@ from frostline.errors import SelectorError, nearest
 from frostline.selectors.inventory import Entry, Inventory
 from frostline.selectors.patterns import word
 from frostline.selectors.ranges import common, covers, union
-from frostline.selectors.terms import And, Not, Or, Picked, Selector
+from frostline.selectors.terms import Picked, Selector
 
 
 @final
@@ -113,13 +113,7 @@ class Rows(Selector):
 
 def row_terms(selector: Selector) -> Iterator[Rows]:
     """The `rows:` terms of an expression."""
-    if isinstance(selector, Rows):
-        yield selector
-    elif isinstance(selector, Not):
-        yield from row_terms(selector.term)
-    elif isinstance(selector, And | Or):
-        for term in selector.terms:
-            yield from row_terms(term)
+    return (leaf for leaf in selector.leaves() if isinstance(leaf, Rows))
 
 
 def refined(stock: Inventory, selector: Selector) -> Inventory:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar, NoReturn, final
@@ -41,6 +41,10 @@ class Selector(ABC):
         Raises:
             SelectorError: a term matches nothing; names the term and the nearest names.
         """
+
+    def leaves(self) -> Iterator[Selector]:
+        """The terms that the operators join."""
+        yield self
 
     def __and__(self, other: Selector) -> Selector:
         return And.of(self, other) if isinstance(other, Selector) else NotImplemented
@@ -388,6 +392,9 @@ class _Many(Selector):
         joined = cls(flat)
         return joined.terms[0] if len(joined.terms) == 1 else joined
 
+    def leaves(self) -> Iterator[Selector]:
+        return (leaf for term in self.terms for leaf in term.leaves())
+
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and frozenset(self.terms) == frozenset(other.terms)
 
@@ -395,10 +402,10 @@ class _Many(Selector):
         return hash((type(self).__name__, frozenset(self.terms)))
 
     def __str__(self) -> str:
-        return f" {self.operator} ".join(_grouped(t, self, str(t)) for t in self.terms)
+        return f" {self.operator} ".join(_grouped(term, self, str) for term in self.terms)
 
     def __repr__(self) -> str:
-        return f" {self.operator} ".join(_grouped(t, self, repr(t)) for t in self.terms)
+        return f" {self.operator} ".join(_grouped(term, self, repr) for term in self.terms)
 
 
 @final
@@ -433,20 +440,23 @@ class Not(Selector):
     def pick(self, inventory: Inventory) -> Picked:
         return frozenset(range(len(inventory.entries))) - self.term.pick(inventory)
 
+    def leaves(self) -> Iterator[Selector]:
+        return self.term.leaves()
+
     def __invert__(self) -> Selector:
         return self.term
 
     def __str__(self) -> str:
-        return f"~{_grouped(self.term, self, str(self.term))}"
+        return f"~{_grouped(self.term, self, str)}"
 
     def __repr__(self) -> str:
-        return f"~{_grouped(self.term, self, repr(self.term))}"
+        return f"~{_grouped(self.term, self, repr)}"
 
 
-def _grouped(term: Selector, inside: Selector, text: str) -> str:
-    """`text` in parentheses where `term` binds less tightly than `inside`."""
+def _grouped(term: Selector, inside: Selector, show: Callable[[Selector], str]) -> str:
+    """The term's text, in parentheses where it binds less tightly than `inside`."""
     looser = isinstance(term, Or) or (isinstance(term, And) and isinstance(inside, Not))
-    return f"({text})" if looser else text
+    return f"({show(term)})" if looser else show(term)
 
 
 def _matching(inventory: Inventory, matches: Callable[[Occurrence], bool]) -> Picked:

@@ -131,6 +131,15 @@ class PhasedOptimizer:
             even_out(self.present, group)  # one may get its first gradient later than others
 
 
+def check_trains(model: nn.Module) -> None:
+    """Refuse a model in which nothing trains, before any work is done for it.
+
+    Raises:
+        FreezeError: as `param_groups`.
+    """
+    param_groups(model, lr=1.0)
+
+
 def make_optimizer(groups: Sequence[ParamGroup | Group], recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
     fused = all(p.is_floating_point() for group in groups for p in group["params"])
@@ -158,10 +167,10 @@ def _move_to_rates(optimizer: torch.optim.Optimizer, model: nn.Module, options: 
         parts: dict[BaseAndDecay | None, set[int]] = {}
         for parameter in group["params"]:
             parts.setdefault(due.get(id(parameter)), set()).add(id(parameter))
-        for wanted, members in parts.items():
-            if wanted is None or wanted.base is None:
+        for due_here, members in parts.items():
+            if due_here is None or due_here.base is None:
                 continue
-            moved = new_group(group, wanted, wanted.base)
+            moved = new_group(group, due_here, due_here.base)
             if len(members) == len(group["params"]):
                 group.update({key: value for key, value in moved.items() if key not in _LISTS})
                 continue

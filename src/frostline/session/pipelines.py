@@ -7,7 +7,7 @@ numbers, and one line says why.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,8 +30,8 @@ from frostline.data import (
     make_batches,
     some_rows,
 )
-from frostline.devices import to_device
-from frostline.errors import CutError, OutputError, StoreError
+from frostline.devices import resolve_device, to_device
+from frostline.errors import ConfigError, CutError, OutputError, StoreError
 from frostline.features import (
     Computing,
     Decisions,
@@ -106,7 +106,7 @@ class PipelineOptions:
         seconds_per_sample, operations_per_sample: of one plain forward; operations are those of
             floating point.
         compile: compile what is trained with `torch.compile`.
-        progress: told (rows done, rows to compute).
+        progress: called with (rows done, rows to compute).
         as_targets: makes the tensor of the targets; by default class indices.
         world: the processes that share each epoch.
     """
@@ -143,6 +143,35 @@ class PipelineOptions:
         """The store to use."""
         root = default_store() if self.features == "auto" else Path(self.features).expanduser()
         return FeatureStore(root, budget_bytes=self.budget_bytes or DEFAULT_BUDGET_BYTES)
+
+
+def check_forms(
+    forms: Sequence[str], phases: int, *, features: str, precision: float | str
+) -> None:
+    """Refuse forms that would not be heeded.
+
+    Args:
+        forms: of the frozen part in each phase, as another run recorded them.
+
+    Raises:
+        ConfigError: there are more than phases, or they round where nothing is to be.
+    """
+    if len(forms) > phases:
+        raise ConfigError(
+            f"got {len(forms)} forms for {phases} phase{'s' if phases > 1 else ''}. Give one for "
+            "each phase, or none."
+        )
+    rounded = [form for form in forms if form not in (BY_MODEL, str(PLAIN))]
+    if precision == "exact" and rounded:
+        raise ConfigError(
+            f"precision 'exact' keeps every bit, and the form {rounded[0]!r} does not; leave one "
+            "out."
+        )
+    if rounded and features == "off":
+        raise ConfigError(
+            "without features the model computes all itself, so the form "
+            f"{rounded[0]!r} would not be heeded; leave out the form, or 'off'."
+        )
 
 
 def pipeline(
@@ -185,7 +214,7 @@ def pipeline(
 
 
 def prefixed(
-    model: nn.Module, batches: Batches, form: str, *, device: torch.device
+    model: nn.Module, batches: Batches, form: str, *, device: str
 ) -> tuple[Batches, Forward]:
     """Batches through the frozen part in the form that a run was trained with, and the suffix.
 
@@ -193,13 +222,14 @@ def prefixed(
     """
     if form in ("", BY_MODEL, str(PLAIN)):
         return batches, model
+    there = resolve_device(device)
     try:
         with closing(batches.epoch(0)) as given:
             few = some_rows(next(given).inputs, slice(CHECKED_SAMPLES))
-        made = cut(model.to(device), to_device(few, device))
+        made = cut(model.to(there), to_device(few, there))
     except CutError:
         return batches, model
-    return PrefixedBatches(batches, in_form(made, Form.parse(form), device)), made.suffix
+    return PrefixedBatches(batches, in_form(made, Form.parse(form), there)), made.suffix
 
 
 def default_store() -> Path:
@@ -355,7 +385,7 @@ class _Making:
     def _plain_seconds(self, compute: Computing, facts: PipelineFacts) -> float:
         """That the frozen part takes for a sample in a plain loop.
 
-        Where rows were computed, by what they took: hundreds of samples tell more than the few
+        Where rows were computed, by what they took: hundreds of samples say more than the few
         that forms were timed on, perhaps while something else was running.
         """
         if facts.computed and facts.prefix_seconds:

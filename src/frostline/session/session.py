@@ -236,13 +236,13 @@ class Session:
             precision=recipe.prefix_precision,
             world=self.world,
         )
-        wanted = replace(options or by_recipe, **changes)
-        plain = plain or wanted.plain(*samples)
+        asked = replace(options or by_recipe, **changes)
+        plain = plain or asked.plain(*samples)
         epochs = phase.epochs or -(-(phase.steps or 0) // len(plain[0])) or _OPEN_EPOCHS
-        made = pipeline(self.model, example, samples, plain, replace(wanted, epochs=epochs))
+        made = pipeline(self.model, example, samples, plain, replace(asked, epochs=epochs))
         if recipe.lean and isinstance(made.forward, nn.Module) and not is_lean(made.forward):
             self._lean = lean(made.forward)
-        return replace(made, forward=torch.compile(made.forward)) if wanted.compile else made
+        return replace(made, forward=torch.compile(made.forward)) if asked.compile else made
 
     def epoch(self, batches: Batches) -> Generator[Batch, None, None]:
         """The batches of the epoch, or what is left of it; the model is put in train mode.

@@ -10,6 +10,7 @@ from typing import final
 from torch import Tensor, nn
 
 from frostline.casting import cast_dtypes
+from frostline.deltas import all_tensors
 from frostline.errors import ConfigError, DriftError
 from frostline.fingerprints import Fingerprint, fingerprint_of
 from frostline.fingerprints.unlisted import saved_state
@@ -59,6 +60,11 @@ class Survey:
         """Parameters that are trainable in a phase up to this one, counted from 0."""
         return tuple(dict.fromkeys(chain.from_iterable(self.trained[: phase + 1])))
 
+    def copies(self, model: nn.Module) -> dict[str, Tensor]:
+        """Copies of what some phase may move, as it is now."""
+        moving = {n: t for n, t in all_tensors(model).items() if n not in self.untouched.tensors}
+        return {name: tensor.detach().clone() for name, tensor in moving.items()}
+
     def verify(self, model: nn.Module) -> Proof:
         """Prove that what no phase was to move is what it was before the first.
 
@@ -87,12 +93,14 @@ def survey(
     """Go through the freezes of all phases; afterwards the model is as it was.
 
     Args:
+        phases: without any it is one that goes on as the model is frozen.
         measure: called with the model frozen as in each phase; gives seconds per sample of a step.
 
     Raises:
         SelectorError, FreezeError: a phase does not fit the model.
         ConfigError: a phase would train what is kept in half the bits.
     """
+    phases = phases or (Phase(epochs=1),)
     digests: dict[str, str] = {}
     not_covered: dict[str, None] = {}
     trained, seconds = [], []

@@ -127,31 +127,21 @@ class Segment:
             OutputError: the folder cannot be written.
         """
         with stored_or_kept(folder):
-            free = list(cls._abandoned(folder, manifest))
+            free = []
+            for path in own_segments(folder):
+                with suppress(OSError):  # one that cannot be written is left as it is
+                    held = lock(path / SEGMENT_LOCK, wait=False)
+                    if held is not None:
+                        free.append(cls(path, manifest, held))
             for segment in free[1:]:
                 segment.close()
             if free:
                 return free[0]
             path = folder / f"segment-{secrets.token_hex(8)}"
             path.mkdir()
-            made = cls._open(path, manifest)
-            assert made is not None  # nobody else takes one in this turn
-            return made
-
-    @classmethod
-    def _abandoned(cls, folder: Path, manifest: Manifest) -> Iterator[Self]:
-        """Those that nobody holds, each repaired; one that cannot be written is left as it is."""
-        for path in own_segments(folder):
-            with suppress(OSError):
-                segment = cls._open(path, manifest)
-                if segment is not None:
-                    yield segment
-
-    @classmethod
-    def _open(cls, folder: Path, manifest: Manifest) -> Self | None:
-        """The segment repaired and ready to append to; `None` while another writer holds it."""
-        held = lock(folder / SEGMENT_LOCK, wait=False)
-        return None if held is None else cls(folder, manifest, held)
+            held = lock(path / SEGMENT_LOCK, wait=False)
+            assert held is not None  # nobody else takes one in this turn
+            return cls(path, manifest, held)
 
     def append(self, row_ids: Sequence[bytes], blocks: Sequence[Block]) -> None:
         """Store rows; on return they are complete.
@@ -215,11 +205,6 @@ class Segment:
                     path.unlink()
                 self.folder.rmdir()
         self._held.release()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its files."""
-        return sum(os.fstat(file.fileno()).st_size for file in [*self._data, self._log])
 
     def _repair(self) -> None:
         """Take away what a killed writer left half done, and void what is no record.

@@ -13,6 +13,7 @@ from frostline.tasks.metrics import Metric as Metric
 from frostline.tasks.metrics import Metrics as Metrics
 from frostline.tasks.metrics import label as label
 from frostline.tasks.metrics import shown as shown
+from frostline.tasks.task import Predictions as Predictions
 from frostline.tasks.task import Task as Task
 from frostline.tasks.task import step_loss as step_loss
 

@@ -15,7 +15,7 @@ from frostline.errors import ConfigError, DataError, ModelError
 from frostline.recipe import Recipe
 from frostline.tables import Table, columns
 from frostline.tasks.metrics import Metric, Metrics
-from frostline.tasks.task import Task
+from frostline.tasks.task import Predictions, Task
 
 _MATRIX_COLUMNS = 60  # of 80, which leaves 20 for the names of the rows
 _MOST_CLASSES = 12  # in a matrix in the terminal
@@ -167,15 +167,7 @@ class Classification(Task):
     def summarise(self, outputs: Tensor, targets: Tensor) -> Evaluation:
         return evaluate_logits(outputs, targets, classes=self.classes or outputs.shape[1])
 
-    def completed(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        names: Sequence[str],
-        *,
-        data: object,
-        recipe: Recipe,
-    ) -> Classification:
+    def completed(self, first: Predictions, *, data: object, recipe: Recipe) -> Classification:
         """With the classes' names, and what the recipe says of the loss.
 
         Raises:
@@ -183,12 +175,13 @@ class Classification(Task):
             DataError: there is one class, or a label is outside them.
             ConfigError: the recipe weighs classes, and the data does not tell their labels.
         """
+        outputs = first.outputs
         count = outputs.shape[1] if outputs.dim() == 2 else 0
         known = _names(getattr(data, "classes", None)) if self._is_open else self.classes
         classes = known if known is not None else _names(count) or ()
         if count != len(classes) or outputs.dim() != 2:
             raise ModelError(
-                f"the model gives logits of shape {tuple(outputs.shape)} for {len(targets)} "
+                f"the model gives logits of shape {tuple(outputs.shape)} for {len(outputs)} "
                 f"samples, but there are {len(classes)} classes. Put a head on it that gives "
                 "(batch, classes)."
             )
@@ -197,7 +190,7 @@ class Classification(Task):
                 "there is one class, so nothing to tell apart. Give at least two, with a logit "
                 "for each."
             )
-        self.check(outputs, targets, names)
+        self.check(outputs, first.targets, first.names)
         task = Classification(classes)
         task._smoothing = recipe.label_smoothing
         task._weights = _weights(data, count) if recipe.class_weights == "balanced" else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import cache
 from typing import Any, Literal, Self, final
 
 from pydantic import TypeAdapter
@@ -102,7 +103,8 @@ class Metrics:
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON: each value by its name, `samples`, and a subclass's own fields."""
-        own = {name: value for name, value in asdict(self).items() if name != "metrics"}
+        # Not by asdict of it all, which copies each cell of a confusion matrix.
+        own = {name: _plain(getattr(self, name)) for name in _own_fields(type(self))}
         return {**self.headline(), **own}
 
     def read(self, content: Mapping[str, Any]) -> Self:
@@ -111,9 +113,27 @@ class Metrics:
         Raises:
             KeyError, ValueError: something is missing or of another kind.
         """
-        own = {field.name: content[field.name] for field in fields(self) if field.name != "metrics"}
+        own = {name: content[name] for name in _own_fields(type(self))}
         metrics = tuple(replace(metric, value=content[metric.name]) for metric in self.metrics)
-        return TypeAdapter(type(self)).validate_python({**own, "metrics": metrics})
+        kind: Any = type(self)
+        found: Self = _reader(kind).validate_python({**own, "metrics": metrics})
+        return found
+
+
+def _own_fields(kind: type[Metrics]) -> list[str]:
+    return [field.name for field in fields(kind) if field.name != "metrics"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [asdict(one) if is_dataclass(one) else one for one in value]  # type: ignore[arg-type]  # no class is in it
+    return value
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    """Made once: a run of many epochs has as many records."""
+    return TypeAdapter(kind)
 
 
 def label(name: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,22 @@ from frostline.errors import DataError
 from frostline.models import Headed, logits_of, put_head
 from frostline.recipe import Recipe
 from frostline.tasks.metrics import Metrics
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a model made of some samples, on the CPU.
+
+    Attributes:
+        outputs: float32, `(samples, ...)`.
+        targets: `(samples, ...)`.
+        names: what to call each sample in messages.
+    """
+
+    outputs: Tensor
+    targets: Tensor
+    names: tuple[str, ...]
 
 
 class Task(Protocol):
@@ -81,24 +98,16 @@ class Task(Protocol):
         """
         ...
 
-    def completed(
-        self,
-        outputs: Tensor,
-        targets: Tensor,
-        names: Sequence[str],
-        *,
-        data: object,
-        recipe: Recipe,
-    ) -> Task:
+    def completed(self, first: Predictions, *, data: object, recipe: Recipe) -> Task:
         """This task with what was left open filled in before training; by default as it is.
 
         Args:
-            outputs, targets, names: of a few samples of the validation data.
+            first: of a few samples of the validation data.
             data: that will be trained on, as it was given to `fit`.
         Raises:
             ModelError, DataError, ConfigError: they do not go together.
         """
-        self.check(outputs, targets, names)
+        self.check(first.outputs, first.targets, first.names)
         del data, recipe
         return self
 

@@ -162,14 +162,14 @@ def candidates(prefix: GraphModule, device: torch.device, *, tolerance: float) -
     draft = draft_of(prefix)
     values = draft.values.values()
     is_float32 = any(isinstance(v, Tensor) and v.dtype == torch.float32 for v in values)
-    layout = count_convolutions(draft) >= _CONVOLUTIONS_FOR_LAYOUT
-    folds = count_foldable(draft) > 0
     # A quarter of the unit roundoff: less relative error than that is luck.
     luck = {name: torch.finfo(dtype).eps / 8 for name, dtype in DTYPES.items()}
     reduced = [name for name in fast_dtypes(device) if is_float32 and luck[name] <= tolerance]
     dtypes: list[FloatName] = [*reduced, "float32"]
     # All that apply, the one that does all at once first.
-    layouts, foldings = ((True, False) if applies else (False,) for applies in (layout, folds))
+    convolutions = count_convolutions(draft)
+    layouts = (True, False) if convolutions >= _CONVOLUTIONS_FOR_LAYOUT else (False,)
+    foldings = (True, False) if count_foldable(draft) else (False,)
     forms = (Form(*each) for each in product(dtypes, layouts, foldings))
     return tuple(form for form in forms if form != PLAIN)
 

@@ -20,9 +20,18 @@ from frostline.backward.recomputing import (
     keeping,
     layout_only,
     note,
+    outer_hooks,
     products_of,
 )
-from frostline.backward.tensors import Rules, Settings, is_cast, is_large, is_ordinary, wants
+from frostline.backward.tensors import (
+    MemoryLayout,
+    Rules,
+    Settings,
+    is_cast,
+    is_large,
+    is_ordinary,
+    wants,
+)
 
 _aten = torch.ops.aten
 
@@ -53,10 +62,16 @@ def convolution(
     own = weight.untyped_storage()._cdata
 
     def choose(kept: Tensor) -> Remake | None:
-        # The kernel goes by the input's layout alone where no gradient of the weight is wanted.
         return None if kept.untyped_storage()._cdata == own else layout_only(kept)
 
-    return keeping(lambda: make(input, weight, bias), choose)
+    # The kernel goes by the input's layout alone where no gradient of the weight is wanted. Hooks
+    # go on the input alone if they may, since weight casting puts its own on the weight.
+    if outer_hooks() is not None:
+        return keeping(lambda: make(input, weight, bias), choose)
+    output = make(input, weight, bias)
+    node: Any = output.grad_fn
+    node._raw_saved_input.register_hooks(MemoryLayout, MemoryLayout.stand_in)
+    return output
 
 
 _OPERATIONS = (

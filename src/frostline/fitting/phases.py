@@ -9,8 +9,8 @@ from functools import partial
 from typing import final
 
 from frostline.engine import Hook, Training
+from frostline.fitting.beginning import Book
 from frostline.records import BY_MODEL, Journal
-from frostline.runs.beginning import Book
 from frostline.session import Pipeline
 from frostline.units import format_count, format_seconds
 

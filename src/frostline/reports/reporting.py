@@ -22,7 +22,7 @@ from frostline.pages.thumbnails import thumbnail
 from frostline.records import Judged, RunFolder, RunRecords, read_records
 from frostline.records.certainty import calibration
 from frostline.records.spending import spending
-from frostline.runs.repeating import repeat_command, repeat_notes, use_command, use_python
+from frostline.reports.repeating import repeat_command, repeat_notes, use_command, use_python
 from frostline.units import format_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class RunReport:
 
     Attributes:
         page: HTML, one file that needs no other.
-        facts: what it tells.
+        facts: what it says.
     """
 
     page: str
@@ -59,7 +59,7 @@ class RunReport:
         save_page(self.page, path, force=force)
 
     def as_dict(self) -> dict[str, object]:
-        """Its figures as plain data for JSON."""
+        """Its numbers as plain data for JSON."""
         records, promise = self.facts.records, self.promise
         spent = spending(records)
         best = records.best
@@ -97,7 +97,7 @@ def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> R
 
 
 def gather(folder: RunFolder, settings: RunSettings, promise: Promise) -> ReportFacts:
-    """All that a report tells of a run."""
+    """All that a report says of a run."""
     records = read_fitting(folder, settings)
     below = _folder_of(settings.data.path)
     mistakes, doubts = _samples(records, settings.data.classes, below)
@@ -196,8 +196,8 @@ def _samples(
     right = torch.nonzero(judged.hits)[:, 0]
     by_wrong = judged.confidence[wrong].argsort(descending=True, stable=True)
     by_right = judged.confidence[right].argsort(stable=True)
-    noted = records.validated_on
-    digests = noted if len(noted) == len(judged) else ()
+    recorded = records.validated_on
+    digests = recorded if len(recorded) == len(judged) else ()
     return (
         _shown(judged, wrong[by_wrong][:_PICTURES], digests, classes, below),
         _shown(judged, right[by_right][:_PICTURES], digests, classes, below),
@@ -210,7 +210,7 @@ def _shown(
     found = []
     for place in places.tolist():
         file = judged.names[place]
-        picture, why_not = "", "what it looked like was not noted"
+        picture, why_not = "", "what it looked like was not recorded"
         if digests:
             picture, why_not = thumbnail(Path(file), digests[place])
         found.append(
@@ -230,7 +230,7 @@ def _shown(
 def _frozen(folder: RunFolder) -> tuple[FrozenPart, ...]:
     try:
         names = folder.read_frozen().tensors
-    except ConfigError:  # the promise tells it
+    except ConfigError:  # the promise says it
         return ()
     modules = Counter(".".join(name.split(".")[:-1][:_MODULE_PARTS]) or "itself" for name in names)
     return tuple(FrozenPart(module, count) for module, count in modules.items())
@@ -239,7 +239,7 @@ def _frozen(folder: RunFolder) -> tuple[FrozenPart, ...]:
 def trained_tensors(folder: RunFolder) -> tuple[Trained, ...]:
     try:
         delta = read_delta(folder.best)
-    except DeltaError:  # the promise tells it
+    except DeltaError:  # the promise says it
         return ()
     return tuple(
         Trained(name, " x ".join(map(str, tensor.shape)) or "one number", tensor.nbytes)
@@ -254,13 +254,13 @@ def _freezing(settings: RunSettings) -> list[str]:
             f"{_norms(phase.norm)}."
             for number, phase in enumerate(settings.plan, start=1)
         ]
-    wanted = settings.freeze
+    asked = settings.freeze
     if settings.model.is_from_python:
         return ["As the model was frozen when it was handed over in Python."]
-    if wanted.freeze is None and wanted.train is None:
+    if asked.freeze is None and asked.train is None:
         head = settings.model.head or "the head"
-        return [f"Everything but the new head at {head}; {_norms(wanted.norm)}."]
-    return [f"Chosen by selector: {_chosen(wanted.freeze, wanted.train)}; {_norms(wanted.norm)}."]
+        return [f"Everything but the new head at {head}; {_norms(asked.norm)}."]
+    return [f"Chosen by selector: {_chosen(asked.freeze, asked.train)}; {_norms(asked.norm)}."]
 
 
 def _chosen(freeze: str | None, train: str | None) -> str:

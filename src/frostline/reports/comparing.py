@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in their settings, their figures, and whether by chance."""
+"""Runs side by side: what differs in their settings, their metrics, and whether by chance."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from frostline.records import RunFolder, RunRecords
 from frostline.records.certainty import Paired, share_interval
 from frostline.records.pairing import Side, compared, same_training, same_validation
 from frostline.records.spending import spending
-from frostline.runs.reporting import flat_settings, read_fitting, trained_tensors
+from frostline.reports.reporting import flat_settings, read_fitting, trained_tensors
 from frostline.tables import Table, columns
 from frostline.tasks import label, shown
 from frostline.units import format_bytes, format_seconds
 
 _BESIDE = 4  # runs whose settings stand in columns; more stand in rows
-# What a run writes down of itself, and what is told as data below the figures.
+# What a run writes down of itself, and what is said as data below the metrics.
 _NOT_ASKED = {"frostline", "features.forms", "data.classes"}
 
 
@@ -32,8 +32,8 @@ class Comparison:
 
     facts: Compared
 
-    def figures(self) -> Table:
-        """A row for each run: figures of its best epoch, time, delta size, frozen share."""
+    def metrics(self) -> Table:
+        """A row for each run: metrics of its best epoch, time, delta size, frozen share."""
         names = self.facts.metrics
         heads = columns("run", *map(label, names), "epoch", "time", "delta", "frozen")
         rows = tuple(
@@ -195,15 +195,14 @@ def _warnings(runs: Sequence[ComparedRun], sides: Sequence[Side]) -> list[str]:
     first = runs[0].name
     found = [
         f"{run.name} has no result.json that can be read, as one that is still going or was "
-        "stopped: its figures are those of its epochs so far."
+        "stopped: its metrics are those of its epochs so far."
         for run in runs
         if run.records.result is None
     ]
     for run, side in zip(runs[1:], sides[1:], strict=True):
         if side.classes != sides[0].classes:
             found.append(
-                f"{run.name} tells other classes apart than {first}: their figures are not "
-                "comparable."
+                f"{run.name} has other classes than {first}: their metrics are not comparable."
             )
         elif run.validation == "different":
             more = (
@@ -212,13 +211,13 @@ def _warnings(runs: Sequence[ComparedRun], sides: Sequence[Side]) -> list[str]:
                 else ""
             )
             found.append(
-                f"{run.name} was judged by other samples than {first}: their figures are not "
+                f"{run.name} was judged by other samples than {first}: their metrics are not "
                 f"comparable.{more}"
             )
         elif run.validation == "unknown":
             found.append(
                 f"whether {run.name} was judged by the same samples as {first} is not known: the "
-                "content of its samples was not noted."
+                "content of its samples was not recorded."
             )
         if run.training == "different":
             found.append(f"{run.name} was trained on other samples than {first}.")
@@ -226,7 +225,7 @@ def _warnings(runs: Sequence[ComparedRun], sides: Sequence[Side]) -> list[str]:
 
 
 def _names(roots: Sequence[Path]) -> list[str]:
-    """The folders' names, with as much before them as tells them apart."""
+    """The folders' names, with as much before them as makes them differ."""
     for parts in range(1, max(len(root.parts) for root in roots) + 1):
         names = ["/".join(root.parts[-parts:]) for root in roots]
         if len(set(names)) == len(names):

@@ -33,7 +33,7 @@ def merged(
         which: delta of the run.
 
     Raises:
-        ConfigError: the base can be built from nothing that is noted; give `base`.
+        ConfigError: the base can be built from nothing that is recorded; give `base`.
         DeltaError: the base is another one; names the first tensors that differ.
         WeightsError: the base's weights are not where they were, or cannot be read.
     """

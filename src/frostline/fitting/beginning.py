@@ -15,11 +15,10 @@ from torch import nn
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
 from frostline.devices import resolve_device
 from frostline.errors import ConfigError, DriftError
-from frostline.plans import Phase, Plan
+from frostline.plans import Phase
 from frostline.recipe import Recipe, config_errors
-from frostline.records import BY_MODEL, RunFolder
-from frostline.session import Survey
-from frostline.tuning import PLAIN
+from frostline.records import RunFolder
+from frostline.session import Survey, check_forms
 
 
 @final
@@ -76,32 +75,14 @@ def check_settings(settings: RunSettings, phases: int) -> None:
     """Refuse what would not be heeded, or only after hours.
 
     Raises:
-        ConfigError: forms do not fit the phases or the precision, or there is no compiler.
+        ConfigError: there is no such device, forms do not fit the phases or the precision, or
+            there is no compiler.
     """
-    _check_forms(settings, phases)
+    resolve_device(settings.device)
+    features, precision = settings.features, settings.training.prefix_precision
+    check_forms(features.forms, phases, features=features.store, precision=precision)
     if settings.features.compile:
         _check_compiler(settings.device)
-
-
-def _check_forms(settings: RunSettings, phases: int) -> None:
-    """Refuse forms that would not be heeded."""
-    forms, exact = settings.features.forms, settings.training.prefix_precision == "exact"
-    if len(forms) > phases:
-        raise ConfigError(
-            f"got {len(forms)} forms for {phases} phase{'s' if phases > 1 else ''}. Give one for "
-            "each phase, or none."
-        )
-    rounded = [form for form in forms if form not in (BY_MODEL, str(PLAIN))]
-    if exact and rounded:
-        raise ConfigError(
-            f"precision 'exact' keeps every bit, and the form {rounded[0]!r} does not; leave one "
-            "out."
-        )
-    if rounded and settings.features.store == "off":
-        raise ConfigError(
-            "without features the model computes all itself, so the form "
-            f"{rounded[0]!r} would not be heeded; leave out the form, or 'off'."
-        )
 
 
 def _check_compiler(device: str) -> None:
@@ -124,8 +105,8 @@ def about(settings: RunSettings) -> dict[str, str]:
     if not model.is_from_python:
         notes["head"] = json.dumps({"on": model.on, "hidden": model.hidden, "at": model.head})
         notes["weights_digest"] = model.weights_digest
-    if settings.plan:
-        notes["plan"] = Plan(settings.plan).dumps()
+    if plan := settings.as_plan():
+        notes["plan"] = plan.dumps()
     return notes
 
 
@@ -176,8 +157,8 @@ def begun(
         if folder is not None:
             book.write()
             folder.write_frozen(planned.untouched)
-            if settings.plan:
-                Plan(settings.plan).save(folder.plan)
+            if plan := settings.as_plan():
+                plan.save(folder.plan)
         return book
     stored = RunSettings.read(folder.settings)
     check_same_settings(stored, settings)

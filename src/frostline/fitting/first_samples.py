@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from frostline.data import Batch, Batches, Samples, first_batch
 from frostline.devices import resolve_device, to_device
-from frostline.engine import Predictions, predict
+from frostline.engine import predict
 from frostline.estimates.measuring import measure_step
 from frostline.session.pipelines import CHECKED_SAMPLES
-from frostline.tasks import Task
+from frostline.tasks import Predictions, Task
 
 
 @final

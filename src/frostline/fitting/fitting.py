@@ -9,34 +9,31 @@ from functools import partial
 from pathlib import Path
 from typing import final
 
-from torch import Tensor, nn
+from torch import nn
 
-from frostline._files import json_with_sum, write_text
 from frostline.callbacks.logs import logs_in
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
 from frostline.config import RunSettings
 from frostline.data import open_data
-from frostline.deltas import all_tensors
 from frostline.devices import resolve_device
 from frostline.engine import Hook, Training, train_phases
 from frostline.errors import ConfigError, TrainingError
-from frostline.freezing import Proof
-from frostline.groups import param_groups
-from frostline.plans import Plan
-from frostline.recipe import Recipe, recipe_from
-from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
-from frostline.runs.beginning import (
+from frostline.fitting.beginning import (
     about,
     begun,
     check_settings,
     run_folder,
     settings_from_python,
 )
-from frostline.runs.first_samples import FirstSamples
-from frostline.runs.phases import PhasePipelines
-from frostline.runs.reporting import make_report, promise_at_end
-from frostline.session import PipelineOptions, Session
+from frostline.fitting.first_samples import FirstSamples
+from frostline.fitting.phases import PhasePipelines
+from frostline.freezing import Proof
+from frostline.plans import Plan
+from frostline.recipe import Recipe, recipe_from
+from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
+from frostline.reports import make_report, promise_at_end
+from frostline.session import PipelineOptions, Session, check_trains
 from frostline.tasks import Classification, Metrics, Task, task_of
 from frostline.world import ALONE, World
 
@@ -118,7 +115,7 @@ def fit(
         resume: go on with the run in `out` from where it was last written.
         features: folder of the feature store; `auto` is one in the user's cache folder, `off` is
             the plain loop.
-        forms: how the frozen part is computed in each phase, as another run noted it in its
+        forms: how the frozen part is computed in each phase, as another run recorded it in its
             `run.toml`; by default in what the machine is best at within the precision.
         compile: compile what is trained with `torch.compile`.
         hooks: called by the loop, besides those that save and log.
@@ -141,21 +138,19 @@ def fit(
     )
     check_settings(settings, len(plan) if plan else 1)
     if plan is None:
-        param_groups(model, lr=1.0)  # refuses early when nothing is trainable
+        check_trains(model)
     open_task, data = _task(task, classes), (open_data(train), open_data(val))
-    wanted = _pipeline_options(settings, open_task, device, world)
-    batches = wanted.plain(*data)
+    asked = _pipeline_options(settings, open_task, device, world)
+    batches = asked.plain(*data)
     judged = settings.features.store == "auto"
     first = FirstSamples.of(model, data[1], open_task, device=device, judged=judged)
     found = first.found
-    task = open_task.completed(found.outputs, found.targets, found.names, data=train, recipe=recipe)
+    task = open_task.completed(found, data=train, recipe=recipe)
     metrics = task.summarise(found.outputs, found.targets)
     recipe = _monitored(recipe, plan, metrics)
     settings = _completed(settings, task, plan, recipe)
     hooks, kept = tuple(hooks), out if world.writes else None
-    journal = Journal(
-        None if kept is None else RunFolder(Path(kept)).course, resolve_device(device)
-    )
+    journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
     for warning in plan.check(model, recipe=recipe) if plan else ():
         journal.notice(f"Warning   {warning}")
         for hook in hooks:
@@ -175,18 +170,18 @@ def fit(
             folder,
             about(settings),
             resume=resume,
-            start=_start(session) if plan else None,
+            start=session.planned.copies(model) if plan else None,
             keep=recipe.keep,
             task=task,
             like=metrics,
         )
-        wanted = replace(
-            wanted,
+        asked = replace(
+            asked,
             seconds_per_sample=first.seconds,
             operations_per_sample=first.operations,
             as_targets=task.targets,
         )
-        make = partial(session.data, *data, wanted, plain=batches, example=first.inputs)
+        make = partial(session.data, *data, asked, plain=batches, example=first.inputs)
         pipelines = PhasePipelines(make, book, journal, hooks)
         seconds = tuple(batch_size * each for each in session.planned.seconds_per_sample)
         training = Training(session, plain_step_seconds=seconds)
@@ -304,13 +299,6 @@ def _room_to_compile(settings: RunSettings) -> Iterator[None]:
         yield
 
 
-def _start(session: Session) -> dict[str, Tensor]:
-    """Copies of what no phase leaves alone."""
-    untouched = session.planned.untouched.tensors
-    moving = {n: t for n, t in all_tensors(session.model).items() if n not in untouched}
-    return {name: tensor.detach().clone() for name, tensor in moving.items()}
-
-
 def _write_report(
     folder: RunFolder, settings: RunSettings, proof: Proof, pipelines: PhasePipelines
 ) -> None:
@@ -327,14 +315,11 @@ def _write_report(
 def _write_result(
     folder: RunFolder, best: EpochRecord, proof: Proof, phases: Sequence[PhaseRecord]
 ) -> None:
-    result = {
-        "epoch": best.epoch,
-        **best.validation.as_dict(),
-        "frozen": {
-            "tensors": proof.tensors,
-            "bytes": proof.nbytes,
-            "fingerprint": str(proof.fingerprint),
-        },
-        "phases": [asdict(phase) for phase in phases],
+    frozen = {
+        "tensors": proof.tensors,
+        "bytes": proof.nbytes,
+        "fingerprint": str(proof.fingerprint),
     }
-    write_text(folder.result, json_with_sum(result))
+    ended = [asdict(phase) for phase in phases]
+    content = {"epoch": best.epoch, **best.validation.as_dict(), "frozen": frozen, "phases": ended}
+    folder.write_result(content)

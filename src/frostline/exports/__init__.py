@@ -1,0 +1,1 @@
+"""What a run trained, for tools that know nothing of it."""

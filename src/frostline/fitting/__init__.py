@@ -1,0 +1,5 @@
+"""`fl.fit`, our own loop over a session, wired to data, files and reports."""
+
+from frostline.fitting.beginning import check_settings as check_settings
+from frostline.fitting.fitting import Run as Run
+from frostline.fitting.fitting import fit as fit

@@ -98,18 +98,6 @@ def test_options_of_train_have_the_defaults_of_the_settings() -> None:
         assert options[name].default == fields[name].default, name
 
 
-def test_importing_frostline_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, frostline as fl; before = set(sys.modules); fl.freeze, fl.Recipe;"
-        "new = {name.partition('.')[0] for name in set(sys.modules)};"
-        "print(sorted(new & {'torchvision', 'accelerate', 'timm', 'rich', 'tensorboard', 'pandas', "
-        "'transformers', 'matplotlib', 'torchmetrics', 'sklearn', 'PIL', 'typer'}), "
-        "'torch' in before)"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout == "[] False\n"
-
-
 def test_the_installed_command_is_this_one() -> None:
     command = Path(sys.executable).with_name("frostline")
     if not command.exists():

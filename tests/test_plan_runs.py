@@ -330,6 +330,24 @@ def saved_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "_SHARE_OF_TIME", 0)
 
 
+class Wholes:
+    """Runs that nothing stopped, each made once for all tests that compare with it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._runs: dict[str, fl.Run] = {}
+
+    def get(self, name: str, fit: Callable[[Path], fl.Run]) -> fl.Run:
+        if name not in self._runs:
+            self._runs[name] = fit(self.root / name)
+        return self._runs[name]
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Wholes:
+    return Wholes(tmp_path_factory.mktemp("wholes"))
+
+
 BEST = fl.Plan([HEAD, NECK.model_copy(update={"start": "best"}), HEAD_AGAIN])
 STEPS = fl.Plan([fl.Phase(train="head", steps=5, lr=0.05), NECK, HEAD_AGAIN])
 
@@ -345,11 +363,11 @@ STEPS = fl.Plan([fl.Phase(train="head", steps=5, lr=0.05), NECK, HEAD_AGAIN])
     ],
 )
 def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
-    tmp_path: Path, features: str, plan: fl.Plan, optimizer: str, step: int
+    tmp_path: Path, wholes: Wholes, features: str, plan: fl.Plan, optimizer: str, step: int
 ) -> None:
     options: dict[str, Any] = {"plan": plan, "optimizer": optimizer, "precision": "exact"}
-    options["features"] = "off" if features == "off" else tmp_path / "features"
-    whole = fitted(**options, out=tmp_path / "whole")
+    options["features"] = "off" if features == "off" else wholes.root / "features"
+    whole = wholes.get(f"{features} {optimizer}", lambda out: fitted(**options, out=out))
     with pytest.raises(Stop):
         fitted(**options, out=tmp_path / "cut", hooks=[stopped_at(step)])
     if step > 1:
@@ -361,8 +379,8 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
         (r.epochs, r.steps, r.best_epoch) for r in whole.phases
     ]
     last = [
-        fl.load_delta(net(), tmp_path / run / "last" / "delta.safetensors")
-        for run in ("whole", "cut")
+        fl.load_delta(net(), run / "last" / "delta.safetensors")
+        for run in (whole.folder.root, tmp_path / "cut")
     ]
     assert all(torch.equal(last[0].tensors[n], last[1].tensors[n]) for n in last[0].tensors)
 
@@ -385,12 +403,12 @@ class Jittered(Dataset[tuple[Tensor, int]]):
 @pytest.mark.parametrize("loader", [False, True])
 @pytest.mark.parametrize("step", [2, 6, 11])
 def test_random_views_of_a_users_own_data_are_the_same_after_a_resume(
-    tmp_path: Path, loader: bool, step: int
+    tmp_path: Path, wholes: Wholes, loader: bool, step: int
 ) -> None:
     def made() -> object:
         return DataLoader(Jittered(), batch_size=8, shuffle=True) if loader else Jittered()
 
-    whole = fitted(train=made(), out=tmp_path / "whole")
+    whole = wholes.get(f"jittered {loader}", lambda out: fitted(train=made(), out=out))
     with pytest.raises(Stop):
         fitted(train=made(), out=tmp_path / "cut", hooks=[stopped_at(step)])
     resumed = fitted(train=made(), out=tmp_path / "cut", resume=True)

@@ -57,10 +57,22 @@ def test_importing_frostline_loads_no_torch() -> None:
     assert run(code) == "False"
 
 
-def test_the_first_use_loads_torch_and_nothing_heavy_beyond_it() -> None:
-    heavy = {"torchvision", "timm", "accelerate", "torchmetrics", "pydantic", "rich", "PIL"}
-    code = f"import sys, frostline; frostline.freeze; print(sorted({heavy} & set(sys.modules)))"
-    assert run(code) == "[]"
+FIRST_USES = """
+import sys, frostline
+def loaded():
+    heavy = "torchvision timm accelerate torchmetrics pydantic rich PIL typer tensorboard sklearn"
+    return sorted(set(heavy.split()) & set(sys.modules))
+frostline.freeze
+print("freeze", *loaded())
+frostline.Recipe
+print("Recipe", *loaded())
+import frostline.models
+print("models", *({"torchvision", "timm"} & set(sys.modules)))
+"""
+
+
+def test_the_first_uses_load_torch_and_nothing_heavy_beyond_it() -> None:
+    assert run(FIRST_USES).splitlines() == ["freeze", "Recipe pydantic", "models"]
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -12,6 +12,8 @@ import torchvision.models as tv
 import transformers as tf
 from torch import nn
 from torch.utils.data import TensorDataset
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.vgg import VGG, make_layers
 
 import frostline as fl
 
@@ -26,11 +28,23 @@ TEXT = {**SMALL, "vocab_size": 60, "max_position_embeddings": 32}
 DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "vocab_size": 60}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 60, "n_positions": 32}
 
+# MobileNetV2's, one for each of its kinds.
+BLOCKS = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 1, 2]]
+
+
+def _vgg() -> nn.Module:
+    """VGG with batch norm, whose classifier is not of its 120 million numbers."""
+    model = VGG(make_layers([16, "M", 32, "M", 48, 48, "M"], batch_norm=True))
+    layers = (nn.Linear(48 * 49, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 3))
+    model.classifier = nn.Sequential(*layers)
+    return model
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "resnet18": lambda: tv.resnet18(num_classes=3),
-    "mobilenet_v2": lambda: tv.mobilenet_v2(num_classes=3),
+    "resnet18": lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3),
+    "mobilenet_v2": lambda: tv.MobileNetV2(num_classes=3, inverted_residual_setting=BLOCKS),
     "squeezenet1_1": lambda: tv.squeezenet1_1(num_classes=3),
-    "vgg11_bn": lambda: tv.vgg11_bn(num_classes=3),
+    "vgg_bn": _vgg,
     "shufflenet": lambda: tv.shufflenet_v2_x0_5(num_classes=3),
     "vision_transformer": lambda: tv.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=3),
     "timm resnet10t": lambda: timm.create_model("resnet10t", num_classes=3),

@@ -56,12 +56,3 @@ def test_everything_random_follows_from_the_seed() -> None:
     torch.manual_seed(2)
     second = load_model("squeezenet1_1", weights="none", classes=2, seed=3).model.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_importing_the_package_imports_neither_torchvision_nor_timm() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, frostline.models; print({'torchvision', 'timm'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

@@ -16,9 +16,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from frostline.data import make_batches, open_data
-from frostline.engine import Hook, train
+from frostline.engine import Hook, Training, train_phases
 from frostline.features import FeatureData
 from frostline.recipe import recipe_of
+from frostline.session import Pipeline, Session
 from frostline.store import FeatureKey, FeatureStore, ValueSpec
 from frostline.tasks import Classification
 
@@ -76,11 +77,12 @@ def frostline(data: FeatureData, targets: torch.Tensor) -> float:
     small = make_batches(
         TensorDataset(torch.zeros(4, WIDTH), targets[:4]), batch_size=4, shuffle=False, seed=0
     )
-    train(
-        head(),
-        data.batches(batch_size=BATCH, shuffle=True),
-        small,
-        recipe=recipe_of(epochs=2, lr=1e-3),
+    model, batches = head(), data.batches(batch_size=BATCH, shuffle=True)
+    whole = Pipeline(batches, small, model, torch.device("cpu"))
+    session = Session(model, recipe=recipe_of(epochs=2, lr=1e-3))
+    train_phases(
+        Training(session),
+        lambda _: whole,
         task=Classification("ab"),
         device="cpu",
         hooks=(timed,),

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import frostline as fl
-from frostline.data import ImageDataset, make_batches, read_set
-from frostline.engine import Hook, Training, train
+from frostline.data import ImageDataset, read_set
+from frostline.engine import Hook, Training
 from frostline.fitting.fitting import fit
 from frostline.records import EpochRecord
-from frostline.tasks import Classification
 from small_world import write_pictures
 
 
@@ -155,18 +154,9 @@ def test_modes_and_random_state_are_restored_after_a_failure() -> None:
     def fail(_: str) -> None:
         raise RuntimeError("stop here")
 
-    batches = make_batches(data(), batch_size=8, shuffle=True, seed=0)
     state = torch.get_rng_state()
     with pytest.raises(RuntimeError, match="stop here"):
-        train(
-            model,
-            batches,
-            batches,
-            recipe=fl.Recipe(),
-            task=Classification("abc"),
-            device="cpu",
-            hooks=[Watch(fail)],
-        )
+        fitted(model, hooks=[Watch(fail)])
     assert modes(model) == before
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -213,7 +213,8 @@ def merge_tensors(delta: Delta, base: Mapping[str, Tensor], *, where: str) -> di
         DeltaError: the base lacks tensors, or holds others; names the first.
     """
     dtypes = {name: values.dtype for name, values in base.items()}
-    base = {name: _as_kept(values, delta.kept.get(name)) for name, values in base.items()}
+    kept = {name: CAST_DTYPES[word] for name, word in delta.kept.items()}
+    base = {name: values.to(kept.get(name, values.dtype)) for name, values in base.items()}
     needed = [name for name in delta.base.tensors if name not in delta.unsaved]
     differing = [
         name
@@ -406,10 +407,6 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
     named = chain(parameters, root.named_buffers(remove_duplicate=False))
     tied = {name: first.setdefault(id(tensor), name) for name, tensor in named}
     return {name: known for name, known in tied.items() if name != known}
-
-
-def _as_kept(values: Tensor, word: str | None) -> Tensor:
-    return values if word is None else values.to(CAST_DTYPES[word])
 
 
 def _unsaved_names(model: nn.Module, tensors: Collection[str]) -> tuple[str, ...]:

@@ -92,10 +92,7 @@ def _inside(model: nn.Module) -> nn.Module | None:
     """What `model` wraps, if it is a wrapper."""
     if isinstance(model, DataParallel | DistributedDataParallel):
         return cast("nn.Module", model.module)
-    return cast("nn.Module", model._orig_mod) if _is_compiled(model) else None
-
-
-def _is_compiled(model: nn.Module) -> bool:
     # torch.compile's machinery takes a second to import, and is there if a compiled model is.
     compiler = sys.modules.get("torch._dynamo.eval_frame")
-    return compiler is not None and isinstance(model, compiler.OptimizedModule)
+    is_compiled = compiler is not None and isinstance(model, compiler.OptimizedModule)
+    return cast("nn.Module", model._orig_mod) if is_compiled else None

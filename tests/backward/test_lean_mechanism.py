@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
@@ -183,9 +184,10 @@ def test_an_output_changed_in_place_is_an_error_as_in_pytorch() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_autocast_gives_the_same_bits(training: bool, x: Tensor) -> None:
+@pytest.mark.parametrize("outside", [contextlib.nullcontext, torch.autograd.graph.save_on_cpu])
+def test_autocast_gives_the_same_bits(outside: Any, training: bool, x: Tensor) -> None:
     def run(model: nn.Module, inputs: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16), outside():
             return model(inputs).float()
 
     check(Net().train(training), x, run)

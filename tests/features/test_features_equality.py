@@ -200,6 +200,19 @@ def test_rows_without_onednn_are_not_taken_for_those_with_it(
     assert found.why.startswith("kernels: ")
 
 
+def test_exact_rows_of_another_number_of_threads_are_not_taken(tmp_path: Path) -> None:
+    data, store = word_data(20, 1), fl.FeatureStore(tmp_path)
+    made = fl.cut(words_net(), data.tensors[0][:4])
+    before = torch.get_num_threads()
+    count = fl.extract(made, data, store, precision="exact").computed
+    try:
+        torch.set_num_threads(before + 1)
+        assert fl.extract(made, data, store, precision="exact").computed == count
+    finally:
+        torch.set_num_threads(before)
+    assert fl.extract(made, data, store, precision="exact").computed == 0
+
+
 class StopAfter(Hook):
     """Interrupts the run when so many epochs are done."""
 

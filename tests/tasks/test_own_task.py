@@ -196,3 +196,28 @@ def test_a_step_is_estimated_by_the_loss_of_the_task() -> None:
     assert found.as_dict()
     with pytest.raises(fl.ConfigError, match="there is no task 'none'"):
         fl.estimate(net(), torch.randn(4, 6), task="none")
+
+
+def test_a_head_has_the_width_of_the_task() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    assert MeanError().head(model).head == "2"
+    assert model[2].out_features == 1
+    fl.Classification("abc").head(model)
+    assert model[2].out_features == 3
+
+
+def test_the_doctor_goes_backwards_from_the_loss_of_the_task() -> None:
+    asked: list[tuple[int, ...]] = []
+
+    class Seen(MeanError):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            asked.append(tuple(targets.shape))
+            return super().loss(outputs, targets)
+
+        def example_targets(self, outputs: Tensor) -> Tensor:
+            return torch.zeros(len(outputs))
+
+    found = fl.doctor(net(), torch.randn(4, 6), targets=torch.randn(4), task=Seen())
+    assert asked
+    assert set(asked) == {(4,)}
+    assert not [finding for finding in found.findings if "gradient" in finding.message]

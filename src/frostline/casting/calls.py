@@ -60,12 +60,9 @@ def hang(owner: nn.Module, leaf: str, cast: Cast | None, above: nn.Module | None
     _put(owner, _CASTS, casts if cast is None else {**casts, leaf: cast})
     _settle(owner)
     if above is not None:
-        _put(above, _CHILDREN, _reads_children(above) and any(map(casts_of, above.children())))
+        has_own = any(parameter is not None for parameter in above._parameters.values())
+        _put(above, _CHILDREN, has_own and any(map(casts_of, above.children())))
         _settle(above)
-
-
-def _reads_children(module: nn.Module) -> bool:
-    return any(parameter is not None for parameter in module._parameters.values())
 
 
 def _put(module: nn.Module, name: str, value: object) -> None:

@@ -11,18 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from frostline.calling import in_turn
-from frostline.checkup import (
-    data,
-    distributed,
-    gradients,
-    modes,
-    passes,
-    selection,
-    structure,
-)
-from frostline.checkup import (
-    optimizer as optimizers,
-)
+from frostline.checkup import data, distributed, gradients, modes, passes, selection, structure
+from frostline.checkup import optimizer as optimizers
 from frostline.checkup.findings import Checkup, Finding, Level, sorted_findings
 from frostline.checkup.subject import Check, Preprocess, Subject
 from frostline.errors import ConfigError, FreezeError, SelectorError

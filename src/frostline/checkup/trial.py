@@ -158,11 +158,7 @@ def _gradients(
 
 
 def _settled(
-    root: nn.Module,
-    example: Any,
-    targets: Tensor | None,
-    task: Task,
-    found: dict[str, Gradient],
+    root: nn.Module, example: Any, targets: Tensor | None, task: Task, found: dict[str, Gradient]
 ) -> dict[str, Gradient]:
     """`found`, corrected by what further passes show.
 

@@ -97,8 +97,7 @@ Norm = Annotated[
     typer.Option(help="Frozen norms: hold their statistics, or let them adapt to the data."),
 ]
 On = Annotated[
-    HeadPlace,
-    typer.Option(help="Replace the classifier, stack a head on its logits, or keep it."),
+    HeadPlace, typer.Option(help="Replace the classifier, stack a head on its logits, or keep it.")
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Write over a file that Frostline did not write.")

@@ -104,12 +104,7 @@ def _some_predictions(predicted: Predictions) -> Table:
     probabilities = predicted.outputs.double().softmax(dim=1)
     step = max(1, len(predicted.names) // 6)
     rows = [
-        (
-            Path(name).name,
-            str(int(target)),
-            str(int(p.argmax())),
-            f"{float(p.max()):.3f}",
-        )
+        (Path(name).name, str(int(target)), str(int(p.argmax())), f"{float(p.max()):.3f}")
         for name, target, p in list(
             zip(predicted.names, predicted.targets, probabilities, strict=True)
         )[::step]

@@ -40,8 +40,7 @@ OnBadImages = Annotated[BadImages, typer.Option(help="What to do about broken pi
 Features = Annotated[
     str,
     typer.Option(
-        help="Folder of stored features; auto: in your cache folder; off: none.",
-        metavar="DIR|off",
+        help="Folder of stored features; auto: in your cache folder; off: none.", metavar="DIR|off"
     ),
 ]
 OnDisk = Annotated[

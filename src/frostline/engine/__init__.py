@@ -4,10 +4,10 @@ Every random number depends on the recipe's seed and the epoch alone, so that an
 run again, or a run continued at any step, with the same bits on the same machine.
 """
 
-from frostline.engine.loop import train as train
 from frostline.engine.loop import train_phases as train_phases
 from frostline.engine.steps import evaluate as evaluate
 from frostline.engine.steps import predict as predict
+from frostline.engine.steps import summarised as summarised
 from frostline.engine.training import Hook as Hook
 from frostline.engine.training import Sums as Sums
 from frostline.engine.training import Training as Training

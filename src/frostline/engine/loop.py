@@ -7,56 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import final
 
-from torch import nn
-
-from frostline.data import Batch, Batches
-from frostline.devices import Compute, device_of
+from frostline.data import Batch
+from frostline.devices import Compute
 from frostline.engine.steps import Stepper, predictions, summarised
 from frostline.engine.training import Hook, Training
 from frostline.freezing.modes import modes_kept
-from frostline.recipe import Recipe
 from frostline.records import Spent
-from frostline.session import Forward, Pipeline, Session, random_state_kept
+from frostline.session import Pipeline, random_state_kept
 from frostline.tasks import Task
 
 _NAMED_AT_MOST = 3
-
-
-def train(
-    model: nn.Module,
-    batches: Batches,
-    validation: Batches,
-    *,
-    recipe: Recipe,
-    task: Task,
-    device: str = "auto",
-    forward: Forward | None = None,
-    hooks: Iterable[Hook] = (),
-) -> Training:
-    """Train what is trainable in `model`, epoch by epoch, and validate after each.
-
-    The trainable part is in train mode while training; validation is in eval mode without
-    gradients. Afterwards every module has the mode it had before, and torch's random state is
-    as it was.
-
-    Args:
-        forward: what batches go through, if not `model` itself: the suffix of a cut, whose mode
-            and parameters are the model's.
-
-    Raises:
-        FreezeError: nothing is trainable.
-        NonFiniteLoss: the loss is NaN or infinite, before a step is made with it; or an output
-            is NaN in validation, before the epoch is reported.
-        DataError: a target does not go with the task.
-        TrainingError: a batch does not go through the model; says why and what to do.
-    """
-    session = Session(model, recipe=recipe, steps_per_epoch=len(batches))
-    through = model if forward is None else forward
-
-    def pipeline(training: Training) -> Pipeline:
-        return Pipeline(batches, validation, through, device_of(training.model))
-
-    return train_phases(Training(session), pipeline, task=task, device=device, hooks=hooks)
 
 
 def train_phases(
@@ -67,13 +27,22 @@ def train_phases(
     device: str = "auto",
     hooks: Iterable[Hook] = (),
 ) -> Training:
-    """Train phase after phase; gives the `training` that was handed in, at its end.
+    """Train phase after phase, and validate after each epoch; gives `training` at its end.
+
+    The trainable part is in train mode while training; validation is in eval mode without
+    gradients. Afterwards every module has the mode it had before, and torch's random state is
+    as it was.
 
     Args:
         pipeline: gives the batches of the phase that was entered, and what they go through.
 
     Raises:
-        as `train`, and what `pipeline` raises.
+        FreezeError: nothing is trainable.
+        NonFiniteLoss: the loss is NaN or infinite, before a step is made with it; or an output
+            is NaN in validation, before the epoch is reported.
+        DataError: a target does not go with the task.
+        TrainingError: a batch does not go through the model; says why and what to do.
+        DriftError: something frozen moved in a phase.
     """
     arithmetic = Compute(device, training.recipe.mixed)
     loop = _Loop(training, pipeline, arithmetic, task, tuple(hooks))

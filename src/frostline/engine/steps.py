@@ -116,7 +116,7 @@ def predict(
     """Outputs of `model` for data, in eval mode without gradients; every mode is restored.
 
     Args:
-        forward: as for `train`.
+        forward: what batches go through, if not `model` itself: the suffix of a cut.
 
     Raises:
         NonFiniteLoss: an output is NaN; names its batch.

@@ -39,15 +39,11 @@ _LARGEST_BATCH: Final = 1 << 16
 # Torch's newer names: the older ones raise once one of the newer was set.
 _CPU_SETTINGS = (
     "mkldnn.enabled",
-    "mkldnn.matmul.fp32_precision",
-    "mkldnn.conv.fp32_precision",
-    "mkldnn.rnn.fp32_precision",
+    *(f"mkldnn.{of}.fp32_precision" for of in ("matmul", "conv", "rnn")),
 )
 _CUDA_SETTINGS = (
-    "cudnn.enabled",
-    "cuda.matmul.fp32_precision",
-    "cudnn.conv.fp32_precision",
-    "cudnn.rnn.fp32_precision",
+    *("cudnn.enabled", "cuda.matmul.fp32_precision"),
+    *("cudnn.conv.fp32_precision", "cudnn.rnn.fp32_precision"),
 )
 
 

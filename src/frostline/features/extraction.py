@@ -6,9 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
@@ -203,7 +203,7 @@ class _Extraction:
         batches = self._claimed(writer, missing, found)
         beside = _is_worth_doing_beside(self._compute)
         computed = self._side_by_side(batches) if beside else self._overlapping(batches)
-        with closing(computed), _publishing(self._cut, writer) as publisher:
+        with closing(computed), _Publisher(self._cut, writer) as publisher:
             for rows, values in computed:
                 if not self._computed:
                     stored = zip(values, self._specs, strict=True)
@@ -305,7 +305,10 @@ def _is_worth_doing_beside(compute: Computing) -> bool:
 
 @final
 class _Publisher:
-    """Computed rows, visible in groups, each once the cut is proven to be the one of its key."""
+    """Computed rows, visible in groups, each once the cut is proven to be the one of its key.
+
+    At the end of its block, and where that fails, what waits is published.
+    """
 
     def __init__(self, cut: Cut, writer: Writer) -> None:
         self._cut, self._writer = cut, writer
@@ -313,6 +316,14 @@ class _Publisher:
         self._bytes = 0
         self._proof_seconds = 0.0
         self._proven_at = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # The first failure is the one to raise.
+        with suppress(FrostlineError) if kind else nullcontext():
+            self.publish()
 
     def put(self, row_ids: list[bytes], values: Sequence[Tensor]) -> None:
         """Keep rows, and publish all that wait where it is time for a proof."""
@@ -338,16 +349,3 @@ class _Publisher:
         self._proof_seconds = self._proven_at - start
         for row_ids, values in waiting:
             self._writer.put(row_ids, values)
-
-
-@contextmanager
-def _publishing(cut: Cut, writer: Writer) -> Iterator[_Publisher]:
-    """A publisher; at the end, and where the block fails, what waits is published."""
-    publisher = _Publisher(cut, writer)
-    try:
-        yield publisher
-    except BaseException:
-        with suppress(FrostlineError):  # the first failure is the one to raise
-            publisher.publish()
-        raise
-    publisher.publish()

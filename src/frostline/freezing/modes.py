@@ -147,9 +147,14 @@ def settle(model: nn.Module) -> None:
     due = set(_due(model))
     for module in model.modules():
         if module in due and not is_held(module):
-            _hold(module)
+            Hold.put(module, module.training)
+            module.training = False
+            equip(module)
         elif module not in due and is_held(module):
-            _release(module)
+            hold: Hold = module.__dict__["train"]
+            hold.take_off()
+            module.training = hold.former
+            strip(module)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             pack_where_whole(module, any(map(is_held, module.layers)))
@@ -167,19 +172,6 @@ def held_though_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if is_held(module) and module not in due:
             above = path
             yield path, module
-
-
-def _hold(module: nn.Module) -> None:
-    Hold.put(module, module.training)
-    module.training = False
-    equip(module)
-
-
-def _release(module: nn.Module) -> None:
-    hold: Hold = module.__dict__["train"]
-    hold.take_off()
-    module.training = hold.former
-    strip(module)
 
 
 def _due(model: nn.Module) -> Iterator[nn.Module]:

@@ -44,7 +44,13 @@ def build_from_file(spec: ModelSpec, weights: WeightsChoice) -> Built:
     # Standard output is for results, and may be read as JSON.
     with _neighbours_importable(path), redirect_stdout(sys.stderr):
         function = _function(_load(path, spec), spec)
-        returned = _call(function, spec, path)
+        try:
+            returned = function()
+        except (Exception, SystemExit) as error:
+            raise ModelError(
+                f"{spec}: the function failed{line_in(path, error)}: {one_line(error)}. Fix it "
+                "there."
+            ) from error
     model, preprocessing = _model_and_preprocessing(returned, spec)
     return Built(
         model=model,
@@ -79,7 +85,8 @@ def _load(path: Path, spec: ModelSpec) -> ModuleType:
         source = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{spec}: cannot read {path}: {one_line(error)}.") from error
-    name = _module_name(path, source)
+    stem = re.sub(r"\W", "_", path.stem)
+    name = f"_frostline_{stem}_{xxhash.xxh3_64_hexdigest(os.fsencode(path) + bytes(1) + source)}"
     if name in sys.modules:
         return sys.modules[name]
     loader = SourceFileLoader(name, str(path))
@@ -103,12 +110,6 @@ def _load(path: Path, spec: ModelSpec) -> ModuleType:
     return module
 
 
-def _module_name(path: Path, source: bytes) -> str:
-    stem = re.sub(r"\W", "_", path.stem)
-    digest = xxhash.xxh3_64_hexdigest(os.fsencode(path) + b"\0" + source)
-    return f"_frostline_{stem}_{digest}"
-
-
 def line_in(path: Path, error: BaseException) -> str:
     """` (line 3)` where the error passed through the file."""
     if isinstance(error, SyntaxError):
@@ -122,7 +123,12 @@ def _function(module: ModuleType, spec: ModelSpec) -> Callable[[], object]:
     names: dict[str, object] = vars(module)
     function = names.get(spec.name)
     if function is None:
-        own = [name for name, value in names.items() if _is_own(value, module)]
+        own = [
+            name
+            for name, value in names.items()
+            if (inspect.isfunction(value) or inspect.isclass(value))
+            and value.__module__ == module.__name__
+        ]
         close = nearest(spec.name, own) or own[:3]
         found = f"Nearest: {', '.join(close)}." if close else "It defines no function."
         raise ModelError(f"{spec}: the file has no function {spec.name!r}. {found}")
@@ -133,11 +139,6 @@ def _function(module: ModuleType, spec: ModelSpec) -> Callable[[], object]:
         )
     _check_no_arguments(function, spec)
     return function
-
-
-def _is_own(value: object, module: ModuleType) -> bool:
-    defined_here = inspect.isfunction(value) or inspect.isclass(value)
-    return defined_here and value.__module__ == module.__name__
 
 
 def _check_no_arguments(function: Callable[..., object], spec: ModelSpec) -> None:
@@ -151,15 +152,6 @@ def _check_no_arguments(function: Callable[..., object], spec: ModelSpec) -> Non
         raise ModelError(
             f"{spec}: {spec.name}{signature} cannot be called without arguments ({error}). "
             "Give its arguments defaults, or write a function that passes them."
-        ) from error
-
-
-def _call(function: Callable[[], object], spec: ModelSpec, path: Path) -> object:
-    try:
-        return function()
-    except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"{spec}: the function failed{line_in(path, error)}: {one_line(error)}. Mend it there."
         ) from error
 
 

@@ -90,9 +90,17 @@ def _published(spec: ModelSpec) -> nn.Module:
     timm = _timm()
     config = timm.models.get_pretrained_cfg(spec.name)
     if config is None or not config.has_weights:
-        raise _no_weights(spec)
-    with downloading(f"weights DEFAULT of {spec} from {_address(config)}"):
-        if not config.hf_hub_id:
+        tagged = timm.list_pretrained(f"{spec.name.partition('.')[0]}.*")
+        others = f" It has some for timm:{', timm:'.join(tagged[:5])}." if tagged else ""
+        raise WeightsError(
+            f"timm publishes no weights for {spec.name}.{others} "
+            "Give weights you have with --weights FILE, or use --weights none."
+        )
+    hub = config.hf_hub_id
+    with downloading(
+        f"weights DEFAULT of {spec} from {f'hub repository {hub}' if hub else config.url}"
+    ):
+        if not hub:
             return _create(spec, pretrained=True)
         # timm's own download retries for 46 s without a network, also when the file is in the
         # cache; so the file is fetched here and timm reads it (timm 1.0.31, huggingface_hub 2.4).
@@ -101,20 +109,6 @@ def _published(spec: ModelSpec) -> nn.Module:
     config_of_model: Any = model.pretrained_cfg
     config_of_model.pop("file", None)
     return model
-
-
-def _no_weights(spec: ModelSpec) -> WeightsError:
-    timm = _timm()
-    tagged = timm.list_pretrained(f"{spec.name.partition('.')[0]}.*")
-    others = f" It has some for timm:{', timm:'.join(tagged[:5])}." if tagged else ""
-    return WeightsError(
-        f"timm publishes no weights for {spec.name}.{others} "
-        "Give weights you have with --weights FILE, or use --weights none."
-    )
-
-
-def _address(config: Any) -> str:
-    return f"hub repository {config.hf_hub_id}" if config.hf_hub_id else str(config.url)
 
 
 def _hub_file(config: Any) -> str:
@@ -126,17 +120,14 @@ def _hub_file(config: Any) -> str:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     repository, _, revision = config.hf_hub_id.partition("@")
-    names = _file_names(config.hf_hub_filename)
+    given = config.hf_hub_filename
+    names = (given,) if given else ("model.safetensors", "pytorch_model.bin")
     for name in names:
         cached = try_to_load_from_cache(repository, name, revision=revision or None)
         if isinstance(cached, str):
             return cached
     name = _first_on_hub(repository, names, revision=revision or None)
     return str(hf_hub_download(repository, name, revision=revision or None))
-
-
-def _file_names(given: str | None) -> tuple[str, ...]:
-    return (given,) if given else ("model.safetensors", "pytorch_model.bin")
 
 
 def _first_on_hub(repository: str, names: tuple[str, ...], *, revision: str | None) -> str:

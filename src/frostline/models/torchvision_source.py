@@ -35,12 +35,18 @@ def build_torchvision(spec: ModelSpec, weights: WeightsChoice) -> Built:
     entry = None if weights.kind == "none" else _entry(entries, spec, weights)
     removed = _AUXILIARY.get(spec.name, ())
     model = _bare(spec.name) if entry is None else _published(spec.name, entry)
-    _remove(model, removed)
+    if removed:
+        model.aux_logits = False  # type: ignore[assignment]  # a plain attribute of these two
+    for path in removed:
+        setattr(model, path, None)
+    classes = None if entry is None else entry.meta.get("categories")
     return Built(
         model=model,
         preprocessing=from_torchvision((entry or entries.DEFAULT).transforms()),
-        weights=_report(model, entry),
-        classes=_classes(entry),
+        weights=WeightsReport.none()
+        if entry is None
+        else WeightsReport(source=f"torchvision {entry}", loaded=len(model.state_dict())),
+        classes=tuple(classes) if classes else None,
         removed=removed,
     )
 
@@ -117,22 +123,3 @@ def _check_no_nan(model: nn.Module, name: str, entry: Any) -> None:
             f"weights {entry.name} of {name} hold NaN in {', '.join(bad[:5])}. "
             "They are made for another use; choose --weights DEFAULT."
         )
-
-
-def _remove(model: nn.Module, paths: tuple[str, ...]) -> None:
-    if not paths:
-        return
-    model.aux_logits = False  # type: ignore[assignment]  # a plain attribute of these two models
-    for path in paths:
-        setattr(model, path, None)
-
-
-def _report(model: nn.Module, entry: Any) -> WeightsReport:
-    if entry is None:
-        return WeightsReport.none()
-    return WeightsReport(source=f"torchvision {entry}", loaded=len(model.state_dict()))
-
-
-def _classes(entry: Any) -> tuple[str, ...] | None:
-    categories = None if entry is None else entry.meta.get("categories")
-    return tuple(categories) if categories else None

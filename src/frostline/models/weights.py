@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import filterfalse
 from pathlib import Path
 
@@ -157,17 +158,14 @@ def _fit(
     missing = [name for name in wanted if name not in found and id(wanted[name]) not in held]
     unknown = [name for name in found if name not in wanted]
 
-    def optional(name: str) -> bool:
-        return is_under(name, tolerated) or name.rpartition(".")[2] == _COUNTER
-
-    def replaced(name: str) -> bool:
-        return is_under(name, tolerated)
-
+    replaced = partial(is_under, paths=tolerated)
+    counted = {name for name in missing if name.rpartition(".")[2] == _COUNTER}
+    absent = [name for name in missing if name in counted or replaced(name)]
     return _Fit(
         taken=tuple(taken),
-        absent=tuple(filter(optional, missing)),
+        absent=tuple(absent),
         ignored=tuple(filter(replaced, [*misshapen, *unknown])),
-        missing=tuple(filterfalse(optional, missing)),
+        missing=tuple(filterfalse(set(absent).__contains__, missing)),
         unknown=tuple(filterfalse(replaced, unknown)),
         misshapen=tuple(filterfalse(replaced, misshapen)),
     )
@@ -243,18 +241,13 @@ def _notes(report: WeightsReport) -> list[str]:
     lacking = _owners(name for name in report.missing if name not in set(counters))
     left_out = _owners(report.ignored)
     notes = []
-    if lacking:
-        notes.append(f"no weights for {_replaced(lacking)}")
-    if left_out:
-        notes.append(f"not used of the file: {_replaced(left_out)}")
+    for what, owners in (("no weights for", lacking), ("not used of the file:", left_out)):
+        reason = "it is replaced" if len(owners) == 1 else "they are replaced or taken out"
+        if owners:
+            notes.append(f"{what} {_listed(owners[:3], len(owners))} ({reason})")
     if counters:
         notes.append(f"{format_count(len(counters))} batch counters start at their present value")
     return notes
-
-
-def _replaced(owners: Sequence[str]) -> str:
-    reason = "it is replaced" if len(owners) == 1 else "they are replaced or taken out"
-    return f"{_listed(owners[:3], len(owners))} ({reason})"
 
 
 def _owners(names: Iterable[str]) -> list[str]:

@@ -24,21 +24,17 @@ from frostline.optimizer_sync.placing import base_key, base_of, has_rate, in_kin
 Scheduler = torch_schedulers.LRScheduler
 NewValues = tuple[Scheduler, dict[str, Any]]  # of a scheduler's own attributes
 
-_PROPORTIONAL = (
-    torch_schedulers.LambdaLR,
-    torch_schedulers.MultiplicativeLR,
-    torch_schedulers.StepLR,
-    torch_schedulers.MultiStepLR,
-    torch_schedulers.ConstantLR,
-    torch_schedulers.LinearLR,
-    torch_schedulers.ExponentialLR,
-    torch_schedulers.PolynomialLR,
-    torch_schedulers.OneCycleLR,
-    torch_schedulers.ReduceLROnPlateau,
-)
 _COSINES = (torch_schedulers.CosineAnnealingLR, torch_schedulers.CosineAnnealingWarmRestarts)
 _CONTAINERS = (torch_schedulers.SequentialLR, torch_schedulers.ChainedScheduler)
-_KNOWN = (*_PROPORTIONAL, *_COSINES, *_CONTAINERS)
+_KNOWN = (
+    *(torch_schedulers.LambdaLR, torch_schedulers.MultiplicativeLR),
+    *(torch_schedulers.StepLR, torch_schedulers.MultiStepLR),
+    *(torch_schedulers.ConstantLR, torch_schedulers.LinearLR),
+    *(torch_schedulers.ExponentialLR, torch_schedulers.PolynomialLR),
+    *(torch_schedulers.OneCycleLR, torch_schedulers.ReduceLROnPlateau),
+    *_COSINES,
+    *_CONTAINERS,
+)
 _WAY_OUT = (
     "Let the joiners share an existing group, fl.sync(optimizer, model, lr=..., "
     "weight_decay=...) with its numbers; or thaw and sync before the schedule begins."

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from frostline.config import RunSettings
 from frostline.data import (
-    Batches,
     ImageDataset,
     ImageSet,
     Sample,
@@ -22,7 +21,7 @@ from frostline.data import (
     read_splits,
 )
 from frostline.deltas import Delta, load_delta, read_delta
-from frostline.engine import Hook, evaluate, predict
+from frostline.engine import Hook, predict, summarised
 from frostline.errors import (
     ConfigError,
     DataError,
@@ -37,8 +36,8 @@ from frostline.models.weights import weights_digest
 from frostline.records import RunFolder
 from frostline.reports import RunReport, make_report, promise_of
 from frostline.runs.preparing import build, freeze_as_asked
-from frostline.session import Forward, Survey, prefixed, survey
-from frostline.tasks import Classification, Metrics
+from frostline.session import Survey, prefixed, survey
+from frostline.tasks import Classification, Metrics, Predictions
 from frostline.units import some_of
 
 _some = partial(some_of, most=5)  # names of tensors in a message
@@ -121,18 +120,8 @@ class FinishedRun:
         Raises:
             ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
         """
-        data = ImageDataset(images, self.loaded.preprocessing)
-        batches = make_batches(data, batch_size=self._batch_size, shuffle=False, seed=0)
-        given, forward = self._prefixed(batches, device)
-        return evaluate(
-            self.loaded.model,
-            given,
-            task=Classification(self.settings.data.classes),
-            device=device,
-            precision=self.settings.training.mixed,
-            forward=forward,
-            hooks=hooks,
-        )
+        found = self._predictions(images, device, hooks)
+        return summarised(Classification(self.settings.data.classes), found)
 
     def predict(
         self,
@@ -150,28 +139,29 @@ class FinishedRun:
         """
         classes = self.settings.data.classes
         images = ImageSet(classes, tuple(Sample(file, 0) for file in files))
-        data = ImageDataset(images, self.loaded.preprocessing)
-        batches = make_batches(data, batch_size=self._batch_size, shuffle=False, seed=0)
-        given, forward = self._prefixed(batches, device)
-        found = predict(
-            self.loaded.model,
-            given,
-            device=device,
-            precision=self.settings.training.mixed,
-            forward=forward,
-            hooks=hooks,
-        )
+        found = self._predictions(images, device, hooks)
         ranked = found.outputs.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
         return [
             Prediction(name, _ranking(classes, values[:top], order[:top]))
             for name, values, order in zip(found.names, *ranked, strict=True)
         ]
 
-    def _prefixed(self, batches: Batches, device: str) -> tuple[Batches, Forward]:
-        """The frozen part in the form that the run was trained and judged with."""
-        phase, forms = _phase_of(read_delta(self.folder.best)), self.settings.features.forms
+    def _predictions(self, images: ImageSet, device: str, hooks: Iterable[Hook]) -> Predictions:
+        """By the frozen part in the form that the run was trained and judged with."""
+        settings = self.settings
+        data = ImageDataset(images, self.loaded.preprocessing)
+        batches = make_batches(data, batch_size=settings.data.batch_size, shuffle=False, seed=0)
+        phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
         form = forms[phase] if phase < len(forms) else ""
-        return prefixed(self.loaded.model, batches, form, device=device)
+        given, forward = prefixed(self.loaded.model, batches, form, device=device)
+        return predict(
+            self.loaded.model,
+            given,
+            device=device,
+            precision=settings.training.mixed,
+            forward=forward,
+            hooks=hooks,
+        )
 
     def held_out(
         self, data: Path, *, progress: Callable[[int, int], None] | None = None
@@ -307,10 +297,6 @@ class FinishedRun:
             classes=own.classes,
         )
         return splits.test or splits.val
-
-    @property
-    def _batch_size(self) -> int:
-        return self.settings.data.batch_size
 
 
 def open_run(path: str | Path) -> FinishedRun:

@@ -86,17 +86,13 @@ def as_selector(value: SelectorLike) -> Selector:
     if callable(value):
         return Where(value)
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        return _any_of_list([as_selector(item) for item in value])
+        if terms := [as_selector(item) for item in value]:
+            return Or.of(*terms)
+        raise SelectorError("the list of selectors is empty. To select nothing, write 'none'.")
     raise SelectorError(
         f"a selector is text, fl.path(...) and the like, a module, a parameter, a function or a "
         f"list of these; got {type(value).__name__}."
     )
-
-
-def _any_of_list(terms: list[Selector]) -> Selector:
-    if not terms:
-        raise SelectorError("the list of selectors is empty. To select nothing, write 'none'.")
-    return Or.of(*terms)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ _STATISTIC = re.compile(r"(running|moving)_(mean|var|std|avg|sq)\w*")
 
 def is_norm_layer(module: nn.Module) -> bool:
     """Whether `module` normalises: torch's norms, and by their names or statistics any other."""
-    named = is_called(module, "norm") and not _has_layers(module)
+    has_layers = any(True for child in module.children() for _ in child.parameters())
+    named = is_called(module, "norm") and not has_layers
     return isinstance(module, _NORMS) or named or keeps_running_statistics(module)
 
 
@@ -37,7 +38,3 @@ def class_names(module: nn.Module) -> tuple[str, ...]:
 def is_called(module: nn.Module, word: str) -> bool:
     """Whether the word is in the name of the module's class or of a base of it."""
     return any(word in name.lower() for name in class_names(module))
-
-
-def _has_layers(module: nn.Module) -> bool:
-    return any(True for child in module.children() for _ in child.parameters())

@@ -48,7 +48,7 @@ def _uses(
     if found is None or code is None or (found, method) in above:
         return
     above = (*above, (found, method))
-    for name, follows_super in _mentions(code):
+    for name, follows_super in _visit(code.body, code.args.args[0].arg):
         if follows_super:
             rest = kind.__mro__[kind.__mro__.index(found) + 1 :]
             for base in rest:
@@ -73,12 +73,8 @@ def _source(function: object) -> ast.FunctionDef | None:
     return found if isinstance(found, ast.FunctionDef) and found.args.args else None
 
 
-def _mentions(function: ast.FunctionDef) -> Iterator[tuple[str, bool]]:
-    """Attributes of `self` in the order in which the code comes to them; whether of `super()`."""
-    yield from _visit(function.body, function.args.args[0].arg)
-
-
 def _visit(node: object, this: str) -> Iterator[tuple[str, bool]]:
+    """Attributes of `self` in the order in which the code comes to them; whether of `super()`."""
     match node:
         case list():
             for one in node:

@@ -330,6 +330,19 @@ class _Making:
             if last := len(samples) % size:
                 difference = difference_by_size(compute, whole, last)
             compute = in_passes_of(compute, size)
+        batches = self._extracted(made, samples, compute).batches(
+            batch_size=options.batch_size, shuffle=shuffle, seed=options.seed, world=options.world
+        )
+        if not difference:
+            return batches
+        self._notes.append(
+            f"rows differ by up to {difference:.0e} with the number of rows in a pass, so the last "
+            f"{len(samples) % options.batch_size} of {len(samples)} are computed in each epoch"
+        )
+        return LiveLastBatches(batches, samples, compute)
+
+    def _extracted(self, made: Cut, samples: Samples, compute: Computing) -> FeatureData:
+        options = self._options
         found = extract(
             made,
             samples,
@@ -344,22 +357,10 @@ class _Making:
             self._notes.append(
                 f"stored as {options.storage}, relative error {found.storage_error:.2g}"
             )
-        if (
-            found.why
-            and options.explains
-            and not any(note.startswith(_SINCE) for note in self._notes)
-        ):
+        said = any(note.startswith(_SINCE) for note in self._notes)
+        if found.why and options.explains and not said:
             self._notes.append(f"{_SINCE} {found.why}")
-        batches = found.batches(
-            batch_size=options.batch_size, shuffle=shuffle, seed=options.seed, world=options.world
-        )
-        if not difference:
-            return batches
-        self._notes.append(
-            f"rows differ by up to {difference:.0e} with the number of rows in a pass, so the last "
-            f"{len(samples) % options.batch_size} of {len(samples)} are computed in each epoch"
-        )
-        return LiveLastBatches(batches, samples, compute)
+        return found
 
     def _says(self, made: Cut, compute: Computing, facts: PipelineFacts) -> Iterator[str]:
         yield f"Frost     {made.why}"

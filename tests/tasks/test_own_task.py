@@ -209,7 +209,7 @@ def test_a_head_has_the_width_of_the_task() -> None:
 def test_the_doctor_goes_backwards_from_the_loss_of_the_task() -> None:
     asked: list[tuple[int, ...]] = []
 
-    class Seen(MeanError):
+    class Seen(MeanError):  # noqa: N818 - a task, no exception
         def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
             asked.append(tuple(targets.shape))
             return super().loss(outputs, targets)

@@ -14,6 +14,7 @@ from lean_world import same
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.efficientnet import EfficientNet, MBConvConfig
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import frostline as fl
@@ -55,12 +56,24 @@ def _vit() -> nn.Module:
     )
 
 
+def _mobilenet() -> nn.Module:
+    blocks = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 1, 2], [6, 48, 1, 2]]
+    return models.MobileNetV2(num_classes=100, inverted_residual_setting=blocks)
+
+
+def _efficientnet() -> nn.Module:
+    blocks = [(1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 1)]
+    return EfficientNet([MBConvConfig(*block) for block in blocks], 0.2, num_classes=100)
+
+
 # Fewer layers of the same kinds than in the benchmark.
 SMALLER: dict[str, Callable[[], nn.Module]] = {
     "alexnet": _narrow("alexnet"),
     "vgg11_bn": _narrow("vgg11_bn"),
     "resnet18": lambda: ResNet(BasicBlock, [1, 1, 1, 1], num_classes=100),
     "resnet50": lambda: ResNet(Bottleneck, [2, 1, 1, 1], num_classes=100, width_per_group=16),
+    "mobilenet_v2": _mobilenet,
+    "efficientnet_b0": _efficientnet,
     "convnext_tiny": lambda: ConvNeXt(
         [CNBlockConfig(48, 96, 2), CNBlockConfig(96, None, 2)], 0.1, num_classes=100
     ),

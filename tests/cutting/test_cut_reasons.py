@@ -204,3 +204,21 @@ def test_the_share_below_counts_a_recurrent_layer() -> None:
     flops = 4 * 2 * 4 * 16 * (8 + 16)
     assert made.share == pytest.approx(flops / (flops + 2 * 16 * 16), abs=0.02)
     assert made.why.startswith("behind select in the forward")
+
+
+def test_statistics_that_move_are_named_where_another_operation_reads_them() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.more = nn.Linear(6, 12), nn.Linear(12, 2)
+            self.head, self.norm = nn.Linear(2, 12), nn.BatchNorm1d(12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert isinstance(self.norm.running_mean, Tensor)
+            y = self.body(x) - self.norm.running_mean
+            return self.norm(self.head(self.more(y)))
+
+    net = Centred()
+    fl.freeze(net, "body | more")
+    made = cut(net, torch.randn(4, 6))
+    assert made.why == "behind body, since norm.running_mean moves in training"

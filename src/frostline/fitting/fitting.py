@@ -33,6 +33,7 @@ from frostline.plans import Plan
 from frostline.recipe import Recipe, recipe_from
 from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
 from frostline.reports import make_report, promise_at_end
+from frostline.selectors import inventory
 from frostline.session import PipelineOptions, Session, check_trains
 from frostline.tasks import Classification, Metrics, Task, task_of
 from frostline.world import ALONE, World
@@ -137,6 +138,7 @@ def fit(
         model, recipe, batch_size, device, features, forms, compile
     )
     check_settings(settings, len(plan) if plan else 1)
+    inventory(model)  # refuses lazy layers, which the first samples would give a shape
     if plan is None:
         check_trains(model)
     open_task, data = _task(task, classes), (open_data(train), open_data(val))

@@ -140,25 +140,7 @@ def prepare(
         splits, mapping = in_order(splits, order), mapping_words(order, loaded.classes)
     frozen = freeze_as_asked(loaded, settings)
     found = audit(splits, bad_images=data.bad_images, progress=progress)
-    completed = settings.model_copy(
-        update={
-            "model": settings.model.model_copy(
-                update={
-                    "name": _absolute(loaded.spec),
-                    "head": loaded.head,
-                    "weights": _found_at(loaded, settings.model.weights),
-                    "weights_digest": loaded.weights.digest,
-                }
-            ),
-            "data": data.model_copy(
-                update={
-                    "path": str(Path(data.path).expanduser().resolve()),
-                    "classes": found.splits.train.classes,
-                }
-            ),
-            "preprocessing": loaded.preprocessing,
-        }
-    )
+    completed = _completed(settings, loaded, found.splits.train.classes)
     return Prepared(completed, loaded, found, frozen, mapping)
 
 
@@ -222,6 +204,24 @@ def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> 
     if asked.train is not None:
         return train_only(loaded.model, asked.train, norm=asked.norm)
     return train_only(loaded.model, path(loaded.head), norm=asked.norm)
+
+
+def _completed(settings: RunSettings, loaded: LoadedModel, classes: tuple[str, ...]) -> RunSettings:
+    """With what was found, and places that hold from any folder."""
+    model = {
+        "name": _absolute(loaded.spec),
+        "head": loaded.head,
+        "weights": _found_at(loaded, settings.model.weights),
+        "weights_digest": loaded.weights.digest,
+    }
+    data = {"path": str(Path(settings.data.path).expanduser().resolve()), "classes": classes}
+    return settings.model_copy(
+        update={
+            "model": settings.model.model_copy(update=model),
+            "data": settings.data.model_copy(update=data),
+            "preprocessing": loaded.preprocessing,
+        }
+    )
 
 
 def _found_at(loaded: LoadedModel, weights: str) -> str:

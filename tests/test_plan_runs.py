@@ -12,48 +12,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 import frostline as fl
 from frostline.callbacks import saving
 from frostline.config import RunSettings
 from frostline.engine import Hook, Training
 from frostline.records import EpochRecord, RunFolder
+from phased_net import HEAD, HEAD_AGAIN, net, rows
 
-HEAD = fl.Phase(name="head", train="head", epochs=2, lr=0.05)
 NECK = fl.Phase(name="neck", train="neck | head", epochs=2, lr=0.02)
-HEAD_AGAIN = fl.Phase(name="head again", train="head", epochs=1, lr=0.01)
 THREE = fl.Plan([HEAD, NECK, HEAD_AGAIN])
-
-
-class Net(nn.Module):
-    """Batch norm and dropout in each part, so that a wrong mode or random number shows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU())
-        self.neck = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.2))
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.neck(self.body(x)))
-
-
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net()
-
-
-def data(count: int = 26, seed: int = 1) -> TensorDataset:
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(count, 8, generator=generator)
-    return TensorDataset(inputs, inputs[:, :3].argmax(dim=1))
 
 
 def fitted(model: nn.Module | None = None, **options: Any) -> fl.Run:
     wanted: dict[str, Any] = {"plan": THREE, "batch_size": 8, "device": "cpu", "features": "off"}
     return fl.fit(
-        model or net(), options.pop("train", data()), data(12, seed=2), **{**wanted, **options}
+        model or net(), options.pop("train", rows()), rows(12, seed=2), **{**wanted, **options}
     )
 
 
@@ -152,8 +127,8 @@ def test_a_plan_of_one_phase_ends_at_the_bits_of_a_run_without_a_plan() -> None:
     fl.train_only(model, "neck | head")
     plain = fl.fit(
         model,
-        data(),
-        data(12, seed=2),
+        rows(),
+        rows(12, seed=2),
         epochs=2,
         lr=0.02,
         batch_size=8,
@@ -389,7 +364,7 @@ class Jittered(Dataset[tuple[Tensor, int]]):
     """Draws from Python's and numpy's generators, as augmentations of many libraries do."""
 
     def __init__(self) -> None:
-        self.inner = data()
+        self.inner = rows()
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -546,7 +521,7 @@ def test_trainable_layers_that_get_no_gradient_are_told_by_name() -> None:
 def test_a_record_of_a_run_without_a_plan_is_of_phase_one() -> None:
     model = net()
     fl.train_only(model, "head")
-    run = fl.fit(model, data(), data(12, seed=2), epochs=1, device="cpu", features="off")
+    run = fl.fit(model, rows(), rows(12, seed=2), epochs=1, device="cpu", features="off")
     assert isinstance(run.history[0], EpochRecord)
     assert [r.phase for r in run.phases] == [1]
 

@@ -8,43 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch import nn
 
 import frostline as fl
 from frostline.engine import Hook, Training
 from frostline.session import Pipeline
+from phased_net import HEAD, HEAD_AGAIN, net, rows
 
-HEAD = fl.Phase(name="head", train="head", epochs=2, lr=0.05)
 NECK = fl.Phase(name="neck", train="neck | head", epochs=2, lr=0.02, layer_decay=0.5)
-HEAD_AGAIN = fl.Phase(name="head again", train="head", epochs=1, lr=0.01)
 THREE = fl.Plan([HEAD, NECK, HEAD_AGAIN])
 BEST = fl.Plan([HEAD, NECK.model_copy(update={"start": "best"}), HEAD_AGAIN])
 STEPS = fl.Plan([fl.Phase(train="head", steps=5, lr=0.05), NECK])
-
-
-class Net(nn.Module):
-    """Batch norm and dropout in each part, so that a wrong mode or random number shows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU())
-        self.neck = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.2))
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.neck(self.body(x)))
-
-
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net()
-
-
-def rows(count: int = 26, seed: int = 1) -> TensorDataset:
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(count, 8, generator=generator)
-    return TensorDataset(inputs, inputs[:, :3].argmax(dim=1))
 
 
 def bits(model: nn.Module) -> dict[str, str]:

@@ -115,3 +115,10 @@ def test_a_warm_up_longer_than_the_run_never_passes_the_peak() -> None:
 
 def test_a_single_step_has_a_learning_rate() -> None:
     assert phase_of(epochs=1).lr_factor(0, 1) > 0
+
+
+def test_an_unknown_option_comes_with_the_nearest_one() -> None:
+    with pytest.raises(
+        fl.ConfigError, match=r"^there is no option 'epoch' \(nearest: 'epochs'\)\.$"
+    ):
+        recipe_of(epoch=1)

@@ -160,7 +160,7 @@ def recipe_of(**options: object) -> Recipe:
     Raises:
         ConfigError: an option is unknown or out of its range; all of them are named.
     """
-    with config_errors():
+    with config_errors(Recipe.model_fields):
         return Recipe.model_validate(options)
 
 

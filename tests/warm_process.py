@@ -19,7 +19,7 @@ from typing import Protocol
 # Reads what to run, a line each; answers each with its exit status, or minus the signal.
 FORKING = """
 import json, os, signal, sys, traceback
-import accelerate, numpy, safetensors.torch, torch, torch.utils.tensorboard, torchvision.models
+import numpy, safetensors.torch, torch, torch.utils.tensorboard, torchvision.models
 import frostline.cli.train, frostline.models.torchvision_source, frostline.pages, frostline.runs
 from frostline.cli import main
 

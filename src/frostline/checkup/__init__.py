@@ -15,7 +15,7 @@ from frostline.checkup import data, distributed, gradients, modes, passes, selec
 from frostline.checkup import optimizer as optimizers
 from frostline.checkup.findings import Checkup, Finding, Level, sorted_findings
 from frostline.checkup.subject import Check, Preprocess, Subject
-from frostline.errors import ConfigError, FreezeError, SelectorError
+from frostline.errors import ConfigError, FreezeError, SelectorError, one_line
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import freezes_kept, train_only
 from frostline.plans import Plan
@@ -153,11 +153,10 @@ def _checked(check: Check, subject: Subject) -> Iterator[Finding]:
     try:
         yield from check.find(subject)
     except Exception as error:
-        text = " ".join(str(error).split())
         yield Finding(
             _CRASHED,
             "note",
-            f"the check for {', '.join(check.codes)} ended with {type(error).__name__}: {text}",
+            f"the check for {', '.join(check.codes)} ended with {one_line(error)}",
             "nothing is known of what it looks for; the other checks were made",
             "Look for what is unusual in the model or the optimizer at that place, or report it.",
             check.codes,

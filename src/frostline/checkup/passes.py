@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from frostline.checkup.findings import Finding, listed
 from frostline.checkup.subject import Check, Subject
 from frostline.checkup.trial import Failure
+from frostline.errors import one_line
 from frostline.fingerprints.parts import is_finite
 
 _CODES = {
@@ -23,7 +24,7 @@ def _failed(subject: Subject) -> Iterator[Finding]:
     yield Finding(
         _CODES[failure.step],
         "error",
-        f"the {failure.step} on the example ended with {_shown(failure.error)}",
+        f"the {failure.step} on the example ended with {one_line(failure.error)}",
         "training would end at its first batch; checks that need the pass were left out",
         "Fix the forward, or give the example as the model takes it: a tensor, a tuple of "
         "arguments, or a dict of named ones; with batch norm at least two samples.",
@@ -33,7 +34,7 @@ def _failed(subject: Subject) -> Iterator[Finding]:
 def _not_tried(subject: Subject) -> Iterator[Finding]:
     why, failure = subject.why_not_tried, subject.trial
     if isinstance(failure, Failure) and failure.step == "preparation":
-        why = f"looking at its modules ended with {_shown(failure.error)}"
+        why = f"looking at its modules ended with {one_line(failure.error)}"
     if subject.example is None or not why:
         return
     yield Finding(
@@ -73,11 +74,6 @@ def _not_finite(subject: Subject) -> Iterator[Finding]:
             "of zero; in half precision, compute the loss in float32.",
             names,
         )
-
-
-def _shown(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:297]}...'}"
 
 
 CHECKS = (

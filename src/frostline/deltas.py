@@ -334,12 +334,7 @@ def _check_as_frozen(model: nn.Module, rest: Fingerprint) -> None:
 def _rest(model: nn.Module, tensors: Mapping[str, Tensor], content: Collection[str]) -> Fingerprint:
     """Of the base: all tensors that are not in the delta, and what modules save besides."""
     left = {name: tensor for name, tensor in tensors.items() if name not in content}
-    return fingerprint_of({**left, **_saved_state(model)})
-
-
-def _saved_state(model: nn.Module) -> dict[str, Tensor]:
-    stock = inventory(model)
-    return saved_state(stock.modules, {id(p) for p in stock.model.parameters()})
+    return fingerprint_of({**left, **saved_state(inventory(model).modules)})
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -411,7 +406,10 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
 
 def _unsaved_names(model: nn.Module, tensors: Collection[str]) -> tuple[str, ...]:
     saved = unwrap(model).state_dict(keep_vars=True).keys()
-    return (*(name for name in tensors if name not in saved), *_saved_state(model))
+    return (
+        *(name for name in tensors if name not in saved),
+        *saved_state(inventory(model).modules),
+    )
 
 
 def _rows_held(tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[int, int]]]:

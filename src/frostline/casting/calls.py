@@ -154,9 +154,7 @@ def _dropped(_: Tensor) -> None:
     """What autograd keeps of a wide copy."""
 
 
-def _widened_again(
-    narrow: Tensor, dtype: torch.dtype, place: tuple[torch.Size, tuple[int, ...], int], _: None
-) -> Tensor:
+def _widened_again(narrow: Tensor, dtype: torch.dtype, place: tuple[Any, ...], _: None) -> Tensor:
     return narrow.to(dtype).as_strided(*place)
 
 

@@ -53,7 +53,10 @@ class ModuleSplit:
         if trainable:
             raise trainable_below(trainable)
         rows = features[0].shape[0]
-        stubs: list[Tensor] = [_Unread.make(shape, dtype, rows) for shape, dtype in self._shapes]
+        stubs: list[Tensor] = [
+            torch.empty((rows, *shape), dtype=dtype, device="meta").as_subclass(_Unread)
+            for shape, dtype in self._shapes
+        ]
         answer = self._rebuild(iter(f.clone() for f in features))
         calls: list[int] = []
 
@@ -174,11 +177,6 @@ class _ReachedError(Exception):
 
 class _Unread(Tensor):
     """Stands for an input above the line: it has a shape, but no numbers to read."""
-
-    @staticmethod
-    def make(shape: torch.Size, dtype: torch.dtype, rows: int) -> _Unread:
-        empty = torch.empty((rows, *shape), dtype=dtype, device="meta")
-        return empty.as_subclass(_Unread)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -7,7 +7,7 @@ alive the whole world of symbols it was traced in; of that a node keeps its valu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,20 +41,10 @@ class TensorPlace:
     device: torch.device
     ties: tuple[str, ...] = ()
 
-    def owned(self, module: nn.Module) -> dict[str, Any]:
-        """The dict of that module in which the tensor is to be looked up."""
-        own = vars(module)
-        found: dict[str, Any] = own if self.kind == "__dict__" else own[self.kind]
-        return found
-
     def holds(self, tensor: object) -> bool:
         """Whether a tensor has the form that the graph was made for."""
-        return (
-            isinstance(tensor, Tensor)
-            and tensor.shape == self.shape
-            and tensor.dtype == self.dtype
-            and tensor.device == self.device
-        )
+        form = self.shape, self.dtype, self.device
+        return isinstance(tensor, Tensor) and (tensor.shape, tensor.dtype, tensor.device) == form
 
 
 @final
@@ -70,21 +60,16 @@ class OpenGraph:
 
     def __init__(
         self,
-        graph: fx.Graph,
+        rows: _Rows,
         values: Mapping[str, Any],
         places: Sequence[TensorPlace],
         entered: frozenset[str],
     ) -> None:
-        """Take over `graph`, whose `get_attr` nodes read `values` and the places."""
+        """Of a graph's `rows`, whose `get_attr` nodes read `values` and the places."""
         self.places = tuple(places)
         self.entered = entered
-        self._graph = _graph(_rows(graph))
+        self._graph = _graph(rows)
         self._values = _slim(values)
-
-    @property
-    def parameters(self) -> tuple[TensorPlace, ...]:
-        """Those of the places that are parameters."""
-        return tuple(place for place in self.places if place.kind == "_parameters")
 
     def run(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The graph's outputs, computed with these tensors of a model."""
@@ -107,25 +92,19 @@ class OpenGraph:
 
     @cached_property
     def _code(self) -> fx.GraphModule:
-        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        graph = fx.Graph()
         targets = [target_of(place.name) for place in self.places]
         given = {t: graph.placeholder(f"tensor_{i}") for i, t in enumerate(targets)}
-        for node in self._graph.nodes:
-            read = given.get(str(node.target)) if node.op == "get_attr" else None
-            copies[node] = read or graph.node_copy(node, copies.__getitem__)
+        reads = self._graph.find_nodes(op="get_attr")
+        copies = {node: given[str(node.target)] for node in reads if str(node.target) in given}
+        graph.output(graph.graph_copy(self._graph, copies))
         return fx.GraphModule(dict(self._values), graph)
 
     def __deepcopy__(self, memo: dict[int, object]) -> OpenGraph:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (_rows(self._graph), self._values, self.places, self.entered)
-
-
-def _unpacked(
-    rows: _Rows, values: Mapping[str, Any], places: tuple[TensorPlace, ...], entered: frozenset[str]
-) -> OpenGraph:
-    return OpenGraph(_graph(rows), values, places, entered)
+        return OpenGraph, (_rows(self._graph), self._values, self.places, self.entered)
 
 
 def open_graph(
@@ -136,18 +115,18 @@ def open_graph(
     Args:
         root: has what the model has under `model.`, the same objects.
     """
+    entered = frozenset(path for node in graph.nodes for path in module_paths(node))
     graph, blocks = close_regions(graph)
-    constants = {**constants, **blocks}
-    places = own_tensors(graph, root, model, besides=constants)
-    rest = [target for target in _targets(graph) if target not in {**places, **constants}]
-    values = {**constants, **{target: attrgetter(target)(root) for target in rest}}
-    return OpenGraph(graph, values, list(places.values()), _entered(graph, values))
+    given = {**constants, **blocks}
+    targets = _targets(graph)
+    read = {name: given[name] if name in given else attrgetter(name)(root) for name in targets}
+    places = own_tensors(read, model)
+    values = {name: value for name, value in read.items() if name not in places}
+    return OpenGraph(_rows(graph), values, list(places.values()), entered)
 
 
-def own_tensors(
-    graph: fx.Graph, root: nn.Module, model: nn.Module, *, besides: Collection[str] = ()
-) -> dict[str, TensorPlace]:
-    """By target, the tensors that a graph reads and its model owns, be it as plain attributes."""
+def own_tensors(read: Mapping[str, Any], model: nn.Module) -> dict[str, TensorPlace]:
+    """Of what a graph reads, by target, the tensors that its model owns, be it as attributes."""
     names = defaultdict[int, dict[str, str]](dict)  # of each tensor, with the dict that holds it
     for path, module in model.named_modules(remove_duplicate=False):
         own = vars(module)
@@ -156,25 +135,17 @@ def own_tensors(
                 if isinstance(value, Tensor):
                     names[id(value)][f"{path}.{leaf}".lstrip(".")] = kind
     found = {}
-    for target in _targets(graph):
-        read: Any = None if target in besides else attrgetter(target)(root)
-        known, name = names.get(id(read), {}), own_name(target)
+    for target, tensor in read.items():
+        known, name = names.get(id(tensor), {}), own_name(target)
         if name in known:
             ties = tuple(other for other in known if other != name)
-            form = read.shape, read.dtype, read.device
+            form = tensor.shape, tensor.dtype, tensor.device
             found[target] = TensorPlace(name, known[name], *form, ties)
     return found
 
 
 def _targets(graph: fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.find_nodes(op="get_attr", sort=True)]
-
-
-def _entered(graph: fx.Graph, values: Mapping[str, Any]) -> frozenset[str]:
-    inner = [v for v in values.values() if isinstance(v, fx.GraphModule)]
-    return frozenset(path for node in graph.nodes for path in module_paths(node)).union(
-        *(_entered(block.graph, dict(block.named_children())) for block in inner)
-    )
 
 
 def _slim(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def _spot(model: nn.Module, place: TensorPlace, name: str) -> _Spot:
     """The dict in which the model has the tensor now, and its key in it."""
     path, _, leaf = name.rpartition(".")
     try:
-        owned = place.owned(model.get_submodule(path))
+        own = vars(model.get_submodule(path))
+        owned = own if place.kind == "__dict__" else own[place.kind]
     except AttributeError:
         owned = {}
     if owned.get(leaf) is None:

@@ -76,20 +76,14 @@ def _open(module: fx.GraphModule, node: fx.Node, number: int) -> None:
     assert isinstance(reference, fx.Node)
     inner: Any = attrgetter(str(reference.target))(module)
     around = (*regions_of(node), Region(wrapper, _settings(node), number))
-    given = iter(handed)
-    copies: dict[fx.Node, Any] = {}
-    results: Any = ()
+    copies = dict(zip(inner.graph.find_nodes(op="placeholder"), handed, strict=True))
     with module.graph.inserting_before(node):
-        for own in inner.graph.nodes:
-            if own.op == "placeholder":
-                copies[own] = next(given)
-            elif own.op == "output":
-                results = fx.map_arg(own.args[0], copies.__getitem__)
-            else:
-                made = copies[own] = module.graph.node_copy(own, copies.__getitem__)
-                made.meta[_NOTE] = around
-                if own.op == "get_attr":
-                    made.target = f"{reference.target}.{own.target}"
+        results: Any = module.graph.graph_copy(inner.graph, copies)
+    for own, made in copies.items():
+        if own.op != "placeholder":
+            made.meta[_NOTE] = around
+            if own.op == "get_attr":
+                made.target = f"{reference.target}.{own.target}"
     for user in list(node.users):  # each takes one of the results
         user.replace_all_uses_with(results[user.args[1]])
         module.graph.erase_node(user)

@@ -138,5 +138,5 @@ def _every_tensor(model: nn.Module) -> dict[str, Tensor]:
     return {
         **dict(root.named_parameters(remove_duplicate=False)),
         **dict(root.named_buffers(remove_duplicate=False)),
-        **saved_state(stock.modules, {id(p) for p in root.parameters()}),
+        **saved_state(stock.modules),
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import _get_qualified_name, map_aggregate
 
-from frostline.cutting.regions import close_regions
+from frostline.cutting.regions import NOTE, close_regions, regions_of
 from frostline.cutting.tracing import module_paths, own_name, target_of
 
 
@@ -61,7 +60,7 @@ class OpenGraph:
     def __init__(
         self,
         rows: _Rows,
-        values: Mapping[str, Any],
+        values: Mapping[str, Tensor],
         places: Sequence[TensorPlace],
         entered: frozenset[str],
     ) -> None:
@@ -69,7 +68,7 @@ class OpenGraph:
         self.places = tuple(places)
         self.entered = entered
         self._graph = _graph(rows)
-        self._values = _slim(values)
+        self._values = dict(values)
 
     def run(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The graph's outputs, computed with these tensors of a model."""
@@ -79,14 +78,13 @@ class OpenGraph:
     def read(self, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
         """All tensors that its operations read, in their order, by name: these, and constants."""
         held = self._with(tensors)
-        read = [name for name in _targets(self._graph) if isinstance(held[name], Tensor)]
-        return [(own_name(name), held[name]) for name in read]
+        return [(own_name(name), held[name]) for name in _targets(self._graph)]
 
     def over(self, tensors: Sequence[Tensor]) -> fx.GraphModule:
         """The graph as a module that holds these tensors, under the targets they have in it."""
-        return fx.GraphModule(self._with(tensors), deepcopy(self._graph))
+        return close_regions(self._graph, self._with(tensors))
 
-    def _with(self, tensors: Sequence[Tensor]) -> dict[str, Any]:
+    def _with(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         given = {target_of(p.name): t for p, t in zip(self.places, tensors, strict=True)}
         return {**self._values, **given}
 
@@ -98,7 +96,7 @@ class OpenGraph:
         reads = self._graph.find_nodes(op="get_attr")
         copies = {node: given[str(node.target)] for node in reads if str(node.target) in given}
         graph.output(graph.graph_copy(self._graph, copies))
-        return fx.GraphModule(dict(self._values), graph)
+        return close_regions(graph, self._values)
 
     def __deepcopy__(self, memo: dict[int, object]) -> OpenGraph:
         return self
@@ -108,7 +106,7 @@ class OpenGraph:
 
 
 def open_graph(
-    graph: fx.Graph, root: nn.Module, model: nn.Module, constants: Mapping[str, Any]
+    graph: fx.Graph, root: nn.Module, model: nn.Module, constants: Mapping[str, Tensor]
 ) -> OpenGraph:
     """`graph`, whose `get_attr` nodes read from `root` and `constants`, without the model.
 
@@ -116,10 +114,10 @@ def open_graph(
         root: has what the model has under `model.`, the same objects.
     """
     entered = frozenset(path for node in graph.nodes for path in module_paths(node))
-    graph, blocks = close_regions(graph)
-    given = {**constants, **blocks}
-    targets = _targets(graph)
-    read = {name: given[name] if name in given else attrgetter(name)(root) for name in targets}
+    read = {
+        name: constants[name] if name in constants else attrgetter(name)(root)
+        for name in _targets(graph)
+    }
     places = own_tensors(read, model)
     values = {name: value for name, value in read.items() if name not in places}
     return OpenGraph(_rows(graph), values, list(places.values()), entered)
@@ -148,31 +146,6 @@ def _targets(graph: fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.find_nodes(op="get_attr", sort=True)]
 
 
-def _slim(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values, the graphs among them without what their tracing noted."""
-    return {
-        name: _Block(_slim(_read(v)), _graph(_rows(v.graph)))
-        if isinstance(v, fx.GraphModule)
-        else v
-        for name, v in values.items()
-    }
-
-
-def _read(module: fx.GraphModule) -> dict[str, Any]:
-    return {name: attrgetter(name)(module) for name in _targets(module.graph)}
-
-
-class _Block(fx.GraphModule):
-    """A graph that an operation runs. torch would pickle its code, and trace that anew."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _block, (_rows(self.graph), _read(self))
-
-
-def _block(rows: _Rows, values: dict[str, Any]) -> _Block:
-    return _Block(values, _graph(rows))
-
-
 _Rows = list[tuple[Any, ...]]  # a graph as data that pickle: for each node a row
 
 
@@ -196,22 +169,23 @@ def _rows(graph: fx.Graph) -> _Rows:
         if isinstance(target, torch._ops.OperatorBase):  # not all of them pickle
             target = _get_qualified_name(target)
         given: Any = map_aggregate((node.args, dict(node.kwargs)), refer)
-        rows.append((node.op, node.name, target, *given, _form(node.meta.get("val"))))
+        noted = _form(node.meta.get("val")), regions_of(node)
+        rows.append((node.op, node.name, target, *given, *noted))
     return rows
 
 
 def _graph(rows: _Rows) -> fx.Graph:
-    """The graph, each node with a tensor without data of its value's form, and no more."""
+    """The graph; of what was noted on a node, its blocks and its value's form, without data."""
     graph, nodes = fx.Graph(), list[fx.Node]()
 
     def find(part: Any) -> Any:
         return nodes[part.place] if isinstance(part, _Ref) else part
 
-    for op, name, target, args, kwargs, form in rows:
+    for op, name, target, args, kwargs, form, regions in rows:
         is_operator = op == "call_function" and isinstance(target, str)
         found = resolve_name(target) if is_operator else target
         node = graph.create_node(op, found, *map_aggregate((args, kwargs), find), name)
-        node.meta = {} if form is None else {"val": form}
+        node.meta = {NOTE: regions} if form is None else {NOTE: regions, "val": form}
         nodes.append(node)
     return graph
 

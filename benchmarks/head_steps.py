@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from frostline.data import make_batches, open_data
+from frostline.devices import Compute
 from frostline.engine import Hook, Training, train_phases
 from frostline.features import FeatureData
 from frostline.recipe import recipe_of
@@ -80,13 +81,8 @@ def frostline(data: FeatureData, targets: torch.Tensor) -> float:
     model, batches = head(), data.batches(batch_size=BATCH, shuffle=True)
     whole = Pipeline(batches, small, model, torch.device("cpu"))
     session = Session(model, recipe=recipe_of(epochs=2, lr=1e-3))
-    train_phases(
-        Training(session),
-        lambda _: whole,
-        task=Classification("ab"),
-        device="cpu",
-        hooks=(timed,),
-    )
+    training = Training(session, Compute("cpu"))
+    train_phases(training, lambda _: whole, task=Classification("ab"), hooks=(timed,))
     return timed.seconds
 
 

@@ -208,7 +208,7 @@ class Stop(Exception):  # noqa: N818 - it stands for a kill
 
 
 def stop_in_epoch_four(training: Training) -> None:
-    if training.epochs_done == 3:
+    if training.position.epochs == 3:
         raise Stop
 
 

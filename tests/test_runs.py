@@ -40,7 +40,7 @@ class StopAfter(Hook):
         self.on_epoch(training)
 
     def on_epoch(self, training: Training) -> None:
-        if training.epochs_done == self.epoch:
+        if training.position.epochs == self.epoch:
             raise self.error
 
 
@@ -435,7 +435,7 @@ def test_a_second_run_in_the_folder_of_one_that_is_going_is_refused(
 
     class Second(Hook):
         def on_epoch(self, training: Training) -> None:
-            if training.epochs_done == 1:
+            if training.position.epochs == 1:
                 with pytest.raises(fl.OutputError) as caught:
                     world.run(resume=resume)
                 refused.append(str(caught.value))

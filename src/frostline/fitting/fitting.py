@@ -16,7 +16,7 @@ from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
 from frostline.config import RunSettings
 from frostline.data import open_data
-from frostline.devices import resolve_device
+from frostline.devices import Compute, resolve_device
 from frostline.engine import Hook, Training, train_phases
 from frostline.errors import ConfigError, TrainingError
 from frostline.fitting.beginning import (
@@ -145,7 +145,7 @@ def fit(
     asked = _pipeline_options(settings, open_task, device, world)
     batches = asked.plain(*data)
     judged = settings.features.store == "auto"
-    first = FirstSamples.of(model, data[1], open_task, device=device, judged=judged)
+    first = FirstSamples.of(model, data[1], open_task, Compute(device), judged=judged)
     found = first.found
     task = open_task.completed(found, data=train, recipe=recipe)
     metrics = task.summarise(found.outputs, found.targets)
@@ -186,14 +186,14 @@ def fit(
         make = partial(session.data, *data, asked, plain=batches, example=first.inputs)
         pipelines = PhasePipelines(make, book, journal, hooks)
         seconds = tuple(batch_size * each for each in session.planned.seconds_per_sample)
-        training = Training(session, plain_step_seconds=seconds)
+        compute = Compute(device, recipe.mixed)
+        training = Training(session, compute, plain_step_seconds=seconds)
         logs = logs_in(folder) if folder else ()
         with _room_to_compile(settings):
             train_phases(
                 training,
                 pipelines,
                 task=task,
-                device=device,
                 hooks=(saver, *logs, pipelines, *hooks),
             )
         return _ended(training, saver, pipelines, folder, book.settings)
@@ -231,13 +231,13 @@ def _ended(
         TrainingError: no epoch is the best.
     """
     proof = training.session.verify()
-    if not training.best_epoch:
+    if not training.position.best_epoch:
         raise TrainingError(
-            f"the validation {training.recipe.monitor} was never a number, so no epoch is the "
+            f"the validation {settings.training.monitor} was never a number, so no epoch is the "
             "best. Look at the metrics; lower the learning rate (--lr)."
         )
     saver.put_best(training.model)
-    best = training.history[training.best_epoch - 1]
+    best = training.history[training.position.best_epoch - 1]
     phases = tuple(training.phase_history)
     if folder:
         _write_result(folder, best, proof, phases)

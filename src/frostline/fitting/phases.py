@@ -45,7 +45,7 @@ class PhasePipelines(Hook):
     def __call__(self, training: Training) -> Pipeline:
         """The phase's batches through its own frost line; says how they will go."""
         number = training.position.phase
-        if len(training.phases) > 1:
+        if len(training.session.phases) > 1:
             self.say(*self._outlook(training), self._announcement(training))
         form = self._book.form(number)
         start = time.perf_counter()
@@ -67,7 +67,7 @@ class PhasePipelines(Hook):
         self._journal.notice(text)
 
     def on_phase(self, training: Training) -> None:
-        if len(training.phases) > 1:
+        if len(training.session.phases) > 1:
             record = training.phase_history[-1]
             cost = "" if self._is_plain else _plain_cost(record.plain_step_seconds * record.steps)
             self.say(
@@ -96,13 +96,13 @@ class PhasePipelines(Hook):
             yield f"Plan      {len(costs)} phases; the steps of a plain loop take about {each}"
 
     def _announcement(self, training: Training) -> str:
-        at, phase = training.position, training.phase
+        at, phase = training.position, training.session.phase
         parameters = list(training.model.parameters())
         trains = sum(p.numel() for p in parameters if p.requires_grad)
         whole = sum(p.numel() for p in parameters)
         cost = training.plain_step_seconds[at.phase] * (_steps(training, at.phase) or 0)
         return (
-            f"Phase     {at.phase + 1} of {len(training.phases)}, "
+            f"Phase     {at.phase + 1} of {len(training.session.phases)}, "
             f"{phase.label(at.phase + 1)}: trains {format_count(trains)} of {format_count(whole)} "
             f"parameters{_plain_cost(cost)}"
         )
@@ -116,7 +116,7 @@ class PhasePipelines(Hook):
 
 def _steps(training: Training, phase: int) -> int | None:
     steps_per_epoch = training.session.steps_per_epoch
-    return training.phases[phase].total_steps(steps_per_epoch) if steps_per_epoch else None
+    return training.session.phases[phase].total_steps(steps_per_epoch) if steps_per_epoch else None
 
 
 def _plain_cost(seconds: float) -> str:

@@ -21,6 +21,7 @@ from frostline.data import (
     read_splits,
 )
 from frostline.deltas import Delta, load_delta, read_delta
+from frostline.devices import Compute
 from frostline.engine import Hook, predict, summarised
 from frostline.errors import (
     ConfigError,
@@ -153,15 +154,10 @@ class FinishedRun:
         batches = make_batches(data, batch_size=settings.data.batch_size, shuffle=False, seed=0)
         phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
         form = forms[phase] if phase < len(forms) else ""
-        given, forward = prefixed(self.loaded.model, batches, form, device=device)
-        return predict(
-            self.loaded.model,
-            given,
-            device=device,
-            precision=settings.training.mixed,
-            forward=forward,
-            hooks=hooks,
-        )
+        compute = Compute(device, settings.training.mixed)
+        model = self.loaded.model.to(compute.device)
+        given, forward = prefixed(model, batches, form, compute.device)
+        return predict(model, given, compute, forward=forward, hooks=tuple(hooks))
 
     def held_out(
         self, data: Path, *, progress: Callable[[int, int], None] | None = None

@@ -30,7 +30,7 @@ from frostline.data import (
     make_batches,
     some_rows,
 )
-from frostline.devices import resolve_device, to_device
+from frostline.devices import to_device
 from frostline.errors import ConfigError, CutError, OutputError, StoreError
 from frostline.features import (
     Computing,
@@ -214,7 +214,7 @@ def pipeline(
 
 
 def prefixed(
-    model: nn.Module, batches: Batches, form: str, *, device: str
+    model: nn.Module, batches: Batches, form: str, device: torch.device
 ) -> tuple[Batches, Forward]:
     """Batches through the frozen part in the form that a run was trained with, and the suffix.
 
@@ -222,14 +222,13 @@ def prefixed(
     """
     if form in ("", BY_MODEL, str(PLAIN)):
         return batches, model
-    there = resolve_device(device)
     try:
         with closing(batches.epoch(0)) as given:
             few = some_rows(next(given).inputs, slice(CHECKED_SAMPLES))
-        made = cut(model.to(there), to_device(few, there))
+        made = cut(model, to_device(few, device))
     except CutError:
         return batches, model
-    return PrefixedBatches(batches, in_form(made, Form.parse(form), there)), made.suffix
+    return PrefixedBatches(batches, in_form(made, Form.parse(form), device)), made.suffix
 
 
 def default_store() -> Path:

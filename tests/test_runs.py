@@ -23,7 +23,7 @@ from frostline.config import DataSettings, FreezeSettings, ModelSettings, RunSet
 from frostline.deltas import read_delta
 from frostline.engine import Hook, Training
 from frostline.models import load_model
-from frostline.recipe import recipe_of
+from frostline.recipe import Recipe
 from frostline.runs import open_run, prepare
 from small_world import call, without_sum, write_net, write_picture, write_pictures
 from warm_process import Start
@@ -63,7 +63,7 @@ class World:
             model=ModelSettings(**model),
             data=DataSettings(**data),
             freeze=FreezeSettings(**{"freeze": "features", **changes.pop("freeze", {})}),
-            training=recipe_of(**recipe),
+            training=Recipe(**recipe),
             device="cpu",
             **changes,
         )

@@ -10,6 +10,7 @@ from typing import final
 
 from torch import Tensor
 
+from frostline._files import file_digest
 from frostline.config import RunSettings
 from frostline.data import (
     ImageDataset,
@@ -33,7 +34,6 @@ from frostline.errors import (
 from frostline.fingerprints import Fingerprint
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
-from frostline.models.weights import weights_digest
 from frostline.records import RunFolder
 from frostline.reports import RunReport, make_report, promise_of
 from frostline.runs.preparing import build, freeze_as_asked
@@ -251,7 +251,7 @@ class FinishedRun:
         model = self.settings.model
         if not model.weights_digest:
             return
-        if weights_digest(Path(model.weights)) != model.weights_digest:
+        if file_digest(Path(model.weights)) != model.weights_digest:
             raise DriftError(
                 f"{model.weights} is not the file that {self.folder.root} was trained on: its "
                 "content has changed. Restore it."

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from frostline.devices import Compute
 from frostline.freezing import Proof
-from frostline.plans import Phase
 from frostline.records import EpochRecord, PhaseRecord, Proven, Spent
 from frostline.session import Position, Session
 from frostline.tasks import Metrics, Predictions
@@ -71,12 +70,11 @@ class Training:
     @property
     def planned_epochs(self) -> int | None:
         """Epochs of the whole run at most, counting what has ended; None where no one knows."""
-        at = self.position
-        rest = [self._epochs_of(phase) for phase in self.session.phases[at.phase + 1 :]]
-        own = self._epochs_of(self.session.phase)
-        if own is None or None in rest:
+        at, each = self.position, self.session.steps_per_epoch or 1
+        ahead = [phase.total_steps(each) for phase in self.session.phases[at.phase :]]
+        if None in ahead:
             return None
-        return at.epochs - at.phase_epochs + own + sum(filter(None, rest))
+        return at.epochs - at.phase_epochs + sum(-(-steps // each) for steps in ahead if steps)
 
     @property
     def is_over(self) -> bool:
@@ -148,13 +146,6 @@ class Training:
             )
         ]
         self.sums = Sums()
-
-    def _epochs_of(self, phase: Phase) -> int | None:
-        steps = self.session.steps_per_epoch
-        if phase.steps is not None and steps is not None:
-            by_steps = -(-phase.steps // steps)
-            return by_steps if phase.epochs is None else min(phase.epochs, by_steps)
-        return phase.epochs
 
 
 class Hook:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import final
 
+from frostline.config import RunSettings
 from frostline.engine import Hook, Training
-from frostline.fitting.beginning import Book
-from frostline.records import BY_MODEL, Journal
+from frostline.records import BY_MODEL, Journal, RunFolder
 from frostline.session import Pipeline
 from frostline.units import format_count, format_seconds
 
@@ -23,19 +23,26 @@ class PhasePipelines(Hook):
 
     Args:
         make: `Session.data` of the run, but for what depends on the phase.
+        folder: where the forms of the phases are written down, beside the other settings.
         hooks: the others that are called with notices and progress.
 
     Attributes:
+        settings: of the run, with the forms of the phases that were begun.
         says: lines for people on what was computed once, or why nothing could be.
         computed: rows of features that were computed.
     """
 
     def __init__(
-        self, make: partial[Pipeline], book: Book, journal: Journal, hooks: tuple[Hook, ...]
+        self,
+        make: partial[Pipeline],
+        settings: RunSettings,
+        folder: RunFolder | None,
+        journal: Journal,
+        hooks: tuple[Hook, ...],
     ) -> None:
         self._make = make
-        self._batch_size = book.settings.data.batch_size
-        self._book = book
+        self.settings = settings
+        self._folder = folder
         self._journal = journal
         self._hooks = hooks
         self._is_plain = True
@@ -47,18 +54,25 @@ class PhasePipelines(Hook):
         number = training.position.phase
         if len(training.session.phases) > 1:
             self.say(*self._outlook(training), self._announcement(training))
-        form = self._book.form(number)
+        form = dict(enumerate(self.settings.features.forms)).get(number, "")
         start = time.perf_counter()
         made = self._make(form=form, explains=number == 0, progress=self._progress)
         seconds = time.perf_counter() - start
         self._journal.pipeline(replace(made.facts, phase=number + 1, seconds=seconds))
         self._is_plain = made.facts.form == BY_MODEL
         if not form:
-            self._book.record_form(number, made.facts.form)
+            self._record_form(number, made.facts.form)
         self.say(*made.says)
         self.says += made.says
         self.computed += made.facts.computed
         return made
+
+    def _record_form(self, phase: int, form: str) -> None:
+        features = self.settings.features
+        features = features.model_copy(update={"forms": (*features.forms[:phase], form)})
+        self.settings = self.settings.model_copy(update={"features": features})
+        if self._folder is not None:
+            self.settings.write(self._folder.settings)
 
     def on_start(self, training: Training) -> None:
         self._journal.start(training.position.mark)
@@ -81,7 +95,7 @@ class PhasePipelines(Hook):
 
     def _progress(self, done: int, total: int) -> None:
         """Call hooks with rows of features in batches, as with every other stage."""
-        size = self._batch_size
+        size = self.settings.data.batch_size
         for hook in self._hooks:
             hook.on_batch("features", -(-done // size), -(-total // size))
 

@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-import xxhash
 from PIL import Image
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -76,7 +75,7 @@ def _contents(data: Any) -> dict[str, str] | None:
     if isinstance(data, ImageDataset | ImageSet):
         images = data.images if isinstance(data, ImageDataset) else data
         paths = [sample.path for sample in images.samples]
-        return {str(path): file_digest(path, xxhash.xxh3_128) for path in paths if path.is_file()}
+        return {str(path): file_digest(path) for path in paths if path.is_file()}
     if isinstance(data, Tensor | TensorDataset):
         rows = data if isinstance(data, Tensor) else data.tensors[0]
         return {f"sample {i}": digest(row) for i, row in enumerate(rows)}

@@ -10,7 +10,6 @@ from itertools import filterfalse
 from pathlib import Path
 
 import torch
-import xxhash
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -103,7 +102,7 @@ def load_weights(
         loaded=len(fit.taken),
         missing=fit.absent,
         ignored=fit.ignored,
-        digest=weights_digest(path),
+        digest=file_digest(path),
     )
 
 
@@ -255,8 +254,3 @@ def _owners(names: Iterable[str]) -> list[str]:
     paths = [name.rpartition(".")[0] or name for name in names]
     owners = list(dict.fromkeys(paths))
     return owners if len(owners) <= 3 else list(dict.fromkeys(p.partition(".")[0] for p in paths))
-
-
-def weights_digest(path: Path) -> str:
-    """The content of a weights file as a run's settings hold it."""
-    return file_digest(path, xxhash.xxh3_128)

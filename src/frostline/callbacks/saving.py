@@ -27,7 +27,7 @@ from frostline._files import has_own_sum, keep_as
 from frostline._tensor_files import save_torch
 from frostline.deltas import delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import Hook, Sums, Training
-from frostline.errors import ConfigError, CorruptDelta, OutputError
+from frostline.errors import ConfigError, CorruptDelta, OutputError, one_line
 from frostline.records import EpochRecord, Judged, PhaseRecord, RunFolder, judged_of, write_judged
 from frostline.session import Position
 from frostline.tasks import Metrics, Task
@@ -237,7 +237,7 @@ def _restore_from(training: Training, folder: RunFolder, file: Path, like: Metri
         if state["scaler"]:  # none where it went on in another precision
             training.compute.scaler.load_state_dict(state["scaler"])
     except _DAMAGES as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = one_line(error, first=True, named=False)
         raise ConfigError(
             f"cannot resume: {state_file} is missing or damaged ({reason}). Start a new run with "
             f"another --out; what was trained so far is in {folder.best.parent}."

@@ -188,7 +188,7 @@ def compare_runs(paths: Sequence[str | Path]) -> Comparison:
         folder.check_is_run()
     settings = [RunSettings.read(folder.settings) for folder in folders]
     sides = [
-        Side(read_fitting(folder, one), one.data.classes, folder.read_trained_on())
+        Side(read_fitting(folder, one), one.data.classes, frozenset(folder.read_trained_on()))
         for folder, one in zip(folders, settings, strict=True)
     ]
     names = _names(roots)

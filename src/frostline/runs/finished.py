@@ -179,7 +179,7 @@ class FinishedRun:
         images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
         if not images.samples:
             raise DataError(f"{data} has no picture left to evaluate on. Point at other data.")
-        seen = self.folder.read_trained_on()
+        seen = set(self.folder.read_trained_on())
         known = sum(1 for digest in digests.values() if digest in seen)
         return HeldOut(images, tuple(_notes(broken, known, len(digests))))
 

@@ -40,6 +40,8 @@ def render_report(facts: ReportFacts) -> str:
         result=result,
         interval=accuracy_interval(result.metrics, result.samples) if result else None,
         best=records.best,
+        # Not by jinja's sum(attribute=...), which would first take the word for an index.
+        trained_nbytes=sum(tensor.nbytes for tensor in facts.trained.values()),
         charts=_charts(records.epochs, records.result.phases if records.result else ()),
         epochs=_some(records.epochs),
         trained=tuple(dict.fromkeys(name for line in records.epochs for name in line.train)),

@@ -156,6 +156,9 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.paths = [path for path, _ in model.named_modules()]
         self.ops: list[Op] = []
+        # Equal calls are one object: of a deep network all ops together would else be millions,
+        # which the garbage collector goes through again and again.
+        self._calls: dict[Call, Call] = {}
         self.saved = [0] * len(self.paths)
         self.during: Pass = "forward"
         self.peak = 0
@@ -231,7 +234,8 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         out = with_workspace(func, args, func(*args, **kwargs))
         if func.namespace == "prim":
             return out
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        given = [t for t in leaves if isinstance(t, Tensor)]
         made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         is_view = func.is_view or func._overloadpacket in _FREE
         if self.during == "forward":
@@ -239,12 +243,12 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         for tensor in made:
             self._count(tensor.untyped_storage())
         packet = flop_registry.get(func._overloadpacket)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
         shaped = tuple(Shaped.of(x) if isinstance(x, Tensor) else x for x in leaves)
+        call = Call(func, shaped, spec)
         turn = self._turn_now()
         self.ops.append(
             Op(
-                Call(func, shaped, spec),
+                self._calls.setdefault(call, call),
                 self.during,
                 self.layers[turn],
                 turn,

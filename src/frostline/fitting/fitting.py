@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -320,6 +320,6 @@ def _write_result(
         "bytes": proof.nbytes,
         "fingerprint": str(proof.fingerprint),
     }
-    ended = [asdict(phase) for phase in phases]
+    ended = [phase.as_dict() for phase in phases]
     content = {"epoch": best.epoch, **best.validation.as_dict(), "frozen": frozen, "phases": ended}
     folder.write_result(content)

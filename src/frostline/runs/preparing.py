@@ -87,10 +87,10 @@ class Prepared:
             raise
 
     def _check_same(
-        self, before: frozenset[str], now: Iterable[str], part: str, folder: RunFolder
+        self, before: Iterable[str], now: Iterable[str], part: str, folder: RunFolder
     ) -> None:
         """Make sure that a resumed run sees the pictures that it saw before."""
-        if before and before != frozenset(now):
+        if before and set(before) != set(now):
             raise ConfigError(
                 f"cannot resume: the {part} pictures in {self.settings.data.path} are not those "
                 f"that {folder.root} began with. Restore them, or start a new run."

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from frostline.errors import FrostlineError, WeightsError
 
@@ -28,17 +27,23 @@ def downloading(what: str, *, cure: str = "") -> Iterator[None]:
         WeightsError: no network, an HTTP error, a wrong hash, a cache folder that cannot be
             written, a damaged copy in the cache.
     """
-    with contextlib.redirect_stdout(sys.stderr), _stall_limit(STALL_SECONDS):
-        # What a hub raises depends on which HTTP library its version uses, hence every Exception.
-        try:
+    # torch.hub opens its URL without a timeout (torch 2.15) and takes none; a firewall that drops
+    # packets would hold us for minutes. The default for new sockets is the only way in.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_SECONDS)
+    try:
+        with redirect_stdout(sys.stderr):
             yield
-        except FrostlineError:
-            raise
-        except Exception as error:
-            raise WeightsError(
-                f"cannot get {what}: {one_line(error)}. {cure}{' ' if cure else ''}"
-                "Give weights you have with --weights FILE, or use --weights none for a dry run."
-            ) from error
+    except FrostlineError:
+        raise
+    # What a hub raises depends on which HTTP library its version uses, hence every Exception.
+    except Exception as error:
+        raise WeightsError(
+            f"cannot get {what}: {one_line(error)}. {cure}{' ' if cure else ''}"
+            "Give weights you have with --weights FILE, or use --weights none for a dry run."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def one_line(error: BaseException, *, limit: int = 240) -> str:
@@ -46,15 +51,3 @@ def one_line(error: BaseException, *, limit: int = 240) -> str:
     text = " ".join(str(error).split()).rstrip(".")
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return said if len(said) <= limit else said[: limit - 1] + "…"
-
-
-@contextmanager
-def _stall_limit(seconds: float) -> Iterator[None]:
-    # torch.hub opens its URL without a timeout (torch 2.15) and takes none; a firewall that drops
-    # packets would hold us for minutes. The default for new sockets is the only way in.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -37,6 +37,7 @@ def demo() -> None:
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import notes, output, say
     from frostline.data import make_batches
+    from frostline.devices import Compute
     from frostline.engine import predict
     from frostline.tasks import evaluate_logits
 
@@ -65,7 +66,7 @@ def demo() -> None:
             lr=3e-3,
         )
         batches = make_batches(test, batch_size=_BATCH_SIZE, shuffle=False, seed=0)
-        predicted = predict(network, batches)
+        predicted = predict(network, batches, Compute())
         page.print("", _some_predictions(predicted), "", sep="\n")
         found = evaluate_logits(predicted.outputs, predicted.targets, classes=test.classes)
         say(page, f"Held-out accuracy {found.accuracy:.3f} on {found.samples} pictures")

@@ -17,7 +17,7 @@ from frostline.backward import lean as lean_backward
 from frostline.calling import in_turn
 from frostline.choices import StepPrecision
 from frostline.cutting import cut
-from frostline.errors import ConfigError, CutError
+from frostline.errors import ConfigError, CutError, one_line
 from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated
 from frostline.estimates.measuring import STEP_ERRORS, StepCost
 from frostline.estimates.pricing import Prices, measure_prices
@@ -235,7 +235,7 @@ def _real_step(setup: Setup) -> StepCost:
         return setup.measure(batch_size)
     except STEP_ERRORS as error:
         raise ConfigError(
-            f"a real step of {batch_size} samples does not run ({type(error).__name__}: {error}). "
+            f"a real step of {batch_size} samples does not run ({one_line(error)}). "
             "Give an example that the model takes and a batch size that fits, or leave check out."
         ) from error
 

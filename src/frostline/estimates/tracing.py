@@ -20,7 +20,7 @@ from frostline.backward import is_lean
 from frostline.backward.counting import apart
 from frostline.calling import call_with
 from frostline.devices import autocast
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, one_line
 from frostline.estimates.skeleton import skeleton, with_workspace
 from frostline.tasks import Classification, Task, step_loss
 
@@ -142,10 +142,9 @@ def _runnable(model: nn.Module) -> Iterator[None]:
     except (ConfigError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"{type(model).__name__} cannot be estimated: its step does not run without numbers "
-            f"({type(error).__name__}: {text}). Give an example that the model takes; where its "
+            f"({one_line(error)}). Give an example that the model takes; where its "
             "forward asks for values, as `if x.sum() > 0`, an estimate cannot be made."
         ) from error
 

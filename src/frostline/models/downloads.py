@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
-from frostline.errors import FrostlineError, WeightsError
+from frostline.errors import FrostlineError, WeightsError, one_line
 
 STALL_SECONDS = 10.0
 
@@ -44,10 +44,3 @@ def downloading(what: str, *, cure: str = "") -> Iterator[None]:
         ) from error
     finally:
         socket.setdefaulttimeout(before)
-
-
-def one_line(error: BaseException, *, limit: int = 240) -> str:
-    """`ValueError: first words of the message`, at most `limit` characters, without line breaks."""
-    text = " ".join(str(error).split()).rstrip(".")
-    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return said if len(said) <= limit else said[: limit - 1] + "…"

@@ -18,9 +18,8 @@ from typing import Any
 import xxhash
 from torch import nn
 
-from frostline.errors import ModelError, nearest
+from frostline.errors import ModelError, nearest, one_line
 from frostline.models._built import Built
-from frostline.models.downloads import one_line
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.transforms import from_timm
 from frostline.models.weights import WeightsReport

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from frostline.errors import WeightsError, nearest
-from frostline.models.downloads import one_line
+from frostline.errors import WeightsError, nearest, one_line
 from frostline.models.spec import WEIGHT_SUFFIXES
 
 # Under these, training scripts keep the model beside the optimizer, the epoch and so on.

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from frostline.errors import ModelError, WeightsError, nearest
+from frostline.errors import ModelError, WeightsError, nearest, one_line
 from frostline.models._built import Built
-from frostline.models.downloads import downloading, one_line
+from frostline.models.downloads import downloading
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.transforms import from_timm
 from frostline.models.weights import WeightsReport

@@ -9,7 +9,6 @@ from itertools import filterfalse
 from pathlib import Path
 
 import torch
-import xxhash
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -109,7 +108,7 @@ def load_weights(
         loaded=len(taken),
         missing=tuple(missing),
         ignored=tuple(strange),
-        digest=weights_digest(path),
+        digest=file_digest(path),
     )
 
 
@@ -232,8 +231,3 @@ def _owners(names: Iterable[str]) -> list[str]:
     paths = [name.rpartition(".")[0] or name for name in names]
     owners = list(dict.fromkeys(paths))
     return owners if len(owners) <= 3 else list(dict.fromkeys(p.partition(".")[0] for p in paths))
-
-
-def weights_digest(path: Path) -> str:
-    """The content of a weights file as a run's settings hold it."""
-    return file_digest(path, xxhash.xxh3_128)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from frostline.errors import ConfigError, FreezeError
 from frostline.freezing.modes import held_though_trainable
@@ -127,38 +127,26 @@ def sync(
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Joiner:
-    """A parameter that joins the optimizer.
-
-    Attributes:
-        index: of its group, counted through old and new ones.
-        state: what it begins with; None where the optimizer makes it at the first step.
-    """
-
-    entry: Entry
-    index: int
-    state: State | None
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class _Changes:
     """What is to be done.
 
     Attributes:
-        leavers: those that leave, each with the index of its group.
-        new_groups: those to append, still without parameters.
+        leavers, joiners: those that leave and join, each with the index of its group, counted
+            through old and new ones.
+        new_groups: those to append, filled.
         scheduler_values: what the schedulers are to know of the new groups.
-        outgrown: those in the optimizer whose state is of another shape than theirs, with their
-            group.
+        outgrown: those in the optimizer whose state is of another shape than theirs.
+        first_states: what joiners and outgrown begin with; None where the optimizer makes it at
+            the first step.
     """
 
     params: ModelParams
     leavers: list[tuple[Entry, int]]
-    joiners: list[_Joiner]
+    joiners: list[tuple[Entry, int]]
     new_groups: list[Group]
     scheduler_values: list[NewValues]
-    outgrown: list[tuple[Entry, Group]]
+    outgrown: list[Entry]
+    first_states: dict[Tensor, State | None]
 
 
 def _planned(
@@ -168,7 +156,7 @@ def _planned(
     kept: Synced,
     options: Options,
 ) -> _Changes:
-    """Work out which parameters join and leave, and what that asks of groups and schedulers."""
+    """Work out who joins and leaves, and what that asks of groups, states and schedulers."""
     params, groups = model_params(model), optimizer.param_groups
     if not any(entry.tensor.requires_grad for entry in params.by_id.values()):
         raise FreezeError(
@@ -182,18 +170,22 @@ def _planned(
     _check_can_begin(optimizer, joining, kept.states)
     wanted = rates_of_trainable(model, groups, own, reference, options) if joining else {}
     former_groups = {} if options else kept.groups
-    indices, fresh = _group_indices(optimizer, own, reference, joining, wanted, former_groups)
+    joiners, fresh = _group_indices(optimizer, own, reference, joining, wanted, former_groups)
     new, scheduler_values = _new_groups(optimizer, schedulers, reference, fresh, options)
-    joiners = []
-    for entry, index in zip(joining, indices, strict=True):
+    first_states: dict[Tensor, State | None] = {}
+    for entry, index in joiners:
+        group = [*groups, *new][index]
         # For a new group, what the one that it is made after holds is what there is to compare.
-        beside = groups[index if index < len(groups) else reference]
-        state = _first_state(optimizer, entry, [*groups, *new][index], beside, kept)
-        joiners.append(_Joiner(entry, index, state))
+        beside = group if index < len(groups) else groups[reference]
+        first_states[entry.tensor] = _first_state(optimizer, entry, group, beside, kept)
+        if index >= len(groups):
+            _join(group, entry)
     held = [(e, index) for index, group in enumerate(groups) for e in params.of_group(group)]
     leavers = [(entry, index) for entry, index in held if not entry.tensor.requires_grad]
     resized = [(e, groups[at]) for e, at in held if outgrown(optimizer, e.tensor, groups[at])]
-    changes = _Changes(params, leavers, joiners, new, scheduler_values, resized)
+    first_states |= {e.tensor: begun(optimizer, e.tensor, group) for e, group in resized}
+    dropped = [entry for entry, _ in resized]
+    changes = _Changes(params, leavers, joiners, new, scheduler_values, dropped, first_states)
     _check_first_steps(optimizer, changes)
     return changes
 
@@ -224,8 +216,8 @@ def _group_indices(
     joining: list[Entry],
     wanted: Mapping[int, BaseAndDecay],
     former: Mapping[str, int],
-) -> tuple[list[int], list[BaseAndDecay]]:
-    """The index of each joiner's group, and what the groups that are to be made are to have.
+) -> tuple[list[tuple[Entry, int]], list[BaseAndDecay]]:
+    """Each joiner with the index of its group, and what the groups to be made are to have.
 
     Args:
         former: name -> the group that it left, where nothing else was said.
@@ -235,7 +227,7 @@ def _group_indices(
     rule = like.get("rule")
     vacant = [i for i, g in enumerate(groups) if not g["params"] and g.get("rule") == rule]
     candidates = sorted({*own, *vacant})
-    indices: list[int] = []
+    joiners: list[tuple[Entry, int]] = []
     fresh: list[BaseAndDecay] = []
     for entry in joining:
         due = wanted[id(entry.tensor)]
@@ -246,8 +238,8 @@ def _group_indices(
             if due not in fresh:
                 fresh.append(due)
             index = len(groups) + fresh.index(due)
-        indices.append(index)
-    return indices, fresh
+        joiners.append((entry, index))
+    return joiners, fresh
 
 
 def _new_groups(
@@ -293,61 +285,57 @@ def _first_state(
 
 def _check_first_steps(optimizer: torch.optim.Optimizer, changes: _Changes) -> None:
     """See to it that who begins in a group gets a whole first step beside those who go on."""
-    to_be: dict[int, State] = {id(entry.tensor): {} for entry, _ in changes.outgrown}
-    to_be |= {id(joiner.entry.tensor): joiner.state or {} for joiner in changes.joiners}
-    states = keeper(optimizer).state
-    for index, group in enumerate([*optimizer.param_groups, *changes.new_groups]):
-        stay = [p for p in group["params"] if p.requires_grad]
-        joining = [joiner.entry.tensor for joiner in changes.joiners if joiner.index == index]
-        if changes.params.of_group(group) or joining:
-            found = [to_be.get(id(p), states.get(p, {})) for p in (*stay, *joining)]
-            check_even(optimizer, group, found)
+    groups, states = optimizer.param_groups, {**keeper(optimizer).state, **changes.first_states}
+    for index, group in enumerate([*groups, *changes.new_groups]):
+        due = [parameter for parameter in group["params"] if parameter.requires_grad]
+        due += [entry.tensor for entry, at in changes.joiners if at == index < len(groups)]
+        if changes.params.of_group({"params": [*group["params"], *due]}):
+            check_even(optimizer, group, [states.get(parameter) or {} for parameter in due])
 
 
 def _made(optimizer: torch.optim.Optimizer, changes: _Changes, model: nn.Module) -> Synced:
     """Make the changes."""
-    _append(optimizer, changes)
+    before = len(optimizer.param_groups)
+    _append(optimizer, changes.new_groups)
     for scheduler, values in changes.scheduler_values:
         vars(scheduler).update(values)
-    _drop_outgrown(optimizer, changes)
-    states, formers = _let_go(optimizer, changes)
-    _take_in(optimizer, changes)
+    for entry in changes.outgrown:
+        gradient = entry.tensor.grad
+        if gradient is not None and gradient.shape != entry.tensor.shape:
+            entry.tensor.grad = None
+    states = keeper(optimizer).state
+    for parameter, state in changes.first_states.items():
+        states.pop(parameter, None)
+        if state is not None:
+            states[parameter] = state
+    left, formers = _let_go(optimizer, changes)
+    for entry, index in changes.joiners:
+        if index < before:
+            _join(optimizer.param_groups[index], entry)
+    for group in optimizer.param_groups:
+        if changes.params.of_group(group):
+            even_out(optimizer, group)
     return Synced(
-        joined=tuple(joiner.entry.name for joiner in changes.joiners),
+        joined=tuple(entry.name for entry, _ in changes.joiners),
         left=tuple(entry.name for entry, _ in changes.leavers),
-        states=states,
+        states=left,
         groups={entry.name: index for entry, index in changes.leavers},
         groups_added=len(changes.new_groups),
-        dropped=tuple(entry.name for entry, _ in changes.outgrown),
+        dropped=tuple(entry.name for entry in changes.outgrown),
         held=tuple(path or "the model" for path, _ in held_though_trainable(model)),
         formers=formers,
     )
 
 
-def _append(optimizer: torch.optim.Optimizer, changes: _Changes) -> None:
-    """Add the new groups, filled, by `add_param_group`; none stays if it refuses one."""
+def _append(optimizer: torch.optim.Optimizer, groups: list[Group]) -> None:
+    """Add the groups by `add_param_group`; none stays if it refuses one."""
     before = len(optimizer.param_groups)
-    for joiner in changes.joiners:
-        if joiner.index >= before:
-            _join(changes.new_groups[joiner.index - before], joiner)
     try:
-        for group in changes.new_groups:
+        for group in groups:
             optimizer.add_param_group(group)
     except Exception:
         del optimizer.param_groups[before:]
         raise
-
-
-def _drop_outgrown(optimizer: torch.optim.Optimizer, changes: _Changes) -> None:
-    """Forget states, and gradients, of a shape that the parameter no longer has."""
-    states = keeper(optimizer).state
-    for entry, group in changes.outgrown:
-        parameter = entry.tensor
-        del states[parameter]
-        if parameter.grad is not None and parameter.grad.shape != parameter.shape:
-            parameter.grad = None
-        if (state := begun(optimizer, parameter, group)) is not None:
-            states[parameter] = state
 
 
 def _let_go(
@@ -372,22 +360,7 @@ def _let_go(
     return states, formers
 
 
-def _take_in(optimizer: torch.optim.Optimizer, changes: _Changes) -> None:
-    """Put the joiners into the groups that there were, and give all joiners their state."""
-    states = keeper(optimizer).state
-    before = len(optimizer.param_groups) - len(changes.new_groups)
-    for joiner in changes.joiners:
-        if joiner.index < before:
-            _join(optimizer.param_groups[joiner.index], joiner)
-        states.pop(joiner.entry.tensor, None)
-        if joiner.state is not None:
-            states[joiner.entry.tensor] = joiner.state
-    for group in optimizer.param_groups:
-        if changes.params.of_group(group):
-            even_out(optimizer, group)
-
-
-def _join(group: Group, joiner: _Joiner) -> None:
-    group["params"].append(joiner.entry.tensor)
+def _join(group: Group, entry: Entry) -> None:
+    group["params"].append(entry.tensor)
     if "param_names" in group:
-        group["param_names"].append(joiner.entry.name)
+        group["param_names"].append(entry.name)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from frostline.freezing.modes import adapts, is_held, is_random_in_training
-from frostline.selectors.norms import keeps_running_statistics
+from frostline.selectors.kinds import keeps_running_statistics
 
 # What layers of torch, torchvision and timm call their rate.
 _RATES = ("p", "drop_prob", "dropout", "drop_rate")

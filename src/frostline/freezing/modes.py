@@ -23,7 +23,7 @@ from torch import nn
 
 from frostline.choices import NormPolicy
 from frostline.freezing.held_layers import equip, pack_where_whole, strip
-from frostline.selectors.norms import keeps_running_statistics
+from frostline.selectors.kinds import keeps_running_statistics
 from frostline.standins import StandIn
 
 

@@ -42,13 +42,18 @@ from frostline.selectors.terms import (
     Stage,
 )
 
-_Make = Callable[[str], Selector]
-_NAMED: dict[str, _Make] = {"re": Regex, "type": OfType, "kind": Kind, "glob": Glob}
+_NAMED: dict[str, Callable[[str], Selector]] = {
+    "re": Regex,
+    "type": OfType,
+    "kind": Kind,
+    "glob": Glob,
+}
 _PREFIXES = ("re", "type", "kind", "stage", "depth", "glob", "rows")
 _STAGE = re.compile(r"(-?\d{1,9})(?:\.\.(-?\d{1,9}))?")
 _DEPTH = re.compile(r"(\d+(?:\.\d+)?)%")
 _SPAN = re.compile(r"\s*(?:(-?\d{1,18})|(-?\d{1,18})?\s*:\s*(-?\d{1,18})?)\s*")
 _OPERATORS = "&|~()"
+_WORD = re.compile(r"[^\s&|~()]+")
 _QUOTES = ("'", '"')
 _LONGEST = 1_000_000  # characters
 _SHOWN = 70  # characters of the text that a message shows, the mark among them
@@ -90,17 +95,17 @@ class _Reader:
         return self.text[self.at : self.at + 1]
 
     def either(self) -> Selector:
-        terms = [self._both()]
-        while self._next_is("|"):
-            terms.append(self._both())
-        return Or.of(*terms)
+        return Or.of(*self._joined("|", lambda: And.of(*self._joined("&", self._negated))))
 
     def content(self, *, is_regex: bool = False) -> str:
         """What stands in quotes, or up to the next space or operator."""
         if self.text[self.at : self.at + 1] in _QUOTES:
             return self._quoted()
         start = self.at
-        self.at = _regex_end(self.text, start) if is_regex else _word_end(self.text, start)
+        if is_regex:
+            self.at = _regex_end(self.text, start)
+        elif found := _WORD.match(self.text, start):
+            self.at = found.end()
         return self.text[start : self.at]
 
     def refuse(self, at: int, reason: str) -> NoReturn:
@@ -120,11 +125,10 @@ class _Reader:
         self.at += found
         return found
 
-    def _both(self) -> Selector:
-        terms = [self._negated()]
-        while self._next_is("&"):
-            terms.append(self._negated())
-        return And.of(*terms)
+    def _joined(self, operator: str, part: Callable[[], Selector]) -> Iterator[Selector]:
+        yield part()
+        while self._next_is(operator):
+            yield part()
 
     def _negated(self) -> Selector:
         if self._next_is("~"):
@@ -228,12 +232,6 @@ class _Reader:
         hint = f"; did you mean '{near[0]}:'?" if near else ""
         known = ", ".join(f"{p}:" for p in _PREFIXES)
         self.refuse(start, f"there is no '{shortened(prefix)}:'{hint} (there are {known})")
-
-
-def _word_end(text: str, at: int) -> int:
-    while at < len(text) and not text[at].isspace() and text[at] not in _OPERATORS:
-        at += 1
-    return at
 
 
 def _regex_end(text: str, at: int) -> int:

@@ -26,11 +26,9 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from frostline.selectors.inventory import Inventory, paths_above
-from frostline.selectors.norms import is_norm_layer, keeps_running_statistics
-from frostline.selectors.order import used_order
+from frostline.selectors.kinds import EMBEDDINGS, is_norm_layer, keeps_running_statistics
+from frostline.selectors.order import CONTAINERS, used_order
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _DOMINANT_SHARE = 0.5
 _SERIES_LENGTH = 3
 
@@ -161,14 +159,14 @@ def _is_layer(module: nn.Module) -> bool:
 def _is_layer_stack(head: _Unit, siblings: list[_Unit]) -> bool:
     if type(head.module) is not nn.Sequential or head.name == "head":
         return False
-    beside_network = len(siblings) == 2 and not isinstance(siblings[0].module, _CONTAINERS)
+    beside_network = len(siblings) == 2 and not isinstance(siblings[0].module, CONTAINERS)
     return not beside_network and len(_children(head)) > 1
 
 
 def _joins(unit: _Unit, before: list[_Unit]) -> bool:
     if not before:
         return False
-    both_embed = isinstance(unit.module, _EMBEDDINGS) and isinstance(before[-1].module, _EMBEDDINGS)
+    both_embed = isinstance(unit.module, EMBEDDINGS) and isinstance(before[-1].module, EMBEDDINGS)
     return is_norm_layer(unit.module) or both_embed
 
 

@@ -44,19 +44,16 @@ _WAY_OUT = (
 @final
 @dataclass(frozen=True, slots=True)
 class Schedules:
-    """The schedulers of one optimizer and the group by which their present stand is read.
-
-    Attributes:
-        reference: index of that group.
-    """
+    """The schedulers of one optimizer and the group by which their present stand is read."""
 
     optimizer: torch.optim.Optimizer
     schedulers: tuple[Scheduler, ...]
-    reference: int
+    group: Group
 
     @property
-    def group(self) -> Group:
-        return self.optimizer.param_groups[self.reference]
+    def _index(self) -> int:
+        groups = enumerate(self.optimizer.param_groups)
+        return next(index for index, group in groups if group is self.group)
 
     def present_lr(self, scale: float) -> float | None:
         """Where a group stands now whose base is `scale` times the reference's; None without one.
@@ -90,7 +87,7 @@ class Schedules:
         leaves = [_leaf(scheduler) for scheduler in self.schedulers]
         for leaf in leaves:
             if _fixed_point(leaf):
-                return _fixed_point(leaf), float(leaf.base_lrs[self.reference])
+                return _fixed_point(leaf), float(leaf.base_lrs[self._index])
         return 0.0, base_of(self.group)
 
     def _new_values_of(
@@ -100,7 +97,7 @@ class Schedules:
         last = [in_kind_of(self.group["lr"], lr) for lr in lrs]
         found: dict[str, Any] = {"_last_lr": [*own["_last_lr"], *last]}
         if "base_lrs" in own:
-            base = own["base_lrs"][self.reference]
+            base = own["base_lrs"][self._index]
             bases = [in_kind_of(base, float(base) * scale) for scale in scales]
             found["base_lrs"] = [*own["base_lrs"], *bases]
         count = len(self.optimizer.param_groups) + len(scales)
@@ -111,7 +108,7 @@ class Schedules:
 
 
 def check_schedules(
-    optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduler], reference: int
+    optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduler], reference: Group
 ) -> Schedules:
     """Raises ConfigError where one cannot take in a new group or was not handed over."""
     found = Schedules(optimizer, tuple(schedulers), reference)

@@ -205,11 +205,6 @@ class RowHold:
             lines,
         )
 
-    def put_back(self, tensor: Tensor) -> None:
-        """Give the held rows back every bit they had."""
-        for piece in self.kept:
-            piece.of(tensor).copy_(piece.values)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> RowHold:
         copied = memo.get(id(self.module), self.module)
         assert isinstance(copied, nn.Module)
@@ -270,7 +265,8 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa:
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG001 - torch's
     with torch.no_grad():
         for one, tensor in _moved_by(optimizer):
-            one.put_back(tensor)
+            for piece in one.kept:
+                piece.of(tensor).copy_(piece.values)
 
 
 def _clear_sparse(gradient: Tensor, rows: Ranges) -> None:

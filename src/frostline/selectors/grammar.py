@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NoReturn
 
 from frostline.errors import SelectorError, nearest, shortened
@@ -86,7 +85,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
-        self._depth = 0
+        self._depth = -1
 
     def peek(self) -> str:
         """The next sign that is no space; empty at the end."""
@@ -131,25 +130,20 @@ class _Reader:
             yield part()
 
     def _negated(self) -> Selector:
-        if self._next_is("~"):
-            with self._nested():
-                return ~self._negated()
-        if self._next_is("("):
-            with self._nested():
-                inner = self.either()
-            if not self._next_is(")"):
-                self.refuse(self.at, "a ')' is missing")
-            return inner
-        return self._term()
-
-    @contextmanager
-    def _nested(self) -> Iterator[None]:
+        self.peek()
         self._depth += 1
         if self._depth > _DEEPEST:
-            self.peek()
             self.refuse(self.at, f"terms are nested more than {_DEEPEST} deep")
-        yield
+        if self._next_is("~"):
+            found = ~self._negated()
+        elif self._next_is("("):
+            found = self.either()
+            if not self._next_is(")"):
+                self.refuse(self.at, "a ')' is missing")
+        else:
+            found = self._term()
         self._depth -= 1
+        return found
 
     def _term(self) -> Selector:
         sign, start = self.peek(), self.at
@@ -167,7 +161,10 @@ class _Reader:
         if text in {"all", "none"}:
             return Everything() if text == "all" else Nothing()
         if ":" in text:
-            self._refuse_prefix(text.partition(":")[0], start)
+            prefix, known = text.partition(":")[0], ", ".join(f"{p}:" for p in _PREFIXES)
+            near = nearest(prefix[:_SHOWN], _PREFIXES, count=1)
+            hint = f"; did you mean '{near[0]}:'?" if near else ""
+            self.refuse(start, f"there is no '{shortened(prefix)}:'{hint} (there are {known})")
         return Glob(text) if is_pattern(text) else Path(text)
 
     def _prefixed(self, prefix: str, start: int) -> Selector:
@@ -226,12 +223,6 @@ class _Reader:
             self.refuse(self.at, f"the quote {quote} is never closed")
         self.at = found.end()
         return found[1].replace(quote * 2, quote)
-
-    def _refuse_prefix(self, prefix: str, start: int) -> NoReturn:
-        near = nearest(prefix[:_SHOWN], _PREFIXES, count=1)
-        hint = f"; did you mean '{near[0]}:'?" if near else ""
-        known = ", ".join(f"{p}:" for p in _PREFIXES)
-        self.refuse(start, f"there is no '{shortened(prefix)}:'{hint} (there are {known})")
 
 
 def _regex_end(text: str, at: int) -> int:

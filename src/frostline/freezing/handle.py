@@ -298,11 +298,7 @@ class Frozen:
 
 
 def thaw_selection(selection: Selection) -> None:
-    """Thaw what is selected, all of it or nothing.
-
-    Raises:
-        FreezeError: as `thaw`.
-    """
+    """Thaw what is selected, all of it or nothing; raises as `thaw`."""
     with restoring(selection, only_on_error=True):
         switch_on(selection)
         check_shared(selection.inventory.model)
@@ -310,11 +306,7 @@ def thaw_selection(selection: Selection) -> None:
 
 
 def non_empty(selection: Selection, verb: str) -> Selection:
-    """The selection, if there is anything in it, or nothing was asked for.
-
-    Raises:
-        FreezeError: it is empty though each of its terms matches something.
-    """
+    """The selection; raises FreezeError if it is empty, unless nothing was asked for."""
     if selection.picked or isinstance(selection.selector, Nothing):
         return selection
     raise FreezeError(

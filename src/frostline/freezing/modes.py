@@ -49,10 +49,8 @@ class FrozenMark:
 class Hold(StandIn):
     """Stands in for `module.train`: the module stays in eval, its children get the call.
 
-    Held children ignore it likewise; a norm layer left to adapt follows it.
-
-    Attributes:
-        former: the module's own mode before it was held.
+    Held children ignore it likewise; a norm layer left to adapt follows it. `former` is the mode
+    that the module had before it was held.
     """
 
     __slots__ = ("former",)

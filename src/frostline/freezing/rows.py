@@ -82,11 +82,7 @@ def clear_gradient(tensor: Tensor) -> None:
 
 
 def check_holdable(tensor: Tensor, name: str) -> None:
-    """Refuse a tensor of which no rows can be held.
-
-    Raises:
-        FreezeError: it is sharded, flattened, sparse, or has no data; says which.
-    """
+    """Raises FreezeError for a tensor of which no rows can be held; says why."""
     if kind := not_plain(tensor):
         raise FreezeError(
             f"no rows of {name} can be held: it is {kind}, so they cannot be copied and put back "
@@ -96,13 +92,7 @@ def check_holdable(tensor: Tensor, name: str) -> None:
 
 @final
 class RowHold:
-    """Holds rows of one tensor of one module.
-
-    Attributes:
-        leaf: the tensor's name in its module.
-        name: its full name when it was held, for messages.
-        kept: the rows and what they are to stay.
-    """
+    """Holds rows of one tensor of one module."""
 
     __slots__ = ("__weakref__", "_handle", "_module", "kept", "leaf", "name")
 
@@ -117,8 +107,8 @@ class RowHold:
         # Weak, since a cycle would keep a dropped model's memory until the next collection.
         self._module = weakref.ref(module)
         self._handle: RemovableHandle | None = None
-        self.leaf = leaf
-        self.name = name
+        self.leaf = leaf  # the tensor's name in its module
+        self.name = name  # its full name when it was held, for messages
         self.kept = kept
         # Given, since a module that is just being copied or loaded does not have it yet.
         if tensor is not None:
@@ -179,12 +169,7 @@ class RowHold:
                 piece.of(gradient).zero_()
 
     def check(self, tensor: Tensor) -> None:
-        """Prove that nothing wrote to the held rows since they were last put back.
-
-        Raises:
-            DriftError: something did; names the rows.
-            FreezeError: the tensor was sharded since, or lost its data.
-        """
+        """Raises DriftError if something wrote to the held rows since they were last put back."""
         check_holdable(tensor, self.name)
         self.attend(tensor)  # it may have been replaced
         like = self.kept[0].values

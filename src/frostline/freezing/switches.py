@@ -33,11 +33,7 @@ from frostline.selectors.ranges import Ranges, all_rows, common, covers, union, 
 
 
 def switch_off(selection: Selection, *, norm: NormPolicy) -> None:
-    """Freeze what is selected, as it is now; stale gradients are cleared.
-
-    Raises:
-        FreezeError: rows of it cannot be held, or a layer as it is.
-    """
+    """Freeze what is selected, as it is now, without stale gradients; raises as `freeze`."""
     check_can_stay(selection)
     for entry, rows in _by_tensor(selection):
         if rows is None or covers([*_frozen_rows(entry), *rows], entry.tensor):
@@ -54,11 +50,7 @@ def switch_off(selection: Selection, *, norm: NormPolicy) -> None:
 
 
 def switch_on(selection: Selection) -> None:
-    """Thaw what is selected; the other rows of its tensors stay as frozen as they are.
-
-    Raises:
-        FreezeError: the other rows of a tensor cannot be held, or a weight takes no gradient.
-    """
+    """Thaw what is selected, the other rows of its tensors stay as they are; raises as `thaw`."""
     check_can_learn(selection)
     for entry, rows in _by_tensor(selection):
         left = () if rows is None else without(_frozen_rows(entry), rows)

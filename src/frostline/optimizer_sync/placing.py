@@ -40,15 +40,10 @@ class Options(TypedDict, total=False):
 @final
 @dataclass(frozen=True, slots=True)
 class BaseAndDecay:
-    """What the group of a joiner is to have.
+    """What the group of a joiner is to have."""
 
-    Attributes:
-        base: None where the optimizer finds its learning rate itself (see `has_rate`).
-        decay: None where the optimizer knows no weight decay.
-    """
-
-    base: float | None
-    decay: float | None
+    base: float | None  # None where the optimizer finds its learning rate itself: see `has_rate`
+    decay: float | None  # None where the optimizer knows no weight decay
 
 
 def base_key(group: Group) -> str:
@@ -77,14 +72,10 @@ def highest(groups: Sequence[Group]) -> Group:
 def rates_of_trainable(
     model: nn.Module, groups: Sequence[Group], options: Options
 ) -> dict[int, BaseAndDecay]:
-    """What each trainable parameter of `model` is to have, by `id()`.
+    """What each trainable parameter of `model` is to have, by `id()`; raises as `param_groups`.
 
     Args:
         groups: those that hold parameters of the model.
-
-    Raises:
-        ConfigError: a number is out of its range, or the rule holds a selector without text.
-        SelectorError: a selector cannot be read or matches nothing.
     """
     reference = highest(groups)
     rules = (group["rule"] for group in [reference, *groups] if has_rule(group))
@@ -139,10 +130,8 @@ def has_rule(group: Group) -> bool:
 
 
 def new_group(reference: Group, wanted: BaseAndDecay, lr: float | None) -> Group:
-    """A group without parameters that has what is wanted, in everything else as `reference`.
-
-    Args:
-        lr: the learning rate at which the schedule stands for that base; None without a base.
+    """A group without parameters that has what is wanted, in everything else as `reference`;
+    its `lr` is where the schedule stands for that base, None without one.
     """
     scale = scale_of(reference, wanted)
     group = {key: copy.deepcopy(v) for key, v in reference.items() if key != "params"}

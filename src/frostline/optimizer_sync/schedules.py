@@ -56,10 +56,7 @@ class Schedules:
         return next(index for index, group in groups if group is self.group)
 
     def present_lr(self, scale: float) -> float | None:
-        """Where a group stands now whose base is `scale` times the reference's; None without one.
-
-        Raises ConfigError where the reference does not show it.
-        """
+        """Where a group with `scale` times the reference's base stands now; None without one."""
         if not has_rate(self.group):
             return None
         lr = float(self.group["lr"])

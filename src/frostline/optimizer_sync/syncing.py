@@ -128,24 +128,15 @@ def sync(
 @final
 @dataclass(frozen=True, slots=True)
 class _Changes:
-    """What is to be done.
-
-    Attributes:
-        leavers: each with the index of its group.
-        joiners: each with its group, which is one of `new_groups` or was there before.
-        new_groups: those to append, filled.
-        scheduler_values: what the schedulers are to know of the new groups.
-        outgrown: those in the optimizer whose state is of another shape than theirs.
-        first_states: what joiners and outgrown begin with; None where the optimizer makes it at
-            the first step.
-    """
+    """What is to be done."""
 
     params: ModelParams
-    leavers: list[tuple[Entry, int]]
-    joiners: list[tuple[Entry, Group]]
-    new_groups: list[Group]
-    scheduler_values: list[NewValues]
-    outgrown: list[Entry]
+    leavers: list[tuple[Entry, int]]  # each with the index of its group
+    joiners: list[tuple[Entry, Group]]  # the group is a new one, or was there before
+    new_groups: list[Group]  # to append, filled
+    scheduler_values: list[NewValues]  # what the schedulers are to know of the new groups
+    outgrown: list[Entry]  # those in the optimizer whose state is of another shape than theirs
+    # What joiners and outgrown begin with; None where the optimizer makes it at the first step.
     first_states: dict[Tensor, State | None]
 
 
@@ -218,11 +209,7 @@ def _groups_found(
     due: Mapping[int, BaseAndDecay],
     former: Mapping[str, int],
 ) -> dict[int, Group | None]:
-    """The group of each joiner, by `id()`; None where it is to be made.
-
-    Args:
-        former: name -> index of the group that it left, where nothing else was said.
-    """
+    """The group of each joiner, by `id()`: its former one, or one that fits; None if neither."""
     like, groups = highest(own), optimizer.param_groups
     vacant = (g for g in groups if not g["params"] and g.get("rule") == like.get("rule"))
     its = {id(group) for group in (*own, *vacant)}

@@ -64,11 +64,7 @@ def stage(first: int, last: int | None = None) -> Selector:
 
 
 def as_selector(value: SelectorLike) -> Selector:
-    """Normalise what a user may pass: text, a selector, a module, a parameter, a function, a list.
-
-    Raises:
-        SelectorError: it is none of these, or its text cannot be read.
-    """
+    """Normalise what a user may pass; raises SelectorError for anything else, or unread text."""
     if isinstance(value, Selector):
         return value
     if isinstance(value, str):
@@ -206,14 +202,11 @@ def select(model: nn.Module, selector: SelectorLike) -> Selection:
 def select_whole(
     model: nn.Module, selector: SelectorLike, *, kinds_may_miss: bool = False
 ) -> Selection:
-    """As `select`, for what holds for whole tensors only.
+    """As `select`, for what holds for whole tensors only; raises SelectorError for rows too.
 
     Args:
         kinds_may_miss: a `kind:` that the model does not have is fine, as in a rule for whatever
             there is.
-
-    Raises:
-        SelectorError: as `select`; there is a `rows:` term, and optimizers take whole tensors.
     """
     normal = as_selector(selector)
     if term := next(row_terms(normal), None):

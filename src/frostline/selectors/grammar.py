@@ -60,11 +60,7 @@ _DEEPEST = 50  # nested parentheses and negations; far from Python's own limit
 
 
 def parse(text: str) -> Selector:
-    """Read a selector's text.
-
-    Raises:
-        SelectorError: the text cannot be read; shows where.
-    """
+    """Read a selector's text; where it cannot be read, a SelectorError shows the place."""
     if len(text) > _LONGEST:
         raise SelectorError(
             f"a selector may have {_LONGEST:,} characters, and this one has {len(text):,}. Name "

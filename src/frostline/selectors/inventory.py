@@ -140,11 +140,7 @@ class Inventory:
 
 
 def inventory(model: nn.Module, *, kinds_may_miss: bool = False) -> Inventory:
-    """Take stock of `model`.
-
-    Raises:
-        SelectorError: `model` is no module, or a lazy module has not seen its first batch.
-    """
+    """Take stock; raises SelectorError for what is no module, or is lazy and saw no batch."""
     if not isinstance(model, nn.Module):
         raise SelectorError(
             f"selectors work on a torch.nn.Module, got {type(model).__name__}. Pass the model."

@@ -54,12 +54,7 @@ class Rows(Selector):
         return frozenset(picked)
 
     def entry_in(self, inventory: Inventory) -> Entry:
-        """The entry (or, where it is cut, the first of them) of the tensor.
-
-        Raises:
-            SelectorError: there is no such parameter, it has no rows, or it is computed from
-                others.
-        """
+        """The entry of the tensor, the first where it is cut; raises SelectorError without one."""
         indices = inventory.indices_by_name.get(self.name, ())
         entries = [inventory.entries[index] for index in indices]
         if not any(entry.is_parameter for entry in entries):
@@ -77,11 +72,7 @@ class Rows(Selector):
         return entries[0]
 
     def rows_in(self, inventory: Inventory) -> range:
-        """The rows, counted from the start.
-
-        Raises:
-            SelectorError: as `entry_in`; the tensor does not have these rows.
-        """
+        """The rows, counted from the start; raises SelectorError where the tensor lacks them."""
         count = self.entry_in(inventory).tensor.shape[0]
         start = self.start + count if self.start < 0 else self.start
         last = count if self.stop is None else self.stop

@@ -57,16 +57,11 @@ class Selector(ABC):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Named(Selector):
-    """A term of one text, which is held against each place of a tensor.
-
-    Attributes:
-        call: the public function that makes it.
-        prefix: what stands before the colon in its text.
-    """
+    """A term of one text, which is held against each place of a tensor."""
 
     text: str
-    call: ClassVar[str]
-    prefix: ClassVar[str] = ""
+    call: ClassVar[str]  # the public function that makes it
+    prefix: ClassVar[str] = ""  # what stands before the colon in its text
 
     def __post_init__(self) -> None:
         if self.prefix and not self.text:

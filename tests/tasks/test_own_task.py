@@ -116,7 +116,7 @@ def test_the_report_and_a_comparison_show_its_metrics_and_no_classes(tmp_path: P
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     def stop(training: Training) -> None:
-        if training.epochs_done == 2:
+        if training.position.epochs == 2:
             raise KeyboardInterrupt
 
     hook = Hook()

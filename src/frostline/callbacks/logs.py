@@ -64,7 +64,7 @@ class TensorBoardLog(Hook):
         self._is_installed = True
         with output_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        version, next_step = "brain.Event:2", training.epochs_done + 1
+        version, next_step = "brain.Event:2", training.position.epochs + 1
         starts = SessionLog(status=SessionLog.START)  # points from here on are written anew
         self._append(
             Event(wall_time=time.time(), file_version=version),

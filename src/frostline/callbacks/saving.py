@@ -27,7 +27,7 @@ from frostline._files import has_own_sum, keep_as
 from frostline._tensor_files import save_torch
 from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import Hook, Sums, Training
-from frostline.errors import ConfigError, CorruptDelta, OutputError
+from frostline.errors import ConfigError, CorruptDelta, OutputError, one_line
 from frostline.records import EpochRecord, Judged, PhaseRecord, RunFolder, judged_of, write_judged
 from frostline.session import Position
 from frostline.tasks import Metrics, Task
@@ -173,14 +173,14 @@ class Saver(Hook):
 
     def _state(self, training: Training) -> dict[str, object]:
         training.settle_sums()
-        sums, scaler, known = training.sums, training.scaler, len(self._records)
+        sums, known = training.sums, len(self._records)
         self._records += [json.dumps(record.as_dict()) for record in training.history[known:]]
         return {
             **training.session.state_dict(),
             # A loss can be infinite, which this writes as Infinity.
             "progress": f"[{json.dumps(asdict(sums))}, [{', '.join(self._records)}], "
             f"{json.dumps([asdict(record) for record in training.phase_history])}]",
-            "scaler": scaler.state_dict() if scaler is not None else {},
+            "scaler": training.compute.scaler.state_dict(),
         }
 
     def _write(self) -> None:
@@ -244,15 +244,16 @@ def _restore_from(training: Training, folder: RunFolder, file: Path, like: Metri
         if "format" not in state:
             state = _as_of_now(state, training, history, sums)
         training.session.load_state_dict(state)
-        scaled = state["scaler"]
+        if state["scaler"]:  # none where it went on in another precision
+            training.compute.scaler.load_state_dict(state["scaler"])
     except _DAMAGES as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = one_line(error, first=True, named=False)
         raise ConfigError(
             f"cannot resume: {state_file} is missing or damaged ({reason}). Start a new run with "
             f"another --out; what was trained so far is in {folder.best.parent}."
         ) from error
     training.history[:], training.phase_history[:] = history, phases
-    training.sums, training.scaled = sums, scaled
+    training.sums = sums
 
 
 def _as_of_now(
@@ -262,7 +263,7 @@ def _as_of_now(
     before = json.loads(state["progress"])[0]
     sums.of_task = {"accuracy": before["correct"]}
     position = {name: before[name] for name in asdict(Position()) if name in before}
-    until = training.phases[position["phase"]].until
+    until = training.session.phases[position["phase"]].until
     if history and until is not None and until.target is not None:
         watched = history[-1].validation.metric(until.monitor)
         position["is_reached"] = watched.reaches(until.target)

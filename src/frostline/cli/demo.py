@@ -36,6 +36,7 @@ def demo() -> None:
     import frostline as fl
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import notes, output, say
+    from frostline.devices import Compute
     from frostline.engine import predict
     from frostline.tasks import evaluate_logits
 
@@ -63,7 +64,7 @@ def demo() -> None:
             epochs=_EPOCHS,
             lr=3e-3,
         )
-        predicted = predict(network, _batches(test))
+        predicted = predict(network, _batches(test), Compute())
         page.print("", _some_predictions(predicted), "", sep="\n")
         found = evaluate_logits(predicted.outputs, predicted.targets, classes=test.classes)
         say(page, f"Held-out accuracy {found.accuracy:.3f} on {found.samples} pictures")

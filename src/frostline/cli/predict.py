@@ -13,7 +13,6 @@ import typer
 from frostline.cli import _options as options
 
 if TYPE_CHECKING:
-    from frostline.errors import ImageError
     from frostline.runs import Prediction
 
 
@@ -38,13 +37,16 @@ def predict(
     """
     from frostline.callbacks.progress import BatchBar
     from frostline.cli._terminal import notes, output, print_json, say
+    from frostline.data import read_files
     from frostline.runs import open_run
 
     if json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv.")
     opened, aside = open_run(run), notes()
-    good, broken = _readable(list(_expanded(files)))
-    for error in broken:
+    asked = list(_expanded(files))
+    digests, broken = read_files(asked)
+    good = [file for file in asked if file in digests]
+    for error in broken.values():
         say(aside, f"Error: {error}", style="red")
     bar = BatchBar(aside, samples_per_batch=opened.settings.data.batch_size)
     found = opened.predict(good, top=top, device=device, hooks=(bar,)) if good else []
@@ -81,13 +83,6 @@ def _listed() -> list[Path]:
             "`ls new/*.jpg | frostline predict RUN -`."
         )
     return files
-
-
-def _readable(files: Sequence[Path]) -> tuple[list[Path], list[ImageError]]:
-    from frostline.data import read_files
-
-    digests, broken = read_files(files)
-    return [file for file in files if file in digests], list(broken.values())
 
 
 def _document(prediction: Prediction) -> dict[str, object]:

@@ -14,7 +14,7 @@ from frostline.choices import BadImages, Storage
 from frostline.cli import _options as options
 from frostline.cli._options import with_recipe
 from frostline.cli._set_up import check_one_of
-from frostline.recipe import recipe_of
+from frostline.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,7 +128,7 @@ def train(
             ),
             freeze=config.FreezeSettings(freeze=freeze, train=train, norm=norm),
             plan=phases,
-            training=recipe_of(**recipe),
+            training=Recipe(**recipe),
             features=config.FeatureSettings(
                 store=_absolute(features),
                 storage=storage,

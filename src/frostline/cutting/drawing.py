@@ -29,12 +29,11 @@ from frostline.cutting.tracing import (
     Traced,
     Unfollowed,
     forget_symbols,
-    one_line,
     operation,
     trace,
 )
 from frostline.cutting.trial import Observed, rearrange, run_trial
-from frostline.errors import NothingFrozen
+from frostline.errors import NothingFrozen, one_line
 from frostline.units import format_bytes
 
 
@@ -154,7 +153,7 @@ def _for_few_samples(model: nn.Module) -> Iterator[None]:
     except (RuntimeError, IndexError, ValueError) as error:  # as operations refuse their sizes
         raise Unfollowed(
             f"the forward of {type(model).__name__} does not hold for batches of 2 or 3 samples: "
-            f"{one_line(error)}."
+            f"{one_line(error, first=True)}."
         ) from error
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from frostline.errors import FrostlineError, WeightsError
+from frostline.errors import FrostlineError, WeightsError, one_line
 
 STALL_SECONDS = 10.0
 
@@ -39,13 +39,6 @@ def downloading(what: str, *, cure: str = "") -> Iterator[None]:
                 f"cannot get {what}: {one_line(error)}. {cure}{' ' if cure else ''}"
                 "Give weights you have with --weights FILE, or use --weights none for a dry run."
             ) from error
-
-
-def one_line(error: BaseException, *, limit: int = 240) -> str:
-    """`ValueError: first words of the message`, at most `limit` characters, without line breaks."""
-    text = " ".join(str(error).split()).rstrip(".")
-    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return said if len(said) <= limit else said[: limit - 1] + "…"
 
 
 @contextmanager

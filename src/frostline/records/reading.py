@@ -11,7 +11,7 @@ from typing import Any, TypeVar, final
 from pydantic import TypeAdapter
 
 from frostline._files import json_checked, json_with_sum, write_text
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, one_line
 from frostline.records.epochs import PhaseRecord, Proven, Spent
 from frostline.records.folder import RunFolder
 from frostline.records.journal import RunPart, read_sessions
@@ -115,7 +115,8 @@ def read_records(folder: RunFolder) -> RunRecords:
         try:
             return read(file)
         except (*_DAMAGES, ConfigError) as error:
-            state = f"is damaged ({_first_line(error)})" if file.exists() else "is not there"
+            reason = one_line(error, first=True, named=False)
+            state = f"is damaged ({reason})" if file.exists() else "is not there"
             lacks.append(f"{file.relative_to(folder.root)} {state}: {what}.")
             return None
 
@@ -215,7 +216,3 @@ def _digests(folder: RunFolder) -> tuple[str, ...]:
 
 def _size(file: Path) -> int:
     return file.stat().st_size
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -10,6 +10,7 @@ from typing import final
 
 from torch import Tensor
 
+from frostline._files import file_digest
 from frostline.config import RunSettings
 from frostline.data import (
     ImageDataset,
@@ -21,6 +22,7 @@ from frostline.data import (
     read_splits,
 )
 from frostline.deltas import Delta, load_delta, read_delta
+from frostline.devices import Compute
 from frostline.engine import Hook, predict, summarised
 from frostline.errors import (
     ConfigError,
@@ -32,7 +34,6 @@ from frostline.errors import (
 from frostline.fingerprints import Fingerprint
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
-from frostline.models.weights import weights_digest
 from frostline.records import RunFolder
 from frostline.reports import RunReport, make_report, promise_of
 from frostline.runs.preparing import build, freeze_as_asked
@@ -153,15 +154,10 @@ class FinishedRun:
         batches = make_batches(data, batch_size=settings.data.batch_size, shuffle=False, seed=0)
         phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
         form = forms[phase] if phase < len(forms) else ""
-        given, forward = prefixed(self.loaded.model, batches, form, device=device)
-        return predict(
-            self.loaded.model,
-            given,
-            device=device,
-            precision=settings.training.mixed,
-            forward=forward,
-            hooks=hooks,
-        )
+        compute = Compute(device, settings.training.mixed)
+        model = self.loaded.model.to(compute.device)
+        given, forward = prefixed(model, batches, form, compute.device)
+        return predict(model, given, compute, forward=forward, hooks=tuple(hooks))
 
     def held_out(
         self, data: Path, *, progress: Callable[[int, int], None] | None = None
@@ -255,7 +251,7 @@ class FinishedRun:
         model = self.settings.model
         if not model.weights_digest:
             return
-        if weights_digest(Path(model.weights)) != model.weights_digest:
+        if file_digest(Path(model.weights)) != model.weights_digest:
             raise DriftError(
                 f"{model.weights} is not the file that {self.folder.root} was trained on: its "
                 "content has changed. Restore it."

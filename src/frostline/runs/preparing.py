@@ -14,12 +14,11 @@ from typing import final
 from frostline.config import FreezeSettings, RunSettings
 from frostline.data import Audit, Augment, ImageDataset, audit, in_order, read_splits
 from frostline.engine import Hook
-from frostline.errors import ConfigError, FreezeError, ModelError, OutputError
+from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
 from frostline.fitting import Run, check_settings, fit
 from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.models.classifiers import mapping_words, own_order
-from frostline.models.downloads import one_line
 from frostline.models.file_source import line_in
 from frostline.records import DataNotes, RunFolder, write_data_notes
 from frostline.selectors import path

@@ -131,15 +131,6 @@ class PhasedOptimizer:
             even_out(self.present, group)  # one may get its first gradient later than others
 
 
-def check_trains(model: nn.Module) -> None:
-    """Refuse a model in which nothing trains, before any work is done for it.
-
-    Raises:
-        FreezeError: as `param_groups`.
-    """
-    param_groups(model, lr=1.0)
-
-
 def make_optimizer(groups: Sequence[ParamGroup | Group], recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
     fused = all(p.is_floating_point() for group in groups for p in group["params"])

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from frostline.choices import FloatName, PrefixPrecision
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, one_line
 from frostline.tuning.drafts import draft_of
 from frostline.tuning.forms import DTYPES, PLAIN, Form, fast_dtypes
 from frostline.tuning.realising import Realised, realise
@@ -234,8 +234,7 @@ class _Bench:
             trial = self._held_to_tolerance(form, run, error)
             return trial, None if trial.refused else run
         except Exception as failure:  # whatever a form cannot do, plain float32 can
-            line = str(failure).strip().partition("\n")[0]
-            return FormTrial(form, refused=f"failed with {type(failure).__name__}: {line}"), None
+            return FormTrial(form, refused=f"failed with {one_line(failure, first=True)}"), None
 
     def _held_to_tolerance(self, form: Form, run: Realised, error: float) -> FormTrial:
         if error > self.tolerance:

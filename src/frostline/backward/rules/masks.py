@@ -28,7 +28,7 @@ from torch.autograd import Function
 
 from frostline.backward.bits import is_dense, pack_where, unpack
 from frostline.backward.recomputing import outer_hooks
-from frostline.backward.tensors import Rules, Settings, is_spared
+from frostline.backward.tensors import Rules, Settings, is_spared, may_be_overwritten
 
 _aten = torch.ops.aten
 _nn = torch._C._nn
@@ -79,8 +79,8 @@ def masked(
         return None
     if not (function.keeps_output[inplace] or is_dense(input)):
         return None
-    if inplace and (input.is_leaf or input._is_view()):
-        return None  # an error of PyTorch's, or its own way of keeping views right
+    if inplace and not may_be_overwritten(input):
+        return None
     output: Tensor = _Masked.apply(input, function, inplace)
     return output
 

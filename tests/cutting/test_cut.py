@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 import frostline as fl
 from frostline.cutting import Cut, Suffix, cut
-from frostline.cutting.structures import flatten_output, same_bits
+from frostline.cutting.structures import flatten_output
+from frostline.fingerprints.parts import same_bits
 
 BATCHES = [[0, 5, 3], [4, 1, 2], [3, 0, 1]]
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -151,11 +150,3 @@ def rows_of(tensors: list[Tensor]) -> int:
     if tensors[0].dim() == 0:
         raise CutError("the example's first tensor has no batch dimension. Give a batch.")
     return int(tensors[0].shape[0])
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have one dtype, shape and content, bit by bit."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    a, b = (t.detach().contiguous().flatten().view(torch.uint8) for t in (one, other))
-    return torch.equal(a, b)

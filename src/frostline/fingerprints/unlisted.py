@@ -69,16 +69,14 @@ def unlisted(module: nn.Module, path: str, listed: Collection[int]) -> Unlisted:
     return Unlisted(saved, loose, tuple(unseen))
 
 
-def saved_state(
-    modules: Mapping[str, nn.Module], frozen: Collection[int] | None = None
-) -> dict[str, Tensor]:
-    """By full names, what classes save of their own, held or not; all, or in such parts alone."""
+def saved_state(modules: Mapping[str, nn.Module], frozen: Collection[int]) -> dict[str, Tensor]:
+    """By full names, what classes save of their own in such parts, held or not."""
     listed = listed_storages(modules[""])
     return {
         name: tensor
         for path, module in modules.items()
         for name, tensor in unlisted(module, path, listed).saved.items()
-        if frozen is None or belongs(modules, path, frozen)
+        if belongs(modules, path, frozen)
     }
 
 

@@ -120,9 +120,12 @@ class Suffix(nn.Module):
         """
         if isinstance(self._above, ModuleSplit):
             return self._above.suffix(values)
-        above = self._above[self.model.training]
+        half, rebuild, refusal = self._above[self.model.training]
         # Here, where torch.compile can follow all the rest as one.
-        return above(above.half.tensors(self.model), values)
+        tensors = half.tensors(self.model)
+        if refusal is not None and values[0].shape[0] == 1:
+            raise refusal()
+        return rebuild(iter(half.graph.run(tensors, values)))
 
 
 @final

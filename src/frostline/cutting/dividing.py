@@ -52,6 +52,7 @@ class GraphLine:
 
     def needed(self, starts: Collection[fx.Node], allowed: Collection[fx.Node]) -> set[fx.Node]:
         """`starts`, all they are computed from and what writes into any of it, within `allowed`."""
+        # Of a write in place nothing need take the result: who reads the memory needs it.
         writers = defaultdict[int | None, list[fx.Node]](list)
         for node in allowed:
             for storage in self.trial.written(node):

@@ -95,6 +95,7 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     Raises:
         NothingFrozen, CutError: as `cut`.
     """
+    # Long, since each step needs what the ones before it found.
     model.train()
     traced = trace(model, spec, tensors)
     with _for_few_samples(model):

@@ -91,6 +91,7 @@ class OpenGraph:
     @cached_property
     def _code(self) -> fx.GraphModule:
         graph = fx.Graph()
+        # The model's tensors come in as arguments: code that is kept holds none of them.
         targets = [target_of(place.name) for place in self.places]
         given = {t: graph.placeholder(f"tensor_{i}") for i, t in enumerate(targets)}
         reads = self._graph.find_nodes(op="get_attr")

@@ -45,7 +45,7 @@ def signatures(trial: Observed) -> dict[fx.Node, str]:
         own[node] = current[node] = _hash(text)
         for storage in trial.written(node):
             for member in trial.members[storage]:
-                if member in current:
+                if member in current:  # computed before: whatever reads it from here on
                     current[member] = _hash(f"{current[member]} after {own[node]}")
     return own
 

@@ -81,7 +81,7 @@ class _Sweep:
                 carriers = [node for node in frozen if node in reached]
                 free = frozenset(frozen) - reached
                 return Swept(reasons, carriers, free, tuple(self._together(reasons)))
-            pinned = {**pinned, **more}
+            pinned = {**pinned, **more}  # what is computed of these is not frozen either
 
     def _readers(self, storage: int) -> set[fx.Node]:
         """Nodes that read this memory's numbers."""
@@ -116,6 +116,7 @@ class _Sweep:
         for argument in node.all_input_nodes:
             if argument in reasons:
                 return reasons[argument]
+            # A view from before the write is frozen, and holds the new numbers all the same.
             if (why := spoilt.get(self._trial.storage.get(argument, 0))) is not None:
                 return why
         return self._own_reason(node)
@@ -151,11 +152,7 @@ class _Sweep:
             frozen = [self._order[write] for write in writes if write not in reasons]
             if frozen and storage not in self._state:
                 # Kept between two writes it would be neither what was read before nor after.
-                group = {
-                    *self._trial.members[storage],
-                    *self._readers(storage),
-                    *writes,
-                } - reasons.keys()
+                group = {*self._trial.members[storage], *self._readers(storage)} - reasons.keys()
                 last = max(frozen)
                 yield frozenset(node for node in group if self._order[node] <= last)
 
@@ -163,7 +160,7 @@ class _Sweep:
         """Nodes that samples' numbers reach, be it through memory they share."""
         reached: set[fx.Node] = set()
         before = -1
-        while len(reached) > before:
+        while len(reached) > before:  # again, since a write reaches views from before it
             before = len(reached)
             for node in self._nodes:
                 inputs = [] if effects.reads_only_shape(node) else node.all_input_nodes

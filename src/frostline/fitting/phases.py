@@ -103,7 +103,7 @@ class PhasePipelines(Hook):
         """Before the first phase: what the steps of all would cost in a plain loop."""
         costs = [
             seconds * (_steps(training, number) or 0)
-            for number, seconds in enumerate(training.plain_step_seconds)
+            for number, seconds in enumerate(training.session.planned.step_seconds)
         ]
         if training.position.phase == 0 and all(costs):
             each = " + ".join(map(format_seconds, costs))
@@ -114,7 +114,7 @@ class PhasePipelines(Hook):
         parameters = list(training.model.parameters())
         trains = sum(p.numel() for p in parameters if p.requires_grad)
         whole = sum(p.numel() for p in parameters)
-        cost = training.plain_step_seconds[at.phase] * (_steps(training, at.phase) or 0)
+        cost = training.session.planned.step_seconds[at.phase] * (_steps(training, at.phase) or 0)
         return (
             f"Phase     {at.phase + 1} of {len(training.session.phases)}, "
             f"{phase.label(at.phase + 1)}: trains {format_count(trains)} of {format_count(whole)} "

@@ -64,7 +64,7 @@ class Session:
             the session puts them by the phase's schedule before each step.
         steps_per_epoch: that schedules count with, where `epoch` is not asked for the batches.
         accumulate: batches that make up a step; `step_is_due` says where one is complete.
-        measure: called with the model frozen as in each phase; gives seconds per sample of a step.
+        measure: called with the model frozen as in each phase; gives seconds of a plain step.
         world: who else trains this model.
 
     Raises:

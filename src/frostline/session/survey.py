@@ -46,13 +46,13 @@ class Survey:
     Attributes:
         untouched: content hashes of the tensors that stay frozen in every phase.
         trained: of each phase, the parameters that are trainable.
-        seconds_per_sample: of each phase, of a plain training step; 0 where it was not measured.
+        step_seconds: of each phase, of a plain training step; 0 where it was not measured.
         not_covered: what is frozen in a phase and in no file, with what it is.
     """
 
     untouched: Fingerprint
     trained: tuple[tuple[str, ...], ...]
-    seconds_per_sample: tuple[float, ...]
+    step_seconds: tuple[float, ...]
     not_covered: tuple[str, ...] = ()
 
     def trained_until(self, phase: int) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def survey(
 
     Args:
         phases: without any it is one that goes on as the model is frozen.
-        measure: called with the model frozen as in each phase; gives seconds per sample of a step.
+        measure: called with the model frozen as in each phase; gives seconds of a plain step.
 
     Raises:
         SelectorError, FreezeError: a phase does not fit the model.

@@ -147,8 +147,8 @@ def fit(
     first = FirstSamples.of(model, data[1], task, Compute(device), judged=judged)
     task = task.completed(first.found, data=train, recipe=recipe)
     metrics = task.summarise(first.found.outputs, first.found.targets)
-    recipe = _monitored(recipe, plan, metrics)
-    settings = _completed(settings, task, plan, recipe)
+    settings = _completed(settings, task, plan, metrics)
+    recipe = settings.training
     asked = _pipeline_options(settings, task, first, world)
     plain = asked.plain(*data)
     hooks, kept = tuple(hooks), out if world.writes else None
@@ -246,12 +246,15 @@ def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None
     return recipe_from(recipe, options)
 
 
-def _completed(settings: RunSettings, task: Task, plan: Plan | None, recipe: Recipe) -> RunSettings:
-    """With the classes that were found, the plan, and what is monitored."""
+def _completed(settings: RunSettings, task: Task, plan: Plan | None, like: Metrics) -> RunSettings:
+    """With the plan, the classes that were found, and a metric of the task to monitor."""
+    recipe, phases = settings.training, plan.phases if plan else ()
+    if "monitor" not in recipe.model_fields_set:
+        recipe = recipe.model_copy(update={"monitor": like.metric().name})
+    for name in (recipe.monitor, *(phase.until.monitor for phase in phases if phase.until)):
+        like.metric(name)  # refuses one that the task has not
     data = settings.data.model_copy(update={"classes": task.classes})
-    return settings.model_copy(
-        update={"data": data, "plan": plan.phases if plan else (), "training": recipe}
-    )
+    return settings.model_copy(update={"data": data, "plan": phases, "training": recipe})
 
 
 def _task(task: Task | str | None, classes: Sequence[str] | None) -> Task:
@@ -260,16 +263,6 @@ def _task(task: Task | str | None, classes: Sequence[str] | None) -> Task:
     if task in (None, "classification"):
         return Classification(classes)
     raise ConfigError("got classes beside a task. Give them to it: task=fl.Classification(names).")
-
-
-def _monitored(recipe: Recipe, plan: Plan | None, metrics: Metrics) -> Recipe:
-    """The recipe with a metric of the task to monitor: the one that was asked for, or the first."""
-    if "monitor" not in recipe.model_fields_set:
-        recipe = recipe.model_copy(update={"monitor": metrics.metric().name})
-    asked = [phase.until.monitor for phase in plan or () if phase.until is not None]
-    for name in (recipe.monitor, *asked):
-        metrics.metric(name)
-    return recipe
 
 
 @contextmanager

@@ -123,7 +123,8 @@ class _OnCopies(StandIn):
     def __call__(self, inputs: Tensor) -> Tensor:
         module: Any = self.module
         if module.training or module.running_mean is None:
-            return self.original(inputs)
+            output: Tensor = self.original(inputs)
+            return output
         mean, var = module.running_mean.clone(), module.running_var.clone()
         return instance_norm(
             inputs, mean, var, module.weight, module.bias, use_input_stats=False, eps=module.eps

@@ -18,7 +18,11 @@ _COMPARED = 200  # characters of a key that are held against the known ones
 
 def to_toml(phases: Iterable[Phase]) -> str:
     """The phases as TOML that a person can edit; reads back as equal phases."""
-    return "\n".join(_table(phase.as_dict()) for phase in phases)
+    tables = (
+        "[[phase]]\n" + "".join(f"{n} = {_value(v)}\n" for n, v in phase.as_dict().items())
+        for phase in phases
+    )
+    return "\n".join(tables)
 
 
 def from_toml(text: str) -> tuple[Phase, ...]:
@@ -64,11 +68,6 @@ def read_text(path: Path) -> str:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Give a plan's TOML file.") from error
-
-
-def _table(fields: Mapping[str, Any]) -> str:
-    lines = (f"{name} = {_value(value)}\n" for name, value in fields.items())
-    return "[[phase]]\n" + "".join(lines)
 
 
 def _value(value: Any) -> str:

@@ -15,7 +15,7 @@ from frostline.pages.charts import BESIDE, HEIGHT, Bar, LineChart, line_chart, u
 from frostline.pages.rendering import render, save_page
 from frostline.records import EpochLine, PhaseRecord, ResultNotes, RunRecords
 from frostline.records.certainty import Calibration, accuracy_interval, calibration
-from frostline.records.spending import is_plain, spending
+from frostline.records.spending import PARTS, is_plain, spending
 from frostline.tasks import ClassMetrics, class_metrics, label
 
 State = Literal["proven", "broken", "unproven"]
@@ -23,15 +23,6 @@ State = Literal["proven", "broken", "unproven"]
 _PAIRS = 20
 _TABLE_EPOCHS = 200
 _WORST_CLASSES = 30
-_SPENT_WORDS = {
-    "preparing": "Preparing: tracing the frost line, timing forms, looking up and writing features",
-    "decode": "Decode: waiting for samples while features were computed",
-    "prefix": "Prefix: computing the frozen part",
-    "suffix": "Suffix: steps through what is trained",
-    "idle": "Idle: training waited for its next batch",
-    "validation": "Validation after each epoch",
-    "rest": "Rest: saving, hashing, the first look at the data",
-}
 
 
 @final
@@ -132,7 +123,7 @@ class RunReport:
             calibration=found,
             reliability=_reliability(found) if found else (),
             spent=spending(records),
-            spent_words=_SPENT_WORDS,
+            spent_words=PARTS,
             is_plain=is_plain(records),
             notices=tuple(dict.fromkeys(n for s in records.sessions for n in s.notices)),
         )
@@ -195,25 +186,16 @@ def _courses(
     """A title and lines of name, style and values for each chart of metrics."""
     names = dict.fromkeys(name for line in epochs for name in (*line.train, *line.validation))
     for name in names:
-        beside = [other for other, first in BESIDE.items() if first == name and other in names]
         if BESIDE.get(name) in names:
             continue
-        lines = [
-            ("training", "b", [line.train.get(name, math.nan) for line in epochs]),
-            *(
-                (
-                    "validation" if of == name else f"validation {label(of)}",
-                    style,
-                    [line.validation.get(of, math.nan) for line in epochs],
-                )
-                for of, style in zip((name, *beside), "acd", strict=False)
-            ),
-        ]
+        lines = [("training", "b", [line.train.get(name, math.nan) for line in epochs])]
+        beside = [other for other, first in BESIDE.items() if first == name and other in names]
+        for of, style in zip((name, *beside), "acd", strict=False):
+            text = "validation" if of == name else f"validation {label(of)}"
+            lines.append((text, style, [line.validation.get(of, math.nan) for line in epochs]))
         title = label(name)
-        yield (
-            title[:1].upper() + title[1:],
-            [one for one in lines if not all(map(math.isnan, one[2]))],
-        )
+        known = [one for one in lines if not all(map(math.isnan, one[2]))]
+        yield title[:1].upper() + title[1:], known
 
 
 def _marks(

@@ -20,12 +20,7 @@ _LENGTH = ("name", "epochs", "steps", "until")
 
 
 def check(model: nn.Module, phases: Sequence[Phase], *, recipe: Recipe) -> tuple[str, ...]:
-    """Sentences on what the plan hardly means in `model`, phase by phase; see `Plan.check`.
-
-    Raises:
-        SelectorError: a selector matches nothing; the phase is named.
-        ConfigError: a phase would train nothing, or does not go with the recipe.
-    """
+    """Sentences on what the plan hardly means in `model`, phase by phase; see `Plan.check`."""
     found = parts(model, phases, recipe)
     return (
         *_met_before(found),

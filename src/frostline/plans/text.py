@@ -26,12 +26,7 @@ def to_toml(phases: Iterable[Phase]) -> str:
 
 
 def from_toml(text: str) -> tuple[Phase, ...]:
-    """The phases that the text holds.
-
-    Raises:
-        ConfigError: it is no TOML, holds an unknown key (the nearest is named), a value out of
-            its range, or no phase.
-    """
+    """The phases that the text holds; raises as `Plan.loads`."""
     try:
         content = tomllib.loads(text)
     except RecursionError:
@@ -54,11 +49,7 @@ def from_toml(text: str) -> tuple[Phase, ...]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a plan's file.
-
-    Raises:
-        ConfigError: there is none, or it cannot be read as text.
-    """
+    """The text of a plan's file; raises as `Plan.load`."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

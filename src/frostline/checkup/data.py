@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-import xxhash
 from PIL import Image
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -72,7 +71,7 @@ def _contents(data: Any) -> dict[str, str] | None:
     if isinstance(data, ImageDataset | ImageSet):
         images = data.images if isinstance(data, ImageDataset) else data
         paths = [sample.path for sample in images.samples]
-        return {str(path): file_digest(path, xxhash.xxh3_128) for path in paths if path.is_file()}
+        return {str(path): file_digest(path) for path in paths if path.is_file()}
     if isinstance(data, TensorDataset):
         data = data.tensors[0]
     count = len(data) if hasattr(data, "__len__") else 0

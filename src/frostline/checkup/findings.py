@@ -111,9 +111,3 @@ def counted(count: int, one: str) -> str:
 def enumerated(names: Sequence[str], one: str, what: str) -> str:
     """`2 trainable parameters in no optimizer: head.weight, head.bias`."""
     return f"{counted(len(names), one)} {what}: {listed(names)}"
-
-
-def in_a_line(failure: Exception) -> str:
-    """An exception's class and what it says, at most 300 characters of it."""
-    text = " ".join(str(failure).split())
-    return f"{type(failure).__name__}: {text if len(text) <= 300 else f'{text[:297]}...'}"

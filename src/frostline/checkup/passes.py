@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from frostline.checkup.findings import Finding, error, in_a_line, listed, note
+from frostline.checkup.findings import Finding, error, listed, note
 from frostline.checkup.subject import Subject, check
 from frostline.checkup.trial import Step
+from frostline.errors import one_line
 from frostline.fingerprints.parts import is_finite
 
 
@@ -25,7 +26,7 @@ def _failed(subject: Subject, step: Step) -> Iterator[Finding]:
     failure = subject.facts.failure
     if failure is not None and failure[0] == step:
         yield error(
-            f"the {step} on the example ended with {in_a_line(failure[1])}",
+            f"the {step} on the example ended with {one_line(failure[1])}",
             "training would end at its first batch; checks that need the pass were left out",
             "Fix the forward, or give the example as the model takes it: a tensor, a tuple of "
             "arguments, or a dict of named ones; with batch norm at least two samples.",
@@ -61,7 +62,7 @@ def not_finite(subject: Subject) -> Iterator[Finding]:
 def not_tried(subject: Subject) -> Iterator[Finding]:
     why, failure = subject.why_not_tried, subject.facts.failure
     if failure is not None and failure[0] == "preparation":
-        why = f"looking at its modules ended with {in_a_line(failure[1])}"
+        why = f"looking at its modules ended with {one_line(failure[1])}"
     if subject.example is not None and why:
         yield note(
             f"the example was not run, as {why}",

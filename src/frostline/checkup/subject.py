@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from frostline.checkup.findings import Finding, in_a_line
+from frostline.checkup.findings import Finding
 from frostline.checkup.trial import Facts, run_trial
-from frostline.errors import ConfigError, SelectorError
+from frostline.errors import ConfigError, SelectorError, one_line
 from frostline.fingerprints.parts import is_distributed
 from frostline.plans import Plan
 from frostline.plans.parts import Part, parts
@@ -173,7 +173,7 @@ class Check:
             yield Finding(
                 CRASHED,
                 "note",
-                f"the check for {self.code} ended with {in_a_line(failure)}",
+                f"the check for {self.code} ended with {one_line(failure)}",
                 "nothing is known of what it looks for; the other checks were made",
                 "Look for what is unusual in the model or the optimizer at that place, or report "
                 "it.",

@@ -125,7 +125,7 @@ def _verdict(path: Path) -> str | ImageError:
             content = file.read(_ONE_READ_BYTES + 1)
         if len(content) > _ONE_READ_BYTES:
             check_image(path)
-            return file_digest(path, xxhash.xxh3_128)
+            return file_digest(path)
         check_image(path, content)
     except ImageError as error:
         return error

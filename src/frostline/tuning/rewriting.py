@@ -11,7 +11,8 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from frostline.tuning.drafts import Draft, arguments, calls, sample_of, use_instead
+from frostline.schemas import arguments, calls
+from frostline.tuning.drafts import Draft, sample_of, use_instead
 
 
 def cast(draft: Draft, dtype: torch.dtype) -> None:

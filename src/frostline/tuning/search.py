@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from frostline.choices import FloatName, PrefixPrecision
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, one_line
 from frostline.tuning.drafts import draft_of
 from frostline.tuning.forms import DTYPES, PLAIN, Form, fast_dtypes
 from frostline.tuning.realising import Realised, realise
@@ -235,8 +235,7 @@ class _Bench:
                 return FormTrial(form, None, error, refused), None
             own, plain = self._side_by_side(run)
         except Exception as failure:  # whatever a form cannot do, plain float32 can
-            line = str(failure).strip().partition("\n")[0]
-            return FormTrial(form, refused=f"failed with {type(failure).__name__}: {line}"), None
+            return FormTrial(form, refused=f"failed with {one_line(failure, first=True)}"), None
         is_slow = own > SLOW * plain
         refused = f"{own / plain:.1f} times as slow as plain float32" if is_slow else ""
         return FormTrial(form, own, error, refused, plain, is_slow), None if is_slow else run

@@ -145,7 +145,11 @@ class _Mode(TorchFunctionMode):
         rule = RULES.get(func)
         kwargs = kwargs or {}
         entries = _thread.entries
-        if not entries or not _is_plain() or entries[-1].saved_hooks is not _saved_hooks():
+        if (
+            not entries
+            or not _is_plain()
+            or entries[-1].saved_hooks is not recomputing.outer_pack()
+        ):
             return func(*args, **kwargs)
         output = rule(entries[-1].settings, *args, **kwargs) if rule else None
         if output is None:
@@ -169,7 +173,7 @@ class _Thread(threading.local):
             self.mode.__enter__()  # type: ignore[no-untyped-call]  # torch's own
             self.frame = sys._getframe(2)
             recomputing.begin(module)
-        self.entries.append(_Entry(module, _saved_hooks(), settings))
+        self.entries.append(_Entry(module, recomputing.outer_pack(), settings))
 
     def leave(self, module: nn.Module) -> None:
         # Absent where it was entered without gradients, or a hook before ours failed.
@@ -226,11 +230,6 @@ def _is_plain() -> bool:
         and forward_ad._current_level < 0
         and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
     )
-
-
-def _saved_hooks() -> object:
-    hooks = recomputing.outer_hooks()
-    return hooks and hooks[0]
 
 
 def _within_layers(model: nn.Module) -> set[nn.Module]:

@@ -34,8 +34,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from frostline.backward.bits import is_dense, pack_where, unpack
-from frostline.backward.recomputing import keeping, note, outer_hooks
-from frostline.backward.tensors import Rules, Settings, is_spared, may_be_overwritten
+from frostline.backward.recomputing import keeping, note, outer_pack
+from frostline.backward.tensors import Rules, Settings, is_spared, may_be_overwritten, memory_of
 
 _aten = torch.ops.aten
 _nn = torch._C._nn
@@ -214,8 +214,7 @@ class _Masked(Function):
         ctx.strides = output.stride()
         # Whoever repeats a forward compares what it keeps with the first, and bits must be laid
         # out again: a checkpoint's alias, and one that is not dense, stay as they are.
-        hooks = outer_hooks()
-        is_repeated = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+        is_repeated = getattr(outer_pack(), "__module__", "") == "torch.utils.checkpoint"
         if is_dense(output) and not is_repeated:
             ctx.packing = _LatePacking(output, alias, function.passes)
         return output
@@ -258,8 +257,8 @@ class _LatePacking:
         alias = self._alias()
         if alias is None or torch._C._current_graph_task_id() != self._task:
             return
-        # Held by the alias, by the output that is about to go, and by what this line makes of it.
-        if torch._C._storage_Use_Count(alias.untyped_storage()._cdata) > _ALONE:
+        # Alone are the alias and the output that is about to go.
+        if torch._C._storage_Use_Count(memory_of(alias)) > _ALONE:
             return
         stream = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
         with torch._C.DisableTorchFunction(), torch.no_grad(), stream:
@@ -275,7 +274,7 @@ def _died(reference: weakref.ref[_LatePacking]) -> None:
 def _count_when_alone() -> int:
     output = torch.empty(1)
     alias = output.detach()
-    return int(torch._C._storage_Use_Count(alias.untyped_storage()._cdata))
+    return int(torch._C._storage_Use_Count(memory_of(alias)))
 
 
 _ALONE = _count_when_alone()

@@ -19,7 +19,7 @@ from torch.autograd import Function
 from frostline.backward.bits import is_dense, pack, unpack
 from frostline.backward.recomputing import Remake, keeping
 from frostline.backward.tensors import (
-    MemoryLayout,
+    Layout,
     Rules,
     Settings,
     is_large,
@@ -140,7 +140,7 @@ class _Chain:
                 self._softmax = kept if is_large(kept, self._settings) else None
                 self._node = kept.grad_fn
             return None
-        layout = MemoryLayout(self._softmax)
+        layout = Layout(self._softmax)
         if self._bits is None:
             if not layout.is_of(kept) or kept.grad_fn is not None:
                 return None
@@ -161,12 +161,12 @@ class _Chain:
         return any(before is self._node for before, _ in node.next_functions)  # type: ignore[union-attr]
 
 
-def _noise(layout: MemoryLayout, p: float, bits: Tensor) -> Tensor:
+def _noise(layout: Layout, p: float, bits: Tensor) -> Tensor:
     """Zero where it was dropped, else what makes up for that, as dropout computes it."""
     return unpack(bits, layout.sizes, layout.strides).to(layout.dtype).div_(1 - p)
 
 
-def _dropped(layout: MemoryLayout, p: float, softmax: Tensor, bits: Tensor) -> Tensor:
+def _dropped(layout: Layout, p: float, softmax: Tensor, bits: Tensor) -> Tensor:
     return _noise(layout, p, bits).mul_(softmax)
 
 

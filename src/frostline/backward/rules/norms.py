@@ -124,6 +124,7 @@ def rms_norm(
     rows: list[Tensor] = []
     scales: list[Tensor] = []
 
+    # The chain keeps the input and the scale of each row, both twice, before the normed input.
     def choose(kept: Tensor) -> Remake | None:
         if memory_of(kept) == memory_of(weight):
             return None

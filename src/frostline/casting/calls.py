@@ -155,7 +155,10 @@ def _dropped(_: Tensor) -> None:
 
 
 def _widened_again(
-    narrow: Tensor, dtype: torch.dtype, place: tuple[torch.Size, tuple[int, ...], int], _: None
+    narrow: Tensor,
+    dtype: torch.dtype,
+    place: tuple[torch.Size, tuple[int, ...], int | torch.SymInt],
+    _: None,
 ) -> Tensor:
     return narrow.to(dtype).as_strided(*place)
 

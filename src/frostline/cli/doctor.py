@@ -73,8 +73,8 @@ def _checkup(
     if freeze is None and train is None:
         train_only(setup.model, setup.head)  # also what a plan's first phase may go on with
     splits = setup.splits
-    parts = (splits.train, splits.val) if splits else ()
-    data = [ImageDataset(part, setup.preprocessing) for part in parts] or [None, None]
+    sets = splits.sets if splits else {}
+    data = {name: ImageDataset(part, setup.preprocessing) for name, part in sets.items()}
     found = check(
         setup.model,
         setup.example,
@@ -84,8 +84,8 @@ def _checkup(
         freeze=freeze,
         train=train,
         plan=None if plan is None else Plan.load(plan),
-        train_data=data[0],
-        val_data=data[1],
+        train_data=data.get("train"),
+        val_data=data.get("val"),
     )
     wanting = {"--data": splits, "--lr": lr if plan is None else plan}
     return replace(found, not_given=tuple(n for n, value in wanting.items() if value is None))

@@ -42,6 +42,7 @@ from frostline.features import (
     difference_by_place,
     difference_by_size,
     extract,
+    in_form,
     in_passes_of,
 )
 from frostline.records import BY_MODEL, PipelineFacts
@@ -229,7 +230,8 @@ def prefixed(
         made = cut(model.to(there), to_device(few, there))
     except CutError:
         return batches, model
-    return PrefixedBatches(batches, in_form(made, Form.parse(form), there)), made.suffix
+    compute = in_form(made, Form.parse(form), batch_size=32, device=there)
+    return PrefixedBatches(batches, compute), made.suffix
 
 
 def default_store() -> Path:
@@ -289,7 +291,8 @@ class _Making:
     def _compute(self, made: Cut) -> Computing:
         options = self._options
         if options.form and options.precision != "exact":
-            return in_form(made, Form.parse(options.form), options.device, options.batch_size)
+            form, size = Form.parse(options.form), options.batch_size
+            return in_form(made, form, batch_size=size, device=options.device)
         return computing(
             made,
             partial(self._train.first, options),
@@ -304,7 +307,7 @@ class _Making:
         """Plain float32 as a training step and as evaluation compute it, where that differs."""
         if compute.tuned.form != PLAIN:
             return compute, compute
-        training = replace(compute, training=True, mode="training")
+        training = replace(compute, training=True)
         inputs = self._validation.first(self._options)
         pairs = zip(training(inputs), compute(inputs), strict=True)
         if all(torch.equal(a, b) for a, b in pairs):
@@ -393,8 +396,3 @@ class _Making:
             return compute.tuned.speedup * facts.prefix_seconds / facts.computed
         timed = (compute.tuned.plain_seconds_per_sample, self._options.seconds_per_sample)
         return min(filter(None, timed), default=0.0)  # what stood in the way only added to it
-
-
-def in_form(made: Cut, form: Form, device: torch.device, batch_size: int = 32) -> Computing:
-    """The prefix in a form that was chosen before."""
-    return computing(made, tuple, precision="auto", batch_size=batch_size, device=device, form=form)

@@ -220,7 +220,7 @@ class StopAfter(Hook):
         self.epochs = epochs
 
     def on_epoch(self, training: Training) -> None:
-        if training.epochs_done == self.epochs:
+        if training.position.epochs == self.epochs:
             raise KeyboardInterrupt
 
 

@@ -49,7 +49,7 @@ class StopAfter(Hook):
         self.epoch = epoch
 
     def on_epoch(self, training: Training) -> None:
-        if training.epochs_done == self.epoch:
+        if training.position.epochs == self.epoch:
             raise KeyboardInterrupt
 
 

@@ -64,7 +64,7 @@ class ForwardWatch:
         self._warned_before: list[int] = []  # warnings caught before each module that runs now
         self._sources: dict[Key, tuple[str, nn.Linear]] = {}
         self._readers: dict[Key, list[tuple[str, nn.Module]]] = defaultdict(list)
-        self._same: dict[Key, Key] = {}
+        self._same: dict[Key, Key] = {}  # what a transparent layer gave -> what it was given
         self._held: list[Tensor] = []  # else an address is used again
 
     def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -73,14 +73,11 @@ class ForwardWatch:
         if path in self._wanted and path not in self.parts:
             self.parts[path] = PartCall(module, args, kwargs, _versions((args, kwargs)))
         tensors = tensors_in((args, kwargs))
-        wanting = any(t.requires_grad for t in tensors)
-        if wanting and _owns_frozen(module) and path not in self.crossed:
+        owns_frozen = any(not p.requires_grad for p in module.parameters(recurse=False))
+        if owns_frozen and any(t.requires_grad for t in tensors) and path not in self.crossed:
             self.crossed.append(path)
         if tensors and _is_layer(module) and not isinstance(module, _TRANSPARENT):
-            key = _key(tensors[0])
-            source = self._same.get(key, key)
-            if source in self._sources:
-                self._readers[source].append((path, module))
+            self._readers[self._source(tensors[0])].append((path, module))
 
     def leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The module at `path` has given `output`."""
@@ -88,7 +85,8 @@ class ForwardWatch:
         if any(_REENTRANT in str(warning.message) for warning in self._caught[before:]):
             self.reentrant.append(path)
             del self._caught[before:]
-        is_outer = any(_is_within(inner, path) for inner in self.cut)
+        within = f"{path}." if path else ""
+        is_outer = any(inner == path or inner.startswith(within) for inner in self.cut)
         if not is_outer and _cuts(module, (args, kwargs), output):
             self.cut.append(path)
         if not _is_layer(module):
@@ -102,8 +100,8 @@ class ForwardWatch:
             self._held.append(output)
             self._sources[_key(output)] = (path, module)
         elif isinstance(module, _TRANSPARENT) and args and isinstance(args[0], Tensor):
-            source = self._same.get(_key(args[0]), _key(args[0]))
-            if source in self._sources and _key(output) != source:
+            source = self._source(args[0])
+            if source in self._sources:
                 self._held.append(output)
                 self._same[_key(output)] = source
 
@@ -114,7 +112,7 @@ class ForwardWatch:
         """
         pairs = []
         for key, (first, before) in self._sources.items():
-            readers = self._readers.get(key, [])
+            readers = self._readers[key]
             path, after = readers[0] if len(readers) == 1 else ("", None)
             if isinstance(after, nn.Linear) and before.out_features >= min(
                 before.in_features, after.out_features
@@ -122,6 +120,10 @@ class ForwardWatch:
                 pairs.append((first, path))
         self.stacked = tuple(pairs)
         self._held.clear()
+
+    def _source(self, tensor: Tensor) -> Key:
+        key = _key(tensor)
+        return self._same.get(key, key)
 
 
 @contextmanager
@@ -159,16 +161,8 @@ def _cuts(module: nn.Module, given: Any, output: Any) -> bool:
     )
 
 
-def _is_within(path: str, above: str) -> bool:
-    return path == above or path.startswith(f"{above}.") or not above
-
-
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or next(module.children(), None) is None
-
-
-def _owns_frozen(module: nn.Module) -> bool:
-    return any(not p.requires_grad for p in module.parameters(recurse=False))
 
 
 def _key(tensor: Tensor) -> Key:

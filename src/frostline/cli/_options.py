@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from frostline.choices import HeadPlace, NormPolicy
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, SelectorError
 from frostline.recipe import Recipe, config_errors
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
@@ -36,13 +36,10 @@ def _device(text: str) -> str:
 def _selector(text: str | None) -> str | None:
     """Refuse what cannot be read; whether it matches, the model says."""
     if text is not None:
-        from frostline.errors import SelectorError
         from frostline.selectors.grammar import parse
 
-        try:
+        with usage_errors():
             parse(text)
-        except SelectorError as error:
-            raise typer.BadParameter(str(error)) from None
     return text
 
 
@@ -143,11 +140,11 @@ def size_in_bytes(text: str, option: str) -> int:
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Option values out of their range are wrong usage: exit status 2."""
+    """Option values that cannot be read or are out of range are wrong usage: exit status 2."""
     try:
         with config_errors():
             yield
-    except ConfigError as error:
+    except (ConfigError, SelectorError) as error:
         raise typer.BadParameter(str(error)) from error
 
 

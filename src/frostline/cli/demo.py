@@ -13,7 +13,7 @@ from frostline.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-    from frostline.data import Batches, ImageDataset
+    from frostline.data import ImageDataset
     from frostline.estimates.measuring import StepCost
     from frostline.preprocessing import Preprocessing
     from frostline.tables import Table
@@ -36,6 +36,8 @@ def demo() -> None:
     import frostline as fl
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import notes, output, say
+    from frostline.data import make_batches
+    from frostline.devices import Compute
     from frostline.engine import predict
     from frostline.tasks import evaluate_logits
 
@@ -63,7 +65,8 @@ def demo() -> None:
             epochs=_EPOCHS,
             lr=3e-3,
         )
-        predicted = predict(network, _batches(test))
+        batches = make_batches(test, batch_size=_BATCH_SIZE, shuffle=False, seed=0)
+        predicted = predict(network, batches, Compute())
         page.print("", _some_predictions(predicted), "", sep="\n")
         found = evaluate_logits(predicted.outputs, predicted.targets, classes=test.classes)
         say(page, f"Held-out accuracy {found.accuracy:.3f} on {found.samples} pictures")
@@ -91,36 +94,28 @@ def _dataset(folder: Path, preprocessing: Preprocessing) -> ImageDataset:
     return ImageDataset(read_set(folder, classes=[str(n) for n in range(10)]), preprocessing)
 
 
-def _batches(data: ImageDataset) -> Batches:
-    from frostline.data import make_batches
-
-    return make_batches(data, batch_size=_BATCH_SIZE, shuffle=False, seed=0)
-
-
 def _some_predictions(predicted: Predictions) -> Table:
     """A few held-out pictures with the digit that was predicted and the true one."""
-    from frostline.tables import Column, Table
+    from frostline.tables import Table, columns
 
-    probabilities = predicted.outputs.double().softmax(dim=1)
     step = max(1, len(predicted.names) // 6)
-    rows = [
+    probabilities = predicted.outputs[::step].double().softmax(dim=1)
+    pictures = zip(predicted.names[::step], predicted.targets[::step], probabilities, strict=True)
+    rows = (
         (Path(name).name, str(int(target)), str(int(p.argmax())), f"{float(p.max()):.3f}")
-        for name, target, p in list(
-            zip(predicted.names, predicted.targets, probabilities, strict=True)
-        )[::step]
-    ]
-    columns = ("held-out picture", "true digit", "predicted", "probability")
-    return Table(tuple(Column(heading, "right") for heading in columns), tuple(rows))
+        for name, target, p in pictures
+    )
+    headings = ("held-out picture", "true digit", "predicted", "probability")
+    return Table(columns(*headings, left=0), tuple(rows))
 
 
 def _step_cost(network: nn.Module, data: ImageDataset) -> StepCost:
-    from contextlib import closing
+    import torch
 
     from frostline.estimates.measuring import measure_step
 
-    with closing(_batches(data).epoch(0)) as batches:
-        batch = next(batches)
-    return measure_step(network, batch.inputs, batch.targets)
+    pictures, digits = zip(*(data[place] for place in range(_BATCH_SIZE)), strict=True)
+    return measure_step(network, torch.stack(pictures), torch.tensor(digits))
 
 
 def _savings(everything: StepCost, head_only: StepCost) -> Iterator[str]:

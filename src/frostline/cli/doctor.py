@@ -49,23 +49,17 @@ def doctor(
     """
     from frostline.cli._terminal import show
 
-    _check_together(freeze, train, plan, lr)
+    check_one_of(freeze=freeze, train=train, plan=plan)
+    if plan is not None and lr is not None:
+        raise typer.BadParameter("a plan's phases have rates of their own; leave out --lr.")
+    if lr is not None and not 0 < lr < float("inf"):
+        raise typer.BadParameter("a learning rate is above 0, as 1e-3.", param_hint="--lr")
     setup = set_up(model, weights, on=on, head=head, data=data, classes=classes)
     found = _checkup(setup, freeze, train, plan, lr)
     document = {"model": model, "example": setup.about, **found.as_dict()}
     show(document, [f"{model}, on {setup.about}", str(found)], as_json=json)
     if not found.ok:
         raise typer.Exit(1)
-
-
-def _check_together(
-    freeze: str | None, train: str | None, plan: Path | None, lr: float | None
-) -> None:
-    check_one_of(freeze=freeze, train=train, plan=plan)
-    if plan is not None and lr is not None:
-        raise typer.BadParameter("a plan's phases have rates of their own; leave out --lr.")
-    if lr is not None and not 0 < lr < float("inf"):
-        raise typer.BadParameter("a learning rate is above 0, as 1e-3.", param_hint="--lr")
 
 
 def _checkup(
@@ -79,8 +73,8 @@ def _checkup(
     if freeze is None and train is None:
         train_only(setup.model, setup.head)  # also what a plan's first phase may go on with
     splits = setup.splits
-    train_data = ImageDataset(splits.train, setup.preprocessing) if splits else None
-    val_data = ImageDataset(splits.val, setup.preprocessing) if splits else None
+    parts = (splits.train, splits.val) if splits else ()
+    data = [ImageDataset(part, setup.preprocessing) for part in parts] or [None, None]
     found = check(
         setup.model,
         setup.example,
@@ -90,8 +84,8 @@ def _checkup(
         freeze=freeze,
         train=train,
         plan=None if plan is None else Plan.load(plan),
-        train_data=train_data,
-        val_data=val_data,
+        train_data=data[0],
+        val_data=data[1],
     )
     wanting = {"--data": splits, "--lr": lr if plan is None else plan}
     return replace(found, not_given=tuple(n for n, value in wanting.items() if value is None))

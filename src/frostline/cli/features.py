@@ -42,23 +42,20 @@ def list_features(folder: Folder = None, *, json: options.Json = False) -> None:
 @features.command("verify")
 def verify_features(folder: Folder = None, *, json: options.Json = False) -> None:
     """Read every row and compare it with its checksum; exit status 3 if one does not match."""
-    from frostline.cli._terminal import output, print_json, say
+    from frostline.cli._terminal import show
     from frostline.errors import CorruptFeatures
 
     store = _store(folder)
-    damages = store.verify()
+    damages = [str(damage) for damage in store.verify()]
     rows = sum(entry.rows for entry in store.ls())
-    if json:
-        print_json({"verified": not damages, "rows": rows, "damages": [str(d) for d in damages]})
-    for damage in () if json else damages:
-        say(output(), str(damage))
+    line = f"Verified: {rows} rows in {store.root} are what was written"
+    document = {"verified": not damages, "rows": rows, "damages": damages}
+    show(document, ["\n".join(damages) or line], as_json=json)
     if damages:
         raise CorruptFeatures(
             f"{len(damages)} of {rows} rows or files in {store.root} are not what was written. "
             "The next run computes them again; or remove them: frostline features prune --damaged"
         )
-    if not json:
-        say(output(), f"Verified: {rows} rows in {store.root} are what was written")
 
 
 @features.command("prune")

@@ -62,13 +62,15 @@ def plan(
     No weights are needed, so none are loaded. The plan's table shows what each phase trains.
     Without --out the plan itself goes to standard output, and its table to standard error.
     """
+    from frostline._files import check_new
     from frostline.cli._terminal import notes, output, print_json, say, warn
     from frostline.plans import Plan
 
     asked = {"stages": stages, "stage": stage, "epochs": epochs, "lr": lr}
     chosen = _checked(kind, {name: value for name, value in asked.items() if value is not None})
     options.hidden_widths(head, on=on)
-    _check_free(out)
+    if out is not None:
+        check_new(out)
     network, _, _ = build_model(model, on=on, head=head)  # no plan depends on how many classes
     make: Callable[..., Plan] = getattr(Plan, kind)
     made = make(network, **chosen)
@@ -110,13 +112,6 @@ def _checked(kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
     with options.usage_errors():
         Phase(epochs=1, lr=given.get("lr"))
     return {_EPOCHS.get(kind, name) if name == "epochs" else name: v for name, v in given.items()}
-
-
-def _check_free(out: Path | None) -> None:
-    from frostline.errors import OutputError
-
-    if out is not None and (out.exists() or out.is_symlink()):
-        raise OutputError(f"{out} is there already. Choose another --out, or remove it first.")
 
 
 def _document(made: Plan, network: nn.Module, out: Path | None) -> dict[str, object]:

@@ -19,10 +19,10 @@ from frostline.cutting.halves import Above, Half
 from frostline.cutting.keys import At, at_key, at_line, check_current
 from frostline.cutting.reasons import offer
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
-from frostline.cutting.tracing import Unfollowed, one_line
+from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import few_samples
 from frostline.cutting.watching import Structure
-from frostline.errors import CutError, FrostlineError
+from frostline.errors import CutError, FrostlineError, one_line
 from frostline.freezing.modes import modes_kept
 from frostline.tables import hanging
 from frostline.units import format_bytes
@@ -66,12 +66,14 @@ class Prefix(nn.Module):
 
         None behind a named submodule.
         """
-        return self._half.over(self._model) if isinstance(self._half, Half) else None
+        half = self._half
+        return half.graph.over(half.tensors(self._model)) if isinstance(half, Half) else None
 
     @property
     def read(self) -> list[tuple[str, Tensor]]:
         """The tensors that it reads, as the model has them now; none behind a named submodule."""
-        return self._half.read(self._model) if isinstance(self._half, Half) else []
+        half = self._half
+        return half.graph.read(half.tensors(self._model)) if isinstance(half, Half) else []
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
         """The values, each `(batch, *shape)`.
@@ -86,7 +88,7 @@ class Prefix(nn.Module):
         """The values for the inputs' tensors, in the order of `spec`."""
         half = self._half
         if isinstance(half, Half):
-            values = half.run(half.tensors(self._model), tensors)
+            values = half.graph.run(half.tensors(self._model), tensors)
         else:
             values = half.prefix(tensors)
         return tuple(value.detach() for value in values)
@@ -267,9 +269,10 @@ def _behind(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
     except Exception as error:  # whatever the model's own forward raises
         raise CutError(
             f"{type(model).__name__} cannot be cut behind {at}: its forward fails on single "
-            f"samples of the example, or on batches of 2 or 3 of them: {one_line(error)}. Each "
-            "tensor of the example must hold the batch in dimension 0; a list with a tensor for "
-            "each sample, or such targets beside it, cannot be kept by sample."
+            "samples of the example, or on batches of 2 or 3 of them: "
+            f"{one_line(error, first=True)}. Each tensor of the example must hold the batch in "
+            "dimension 0; a list with a tensor for each sample, or such targets beside it, cannot "
+            "be kept by sample."
         ) from error
 
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from frostline.cutting.halves import trainable_below
-from frostline.cutting.structures import InputSpec, Rebuild, flatten_output, same_bits
+from frostline.cutting.structures import InputSpec, Rebuild, flatten_output
 from frostline.cutting.trial import REARRANGED, few_samples, is_close, rows_at
 from frostline.cutting.watching import reads_recorded
 from frostline.errors import CutError, nearest
+from frostline.fingerprints.parts import same_bits
 from frostline.freezing.modes import modes_kept
 
 

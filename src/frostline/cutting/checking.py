@@ -12,11 +12,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from frostline.cutting.structures import InputSpec, flatten_output, same_bits
+from frostline.cutting.structures import InputSpec, flatten_output
 from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import rows_at
 from frostline.cutting.watching import Structure, reads_recorded
 from frostline.errors import CutError
+from frostline.fingerprints.parts import same_bits
 from frostline.freezing.held_layers import packing
 
 # Above it, it is another function; below, kernels that sum in another order.

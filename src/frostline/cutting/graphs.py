@@ -12,11 +12,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
+from pkgutil import resolve_name
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
+from torch.fx.node import _get_qualified_name, map_aggregate
 
 from frostline.cutting.regions import close_regions
 from frostline.cutting.tracing import module_paths, own_name, target_of
@@ -77,8 +78,8 @@ class OpenGraph:
         """Take over `graph`, whose `get_attr` nodes read `values` and the places."""
         self.places = tuple(places)
         self.entered = entered
-        self._graph = _slim(graph)
-        self._values = _slim_values(values)
+        self._graph = _graph(_rows(graph))
+        self._values = _slim(values)
 
     @property
     def parameters(self) -> tuple[TensorPlace, ...]:
@@ -118,11 +119,13 @@ class OpenGraph:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (_pack(self._graph, self._values), self.places, self.entered)
+        return _unpacked, (_rows(self._graph), self._values, self.places, self.entered)
 
 
-def _unpacked(packed: Any, places: tuple[TensorPlace, ...], entered: frozenset[str]) -> OpenGraph:
-    return OpenGraph(*_unpack(packed), places, entered)
+def _unpacked(
+    rows: _Rows, values: Mapping[str, Any], places: tuple[TensorPlace, ...], entered: frozenset[str]
+) -> OpenGraph:
+    return OpenGraph(_graph(rows), values, places, entered)
 
 
 def open_graph(
@@ -168,43 +171,38 @@ def _targets(graph: fx.Graph) -> list[str]:
 
 
 def _entered(graph: fx.Graph, values: Mapping[str, Any]) -> frozenset[str]:
-    found: set[str] = set()
-    for node in graph.nodes:
-        found.update(module_paths(node))
-    for value in values.values():
-        if isinstance(value, fx.GraphModule):
-            found |= _entered(value.graph, dict(value.named_children()))
-    return frozenset(found)
+    inner = [v for v in values.values() if isinstance(v, fx.GraphModule)]
+    return frozenset(path for node in graph.nodes for path in module_paths(node)).union(
+        *(_entered(block.graph, dict(block.named_children())) for block in inner)
+    )
 
 
-def _slim(graph: fx.Graph) -> fx.Graph:
-    """A graph whose nodes note no more than a tensor without data of their value's form."""
-    slimmed = deepcopy(graph)
-    for node in slimmed.nodes:
-        seen = _form(node.meta.get("val"))
-        node.meta = {} if seen is None else {"val": seen}
-    return slimmed
-
-
-def _slim_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values, the graphs among them slim."""
+def _slim(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, the graphs among them without what their tracing noted."""
     return {
-        name: fx.GraphModule(_read(v), _slim(v.graph)) if isinstance(v, fx.GraphModule) else v
+        name: _Block(_slim(_read(v)), _graph(_rows(v.graph)))
+        if isinstance(v, fx.GraphModule)
+        else v
         for name, v in values.items()
     }
 
 
 def _read(module: fx.GraphModule) -> dict[str, Any]:
-    return _slim_values({name: attrgetter(name)(module) for name in _targets(module.graph)})
+    return {name: attrgetter(name)(module) for name in _targets(module.graph)}
 
 
-def _form(value: object) -> Tensor | None:
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return None
-    # A symbol asked for its number would note a guard.
-    sizes = [s.node.hint if isinstance(s, torch.SymInt) else s for s in value.shape]
-    known = [2 if size is None else int(size) for size in sizes]
-    return torch.empty(known, dtype=value.dtype, device="meta")
+class _Block(fx.GraphModule):
+    """A graph that an operation runs. torch would pickle its code, and trace that anew."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _block, (_rows(self.graph), _read(self))
+
+
+def _block(rows: _Rows, values: dict[str, Any]) -> _Block:
+    return _Block(values, _graph(rows))
+
+
+_Rows = list[tuple[Any, ...]]  # a graph as data that pickle: for each node a row
 
 
 @final
@@ -215,70 +213,42 @@ class _Ref:
     place: int
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Operator:
-    """Stands for an operator of PyTorch's, which do not all pickle."""
-
-    name: str
-    overload: str | None = None  # none has a higher-order operator
-
-    def find(self) -> Any:
-        if self.overload is None:
-            return getattr(torch.ops.higher_order, self.name)
-        namespace, _, name = self.name.partition("::")
-        return getattr(getattr(getattr(torch.ops, namespace), name), self.overload)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    nodes: tuple[tuple[Any, ...], ...]
-    values: Mapping[str, Any]
-
-
-def _pack(graph: fx.Graph, values: Mapping[str, Any]) -> object:
-    """The graph with what its `get_attr` nodes read, as data that pickle."""
-    places = {node: place for place, node in enumerate(graph.nodes)}
+def _rows(graph: fx.Graph) -> _Rows:
+    refs = {node: _Ref(place) for place, node in enumerate(graph.nodes)}
 
     def refer(part: Any) -> Any:
-        return _Ref(places[part]) if isinstance(part, fx.Node) else part
+        return refs[part] if isinstance(part, fx.Node) else part
 
-    nodes = []
+    rows = []
     for node in graph.nodes:
-        given, named = map_aggregate((node.args, dict(node.kwargs)), refer)
-        seen = node.meta.get("val")
-        nodes.append((node.op, node.name, _named(node.target), given, named, seen))
-    inner = {
-        name: _pack(value.graph, _read(value)) if isinstance(value, fx.GraphModule) else value
-        for name, value in values.items()
-    }
-    return _Packed(tuple(nodes), inner)
+        target: Any = node.target
+        if isinstance(target, torch._ops.OperatorBase):  # not all of them pickle
+            target = _get_qualified_name(target)
+        given: Any = map_aggregate((node.args, dict(node.kwargs)), refer)
+        rows.append((node.op, node.name, target, *given, _form(node.meta.get("val"))))
+    return rows
 
 
-def _unpack(packed: Any) -> tuple[fx.Graph, dict[str, Any]]:
-    """What `_pack` was given."""
+def _graph(rows: _Rows) -> fx.Graph:
+    """The graph, each node with a tensor without data of its value's form, and no more."""
     graph, nodes = fx.Graph(), list[fx.Node]()
 
     def find(part: Any) -> Any:
         return nodes[part.place] if isinstance(part, _Ref) else part
 
-    for op, name, target, args, kwargs, seen in packed.nodes:
-        found = target.find() if isinstance(target, _Operator) else target
+    for op, name, target, args, kwargs, form in rows:
+        is_operator = op == "call_function" and isinstance(target, str)
+        found = resolve_name(target) if is_operator else target
         node = graph.create_node(op, found, *map_aggregate((args, kwargs), find), name)
-        node.meta = {} if seen is None else {"val": seen}
+        node.meta = {} if form is None else {"val": form}
         nodes.append(node)
-    values = dict(packed.values)
-    for name, value in values.items():
-        if isinstance(value, _Packed):
-            inner, read = _unpack(value)
-            values[name] = fx.GraphModule(read, inner)
-    return graph, values
+    return graph
 
 
-def _named(target: Any) -> Any:
-    if isinstance(target, torch._ops.OpOverload):
-        return _Operator(target._schema.name, target._overloadname)
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        return _Operator(str(target._name))
-    return target
+def _form(value: object) -> Tensor | None:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    # A symbol asked for its number would note a guard.
+    sizes = [s.node.hint if isinstance(s, torch.SymInt) else s for s in value.shape]
+    known = [2 if size is None else int(size) for size in sizes]
+    return torch.empty(known, dtype=value.dtype, device="meta")

@@ -21,7 +21,7 @@ from torch.fx.graph import CodeGen
 from frostline.cutting.effects import is_assertion, is_pure, word
 from frostline.cutting.regions import open_regions
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output
-from frostline.errors import CutError
+from frostline.errors import CutError, one_line
 
 # Kernels that count in 32 bits may bound a batch too, but not below this.
 _LARGEST_BATCH = 2**12
@@ -121,14 +121,14 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     except Exception as raised:  # export raises whatever the model's own code does with fakes
         error = (raised.__cause__ or raised) if isinstance(raised, _ForwardError) else raised
         raise Unfollowed(
-            f"torch.export cannot follow {type(model).__name__}: {one_line(error)}."
+            f"torch.export cannot follow {type(model).__name__}: {one_line(error, first=True)}."
         ) from error
     _mark_inputs(module, spec, tensors)
     if (most := _most_samples(module, program, tensors)) is not None:
         raise Unfollowed(
             f"the forward of {type(model).__name__} only holds for batches of {most} samples."
         )
-    _tidy(module.graph)
+    module.graph.eliminate_dead_code(_counts)
     assert flat.note.rebuild is not None
     constants = frozenset(program.graph_signature.lifted_tensor_constants)
     return Traced(module, flat.note.rebuild, constants)
@@ -187,13 +187,10 @@ def _mark_inputs(module: fx.GraphModule, spec: InputSpec, tensors: list[Tensor])
         node.meta["name"] = name
 
 
-def _tidy(graph: fx.Graph) -> None:
-    """Drop what computes nothing that is used: assertions and dead, harmless operations."""
-    for node in reversed(list(graph.nodes)):
-        if node.users or node.op not in ("call_function", "get_attr"):
-            continue
-        if node.op == "get_attr" or is_assertion(node) or is_pure(node):
-            graph.erase_node(node)
+def _counts(node: fx.Node) -> bool:
+    """Whether a node does more than give its value, or check one."""
+    computes = node.op == "call_function" and not is_assertion(node) and not is_pure(node)
+    return computes or node.op in ("placeholder", "output")
 
 
 def upwards(starts: Iterable[fx.Node]) -> Iterator[fx.Node]:
@@ -260,12 +257,6 @@ class _Unchecked:
     @staticmethod
     def apply(function: Any, _preserve: bool, *inputs: Any) -> Any:
         return function(*inputs)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what an error says, with its class."""
-    text = str(error).strip().partition("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
 
 
 def forget_symbols(*graphs: fx.Graph) -> None:

@@ -200,7 +200,7 @@ class ImageSamples(Samples):
             if known is None and path in self._data.digests:
                 known = (stamp, self._data.digests[path])
             if known is None or known[0] != stamp:
-                known = (stamp, file_digest(path, xxhash.xxh3_128))
+                known = (stamp, file_digest(path))
         except OSError as error:
             raise DataError(
                 f"{path} cannot be read: {error.strerror or error}. Restore it, or leave it out."

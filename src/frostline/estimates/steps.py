@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
 from torch import nn
 
-from frostline.devices import device_of
 from frostline.estimates.measuring import StepCost, measure_step
 from frostline.estimates.pricing import Prices
 from frostline.estimates.results import LayerCost, Memory, Step
@@ -17,10 +15,9 @@ from frostline.estimates.skeleton import real_batch
 from frostline.estimates.tracing import StepTrace, trace_step
 from frostline.tasks import Task
 
-# Bytes of state for each byte of a gradient; Adam and the like also count steps, in a float32 each.
-_STATE_RATIO = {"adamw": 2, "adam": 2, "sgd": 1}
-_STEP_BYTES = {"adamw": 4, "adam": 4, "sgd": 0}
-OPTIMIZERS = tuple(_STATE_RATIO)
+# Of each optimizer: bytes of state for each byte of a gradient, and for each tensor besides: Adam
+# and the like count steps, in a float32 each.
+STATE_BYTES = {"adamw": (2, 4), "adam": (2, 4), "sgd": (1, 0)}
 
 
 @final
@@ -34,11 +31,6 @@ class Setup:
     precision: str
     task: Task
     batch_size: int
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return device_of(self.model)
 
     def trace(self, rows: int | None = None) -> StepTrace:
         """A step, of `batch_size` samples or of so many."""
@@ -90,13 +82,8 @@ class Setup:
 def state_bytes(optimizer: str, gradients: Iterable[int]) -> int:
     """What the optimizer keeps for parameters with gradients of so many bytes."""
     sizes = list(gradients)
-    ratio, each = optimizer_terms(optimizer)
+    ratio, each = STATE_BYTES[optimizer]
     return ratio * sum(sizes) + each * len(sizes)
-
-
-def optimizer_terms(optimizer: str) -> tuple[int, int]:
-    """Bytes of state for each byte of a gradient, and for each tensor besides."""
-    return _STATE_RATIO[optimizer], _STEP_BYTES[optimizer]
 
 
 def _layers(model: nn.Module, trace: StepTrace, prices: Prices) -> Iterable[LayerCost]:

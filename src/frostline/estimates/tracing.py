@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -20,8 +20,8 @@ from frostline.backward import is_lean
 from frostline.backward.counting import apart
 from frostline.calling import call_with
 from frostline.devices import autocast
-from frostline.errors import ConfigError
-from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton, with_workspace
+from frostline.errors import ConfigError, one_line
+from frostline.estimates.skeleton import skeleton, with_workspace
 from frostline.tasks import Classification, Task, step_loss
 
 Pass = Literal["forward", "backward"]
@@ -118,16 +118,13 @@ def trace_step(
     Raises:
         ConfigError: the forward needs numbers, so that it cannot run without them.
     """
-    mode = fake_mode()
-    fake = skeleton(model, mode)
+    fake, batch, mode = skeleton(model, example, batch_size)
     fake.train()
-    fake.zero_grad(set_to_none=True)
-    batch = fake_batch(example, batch_size, mode)
     if is_lean(fake):  # from its second forward on it knows what is cheap beside the rest
-        with mode, torch.enable_grad(), _runnable(type(fake).__name__), autocast(fake, precision):
+        with mode, torch.enable_grad(), _runnable(fake), autocast(fake, precision):
             call_with(fake, batch)
     watch = OpRecorder(fake, batch)
-    run_step(watch, fake, batch, mode, precision=precision, task=task)
+    watch.run(mode, precision=precision, task=task)
     return StepTrace(
         tuple(watch.paths),
         tuple(watch.ops),
@@ -138,65 +135,35 @@ def trace_step(
     )
 
 
-def run_step(
-    watch: OpRecorder,
-    fake: nn.Module,
-    batch: Any,
-    mode: FakeTensorMode,
-    *,
-    precision: str = "fp32",
-    task: Task | None = None,
-    backward: bool = True,
-) -> None:
-    """A step of a skeleton in the modes it is in, or its forward pass alone, seen by `watch`.
-
-    Raises:
-        ConfigError: the forward needs numbers, so that it cannot run without them.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(watch.following())
-        stack.enter_context(mode)
-        stack.enter_context(watch)
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(_runnable(type(fake).__name__))
-        with torch.autograd.graph.saved_tensors_hooks(watch.pack, lambda tensor: tensor):
-            with autocast(fake, precision):
-                output = call_with(fake, batch)
-                found = step_loss(task or Classification(), output)
-            del output
-        watch.settle()
-        watch.during = "backward"
-        if backward and found.requires_grad:
-            found.backward()  # type: ignore[no-untyped-call]  # torch's own
-
-
 @contextmanager
-def _runnable(name: str) -> Iterator[None]:
+def _runnable(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except (ConfigError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{name} cannot be estimated: its step does not run without numbers "
-            f"({type(error).__name__}: {text}). Give an example that the model takes; where its "
+            f"{type(model).__name__} cannot be estimated: its step does not run without numbers "
+            f"({one_line(error)}). Give an example that the model takes; where its "
             "forward asks for values, as `if x.sum() > 0`, an estimate cannot be made."
         ) from error
 
 
 class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """Notes each operation below autograd, and how many bytes are alive."""
+    """Notes each operation of a skeleton's one step, below autograd, and what bytes are alive."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.paths = [path for path, _ in model.named_modules()]
         self.ops: list[Op] = []
+        # Equal calls are one object: of a deep network all ops together would else be millions,
+        # which the garbage collector goes through again and again.
+        self._calls: dict[Call, Call] = {}
         self.saved = [0] * len(self.paths)
         self.during: Pass = "forward"
         self.peak = 0
         self._alive = 0
-        self._model = model
+        self._model, self._inputs = model, batch
         self._stack = [0]
         # The layer of each turn of the forward pass, and the first autograd sequence number that
         # belongs to it: those say to which turn a backward pass belongs.
@@ -210,19 +177,33 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self._own = {storage._cdata for storage in self._given}
         self._known: set[int] = set()  # storages that were made and are alive
 
-    @contextmanager
-    def following(self) -> Iterator[None]:
-        """Know which module runs."""
-        handles = []
-        for place, module in enumerate(self._model.modules()):
-            enter = module.register_forward_pre_hook(lambda *_, at=place: self._turn(at))
-            leave = module.register_forward_hook(lambda *_: self._turn(None), always_call=True)
-            handles += [enter, leave]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        for place, module in enumerate(model.modules()):  # so that it is known which one runs
+            module.register_forward_pre_hook(lambda *_, at=place: self._turn(at))
+            module.register_forward_hook(lambda *_: self._turn(None), always_call=True)
+
+    def run(
+        self,
+        mode: FakeTensorMode,
+        *,
+        precision: str = "fp32",
+        task: Task | None = None,
+        backward: bool = True,
+    ) -> None:
+        """The step, in the modes that the skeleton is in, or its forward pass alone.
+
+        Raises:
+            ConfigError: the forward needs numbers, so that it cannot run without them.
+        """
+        with mode, self, torch.enable_grad(), _runnable(self._model):
+            with torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor):
+                with autocast(self._model, precision):
+                    output = call_with(self._model, self._inputs)
+                    found = step_loss(task or Classification(), output)
+                del output
+            self.settle()
+            self.during = "backward"
+            if backward and found.requires_grad:
+                found.backward()  # type: ignore[no-untyped-call]  # torch's own
 
     def pack(self, tensor: Tensor) -> Tensor:
         """A tensor is saved for the backward pass, as far as it is still there after the forward.
@@ -253,7 +234,8 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         out = with_workspace(func, args, func(*args, **kwargs))
         if func.namespace == "prim":
             return out
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        given = [t for t in leaves if isinstance(t, Tensor)]
         made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         is_view = func.is_view or func._overloadpacket in _FREE
         if self.during == "forward":
@@ -261,12 +243,12 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         for tensor in made:
             self._count(tensor.untyped_storage())
         packet = flop_registry.get(func._overloadpacket)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
         shaped = tuple(Shaped.of(x) if isinstance(x, Tensor) else x for x in leaves)
+        call = Call(func, shaped, spec)
         turn = self._turn_now()
         self.ops.append(
             Op(
-                Call(func, shaped, spec),
+                self._calls.setdefault(call, call),
                 self.during,
                 self.layers[turn],
                 turn,

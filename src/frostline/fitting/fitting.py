@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import final
 
 from torch import nn
 
-from frostline.callbacks.logs import logs_in
+from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
 from frostline.config import RunSettings
 from frostline.data import open_data
-from frostline.devices import resolve_device
+from frostline.devices import Compute, resolve_device
 from frostline.engine import Hook, Training, train_phases
 from frostline.errors import ConfigError, TrainingError
 from frostline.fitting.beginning import (
@@ -29,12 +29,13 @@ from frostline.fitting.beginning import (
 from frostline.fitting.first_samples import FirstSamples
 from frostline.fitting.phases import PhasePipelines
 from frostline.freezing import Proof
+from frostline.groups import param_groups
 from frostline.plans import Plan
 from frostline.recipe import Recipe, recipe_from
 from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
 from frostline.reports import make_report, promise_at_end
 from frostline.selectors import inventory
-from frostline.session import PipelineOptions, Session, check_trains
+from frostline.session import PipelineOptions, Session
 from frostline.tasks import Classification, Metrics, Task, task_of
 from frostline.world import ALONE, World
 
@@ -140,12 +141,12 @@ def fit(
     check_settings(settings, len(plan) if plan else 1)
     inventory(model)  # refuses lazy layers, which the first samples would give a shape
     if plan is None:
-        check_trains(model)
+        param_groups(model, lr=1.0)  # refuses one in which nothing trains
     open_task, data = _task(task, classes), (open_data(train), open_data(val))
     asked = _pipeline_options(settings, open_task, device, world)
     batches = asked.plain(*data)
     judged = settings.features.store == "auto"
-    first = FirstSamples.of(model, data[1], open_task, device=device, judged=judged)
+    first = FirstSamples.of(model, data[1], open_task, Compute(device), judged=judged)
     found = first.found
     task = open_task.completed(found, data=train, recipe=recipe)
     metrics = task.summarise(found.outputs, found.targets)
@@ -167,7 +168,7 @@ def fit(
             steps_per_epoch=len(batches[0]),
             world=world,
         )
-        book = begun(folder, settings, session.planned, resume=resume)
+        settings = begun(folder, settings, session.planned, resume=resume)
         saver = Saver(
             folder,
             about(settings),
@@ -184,19 +185,19 @@ def fit(
             as_targets=task.targets,
         )
         make = partial(session.data, *data, asked, plain=batches, example=first.inputs)
-        pipelines = PhasePipelines(make, book, journal, hooks)
+        pipelines = PhasePipelines(make, settings, folder, journal, hooks)
         seconds = tuple(batch_size * each for each in session.planned.seconds_per_sample)
-        training = Training(session, plain_step_seconds=seconds)
-        logs = logs_in(folder) if folder else ()
+        compute = Compute(device, recipe.mixed)
+        training = Training(session, compute, plain_step_seconds=seconds)
+        logs = folder and (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard))
         with _room_to_compile(settings):
             train_phases(
                 training,
                 pipelines,
                 task=task,
-                device=device,
-                hooks=(saver, *logs, pipelines, *hooks),
+                hooks=(saver, *(logs or ()), pipelines, *hooks),
             )
-        return _ended(training, saver, pipelines, folder, book.settings)
+        return _ended(training, saver, pipelines, folder)
 
 
 def _pipeline_options(
@@ -222,7 +223,6 @@ def _ended(
     saver: Saver,
     pipelines: PhasePipelines,
     folder: RunFolder | None,
-    settings: RunSettings,
 ) -> Run:
     """Prove the whole run, put the best weights, and write result and report.
 
@@ -231,18 +231,18 @@ def _ended(
         TrainingError: no epoch is the best.
     """
     proof = training.session.verify()
-    if not training.best_epoch:
+    if not training.position.best_epoch:
         raise TrainingError(
-            f"the validation {training.recipe.monitor} was never a number, so no epoch is the "
-            "best. Look at the metrics; lower the learning rate (--lr)."
+            f"the validation {training.session.recipe.monitor} was never a number, so no epoch is "
+            "the best. Look at the metrics; lower the learning rate (--lr)."
         )
     saver.put_best(training.model)
-    best = training.history[training.best_epoch - 1]
+    best = training.history[training.position.best_epoch - 1]
     phases = tuple(training.phase_history)
     if folder:
         _write_result(folder, best, proof, phases)
         pipelines.on_end()
-        _write_report(folder, settings, proof, pipelines)
+        _write_report(folder, proof, pipelines)
     history = tuple(training.history)
     says, computed = pipelines.says, pipelines.computed
     return Run(training.model, history, best, proof, folder, says, computed, phases)
@@ -301,12 +301,10 @@ def _room_to_compile(settings: RunSettings) -> Iterator[None]:
         yield
 
 
-def _write_report(
-    folder: RunFolder, settings: RunSettings, proof: Proof, pipelines: PhasePipelines
-) -> None:
+def _write_report(folder: RunFolder, proof: Proof, pipelines: PhasePipelines) -> None:
     """Write the report; whatever goes wrong with it does not make a trained run fail."""
     try:
-        make_report(folder, settings, promise_at_end(proof)).save(folder.report)
+        make_report(folder, pipelines.settings, promise_at_end(proof)).save(folder.report)
     except Exception as error:
         pipelines.say(
             f"Warning   the run is whole, but its report was not written: {error}. "
@@ -322,6 +320,6 @@ def _write_result(
         "bytes": proof.nbytes,
         "fingerprint": str(proof.fingerprint),
     }
-    ended = [asdict(phase) for phase in phases]
+    ended = [phase.as_dict() for phase in phases]
     content = {"epoch": best.epoch, **best.validation.as_dict(), "frozen": frozen, "phases": ended}
     folder.write_result(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
@@ -79,25 +80,16 @@ def load_model(
     """
     spec = ModelSpec.parse(model)
     check_head(classes=classes, hidden=hidden, on=on)
-    built = _with_weights(spec, WeightsChoice.parse(weights), on=on, seed=seed)
+    built = build(spec, weights=weights, seed=seed, replaced=on == "classifier")
     headed = put_head(built.model, classes=classes, hidden=hidden, on=on, seed=seed)
     return LoadedModel(
         headed.model, headed.head, built.preprocessing, built.weights, spec, built.classes
     )
 
 
-def _with_weights(
-    spec: ModelSpec, weights: WeightsChoice, *, on: HeadPlace, seed: int | None
+def build(
+    spec: ModelSpec, *, weights: str, seed: int | None = None, replaced: bool = False
 ) -> Built:
-    if weights.kind != "file" or on != "classifier":
-        return build(spec, weights=str(weights), seed=seed)
-    bare = build(spec, weights="none", seed=seed)
-    replaced = find_classifier(bare.model)
-    report = load_weights(bare.model, weights.path, replaced=replaced, removed=bare.removed)
-    return replace(bare, weights=report)
-
-
-def build(spec: ModelSpec, *, weights: str, seed: int | None = None) -> Built:
     """Build a model as its source makes it, with its weights and its preprocessing.
 
     Args:
@@ -105,25 +97,24 @@ def build(spec: ModelSpec, *, weights: str, seed: int | None = None) -> Built:
             a file, which must fit name for name.
         seed: random values depend on it alone and torch's generator is left as it was; None
             draws from that generator.
+        replaced: the classifier is going to be; a file need not fit there.
 
     Raises:
         ModelError: there is no such model, or it cannot be built.
         WeightsError: the weights cannot be had, read or fitted.
     """
     choice = WeightsChoice.parse(weights)
-    if choice.kind == "file":
-        bare = _build(spec, WeightsChoice("none", "none"), seed=seed)
-        report = load_weights(bare.model, choice.path, removed=bare.removed)
-        return replace(bare, weights=report)
-    return _build(spec, choice, seed=seed)
-
-
-def _build(spec: ModelSpec, weights: WeightsChoice, *, seed: int | None) -> Built:
+    file = Path(choice.name).expanduser() if choice.kind == "file" else None
     with seeded(seed):
-        return _SOURCES[spec.source](spec, weights)
+        built = _SOURCES[spec.source](spec, WeightsChoice("none", "none") if file else choice)
+    if file is None:
+        return built
+    paths = find_classifier(built.model) if replaced else ()
+    report = load_weights(built.model, file, replaced=paths, removed=built.removed)
+    return replace(built, weights=report)
 
 
-def _not_yet(spec: ModelSpec, weights: WeightsChoice) -> Built:  # noqa: ARG001 - a Source
+def _not_yet(spec: ModelSpec, _: WeightsChoice) -> Built:
     raise ModelError(
         f"{spec}: hf: models are not available yet; write a function and name it file.py:function."
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -35,17 +35,10 @@ class Built:
     removed: tuple[str, ...] = ()
 
 
-class Source(Protocol):
-    """Builds one kind of `ModelSpec`."""
-
-    def __call__(self, spec: ModelSpec, weights: WeightsChoice) -> Built:
-        """Build with published weights or none; `weights.kind` is never `file`.
-
-        Raises:
-            ModelError: there is no such model here, or it cannot be built.
-            WeightsError: the published weights cannot be had.
-        """
-        ...
+# Builds one kind of `ModelSpec` with published weights or none; the choice is never a `file`.
+# Raises ModelError where there is no such model here or it cannot be built, and WeightsError where
+# the published weights cannot be had.
+Source: TypeAlias = Callable[[ModelSpec, WeightsChoice], Built]
 
 
 @contextmanager

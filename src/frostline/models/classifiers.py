@@ -29,14 +29,20 @@ def find_classifier(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ModelError: there is no such layer.
     """
-    named = _as_timm_names_it(model)
-    if named:
-        return _checked(model, named)
-    path = _last_layer(model)
-    if path is None or not _is_logit_layer(model.get_submodule(path)):
-        last = f"its last layer is {_kind(model, path)}" if path else "it has no layers"
-        raise ModelError(f"{_name(model)} has no classifier to be found: {last}. {_INSTEAD}")
-    return (path,)
+    if named := _as_timm_names_it(model):
+        for path in named:
+            if isinstance(model.get_submodule(path), nn.Identity):
+                raise ModelError(
+                    f"{_name(model)} was built without a classifier: {path} is empty, and its "
+                    "output is features. Stack a head on these (--on logits)."
+                )
+            logit_layer(model, path)
+        return named
+    last = _last_layer(model)
+    if last is None or not _is_logit_layer(model.get_submodule(last)):
+        found = f"its last layer is {_kind(model, last)}" if last else "it has no layers"
+        raise ModelError(f"{_name(model)} has no classifier to be found: {found}. {_INSTEAD}")
+    return (last,)
 
 
 def logit_layer(model: nn.Module, path: str) -> LogitLayer:
@@ -128,17 +134,6 @@ def _as_timm_names_it(model: nn.Module) -> tuple[str, ...]:
     paths = (named,) if isinstance(named, str) else tuple(named or ())
     modules = {name for name, _ in model.named_modules()}
     return paths if all(path in modules for path in paths) else ()
-
-
-def _checked(model: nn.Module, paths: tuple[str, ...]) -> tuple[str, ...]:
-    for path in paths:
-        if isinstance(model.get_submodule(path), nn.Identity):
-            raise ModelError(
-                f"{_name(model)} was built without a classifier: {path} is empty, and its output "
-                "is features. Stack a head on these (--on logits)."
-            )
-        logit_layer(model, path)
-    return paths
 
 
 def _last_layer(model: nn.Module) -> str | None:

@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +18,8 @@ from typing import Any
 import xxhash
 from torch import nn
 
-from frostline.errors import ModelError, nearest
+from frostline.errors import ModelError, nearest, one_line
 from frostline.models._built import Built
-from frostline.models.downloads import one_line
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.transforms import from_timm
 from frostline.models.weights import WeightsReport
@@ -137,22 +136,16 @@ def _function(module: ModuleType, spec: ModelSpec) -> Callable[[], object]:
             f"{spec}: {spec.name} is a {type(function).__name__}, not a function. "
             "Write a function without arguments that returns the model."
         )
-    _check_no_arguments(function, spec)
-    return function
-
-
-def _check_no_arguments(function: Callable[..., object], spec: ModelSpec) -> None:
-    try:
+    with suppress(ValueError):  # some built-in callables have none; calling it will tell
         signature = inspect.signature(function)
-    except ValueError:
-        return  # some built-in callables have none; calling it will tell
-    try:
-        signature.bind()
-    except TypeError as error:
-        raise ModelError(
-            f"{spec}: {spec.name}{signature} cannot be called without arguments ({error}). "
-            "Give its arguments defaults, or write a function that passes them."
-        ) from error
+        try:
+            signature.bind()
+        except TypeError as error:
+            raise ModelError(
+                f"{spec}: {spec.name}{signature} cannot be called without arguments ({error}). "
+                "Give its arguments defaults, or write a function that passes them."
+            ) from error
+    return function
 
 
 def _model_and_preprocessing(

@@ -7,7 +7,7 @@ numbers, and one line says why.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,8 +30,8 @@ from frostline.data import (
     make_batches,
     some_rows,
 )
-from frostline.devices import resolve_device, to_device
-from frostline.errors import ConfigError, CutError, OutputError, StoreError
+from frostline.devices import to_device
+from frostline.errors import CutError, OutputError, StoreError
 from frostline.features import (
     Computing,
     Decisions,
@@ -146,35 +146,6 @@ class PipelineOptions:
         return FeatureStore(root, budget_bytes=self.budget_bytes or DEFAULT_BUDGET_BYTES)
 
 
-def check_forms(
-    forms: Sequence[str], phases: int, *, features: str, precision: float | str
-) -> None:
-    """Refuse forms that would not be heeded.
-
-    Args:
-        forms: of the frozen part in each phase, as another run recorded them.
-
-    Raises:
-        ConfigError: there are more than phases, or they round where nothing is to be.
-    """
-    if len(forms) > phases:
-        raise ConfigError(
-            f"got {len(forms)} forms for {phases} phase{'s' if phases > 1 else ''}. Give one for "
-            "each phase, or none."
-        )
-    rounded = [form for form in forms if form not in (BY_MODEL, str(PLAIN))]
-    if precision == "exact" and rounded:
-        raise ConfigError(
-            f"precision 'exact' keeps every bit, and the form {rounded[0]!r} does not; leave one "
-            "out."
-        )
-    if rounded and features == "off":
-        raise ConfigError(
-            "without features the model computes all itself, so the form "
-            f"{rounded[0]!r} would not be heeded; leave out the form, or 'off'."
-        )
-
-
 def pipeline(
     model: nn.Module,
     example: Any,
@@ -215,7 +186,7 @@ def pipeline(
 
 
 def prefixed(
-    model: nn.Module, batches: Batches, form: str, *, device: str
+    model: nn.Module, batches: Batches, form: str, device: torch.device
 ) -> tuple[Batches, Forward]:
     """Batches through the frozen part in the form that a run was trained with, and the suffix.
 
@@ -223,14 +194,13 @@ def prefixed(
     """
     if form in ("", BY_MODEL, str(PLAIN)):
         return batches, model
-    there = resolve_device(device)
     try:
         with closing(batches.epoch(0)) as given:
             few = some_rows(next(given).inputs, slice(CHECKED_SAMPLES))
-        made = cut(model.to(there), to_device(few, there))
+        made = cut(model, to_device(few, device))
     except CutError:
         return batches, model
-    compute = in_form(made, Form.parse(form), batch_size=32, device=there)
+    compute = in_form(made, Form.parse(form), batch_size=32, device=device)
     return PrefixedBatches(batches, compute), made.suffix
 
 

@@ -60,7 +60,7 @@ def put_photos(run: Path) -> int:
     photos = sorted((DATA / "hymenoptera" / "val").glob("*/*.jpg"))
     facts, folder = open_run(run).report().facts, RunFolder(run)
     judged = read_judged(folder.predictions)
-    digests = list(folder.validation_digests())
+    digests = list(folder.read_validated_on())
     below = {name: place for place, name in enumerate(judged.names)}
     wanted = [f"{facts.pictures_in}{os.sep}{one.file}" for one in (*facts.mistakes, *facts.doubts)]
     found = list(zip(wanted, photos, strict=False))

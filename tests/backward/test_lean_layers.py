@@ -348,3 +348,22 @@ def test_compressed_gelu_keeps_a_byte_and_its_gradient_is_within_the_error(form:
 def test_another_form_of_gelu_is_refused() -> None:
     with pytest.raises(fl.ConfigError, match=r"'fast' is not known.*'exact' or 'compressed'"):
         fl.lean(nn.GELU(), gelu="fast")  # type: ignore[arg-type]  # that is the mistake
+
+
+GIVEN = {
+    "a leaf": lambda leaf: leaf,
+    "a view of a leaf": lambda leaf: leaf[:2],
+    "one of several views": lambda leaf: (leaf * 1).chunk(2)[0],
+}
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.ReLU(True), nn.Hardtanh(-0.5, 0.7, True), nn.Dropout(0.9, True)], ids=repr
+)
+@pytest.mark.parametrize("of", GIVEN)
+def test_what_pytorch_refuses_to_write_over_keeps_its_numbers(layer: nn.Module, of: str) -> None:
+    numbers = [-1.0, 2.0, -3.0, 4.0]
+    given = GIVEN[of](torch.tensor(numbers, requires_grad=True))
+    with fl.lean(layer, at_least_bytes=0), pytest.raises(RuntimeError, match=r"in-?place"):
+        layer(given)
+    assert given.tolist() == numbers[: len(given)]

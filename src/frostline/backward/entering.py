@@ -118,15 +118,13 @@ def unlean(model: nn.Module) -> None:
             for key in [k for k, h in hooks.items() if isinstance(h, Enter | Leave)]:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
-        for fused in _fused(module):
-            fused.take_off()
+        Fused.remove(module)
 
 
 def is_lean(module: nn.Module) -> bool:
     """Whether `module` is leaned."""
-    return bool(_fused(module)) or any(
-        isinstance(h, Enter) for h in module._forward_pre_hooks.values()
-    )
+    ours = (*module._forward_pre_hooks.values(), *stand_ins(module, Fused.method))
+    return any(isinstance(one, Enter | Fused) for one in ours)
 
 
 def is_on() -> bool:
@@ -239,7 +237,3 @@ def _within_layers(model: nn.Module) -> set[nn.Module]:
     """Modules a hook on which would keep the layer around them from being run as one kernel."""
     layers = (m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer))
     return {module for layer in layers for module in layer.modules()}
-
-
-def _fused(module: nn.Module) -> list[Fused]:
-    return [s for s in stand_ins(module, Fused.method) if isinstance(s, Fused)]

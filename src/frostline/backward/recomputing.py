@@ -23,7 +23,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar, final
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ from frostline.backward.tensors import MemoryLayout
 T = TypeVar("T")
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 Source = Tensor | weakref.ref[Tensor]
+Again = Callable[[], Tensor]
 
 
 class Remake(NamedTuple):
@@ -83,13 +85,14 @@ def end(*, whole: bool = True) -> None:
     _running.origins.clear()
 
 
-def is_cheap(products: int) -> bool:
-    """Whether so many products are a small part of the forward, as the last one had it."""
+def is_cheap(output: Tensor, weight: Tensor) -> bool:
+    """Whether that layer is a small part of the forward, as the last one had it."""
     model = _running.model
-    return model is None or products <= _SMALL_PART * _products.get(model, float("inf"))
+    whole = float("inf") if model is None else _products.get(model, float("inf"))
+    return _products_of(output, weight) <= _SMALL_PART * whole
 
 
-def products_of(output: Tensor, weight: Tensor) -> int:
+def _products_of(output: Tensor, weight: Tensor) -> int:
     """Multiplications of a convolution or a linear layer."""
     return output.numel() * weight.numel() // weight.shape[0]
 
@@ -97,7 +100,7 @@ def products_of(output: Tensor, weight: Tensor) -> int:
 def count(func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> None:
     """An operation has run: what it multiplied is part of the forward."""
     if func in _LAYERS and len(args) > 1:
-        _running.products += products_of(output, args[1])
+        _running.products += _products_of(output, args[1])
 
 
 def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -125,7 +128,7 @@ def keeping(run: Callable[[], T], choose: Choose) -> T:
     hooks = outer_hooks()
     asked = [choose]
     with saved_tensors_hooks(
-        lambda kept: _Replacement(kept, asked[0](kept), hooks), _Replacement.tensor
+        lambda kept: _replaced(kept, asked[0](kept), hooks), lambda again: again()
     ):
         try:
             return run()
@@ -187,58 +190,46 @@ def _versions(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(tensor._version for tensor in tensors)
 
 
-@final
-class _Replacement:
-    """What stands for a tensor that an operation wanted to keep."""
+def _replaced(kept: Tensor, remake: Remake | None, hooks: Hooks | None) -> Again:
+    """What stands for a tensor that an operation wanted to keep: gives it, or the view kept."""
+    sources = [_saved(tensor, hooks) for tensor in ((kept,) if remake is None else remake.sources)]
+    if remake is None:
+        return sources[0]
+    make, layout = remake.make, remake.layout
+    view, offset = MemoryLayout(kept), kept.storage_offset()
 
-    __slots__ = ("_offset", "_remake", "_saved", "_view")
-
-    def __init__(self, tensor: Tensor, remake: Remake | None, hooks: Hooks | None) -> None:
-        sources = (tensor,) if remake is None else remake.sources
-        self._saved = [_Saved(source, hooks) for source in sources]
-        self._remake = remake and remake._replace(sources=())
-        self._view = MemoryLayout(tensor)
-        self._offset = tensor.storage_offset()
-
-    def tensor(self) -> Tensor:
-        """The tensor, or the view of it that was to be kept."""
-        sources = [saved.tensor() for saved in self._saved]
-        if self._remake is None:
-            return sources[0]
-        make, _, layout = self._remake
+    def again() -> Tensor:
         if not sources:
             return make()
-        with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
-            made = make(*sources)
+        tensors = [source() for source in sources]
+        with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+            made = make(*tensors)
         if not layout.is_of(made):  # who offloads may forget the order of memory
             made = layout.stand_in().copy_(made)
-        return made.as_strided(self._view.sizes, self._view.strides, self._offset)
+        return made.as_strided(view.sizes, view.strides, offset)
+
+    return again
 
 
-@final
-class _Saved:
+def _saved(tensor: Tensor, hooks: Hooks | None) -> Again:
     """A tensor as outer hooks keep it, or itself with the number of writes to it."""
+    if hooks is not None:
+        pack, unpack = hooks
+        return partial(unpack, pack(tensor))
+    # Detached, or an operation that keeps its own output would hold itself for good.
+    kept, version = tensor.detach(), tensor._version
 
-    __slots__ = ("_kept", "_unpack", "_version")
-
-    def __init__(self, tensor: Tensor, hooks: Hooks | None) -> None:
-        # Detached, or an operation that keeps its own output would hold itself for good.
-        self._kept = hooks[0](tensor) if hooks else tensor.detach()
-        self._unpack = hooks[1] if hooks else None
-        self._version = tensor._version
-
-    def tensor(self) -> Tensor:
-        if self._unpack is not None:
-            return self._unpack(self._kept)
-        kept: Tensor = self._kept
-        if kept._version != self._version:
+    def again() -> Tensor:
+        if kept._version != version:
             sizes = "x".join(map(str, kept.shape)) or "one number"
             raise RuntimeError(
                 "a tensor that is needed for the gradients was written to in place between the "
                 f"forward and the backward pass: one of {sizes}, now at version {kept._version} "
-                f"and not {self._version}. Write to a copy of it instead."
+                f"and not {version}. Write to a copy of it instead."
             )
         return kept
+
+    return again
 
 
 _aten = torch.ops.aten

@@ -8,8 +8,6 @@ what they were before, stands in a note on that module, so that it goes along th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -78,7 +76,7 @@ def asked_dtype(word: str | None, example: object) -> torch.dtype | None:
             "Add dtype='bfloat16', or leave the example out."
         )
     if word is None or word in CAST_DTYPES:
-        return None if word is None else CAST_DTYPES[word]
+        return CAST_DTYPES.get(word or "")
     raise FreezeError(
         f"dtype={word!r} is none in which frozen weights are kept. Use dtype='bfloat16' or "
         "dtype='float16', or leave it out to keep them as they are."
@@ -134,27 +132,20 @@ def cast_weights(selection: Selection, dtype: torch.dtype, example: Any = None) 
     errors = {entry.name: _rounding(entry, dtype) for entry in due}
     model, former = selection.inventory.model, sum(entry.tensor.nbytes for entry in due)
     before = None if example is None else _output(model, example)
-    with _as_before_on_error(due):
+    unchanged = [(entry, entry.tensor.data, cast_of(entry)) for entry in due]
+    try:
         for entry in due:
             set_cast(entry, Cast(dtype, entry.tensor.dtype))
         output_error = None if before is None else _output_error(model, example, before, dtype)
+    except BaseException:  # every bit and the dtype as before
+        for entry, data, cast in unchanged:
+            set_cast(entry, cast)
+            entry.tensor.data = data
+        raise
     worst = max(errors, key=errors.__getitem__, default="")
     nbytes = sum(entry.tensor.nbytes for entry in due)
     error = errors.get(worst, 0.0)
     return CastReport(dtype, len(due), nbytes, former, error, worst, output_error)
-
-
-@contextmanager
-def _as_before_on_error(entries: Sequence[Entry]) -> Iterator[None]:
-    """Should the block fail, the tensors have every bit and the dtype that they had before."""
-    before = [(entry, entry.tensor.data, cast_of(entry)) for entry in entries]
-    try:
-        yield
-    except BaseException:
-        for entry, data, cast in before:
-            set_cast(entry, cast)
-            entry.tensor.data = data
-        raise
 
 
 def _is_wide_weight(entry: Entry) -> bool:

@@ -13,9 +13,8 @@ from torch.nn.parameter import is_lazy
 from frostline.calling import in_turn
 from frostline.checkup import data, distributed, gradients, modes, passes, selection, structure
 from frostline.checkup import optimizer as optimizers
-from frostline.checkup.checks import CRASHED, Check
 from frostline.checkup.findings import LEVELS, Checkup, Finding, Level, enumerated
-from frostline.checkup.subject import Preprocess, Subject
+from frostline.checkup.subject import CRASHED, Check, Preprocess, Subject
 from frostline.errors import ConfigError, FreezeError, SelectorError
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import freezes_kept, train_only

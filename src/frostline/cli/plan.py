@@ -11,7 +11,6 @@ import typer
 
 from frostline.cli import _options as options
 from frostline.cli._set_up import as_words, build_model
-from frostline.errors import OutputError
 from frostline.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -64,14 +63,15 @@ def plan(
     No weights are needed, so none are loaded. The plan's table shows what each phase trains.
     Without --out the plan itself goes to standard output, and its table to standard error.
     """
+    from frostline._files import check_new
     from frostline.cli._terminal import notes, output, print_json, say, warn
     from frostline.plans import Plan
 
     asked = {"stages": stages, "stage": stage, "epochs": epochs, "lr": lr}
     chosen = _checked(kind, {name: value for name, value in asked.items() if value is not None})
     options.hidden_widths(head, on=on)
-    if out is not None and (out.exists() or out.is_symlink()):
-        raise OutputError(f"{out} is there already. Choose another --out, or remove it first.")
+    if out is not None:
+        check_new(out)
     network = build_model(model, on=on, head=head).model  # no plan depends on how many classes
     make: Callable[..., Plan] = getattr(Plan, kind)
     made = make(network, **chosen)

@@ -110,7 +110,7 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     firsts = [nodes[0] for nodes in alike.values()]
     ways = tuple(layouts[node] for node in firsts)
     crossing = tuple(map(tuple, alike.values()))
-    line = GraphLine(choice.below, swept.free, crossing, ways, trial.values)
+    line = GraphLine(choice.below, swept.free, crossing, ways, trial)
     prefix, held = build_prefix(traced, line, model)
     training = evaluation = build_suffix(traced, line, model)
     model.eval()
@@ -137,7 +137,7 @@ def _judged(
     model: nn.Module, traced: Traced, tensors: list[Tensor]
 ) -> tuple[Observed, Swept, Mapping[fx.Node, RowLayout]]:
     with _for_few_samples(model):
-        trial = run_trial(traced, tensors, judging=True)
+        trial = run_trial(traced, tensors)
         swept = sweep(traced, trial)
         reached = [n for n in traced.nodes if swept.is_frozen(n) and n not in swept.free]
         mixed, layouts = rearrange(traced, trial, reached)
@@ -167,7 +167,7 @@ def _same_line(
 ) -> GraphLine:
     """The line of the training graph, whose hashes these are, in another graph."""
     with _for_few_samples(model):
-        trial = run_trial(traced, tensors, judging=False)
+        trial = run_trial(traced, tensors)
     found = signatures(traced, trial)
     # Of equal computations one may lie below and another above; both are then above here.
     wanted = {hashes[node] for node in line.below}
@@ -179,7 +179,7 @@ def _same_line(
         for nodes in line.crossing
     )
     free = sweep(traced, trial).free - below
-    return GraphLine(below, free, crossing, line.layouts, trial.values)
+    return GraphLine(below, free, crossing, line.layouts, trial)
 
 
 def _value(node: fx.Node, trial: Observed, layout: RowLayout) -> FrontierValue:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import CellType, CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, final
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from frostline.errors import CutError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
+from frostline.fingerprints.unlisted import cell_content
 from frostline.freezing.modes import is_held
 from frostline.units import some_of
 
@@ -162,18 +163,11 @@ def content(value: Any, seen: set[int] | None = None) -> str:
             return content(value.__func__, seen)
         case FunctionType() if id(value) not in seen:
             seen.add(id(value))
-            cells = tuple(map(_held, value.__closure__ or ()))
+            cells = tuple(map(cell_content, value.__closure__ or ()))
             return f"{_code(value.__code__)} {content((value.__defaults__, cells), seen)}"
         case CodeType():
             return _code(value)
     return ""
-
-
-def _held(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
 
 
 def _code(code: CodeType) -> str:

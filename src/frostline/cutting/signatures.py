@@ -6,7 +6,6 @@ texts that `prefix_key` hashes stay as they are, or nothing that was stored is f
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import attrgetter
 from typing import Any
@@ -30,9 +29,6 @@ def signatures(traced: Traced, trial: Observed) -> dict[fx.Node, str]:
     Tensors that the graph reads count by identity, constants of the forward by content. A value
     that has been written into has another hash for whatever reads it afterwards.
     """
-    members: dict[int, list[fx.Node]] = defaultdict(list)
-    for node, storage in trial.storage.items():
-        members[storage].append(node)
     own: dict[fx.Node, str] = {}
     current: dict[fx.Node, str] = {}
     inputs = list(traced.module.graph.find_nodes(op="placeholder"))
@@ -47,8 +43,8 @@ def signatures(traced: Traced, trial: Observed) -> dict[fx.Node, str]:
         else:
             text = _call(node, current.__getitem__)
         own[node] = current[node] = _hash(text)
-        for base in effects.written(node):
-            for member in members.get(trial.storage.get(base, 0), ()):
+        for storage in trial.written(node):
+            for member in trial.members[storage]:
                 if member in current:
                     current[member] = _hash(f"{current[member]} after {own[node]}")
     return own
@@ -65,10 +61,9 @@ def settled(
     for node in traced.nodes:
         found[node] = hashes[node]
         writes = node in below and not effects.hands_on(node)
-        for base in effects.written(node) if writes else ():
-            storage = trial.storage.get(base)
-            for member in found:
-                if storage is not None and trial.storage.get(member) == storage:
+        for storage in trial.written(node) if writes else ():
+            for member in trial.members[storage]:
+                if member in found:
                     found[member] = _hash(f"{found[member]} after {hashes[node]}")
     return found
 

@@ -55,16 +55,12 @@ class _Sweep:
     """The verdicts, over the graph's memory: who shares it with whom, and who writes into it."""
 
     def __init__(self, traced: Traced, trial: Observed) -> None:
-        self._traced = traced
+        self._traced, self._trial = traced, trial
         self._nodes = nodes = traced.nodes
-        self._storage = trial.storage
         self._order = {node: place for place, node in enumerate(nodes)}
-        self._members: dict[int, list[fx.Node]] = defaultdict(list)
-        self._writes: dict[int, list[fx.Node]] = defaultdict(list)
+        self._writes = defaultdict[int, list[fx.Node]](list)
         for node in nodes:
-            if node in trial.storage and node.op != "output":
-                self._members[trial.storage[node]].append(node)
-            for storage in self._written(node):
+            for storage in trial.written(node):
                 self._writes[storage].append(node)
         read = {n for n in nodes if n.op == "get_attr" and n in trial.storage}
         self._state = {trial.storage[n] for n in read}
@@ -84,12 +80,9 @@ class _Sweep:
                 return Swept(reasons, self._free(reasons), tuple(self._together(reasons)))
             pinned = {**pinned, **more}
 
-    def _written(self, node: fx.Node) -> list[int]:
-        return [self._storage[base] for base in effects.written(node) if base in self._storage]
-
     def _readers(self, storage: int) -> set[fx.Node]:
         """Nodes that read this memory's numbers."""
-        users = {user for member in self._members[storage] for user in member.users}
+        users = {user for member in self._trial.members[storage] for user in member.users}
         return {user for user in users if not effects.reads_only_shape(user)}
 
     def _reasons(self, pinned: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
@@ -99,7 +92,7 @@ class _Sweep:
             why = self._why_not(node, reasons, spoilt) or pinned.get(node)
             if why is not None:
                 reasons[node] = why
-                spoilt |= dict.fromkeys(self._written(node), why)
+                spoilt |= dict.fromkeys(self._trial.written(node), why)
         return reasons
 
     def _why_not(
@@ -114,14 +107,14 @@ class _Sweep:
             tensor = self._traced.tensor(node)
             if tensor is not None and tensor.requires_grad:
                 return f"{own_name(node.target)} is trainable"
-            moves = self._storage.get(node) in self._moving
+            moves = self._trial.storage.get(node) in self._moving
             return f"{own_name(node.target)} moves in training" if moves else None
         if effects.reads_only_shape(node):
             return None
         for argument in node.all_input_nodes:
             if argument in reasons:
                 return reasons[argument]
-            if (why := spoilt.get(self._storage.get(argument, 0))) is not None:
+            if (why := spoilt.get(self._trial.storage.get(argument, 0))) is not None:
                 return why
         return self._own_reason(node)
 
@@ -130,7 +123,7 @@ class _Sweep:
             return f"a norm{_place(node)} uses the statistics of the batch"
         if effects.is_random(node):
             return f"{_placed(node)} is random in training"
-        if not self._state.isdisjoint(self._written(node)):
+        if not self._state.isdisjoint(self._trial.written(node)):
             return f"{_placed(node)} writes into the model's state"
         return None
 
@@ -142,7 +135,7 @@ class _Sweep:
             if unfrozen := [write for write in writes if write in reasons]:
                 # The line may be crossed by the memory's root alone: a view stored beside it would
                 # not see what is written into it above the line.
-                for member in self._members[storage][1:]:
+                for member in self._trial.members[storage][1:]:
                     if member not in reasons and member not in writes:
                         yield member, reasons[unfrozen[0]]
             above = [self._order[r] for r in self._readers(storage) if r in reasons]
@@ -156,7 +149,11 @@ class _Sweep:
             frozen = [self._order[write] for write in writes if write not in reasons]
             if frozen and storage not in self._state:
                 # Kept between two writes it would be neither what was read before nor after.
-                group = {*self._members[storage], *self._readers(storage), *writes} - reasons.keys()
+                group = {
+                    *self._trial.members[storage],
+                    *self._readers(storage),
+                    *writes,
+                } - reasons.keys()
                 last = max(frozen)
                 yield frozenset(node for node in group if self._order[node] <= last)
 
@@ -170,8 +167,8 @@ class _Sweep:
                 inputs = [] if effects.reads_only_shape(node) else node.all_input_nodes
                 if node.op == "placeholder" or not reached.isdisjoint(inputs):
                     reached.add(node)
-                    for storage in self._written(node):
-                        reached.update(self._members[storage])
+                    for storage in self._trial.written(node):
+                        reached.update(self._trial.members[storage])
         return frozenset(n for n in self._nodes if n not in reached and n not in reasons)
 
 

@@ -128,7 +128,7 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
         raise Unfollowed(
             f"the forward of {type(model).__name__} only holds for batches of {most} samples."
         )
-    _tidy(module.graph)
+    module.graph.eliminate_dead_code(_counts)
     assert flat.note.rebuild is not None
     constants = frozenset(program.graph_signature.lifted_tensor_constants)
     return Traced(module, flat.note.rebuild, constants)
@@ -187,13 +187,10 @@ def _mark_inputs(module: fx.GraphModule, spec: InputSpec, tensors: list[Tensor])
         node.meta["name"] = name
 
 
-def _tidy(graph: fx.Graph) -> None:
-    """Drop what computes nothing that is used: assertions and dead, harmless operations."""
-    for node in reversed(list(graph.nodes)):
-        if node.users or node.op not in ("call_function", "get_attr"):
-            continue
-        if node.op == "get_attr" or is_assertion(node) or is_pure(node):
-            graph.erase_node(node)
+def _counts(node: fx.Node) -> bool:
+    """Whether a node does more than give its value, or check one."""
+    computes = node.op == "call_function" and not is_assertion(node) and not is_pure(node)
+    return computes or node.op in ("placeholder", "output")
 
 
 def upwards(starts: Iterable[fx.Node]) -> Iterator[fx.Node]:

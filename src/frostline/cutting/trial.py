@@ -7,9 +7,11 @@ and in a smaller batch.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -40,7 +42,7 @@ class Observed:
         samples: what the graph was run on.
         values: what each node gave, as it is after the whole forward.
         storage: node -> number of the storage its tensor lives in; nodes of one number alias.
-        flops: of each node, for one sample; empty where they were not counted.
+        flops: of each node, for one sample.
         computed: values with a row for each sample, before anything wrote into them.
         noised: those whose rows were all alike, as they were made to differ.
     """
@@ -52,16 +54,23 @@ class Observed:
     computed: Mapping[fx.Node, Tensor]
     noised: Mapping[fx.Node, Tensor]
 
+    @cached_property
+    def members(self) -> Mapping[int, list[fx.Node]]:
+        """Storage -> the nodes whose tensors live in it, in the graph's order."""
+        found = defaultdict[int, list[fx.Node]](list)
+        for node, storage in self.storage.items():
+            found[storage].append(node)
+        return found
 
-def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Observed:
-    """Run the graph on a few samples made from `tensors`; the model's buffers may move.
+    def written(self, node: fx.Node) -> list[int]:
+        """Storages that the operation writes into."""
+        return [self.storage[base] for base in effects.written(node) if base in self.storage]
 
-    Args:
-        judging: also record what `rearrange` and the costs go by.
-    """
+
+def run_trial(traced: Traced, tensors: list[Tensor]) -> Observed:
+    """Run the graph on a few samples made from `tensors`; the model's buffers may move."""
     samples = few_samples(tensors)
-    counter = FlopCounterMode(display=False) if judging else None
-    with _chance_kept(samples), counter or nullcontext():
+    with _chance_kept(samples), FlopCounterMode(display=False) as counter:
         runner = _Runner(traced, samples[0], counter)
         # A graph may write into its inputs.
         runner.run(*(sample.clone() for sample in samples), enable_io_processing=False)
@@ -121,7 +130,7 @@ def is_close(one: Tensor, other: Tensor, scale: float = 0.0) -> bool:
 class _Runner(fx.Interpreter):
     """Keeps every node's value, and counts its floating-point operations."""
 
-    def __init__(self, traced: Traced, sample: Tensor, counter: FlopCounterMode | None) -> None:
+    def __init__(self, traced: Traced, sample: Tensor, counter: FlopCounterMode) -> None:
         super().__init__(traced.module, garbage_collect_values=False)
         self._sample = sample
         self.flops: dict[fx.Node, float] = {}
@@ -132,10 +141,8 @@ class _Runner(fx.Interpreter):
         self._draw = torch.Generator().manual_seed(1)
 
     def run_node(self, n: fx.Node) -> Any:
+        before = self._counter.get_total_flops()
         with entered(n):
-            if self._counter is None:
-                return super().run_node(n)
-            before = self._counter.get_total_flops()
             value = super().run_node(n)
         counted = self._counter.get_total_flops() - before
         self.flops[n] = max(counted, self._recurrent_flops(n))

@@ -141,7 +141,7 @@ class Training:
                 plain_step_seconds=dict(enumerate(self.plain_step_seconds)).get(at.phase, 0.0),
                 ended=self.session.phase_end,
                 best_epoch=at.phase_best_epoch,
-                best_figure=at.phase_best_figure,
+                best_metric=at.phase_best_figure,
                 frozen=Proven(proof.tensors, proof.nbytes, str(proof.fingerprint)),
             )
         ]

@@ -125,6 +125,9 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.paths = [path for path, _ in model.named_modules()]
         self.ops: list[Op] = []
+        # Equal calls are one object: of a deep network all ops together would else be millions,
+        # which the garbage collector goes through again and again.
+        self._calls: dict[Call, Call] = {}
         self.saved = [0] * len(self.paths)
         self.during: Pass = "forward"
         self.peak = 0
@@ -203,7 +206,8 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         out = with_workspace(func, args, func(*args, **kwargs))
         if func.namespace == "prim":
             return out
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        given = [t for t in leaves if isinstance(t, Tensor)]
         made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         is_view = func.is_view or func._overloadpacket in _FREE
         for tensor in made:
@@ -211,12 +215,12 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if self.during == "forward":
             self.record(func, given, () if is_view else made)
         packet = flop_registry.get(func._overloadpacket)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
         shaped = tuple(Shaped.of(x) if isinstance(x, Tensor) else x for x in leaves)
+        call = Call(func, shaped, spec)
         turn = self._turn_now()
         self.ops.append(
             Op(
-                Call(func, shaped, spec),
+                self._calls.setdefault(call, call),
                 self.during,
                 self.layers[turn],
                 turn,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import final
 
 from torch import nn
 
-from frostline.callbacks.logs import logs_in
+from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
 from frostline.config import RunSettings
@@ -189,13 +189,13 @@ def fit(
         seconds = tuple(batch_size * each for each in session.planned.seconds_per_sample)
         compute = Compute(device, recipe.mixed)
         training = Training(session, compute, plain_step_seconds=seconds)
-        logs = logs_in(folder) if folder else ()
+        logs = folder and (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard))
         with _room_to_compile(settings):
             train_phases(
                 training,
                 pipelines,
                 task=task,
-                hooks=(saver, *logs, pipelines, *hooks),
+                hooks=(saver, *(logs or ()), pipelines, *hooks),
             )
         return _ended(training, saver, pipelines, folder)
 
@@ -320,6 +320,6 @@ def _write_result(
         "bytes": proof.nbytes,
         "fingerprint": str(proof.fingerprint),
     }
-    ended = [asdict(phase) for phase in phases]
+    ended = [phase.as_dict() for phase in phases]
     content = {"epoch": best.epoch, **best.validation.as_dict(), "frozen": frozen, "phases": ended}
     folder.write_result(content)

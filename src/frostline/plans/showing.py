@@ -19,7 +19,13 @@ def plan_table(phases: Sequence[Phase]) -> Table:
     """What trains when, for how long and how; one row for each phase."""
     columns = (Column("phase"), Column("trains"), Column("length"), Column("lr", "right"))
     rows = tuple(
-        (phase.label(number), _trains(phase), _length(phase), _lr(phase), _rest(phase))
+        (
+            phase.label(number),
+            _trains(phase),
+            _length(phase),
+            "default" if phase.lr is None else f"{phase.lr:g}",
+            ", ".join(_settings(phase)),
+        )
         for number, phase in enumerate(phases, start=1)
     )
     return Table((*columns, Column("settings")), rows)
@@ -77,22 +83,11 @@ def _until(until: Until) -> str:
         ends.append(f"{monitor} {until.target:g}")
     if until.patience is not None:
         by = f" by {until.min_change:g}" if until.min_change else ""
-        ends.append(f"{_counted(until.patience, 'epoch')} without a better {_bare(monitor)}{by}")
+        better = monitor.removeprefix("the ")
+        ends.append(f"{_counted(until.patience, 'epoch')} without a better {better}{by}")
     if until.minutes is not None:
         ends.append(f"{until.minutes:g} min")
     return " or ".join(ends)
-
-
-def _bare(monitor: str) -> str:
-    return monitor.removeprefix("the ")
-
-
-def _lr(phase: Phase) -> str:
-    return "default" if phase.lr is None else f"{phase.lr:g}"
-
-
-def _rest(phase: Phase) -> str:
-    return ", ".join(_settings(phase))
 
 
 def _settings(phase: Phase) -> Iterator[str]:

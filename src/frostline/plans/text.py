@@ -74,13 +74,9 @@ def _table(fields: Mapping[str, Any]) -> str:
 def _value(value: Any) -> str:
     """One value; a table on one line, so that a phase stays in one piece."""
     if isinstance(value, dict):
-        inner = (f"{_pair(key, entry)}" for key, entry in value.items())
+        inner = (tomli_w.dumps({key: entry}).strip() for key, entry in value.items())
         return f"{{ {', '.join(inner)} }}"
-    return _pair("value", value).removeprefix("value = ")
-
-
-def _pair(key: str, value: Any) -> str:
-    return tomli_w.dumps({key: value}).strip()
+    return tomli_w.dumps({"value": value}).strip().removeprefix("value = ")
 
 
 def _phase(number: int, table: Mapping[str, Any]) -> Phase:

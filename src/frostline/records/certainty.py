@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -26,6 +27,13 @@ def share_interval(hits: int, samples: int) -> tuple[float, float]:
     spread = _Z95 * math.sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
     low, high = ((middle + sign * spread) / (1 + z2 / samples) for sign in (-1, 1))
     return max(0.0, low), min(1.0, high)
+
+
+def accuracy_interval(metrics: Mapping[str, float], samples: int) -> tuple[float, float] | None:
+    """95 % interval of the accuracy among `metrics`; None where there is none."""
+    if "accuracy" not in metrics or not samples:
+        return None
+    return share_interval(round(metrics["accuracy"] * samples), samples)
 
 
 @final

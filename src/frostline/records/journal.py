@@ -10,12 +10,13 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
+from pydantic import TypeAdapter
 
 from frostline._files import json_checked, json_with_sum, write_text
 from frostline._version import __version__
@@ -146,15 +147,8 @@ def read_sessions(path: Path) -> tuple[RunPart, ...]:
     Raises:
         OSError, ValueError, KeyError, TypeError: the file is missing or damaged.
     """
-    return tuple(map(_part, json_checked(path.read_text(encoding="utf-8"))["sessions"]))
-
-
-def _part(content: dict[str, Any]) -> RunPart:
-    known = {field.name: content[field.name] for field in fields(RunPart)}
-    known["notices"] = tuple(map(str, known["notices"]))
-    names = [field.name for field in fields(PipelineFacts)]
-    known["fed"] = tuple(PipelineFacts(**{n: one[n] for n in names}) for one in known["fed"])
-    return RunPart(**known)
+    content = json_checked(path.read_text(encoding="utf-8"))["sessions"]
+    return TypeAdapter(tuple[RunPart, ...]).validate_python(content)
 
 
 def _device_words(device: torch.device) -> str:

@@ -287,7 +287,13 @@ class Session:
         return self.phase.lr_factor(self.position.phase_steps, self.steps_per_epoch)
 
     def after_step(self) -> None:
-        """Count an optimizer step."""
+        """Count an optimizer step.
+
+        Raises:
+            ConfigError: no phase was entered, or it was left.
+        """
+        if self._frozen is None or self._is_left:
+            raise ConfigError(f"a step was made in no phase, so it counts for none. {_ENTER}")
         at = self.position
         at.phase_steps += 1
         at.batches = self._batches = max(self._batches, at.batches + 1)
@@ -407,7 +413,7 @@ class Session:
         self.position = Position(
             **{**state["position"], "moved": tuple(state["position"]["moved"])}
         )
-        self._restored, self._random = state, state["random"]
+        self._restored, self._random, self._frozen = state, state["random"], None
         self._phase_best = dict(state["phase_best"])
         self._batches, self._is_left, self._clock = self.position.batches, False, None
 

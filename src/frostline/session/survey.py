@@ -10,14 +10,13 @@ from typing import final
 from torch import Tensor, nn
 
 from frostline.casting import cast_dtypes
-from frostline.deltas import all_tensors
+from frostline.deltas import all_tensors, saved_besides
 from frostline.errors import ConfigError, DriftError
 from frostline.fingerprints import Fingerprint, fingerprint_of
-from frostline.fingerprints.unlisted import saved_state
 from frostline.freezing import Frozen, Proof, freezes_kept, frozen_part, train_only
 from frostline.plans import Phase
 from frostline.plans.parts import naming, place_of
-from frostline.selectors import inventory, parse
+from frostline.selectors import parse
 
 
 def freeze_for(model: nn.Module, phases: Sequence[Phase], number: int) -> Frozen:
@@ -133,10 +132,4 @@ def _check_none_widens(model: nn.Module, trained: Sequence[str]) -> None:
 
 def _every_tensor(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under each of their names, and what modules save besides."""
-    stock = inventory(model)
-    root = stock.model
-    return {
-        **dict(root.named_parameters(remove_duplicate=False)),
-        **dict(root.named_buffers(remove_duplicate=False)),
-        **saved_state(stock.modules, {id(p) for p in root.parameters()}),
-    }
+    return {**all_tensors(model, every_name=True), **saved_besides(model)}

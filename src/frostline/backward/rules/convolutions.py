@@ -14,24 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frostline.backward.recomputing import (
-    Remake,
-    is_cheap,
-    keeping,
-    layout_only,
-    note,
-    outer_hooks,
-    products_of,
-)
-from frostline.backward.tensors import (
-    MemoryLayout,
-    Rules,
-    Settings,
-    is_cast,
-    is_large,
-    is_ordinary,
-    wants,
-)
+from frostline.backward.recomputing import Remake, is_cheap, keeping, layout_only, note, outer_hooks
+from frostline.backward.tensors import MemoryLayout, Rules, Settings, is_cast, may_spare, wants
 
 _aten = torch.ops.aten
 
@@ -46,7 +30,7 @@ def convolution(
     **named: Any,
 ) -> Tensor | None:
     """`torch.conv1d`, `torch.conv_transpose2d`, `torch.convolution` and so on."""
-    if wants(weight) or not is_ordinary(input, weight, bias) or not is_large(input, settings):
+    if wants(weight) or not may_spare(settings, input, weight, bias):
         return None
     if not input.dim() == weight.dim() > 2:
         return None
@@ -94,6 +78,6 @@ def _made_of_the_batch(
     It is not kept for that alone, or a frozen prefix would hold the inputs of many layers at once.
     """
     output = make(input, weight, bias)
-    if input.nbytes < output.nbytes and is_cheap(products_of(output, weight)):
+    if input.nbytes < output.nbytes and is_cheap(output, weight):
         note(output, make, weakref.ref(input), weight, *(() if bias is None else (bias,)))
     return output

@@ -25,6 +25,7 @@ from frostline.backward.tensors import (
     is_large,
     is_ordinary,
     is_spared,
+    may_be_overwritten,
     wants,
 )
 
@@ -41,7 +42,7 @@ def dropout(
     """`torch.nn.functional.dropout`."""
     if not training or not 0 < p < 1 or not is_spared(input, settings) or not is_dense(input):
         return None
-    if inplace and (input.is_leaf or input._is_view() or input.is_cuda):
+    if inplace and (input.is_cuda or not may_be_overwritten(input)):
         return None
     output: Tensor = _Dropout.apply(input, p, inplace)
     return output

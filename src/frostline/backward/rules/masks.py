@@ -28,7 +28,7 @@ from torch.autograd import Function
 
 from frostline.backward.bits import is_dense, pack_where, unpack
 from frostline.backward.recomputing import outer_hooks
-from frostline.backward.tensors import Rules, Settings, is_spared
+from frostline.backward.tensors import Rules, Settings, is_spared, may_be_overwritten
 
 _aten = torch.ops.aten
 _nn = torch._C._nn
@@ -55,21 +55,6 @@ class PiecewiseLinear:
     kernel: Any
     behind: tuple[Any, ...]
 
-    def back(self, grad: Tensor, kept: Tensor) -> Tensor:
-        """The gradient, from the whole output."""
-        found: Tensor = self.kernel.default(grad, kept, *self.behind)
-        return found
-
-    def back_from(self, grad: Tensor, mask: Tensor) -> Tensor:
-        """The gradient, from where it passes."""
-        # Numbers, not booleans: three times as fast in the kernels of the CPU.
-        passes = mask.to(grad.dtype)
-        # Written over where the result is laid out so in any case: PyTorch goes by both operands.
-        if passes.stride() != grad.stride() or torch.is_grad_enabled():
-            return self.back(grad, passes)
-        found: Tensor = self.kernel.grad_input(grad, passes, *self.behind, grad_input=passes)
-        return found
-
 
 def masked(
     function: PiecewiseLinear, settings: Settings, input: Tensor, inplace: bool = False
@@ -79,8 +64,8 @@ def masked(
         return None
     if not (function.keeps_output[inplace] or is_dense(input)):
         return None
-    if inplace and (input.is_leaf or input._is_view()):
-        return None  # an error of PyTorch's, or its own way of keeping views right
+    if inplace and not may_be_overwritten(input):
+        return None
     output: Tensor = _Masked.apply(input, function, inplace)
     return output
 
@@ -173,18 +158,26 @@ class _Masked(Function):
         alias = output.detach()
         ctx.save_for_backward(alias)
         ctx.strides = output.stride()
-        late = _may_pack_late(output)
-        ctx.packing = _LatePacking(output, alias, function.passes) if late else None
+        # Whoever repeats a forward compares what it keeps with the first, and bits must be laid
+        # out again: a checkpoint's alias, and one that is not dense, stay as they are.
+        hooks = outer_hooks()
+        is_repeated = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+        if is_dense(output) and not is_repeated:
+            ctx.packing = _LatePacking(output, alias, function.passes)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (saved,) = ctx.saved_tensors
-        function: PiecewiseLinear = ctx.function
+        (saved,), (grad,) = ctx.saved_tensors, grads
+        kernel, behind = ctx.function.kernel, ctx.function.behind
         if saved.dtype is not torch.uint8:  # not turned into bits
-            return function.back(grads[0], saved), None, None
-        mask = unpack(saved, ctx.sizes, ctx.strides)
-        return function.back_from(grads[0], mask), None, None
+            return kernel.default(grad, saved, *behind), None, None
+        # Numbers, not booleans: three times as fast in the kernels of the CPU.
+        passes = unpack(saved, ctx.sizes, ctx.strides).to(grad.dtype)
+        # Written over where the result is laid out so in any case: PyTorch goes by both operands.
+        if passes.stride() != grad.stride() or torch.is_grad_enabled():
+            return kernel.default(grad, passes, *behind), None, None
+        return kernel.grad_input(grad, passes, *behind, grad_input=passes), None, None
 
 
 @final
@@ -217,13 +210,6 @@ class _LatePacking:
         stream = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
         with torch._C.DisableTorchFunction(), torch.no_grad(), stream:
             alias.data = pack_where(self._passes, alias)
-
-
-def _may_pack_late(output: Tensor) -> bool:
-    """Whether bits of it could be laid out again, and nobody compares it with an earlier one."""
-    hooks = outer_hooks()
-    is_repeated = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
-    return is_dense(output) and not is_repeated
 
 
 def _died(reference: weakref.ref[_LatePacking]) -> None:

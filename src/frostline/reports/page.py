@@ -4,74 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import final
 
 from frostline.pages.charts import BESIDE, HEIGHT, Bar, LineChart, line_chart, upright_bars
-from frostline.pages.facts import ReportFacts
 from frostline.pages.rendering import render
 from frostline.records import EpochLine, PhaseRecord, ResultNotes
-from frostline.records.certainty import Calibration, calibration, share_interval
-from frostline.records.spending import Spending, is_plain, spending
+from frostline.records.certainty import Calibration, accuracy_interval, calibration
+from frostline.records.spending import is_plain, spending
+from frostline.reports.facts import ReportFacts
 from frostline.tasks import ClassMetrics, class_metrics, label
 
-MATRIX_CLASSES = 20  # a matrix of more is not read any more, and the pairs are listed instead
 _PAIRS = 20
 _TABLE_EPOCHS = 200
-_SHADES = 8
 _WORST_CLASSES = 30
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Cell:
-    count: int
-    shade: int  # 0 to 8 by its share of the row
-    is_hit: bool
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _ConfusedPair:
-    true: str
-    predicted: str
-    count: int
-    share: float
-
-
-def render_report(facts: ReportFacts) -> str:
-    """The report as one HTML page, below 5 MB for any run."""
-    records = facts.records
-    result = records.result or _from_predictions(facts)
-    spent = spending(records)
-    return render(
-        "report.html",
-        facts=facts,
-        records=records,
-        result=result,
-        interval=_interval(result),
-        best=records.best,
-        phases=_phases(facts),
-        charts=_charts(records.epochs, _phases(facts)),
-        epochs=_some(records.epochs),
-        trained=tuple(dict.fromkeys(name for line in records.epochs for name in line.train)),
-        validated=tuple(dict.fromkeys(n for line in records.epochs for n in line.validation)),
-        nan=math.nan,
-        matrix=_matrix(result),
-        pairs=_pairs(result),
-        classes=_worst_first(result),
-        calibration=_calibrated(facts),
-        reliability=_reliability(_calibrated(facts)),
-        spent=spent,
-        spent_words=SPENT_WORDS,
-        bars=_time_bars(spent),
-        is_plain=is_plain(records),
-        notices=tuple(dict.fromkeys(n for s in records.sessions for n in s.notices)),
-    )
-
-
-SPENT_WORDS = {
+_SPENT_WORDS = {
     "preparing": "Preparing: tracing the frost line, timing forms, looking up and writing features",
     "decode": "Decode: waiting for samples while features were computed",
     "prefix": "Prefix: computing the frozen part",
@@ -82,15 +28,34 @@ SPENT_WORDS = {
 }
 
 
-def _interval(result: ResultNotes | None) -> tuple[float, float] | None:
-    """Of the accuracy, 95 %."""
-    if result is None or not result.samples or "accuracy" not in result.metrics:
-        return None
-    return share_interval(round(result.metrics["accuracy"] * result.samples), result.samples)
-
-
-def _phases(facts: ReportFacts) -> tuple[PhaseRecord, ...]:
-    return facts.records.result.phases if facts.records.result else ()
+def render_report(facts: ReportFacts) -> str:
+    """The report as one HTML page, below 5 MB for any run."""
+    records = facts.records
+    result = records.result or _from_predictions(facts)
+    found = calibration(records.judged) if records.judged else None
+    return render(
+        "report.html",
+        facts=facts,
+        records=records,
+        result=result,
+        interval=accuracy_interval(result.metrics, result.samples) if result else None,
+        best=records.best,
+        # Not by jinja's sum(attribute=...), which would first take the word for an index.
+        trained_nbytes=sum(tensor.nbytes for tensor in facts.trained.values()),
+        charts=_charts(records.epochs, records.result.phases if records.result else ()),
+        epochs=_some(records.epochs),
+        trained=tuple(dict.fromkeys(name for line in records.epochs for name in line.train)),
+        validated=tuple(dict.fromkeys(n for line in records.epochs for n in line.validation)),
+        nan=math.nan,
+        pairs=_confused_pairs(result) if result else (),
+        classes=_worst_first(result) if result else (),
+        calibration=found,
+        reliability=_reliability(found) if found else (),
+        spent=spending(records),
+        spent_words=_SPENT_WORDS,
+        is_plain=is_plain(records),
+        notices=tuple(dict.fromkeys(n for s in records.sessions for n in s.notices)),
+    )
 
 
 def _from_predictions(facts: ReportFacts) -> ResultNotes | None:
@@ -104,20 +69,17 @@ def _from_predictions(facts: ReportFacts) -> ResultNotes | None:
     return ResultNotes(best.epoch, best.validation, len(judged), per_class, counts)
 
 
-def _charts(
-    epochs: Sequence[EpochLine], phases: Sequence[PhaseRecord]
-) -> tuple[tuple[LineChart, tuple[tuple[str, str], ...]], ...]:
-    """Metrics and learning rate, each with its legend of style and name."""
+def _charts(epochs: Sequence[EpochLine], phases: Sequence[PhaseRecord]) -> list[LineChart]:
+    """Metrics and learning rate."""
     if not epochs:
-        return ()
+        return []
     numbers = [line.epoch for line in epochs]
     marks = _marks(epochs, phases)
     made = [line_chart(title, numbers, series, marks=marks) for title, series in _courses(epochs)]
     rates = [("highest", "a", [max(line.lrs) for line in epochs])]
     if any(len(line.lrs) > 1 for line in epochs):
         rates.append(("lowest", "b", [min(line.lrs) for line in epochs]))
-    made.append(line_chart("Learning rate", numbers, rates, marks=marks))
-    return tuple((chart, tuple((line.style, line.name) for line in chart.lines)) for chart in made)
+    return [*made, line_chart("Learning rate", numbers, rates, marks=marks)]
 
 
 def _courses(
@@ -171,50 +133,27 @@ def _some(epochs: Sequence[EpochLine]) -> tuple[EpochLine, ...]:
     )
 
 
-def _matrix(result: ResultNotes | None) -> tuple[tuple[_Cell, ...], ...]:
-    if result is None or len(result.confusion) > MATRIX_CLASSES:
-        return ()
-    return tuple(
-        tuple(
-            _Cell(count, math.ceil(_SHADES * count / (sum(row) or 1)), true == predicted)
-            for predicted, count in enumerate(row)
-        )
-        for true, row in enumerate(result.confusion)
-    )
-
-
-def _pairs(result: ResultNotes | None) -> tuple[_ConfusedPair, ...]:
-    """Which classes are most often taken for which others."""
-    if result is None:
-        return ()
+def _confused_pairs(result: ResultNotes) -> list[tuple[str, str, int, float]]:
+    """Which class is most often taken for which other, how often, and that share of the class."""
     names = [line.name for line in result.per_class]
     found = [
-        _ConfusedPair(names[true], names[predicted], count, count / sum(row))
+        (names[true], names[predicted], count, count / sum(row))
         for true, row in enumerate(result.confusion)
         for predicted, count in enumerate(row)
         if count and true != predicted
     ]
-    return tuple(sorted(found, key=lambda p: (-p.count, -p.share, p.true, p.predicted))[:_PAIRS])
+    return sorted(found, key=lambda pair: (-pair[2], -pair[3], *pair[:2]))[:_PAIRS]
 
 
-def _worst_first(result: ResultNotes | None) -> tuple[ClassMetrics, ...]:
+def _worst_first(result: ResultNotes) -> tuple[ClassMetrics, ...]:
     """All classes in their order; of many, the worst ones first."""
-    if result is None:
-        return ()
     if len(result.per_class) <= _WORST_CLASSES:
         return result.per_class
     return tuple(sorted(result.per_class, key=lambda line: (line.f1, line.name)))
 
 
-def _calibrated(facts: ReportFacts) -> Calibration | None:
-    judged = facts.records.judged
-    return None if judged is None else calibration(judged)
-
-
-def _reliability(found: Calibration | None) -> tuple[tuple[Bar, ...], tuple[Bar, ...]]:
+def _reliability(found: Calibration) -> tuple[tuple[Bar, ...], tuple[Bar, ...]]:
     """Bars of accuracy, and below them how many samples there are."""
-    if found is None:
-        return (), ()
     most = max(part.samples for part in found.bins)
     texts = [
         f"{part.low:.2f} to {part.high:.2f}: {part.samples} samples, mean probability "
@@ -226,11 +165,3 @@ def _reliability(found: Calibration | None) -> tuple[tuple[Bar, ...], tuple[Bar,
         [part.samples / most for part in found.bins], texts, top=HEIGHT - 48, bottom=HEIGHT - 20
     )
     return above, below
-
-
-def _time_bars(spent: Spending | None) -> tuple[tuple[str, float, float], ...]:
-    """Name, seconds and width of each part of the time."""
-    if spent is None:
-        return ()
-    most = max(seconds for _, seconds in spent.parts) or 1.0
-    return tuple((name, seconds, round(100 * seconds / most, 1)) for name, seconds in spent.parts)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final
+
+from torch import Tensor
 
 from frostline.records import RunRecords
 
@@ -25,25 +28,6 @@ class Promise:
     words: str
     checks: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class FrozenPart:
-    """Tensors that stayed frozen throughout, under one module."""
-
-    module: str
-    tensors: int
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A tensor that the delta holds."""
-
-    name: str
-    shape: str
-    nbytes: int
 
 
 @final
@@ -77,7 +61,8 @@ class ReportFacts:
         made: when this report was made, for people.
         settings: what was asked, as word and value.
         freezing: how the frozen part was chosen, in words.
-        frozen: what stayed frozen in all phases, by module; frozen_nbytes where it is known.
+        frozen: how many tensors stayed frozen in all phases, by module.
+        trained: what the delta holds, by name.
         pictures_in: the folder that names of pictures are below of; empty where they are whole.
         repeat: a command line that trains this run again; empty where there is none.
         use: command lines and Python lines that use the model.
@@ -91,8 +76,8 @@ class ReportFacts:
     freezing: tuple[str, ...]
     promise: Promise
     records: RunRecords
-    frozen: tuple[FrozenPart, ...]
-    trained: tuple[Trained, ...]
+    frozen: Mapping[str, int]
+    trained: Mapping[str, Tensor]
     pictures_in: str
     mistakes: tuple[Shown, ...]
     doubts: tuple[Shown, ...]
@@ -100,11 +85,3 @@ class ReportFacts:
     repeat_notes: tuple[str, ...]
     use_shell: str
     use_python: str
-
-    @property
-    def frozen_tensors(self) -> int:
-        return sum(part.tensors for part in self.frozen)
-
-    @property
-    def trained_nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.trained)

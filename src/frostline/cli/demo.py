@@ -81,13 +81,9 @@ def demo() -> None:
 
 def put_new_head(network: nn.Module) -> None:
     """A head for 10 digits, the same each time, so that the demo repeats."""
-    import torch
+    from frostline.models import put_head
 
-    from frostline.models import replace_classifier
-
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        replace_classifier(network, classes=10, path=_HEAD)
+    put_head(network, classes=10, seed=0)
 
 
 def _dataset(folder: Path, preprocessing: Preprocessing) -> ImageDataset:

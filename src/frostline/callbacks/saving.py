@@ -211,7 +211,12 @@ def _restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics)
     refusals: list[ConfigError | CorruptDelta] = []
     for file in (folder.last, *folder.earlier_ones()):
         try:
-            _check_plan(file, plan)
+            if read_delta(file).about.get("plan", "") != plan:
+                raise ConfigError(
+                    f"cannot resume by another plan: {file} was trained by the one in its notes, "
+                    "and run.toml or the plan given says another. Restore it, or start a new run "
+                    "with another --out."
+                )
             _restore_from(training, folder, file, like)
         except (ConfigError, CorruptDelta) as error:
             refusals.append(error)
@@ -264,12 +269,3 @@ def _check_state(file: Path) -> None:
         with ZipFile(file) as records:
             if (damaged := records.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} is not that of its content")
-
-
-def _check_plan(file: Path, plan: str) -> None:
-    if read_delta(file).about.get("plan", "") != plan:
-        raise ConfigError(
-            f"cannot resume by another plan: {file} was trained by the one in its notes, and "
-            "run.toml or the plan given says another. Restore it, or start a new run with another "
-            "--out."
-        )

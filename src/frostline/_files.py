@@ -67,6 +67,16 @@ def check_replaceable(path: Path) -> None:
             raise OutputError(f"{path} is {what}, so it was not overwritten. Name a file to write.")
 
 
+def check_new(path: Path) -> None:
+    """Make sure that nothing stands at `path` yet, where nothing may be overwritten.
+
+    Raises:
+        OutputError: something does.
+    """
+    if path.exists() or path.is_symlink():
+        raise OutputError(f"{path} is there already. Choose another --out, or remove it first.")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all.
 

@@ -176,7 +176,7 @@ class Saver(Hook):
             **training.session.state_dict(),
             # A loss can be infinite, which this writes as Infinity.
             "progress": f"[{json.dumps(asdict(sums))}, [{', '.join(self._records)}], "
-            f"{json.dumps([asdict(record) for record in training.phase_history])}]",
+            f"{json.dumps([record.as_dict() for record in training.phase_history])}]",
             "scaler": training.compute.scaler.state_dict(),
         }
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from frostline.freezing.modes import adapts, is_held, is_random_in_training
-from frostline.selectors.norms import keeps_running_statistics
+from frostline.selectors.kinds import keeps_running_statistics
 
 # What layers of torch, torchvision and timm call their rate.
 _RATES = ("p", "drop_prob", "dropout", "drop_rate")

@@ -134,7 +134,7 @@ class Training:
                 plain_step_seconds=self.session.planned.step_seconds[at.phase],
                 ended=self.session.phase_end,
                 best_epoch=at.phase_best_epoch,
-                best_figure=at.phase_best_figure,
+                best_metric=at.phase_best_figure,
                 frozen=Proven(proof.tensors, proof.nbytes, str(proof.fingerprint)),
             )
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -220,7 +220,7 @@ def _ended(
             "bytes": proof.nbytes,
             "fingerprint": str(proof.fingerprint),
         }
-        ended = {"frozen": frozen, "phases": [asdict(phase) for phase in phases]}
+        ended = {"frozen": frozen, "phases": [phase.as_dict() for phase in phases]}
         folder.write_result({"epoch": best.epoch, **best.validation.as_dict(), **ended})
         pipelines.on_end()
         _write_report(folder, proof, pipelines)

@@ -78,7 +78,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optim
     """
     check_optimizer(optimizer)
     params = model_params(model)
-    groups = [optimizer.param_groups[at] for at in groups_of_model(optimizer.param_groups, params)]
+    groups = groups_of_model(optimizer.param_groups, params)
     shared, further = _beside_parameters(optimizer)
     states = keeper(optimizer).state
     parameters: dict[str, NamedParameter] = {}
@@ -132,7 +132,7 @@ def load_optimizer_state(
     _check_choices(missing, hyperparameters)
     check_optimizer(optimizer)
     params, groups = model_params(model), optimizer.param_groups
-    own = [groups[index] for index in groups_of_model(groups, params)]
+    own = groups_of_model(groups, params)
     _check_format(state, optimizer)
     shared, further = _beside_parameters(optimizer)
     if state["format"] == _FORMAT:

@@ -5,7 +5,6 @@ All that is to be done is computed and checked before anything is touched.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
@@ -26,10 +25,10 @@ from frostline.optimizer_sync.members import (
 from frostline.optimizer_sync.placing import (
     BaseAndDecay,
     Options,
-    base_of,
-    find_group,
-    has_rate,
+    alike,
+    has,
     has_rule,
+    highest,
     new_group,
     rates_of_trainable,
     scale_of,
@@ -122,30 +121,22 @@ def sync(
         "no_decay": no_decay,
     }
     options = cast("Options", {key: value for key, value in said.items() if value is not None})
-    return _made(optimizer, _planned(optimizer, model, schedulers, as_synced(kept), options), model)
+    changes = _planned(optimizer, model, schedulers, as_synced(kept), options)
+    return _made(optimizer, changes, model)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Changes:
-    """What is to be done.
-
-    Attributes:
-        leavers, joiners: those that leave and join, each with the index of its group, counted
-            through old and new ones.
-        new_groups: those to append, filled.
-        scheduler_values: what the schedulers are to know of the new groups.
-        outgrown: those in the optimizer whose state is of another shape than theirs.
-        first_states: what joiners and outgrown begin with; None where the optimizer makes it at
-            the first step.
-    """
+    """What is to be done."""
 
     params: ModelParams
-    leavers: list[tuple[Entry, int]]
-    joiners: list[tuple[Entry, int]]
-    new_groups: list[Group]
-    scheduler_values: list[NewValues]
-    outgrown: list[Entry]
+    leavers: list[tuple[Entry, int]]  # each with the index of its group
+    joiners: list[tuple[Entry, Group]]  # the group is a new one, or was there before
+    new_groups: list[Group]  # to append, filled
+    scheduler_values: list[NewValues]  # what the schedulers are to know of the new groups
+    outgrown: list[Entry]  # those in the optimizer whose state is of another shape than theirs
+    # What joiners and outgrown begin with; None where the optimizer makes it at the first step.
     first_states: dict[Tensor, State | None]
 
 
@@ -164,21 +155,23 @@ def _planned(
             "Thaw something before the sync: fl.thaw(model, ...) or fl.train_only(model, ...)."
         )
     own = groups_of_model(groups, params)
-    reference = max(own, key=lambda i: base_of(groups[i]) if has_rate(groups[i]) else -math.inf)
     inside = {id(parameter) for group in groups for parameter in group["params"]}
     joining = [e for key, e in params.by_id.items() if e.tensor.requires_grad and key not in inside]
     _check_can_begin(optimizer, joining, kept.states)
-    wanted = rates_of_trainable(model, groups, own, reference, options) if joining else {}
-    former_groups = {} if options else kept.groups
-    joiners, fresh = _group_indices(optimizer, own, reference, joining, wanted, former_groups)
-    new, scheduler_values = _new_groups(optimizer, schedulers, reference, fresh, options)
+    due = rates_of_trainable(model, own, options) if joining else {}
+    found = _groups_found(optimizer, own, joining, due, {} if options else kept.groups)
+    fresh = list(dict.fromkeys(due[key] for key, group in found.items() if group is None))
+    new, scheduler_values = _new_groups(optimizer, schedulers, highest(own), fresh, options)
+    joiners: list[tuple[Entry, Group]] = []
     first_states: dict[Tensor, State | None] = {}
-    for entry, index in joiners:
-        group = [*groups, *new][index]
+    for entry in joining:
+        there = found[id(entry.tensor)]
+        group = there or new[fresh.index(due[id(entry.tensor)])]
         # For a new group, what the one that it is made after holds is what there is to compare.
-        beside = group if index < len(groups) else groups[reference]
+        beside = there or highest(own)
         first_states[entry.tensor] = _first_state(optimizer, entry, group, beside, kept)
-        if index >= len(groups):
+        joiners.append((entry, group))
+        if there is None:
             _join(group, entry)
     held = [(e, index) for index, group in enumerate(groups) for e in params.of_group(group)]
     leavers = [(entry, index) for entry, index in held if not entry.tensor.requires_grad]
@@ -209,59 +202,43 @@ def _check_can_begin(
         )
 
 
-def _group_indices(
+def _groups_found(
     optimizer: torch.optim.Optimizer,
-    own: tuple[int, ...],
-    reference: int,
+    own: list[Group],
     joining: list[Entry],
-    wanted: Mapping[int, BaseAndDecay],
+    due: Mapping[int, BaseAndDecay],
     former: Mapping[str, int],
-) -> tuple[list[tuple[Entry, int]], list[BaseAndDecay]]:
-    """Each joiner with the index of its group, and what the groups to be made are to have.
-
-    Args:
-        former: name -> the group that it left, where nothing else was said.
-    """
-    groups = optimizer.param_groups
-    like = groups[reference]
-    rule = like.get("rule")
-    vacant = [i for i, g in enumerate(groups) if not g["params"] and g.get("rule") == rule]
-    candidates = sorted({*own, *vacant})
-    joiners: list[tuple[Entry, int]] = []
-    fresh: list[BaseAndDecay] = []
+) -> dict[int, Group | None]:
+    """The group of each joiner, by `id()`: its former one, or one that fits; None if neither."""
+    like, groups = highest(own), optimizer.param_groups
+    vacant = (g for g in groups if not g["params"] and g.get("rule") == like.get("rule"))
+    its = {id(group) for group in (*own, *vacant)}
+    candidates = {index: group for index, group in enumerate(groups) if id(group) in its}
+    fitting = [g for g in candidates.values() if alike(g, like, optimizer.defaults)]
+    found: dict[int, Group | None] = {}
     for entry in joining:
-        due = wanted[id(entry.tensor)]
-        index: int | None = former.get(entry.name, -1)
-        if index not in candidates or has_rule(like):
-            index = find_group(optimizer, candidates, like, due)
-        if index is None:
-            if due not in fresh:
-                fresh.append(due)
-            index = len(groups) + fresh.index(due)
-        joiners.append((entry, index))
-    return joiners, fresh
+        left = None if has_rule(like) else candidates.get(former.get(entry.name, -1))
+        wanted = due[id(entry.tensor)]
+        found[id(entry.tensor)] = left or next((g for g in fitting if has(g, wanted)), None)
+    return found
 
 
 def _new_groups(
     optimizer: torch.optim.Optimizer,
     schedulers: Sequence[Scheduler],
-    reference: int,
+    like: Group,
     fresh: list[BaseAndDecay],
     options: Options,
 ) -> tuple[list[Group], list[NewValues]]:
     """The groups to append, and what the schedulers are to know of them."""
     if not fresh:
         return [], []
-    like = optimizer.param_groups[reference]
-    schedules = check_schedules(optimizer, schedulers, reference)
+    schedules = check_schedules(optimizer, schedulers, like)
     if "lr" in options:
         check_plateaus(schedulers, like)
     scales = [scale_of(like, due) for due in fresh]
-    groups = [
-        new_group(like, due, schedules.present_lr(scale))
-        for due, scale in zip(fresh, scales, strict=True)
-    ]
-    return groups, schedules.new_values(scales)
+    made = zip(fresh, map(schedules.present_lr, scales), strict=True)
+    return [new_group(like, due, lr) for due, lr in made], schedules.new_values(scales)
 
 
 def _first_state(
@@ -285,18 +262,24 @@ def _first_state(
 
 def _check_first_steps(optimizer: torch.optim.Optimizer, changes: _Changes) -> None:
     """See to it that who begins in a group gets a whole first step beside those who go on."""
-    groups, states = optimizer.param_groups, {**keeper(optimizer).state, **changes.first_states}
-    for index, group in enumerate([*groups, *changes.new_groups]):
-        due = [parameter for parameter in group["params"] if parameter.requires_grad]
-        due += [entry.tensor for entry, at in changes.joiners if at == index < len(groups)]
-        if changes.params.of_group({"params": [*group["params"], *due]}):
-            check_even(optimizer, group, [states.get(parameter) or {} for parameter in due])
+    states = {**keeper(optimizer).state, **changes.first_states}
+    for group in (*optimizer.param_groups, *changes.new_groups):
+        joining = [entry.tensor for entry, its in changes.joiners if its is group]
+        if changes.params.of_group(group) or joining:
+            stay = [p for p in group["params"] if p.requires_grad]
+            due = {id(p): states.get(p) or {} for p in (*stay, *joining)}
+            check_even(optimizer, group, list(due.values()))
 
 
 def _made(optimizer: torch.optim.Optimizer, changes: _Changes, model: nn.Module) -> Synced:
     """Make the changes."""
-    before = len(optimizer.param_groups)
-    _append(optimizer, changes.new_groups)
+    before = list(optimizer.param_groups)
+    try:
+        for group in changes.new_groups:
+            optimizer.add_param_group(group)
+    except Exception:
+        optimizer.param_groups[:] = before  # none stays if it refuses one
+        raise
     for scheduler, values in changes.scheduler_values:
         vars(scheduler).update(values)
     for entry in changes.outgrown:
@@ -309,9 +292,9 @@ def _made(optimizer: torch.optim.Optimizer, changes: _Changes, model: nn.Module)
         if state is not None:
             states[parameter] = state
     left, formers = _let_go(optimizer, changes)
-    for entry, index in changes.joiners:
-        if index < before:
-            _join(optimizer.param_groups[index], entry)
+    for entry, group in changes.joiners:
+        if any(group is one for one in before):
+            _join(group, entry)
     for group in optimizer.param_groups:
         if changes.params.of_group(group):
             even_out(optimizer, group)
@@ -327,24 +310,12 @@ def _made(optimizer: torch.optim.Optimizer, changes: _Changes, model: nn.Module)
     )
 
 
-def _append(optimizer: torch.optim.Optimizer, groups: list[Group]) -> None:
-    """Add the groups by `add_param_group`; none stays if it refuses one."""
-    before = len(optimizer.param_groups)
-    try:
-        for group in groups:
-            optimizer.add_param_group(group)
-    except Exception:
-        del optimizer.param_groups[before:]
-        raise
-
-
 def _let_go(
     optimizer: torch.optim.Optimizer, changes: _Changes
 ) -> tuple[dict[str, State], dict[str, Former]]:
     """Take out what leaves, and the gradient and state of all that is frozen; gives the states."""
     gone = {id(entry.tensor) for entry, _ in changes.leavers}
-    for index in {index for _, index in changes.leavers}:
-        group = optimizer.param_groups[index]
+    for group in optimizer.param_groups:
         stays = [id(parameter) not in gone for parameter in group["params"]]
         for key in group.keys() & {"params", "param_names"}:  # the lists stay the same objects
             group[key][:] = [thing for thing, stay in zip(group[key], stays, strict=True) if stay]

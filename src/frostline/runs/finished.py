@@ -159,7 +159,7 @@ class FinishedRun:
         images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
         if not images.samples:
             raise DataError(f"{data} has no picture left to evaluate on. Point at other data.")
-        seen = self.folder.read_trained_on()
+        seen = set(self.folder.read_trained_on())
         notes = [f"left out: {error}" for error in broken.values()]
         if known := sum(1 for digest in digests.values() if digest in seen):
             notes.append(

@@ -83,9 +83,9 @@ class Prepared:
             raise
 
     def _check_same(
-        self, folder: RunFolder, part: str, before: frozenset[str], now: Iterable[str]
+        self, folder: RunFolder, part: str, before: Iterable[str], now: Iterable[str]
     ) -> None:
-        if before and before != frozenset(now):
+        if before and set(before) != set(now):
             raise ConfigError(
                 f"cannot resume: the {part} pictures in {self.settings.data.path} are not those "
                 f"that {folder.root} began with. Restore them, or start a new run."

@@ -144,17 +144,13 @@ def make_optimizer(groups: Sequence[ParamGroup | Group], recipe: Recipe) -> torc
 
 def _move_to_rates(optimizer: torch.optim.Optimizer, model: nn.Module, options: Group) -> None:
     """Give those who stayed the rates that joiners get; a group whose members differ is split."""
-    own, groups = {id(parameter) for parameter in model.parameters()}, optimizer.param_groups
-    numbers = [
-        number
-        for number, group in enumerate(groups)
-        if has_rate(group) and any(id(p) in own for p in group["params"])
-    ]
-    if not numbers:
+    own = {id(parameter) for parameter in model.parameters()}
+    rated = [group for group in optimizer.param_groups if has_rate(group)]
+    groups = [group for group in rated if any(id(p) in own for p in group["params"])]
+    if not groups:
         return
-    highest = max(numbers, key=lambda number: base_of(groups[number]))
-    due = rates_of_trainable(model, groups, tuple(numbers), highest, options)  # type: ignore[arg-type]  # keys of Options
-    for group in [groups[number] for number in numbers]:
+    due = rates_of_trainable(model, groups, options)  # type: ignore[arg-type]  # keys of Options
+    for group in groups:
         parts: dict[BaseAndDecay | None, set[int]] = {}
         for parameter in group["params"]:
             parts.setdefault(due.get(id(parameter)), set()).add(id(parameter))

@@ -112,7 +112,11 @@ class Saver(Hook):
         content = self._content(training)
         if is_best:
             self._best = self._moment(training, content, state=False)
-            self._judge(training)
+            found = training.found
+            if self._folder is not None and found is not None and self._task.classes:
+                self._judged = judged_of(
+                    found.outputs, found.targets, names=found.names, epoch=training.position.epochs
+                )
         if self._folder is not None:
             # Copies: an interrupt comes within a later epoch, when weights have moved on.
             self._last = self._moment(training, content)
@@ -140,12 +144,6 @@ class Saver(Hook):
             load_delta(model, self._folder.best)
         elif self._best is not None:
             put_tensors(model, self._best.content)
-
-    def _judge(self, training: Training) -> None:
-        found = training.found
-        if self._folder is not None and found is not None and self._task.classes:
-            epoch = training.position.epochs
-            self._judged = judged_of(found.outputs, found.targets, names=found.names, epoch=epoch)
 
     @property
     def _is_due(self) -> bool:

@@ -71,7 +71,7 @@ class RunReport:
     Attributes:
         name: the run folder's.
         made: when this report was made, for people.
-        settings: what was asked, as word and value.
+        settings: what was asked, by the setting's word.
         freezing: how the frozen part was chosen, in words.
         frozen: how many tensors stayed frozen in all phases, by module.
         trained: what the delta holds, by name.
@@ -84,7 +84,7 @@ class RunReport:
     folder: str
     made: str
     classes: tuple[str, ...]
-    settings: tuple[tuple[str, str], ...]
+    settings: Mapping[str, str]
     freezing: tuple[str, ...]
     promise: Promise
     records: RunRecords

@@ -87,10 +87,11 @@ def visible(text: str) -> str:
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def columns(*headings: str, left: int = 1) -> tuple[Column, ...]:
-    """Columns of these headings: the first `left` stand to the left, numbers to the right."""
+def columns(*headings: str, left: int = 1, right: int | None = None) -> tuple[Column, ...]:
+    """Columns of these headings: `left` of words, `right` of numbers or all others, then words."""
+    numbers = range(left, len(headings) if right is None else left + right)
     return tuple(
-        Column(heading, "left" if place < left else "right")
+        Column(heading, "right" if place in numbers else "left")
         for place, heading in enumerate(headings)
     )
 

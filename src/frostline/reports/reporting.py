@@ -228,10 +228,10 @@ def flat_settings(settings: RunSettings) -> dict[str, str]:
     content["data"]["classes"] = f"{len(settings.data.classes)} classes"
     flat: dict[str, object] = {}
     for section, values in content.items():
-        is_table = isinstance(values, dict)
-        flat |= (
-            {f"{section}.{key}": v for key, v in values.items()} if is_table else {section: values}
-        )
+        if isinstance(values, dict):
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
+        else:
+            flat[section] = values
     shown = {
         word: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         for word, value in flat.items()

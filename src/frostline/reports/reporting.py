@@ -104,22 +104,21 @@ def promise_at_end(proof: Proof) -> Promise:
 def read_fitting(folder: RunFolder, settings: RunSettings) -> RunRecords:
     """A run's records, without predictions of other classes or of another than the best epoch."""
     records, classes = read_records(folder), len(settings.data.classes)
+    judged, best, file = records.judged, records.best, "best/predictions.safetensors"
     if not classes:  # of a task that has none, of which no predictions are kept
-        file = str(folder.predictions.relative_to(folder.root))
         lacks = tuple(line for line in records.lacks if not line.startswith(file))
         return replace(records, judged=None, lacks=lacks)
-    judged, best = records.judged, records.best
     if judged is None:
         return records
-    highest = max(int(judged.ranked.max()), int(judged.targets.max()))
-    if highest < classes and (best is None or best.epoch == judged.epoch):
+    if max(int(judged.ranked.max()), int(judged.targets.max())) >= classes:
+        why = f"{file} is of other classes than the run's, and is not used."
+    elif best is not None and best.epoch != judged.epoch:
+        why = (
+            f"{file} is of epoch {judged.epoch}, not of the best one: nothing is known of single "
+            "validation samples."
+        )
+    else:
         return records
-    why = (
-        f"best/predictions.safetensors is of epoch {judged.epoch}, not of the best one: nothing is "
-        "known of single validation samples."
-        if highest < classes
-        else "best/predictions.safetensors is of other classes than the run's, and is not used."
-    )
     return replace(records, judged=None, lacks=(*records.lacks, why))
 
 

@@ -118,7 +118,7 @@ def _column_widths(
     cells = [
         (column.heading, *(row[number] for row in rows)) for number, column in enumerate(columns)
     ]
-    natural, words, names = (
+    widths, words, names = (
         [max(_longest_part(cell, breaks) for cell in own) for own in cells]
         for breaks in ((), _BREAKS[:1], _BREAKS)
     )
@@ -126,20 +126,13 @@ def _column_widths(
         least if column.justify == "right" else 1
         for column, least in zip(columns, names, strict=True)
     ]
-    widths = natural
     for least in (words, names, numbers, [1] * len(columns)):
-        widths = _shrunk(widths, least, room)
+        while sum(widths) > room:
+            slack = [(width, n) for n, width in enumerate(widths) if width > least[n]]
+            if not slack:
+                break
+            widths[max(slack)[1]] -= 1
     return widths
-
-
-def _shrunk(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
-    found = list(widths)
-    while sum(found) > room:
-        slack = [(width, n) for n, width in enumerate(found) if width > least[n]]
-        if not slack:
-            break
-        found[max(slack)[1]] -= 1
-    return found
 
 
 def _longest_part(text: str, breaks: Sequence[re.Pattern[str]]) -> int:

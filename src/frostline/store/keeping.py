@@ -19,7 +19,7 @@ from frostline.store.layout import header_fits, value_name
 from frostline.store.manifest import read_manifest
 from frostline.store.records import unit_totals
 from frostline.store.removal import folder_bytes, used_at
-from frostline.tables import Column, Table
+from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_count
 
 _SHOWN_PARTS: Final = 20
@@ -107,13 +107,7 @@ def find_damage(folder: Path) -> Iterator[Damage]:
 
 def stored_table(stored: Sequence[Stored]) -> Table:
     """What a store holds, as a table."""
-    columns = (
-        Column("Key"),
-        Column("Rows", "right"),
-        Column("Size", "right"),
-        Column("Last used"),
-        Column("Holds"),
-    )
+    heads = columns("Key", "Rows", "Size", "Last used", "Holds", right=2)
     rows = tuple(
         (
             entry.digest[:12],
@@ -125,7 +119,7 @@ def stored_table(stored: Sequence[Stored]) -> Table:
         for entry in stored
     )
     total = sum(entry.nbytes for entry in stored)
-    return Table(columns, rows, notes=(f"{len(rows)} keys, {format_bytes(total)}",))
+    return Table(heads, rows, notes=(f"{len(rows)} keys, {format_bytes(total)}",))
 
 
 def _look_into(folder: Path) -> Catalogue | str:

@@ -65,6 +65,11 @@ def check(model: nn.Module, inputs: Tensor, run: Run | None = None) -> tuple[int
     return plain.saved, leaned.saved
 
 
+def is_on() -> bool:
+    """Whether anything stands between this thread's calls and torch: lean does in a forward."""
+    return bool(torch._C._len_torch_function_stack())
+
+
 def same(left: Iterable[Tensor | None], right: Iterable[Tensor | None]) -> bool:
     return all(
         a is b if a is None or b is None else torch.equal(a, b) and a.dtype == b.dtype

@@ -127,11 +127,6 @@ def is_lean(module: nn.Module) -> bool:
     return any(isinstance(one, Enter | Fused) for one in ours)
 
 
-def is_on() -> bool:
-    """Whether rules apply in this thread now: a leaned module's forward is running."""
-    return bool(_thread.entries)
-
-
 class _Entry(NamedTuple):
     module: nn.Module
     outer: object  # the saved-tensor hooks that it was entered under

@@ -111,7 +111,7 @@ def _checkup(subject: Subject) -> Checkup:
         why = "they can neither be frozen nor given to an optimizer before the first call"
         seen = enumerated(shapeless, "parameter", "without a shape yet")
         return Checkup((Finding("lazy-module", "error", seen, why, fix, shapeless),))
-    with freezes_kept(subject.root) if subject.asks else nullcontext():
+    with freezes_kept(subject.root) if subject.asked or subject.plan else nullcontext():
         try:
             _freeze_as_asked(subject)
         except FreezeError as refusal:

@@ -9,7 +9,6 @@ import typer
 
 from frostline.choices import Snapshot
 from frostline.cli import _options as options
-from frostline.units import format_bytes
 
 
 def merge(

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from frostline.backward.bits import is_dense
-from frostline.backward.tensors import MemoryLayout
+from frostline.backward.tensors import Layout, memory_of
 
 T = TypeVar("T")
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
@@ -45,7 +45,7 @@ class Remake(NamedTuple):
 
     make: Callable[..., Tensor]
     sources: tuple[Tensor, ...]
-    layout: MemoryLayout
+    layout: Layout
 
 
 Choose = Callable[[Tensor], Remake | None]
@@ -53,7 +53,7 @@ Choose = Callable[[Tensor], Remake | None]
 
 def layout_only(kept: Tensor) -> Remake:
     """For `keeping`, where the backward kernel goes by the layout of `kept` alone."""
-    layout = MemoryLayout(kept)
+    layout = Layout(kept)
     return Remake(layout.stand_in, (), layout)
 
 
@@ -64,10 +64,8 @@ def note(output: Tensor, make: Callable[..., Tensor], *sources: Source) -> None:
     """
     if output.nbytes != output.untyped_storage().nbytes() or not is_dense(output):
         return  # others may lie in the same memory
-    versions = _versions(output, *_present(sources))
-    origin = _Origin(
-        weakref.ref(output), make, sources, MemoryLayout(output), versions, outer_hooks()
-    )
+    versions, layout = _versions(output, *_present(sources)), Layout(output)
+    origin = _Origin(weakref.ref(output), make, sources, layout, versions, outer_pack())
     _running.origins[id(output)] = origin
 
 
@@ -109,12 +107,10 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     keeps_weight = func in _LINEAR and len(args) > 1 and not args[1].requires_grad
     if not _running.origins or func not in _KEEPERS or keeps_weight:
         return func(*args, **kwargs)
-    remakes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
+    remakes = _known((*args, *kwargs.values()))
     if not remakes:
         return func(*args, **kwargs)
-    return keeping(
-        lambda: func(*args, **kwargs), lambda kept: remakes.get(kept.untyped_storage()._cdata)
-    )
+    return keeping(partial(func, *args, **kwargs), lambda kept: remakes.get(memory_of(kept)))
 
 
 def keeping(run: Callable[[], T], choose: Choose) -> T:
@@ -142,13 +138,19 @@ def outer_hooks() -> Hooks | None:
     return found
 
 
+def outer_pack() -> object:
+    """What tells those hooks from others; None where there are none."""
+    hooks = outer_hooks()
+    return hooks and hooks[0]
+
+
 class _Origin(NamedTuple):
     output: weakref.ref[Tensor]
     make: Callable[..., Tensor]
     sources: tuple[Source, ...]
-    layout: MemoryLayout
+    layout: Layout
     versions: tuple[int, ...]
-    hooks: Hooks | None
+    outer: object
 
 
 class _Running(threading.local):
@@ -165,19 +167,19 @@ _products: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary
 _SMALL_PART = 1 / 25
 
 
-def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Remake]]:
-    hooks = outer_hooks()
+def _known(given: Iterable[Any]) -> dict[int, Remake]:
+    """By memory, since an operation may keep a view of what it is given."""
+    found = {}
     for value in given:
         origin = _running.origins.get(id(value))
-        output = origin and origin.output()
-        if origin is None or output is None or output is not value:
+        if origin is None or (output := origin.output()) is None or output is not value:
             continue
         sources = _present(origin.sources)
         # A checkpoint hands its function other tensor objects when it repeats it: what was made
         # outside of it counts in neither pass.
-        is_inside = (hooks and hooks[0]) is (origin.hooks and origin.hooks[0])
-        if is_inside and origin.versions == _versions(output, *sources):
-            yield output, Remake(origin.make, sources, origin.layout)
+        if origin.outer is outer_pack() and origin.versions == _versions(output, *sources):
+            found[memory_of(output)] = Remake(origin.make, sources, origin.layout)
+    return found
 
 
 def _present(sources: Iterable[Source]) -> tuple[Tensor, ...]:
@@ -196,7 +198,7 @@ def _replaced(kept: Tensor, remake: Remake | None, hooks: Hooks | None) -> Again
     if remake is None:
         return sources[0]
     make, layout = remake.make, remake.layout
-    view, offset = MemoryLayout(kept), kept.storage_offset()
+    view, offset = Layout(kept), kept.storage_offset()
 
     def again() -> Tensor:
         if not sources:

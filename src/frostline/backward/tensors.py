@@ -91,8 +91,13 @@ def is_cast(tensor: Tensor) -> bool:
     return torch.is_autocast_enabled(tensor.device.type)
 
 
+def memory_of(tensor: Tensor) -> int:
+    """What tells its memory from others; the same for all views of it."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 @final
-class MemoryLayout:
+class Layout:
     """Sizes, strides and type of a tensor that is not kept."""
 
     __slots__ = ("device", "dtype", "sizes", "strides")

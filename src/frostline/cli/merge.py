@@ -9,7 +9,6 @@ import typer
 
 from frostline.choices import Snapshot
 from frostline.cli import _options as options
-from frostline.units import format_bytes
 
 
 def merge(
@@ -29,7 +28,8 @@ def merge(
 ) -> None:
     """Write the full state_dict of what was trained, for tools that know nothing of deltas."""
     from frostline.cli._terminal import show
-    from frostline.exports.merging import check_checkpoint_path, merged, write_state_dict
+    from frostline.exports import check_checkpoint_path, merged, write_state_dict
+    from frostline.units import format_bytes
 
     check_checkpoint_path(out)
     tensors = merged(source, base=base, which=which)

@@ -217,11 +217,7 @@ class GivenBatches:
 
 
 def as_pair(item: object, what: str) -> tuple[Any, Any]:
-    """`item` as (inputs, targets).
-
-    Raises:
-        DataError: it is no tuple or list of two; names `what` and what was found.
-    """
+    """`item` as (inputs, targets); what is no tuple or list of two is refused as `what`."""
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
     found = a_type(item)
@@ -304,12 +300,10 @@ def _refuse_one_shot(data: object, what: str) -> None:
 
 
 def _known_samples(data: object) -> int | None:
-    """Samples of an epoch as far as a DataLoader says."""
-    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+    """Samples of an epoch as far as a DataLoader says; of batches of the user's own it does not."""
+    if not isinstance(data, DataLoader):
         return None
-    if data.batch_size is None:  # batches come from the user's batch sampler or dataset
+    size, sampler = data.batch_size, data.sampler
+    if not size or not isinstance(sampler, Sized):
         return None
-    count = len(data.sampler) if isinstance(data.sampler, Sized) else None
-    if count is not None and data.drop_last:
-        count -= count % data.batch_size
-    return count
+    return len(sampler) - len(sampler) % size if data.drop_last else len(sampler)

@@ -1,4 +1,4 @@
-"""From a run's folder to its report: facts gathered, the page made and written."""
+"""From a run's folder to its report: all that it tells, gathered."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import final
 
 import torch
 from torch import Tensor
@@ -27,67 +26,15 @@ from frostline.errors import (
     ImageError,
 )
 from frostline.freezing import Proof, not_covered_text
-from frostline.pages.rendering import now_in_words, save_page
+from frostline.pages.rendering import now_in_words
 from frostline.records import RunFolder, RunRecords, read_records
-from frostline.records.certainty import calibration
-from frostline.records.spending import spending
-from frostline.reports.facts import Promise, ReportFacts, Shown
-from frostline.reports.page import render_report
 from frostline.reports.repeating import repeat_command, repeat_notes, use_command, use_python
+from frostline.reports.report import Promise, RunReport, Shown
 from frostline.units import format_bytes
 
 _PICTURES = 12
 _SIDE, _QUALITY = 128, 78  # pixels and JPEG quality of a picture: about 4 KB
 _MODULE_PARTS = 2  # of a tensor's name, by which frozen ones are counted
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class RunReport:
-    """A report that was made.
-
-    Attributes:
-        page: HTML, one file that needs no other.
-        facts: what it says.
-    """
-
-    page: str
-    facts: ReportFacts
-
-    @property
-    def promise(self) -> Promise:
-        """Whether what was to stay frozen did."""
-        return self.facts.promise
-
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the page, whole or not at all.
-
-        Raises:
-            OutputError: as `save_page`.
-        """
-        save_page(self.page, path, force=force)
-
-    def as_dict(self) -> dict[str, object]:
-        """Its numbers as plain data for JSON."""
-        records, promise = self.facts.records, self.promise
-        spent = spending(records)
-        best = records.best
-        return {
-            "run": self.facts.folder,
-            "promise": asdict(promise),
-            "epochs": len(records.epochs),
-            "best_epoch": best.epoch if best else None,
-            **(best.validation if best else {}),
-            "calibration_error": (
-                calibration(records.judged).expected_error if records.judged else None
-            ),
-            "seconds": {**spent.parts, "total": spent.total} if spent else None,
-            "plain_seconds": spent.plain if spent else None,
-            "delta_bytes": records.delta_bytes,
-            "warnings": records.data.findings if records.data else None,
-            "repeat": self.facts.repeat,
-            "lacks": records.lacks,
-        }
 
 
 def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> RunReport:
@@ -96,7 +43,7 @@ def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> R
     below = _folder_of(settings.data.path)
     mistakes, doubts = _samples(records, settings.data.classes, below)
     root = folder.root.resolve()
-    facts = ReportFacts(
+    return RunReport(
         name=root.name,
         folder=str(root),
         made=now_in_words(),
@@ -115,7 +62,6 @@ def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> R
         use_shell=use_command(settings, folder),
         use_python=use_python(settings, folder),
     )
-    return RunReport(render_report(facts), facts)
 
 
 def promise_of(verify: Callable[[], tuple[str, Sequence[str]]]) -> Promise:

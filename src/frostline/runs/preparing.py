@@ -63,8 +63,8 @@ class Prepared:
             for part in (splits.train, splits.val)
         )
         if resume:
-            self._check_same(folder.read_trained_on(), trained_on, "training", folder)
-            self._check_same(folder.read_validated_on(), validated_on, "validation", folder)
+            self._check_same(folder, "training", folder.read_trained_on(), trained_on)
+            self._check_same(folder, "validation", folder.read_validated_on(), validated_on)
         findings = tuple((one.level, one.code, one.message) for one in self.data.findings)
         notes = DataNotes(splits.how, splits.train.counts, splits.val.counts, findings)
         try:
@@ -87,9 +87,8 @@ class Prepared:
             raise
 
     def _check_same(
-        self, before: Iterable[str], now: Iterable[str], part: str, folder: RunFolder
+        self, folder: RunFolder, part: str, before: Iterable[str], now: Iterable[str]
     ) -> None:
-        """Make sure that a resumed run sees the pictures that it saw before."""
         if before and set(before) != set(now):
             raise ConfigError(
                 f"cannot resume: the {part} pictures in {self.settings.data.path} are not those "

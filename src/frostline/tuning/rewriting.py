@@ -65,9 +65,6 @@ def _is_born_float32(node: Node) -> bool:
 
 def _in_range(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     limit = torch.finfo(dtype).max
-    low, high = torch.aminmax(tensor) if tensor.numel() else (torch.zeros(()), torch.zeros(()))
-    if -limit <= float(low) and float(high) <= limit:
-        return tensor
     return torch.where(tensor.isfinite(), tensor.clamp(-limit, limit), tensor)
 
 

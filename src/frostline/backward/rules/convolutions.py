@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frostline.backward.recomputing import Remake, is_cheap, keeping, layout_only, note, outer_hooks
-from frostline.backward.tensors import MemoryLayout, Rules, Settings, is_cast, may_spare, wants
+from frostline.backward.recomputing import Remake, is_cheap, keeping, layout_only, note, outer_pack
+from frostline.backward.tensors import Layout, Rules, Settings, is_cast, may_spare, memory_of, wants
 
 _aten = torch.ops.aten
 
@@ -43,18 +43,18 @@ def convolution(
     if is_cast(weight) and weight.dtype is not torch.float64:
         # As autocast does it with a frozen one; done here to know the weight below.
         weight = weight.to(torch.get_autocast_dtype(weight.device.type))
-    own = weight.untyped_storage()._cdata
+    own = memory_of(weight)
 
     def choose(kept: Tensor) -> Remake | None:
-        return None if kept.untyped_storage()._cdata == own else layout_only(kept)
+        return None if memory_of(kept) == own else layout_only(kept)
 
     # The kernel goes by the input's layout alone where no gradient of the weight is wanted. Hooks
     # go on the input alone if they may, since weight casting puts its own on the weight.
-    if outer_hooks() is not None:
+    if outer_pack() is not None:
         return keeping(lambda: make(input, weight, bias), choose)
     output = make(input, weight, bias)
     node: Any = output.grad_fn
-    node._raw_saved_input.register_hooks(MemoryLayout, MemoryLayout.stand_in)
+    node._raw_saved_input.register_hooks(Layout, Layout.stand_in)
     return output
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from frostline.backward.recomputing import Remake, keeping, note
-from frostline.backward.tensors import MemoryLayout, Rules, Settings, is_cast, may_spare, wants
+from frostline.backward.tensors import Layout, Rules, Settings, is_cast, may_spare, memory_of, wants
 
 _aten = torch.ops.aten
 
@@ -121,21 +121,21 @@ def rms_norm(
     """`torch.nn.functional.rms_norm`: where it is a chain, the normed input follows from two."""
     if weight is None or not wants(weight) or not may_spare(settings, input, weight):
         return None
-    own = weight.untyped_storage()._cdata
     rows: list[Tensor] = []
     scales: list[Tensor] = []
 
+    # The chain keeps the input and the scale of each row, both twice, before the normed input.
     def choose(kept: Tensor) -> Remake | None:
-        if kept.untyped_storage()._cdata == own:
+        if memory_of(kept) == memory_of(weight):
             return None
         if kept.shape != input.shape:
             scales.append(kept)
             return None
         rows.append(kept)
         first = rows[0]
-        if kept.untyped_storage()._cdata == first.untyped_storage()._cdata or len(scales) != 2:
+        if memory_of(kept) == memory_of(first) or len(scales) != 2:
             return None
-        return Remake(torch.mul, (first, scales[0]), MemoryLayout(kept))
+        return Remake(torch.mul, (first, scales[0]), Layout(kept))
 
     return keeping(lambda: F.rms_norm(input, [*normalized_shape], weight, eps), choose)
 
@@ -154,7 +154,7 @@ class _GivenStatistics(Function):
     def forward(ctx: Any, input: Tensor, *given: Any) -> Tensor:
         weight, bias, mean, var, eps = given
         ctx.save_for_backward(weight, mean, var)
-        ctx.layout = MemoryLayout(input)
+        ctx.layout = Layout(input)
         ctx.eps = eps
         on = torch.backends.cudnn.enabled
         return torch.batch_norm(input, weight, bias, mean, var, False, 0.0, eps, on)
@@ -168,7 +168,7 @@ class _GivenStatistics(Function):
         else:
             # The kernel reads an input, for a gradient that nobody wants: it gets the one that is
             # in the cache anyway.
-            layout: MemoryLayout = ctx.layout
+            layout: Layout = ctx.layout
             read = grads[0] if layout.is_of(grads[0]) else layout.zeros()
             input_grad, _, bias_grad = _aten.native_batch_norm_backward.default(
                 grads[0], read, weight, mean, var, None, None, False, ctx.eps, wanted

@@ -72,7 +72,7 @@ class Summary:
                 Column("gradients"),
                 Column("mode"),
             ),
-            rows=tuple(_cells(row) for row in self.rows),
+            rows=tuple(map(_cells, self.rows)),
             notes=(
                 f"{format_count(total.trainable)} of {format_count(total.parameters)} parameters "
                 f"trainable ({share:.2%}), {format_bytes(total.nbytes)} in all",

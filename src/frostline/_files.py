@@ -67,6 +67,16 @@ def check_replaceable(path: Path) -> None:
             raise OutputError(f"{path} is {what}, so it was not overwritten. Name a file to write.")
 
 
+def check_new(path: Path) -> None:
+    """Make sure that nothing stands at `path` yet, where nothing may be overwritten.
+
+    Raises:
+        OutputError: something does.
+    """
+    if path.exists() or path.is_symlink():
+        raise OutputError(f"{path} is there already. Choose another --out, or remove it first.")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, whole or not at all.
 
@@ -320,7 +330,7 @@ def has_own_sum(path: Path) -> bool:
 def json_with_sum(content: Mapping[str, object]) -> str:
     """A JSON object with the checksum of its values, however they are laid out."""
     written = json.loads(json.dumps(content))
-    return json.dumps({**written, _KEY: _json_sum(written)}, indent=1)
+    return json.dumps({**written, _KEY: json_sum(written)}, indent=1)
 
 
 def json_checked(text: str) -> Any:
@@ -332,17 +342,13 @@ def json_checked(text: str) -> Any:
     content = json.loads(text)
     if isinstance(content, dict) and _KEY in content:
         written = content.pop(_KEY)
-        if written != _json_sum(content):
+        if written != json_sum(content):
             raise ValueError(_DIFFERS)
     return content
 
 
-def sum_of_texts(texts: Mapping[str, str]) -> str:
-    """The checksum of named texts, as of the header of a file of tensors."""
-    return _json_sum(dict(texts))
-
-
-def _json_sum(content: object) -> str:
+def json_sum(content: object) -> str:
+    """The checksum of plain data, as of the texts in the header of a file of tensors."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 

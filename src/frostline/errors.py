@@ -137,6 +137,12 @@ def one_line(error: BaseException, *, first: bool = False, named: bool = True) -
     return said if len(said) <= 240 else f"{said[:239]}…"
 
 
+def a_type(value: object) -> str:
+    """What `value` is, with its article: `an int`, `a Tensor`."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"  # most that begin with u are a user
+
+
 def nearest(word: str, known: Sequence[str], *, count: int = 3) -> list[str]:
     """The `count` entries of `known` that are spelt most like `word`, best first."""
     from difflib import SequenceMatcher

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from frostline._files import has_own_sum, keep_as
 from frostline._tensor_files import save_torch
-from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
+from frostline.deltas import delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import Hook, Sums, Training
 from frostline.errors import ConfigError, CorruptDelta, OutputError, one_line
 from frostline.records import EpochRecord, Judged, PhaseRecord, RunFolder, judged_of, write_judged
@@ -59,9 +59,6 @@ class Saver(Hook):
     Args:
         folder: where to; None keeps the best in memory alone.
         about: notes for every delta.
-        start: what will be trained, as it is before the run: a best epoch of an early phase has
-            the rest like that.
-        keep: how many of the last deltas and states stay, to go back to.
         task: of what classes predictions are kept for the report, if of any.
         like: metrics of this task, as which those of a resumed run are read.
     """
@@ -72,16 +69,14 @@ class Saver(Hook):
         about: Mapping[str, str],
         *,
         resume: bool,
-        start: Mapping[str, Tensor] | None = None,
-        keep: int = 1,
         task: Task,
         like: Metrics,
     ) -> None:
         self._folder = folder
         self._about = dict(about)
-        self._start = start or {}
+        # What will be trained, as before the run: a best epoch of an early phase has it like that.
+        self._start: Mapping[str, Tensor] = {}
         self._resume = resume
-        self._keep = keep
         self._task = task
         self._like = like
         self._records: list[str] = []  # of epochs, as JSON; written with each state
@@ -94,11 +89,13 @@ class Saver(Hook):
         self._written_at = time.monotonic()
 
     def on_start(self, training: Training) -> None:
-        self._training = training
+        self._training, session = training, training.session
+        if len(session.phases) > 1:
+            self._start = session.planned.copies(training.model)
         # A run that was killed before `last` was there has nothing to go on from, and begins.
         if self._resume and self._folder and self._folder.last.exists():
             plan = self._about.get("plan", "")
-            restore(training, self._folder, plan=plan, like=self._like)
+            _restore(training, self._folder, plan=plan, like=self._like)
             self._mark = training.position.mark
 
     def on_step(self, training: Training) -> None:
@@ -179,7 +176,7 @@ class Saver(Hook):
             **training.session.state_dict(),
             # A loss can be infinite, which this writes as Infinity.
             "progress": f"[{json.dumps(asdict(sums))}, [{', '.join(self._records)}], "
-            f"{json.dumps([asdict(record) for record in training.phase_history])}]",
+            f"{json.dumps([record.as_dict() for record in training.phase_history])}]",
             "scaler": training.compute.scaler.state_dict(),
         }
 
@@ -192,34 +189,24 @@ class Saver(Hook):
             with suppress(OutputError):  # a report can be had without; the run goes on
                 write_judged(self._judged, folder.predictions)
             self._judged = None
-        if self._best is not None:
-            self._save(training.model, folder.best, self._best)
+        if (best := self._best) is not None:
+            save_delta(training.model, folder.best, about=best.about, content=best.content)
             self._best = None
         save_torch(dict(last.state), folder.state(last.about["position"]), own_sum=True)
-        if self._keep > 1 and self._mark and folder.last.exists():
+        keep = training.session.recipe.keep  # how many of the last stay, to go back to
+        if keep > 1 and self._mark and folder.last.exists():
             keep_as(folder.last, folder.earlier(self._mark))
-        self._save(training.model, folder.last, last)
+        save_delta(training.model, folder.last, about=last.about, content=last.content)
         self._mark = last.about["position"]
-        folder.forget_old(self._mark, keep=self._keep)
+        folder.forget_old(self._mark, keep=keep)
         self._last, self._written_at = None, time.monotonic()
         self._wait_seconds = max(SAVE_SECONDS, _SHARE_OF_TIME * (self._written_at - start))
 
-    def _save(self, model: nn.Module, path: Path, moment: _Moment) -> None:
-        save_delta(model, path, about=moment.about, content=moment.content)
 
-
-def restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics) -> None:
+def _restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics) -> None:
     """Put the model and the position to where the run was last written; the optimizer follows.
 
     Where the last files are damaged and earlier ones were kept, those are taken.
-
-    Args:
-        plan: of the run, which must be the one that the deltas were trained by.
-        like: metrics of the run's task.
-
-    Raises:
-        ConfigError: there is nothing to go on from, or the plan is another one.
-        DeltaError: the last delta is damaged or belongs to another model.
     """
     refusals: list[ConfigError | CorruptDelta] = []
     for file in (folder.last, *folder.earlier_ones()):
@@ -235,7 +222,8 @@ def restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics) 
 
 def _restore_from(training: Training, folder: RunFolder, file: Path, like: Metrics) -> None:
     delta = load_delta(training.model, file)
-    state_file = folder.state(position_of(delta))
+    about = delta.about
+    state_file = folder.state(about.get("position") or about.get("epoch", ""))
     try:
         _check_state(state_file)
         state = torch.load(state_file, map_location="cpu", weights_only=True)
@@ -271,11 +259,7 @@ def _as_of_now(
 
 
 def _check_state(file: Path) -> None:
-    """Compare checksums, which `torch.load` does not; files of before have those of a zip alone.
-
-    Raises:
-        ValueError, BadZipFile: the file is not what was written.
-    """
+    """Compare checksums, which `torch.load` does not; files of before have those of a zip alone."""
     if not has_own_sum(file):
         with ZipFile(file) as records:
             if (damaged := records.testzip()) is not None:
@@ -289,8 +273,3 @@ def _check_plan(file: Path, plan: str) -> None:
             "run.toml or the plan given says another. Restore it, or start a new run with another "
             "--out."
         )
-
-
-def position_of(delta: Delta) -> str:
-    """Where in its run a delta was saved: `3` after three epochs, `3.17` 17 batches later."""
-    return delta.about.get("position") or delta.about.get("epoch", "")

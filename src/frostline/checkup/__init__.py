@@ -13,9 +13,8 @@ from torch.nn.parameter import is_lazy
 from frostline.calling import in_turn
 from frostline.checkup import data, distributed, gradients, modes, passes, selection, structure
 from frostline.checkup import optimizer as optimizers
-from frostline.checkup.checks import CRASHED, Check
 from frostline.checkup.findings import LEVELS, Checkup, Finding, Level, enumerated
-from frostline.checkup.subject import Preprocess, Subject
+from frostline.checkup.subject import CRASHED, Check, Preprocess, Subject
 from frostline.errors import ConfigError, FreezeError, SelectorError
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import freezes_kept, train_only
@@ -83,63 +82,53 @@ def doctor(
     check_alone(freeze=freeze, train=train, plan=plan)
     if not isinstance(model, nn.Module):
         raise SelectorError(f"the doctor looks at a torch.nn.Module, got {type(model).__name__}.")
-    subject = Subject(
-        model=model,
-        example=example,
-        targets=targets,
-        task=task_of(task),
-        optimizers=_optimizers(optimizer),
-        schedulers=tuple(schedulers),
-        classes=classes if classes is None or isinstance(classes, int) else len(classes),
-        freeze=None if freeze is None else as_selector(freeze),
-        train=None if train is None else as_selector(train),
-        plan=plan,
-        train_data=train_data,
-        val_data=val_data,
-        preprocessing=preprocessing,
-        weights_preprocessing=weights_preprocessing,
-    )
-    if shapeless := tuple(name for name, p in model.named_parameters() if is_lazy(p)):
-        return Checkup((_lazy_module(shapeless),))
-    given = {"example": example, "optimizer": optimizer, "train_data": train_data}
-    missing = tuple(name for name, value in given.items() if value is None)
-    worst_first = sorted(_findings(subject), key=lambda found: LEVELS.index(found.level))
-    return Checkup(tuple(worst_first), missing)
-
-
-def _lazy_module(names: tuple[str, ...]) -> Finding:
-    """Nothing else can be said of such a model."""
-    return Finding(
-        "lazy-module",
-        "error",
-        enumerated(names, "parameter", "without a shape yet"),
-        "they can neither be frozen nor given to an optimizer before the first call",
-        "model(example)  # one batch gives lazy modules their shapes",
-        names,
+    return _checkup(
+        Subject(
+            model=model,
+            example=example,
+            targets=targets,
+            task=task_of(task),
+            optimizers=_optimizers(optimizer),
+            schedulers=tuple(schedulers),
+            classes=classes if classes is None or isinstance(classes, int) else len(classes),
+            freeze=None if freeze is None else as_selector(freeze),
+            train=None if train is None else as_selector(train),
+            plan=plan,
+            train_data=train_data,
+            val_data=val_data,
+            preprocessing=preprocessing,
+            weights_preprocessing=weights_preprocessing,
+        )
     )
 
 
-def _findings(subject: Subject) -> list[Finding]:
+def _checkup(subject: Subject) -> Checkup:
     """What all checks find, in a model that is frozen as asked meanwhile."""
     found: list[Finding] = []
+    named = subject.model.named_parameters()
+    if shapeless := tuple(name for name, parameter in named if is_lazy(parameter)):
+        fix = "model(example)  # one batch gives lazy modules their shapes"
+        why = "they can neither be frozen nor given to an optimizer before the first call"
+        seen = enumerated(shapeless, "parameter", "without a shape yet")
+        return Checkup((Finding("lazy-module", "error", seen, why, fix, shapeless),))
     with freezes_kept(subject.root) if subject.asks else nullcontext():
         try:
             _freeze_as_asked(subject)
         except FreezeError as refusal:
-            found.append(
-                Finding(
-                    "cannot-freeze",
-                    "error",
-                    str(refusal),
-                    "what was asked for would be refused; the other checks saw the model as it is",
-                    "Choose another selector; fl.select(model, ...) shows what one matches.",
-                )
-            )
+            why = "what was asked for would be refused; the other checks saw the model as it is"
+            fix = "Choose another selector; fl.select(model, ...) shows what one matches."
+            found.append(Finding("cannot-freeze", "error", str(refusal), why, fix))
         except SelectorError:
             pass  # the checks of selection and plan say why
         for check in _CHECKS:
             found += check.findings(subject)
-    return found
+    needed = {
+        "example": subject.example is not None,
+        "optimizer": subject.optimizers,
+        "train_data": subject.train_data is not None,
+    }
+    missing = tuple(name for name, is_given in needed.items() if not is_given)
+    return Checkup(tuple(sorted(found, key=lambda one: LEVELS.index(one.level))), missing)
 
 
 def _freeze_as_asked(subject: Subject) -> None:

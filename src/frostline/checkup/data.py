@@ -13,9 +13,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from frostline._files import file_digest
-from frostline.checkup.checks import check, error, warning
-from frostline.checkup.findings import Finding, counted, listed
-from frostline.checkup.subject import Preprocess, Subject
+from frostline.checkup.findings import Finding, counted, error, listed, warning
+from frostline.checkup.subject import Preprocess, Subject, check
 from frostline.data import ImageDataset, ImageSet, Samples
 from frostline.fingerprints import digest
 from frostline.preprocessing import Preprocessing
@@ -73,11 +72,10 @@ def _contents(data: Any) -> dict[str, str] | None:
         images = data.images if isinstance(data, ImageDataset) else data
         paths = [sample.path for sample in images.samples]
         return {str(path): file_digest(path) for path in paths if path.is_file()}
-    if isinstance(data, Tensor | TensorDataset):
-        rows = data if isinstance(data, Tensor) else data.tensors[0]
-        return {f"sample {i}": digest(row) for i, row in enumerate(rows)}
+    if isinstance(data, TensorDataset):
+        data = data.tensors[0]
     count = len(data) if hasattr(data, "__len__") else 0
-    if not 0 < count <= _MOST_DECODED:
+    if not 0 < count <= (count if isinstance(data, Tensor) else _MOST_DECODED):
         return None
     with torch.random.fork_rng(devices=()):
         if Samples in type(data).__mro__:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from torch.nn.parallel import DistributedDataParallel
 
-from frostline.checkup.checks import check, error, note, warning
-from frostline.checkup.findings import Finding, counted, enumerated, listed
-from frostline.checkup.subject import Subject
+from frostline.checkup.findings import Finding, counted, enumerated, error, listed, note, warning
+from frostline.checkup.subject import Subject, check
 from frostline.wrappers import reduced, wrappers
 
 _WAITS = "it waits for their gradients: the second step raises, or hangs"

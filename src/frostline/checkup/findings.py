@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal, final
 
 from frostline.tables import hanging
@@ -44,6 +45,10 @@ class Finding:
         parts = (("  ", self.seen), ("  Why:  ", self.why), ("  Fix:  ", self.fix))
         texts = (hanging(start + text, indent=len(start)) for start, text in parts)
         return "\n".join([f"{self.level}: {self.code}", *texts])
+
+
+error, warning, note = (partial(Finding, "", level) for level in LEVELS)
+"""A finding of that level; the check that it comes from gives it its code."""
 
 
 @final

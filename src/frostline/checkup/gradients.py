@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from frostline.checkup.checks import check, error, note, warning
-from frostline.checkup.findings import Finding, enumerated, listed
-from frostline.checkup.subject import Subject
+from frostline.checkup.findings import Finding, enumerated, error, listed, note, warning
+from frostline.checkup.subject import Subject, check
 from frostline.checkup.trial import Gradient
 from frostline.fingerprints.parts import is_wrapped
 from frostline.units import format_count

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from frostline.checkup.checks import check, error, warning
-from frostline.checkup.findings import Finding, counted, enumerated, listed
+from frostline.checkup.findings import Finding, counted, enumerated, error, listed, warning
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers, replaced_norms
-from frostline.checkup.subject import Subject
+from frostline.checkup.subject import Subject, check
 from frostline.freezing.modes import held_though_trainable, modes_kept
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from frostline.checkup.checks import check, error, note, warning
-from frostline.checkup.findings import Finding, counted, enumerated, listed
-from frostline.checkup.subject import Subject
+from frostline.checkup.findings import Finding, counted, enumerated, error, listed, note, warning
+from frostline.checkup.subject import Subject, check
 from frostline.groups import default_lr
 from frostline.optimizer_sync import has_rate, outgrown
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from frostline.checkup.checks import check, error, note
-from frostline.checkup.findings import Finding, listed
-from frostline.checkup.subject import Subject
+from frostline.checkup.findings import Finding, error, listed, note
+from frostline.checkup.subject import Subject, check
 from frostline.checkup.trial import Step
 from frostline.errors import one_line
 from frostline.fingerprints.parts import is_finite

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Container, Iterator
 from typing import Any
 
-from frostline.checkup.checks import check, error, note, warning
-from frostline.checkup.findings import Finding, counted, listed
-from frostline.checkup.subject import Subject
+from frostline.checkup.findings import Finding, counted, error, listed, note, warning
+from frostline.checkup.subject import Subject, check
 from frostline.errors import ConfigError, SelectorError, nearest
 from frostline.freezing.refusals import unholdable
 from frostline.freezing.rows import held_rows

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from frostline.checkup.checks import check, error, note, warning
-from frostline.checkup.findings import Finding
-from frostline.checkup.subject import Subject
+from frostline.checkup.findings import Finding, error, note, warning
+from frostline.checkup.subject import Subject, check
 
 _AT_THE_END = ("Softmax", "LogSoftmax", "Identity", "Dropout")  # may follow the last linear layer
 _SOFTMAX_TOLERANCE = 1e-3  # half precision sums 1000 classes to within this

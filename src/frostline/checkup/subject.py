@@ -1,19 +1,20 @@
-"""What a checkup looks at: what was given, and facts that are made once when a check asks."""
+"""What a checkup looks at: what was given, facts that are made once when asked for, and a check."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from frostline.checkup.findings import Finding
 from frostline.checkup.trial import Facts, run_trial
-from frostline.errors import ConfigError, SelectorError
+from frostline.errors import ConfigError, SelectorError, one_line
 from frostline.fingerprints.parts import is_distributed
 from frostline.plans import Plan
 from frostline.plans.parts import Part, parts
@@ -144,3 +145,42 @@ class Subject:
         if self.example is None or self.why_not_tried:
             return Facts()
         return run_trial(self.root, self.example, self.targets, self.task)
+
+
+Find = Callable[[Subject], Iterator[Finding]]
+CRASHED = "check-failed"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing to look for.
+
+    Attributes:
+        code: of its findings.
+        find: gives them; none where what it needs was not given.
+    """
+
+    code: str
+    find: Find
+
+    def findings(self, subject: Subject) -> Iterator[Finding]:
+        """What it finds; its crash is a finding too, since models of strangers do strange."""
+        try:
+            for found in self.find(subject):
+                yield replace(found, code=self.code)
+        except Exception as failure:
+            yield Finding(
+                CRASHED,
+                "note",
+                f"the check for {self.code} ended with {one_line(failure)}",
+                "nothing is known of what it looks for; the other checks were made",
+                "Look for what is unusual in the model or the optimizer at that place, or report "
+                "it.",
+                (self.code,),
+            )
+
+
+def check(code: str) -> Callable[[Find], Check]:
+    """Make a check of a function. In a file they stand in their order, the most harmful first."""
+    return partial(Check, code)

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from frostline.calling import call_with
 from frostline.checkup.keeping import untouched
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers
-from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, watching
+from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, versions_in, watching
 from frostline.errors import DataError
 from frostline.fingerprints.parts import is_finite, is_wrapped, plain_parts, same_bits
 from frostline.tasks import Classification, Task
@@ -73,7 +73,8 @@ def run_trial(root: nn.Module, example: Any, targets: Tensor | None, task: Task)
         example: a tensor, a tuple of positional arguments or a mapping of keyword ones.
         targets: for the loss of the task; its example targets where they are None or do not fit.
     """
-    with untouched(root), torch.inference_mode(False), torch.enable_grad():
+    quiet = catch_warnings(action="ignore")
+    with untouched(root), torch.inference_mode(False), torch.enable_grad(), quiet:
         for module in root.modules():
             module._compiled_call_impl = None  # compiling takes minutes, and shows no more
         trial = _Trial(root, example, targets, task)
@@ -133,7 +134,7 @@ class _Trial:
 
     def _gradients(self, output: Any) -> dict[str, Gradient]:
         """A backward pass, and what each trainable parameter got."""
-        with self._doing("backward pass"), catch_warnings(action="ignore"):
+        with self._doing("backward pass"):
             loss = self._loss(output)
             if loss is not None and loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]  # torch's own
@@ -152,8 +153,7 @@ class _Trial:
                 break
             self.root.zero_grad(set_to_none=True)
             self._nudge_zeros()
-            with catch_warnings(action="ignore"):
-                further = self._gradients(self._forward(seed=attempt))
+            further = self._gradients(self._forward(seed=attempt))
             found = {n: max(kind, further[n], key=_WORTH.index) for n, kind in found.items()}
         return found
 
@@ -172,12 +172,9 @@ class _Trial:
         logits = _logits(output)
         first = None if logits is None else self._task_loss(logits)
         # Auxiliary outputs count too. A plain sum would be constant after a softmax or layer norm.
-        others = [
-            t for t in _floats(output) if t.requires_grad and (first is None or t is not logits)
-        ]
-        parts = [(tensor * torch.randn_like(tensor)).sum() for tensor in others]
-        if first is not None:
-            parts.insert(0, first)
+        others = (t for t in _floats(output) if first is None or t is not logits)
+        parts = [] if first is None else [first]
+        parts += [(t * torch.randn_like(t)).sum() for t in others if t.requires_grad]
         return sum(parts[1:], parts[0]) if parts else None
 
     def _task_loss(self, logits: Tensor) -> Tensor | None:
@@ -204,7 +201,7 @@ class _Trial:
         outputs: list[list[Tensor]] = []
         for seed in (1, 2):
             before = {name: buffer.clone() for name, buffer in self.root.named_buffers()}
-            with torch.no_grad(), catch_warnings(action="ignore"):
+            with torch.no_grad():
                 output = self._forward(seed=seed, step="forward pass in eval mode")
             outputs.append(_floats(output))
             now = dict(self.root.named_buffers())
@@ -245,12 +242,12 @@ def _is_silent(path: str, part: nn.Module) -> bool:
 
 def _is_random(call: PartCall) -> bool:
     """Whether two calls with the same arguments give different numbers."""
-    if not call.is_fresh:
-        return False
+    if call.versions != versions_in((call.args, call.kwargs)):
+        return False  # the pass wrote into them afterwards
     outputs = []
     for seed in (1, 2):
         _seed(seed)
-        with torch.no_grad(), catch_warnings(action="ignore"):
+        with torch.no_grad():
             outputs.append(tensors_in(call.module(*call.args, **call.kwargs)))
     return _differ(*outputs)
 

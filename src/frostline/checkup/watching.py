@@ -6,9 +6,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +20,13 @@ _ZEROING = (nn.ReLU, nn.ReLU6, nn.Threshold)
 _REENTRANT = "None of the inputs have requires_grad=True"  # torch.utils.checkpoint, torch 2.15
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class PartCall:
+class PartCall(NamedTuple):
     """The arguments that one module was called with, and the versions of the tensors in them."""
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     versions: tuple[int, ...]
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether nothing has written into the arguments since."""
-        return self.versions == _versions((self.args, self.kwargs))
 
 
 @final
@@ -71,7 +63,7 @@ class ForwardWatch:
         """The module at `path` is called."""
         self._warned_before.append(len(self._caught))
         if path in self._wanted and path not in self.parts:
-            self.parts[path] = PartCall(module, args, kwargs, _versions((args, kwargs)))
+            self.parts[path] = PartCall(module, args, kwargs, versions_in((args, kwargs)))
         tensors = tensors_in((args, kwargs))
         owns_frozen = any(not p.requires_grad for p in module.parameters(recurse=False))
         if owns_frozen and any(t.requires_grad for t in tensors) and path not in self.crossed:
@@ -177,5 +169,6 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_nested]
 
 
-def _versions(tree: Any) -> tuple[int, ...]:
+def versions_in(tree: Any) -> tuple[int, ...]:
+    """How often each of the tensors was written to."""
     return tuple(tensor._version for tensor in tensors_in(tree))

@@ -24,10 +24,16 @@ Rebuild = Callable[[Iterator[Tensor]], Any]
 @final
 @dataclass(frozen=True)
 class InputSpec:
-    """How a batch's flat tensors stand in the model's arguments."""
+    """How a batch's flat tensors stand in the model's arguments.
+
+    Attributes:
+        leaves: `Tensor` where a tensor stands; anything else is passed as it is.
+        names: what to call each tensor: the argument's name, or its place among several.
+    """
 
     tree: pytree.TreeSpec
-    leaves: tuple[object, ...]  # None where a tensor stands; anything else is passed as it is
+    leaves: tuple[object, ...]
+    names: tuple[str, ...]
 
     def flatten(self, inputs: Inputs) -> list[Tensor]:
         """The tensors of `inputs`, which must be built like the example.
@@ -36,34 +42,17 @@ class InputSpec:
             CutError: they are built otherwise.
         """
         leaves, tree = pytree.tree_flatten(_arguments(inputs))
-        mismatched = tree != self.tree or any(
-            isinstance(leaf, Tensor) != (known is None) or (known is not None and leaf != known)
-            for leaf, known in zip(leaves, self.leaves, strict=False)
-        )
-        if mismatched:
+        if tree != self.tree or _known(leaves) != self.leaves:
             raise CutError(
                 "these inputs are not built like the example that the model was cut with. Give "
                 "the same arguments with the same names, or cut it again with these."
             )
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What to call each tensor: the argument's name, or its place among several."""
-        positional, named = pytree.tree_unflatten(list(range(len(self.leaves))), self.tree)
-        found: dict[int, str] = {}
-        alone = self.leaves.count(None) == 1
-        for place, part in enumerate(positional):
-            word = "the input" if alone else f"input {place}"
-            found |= dict.fromkeys(pytree.tree_leaves(part), word)
-        for name, part in named.items():
-            found |= dict.fromkeys(pytree.tree_leaves(part), name)
-        return tuple(found[i] for i, leaf in enumerate(self.leaves) if leaf is None)
-
     def call(self, model: nn.Module, tensors: list[Tensor]) -> Any:
         """`model` called with the tensors in their places."""
         given = iter(tensors)
-        leaves = [next(given) if leaf is None else leaf for leaf in self.leaves]
+        leaves = [next(given) if leaf is Tensor else leaf for leaf in self.leaves]
         positional, named = pytree.tree_unflatten(leaves, self.tree)
         return model(*positional, **named)
 
@@ -74,15 +63,27 @@ def read_inputs(inputs: Inputs) -> tuple[InputSpec, list[Tensor]]:
     Raises:
         CutError: there is no tensor in them, or None stands for one.
     """
-    leaves, tree = pytree.tree_flatten(_arguments(inputs))
+    located, tree = pytree.tree_flatten_with_path(_arguments(inputs))
+    leaves = [leaf for _, leaf in located]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors or any(leaf is None for leaf in leaves):
         raise CutError(
             f"a model cannot be cut on an example without tensors, or with None in it; found "
             f"{type(inputs).__name__}. Give one batch as the model takes it."
         )
-    known = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-    return InputSpec(tree, known), tensors
+    alone = len(tensors) == 1
+    names = (_name(path[1], alone) for path, leaf in located if isinstance(leaf, Tensor))
+    return InputSpec(tree, _known(leaves), tuple(names)), tensors
+
+
+def _name(key: Any, alone: bool) -> str:
+    if isinstance(key, pytree.MappingKey):
+        return str(key.key)
+    return "the input" if alone else f"input {key.idx}"
+
+
+def _known(leaves: list[Any]) -> tuple[object, ...]:
+    return tuple(Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves)
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -256,18 +256,16 @@ def reads_recorded(model: nn.Module) -> Iterator[dict[str, set[str]]]:
     For a module under several paths, under each. What a forward sets is its own business: a
     counter, a cache, the attention it saw last.
     """
-    read: dict[int, set[str]] = {id(module): set() for module in model.modules()}
-    written: dict[int, set[str]] = {id(module): set() for module in model.modules()}
-    found: dict[str, set[str]] = {}
+    read = {id(module): set[str]() for module in model.modules()}
+    written = {id(module): set[str]() for module in model.modules()}
+    found, others = dict[str, set[str]](), set[str]()
 
     def recording_get(self: nn.Module, name: str) -> Any:
-        if (names := read.get(id(self))) is not None:
-            names.add(name)
+        read.get(id(self), others).add(name)
         return get(self, name)
 
     def recording_put(self: nn.Module, name: str, value: Any) -> None:
-        if (names := written.get(id(self))) is not None:
-            names.add(name)
+        written.get(id(self), others).add(name)
         put(self, name, value)
 
     with _LOCK:

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 import xxhash
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 from frostline.data.samples import Samples, class_targets, some_targets
-from frostline.errors import DataError
+from frostline.errors import DataError, a_type
 from frostline.world import ALONE, World
+
+_CHANNELS = (1, 3, 4)  # of a picture
 
 AsTargets = Callable[[object, int, str], Tensor]
 """Raw targets, their number and what they are of -> the tensor that a loss takes."""
@@ -214,33 +217,63 @@ class GivenBatches:
 
 
 def as_pair(item: object, what: str) -> tuple[Any, Any]:
-    """`item` as (inputs, targets).
-
-    Raises:
-        DataError: it is no tuple or list of two; names `what` and what was found.
-    """
+    """`item` as (inputs, targets); what is no tuple or list of two is refused as `what`."""
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
+    found = a_type(item)
     if isinstance(item, Mapping):
         found = f"a mapping with {', '.join(map(str, list(item)[:5]))}"
     elif isinstance(item, tuple | list):
-        found = f"a {type(item).__name__} of {len(item)}"
-    else:
-        found = f"a {type(item).__name__}"
+        found = f"{found} of {len(item)}"
     raise DataError(f"{what} is {found}, not a pair. Return (inputs, target) from it.")
 
 
 def holds_batches(data: Any) -> bool:
-    """Whether the first entry of a sequence is a batch, known by targets that have a length."""
+    """Whether a sequence of (inputs, targets) pairs holds batches, and not samples.
+
+    Inputs and targets of a batch have one first axis, its samples. Those of a sample may be as
+    long by chance, as a picture of 3 channels with 3 targets, or always, as a series with a target
+    for each step; where the shapes allow for that, a shorter last pair tells batches.
+
+    Raises:
+        DataError: the pairs may be either.
+    """
     if not len(data):
         return False
     try:
-        first = data[0]
+        entries = data if isinstance(data, list | tuple) else [data[0], data[len(data) - 1]]
     except (KeyError, TypeError, NotImplementedError):
-        return True  # no entry 0: not indexed by number
-    if not isinstance(first, tuple | list) or len(first) != 2:
+        return True  # not indexed by number
+    pairs = [entry for entry in entries if isinstance(entry, tuple | list) and len(entry) == 2]
+    counts = [_batch_count(*pair) for pair in pairs]
+    if not all(counts) or not pairs or pairs[0] is not entries[0]:
         return False
-    return batch_length(first[1]) > 0
+    count, *others = counts
+    if not others or (set(others[:-1]) <= {count} and others[-1] < count):
+        return True
+    inputs, targets = _shapes(pairs[0][0]), _shapes(pairs[0][1]) or [(count,)]
+    if inputs and all(i in targets or (len(i) == 3 and count in _CHANNELS) for i in inputs):
+        raise DataError(
+            f"the {type(data).__name__} holds pairs of inputs {list(inputs[0])} with {count} "
+            f"targets, each of which may be one sample or a batch of {count}. With "
+            "torch.utils.data, give samples as a data set, Subset(pairs, range(len(pairs))), or "
+            "batches as a loader, DataLoader(batches, batch_size=None)."
+        )
+    return True
+
+
+def _batch_count(inputs: Any, targets: Any) -> int:
+    """How many samples a pair may be a batch of; 0 where it can be none."""
+    count = batch_length(targets)
+    found = {shape[0] for shape in _shapes(inputs)} or {batch_length(inputs)}
+    return count if found == {count} else 0
+
+
+def _shapes(given: Any) -> list[tuple[int, ...]]:
+    """Of the tensors in it."""
+    parts = list(given.values()) if isinstance(given, Mapping) else given
+    tensors = [part for part in tree_leaves(parts) if isinstance(part, Tensor | np.ndarray)]
+    return [tuple(part.shape) for part in tensors if part.ndim]
 
 
 def batch_length(targets: object) -> int:
@@ -262,17 +295,15 @@ def _refuse_one_shot(data: object, what: str) -> None:
         )
     if not hasattr(data, "__iter__"):
         raise DataError(
-            f"a {what} is no data set. Give a Dataset, a DataLoader or a list of batches."
+            f"{a_type(data)} is no data set. Give a Dataset, a DataLoader or a list of batches."
         )
 
 
 def _known_samples(data: object) -> int | None:
-    """Samples of an epoch as far as a DataLoader says."""
-    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+    """Samples of an epoch as far as a DataLoader says; of batches of the user's own it does not."""
+    if not isinstance(data, DataLoader):
         return None
-    if data.batch_size is None:  # batches come from the user's batch sampler or dataset
+    size, sampler = data.batch_size, data.sampler
+    if not size or not isinstance(sampler, Sized):
         return None
-    count = len(data.sampler) if isinstance(data.sampler, Sized) else None
-    if count is not None and data.drop_last:
-        count -= count % data.batch_size
-    return count
+    return len(sampler) - len(sampler) % size if data.drop_last else len(sampler)

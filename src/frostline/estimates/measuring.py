@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from frostline.backward import saved_bytes
 from frostline.calling import call_with
+from frostline.cutting.checking import state_kept
 from frostline.devices import autocast
 from frostline.freezing.modes import modes_kept
 from frostline.tasks import Classification, Task, step_loss
@@ -100,20 +101,16 @@ def measure_step(
 @contextmanager
 def _left_as_it_was(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
     """What a step of `parameters` moves is put back, and modes and random numbers."""
-    # A step of zero may still turn -0.0 into 0.0.
-    moving = [(t, t.detach().clone()) for t in (*parameters, *model.buffers())]
-    gradients = [p.grad for p in parameters]
-    for parameter in parameters:
-        parameter.grad = None  # a gradient from before would be added to, in place
-    try:
-        with modes_kept(model), torch.random.fork_rng(devices=()):
+    before = [p.detach().clone() for p in parameters]
+    with state_kept(model), modes_kept(model), torch.random.fork_rng(devices=()):
+        for parameter in parameters:
+            parameter.grad = None  # a gradient from before would be added to, in place
+        try:
             yield
-    finally:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        with torch.no_grad():
-            for tensor, before in moving:
-                tensor.copy_(before)
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before, strict=True):
+                    parameter.copy_(value)  # a step of zero may still turn -0.0 into 0.0
 
 
 def still_optimizer(name: str, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:

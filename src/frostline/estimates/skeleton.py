@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -117,31 +117,31 @@ def with_workspace(func: Any, args: tuple[Any, ...], out: Any) -> Any:
     if func is not _FUSED_LSTM or not torch.is_grad_enabled():
         return out
     *values, workspace = out
-    rows = args[0].shape[1]
-    nbytes = _workspace_bytes(args, min(rows, _MORE))
+    steps, rows, width = args[0].shape
+    options = tuple(tuple(option) if isinstance(option, list) else option for option in args[7:])
+    asked = partial(_workspace_bytes, args[0].dtype, args[1].dtype, steps, width, options)
+    nbytes = asked(min(rows, _MORE))
     if rows > _MORE:
-        each = (nbytes - _workspace_bytes(args, _FEW)) / (_MORE - _FEW)
+        each = (nbytes - asked(_FEW)) / (_MORE - _FEW)
         nbytes += int((rows - _MORE) * each)
     return (*values, workspace.new_empty(nbytes))
 
 
-def _workspace_bytes(args: tuple[Any, ...], rows: int) -> int:
-    steps, _, width = args[0].shape
-    options = (tuple(option) if isinstance(option, list) else option for option in args[7:])
-    return _asked(args[0].dtype, args[1].dtype, (steps, rows, width), *options)
-
-
 @lru_cache(maxsize=64)
-def _asked(
-    dtype: torch.dtype, weight_dtype: torch.dtype, size: tuple[int, ...], *options: Any
+def _workspace_bytes(
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    steps: int,
+    width: int,
+    options: tuple[Any, ...],
+    rows: int,
 ) -> int:
-    rows, width, hidden = size[1], size[2], options[3]
+    hidden = options[3]
     weights = ((4 * hidden, width), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,))
-    lists = [list(option) if isinstance(option, tuple) else option for option in options]
     with _disable_current_modes(), torch.enable_grad():  # without gradients it keeps none
         given = [
-            torch.zeros(size, dtype=dtype),
+            torch.zeros(steps, rows, width, dtype=dtype),
             *(torch.zeros(shape, dtype=weight_dtype) for shape in weights),
             *(torch.zeros(rows, hidden, dtype=dtype) for _ in range(2)),
         ]
-        return int(_FUSED_LSTM(*given, *lists)[-1].numel())
+        return int(_FUSED_LSTM(*given, *options)[-1].numel())

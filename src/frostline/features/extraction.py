@@ -107,7 +107,7 @@ def extract(
         if precision == "exact":
             compute = in_passes_of(compute, min(batch_size, len(samples)))
     specs = _specs(cut, compute, storage)
-    return _Extraction(cut, samples, store, compute, specs, progress).run(as_targets)
+    return _Extraction(samples, store, compute, specs, progress).run(as_targets)
 
 
 @final
@@ -115,7 +115,6 @@ def extract(
 class _Extraction:
     """One call of `extract`."""
 
-    _cut: Cut
     _samples: Samples
     _store: FeatureStore
     _compute: Computing
@@ -133,8 +132,8 @@ class _Extraction:
         return range(len(self._samples) * self._samples.views)
 
     def run(self, as_targets: AsTargets) -> FeatureData:
-        self._cut.check_current()
-        samples, specs = self._samples, self._specs
+        cut, samples, specs = self._compute.cut, self._samples, self._specs
+        cut.check_current()
         parts = {
             **self._compute.key,
             "transform": samples.transform,
@@ -142,8 +141,8 @@ class _Extraction:
             "storage": " ".join(dtype_name(spec.stored) for spec in specs),
         }
         key = FeatureKey(parts)
-        model = type(self._cut.suffix.model).__name__
-        note = {"model": model, "line": self._cut.why, "form": self._compute.words}
+        model = type(cut.suffix.model).__name__
+        note = {"model": model, "line": cut.why, "form": self._compute.words}
         features = self._store.open(key, specs, note=note)
         ids: list[bytes] = []
         rows: StoredRows | None = None
@@ -203,7 +202,7 @@ class _Extraction:
         batches = self._claimed(writer, missing, found)
         beside = _is_worth_doing_beside(self._compute)
         computed = self._side_by_side(batches) if beside else self._overlapping(batches)
-        with closing(computed), _Publisher(self._cut, writer) as publisher:
+        with closing(computed), _Publisher(self._compute.cut, writer) as publisher:
             for rows, values in computed:
                 if not self._computed:
                     stored = zip(values, self._specs, strict=True)
@@ -334,12 +333,7 @@ class _Publisher:
             self.publish()
 
     def publish(self) -> None:
-        """Prove, then store what waits; on return it is complete for every later reader.
-
-        Raises:
-            CutError: the cut is another one now; what waited is dropped.
-            StoreError, OutputError: as `Writer.put`.
-        """
+        """Prove, then store what waits; of a cut that is another one now it is dropped."""
         waiting, self._waiting, self._bytes = self._waiting, [], 0
         if not waiting:
             return

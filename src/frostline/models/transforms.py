@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import get_args
+from typing import cast, get_args
 
 from frostline.errors import ModelError
 from frostline.preprocessing import Interpolation, Preprocessing
@@ -79,10 +79,9 @@ def _number(value: object) -> float:
 
 
 def _interpolation(name: object) -> Interpolation:
-    for known in get_args(Interpolation):
-        if name == known:
-            return known  # type: ignore[no-any-return]  # get_args gives Any
-    raise _inexpressible(f"interpolation {name!r}")
+    if name not in get_args(Interpolation):
+        raise _inexpressible(f"interpolation {name!r}")
+    return cast("Interpolation", name)
 
 
 def _inexpressible(what: str) -> ModelError:

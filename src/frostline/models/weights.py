@@ -185,23 +185,20 @@ def _listed(shown: Sequence[str], count: int) -> str:
 def _check_kinds(path: Path, taken: Mapping[str, Tensor]) -> None:
     """Refuse tensors that cannot be copied number by number."""
     for name, tensor in taken.items():
-        kind = _kind(tensor)
-        if kind:
-            raise WeightsError(
-                f"{name} in {path.name} is {kind}, not plain numbers. Save a state_dict of plain "
-                "dense tensors: gathered, with their data, and dequantised."
-            )
-
-
-def _kind(tensor: Tensor) -> str:
-    if tensor.is_meta:
-        return "without data (on the meta device)"
-    if tensor.is_quantized:
-        return "quantised"
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return f"of the layout {tensor.layout}"
-    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
-    return "" if plain else f"a {type(tensor).__name__}"
+        if tensor.is_meta:
+            kind = "without data (on the meta device)"
+        elif tensor.is_quantized:
+            kind = "quantised"
+        elif tensor.layout is not torch.strided or tensor.is_nested:
+            kind = f"of the layout {tensor.layout}"
+        elif type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+            kind = f"a {type(tensor).__name__}"
+        else:
+            continue
+        raise WeightsError(
+            f"{name} in {path.name} is {kind}, not plain numbers. Save a state_dict of plain "
+            "dense tensors: gathered, with their data, and dequantised."
+        )
 
 
 def _check_no_nan(path: Path, taken: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

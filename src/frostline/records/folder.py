@@ -276,20 +276,16 @@ class RunFolder:
         for file, digests in ((self.trained_on, trained_on), (self.validated_on, validated_on)):
             write_text(file, with_sum("".join(f"{digest}\n" for digest in digests)))
 
-    def read_trained_on(self) -> frozenset[str]:
-        """Content digests of the files the run has trained on; empty where none were recorded.
+    def read_trained_on(self) -> tuple[str, ...]:
+        """Content digests of the files the run has trained on, in the order of the data.
 
         Raises:
-            ConfigError: the note is damaged.
+            ConfigError: the note is damaged; where there is none, nothing is given.
         """
-        return frozenset(_lines(self.trained_on))
+        return _lines(self.trained_on)
 
-    def read_validated_on(self) -> frozenset[str]:
+    def read_validated_on(self) -> tuple[str, ...]:
         """The same of the files it was judged by."""
-        return frozenset(self.validation_digests())
-
-    def validation_digests(self) -> tuple[str, ...]:
-        """The same in the order of the validation data."""
         return _lines(self.validated_on)
 
 

@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final, final
+from typing import final
 
 from frostline._files import lock
 from frostline.errors import CorruptFeatures, StoreError
@@ -106,9 +105,6 @@ class Features:
             ) from error
 
 
-_NO_NOTE: Final[Mapping[str, str]] = MappingProxyType({})
-
-
 @final
 class FeatureStore:
     """Features on disk, found again by what they depend on.
@@ -134,7 +130,7 @@ class FeatureStore:
         key: FeatureKey,
         values: Sequence[ValueSpec],
         *,
-        note: Mapping[str, str] = _NO_NOTE,
+        note: Mapping[str, str] | None = None,
     ) -> Features:
         """The rows of `key`; the folder is made when they are first written.
 
@@ -145,7 +141,7 @@ class FeatureStore:
             StoreError: the key was stored with other values, or in a format this Frostline does
                 not know, or `values` is empty or names one twice.
         """
-        manifest = Manifest(key, tuple(values), dict(note))
+        manifest = Manifest(key, tuple(values), dict(note or {}))
         folder = self.root / key.digest
         check_no_link(folder)
         settle(folder, manifest)
@@ -189,10 +185,10 @@ class FeatureStore:
         """
         stored = {entry.path: entry for entry in self.ls()}
         oldest = -math.inf if older_than_seconds is None else time.time() - older_than_seconds
-
-        def is_to_go(path: Path) -> bool:
-            return used_at(path) < oldest or (damaged and any(find_damage(path)))
-
-        most = math.inf if max_bytes is None else max_bytes
-        gone = remove_oldest(self.root, max_bytes=most, keep=keep, also=is_to_go)
+        gone = remove_oldest(
+            self.root,
+            max_bytes=math.inf if max_bytes is None else max_bytes,
+            keep=keep,
+            also=lambda path: used_at(path) < oldest or (damaged and any(find_damage(path))),
+        )
         return tuple(stored[path] for path in gone if path in stored)

@@ -19,6 +19,7 @@ from frostline.errors import SelectorError
 from frostline.estimates.ledger import Ledger
 from frostline.pages.rendering import render_page
 from frostline.selectors import Inventory, inventory, parse, select_whole, stages
+from frostline.selectors.inventory import paths_above
 from frostline.selectors.kinds import KINDS, class_names, keeps_running_statistics
 from frostline.selectors.stages import stage_paths
 from frostline.selectors.terms import Path, Stage
@@ -80,15 +81,10 @@ def _places(stock: Inventory) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {path: [] for path in stock.modules if path}
     for index, entry in enumerate(stock.entries):
         names = {n for place in entry.occurrences for n in (place.name, place.plain)}
-        for path in dict.fromkeys(path for name in sorted(names) for path in _upwards(name)):
+        paths = (path for name in sorted(names) for path in (name, *paths_above(name)) if path)
+        for path in dict.fromkeys(paths):
             found.setdefault(path, []).append(index)
     return {str(Path(path)): members for path, members in found.items() if members}
-
-
-def _upwards(name: str) -> Iterator[str]:
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
 
 
 def _matches(stock: Inventory) -> dict[str, Collection[int]]:

@@ -13,7 +13,7 @@ from typing import Final, final
 import numpy as np
 
 from frostline.errors import StoreError
-from frostline.store.catalogue import Catalogue, SegmentRows
+from frostline.store.catalogue import Catalogue
 from frostline.store.keys import ValueSpec
 from frostline.store.layout import header_fits, value_name
 from frostline.store.manifest import read_manifest
@@ -98,8 +98,23 @@ def find_damage(folder: Path) -> Iterator[Damage]:
     if isinstance(catalogue, str):
         yield Damage(folder, "", b"", catalogue)
         return
+    values = catalogue.manifest.values
     for segment in catalogue.segments:
-        yield from _segment_damage(folder, segment, catalogue.manifest.values)
+        where = segment.folder.name
+        for at in np.flatnonzero(~segment.log.sound).tolist():
+            if any(segment.log.records[at].tobytes()):  # zeros say nothing, and are no damage
+                what = f"record {at} of {where} does not match its checksum"
+                yield Damage(folder, "", b"", what)
+        totals = unit_totals(values, segment.log)
+        for number, (value, units) in enumerate(zip(values, totals, strict=True)):
+            path = segment.folder / value_name(number)
+            with suppress(OSError):  # a data file that is gone shows in its rows
+                if segment.log.sound.any() and not header_fits(path, value, units):
+                    what = (
+                        f"the header of {where}/{path.name} is not what was written; "
+                        "Frostline does not use it, but other programs would misread the file"
+                    )
+                    yield Damage(folder, value.name, b"", what)
     for flaw in catalogue.check(catalogue.row_ids()):
         what = f"its bytes in {flaw.segment.name} do not match their checksum"
         yield Damage(folder, flaw.value, flaw.row_id, what)
@@ -133,25 +148,6 @@ def _look_into(folder: Path) -> Catalogue | str:
         "the manifest is gone, so its rows cannot be checked. Opening the store for writing with "
         "the same key repairs it; or delete the folder"
     )
-
-
-def _segment_damage(
-    folder: Path, segment: SegmentRows, values: Sequence[ValueSpec]
-) -> Iterator[Damage]:
-    for at in np.flatnonzero(~segment.log.sound).tolist():
-        if any(segment.log.records[at].tobytes()):  # zeros say nothing, and are no damage
-            what = f"record {at} of {segment.folder.name} does not match its checksum"
-            yield Damage(folder, "", b"", what)
-    units = unit_totals(values, segment.log)
-    for number, value in enumerate(values):
-        path = segment.folder / value_name(number)
-        with suppress(OSError):  # a data file that is gone shows in its rows
-            if segment.log.sound.any() and not header_fits(path, value, units[number]):
-                what = (
-                    f"the header of {segment.folder.name}/{path.name} is not what was written; "
-                    "Frostline does not use it, but other programs would misread the file"
-                )
-                yield Damage(folder, value.name, b"", what)
 
 
 def _when(seconds: float) -> str:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import accumulate
+from operator import or_
 from typing import Any
 
 from torch import nn
@@ -105,16 +107,12 @@ def _matches(stock: Inventory) -> dict[str, Collection[int]]:
 def _spans(stock: Inventory) -> dict[str, Collection[int]]:
     """Each stage, all up to it and all from it, counted from either end."""
     groups = stages(stock, by_any_name=True)
+    before = accumulate(groups, or_)
+    after = [*accumulate(reversed(groups), or_)][::-1]
     found: dict[str, Collection[int]] = {}
-    for at, group in enumerate(groups):
-        before = frozenset[int]().union(*groups[: at + 1])
-        after = frozenset[int]().union(*groups[at:])
+    for at, (group, below, above) in enumerate(zip(groups, before, after, strict=True)):
         for n in (at, at - len(groups)):
-            found |= {
-                str(Stage(n, n)): group,
-                str(Stage(0, n)): before,
-                str(Stage(n, -1)): after,
-            }
+            found |= {str(Stage(n, n)): group, str(Stage(0, n)): below, str(Stage(n, -1)): above}
     return {text: members for text, members in found.items() if members}
 
 

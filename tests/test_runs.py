@@ -494,7 +494,7 @@ def test_a_run_that_is_going_can_be_read(world: World) -> None:
             run = open_run(out)
             read.append(run.evaluate(run.held_out(world.photos).images).loss)
             assert run.verify().tensors == 7
-            assert run.report().facts.records.epochs
+            assert run.report().records.epochs
 
     out = world.root / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -690,7 +690,7 @@ def test_notes_of_a_delta_are_covered_by_its_checksum(spoiled: Path) -> None:
 def test_another_digit_in_what_a_report_reads_is_told_on_it(spoiled: Path, name: str) -> None:
     content = (spoiled / name).read_bytes()
     (spoiled / name).write_bytes(content.replace(b"1", b"3", 1))
-    lacks = open_run(spoiled).report().facts.records.lacks
+    lacks = open_run(spoiled).report().records.lacks
     assert [line for line in lacks if f"{name} is damaged (its checksum is not" in line]
 
 

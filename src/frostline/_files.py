@@ -205,15 +205,11 @@ def lock(path: Path, *, mode: LockMode = "exclusive", wait: bool = True) -> File
     """
     while True:
         handle = _open_lock(path, mode)
-        try:
-            taken = _lock_handle(handle, mode, wait)
-            current = taken and _stands_at(handle, path)
-        except BaseException:
-            os.close(handle)
-            raise
-        if current:
-            return FileLock(handle)
-        os.close(handle)
+        held = FileLock(handle)  # an error lets go of it
+        taken = _lock_handle(handle, mode, wait)
+        if taken and _stands_at(handle, path):
+            return held
+        held.release()
         if not taken:
             return None
 
@@ -330,7 +326,7 @@ def has_own_sum(path: Path) -> bool:
 def json_with_sum(content: Mapping[str, object]) -> str:
     """A JSON object with the checksum of its values, however they are laid out."""
     written = json.loads(json.dumps(content))
-    return json.dumps({**written, _KEY: _json_sum(written)}, indent=1)
+    return json.dumps({**written, _KEY: json_sum(written)}, indent=1)
 
 
 def json_checked(text: str) -> Any:
@@ -342,17 +338,13 @@ def json_checked(text: str) -> Any:
     content = json.loads(text)
     if isinstance(content, dict) and _KEY in content:
         written = content.pop(_KEY)
-        if written != _json_sum(content):
+        if written != json_sum(content):
             raise ValueError(_DIFFERS)
     return content
 
 
-def sum_of_texts(texts: Mapping[str, str]) -> str:
-    """The checksum of named texts, as of the header of a file of tensors."""
-    return _json_sum(dict(texts))
-
-
-def _json_sum(content: object) -> str:
+def json_sum(content: object) -> str:
+    """The checksum of plain data, as of the texts in the header of a file of tensors."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 

@@ -15,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import frostline as fl
 from frostline.backward import bits, saved_bytes
+from frostline.freezing.held_layers import writes_in_eval
 
 _many = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -99,6 +100,8 @@ def test_norms(data: st.DataObject) -> None:
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, 0.5, 2)
     layer.train(draw(st.booleans()))
+    if isinstance(layer, instance) and writes_in_eval():
+        layer.train()  # torch 2.9 rounds its statistics in eval mode, lean leaves them alone
     _freeze(draw, layer)
     x = _inputs(draw, dims, 4)
     if isinstance(layer, nn.GroupNorm) and torch.__version__ < "2.15":

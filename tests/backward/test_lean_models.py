@@ -19,7 +19,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import frostline as fl
 from frostline.backward import saved_bytes
-from frostline.estimates.tracing import trace_step
+from frostline.estimates.steps import Setup
 from frostline.tasks import Classification, step_loss
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -130,9 +130,9 @@ def test_an_estimate_knows_what_is_kept_plain_and_leaned(name: str, what: str) -
         )
     assert lean <= plain
     rows = len(one.inputs)
-    assert trace_step(one.model, one.inputs, batch_size=rows).saved_bytes == near(plain)
+    assert Setup(one.model, one.inputs, batch_size=rows).trace().saved_bytes == near(plain)
     with fl.lean(one.model):
-        assert trace_step(one.model, one.inputs, batch_size=rows).saved_bytes == near(lean)
+        assert Setup(one.model, one.inputs, batch_size=rows).trace().saved_bytes == near(lean)
 
 
 def near(nbytes: int) -> object:

@@ -972,6 +972,27 @@ def test_what_cannot_be_followed_is_refused_in_one_quiet_message(
     assert captured.out + captured.err == ""
 
 
+def test_a_forward_that_chooses_by_torchs_cond_is_refused_and_cut_behind_a_submodule() -> None:
+    class Choosing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.below(x)
+            large = y.abs().sum() > 1e6
+            y = torch.cond(large, lambda y: y / 2, lambda y: y + 0, (y,))
+            out: Tensor = self.head(y)
+            return out
+
+    net = Choosing()
+    fl.freeze(net, "below")
+    match = r"Choosing chooses or repeats .* by torch's cond, .*at=\"below\""
+    with pytest.raises(fl.CutError, match=match):
+        cut(net, torch.randn(4, 6))
+    assert cut(net, torch.randn(4, 6), at="below").error == 0
+
+
 def test_a_named_submodule_is_cut_behind_where_export_fails() -> None:
     net = Branching()
     fl.freeze(net, "backbone")

@@ -59,9 +59,6 @@ class Saver(Hook):
     Args:
         folder: where to; None keeps the best in memory alone.
         about: notes for every delta.
-        start: what will be trained, as it is before the run: a best epoch of an early phase has
-            the rest like that.
-        keep: how many of the last deltas and states stay, to go back to.
         task: of what classes predictions are kept for the report, if of any.
         like: metrics of this task, as which those of a resumed run are read.
     """
@@ -72,16 +69,14 @@ class Saver(Hook):
         about: Mapping[str, str],
         *,
         resume: bool,
-        start: Mapping[str, Tensor] | None = None,
-        keep: int = 1,
         task: Task,
         like: Metrics,
     ) -> None:
         self._folder = folder
         self._about = dict(about)
-        self._start = start or {}
+        # What will be trained, as before the run: a best epoch of an early phase has it like that.
+        self._start: Mapping[str, Tensor] = {}
         self._resume = resume
-        self._keep = keep
         self._task = task
         self._like = like
         self._records: list[str] = []  # of epochs, as JSON; written with each state
@@ -94,7 +89,9 @@ class Saver(Hook):
         self._written_at = time.monotonic()
 
     def on_start(self, training: Training) -> None:
-        self._training = training
+        self._training, session = training, training.session
+        if len(session.phases) > 1:
+            self._start = session.planned.copies(training.model)
         # A run that was killed before `last` was there has nothing to go on from, and begins.
         if self._resume and self._folder and self._folder.last.exists():
             plan = self._about.get("plan", "")
@@ -115,7 +112,11 @@ class Saver(Hook):
         content = self._content(training)
         if is_best:
             self._best = self._moment(training, content, state=False)
-            self._judge(training)
+            found = training.found
+            if self._folder is not None and found is not None and self._task.classes:
+                self._judged = judged_of(
+                    found.outputs, found.targets, names=found.names, epoch=training.position.epochs
+                )
         if self._folder is not None:
             # Copies: an interrupt comes within a later epoch, when weights have moved on.
             self._last = self._moment(training, content)
@@ -143,12 +144,6 @@ class Saver(Hook):
             load_delta(model, self._folder.best)
         elif self._best is not None:
             put_tensors(model, self._best.content)
-
-    def _judge(self, training: Training) -> None:
-        found = training.found
-        if self._folder is not None and found is not None and self._task.classes:
-            epoch = training.position.epochs
-            self._judged = judged_of(found.outputs, found.targets, names=found.names, epoch=epoch)
 
     @property
     def _is_due(self) -> bool:
@@ -196,11 +191,12 @@ class Saver(Hook):
             save_delta(training.model, folder.best, about=best.about, content=best.content)
             self._best = None
         save_torch(dict(last.state), folder.state(last.about["position"]), own_sum=True)
-        if self._keep > 1 and self._mark and folder.last.exists():
+        keep = training.session.recipe.keep  # how many of the last stay, to go back to
+        if keep > 1 and self._mark and folder.last.exists():
             keep_as(folder.last, folder.earlier(self._mark))
         save_delta(training.model, folder.last, about=last.about, content=last.content)
         self._mark = last.about["position"]
-        folder.forget_old(self._mark, keep=self._keep)
+        folder.forget_old(self._mark, keep=keep)
         self._last, self._written_at = None, time.monotonic()
         self._wait_seconds = max(SAVE_SECONDS, _SHARE_OF_TIME * (self._written_at - start))
 
@@ -213,7 +209,12 @@ def _restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics)
     refusals: list[ConfigError | CorruptDelta] = []
     for file in (folder.last, *folder.earlier_ones()):
         try:
-            _check_plan(file, plan)
+            if read_delta(file).about.get("plan", "") != plan:
+                raise ConfigError(
+                    f"cannot resume by another plan: {file} was trained by the one in its notes, "
+                    "and run.toml or the plan given says another. Restore it, or start a new run "
+                    "with another --out."
+                )
             _restore_from(training, folder, file, like)
         except (ConfigError, CorruptDelta) as error:
             refusals.append(error)
@@ -266,12 +267,3 @@ def _check_state(file: Path) -> None:
         with ZipFile(file) as records:
             if (damaged := records.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} is not that of its content")
-
-
-def _check_plan(file: Path, plan: str) -> None:
-    if read_delta(file).about.get("plan", "") != plan:
-        raise ConfigError(
-            f"cannot resume by another plan: {file} was trained by the one in its notes, and "
-            "run.toml or the plan given says another. Restore it, or start a new run with another "
-            "--out."
-        )

@@ -128,7 +128,9 @@ def cast_weights(selection: Selection, dtype: torch.dtype, example: Any = None) 
                 f"rows of {entry.occurrences[0].name} cannot be kept in another dtype: they stand "
                 "in a tensor that trains. Freeze it whole, or freeze the rows without dtype."
             )
-    due = [entry for entry in selection.entries if _is_wide_weight(entry)]
+    wide = (torch.float32, torch.float64)
+    parameters = [entry for entry in selection.entries if entry.is_parameter]
+    due = [e for e in parameters if e.tensor.dtype in wide and e.tensor.dim() > 1]
     errors = {entry.name: _rounding(entry, dtype) for entry in due}
     model, former = selection.inventory.model, sum(entry.tensor.nbytes for entry in due)
     before = None if example is None else _output(model, example)
@@ -146,11 +148,6 @@ def cast_weights(selection: Selection, dtype: torch.dtype, example: Any = None) 
     nbytes = sum(entry.tensor.nbytes for entry in due)
     error = errors.get(worst, 0.0)
     return CastReport(dtype, len(due), nbytes, former, error, worst, output_error)
-
-
-def _is_wide_weight(entry: Entry) -> bool:
-    wide = entry.tensor.dtype in (torch.float32, torch.float64)
-    return entry.is_parameter and wide and entry.tensor.dim() > 1
 
 
 def _rounding(entry: Entry, dtype: torch.dtype) -> float:

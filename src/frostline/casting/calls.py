@@ -147,19 +147,10 @@ def _save_narrow(output: Any, inputs: Any, swaps: list[_Swap]) -> None:
                 place = (saved.size(), saved.stride(), saved.storage_offset())
                 again = partial(_widened_again, narrow.detach(), saved.dtype, place)
                 with suppress(RuntimeError):  # somebody has hooked this one already
-                    raw.register_hooks(_dropped, again)
+                    raw.register_hooks(lambda _: None, again)
 
 
-def _dropped(_: Tensor) -> None:
-    """What autograd keeps of a wide copy."""
-
-
-def _widened_again(
-    narrow: Tensor,
-    dtype: torch.dtype,
-    place: tuple[torch.Size, tuple[int, ...], int | torch.SymInt],
-    _: None,
-) -> Tensor:
+def _widened_again(narrow: Tensor, dtype: torch.dtype, place: tuple[Any, ...], _: None) -> Tensor:
     return narrow.to(dtype).as_strided(*place)
 
 

@@ -13,6 +13,7 @@ import typer
 from frostline.choices import HeadPlace, NormPolicy
 from frostline.errors import ConfigError, SelectorError
 from frostline.recipe import Recipe, config_errors
+from frostline.units import parse_bytes
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -106,11 +107,7 @@ Run = Annotated[Path, typer.Argument(help="A folder that `frostline train` wrote
 
 
 def hidden_widths(text: str, *, on: HeadPlace) -> tuple[int, ...]:
-    """`"256,64"` -> `(256, 64)`.
-
-    Raises:
-        typer.BadParameter: it is no list of whole numbers from 1 upwards, or no new head is put.
-    """
+    """`"256,64"` -> `(256, 64)`; wrong usage where these are no widths, or no new head is put."""
     from frostline.models import check_head
 
     try:
@@ -125,13 +122,7 @@ def hidden_widths(text: str, *, on: HeadPlace) -> tuple[int, ...]:
 
 
 def size_in_bytes(text: str, option: str) -> int:
-    """`"4GiB"` -> bytes.
-
-    Raises:
-        typer.BadParameter: it is no size; names the option.
-    """
-    from frostline.units import parse_bytes
-
+    """`"4GiB"` -> bytes; wrong usage of `option` where it is no size."""
     try:
         return parse_bytes(text)
     except ValueError as error:

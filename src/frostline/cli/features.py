@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli import _options as options
+from frostline.errors import CorruptFeatures, StoreError
+from frostline.units import format_bytes
 
 if TYPE_CHECKING:
     from frostline.store import FeatureStore, Stored
@@ -43,7 +45,6 @@ def list_features(folder: Folder = None, *, json: options.Json = False) -> None:
 def verify_features(folder: Folder = None, *, json: options.Json = False) -> None:
     """Read every row and compare it with its checksum; exit status 3 if one does not match."""
     from frostline.cli._terminal import show
-    from frostline.errors import CorruptFeatures
 
     store = _store(folder)
     damages = [str(damage) for damage in store.verify()]
@@ -73,7 +74,6 @@ def prune_features(
 ) -> None:
     """Remove stored features; what a running process uses stays."""
     from frostline.cli._terminal import show
-    from frostline.units import format_bytes
 
     if max_size is None and older_than is None and not damaged:
         raise typer.BadParameter("say what to remove: --max-size, --older-than or --damaged.")
@@ -87,7 +87,6 @@ def prune_features(
 
 
 def _store(folder: Path | None) -> FeatureStore:
-    from frostline.errors import StoreError
     from frostline.session import default_store
     from frostline.store import FeatureStore
 

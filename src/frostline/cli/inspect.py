@@ -10,6 +10,8 @@ import typer
 from frostline.choices import HeadPlace
 from frostline.cli import _options as options
 from frostline.cli._set_up import as_words, build_model, check_one_of, freeze_as_asked, set_up
+from frostline.tables import Table, columns
+from frostline.units import format_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +73,8 @@ def inspect(
             raise typer.BadParameter(
                 "--samples and --batch-size are for the page; add --html FILE."
             )
-        network, _, _ = build_model(model, weights, on=on or "keep", head=head, classes=classes)
+        loaded = build_model(model, weights, on=on or "keep", head=head, classes=classes)
+        network = loaded.model
         freeze_as_asked(network, freeze, train)
         _show(network, depth=2 if depth is None else depth, names=names, as_json=json)
         return
@@ -88,11 +91,11 @@ def inspect(
     _check_page(html, freeze or train, force=force)
     place, batch = on or "classifier", batch_size or 32
     setup = set_up(model, weights, on=place, head=head, data=None, classes=classes)
-    mode, selector = ("train", train or setup.head) if freeze is None else ("freeze", freeze)
-    select(setup.model, selector)  # before it takes seconds
+    mode, selector = ("train", train or setup.loaded.head) if freeze is None else ("freeze", freeze)
+    select(setup.loaded.model, selector)  # before it takes seconds
     page = inspect_page(
-        setup.model,
-        ledger(setup.model, setup.example, batch_size=batch),
+        setup.loaded.model,
+        ledger(setup.loaded.model, setup.example, batch_size=batch),
         name=model,
         options=as_words(head=head, on=place, batch_size=batch),
         samples=samples or 1000,
@@ -108,8 +111,6 @@ def _show(network: nn.Module, *, depth: int, names: bool, as_json: bool) -> None
     from frostline.freezing.tree import summary
     from frostline.selectors import select
     from frostline.selectors.stages import stage_paths
-    from frostline.tables import Table, columns
-    from frostline.units import format_bytes
 
     found, stages = summary(network, depth=depth), [list(paths) for paths in stage_paths(network)]
     frozen = sum(p.nbytes for p in network.parameters() if not p.requires_grad)

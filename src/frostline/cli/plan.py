@@ -11,6 +11,7 @@ import typer
 
 from frostline.cli import _options as options
 from frostline.cli._set_up import as_words, build_model
+from frostline.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +72,7 @@ def plan(
     options.hidden_widths(head, on=on)
     if out is not None:
         check_new(out)
-    network, _, _ = build_model(model, on=on, head=head)  # no plan depends on how many classes
+    network = build_model(model, on=on, head=head).model  # no plan depends on how many classes
     make: Callable[..., Plan] = getattr(Plan, kind)
     made = make(network, **chosen)
     if out is not None:
@@ -91,11 +92,7 @@ def plan(
 
 
 def _checked(kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
-    """The options as `Plan`'s methods call them.
-
-    Raises:
-        typer.BadParameter: another kind takes one of them, one is missing, or out of its range.
-    """
+    """The options as `Plan`'s methods call them, if this kind takes them."""
     from frostline.plans import Phase
 
     for name in given.keys() & _OWN.keys():
@@ -117,7 +114,6 @@ def _checked(kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
 def _document(made: Plan, network: nn.Module, out: Path | None) -> dict[str, object]:
     from frostline.plans.parts import parts
     from frostline.plans.showing import share
-    from frostline.recipe import Recipe
 
     trained = [
         {"phase": part.place, "parameters": part.selection.numel, "share": share(part)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli import _options as options
+from frostline.tables import Table, columns
 
 if TYPE_CHECKING:
     from frostline.runs import Prediction
@@ -39,7 +40,6 @@ def predict(
     from frostline.cli._terminal import notes, output, print_json, say
     from frostline.data import read_files
     from frostline.runs import open_run
-    from frostline.tables import Table, columns
 
     if json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv.")

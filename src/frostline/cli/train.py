@@ -14,7 +14,9 @@ from frostline.choices import BadImages, Storage
 from frostline.cli import _options as options
 from frostline.cli._options import with_recipe
 from frostline.cli._set_up import check_one_of
+from frostline.errors import ConfigError, DeltaError, OutputError
 from frostline.recipe import Recipe
+from frostline.tables import hanging
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -184,7 +186,6 @@ def _given(context: typer.Context, names: Iterable[str]) -> list[str]:
 
 def _stored(folder: Path, data: Path | None) -> RunSettings:
     """The settings of a run; `data`, if given, must be what it was trained on."""
-    from frostline.errors import ConfigError
     from frostline.runs import open_run
 
     settings = open_run(folder).settings
@@ -235,16 +236,22 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
     except KeyboardInterrupt:
         say(aside, _interrupted(folder))
         raise typer.Exit(1) from None
-    if as_json:
-        print_json(_document(run, folder))
-    else:
+    if not as_json:
         _conclude(run, folder, page)
+        return
+    document = {
+        "run": str(folder),
+        "epoch": run.best.epoch,
+        **run.best.validation.as_dict(),
+        "history": [record.line() for record in run.history],
+        "phases": [asdict(record) for record in run.phases],
+        "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
+    }
+    print_json(document)
 
 
 def _check_apart(folder: Path, data: Path) -> None:
     """Refuse to write a run where a later one would read it as pictures of a class."""
-    from frostline.errors import OutputError
-
     where = data.expanduser().resolve()
     if where.is_dir() and folder.resolve().is_relative_to(where):
         raise OutputError(
@@ -255,8 +262,6 @@ def _check_apart(folder: Path, data: Path) -> None:
 
 def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
     from frostline.cli._terminal import say
-    from frostline.plans import Plan
-    from frostline.tables import hanging
 
     splits = prepared.data.splits
     names = ", ".join(splits.train.classes[:8]) + (", ..." if len(splits.train.classes) > 8 else "")
@@ -272,8 +277,8 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
     page.print()
     page.print(prepared.frozen.summary(depth=1).table())
     page.print()
-    if prepared.settings.plan:
-        page.print(Plan(prepared.settings.plan).table(prepared.loaded.model))
+    if plan := prepared.settings.as_plan():
+        page.print(plan.table(prepared.loaded.model))
         page.print()
 
 
@@ -298,20 +303,8 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
     say(page, f"Written to {folder}; next: frostline predict {quote(str(folder))} FILE...")
 
 
-def _document(run: Run, folder: Path) -> dict[str, object]:
-    return {
-        "run": str(folder),
-        "epoch": run.best.epoch,
-        **run.best.validation.as_dict(),
-        "history": [record.line() for record in run.history],
-        "phases": [asdict(record) for record in run.phases],
-        "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
-    }
-
-
 def _interrupted(folder: Path) -> str:
     from frostline.deltas import read_delta
-    from frostline.errors import DeltaError
     from frostline.records import RunFolder
 
     command = f"frostline train --resume {quote(str(folder))}"

@@ -9,9 +9,7 @@ Source: L. R. Ford and D. R. Fulkerson, Maximal flow through a network (1956).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, fx
 
@@ -29,41 +27,28 @@ _DEAR = 1 << 20
 _INFINITE = 1 << 60
 
 
-@final
-@dataclass(frozen=True)
-class Choice:
-    """The nodes below the line, and those whose values cross it.
-
-    Attributes:
-        below: frozen nodes that are computed once per sample.
-        crossing: those of them that the rest reads, in the graph's order.
-    """
-
-    below: frozenset[fx.Node]
-    crossing: tuple[fx.Node, ...]
-
-
 def choose(
-    nodes: Iterable[fx.Node], swept: Swept, trial: Observed, layouts: Mapping[fx.Node, RowLayout]
-) -> Choice:
-    """The cheapest place for the line; `below` holds inputs only where nothing can be kept.
+    swept: Swept, trial: Observed, layouts: Mapping[fx.Node, RowLayout]
+) -> tuple[frozenset[fx.Node], list[fx.Node]]:
+    """The nodes to compute once per sample, and those of them that the rest reads, in order.
+
+    Of nodes below the line there are none but inputs where nothing can be kept.
 
     Args:
         layouts: of the nodes whose values can be kept, since they have a row for each sample.
     """
-    carriers = [n for n in nodes if swept.is_frozen(n) and n not in swept.free]
-    below = _below(carriers, swept, trial, layouts, price=1)
+    below = _below(swept, trial, layouts, price=1)
     if all(node.op == "placeholder" for node in below):
         # Computing is cheap beside reading, as in small networks: the last line there is. It
         # still saves reading and preparing the sample itself.
-        below = _below(carriers, swept, trial, layouts, price=_DEAR)
-    crosses = (
+        below = _below(swept, trial, layouts, price=_DEAR)
+    crossing = [
         node
-        for node in carriers
+        for node in swept.carriers
         if node in below
         and any(user not in below and not effects.reads_only_shape(user) for user in node.users)
-    )
-    return Choice(below, tuple(crosses))
+    ]
+    return below, crossing
 
 
 def row_bytes(node: fx.Node, trial: Observed) -> int:
@@ -99,29 +84,24 @@ def _cost(node: fx.Node, trial: Observed) -> int:
 def _is_view(node: fx.Node, trial: Observed) -> bool:
     shared = [trial.storage.get(argument) for argument in node.all_input_nodes]
     own = trial.storage.get(node)
-    return own is not None and own in shared and not any(effects.written(node))
+    return own is not None and own in shared and not trial.written(node)
 
 
 def _below(
-    carriers: list[fx.Node],
-    swept: Swept,
-    trial: Observed,
-    layouts: Mapping[fx.Node, RowLayout],
-    *,
-    price: int,
+    swept: Swept, trial: Observed, layouts: Mapping[fx.Node, RowLayout], *, price: int
 ) -> frozenset[fx.Node]:
     import networkx
 
     network = networkx.DiGraph()
     network.add_nodes_from(("inputs", "rest"))
-    known = set(carriers)
+    known = set(swept.carriers)
 
     def edge(start: object, end: object, capacity: int = _INFINITE) -> None:
         # Backwards: of several lines that cost the same, networkx then gives the lowest.
         network.add_edge(end, start, capacity=capacity)
 
     # Of the two places of a node one stands for computing it below, the other for keeping it.
-    for node in carriers:
+    for node in swept.carriers:
         computed, kept = (node, "computed"), (node, "kept")
         # Another view of what is kept is worth no room, however dear computing is.
         own = (1 if _is_view(node, trial) else price) * _cost(node, trial)
@@ -135,7 +115,7 @@ def _below(
                 # Both halves might compute a node, but it is built into one of them alone: what is
                 # computed below has all that it reads below.
                 edge((user, "computed"), computed)
-            elif not swept.is_frozen(user):
+            elif user in swept.reasons:
                 edge(kept, "rest")
     for group in swept.together:
         ring = [node for node in group if node in known]
@@ -143,4 +123,4 @@ def _below(
             edge((one, "computed"), (other, "computed"))
     flow = networkx.algorithms.flow.dinitz
     _, (_, reached) = networkx.minimum_cut(network, "rest", "inputs", flow_func=flow)
-    return frozenset(node for node in carriers if (node, "computed") in reached)
+    return frozenset(node for node in swept.carriers if (node, "computed") in reached)

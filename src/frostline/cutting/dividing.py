@@ -21,7 +21,7 @@ from frostline.cutting.layouts import (
     sizes_of,
     times_batch,
 )
-from frostline.cutting.tracing import Traced, Unfollowed, operation, upwards
+from frostline.cutting.tracing import Unfollowed, operation, upwards
 from frostline.cutting.trial import Observed
 from frostline.errors import CutError
 
@@ -52,6 +52,7 @@ class GraphLine:
 
     def needed(self, starts: Collection[fx.Node], allowed: Collection[fx.Node]) -> set[fx.Node]:
         """`starts`, all they are computed from and what writes into any of it, within `allowed`."""
+        # Of a write in place nothing need take the result: who reads the memory needs it.
         writers = defaultdict[int | None, list[fx.Node]](list)
         for node in allowed:
             for storage in self.trial.written(node):
@@ -65,10 +66,9 @@ class GraphLine:
         return held
 
 
-def build_prefix(
-    traced: Traced, line: GraphLine, model: nn.Module
-) -> tuple[OpenGraph, frozenset[fx.Node]]:
-    """Flat inputs -> the crossing values; also the nodes of `traced` that it holds."""
+def build_prefix(line: GraphLine, model: nn.Module) -> tuple[OpenGraph, frozenset[fx.Node]]:
+    """Flat inputs -> the crossing values; also the nodes of the whole graph that it holds."""
+    traced = line.trial.traced
     wanted = [nodes[0] for nodes in line.crossing]
     inputs = list(traced.module.graph.find_nodes(op="placeholder"))
     held = line.needed([*wanted, *inputs], line.free.union(line.below)).union(inputs)
@@ -86,7 +86,7 @@ def build_prefix(
     return open_graph(graph, traced.module, model, {}), frozenset(held)
 
 
-def build_suffix(traced: Traced, line: GraphLine, model: nn.Module) -> OpenGraph:
+def build_suffix(line: GraphLine, model: nn.Module) -> OpenGraph:
     """The crossing values -> flat outputs.
 
     It never writes into the values it is given.
@@ -94,14 +94,14 @@ def build_suffix(traced: Traced, line: GraphLine, model: nn.Module) -> OpenGraph
     Raises:
         CutError: it needs a size that no crossing value tells, or a value that does not cross.
     """
-    return _SuffixBuilder(traced, line, model).build()
+    return _SuffixBuilder(line, model).build()
 
 
 class _SuffixBuilder:
-    def __init__(self, traced: Traced, line: GraphLine, model: nn.Module) -> None:
+    def __init__(self, line: GraphLine, model: nn.Module) -> None:
         self._graph = fx.Graph()
         self._call = self._graph.call_function
-        self._traced = traced
+        self._traced = traced = line.trial.traced
         self._model = model
         self._line = line
         self._constants: dict[str, Any] = {}
@@ -113,9 +113,9 @@ class _SuffixBuilder:
         # Memory that any operation writes into has no one value to keep as a constant.
         self._changing = {s for node in traced.nodes for s in line.trial.written(node)}
         # What is computed from a tensor of the model is computed anew: it may be another one.
-        own_names = own_tensors(traced.module.graph, traced.module, model)
         reads = traced.module.graph.find_nodes(op="get_attr")
-        self._fixed = line.free - {node for node in reads if str(node.target) in own_names}
+        owned = own_tensors({str(node.target): traced.tensor(node) for node in reads}, model)
+        self._fixed = line.free - {node for node in reads if str(node.target) in owned}
         own = {n for n in above if n not in line.free and (n.op != "placeholder" or n.users)}
         starts = [argument for node in own for argument in node.all_input_nodes]
         self._held = line.needed(starts, line.free) | own

@@ -7,15 +7,13 @@ statistics without saying so), from the tables here.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
-from operator import attrgetter
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from frostline.schemas import aliased, arguments, calls, schema_of
+from frostline.schemas import aliased, arguments, calls
 
 _aten = torch.ops.aten
 _functional: Any = torch.nn.functional  # its checks are in no stub
@@ -28,12 +26,7 @@ _DROPOUTS = [
     for end in ("", "_")
 ]
 # Operations that move the running statistics they are given, when told to use the batch's own.
-_MOVES_STATISTICS = {
-    "batch_norm": "training",
-    "native_batch_norm": "training",
-    "cudnn_batch_norm": "training",
-    "instance_norm": "use_input_stats",
-}
+_BATCH_NORMS = ("batch_norm", "native_batch_norm", "cudnn_batch_norm")
 
 
 def word(node: fx.Node) -> str:
@@ -49,12 +42,27 @@ def is_assertion(node: fx.Node) -> bool:
 
 def is_pure(node: fx.Node) -> bool:
     """Whether leaving the operation out changes nothing but its own value."""
-    return not (is_random(node) or any(written(node)) or moves_statistics(node))
+    return not (is_random(node) or aliased(node, written=True) or moves_statistics(node))
 
 
 def is_random(node: fx.Node) -> bool:
     """Whether the operation draws random numbers, given its arguments."""
-    return any(_draws(inner) for inner in _operations(node))
+    if node.op != "call_function":
+        return False
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        # Arithmetic on numbers and sizes, or an element of a tuple.
+        plain = target.__module__ in (operator.__name__, "_operator", "math", "builtins")
+        symbolic = str(getattr(target, "__name__", "")).startswith("sym_")
+        return not (plain or symbolic or isinstance(target, torch._ops.HigherOrderOperator))
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    # Dropout carries the tag in evaluation and with p = 0 too.
+    return not any(
+        (name in _MODES and value is False)
+        or (name in _PROBABILITIES and isinstance(value, int | float) and value == 0)
+        for name, value in arguments(node).items()
+    )
 
 
 def hands_on(node: fx.Node) -> bool:
@@ -64,18 +72,11 @@ def hands_on(node: fx.Node) -> bool:
 
 def moves_statistics(node: fx.Node) -> bool:
     """Whether the operation uses the batch's own statistics, and moves running ones."""
-    return any(_uses_batch_statistics(inner) for inner in _operations(node))
-
-
-def written(node: fx.Node) -> Iterator[fx.Node]:
-    """The arguments that the operation writes in place."""
-    yield from aliased(node, written=True)
-    for graph, outer in _subgraphs(node):
-        inner_of = dict(zip(graph.find_nodes(op="placeholder"), outer, strict=False))
-        for inner in graph.nodes:
-            for base in written(inner):
-                if isinstance(found := inner_of.get(base), fx.Node):
-                    yield found
+    given = arguments(node)
+    if calls(node, "instance_norm"):
+        # Without running statistics each sample is normalised by its own, in training as ever.
+        return given["use_input_stats"] is True and given["running_mean"] is not None
+    return calls(node, *_BATCH_NORMS) and given["training"] is True
 
 
 def is_symbolic(node: fx.Node) -> bool:
@@ -101,51 +102,6 @@ def add_check(graph: fx.Graph, copied: fx.Node) -> None:
     if given.get(switch, True):
         with graph.inserting_before(copied):
             graph.call_function(check, tuple(given[name] for name in names))
-
-
-def _draws(node: fx.Node) -> bool:
-    target: Any = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        # Arithmetic on numbers and sizes, an element of a tuple, or a graph that is looked at.
-        plain = target.__module__ in (operator.__name__, "_operator", "math", "builtins")
-        symbolic = str(getattr(target, "__name__", "")).startswith("sym_")
-        return not (plain or symbolic or isinstance(target, torch._ops.HigherOrderOperator))
-    if torch.Tag.nondeterministic_seeded not in target.tags:
-        return False
-    # Dropout carries the tag in evaluation and with p = 0 too.
-    return not any(
-        (name in _MODES and value is False)
-        or (name in _PROBABILITIES and isinstance(value, int | float) and value == 0)
-        for name, value in arguments(node).items()
-    )
-
-
-def _uses_batch_statistics(node: fx.Node) -> bool:
-    schema, given = schema_of(node), arguments(node)
-    name = schema.name.partition("::")[2] if schema else ""
-    # Without running statistics each sample is normalised by its own, in training as ever.
-    by_sample = name == "instance_norm" and given["running_mean"] is None
-    return given.get(_MOVES_STATISTICS.get(name, "")) is True and not by_sample
-
-
-def _operations(node: fx.Node) -> Iterator[fx.Node]:
-    """The node itself, and those inside it if it wraps a graph."""
-    if node.op == "call_function":
-        yield node
-        for graph, _ in _subgraphs(node):
-            for inner in graph.nodes:
-                yield from _operations(inner)
-
-
-def _subgraphs(node: fx.Node) -> Iterator[tuple[fx.Graph, list[Any]]]:
-    """Graphs that a higher-order operation runs, with what it hands to their placeholders."""
-    if not isinstance(node.target, torch._ops.HigherOrderOperator):
-        return
-    for place, argument in enumerate(node.args):
-        if isinstance(argument, fx.Node) and argument.op == "get_attr":
-            owner: Any = attrgetter(str(argument.target))(argument.graph.owning_module)
-            if isinstance(owner, fx.GraphModule):
-                yield owner.graph, pytree.tree_leaves(node.args[place + 1 :])
 
 
 def check_batch_norm(given: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import compress
 from typing import Any, NamedTuple, final
 
@@ -108,7 +107,8 @@ def _spot(model: nn.Module, place: TensorPlace, name: str) -> _Spot:
     """The dict in which the model has the tensor now, and its key in it."""
     path, _, leaf = name.rpartition(".")
     try:
-        owned = place.owned(model.get_submodule(path))
+        own = vars(model.get_submodule(path))
+        owned = own if place.kind == "__dict__" else own[place.kind]
     except AttributeError:
         owned = {}
     if owned.get(leaf) is None:
@@ -130,17 +130,9 @@ def _form(of: Tensor | TensorPlace) -> str:
     return f"{sizes} {str(of.dtype).removeprefix('torch.')} on {of.device}"
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Above:
-    """The suffix of one mode: from the frontier's values to what the model answers, or refuses."""
+class Above(NamedTuple):
+    """The suffix of one mode, and what it refuses a single sample with, where the model does."""
 
     half: Half
     rebuild: Rebuild
     refusal: Refusal | None
-
-    def __call__(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Any:
-        """The model's output, over what `half.tensors` gave; raises what the model raises."""
-        if self.refusal is not None and values[0].shape[0] == 1:
-            raise self.refusal()
-        return self.rebuild(iter(self.half.graph.run(tensors, values)))

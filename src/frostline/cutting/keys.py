@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import CodeType, FunctionType, MethodType
 from typing import Any, final
 
@@ -57,7 +58,9 @@ def at_key(model: nn.Module, at: At) -> dict[str, str]:
     """
     lines = "\n".join(f"{n} {text}" for n, text in _lines(model) if n not in at.passing)
     modules = xxhash.xxh3_128_hexdigest(lines.encode())
-    held = {name: tensor for name, tensor in _tensors(model) if name not in at.passing}
+    frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    tensors = chain(frozen, model.named_buffers())
+    held = {name: tensor for name, tensor in tensors if name not in at.passing}
     return {
         "prefix": f"{type(model).__qualname__} up to {at.path}, modules {modules}",
         "tensors": fingerprint_of(held),
@@ -106,11 +109,6 @@ def _tensors_of(key: Mapping[str, str]) -> Mapping[str, str]:
     found = key["tensors"]
     assert isinstance(found, Fingerprint)
     return found.tensors
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
-    yield from model.named_buffers()
 
 
 def _content_now(model: nn.Module) -> dict[str, str]:

@@ -53,10 +53,10 @@ class Traced:
     def nodes(self) -> list[fx.Node]:
         return list(self.module.graph.nodes)
 
-    def tensor(self, node: fx.Node) -> Tensor | None:
-        """What a `get_attr` node reads, if that is a tensor."""
-        found = attrgetter(str(node.target))(self.module)
-        return found if isinstance(found, Tensor) else None
+    def tensor(self, node: fx.Node) -> Tensor:
+        """What a `get_attr` node reads."""
+        found: Tensor = attrgetter(str(node.target))(self.module)
+        return found
 
 
 class _Flat(nn.Module):
@@ -128,7 +128,14 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
         raise Unfollowed(
             f"the forward of {type(model).__name__} only holds for batches of {most} samples."
         )
-    module.graph.eliminate_dead_code(_counts)
+    _tidy(module.graph)
+    for node in module.graph.find_nodes(op="get_attr"):
+        if isinstance(attrgetter(str(node.target))(module), fx.GraphModule):
+            (by, *_) = map(word, node.users)
+            raise Unfollowed(
+                f"the forward of {type(model).__name__} chooses or repeats a part of itself by "
+                f"torch's {by}, and no line is drawn through such a part."
+            )
     assert flat.note.rebuild is not None
     constants = frozenset(program.graph_signature.lifted_tensor_constants)
     return Traced(module, flat.note.rebuild, constants)
@@ -187,10 +194,16 @@ def _mark_inputs(module: fx.GraphModule, spec: InputSpec, tensors: list[Tensor])
         node.meta["name"] = name
 
 
-def _counts(node: fx.Node) -> bool:
-    """Whether a node does more than give its value, or check one."""
-    computes = node.op == "call_function" and not is_assertion(node) and not is_pure(node)
-    return computes or node.op in ("placeholder", "output")
+def _tidy(graph: fx.Graph) -> None:
+    """Drop what computes nothing that is used: assertions and dead, harmless operations.
+
+    Not torch's `eliminate_dead_code`, which (2.15) takes writes within inner graphs for harmless.
+    """
+    for node in reversed(list(graph.nodes)):
+        if node.users or node.op not in ("call_function", "get_attr"):
+            continue
+        if node.op == "get_attr" or is_assertion(node) or is_pure(node):
+            graph.erase_node(node)
 
 
 def upwards(starts: Iterable[fx.Node]) -> Iterator[fx.Node]:

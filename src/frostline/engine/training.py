@@ -42,7 +42,6 @@ class Training:
         compute: where it goes on, and in which precision.
         found: what the model made of the validation data at the end of the last epoch, for hooks
             that are called with it; not kept longer.
-        plain_step_seconds: of one step of a plain loop in each phase; 0 where it was not timed.
     """
 
     session: Session
@@ -51,7 +50,6 @@ class Training:
     phase_history: list[PhaseRecord] = field(default_factory=list)
     sums: Sums = field(default_factory=Sums)
     found: Predictions | None = None
-    plain_step_seconds: tuple[float, ...] = ()
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -61,11 +59,6 @@ class Training:
     @property
     def position(self) -> Position:
         return self.session.position
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of the present phase."""
-        return self.session.optimizer
 
     @property
     def planned_epochs(self) -> int | None:
@@ -138,7 +131,7 @@ class Training:
                 steps=at.phase_steps,
                 feed_seconds=self.sums.pipeline_seconds,
                 seconds=at.phase_seconds,
-                plain_step_seconds=dict(enumerate(self.plain_step_seconds)).get(at.phase, 0.0),
+                plain_step_seconds=self.session.planned.step_seconds[at.phase],
                 ended=self.session.phase_end,
                 best_epoch=at.phase_best_epoch,
                 best_metric=at.phase_best_figure,

@@ -256,11 +256,7 @@ def _depths(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def _largest_batch(total: Callable[[int], int], nbytes: int) -> tuple[int, int]:
-    """The largest batch that fits, and what it takes; (0, 0) where none does.
-
-    Args:
-        total: bytes that a batch of so many samples takes; grows about evenly.
-    """
+    """The largest batch that fits by `total`, which grows about evenly, and what it takes."""
     known = {1: total(1)}
     if known[1] > nbytes:
         return 0, 0

@@ -9,7 +9,6 @@ each such case, say what any selection costs, without the model.
 
 from __future__ import annotations
 
-import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +22,12 @@ from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.skeleton import skeleton
 from frostline.estimates.steps import STATE_BYTES, Setup
-from frostline.estimates.tracing import OpRecorder, Pass, touched
+from frostline.estimates.tracing import Key, OpRecorder, Pass, touched
 from frostline.freezing import freezes_kept, thaw
 from frostline.tasks import Classification
 
 _VALUES, _WEIGHTS, _VECTORS = 1, 2, 4  # who wants a gradient; a case is their sum
 
-# A storage: the turn in which it was made, its number within that turn, and its bytes.
-Key = tuple[int, int, int]
 # What one turn gives to later ones: the turn that wrote it, its storage and its shape.
 Value = tuple[int, Key, tuple[int, ...]]
 
@@ -103,7 +100,7 @@ def ledger(
             optimizer=optimizer,
             seconds=calibration_seconds * OPERATIONS_SHARE,
         )
-        setup = Setup(model, example, optimizer, "fp32", Classification(), batch_size)
+        setup = Setup(model, example, optimizer, batch_size=batch_size)
         rest = calibration_seconds * (1 - OPERATIONS_SHARE)
         prices = calibrated(prices, setup, setup.trace(), rest)
     return _Writer(seen, prices).write(batch_size, optimizer)
@@ -124,7 +121,7 @@ def _follow(model: nn.Module, example: Any, batch_size: int, case: str) -> _Turn
     else:
         _let_no_value_want(fake)
     watch = _Turns(fake, batch)
-    watch.run(mode, backward=values)
+    watch.run(fake, batch, mode, Classification(), backward=values)
     return watch
 
 
@@ -173,12 +170,10 @@ class _Turns(OpRecorder):  # type: ignore[no-untyped-call]  # torch's own
         tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
         self._batch = {t.untyped_storage()._cdata for t in tensors}
         self.turns: dict[int, _Turn] = defaultdict(_Turn)
-        self._keys: dict[int, Key] = {}
         self._writers: dict[int, int] = {}
-        self._made: dict[int, int] = defaultdict(int)
 
     def record(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
-        now = self._now
+        now = len(self.layers) - 1
         turn = self.turns[now]
         turn.draws |= torch.Tag.nondeterministic_seeded in func.tags
         for tensor in given:
@@ -188,42 +183,20 @@ class _Turns(OpRecorder):  # type: ignore[no-untyped-call]  # torch's own
             elif name in self._batch:
                 turn.reads[_BATCH] = 0
             elif self._writers.get(name, now) != now:
-                value = (self._writers[name], self._keys[name], tuple(tensor.shape))
+                value = (self._writers[name], self.made[name], tuple(tensor.shape))
                 turn.reads[value] = touched(tensor)
-        for tensor in written:
-            storage = tensor.untyped_storage()
-            if self._key(storage) is not None:
-                self._writers[storage._cdata] = now
+        names = {tensor.untyped_storage()._cdata for tensor in written}
+        self._writers.update(dict.fromkeys(names & self.made.keys(), now))
 
     def settle(self) -> None:
         for reference, turn in self.packed:
-            if (tensor := reference()) is not None and (
-                key := self._key(tensor.untyped_storage())
-            ) is not None:
-                self.turns[turn].kept.add(key)
+            name = None if (tensor := reference()) is None else tensor.untyped_storage()._cdata
+            if name in self.made:
+                self.turns[turn].kept.add(self.made[name])
         super().settle()
 
-    def made(self, turn: int) -> bool:
-        """Whether a turn has made a storage of its own."""
-        return self._made.get(turn, 0) > 0
-
-    @property
-    def _now(self) -> int:
-        return len(self.layers) - 1
-
-    def _key(self, storage: torch.UntypedStorage) -> Key | None:
-        """Of a storage that the step made; one that is new is of this turn."""
-        name = storage._cdata
-        if name in self._own:
-            return None
-        if name not in self._keys:
-            self._keys[name] = (self._now, self._made[self._now], storage.nbytes())
-            self._made[self._now] += 1
-            weakref.finalize(storage, self._forget, name)
-        return self._keys[name]
-
-    def _forget(self, name: int) -> None:
-        self._keys.pop(name, None)
+    def free(self, name: int) -> None:
+        super().free(name)
         self._writers.pop(name, None)
 
 
@@ -287,7 +260,7 @@ class _Writer:
             turn, _, nbytes = key
             found = {"nbytes": nbytes, "turn": places.get(turn, -1)}
             source = next(iter(self._train.turns[turn].reads), _BATCH)
-            if source != _BATCH and not self._eval.made(turn):
+            if source != _BATCH and not self._eval.counts[turn]:
                 found["eval_as"] = self._place(source[1])
                 waiting.extend(list(self._places)[len(waiting) :])
             yield found

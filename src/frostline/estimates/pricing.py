@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import timeit
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -145,25 +146,19 @@ def _real(leaf: Any) -> Any:
 def _overhead() -> float:
     """Seconds of an operation on next to nothing, as a step makes it: autograd included."""
     small = torch.ones(8, requires_grad=True)
+
+    def run() -> None:
+        value = small
+        for _ in range(50):
+            value = value + 1.0
+        value.sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+
     with torch.enable_grad():
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            value = small
-            for _ in range(50):
-                value = value + 1.0
-            value.sum().backward()  # type: ignore[no-untyped-call]  # torch's own
-            times.append((time.perf_counter() - start) / 100)
-    return statistics.median(times)
+        return statistics.median(timeit.repeat(run, number=1, repeat=5)) / 100
 
 
 def _optimizer_seconds(name: str, parameters: list[Tensor]) -> float:
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e-3)
     made = still_optimizer(name, parameters)
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        made.step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return statistics.median(timeit.repeat(made.step, number=1, repeat=4)[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +17,16 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from frostline.backward import is_lean
 from frostline.backward.counting import apart
 from frostline.calling import call_with
 from frostline.devices import autocast
 from frostline.errors import ConfigError, one_line
-from frostline.estimates.skeleton import skeleton, with_workspace
-from frostline.tasks import Classification, Task, step_loss
+from frostline.estimates.skeleton import with_workspace
+from frostline.tasks import Task, step_loss
 
 Pass = Literal["forward", "backward"]
+# A storage: the turn in which it was made, its number within that turn, and its bytes.
+Key = tuple[int, int, int]
 
 
 @final
@@ -101,42 +103,9 @@ class StepTrace:
         return sum(self.saved)
 
 
-def trace_step(
-    model: nn.Module,
-    example: Any,
-    *,
-    batch_size: int,
-    precision: str = "fp32",
-    task: Task | None = None,
-) -> StepTrace:
-    """Run a step of `model` in train mode without memory or kernels; the model is not touched.
-
-    Args:
-        example: one batch as the model takes it; only shapes, dtypes and layout matter.
-        precision: `fp32`, or `bf16` or `fp16` for autocast.
-        task: whose loss is taken; by default classification.
-    Raises:
-        ConfigError: the forward needs numbers, so that it cannot run without them.
-    """
-    fake, batch, mode = skeleton(model, example, batch_size)
-    fake.train()
-    if is_lean(fake):  # from its second forward on it knows what is cheap beside the rest
-        with mode, torch.enable_grad(), _runnable(fake), autocast(fake, precision):
-            call_with(fake, batch)
-    watch = OpRecorder(fake, batch)
-    watch.run(mode, precision=precision, task=task)
-    return StepTrace(
-        tuple(watch.paths),
-        tuple(watch.ops),
-        tuple(watch.saved),
-        watch.peak,
-        {n: p.grad.nbytes for n, p in fake.named_parameters() if p.grad is not None},
-        watch.batch_bytes,
-    )
-
-
 @contextmanager
-def _runnable(model: nn.Module) -> Iterator[None]:
+def runnable(model: nn.Module) -> Iterator[None]:
+    """Says in one error what goes wrong where a step runs without numbers."""
     try:
         yield
     except (ConfigError, torch.OutOfMemoryError):
@@ -163,7 +132,6 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self.during: Pass = "forward"
         self.peak = 0
         self._alive = 0
-        self._model, self._inputs = model, batch
         self._stack = [0]
         # The layer of each turn of the forward pass, and the first autograd sequence number that
         # belongs to it: those say to which turn a backward pass belongs.
@@ -175,30 +143,34 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         given = (*tensors, *model.parameters(), *model.buffers())
         self._given = [t.untyped_storage() for t in given]  # so that no other takes their place
         self._own = {storage._cdata for storage in self._given}
-        self._known: set[int] = set()  # storages that were made and are alive
-
+        self.made: dict[int, Key] = {}  # storages that the step made and that are alive
+        self.counts: dict[int, int] = defaultdict(int)  # of storages that each turn made
         for place, module in enumerate(model.modules()):  # so that it is known which one runs
             module.register_forward_pre_hook(lambda *_, at=place: self._turn(at))
             module.register_forward_hook(lambda *_: self._turn(None), always_call=True)
 
     def run(
         self,
+        model: nn.Module,
+        batch: Any,
         mode: FakeTensorMode,
+        task: Task,
         *,
         precision: str = "fp32",
-        task: Task | None = None,
         backward: bool = True,
     ) -> None:
         """The step, in the modes that the skeleton is in, or its forward pass alone.
 
+        The model is not kept: the end of its gradients is awaited, and who waits stays alive.
+
         Raises:
             ConfigError: the forward needs numbers, so that it cannot run without them.
         """
-        with mode, self, torch.enable_grad(), _runnable(self._model):
+        with mode, self, torch.enable_grad(), runnable(model):
             with torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor):
-                with autocast(self._model, precision):
-                    output = call_with(self._model, self._inputs)
-                    found = step_loss(task or Classification(), output)
+                with autocast(model, precision):
+                    output = call_with(model, batch)
+                    found = step_loss(task, output)
                 del output
             self.settle()
             self.during = "backward"
@@ -238,10 +210,10 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         given = [t for t in leaves if isinstance(t, Tensor)]
         made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         is_view = func.is_view or func._overloadpacket in _FREE
-        if self.during == "forward":
-            self.record(func, given, () if is_view else made)
         for tensor in made:
             self._count(tensor.untyped_storage())
+        if self.during == "forward":
+            self.record(func, given, () if is_view else made)
         packet = flop_registry.get(func._overloadpacket)
         shaped = tuple(Shaped.of(x) if isinstance(x, Tensor) else x for x in leaves)
         call = Call(func, shaped, spec)
@@ -279,16 +251,17 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         """A storage that is new is alive from now on."""
-        name = storage._cdata
-        if name in self._own or name in self._known:
+        name, turn = storage._cdata, len(self.layers) - 1
+        if name in self._own or name in self.made:
             return
-        self._known.add(name)
+        self.made[name] = (turn, self.counts[turn], storage.nbytes())
+        self.counts[turn] += 1
         self._grow(storage.nbytes())
-        weakref.finalize(storage, self._free, name, storage.nbytes())
+        weakref.finalize(storage, self.free, name)
 
-    def _free(self, name: int, nbytes: int) -> None:
-        self._known.discard(name)
-        self._grow(-nbytes)
+    def free(self, name: int) -> None:
+        """A storage that the step made is gone."""
+        self._grow(-self.made.pop(name)[2])
 
     def _grow(self, nbytes: int) -> None:
         self._alive += nbytes

@@ -53,7 +53,7 @@ class PhasePipelines(Hook):
         """The phase's batches through its own frost line; says how they will go."""
         number = training.position.phase
         if len(training.session.phases) > 1:
-            self.say(*self._outlook(training), self._announcement(training))
+            self.say(*self._announcement(training))
         form = dict(enumerate(self.settings.features.forms)).get(number, "")
         start = time.perf_counter()
         made = self._make(form=form, explains=number == 0, progress=self._progress)
@@ -99,26 +99,24 @@ class PhasePipelines(Hook):
         for hook in self._hooks:
             hook.on_batch("features", -(-done // size), -(-total // size))
 
-    def _outlook(self, training: Training) -> Iterator[str]:
-        """Before the first phase: what the steps of all would cost in a plain loop."""
+    def _announcement(self, training: Training) -> Iterator[str]:
+        """What trains, and what the steps would cost in a plain loop; at first, those of all."""
+        at, session = training.position, training.session
+        each = session.steps_per_epoch or 0
         costs = [
-            seconds * (_steps(training, number) or 0)
-            for number, seconds in enumerate(training.plain_step_seconds)
+            seconds * (phase.total_steps(each) or 0)
+            for seconds, phase in zip(session.planned.step_seconds, session.phases, strict=True)
         ]
-        if training.position.phase == 0 and all(costs):
-            each = " + ".join(map(format_seconds, costs))
-            yield f"Plan      {len(costs)} phases; the steps of a plain loop take about {each}"
-
-    def _announcement(self, training: Training) -> str:
-        at, phase = training.position, training.session.phase
+        if at.phase == 0 and all(costs):
+            words = " + ".join(map(format_seconds, costs))
+            yield f"Plan      {len(costs)} phases; the steps of a plain loop take about {words}"
         parameters = list(training.model.parameters())
         trains = sum(p.numel() for p in parameters if p.requires_grad)
-        whole = sum(p.numel() for p in parameters)
-        cost = training.plain_step_seconds[at.phase] * (_steps(training, at.phase) or 0)
-        return (
-            f"Phase     {at.phase + 1} of {len(training.session.phases)}, "
-            f"{phase.label(at.phase + 1)}: trains {format_count(trains)} of {format_count(whole)} "
-            f"parameters{_plain_cost(cost)}"
+        yield (
+            f"Phase     {at.phase + 1} of {len(session.phases)}, "
+            f"{session.phase.label(at.phase + 1)}: trains {format_count(trains)} of "
+            f"{format_count(sum(p.numel() for p in parameters))} parameters"
+            f"{_plain_cost(costs[at.phase])}"
         )
 
     def say(self, *lines: str) -> None:
@@ -126,11 +124,6 @@ class PhasePipelines(Hook):
         for hook in (self, *self._hooks):
             for line in lines:
                 hook.on_notice(line)
-
-
-def _steps(training: Training, phase: int) -> int | None:
-    steps_per_epoch = training.session.steps_per_epoch
-    return training.session.phases[phase].total_steps(steps_per_epoch) if steps_per_epoch else None
 
 
 def _plain_cost(seconds: float) -> str:

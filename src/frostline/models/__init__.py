@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-from torch import nn
 
 from frostline.choices import HeadPlace
 from frostline.errors import ModelError
-from frostline.models._built import Built as Built
+from frostline.models._built import LoadedModel as LoadedModel
 from frostline.models._built import Source, seeded
 from frostline.models.classifiers import find_classifier as find_classifier
 from frostline.models.file_source import build_from_file
@@ -29,28 +27,6 @@ from frostline.models.timm_source import build_timm
 from frostline.models.torchvision_source import build_torchvision
 from frostline.models.weights import WeightsReport as WeightsReport
 from frostline.models.weights import load_weights as load_weights
-from frostline.preprocessing import Preprocessing
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model ready to be frozen and trained.
-
-    Attributes:
-        model: ends in the wanted number of logits.
-        head: dotted path of the module that makes them, or is put to it.
-        preprocessing: what turns a picture into the model's input.
-        weights: what was loaded.
-        spec: what was asked for.
-        classes: names of the published weights' classes in the order of their logits, where known.
-    """
-
-    model: nn.Module
-    head: str
-    preprocessing: Preprocessing
-    weights: WeightsReport
-    spec: ModelSpec
-    classes: tuple[str, ...] | None = None
 
 
 def load_model(
@@ -82,14 +58,12 @@ def load_model(
     check_head(classes=classes, hidden=hidden, on=on)
     built = build(spec, weights=weights, seed=seed, replaced=on == "classifier")
     headed = put_head(built.model, classes=classes, hidden=hidden, on=on, seed=seed)
-    return LoadedModel(
-        headed.model, headed.head, built.preprocessing, built.weights, spec, built.classes
-    )
+    return replace(built, model=headed.model, head=headed.head)
 
 
 def build(
     spec: ModelSpec, *, weights: str, seed: int | None = None, replaced: bool = False
-) -> Built:
+) -> LoadedModel:
     """Build a model as its source makes it, with its weights and its preprocessing.
 
     Args:
@@ -103,6 +77,11 @@ def build(
         ModelError: there is no such model, or it cannot be built.
         WeightsError: the weights cannot be had, read or fitted.
     """
+    if spec.source == "hf":
+        raise ModelError(
+            f"{spec}: hf: models are not available yet; write a function and name it "
+            "file.py:function."
+        )
     choice = WeightsChoice.parse(weights)
     file = Path(choice.name).expanduser() if choice.kind == "file" else None
     with seeded(seed):
@@ -114,15 +93,8 @@ def build(
     return replace(built, weights=report)
 
 
-def _not_yet(spec: ModelSpec, _: WeightsChoice) -> Built:
-    raise ModelError(
-        f"{spec}: hf: models are not available yet; write a function and name it file.py:function."
-    )
-
-
 _SOURCES: dict[SourceName, Source] = {
     "torchvision": build_torchvision,
     "timm": build_timm,
-    "hf": _not_yet,
     "file": build_from_file,
 }

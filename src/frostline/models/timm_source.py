@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from frostline.errors import ModelError, WeightsError, nearest, one_line
-from frostline.models._built import Built
+from frostline.models._built import LoadedModel
 from frostline.models.downloads import downloading
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.transforms import from_timm
@@ -20,7 +20,7 @@ from frostline.models.weights import WeightsReport
 HUB_TIMEOUT_SECONDS = 5.0
 
 
-def build_timm(spec: ModelSpec, weights: WeightsChoice) -> Built:
+def build_timm(spec: ModelSpec, weights: WeightsChoice) -> LoadedModel:
     """Any model that timm lists, by its name or `NAME.TAG`; see `Source`."""
     if importlib.util.find_spec("timm") is None:
         raise ModelError(
@@ -35,12 +35,14 @@ def build_timm(spec: ModelSpec, weights: WeightsChoice) -> Built:
             "is one; otherwise DEFAULT, none or a file."
         )
     model = _published(spec) if published else _create(spec, pretrained=False)
-    return Built(
-        model=model,
-        preprocessing=from_timm(_timm().data.resolve_model_data_config(model)),
-        weights=_report(spec, model) if published else WeightsReport.none(),
-        classes=_classes(model) if published else None,
-    )
+    preprocessing = from_timm(_timm().data.resolve_model_data_config(model))
+    if not published:
+        return LoadedModel(model, preprocessing, WeightsReport.none(), spec)
+    config: Any = model.pretrained_cfg
+    tag = config.get("tag")
+    name = f"{config.get('architecture', spec.name)}.{tag}" if tag else spec.name
+    report = WeightsReport(source=f"timm {name}", loaded=len(model.state_dict()))
+    return LoadedModel(model, preprocessing, report, spec, _classes(model))
 
 
 def _timm() -> Any:
@@ -136,13 +138,6 @@ def _hub_file(config: Any) -> str:
         with suppress(EntryNotFoundError):
             return fetched(name)
     return fetched(names[-1])
-
-
-def _report(spec: ModelSpec, model: nn.Module) -> WeightsReport:
-    config: Any = model.pretrained_cfg
-    tag = config.get("tag")
-    name = f"{config.get('architecture', spec.name)}.{tag}" if tag else spec.name
-    return WeightsReport(source=f"timm {name}", loaded=len(model.state_dict()))
 
 
 def _classes(model: nn.Module) -> tuple[str, ...] | None:

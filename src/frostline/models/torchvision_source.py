@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from frostline.errors import ModelError, WeightsError, nearest
-from frostline.models._built import Built
+from frostline.models._built import LoadedModel
 from frostline.models.downloads import downloading
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.transforms import from_torchvision
@@ -23,7 +23,7 @@ from frostline.models.weights import WeightsReport
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
-def build_torchvision(spec: ModelSpec, weights: WeightsChoice) -> Built:
+def build_torchvision(spec: ModelSpec, weights: WeightsChoice) -> LoadedModel:
     """Any classifier that torchvision lists; see `Source`.
 
     GoogLeNet and Inception come without their auxiliary heads, and with the input scaling that
@@ -42,11 +42,10 @@ def build_torchvision(spec: ModelSpec, weights: WeightsChoice) -> Built:
         setattr(model, path, None)
     preprocessing = from_torchvision((entry or entries.DEFAULT).transforms())
     if entry is None:
-        return Built(model, preprocessing, WeightsReport.none(), removed=removed)
+        return LoadedModel(model, preprocessing, WeightsReport.none(), spec, removed=removed)
     report = WeightsReport(f"torchvision {entry}", loaded=len(model.state_dict()))
-    return Built(
-        model, preprocessing, report, tuple(entry.meta.get("categories", ())) or None, removed
-    )
+    classes = tuple(entry.meta.get("categories", ())) or None
+    return LoadedModel(model, preprocessing, report, spec, classes, removed)
 
 
 def _check_name(name: str) -> None:

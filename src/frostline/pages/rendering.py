@@ -40,14 +40,9 @@ def render_page(template: str, *, title: str, data: object, **context: object) -
     """
     from markupsafe import Markup
 
-    # Safe to mark: no character that HTML reads is left in it.
-    return render(template, title=title, data=Markup(embedded_json(data)), **context)
-
-
-def embedded_json(data: object) -> str:
-    """`data` as JSON that may stand inside a script element, whatever text it holds."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.translate(_ESCAPES)
+    # Safe to mark: no character that HTML reads is left in it.
+    return render(template, title=title, data=Markup(text.translate(_ESCAPES)), **context)
 
 
 def save_page(page: str, path: str | Path, *, force: bool = False) -> None:

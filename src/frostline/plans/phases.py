@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self, TypeVar, final
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from frostline.choices import NormPolicy, Schedule, Snapshot
-from frostline.errors import ConfigError, SelectorError
+from frostline.errors import ConfigError, SelectorError, one_line
 from frostline.recipe import Data, Recipe, refuse_truth
 from frostline.selectors import as_selector, parse
 
@@ -28,8 +28,8 @@ def _selector_text(value: object) -> object:
         selector = as_selector(value)  # type: ignore[arg-type]  # it refuses what is none
     except SelectorError as error:
         # The error goes on with the text and a mark below it; here the text stands before it.
-        reason = str(error).partition("\n")[0].replace(" at the mark", "")
-        raise ValueError(reason.rstrip(".")) from error
+        reason = one_line(error, first=True, named=False)
+        raise ValueError(reason.replace(" at the mark", "")) from error
     text = value if isinstance(value, str) else str(selector)
     with suppress(SelectorError):
         if parse(text) == selector:

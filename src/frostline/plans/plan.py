@@ -163,7 +163,8 @@ class Plan(Data):
         thawed = (
             Phase(
                 name=f"top {number}",
-                train=_beside(head, f"stage:-{number}..-1"),
+                # The stages hold the last one; a head that is another trains beside them.
+                train=f"stage:-{number}..-1{'' if str(head) == _HEAD else f' | {head}'}",
                 epochs=epochs_each,
                 lr=lr,
                 layer_decay=layer_decay,
@@ -307,11 +308,6 @@ def _head(
 ) -> Phase:
     select(model, head)  # where it matches nothing, that is said of the head, not of a phase
     return Phase(name=name, train=head, epochs=epochs, lr=lr)
-
-
-def _beside(head: Head, chosen: str) -> str:
-    """The stages `chosen`, which hold the last one, with the head where that is another."""
-    return chosen if str(head) == _HEAD else f"{chosen} | {head}"
 
 
 def _stage_count(model: nn.Module) -> int:

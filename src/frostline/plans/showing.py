@@ -9,7 +9,7 @@ from torch import nn
 from frostline.plans.parts import Part, parts
 from frostline.plans.phases import Phase, Until
 from frostline.recipe import Recipe
-from frostline.tables import Column, Table
+from frostline.tables import Table, columns
 from frostline.units import format_count
 
 _SETTINGS = ("layer_decay", "weight_decay", "schedule", "warmup")
@@ -17,7 +17,7 @@ _SETTINGS = ("layer_decay", "weight_decay", "schedule", "warmup")
 
 def plan_table(phases: Sequence[Phase]) -> Table:
     """What trains when, for how long and how; one row for each phase."""
-    columns = (Column("phase"), Column("trains"), Column("length"), Column("lr", "right"))
+    heads = columns("phase", "trains", "length", "lr", "settings", left=3, right=1)
     rows = tuple(
         (
             phase.label(number),
@@ -28,23 +28,19 @@ def plan_table(phases: Sequence[Phase]) -> Table:
         )
         for number, phase in enumerate(phases, start=1)
     )
-    return Table((*columns, Column("settings")), rows)
+    return Table(heads, rows)
 
 
 def model_table(model: nn.Module, phases: Sequence[Phase]) -> Table:
-    """As `plan_table`, with the parameters that each phase trains in `model` and their share.
-
-    Raises:
-        SelectorError, ConfigError: the plan does not fit the model.
-    """
+    """As `plan_table`, with the parameters that each phase trains in `model` and their share."""
     plain = plan_table(phases)
     found = parts(model, phases, Recipe())
     rows = tuple(
         (*row[:2], format_count(part.selection.numel), _percent(share(part)), *row[2:])
         for row, part in zip(plain.rows, found, strict=True)
     )
-    columns = (Column("parameters", "right"), Column("share", "right"))
-    return Table((*plain.columns[:2], *columns, *plain.columns[2:]), rows)
+    heads = columns("parameters", "share", left=0)
+    return Table((*plain.columns[:2], *heads, *plain.columns[2:]), rows)
 
 
 def share(part: Part) -> float:

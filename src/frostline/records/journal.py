@@ -93,8 +93,7 @@ class Journal:
     def __init__(self, file: Path | None, device: torch.device) -> None:
         self._file = file
         self._began = time.perf_counter()
-        self._earlier: tuple[RunPart, ...] = ()
-        self._is_started = False
+        self._earlier: tuple[RunPart, ...] | None = None  # until the run begins
         self._part = RunPart(
             began=datetime.now().astimezone().isoformat(timespec="seconds"),
             position="0",
@@ -108,7 +107,7 @@ class Journal:
 
     def start(self, position: str) -> None:
         """The run begins, or goes on from that position."""
-        self._is_started = True
+        self._earlier = ()
         self._part = replace(self._part, position=position)
         if self._file is not None and position != "0":
             with suppress(*_DAMAGES):
@@ -125,7 +124,7 @@ class Journal:
 
     def write(self) -> None:
         """Write what is known so far."""
-        if self._file is None or not self._is_started:
+        if self._file is None or self._earlier is None:
             return
         self._part = replace(self._part, seconds=time.perf_counter() - self._began)
         with suppress(OutputError):

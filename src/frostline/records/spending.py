@@ -10,6 +10,17 @@ from frostline.records.epochs import Spent
 from frostline.records.journal import BY_MODEL, PipelineFacts
 from frostline.records.reading import RunRecords
 
+# Of a run's time, in the order in which it goes through them. The prefix is computed once or as
+# batches come; the suffix is the whole model where nothing was cut off.
+PARTS = {
+    "preparing": "Preparing: tracing the frost line, timing forms, looking up and writing features",
+    "decode": "Decode: waiting for samples while features were computed",
+    "prefix": "Prefix: computing the frozen part",
+    "suffix": "Suffix: steps through what is trained",
+    "idle": "Idle: training waited for its next batch",
+    "validation": "Validation after each epoch",
+    "rest": "Rest: saving, hashing, the first look at the data",
+}
 _OF_A_LOOP = ("decode", "prefix", "suffix", "idle", "validation")  # what a plain loop does too
 
 
@@ -19,14 +30,7 @@ class Spending:
     """Seconds of wall clock.
 
     Attributes:
-        parts: by name, in the order in which a run goes through them:
-            `preparing`: tracing the cut, timing forms, looking up and writing features;
-            `decode`: waiting for samples while features were computed;
-            `prefix`: computing the frozen part, once or as batches came;
-            `suffix`: steps through what is trained; the whole model where nothing was cut off;
-            `idle`: training waiting for its next batch;
-            `validation`: after each epoch;
-            `rest`: saving, hashing, the first look at the data.
+        parts: by the names of `PARTS`.
         total: of all sessions; the sum of the others where that is more.
         plain: estimate for a plain loop's forwards, steps and validation; None if not known.
     """
@@ -82,10 +86,8 @@ def _plain(records: RunRecords) -> float | None:
         spent = line.spent or Spent()
         if facts is None or (facts.stored_samples and not facts.plain_seconds_per_sample):
             return None
-        seconds += spent.step_seconds + spent.validation_seconds
-        seconds += spent.prefix_seconds  # computed as batches came, as a plain loop does
-        if facts.stored_samples:
-            seconds += facts.plain_seconds_per_sample * facts.stored_samples
-        else:
-            seconds += spent.idle_seconds
+        stored = facts.plain_seconds_per_sample * facts.stored_samples
+        # Prefixes computed as batches came are what a plain loop does too.
+        seconds += spent.step_seconds + spent.validation_seconds + spent.prefix_seconds
+        seconds += stored if facts.stored_samples else spent.idle_seconds
     return seconds

@@ -83,7 +83,7 @@ class Comparison:
             (
                 run.name,
                 *(shown(n, run.metrics[n]) if n in run.metrics else "-" for n in names),
-                _epochs(run.records),
+                f"{run.records.best.epoch if run.records.best else '-'}/{len(run.records.epochs)}",
                 "-" if run.seconds is None else format_seconds(run.seconds),
                 "-" if run.records.delta_bytes is None else format_bytes(run.records.delta_bytes),
                 "-" if run.frozen_share is None else f"{100 * run.frozen_share:.1f} %",
@@ -111,17 +111,27 @@ class Comparison:
 
     def against_first(self) -> Table | None:
         """The others against the first on the same samples; None where there are none."""
-        first, others = self.runs[0], self.runs[1:]
-        known = [(run.name, run.against_first) for run in others if run.against_first]
-        if not known:
+        rows = tuple(
+            (
+                run.name,
+                *(f"{count:,}" for count in (found.samples, found.gained, found.lost)),
+                f"{found.difference:+.4f}",
+                f"{found.low:+.4f} to {found.high:+.4f}",
+                f"{found.p_value:.2g}",
+            )
+            for run in self.runs
+            if (found := run.against_first) is not None
+        )
+        if not rows:
             return None
         heads = columns("run", "samples", "won", "lost", "accuracy", "95 % interval", "p")
-        rows = tuple((name, *_paired_cells(found)) for name, found in known)
         notes = (
             "won: right where the first was wrong. The interval is by bootstrap over samples;",
             "p is McNemar's: how often two equally good runs would differ by as much.",
         )
-        return Table(heads, rows, title=f"Against {first.name}, sample by sample", notes=notes)
+        return Table(
+            heads, rows, title=f"Against {self.runs[0].name}, sample by sample", notes=notes
+        )
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -228,7 +238,7 @@ def _frozen_share(folder: RunFolder, records: RunRecords) -> float | None:
 
 
 def _differing(settings: Sequence[RunSettings]) -> dict[str, tuple[str, ...]]:
-    flat = [dict(flat_settings(one)) for one in settings]
+    flat = [flat_settings(one) for one in settings]
     for one, content in zip(settings, flat, strict=True):
         if one.plan:
             content["plan"] = "; ".join(
@@ -253,14 +263,10 @@ def _warnings(runs: Sequence[ComparedRun], sides: Sequence[Side]) -> list[str]:
                 f"{run.name} has other classes than {first}: their metrics are not comparable."
             )
         elif run.validation == "different":
-            more = (
-                " What both were judged on, and neither trained on, is compared below."
-                if run.against_first
-                else ""
-            )
+            more = " What both were judged on, and neither trained on, is compared below."
             found.append(
                 f"{run.name} was judged by other samples than {first}: their metrics are not "
-                f"comparable.{more}"
+                f"comparable.{more if run.against_first else ''}"
             )
         elif run.validation == "unknown":
             found.append(
@@ -279,19 +285,3 @@ def _names(roots: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(map(str, roots))
-
-
-def _epochs(records: RunRecords) -> str:
-    best = records.best
-    return f"{best.epoch if best else '-'}/{len(records.epochs)}"
-
-
-def _paired_cells(found: Paired) -> tuple[str, ...]:
-    return (
-        f"{found.samples:,}",
-        f"{found.gained:,}",
-        f"{found.lost:,}",
-        f"{found.difference:+.4f}",
-        f"{found.low:+.4f} to {found.high:+.4f}",
-        f"{found.p_value:.2g}",
-    )

@@ -1,4 +1,4 @@
-"""From a run's folder to its report: facts gathered, the page made and written."""
+"""From a run's folder to its report: all that it tells, gathered."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import final
 
 import torch
 from torch import Tensor
@@ -27,67 +26,19 @@ from frostline.errors import (
     ImageError,
 )
 from frostline.freezing import Proof, not_covered_text
-from frostline.pages.rendering import now_in_words, save_page
+from frostline.pages.rendering import now_in_words
 from frostline.records import RunFolder, RunRecords, read_records
-from frostline.records.certainty import calibration
-from frostline.records.spending import spending
-from frostline.reports.facts import Promise, ReportFacts, Shown
-from frostline.reports.page import render_report
 from frostline.reports.repeating import repeat_command, repeat_notes, use_command, use_python
+from frostline.reports.report import Promise, RunReport, Shown
 from frostline.units import format_bytes
 
 _PICTURES = 12
+_NORMS = {
+    "hold": "frozen norms hold their statistics",
+    "adapt": "statistics of frozen norms follow the data",
+}
 _SIDE, _QUALITY = 128, 78  # pixels and JPEG quality of a picture: about 4 KB
 _MODULE_PARTS = 2  # of a tensor's name, by which frozen ones are counted
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class RunReport:
-    """A report that was made.
-
-    Attributes:
-        page: HTML, one file that needs no other.
-        facts: what it says.
-    """
-
-    page: str
-    facts: ReportFacts
-
-    @property
-    def promise(self) -> Promise:
-        """Whether what was to stay frozen did."""
-        return self.facts.promise
-
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the page, whole or not at all.
-
-        Raises:
-            OutputError: as `save_page`.
-        """
-        save_page(self.page, path, force=force)
-
-    def as_dict(self) -> dict[str, object]:
-        """Its numbers as plain data for JSON."""
-        records, promise = self.facts.records, self.promise
-        spent = spending(records)
-        best = records.best
-        return {
-            "run": self.facts.folder,
-            "promise": asdict(promise),
-            "epochs": len(records.epochs),
-            "best_epoch": best.epoch if best else None,
-            **(best.validation if best else {}),
-            "calibration_error": (
-                calibration(records.judged).expected_error if records.judged else None
-            ),
-            "seconds": {**spent.parts, "total": spent.total} if spent else None,
-            "plain_seconds": spent.plain if spent else None,
-            "delta_bytes": records.delta_bytes,
-            "warnings": records.data.findings if records.data else None,
-            "repeat": self.facts.repeat,
-            "lacks": records.lacks,
-        }
 
 
 def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> RunReport:
@@ -96,12 +47,12 @@ def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> R
     below = _folder_of(settings.data.path)
     mistakes, doubts = _samples(records, settings.data.classes, below)
     root = folder.root.resolve()
-    facts = ReportFacts(
+    return RunReport(
         name=root.name,
         folder=str(root),
         made=now_in_words(),
         classes=settings.data.classes,
-        settings=tuple(flat_settings(settings)),
+        settings=flat_settings(settings),
         freezing=tuple(_freezing(settings)),
         promise=promise,
         records=records,
@@ -115,7 +66,6 @@ def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> R
         use_shell=use_command(settings, folder),
         use_python=use_python(settings, folder),
     )
-    return RunReport(render_report(facts), facts)
 
 
 def promise_of(verify: Callable[[], tuple[str, Sequence[str]]]) -> Promise:
@@ -154,22 +104,21 @@ def promise_at_end(proof: Proof) -> Promise:
 def read_fitting(folder: RunFolder, settings: RunSettings) -> RunRecords:
     """A run's records, without predictions of other classes or of another than the best epoch."""
     records, classes = read_records(folder), len(settings.data.classes)
+    judged, best, file = records.judged, records.best, "best/predictions.safetensors"
     if not classes:  # of a task that has none, of which no predictions are kept
-        file = str(folder.predictions.relative_to(folder.root))
         lacks = tuple(line for line in records.lacks if not line.startswith(file))
         return replace(records, judged=None, lacks=lacks)
-    judged, best = records.judged, records.best
     if judged is None:
         return records
-    highest = max(int(judged.ranked.max()), int(judged.targets.max()))
-    if highest < classes and (best is None or best.epoch == judged.epoch):
+    if max(int(judged.ranked.max()), int(judged.targets.max())) >= classes:
+        why = f"{file} is of other classes than the run's, and is not used."
+    elif best is not None and best.epoch != judged.epoch:
+        why = (
+            f"{file} is of epoch {judged.epoch}, not of the best one: nothing is known of single "
+            "validation samples."
+        )
+    else:
         return records
-    why = (
-        f"best/predictions.safetensors is of epoch {judged.epoch}, not of the best one: nothing is "
-        "known of single validation samples."
-        if highest < classes
-        else "best/predictions.safetensors is of other classes than the run's, and is not used."
-    )
     return replace(records, judged=None, lacks=(*records.lacks, why))
 
 
@@ -254,7 +203,7 @@ def _freezing(settings: RunSettings) -> list[str]:
     if settings.plan:
         return [
             f"Phase {number}, {phase.label(number)}: {_chosen(phase.freeze, phase.train)}; "
-            f"{_norms(phase.norm)}."
+            f"{_NORMS[phase.norm]}."
             for number, phase in enumerate(settings.plan, start=1)
         ]
     asked = settings.freeze
@@ -262,8 +211,8 @@ def _freezing(settings: RunSettings) -> list[str]:
         return ["As the model was frozen when it was handed over in Python."]
     if asked.freeze is None and asked.train is None:
         head = settings.model.head or "the head"
-        return [f"Everything but the new head at {head}; {_norms(asked.norm)}."]
-    return [f"Chosen by selector: {_chosen(asked.freeze, asked.train)}; {_norms(asked.norm)}."]
+        return [f"Everything but the new head at {head}; {_NORMS[asked.norm]}."]
+    return [f"Chosen by selector: {_chosen(asked.freeze, asked.train)}; {_NORMS[asked.norm]}."]
 
 
 def _chosen(freeze: str | None, train: str | None) -> str:
@@ -272,25 +221,18 @@ def _chosen(freeze: str | None, train: str | None) -> str:
     return "frozen as before it" if train is None else f"trained is {train}, the rest is frozen"
 
 
-def _norms(norm: str) -> str:
-    return {
-        "hold": "frozen norms hold their statistics",
-        "adapt": "statistics of frozen norms follow the data",
-    }[norm]
-
-
-def flat_settings(settings: RunSettings) -> list[tuple[str, str]]:
-    """Each setting as a word and a value."""
+def flat_settings(settings: RunSettings) -> dict[str, str]:
+    """Each setting by its word, but for empty ones."""
     content = settings.model_dump(mode="json", exclude_none=True, exclude={"plan"})
     content["data"]["classes"] = f"{len(settings.data.classes)} classes"
-    flat = []
+    flat: dict[str, object] = {}
     for section, values in content.items():
         if isinstance(values, dict):
-            flat += [(f"{section}.{key}", _shown_value(value)) for key, value in values.items()]
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
         else:
-            flat.append((section, _shown_value(values)))
-    return [(word, value) for word, value in flat if value]
-
-
-def _shown_value(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            flat[section] = values
+    shown = {
+        word: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for word, value in flat.items()
+    }
+    return {word: value for word, value in shown.items() if value}

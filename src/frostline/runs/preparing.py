@@ -56,15 +56,15 @@ class Prepared:
             ModelError: the forward of the user's own model raised RuntimeError, as where shapes
                 do not fit.
         """
-        settings, splits, folder = self.settings, self.data.splits, RunFolder(Path(out))
+        splits, folder = self.data.splits, RunFolder(Path(out))
         train_set, val_set = self.datasets()
         trained_on, validated_on = (
             tuple(self.data.digests[sample.path] for sample in part.samples)
             for part in (splits.train, splits.val)
         )
         if resume:
-            self._check_same(folder.read_trained_on(), trained_on, "training", folder)
-            self._check_same(folder.read_validated_on(), validated_on, "validation", folder)
+            self._check_same(folder, "training", folder.read_trained_on(), trained_on)
+            self._check_same(folder, "validation", folder.read_validated_on(), validated_on)
         findings = tuple((one.level, one.code, one.message) for one in self.data.findings)
         notes = DataNotes(splits.how, splits.train.counts, splits.val.counts, findings)
         try:
@@ -73,13 +73,9 @@ class Prepared:
                 train_set,
                 val_set,
                 out=out,
-                plan=settings.as_plan(),
-                recipe=settings.training,
-                batch_size=settings.data.batch_size,
-                device=settings.device,
                 resume=resume,
                 hooks=(_Noting(folder, trained_on, validated_on, notes), *hooks),
-                settings=settings,
+                settings=self.settings,
             )
         except RuntimeError as error:
             if _is_of_own_forward(error, self.loaded):
@@ -87,9 +83,8 @@ class Prepared:
             raise
 
     def _check_same(
-        self, before: Iterable[str], now: Iterable[str], part: str, folder: RunFolder
+        self, folder: RunFolder, part: str, before: Iterable[str], now: Iterable[str]
     ) -> None:
-        """Make sure that a resumed run sees the pictures that it saw before."""
         if before and set(before) != set(now):
             raise ConfigError(
                 f"cannot resume: the {part} pictures in {self.settings.data.path} are not those "
@@ -122,7 +117,7 @@ def prepare(
     """
     data = settings.data
     Augment.parse(data.augment)
-    check_settings(settings, len(settings.plan) or 1)
+    check_settings(settings)
     splits, mapping = splits_of(settings), ""
     loaded, frozen = build(settings, Classification(splits.train.classes))
     if settings.model.on == "keep":

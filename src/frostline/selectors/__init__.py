@@ -35,7 +35,7 @@ from frostline.selectors.terms import (
     Where,
 )
 from frostline.selectors.terms import Selector as Selector
-from frostline.tables import Column, Table
+from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_count
 
 SelectorLike = (
@@ -169,7 +169,7 @@ class Selection:
         total = len({id(entry.tensor) for entry in self.inventory.entries if entry.is_parameter})
         return Table(
             title=f"{self.selector} in {self.inventory.title}",
-            columns=(Column("parameter"), Column("shape"), Column("numbers", "right")),
+            columns=columns("parameter", "shape", "numbers", left=2),
             rows=rows,
             notes=(
                 f"{len(self.parameters)} of {total} parameters, {format_count(self.numel)} "

@@ -42,6 +42,7 @@ from frostline.features import (
     difference_by_place,
     difference_by_size,
     extract,
+    in_form,
     in_passes_of,
 )
 from frostline.records import BY_MODEL, PipelineFacts
@@ -199,8 +200,7 @@ def prefixed(
         made = cut(model, to_device(few, device))
     except CutError:
         return batches, model
-    chosen = Form.parse(form)
-    compute = computing(made, tuple, precision="auto", batch_size=32, device=device, form=chosen)
+    compute = in_form(made, Form.parse(form), batch_size=32, device=device)
     return PrefixedBatches(batches, compute), made.suffix
 
 
@@ -260,6 +260,9 @@ class _Making:
 
     def _compute(self, made: Cut) -> Computing:
         options = self._options
+        if options.form and options.precision != "exact":
+            form, size = Form.parse(options.form), options.batch_size
+            return in_form(made, form, batch_size=size, device=options.device)
         return computing(
             made,
             partial(self._train.first, options),
@@ -268,14 +271,13 @@ class _Making:
             device=options.device,
             planned_samples=self._train.plain.samples + self._validation.plain.samples,
             decisions=Decisions(self._store.root),
-            form=Form.parse(options.form) if options.form else None,
         )
 
     def _of_each_mode(self, compute: Computing) -> tuple[Computing, Computing]:
         """Plain float32 as a training step and as evaluation compute it, where that differs."""
         if compute.tuned.form != PLAIN:
             return compute, compute
-        training = replace(compute, training=True, mode="training")
+        training = replace(compute, training=True)
         inputs = self._validation.first(self._options)
         pairs = zip(training(inputs), compute(inputs), strict=True)
         if all(torch.equal(a, b) for a, b in pairs):

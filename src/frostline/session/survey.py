@@ -46,13 +46,13 @@ class Survey:
     Attributes:
         untouched: content hashes of the tensors that stay frozen in every phase.
         trained: of each phase, the parameters that are trainable.
-        seconds_per_sample: of each phase, of a plain training step; 0 where it was not measured.
+        step_seconds: of each phase, of a plain training step; 0 where it was not measured.
         not_covered: what is frozen in a phase and in no file, with what it is.
     """
 
     untouched: Fingerprint
     trained: tuple[tuple[str, ...], ...]
-    seconds_per_sample: tuple[float, ...]
+    step_seconds: tuple[float, ...]
     not_covered: tuple[str, ...] = ()
 
     def trained_until(self, phase: int) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def survey(
 
     Args:
         phases: without any it is one that goes on as the model is frozen.
-        measure: called with the model frozen as in each phase; gives seconds per sample of a step.
+        measure: called with the model frozen as in each phase; gives seconds of a plain step.
 
     Raises:
         SelectorError, FreezeError: a phase does not fit the model.
@@ -115,19 +115,15 @@ def survey(
             trained.append(tuple(n for n, p in model.named_parameters() if p.requires_grad))
             seconds.append(measure() if measure else 0.0)
     made = Survey(Fingerprint(digests), tuple(trained), tuple(seconds), tuple(not_covered))
-    _check_none_widens(model, made.trained_until(len(phases)))
-    return made
-
-
-def _check_none_widens(model: nn.Module, trained: Sequence[str]) -> None:
-    """Refuse to thaw what is kept in half the bits: a delta would then have two bases."""
+    # A delta would have two bases if what is kept in half the bits were thawed.
     kept = cast_dtypes(model)
-    thawed = [name for name in trained if name in kept]
+    thawed = [name for name in made.trained_until(len(phases)) if name in kept]
     if thawed:
         raise ConfigError(
             f"the plan trains {', '.join(thawed[:3])}, kept in {kept[thawed[0]]} since it was "
             "frozen with dtype. Thaw what a phase trains before the run, and freeze it without."
         )
+    return made
 
 
 def _every_tensor(model: nn.Module) -> dict[str, Tensor]:

@@ -72,11 +72,7 @@ def segment_files(segment: Path) -> Iterator[Path]:
 
 
 def check_no_link(folder: Path) -> None:
-    """Make sure that a key's folder and the files in it are what they seem.
-
-    Raises:
-        StoreError: one of them is a link.
-    """
+    """Refuse a key whose folder, or a file in it, is a link."""
     for path in (folder, *(folder / name for name in (MANIFEST, IN_USE, TURN))):
         if path.is_symlink():
             raise StoreError(
@@ -127,9 +123,6 @@ def header_fits(path: Path, spec: ValueSpec, units: int) -> bool:
     """Whether a data file's header is as a writer makes it, for at least `units` units.
 
     A writer that was killed may have left it some units ahead of the log.
-
-    Raises:
-        OSError: the file cannot be read.
     """
     with open_own(path) as file:
         found = file.read(HEADER_BYTES)

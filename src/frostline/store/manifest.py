@@ -192,17 +192,16 @@ def miss_line(root: Path, key: FeatureKey) -> str:
 
 def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
     for name in dict.fromkeys([*old, *new]):
-        if name not in new:
-            yield f"{name}: {_short(old[name])} -> none"
-        elif name not in old:
-            yield f"{name}: none -> {_short(new[name])}"
-        elif old[name] != new[name]:
-            same = len(os.path.commonprefix([old[name], new[name]]))  # noqa: RUF071 - of letters
-            yield f"{name}: {_short(old[name], same)} -> {_short(new[name], same)}"
+        was, now = old.get(name), new.get(name)
+        if was != now:
+            same = len(os.path.commonprefix([was or "", now or ""]))  # noqa: RUF071 - of letters
+            yield f"{name}: {_short(was, same)} -> {_short(now, same)}"
 
 
-def _short(text: str, same: int = 0) -> str:
+def _short(text: str | None, same: int) -> str:
     """One line with what follows the first `same` characters in sight."""
+    if text is None:
+        return "none"
     start = max(0, same - _CONTEXT) if len(text) > SHOWN_CHARACTERS else 0
     shown = text[start : start + SHOWN_CHARACTERS].replace("\n", " ")
     before = "…" if start else ""

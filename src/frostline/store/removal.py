@@ -67,17 +67,12 @@ def remove(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> bool:
-    """Delete the store's own files, and the folders that are empty then; gives whether all are.
-
-    Raises:
-        OSError: one cannot be deleted.
-    """
+    """Delete the store's own files, and the folders that are empty then; gives whether all are."""
     for path in own_files(folder):
         path.unlink(missing_ok=True)
     for path in (*segment_folders(folder), folder):
-        if any(path.iterdir()):
-            continue
-        path.rmdir()
+        if not any(path.iterdir()):
+            path.rmdir()
     return not folder.exists()
 
 

@@ -13,6 +13,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Final, Self, final
@@ -49,15 +50,16 @@ CLAIM_TOKEN_BYTES: Final = 16  # at the head of the file: another token, another
 
 
 @final
+@dataclass
 class OtherClaims:
     """What the other writers of a key claim, read on as they go."""
 
-    def __init__(self, folder: Path, own: Path) -> None:
-        self._folder, self._own = folder, own
-        self._read: dict[Path, tuple[bytes, set[bytes]]] = {}
+    _folder: Path
+    _own: Path
+    _read: dict[Path, tuple[bytes, set[bytes]]] = field(default_factory=dict)
 
     def refresh(self) -> None:
-        """Drop claims of writers that ended, take in new ones. To be called in the key's turn."""
+        """Drop claims of writers that ended, take in new ones. In the key's turn."""
         live = [p for p in own_segments(self._folder) if p != self._own and is_live(p)]
         self._read = {path: self._read_on(path) for path in live}
 
@@ -81,7 +83,7 @@ class OtherClaims:
 
 
 def is_live(segment: Path) -> bool:
-    """Whether a living writer holds the segment. To be asked in the key's turn."""
+    """Whether a living writer holds the segment. In the key's turn."""
     try:
         held = lock(segment / SEGMENT_LOCK, mode="shared", wait=False)
     except OSError:
@@ -115,12 +117,9 @@ class Segment:
 
     @classmethod
     def take(cls, folder: Path, manifest: Manifest) -> Self:
-        """Go on with an abandoned segment of the key, or begin a new one.
+        """Go on with an abandoned segment of the key, or begin a new one. In the key's turn.
 
-        All abandoned segments are repaired. To be called while the key's turn is held.
-
-        Raises:
-            OutputError: the folder cannot be written.
+        All abandoned segments are repaired.
         """
         with stored_or_kept(folder):
             free = []
@@ -157,35 +156,26 @@ class Segment:
                 self._write_headers(ends)
                 _write_at(self._log, self._count * records.itemsize, records.tobytes())
             except OSError:
-                # Rows whose records got through stay; a torn record goes.
-                size = self._count_rows().records.itemsize
-                with suppress(OSError):
-                    self._log.truncate(self._count * size)
+                # Rows whose records got through stay. A torn record is shorter than one, so that
+                # nobody reads it, the next append goes over all of it, and a repair cuts it off.
+                self._count_rows()
                 raise
         self._count += len(records)
         self._units = ends
 
     def claim(self, row_ids: Sequence[bytes]) -> None:
-        """Say that this writer will compute these rows.
-
-        Raises:
-            OutputError: as `append`.
-        """
+        """Say that this writer will compute these rows. In the key's turn."""
         with stored_or_kept(self.folder):
             _write_at(self._claims, self._claims.seek(0, os.SEEK_END), b"".join(row_ids))
 
     def flush(self) -> None:
-        """Bring everything to the disk, data before the records that vouch for them.
-
-        Raises:
-            OutputError: the disk refuses.
-        """
+        """Bring everything to the disk, data before the records that vouch for them."""
         with stored_or_kept(self.folder):
             for file in [*self._data, self._log]:
                 _FLUSH(file.fileno())
 
     def close(self) -> None:
-        """Let go of the segment; one without rows is removed. To be called in the key's turn."""
+        """Let go of the segment; one without rows is removed. In the key's turn."""
         with self._held:
             self._files.close()
             if self._count == 0:

@@ -7,10 +7,10 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final, final
+from typing import final
 
 from frostline._files import lock
 from frostline.errors import CorruptFeatures, StoreError
@@ -25,6 +25,7 @@ from frostline.store.writing import Writer, first_positions
 
 
 @final
+@dataclass(frozen=True)
 class Features:
     """What is stored under one key. Nothing is on disk before the first `writer`.
 
@@ -32,9 +33,9 @@ class Features:
         path: the key's folder.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, budget: StoreBudget) -> None:
-        self.path = path
-        self._manifest, self._budget = manifest, budget
+    path: Path
+    _manifest: Manifest
+    _budget: StoreBudget
 
     @property
     def nbytes(self) -> int:
@@ -106,9 +107,6 @@ class Features:
             ) from error
 
 
-_NO_NOTE: Final[Mapping[str, str]] = MappingProxyType({})
-
-
 @final
 class FeatureStore:
     """Features on disk, found again by what they depend on.
@@ -134,7 +132,7 @@ class FeatureStore:
         key: FeatureKey,
         values: Sequence[ValueSpec],
         *,
-        note: Mapping[str, str] = _NO_NOTE,
+        note: Mapping[str, str] | None = None,
     ) -> Features:
         """The rows of `key`; the folder is made when they are first written.
 
@@ -145,7 +143,7 @@ class FeatureStore:
             StoreError: the key was stored with other values, or in a format this Frostline does
                 not know, or `values` is empty or names one twice.
         """
-        manifest = Manifest(key, tuple(values), dict(note))
+        manifest = Manifest(key, tuple(values), dict(note or {}))
         folder = self.root / key.digest
         check_no_link(folder)
         settle(folder, manifest)
@@ -189,10 +187,10 @@ class FeatureStore:
         """
         stored = {entry.path: entry for entry in self.ls()}
         oldest = -math.inf if older_than_seconds is None else time.time() - older_than_seconds
-
-        def is_to_go(path: Path) -> bool:
-            return used_at(path) < oldest or (damaged and any(find_damage(path)))
-
-        most = math.inf if max_bytes is None else max_bytes
-        gone = remove_oldest(self.root, max_bytes=most, keep=keep, also=is_to_go)
+        gone = remove_oldest(
+            self.root,
+            max_bytes=math.inf if max_bytes is None else max_bytes,
+            keep=keep,
+            also=lambda path: used_at(path) < oldest or (damaged and any(find_damage(path))),
+        )
         return tuple(stored[path] for path in gone if path in stored)

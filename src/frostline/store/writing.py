@@ -151,10 +151,7 @@ class Writer:
             yield
 
     def _settle(self, row_ids: Sequence[bytes]) -> None:
-        """Check rows that others say are complete, each once.
-
-        Not in the key's turn: reading may take long.
-        """
+        """Check rows that others say are complete, each once. Takes long: not in the key's turn."""
         new = {i for i in row_ids if i not in self._intact and i in self._catalogue}
         self._catalogue.check(new)
         self._intact.update(i for i in new if i in self._catalogue)
@@ -168,11 +165,7 @@ class Writer:
 
 
 def first_positions(row_ids: Sequence[bytes]) -> dict[bytes, int]:
-    """Where each distinct id stands first, in order.
-
-    Raises:
-        StoreError: an id is not 16 bytes long.
-    """
+    """Where each distinct id stands first, in order; refuses what is no id."""
     found: dict[bytes, int] = {}
     for position, row_id in enumerate(row_ids):
         if len(row_id) != ID_BYTES:
@@ -185,11 +178,7 @@ def first_positions(row_ids: Sequence[bytes]) -> dict[bytes, int]:
 
 
 def use_key(folder: Path) -> FileLock:
-    """Keep `folder`, made if need be, from being removed while it is used, and say it was used.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Keep `folder`, made if need be, from being removed while it is used, and say it was used."""
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)

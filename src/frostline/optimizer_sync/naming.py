@@ -173,7 +173,7 @@ def _begun(optimizer: Optimizer, entry: Entry, saved: NamedParameter | None, gro
 
 def _beside_parameters(optimizer: Optimizer) -> tuple[dict[Any, Any], dict[str, Any]]:
     """A copy of what the optimizer keeps for no single parameter: `shared` and `further`."""
-    # A name must find all of it again, which is refused where something goes by positions.
+    # Refused is what a name could not find again, as what goes by the positions of parameters.
     packed = optimizer.state_dict()
     positions = _positions(optimizer, packed)
     known = keeper(optimizer).state

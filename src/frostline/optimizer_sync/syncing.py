@@ -162,7 +162,7 @@ def _planned(
     return changes
 
 
-def _check_can_begin(optimizer: Optimizer, joining: list[Entry], states: Mapping[str, Any]) -> None:
+def _check_can_begin(optimizer: Optimizer, joining: list[Entry], kept: Mapping[str, Any]) -> None:
     kind = type(keeper(optimizer))
     odd = [entry for entry in joining if entry.tensor.dim() != 2]
     if odd and issubclass(kind, torch.optim.Muon):
@@ -171,7 +171,7 @@ def _check_can_begin(optimizer: Optimizer, joining: list[Entry], states: Mapping
             f"{tuple(odd[0].tensor.shape)}. Thaw only matrices and give what else is trainable "
             "to a second optimizer, each with a submodule of its own."
         )
-    new = [entry for entry in joining if entry.name not in states]
+    new = [entry for entry in joining if entry.name not in kept]
     if new and f"{kind.__module__}.{kind.__name__}" in _MADE_ONCE:
         raise ConfigError(
             f"{kind.__name__} prepares its parameters when it is made and takes in none later, as "

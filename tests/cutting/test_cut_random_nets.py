@@ -16,7 +16,7 @@ from frostline.cutting import Cut, cut
 from frostline.cutting.structures import flatten_output, same_bits
 
 BATCHES = [[0, 5, 3], [4, 1, 2], [3, 0, 1]]
-EXAMPLES = int(os.environ.get("FROSTLINE_RANDOM_NETS", "60"))
+EXAMPLES = int(os.environ.get("FROSTLINE_RANDOM_NETS", "40"))
 
 
 def inputs() -> tuple[Tensor, Tensor]:

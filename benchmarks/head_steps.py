@@ -16,9 +16,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from frostline.data import make_batches, open_data
+from frostline.devices import Compute
 from frostline.engine import Hook, Training, train_phases
 from frostline.features import FeatureData
-from frostline.recipe import recipe_of
+from frostline.recipe import Recipe
 from frostline.session import Pipeline, Session
 from frostline.store import FeatureKey, FeatureStore, ValueSpec
 from frostline.tasks import Classification
@@ -79,14 +80,9 @@ def frostline(data: FeatureData, targets: torch.Tensor) -> float:
     )
     model, batches = head(), data.batches(batch_size=BATCH, shuffle=True)
     whole = Pipeline(batches, small, model, torch.device("cpu"))
-    session = Session(model, recipe=recipe_of(epochs=2, lr=1e-3))
-    train_phases(
-        Training(session),
-        lambda _: whole,
-        task=Classification("ab"),
-        device="cpu",
-        hooks=(timed,),
-    )
+    session = Session(model, recipe=Recipe(epochs=2, lr=1e-3))
+    training = Training(session, Compute("cpu"))
+    train_phases(training, lambda _: whole, task=Classification("ab"), hooks=(timed,))
     return timed.seconds
 
 

@@ -22,7 +22,8 @@ from shared import DATA, median, network, options, report, seconds, table, threa
 
 import frostline as fl
 from frostline.data import ImageDataset, ImageSet, make_batches, read_splits
-from frostline.engine import evaluate
+from frostline.devices import Compute
+from frostline.engine import predict, summarised
 from frostline.models import LoadedModel
 from frostline.tasks import Classification
 
@@ -146,7 +147,9 @@ def fitted(
 def judged(loaded: LoadedModel, test: ImageSet) -> float:
     data = ImageDataset(test, loaded.preprocessing)
     batches = make_batches(data, batch_size=BATCH, shuffle=False, seed=0)
-    return evaluate(loaded.model, batches, task=Classification(test.classes))["accuracy"]
+    compute, task = Compute(), Classification(test.classes)
+    found = predict(loaded.model.to(compute.device), batches, compute)
+    return summarised(task, found)["accuracy"]
 
 
 if __name__ == "__main__":

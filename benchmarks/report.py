@@ -58,11 +58,11 @@ def main() -> None:
 def put_photos(run: Path) -> int:
     """Let the samples that a report shows be real photos, where there are any; how many."""
     photos = sorted((DATA / "hymenoptera" / "val").glob("*/*.jpg"))
-    facts, folder = open_run(run).report().facts, RunFolder(run)
+    made, folder = open_run(run).report(), RunFolder(run)
     judged = read_judged(folder.predictions)
-    digests = list(folder.validation_digests())
+    digests = list(folder.read_validated_on())
     below = {name: place for place, name in enumerate(judged.names)}
-    wanted = [f"{facts.pictures_in}{os.sep}{one.file}" for one in (*facts.mistakes, *facts.doubts)]
+    wanted = [f"{made.pictures_in}{os.sep}{one.file}" for one in (*made.mistakes, *made.doubts)]
     found = list(zip(wanted, photos, strict=False))
     for name, photo in found:
         Path(name).parent.mkdir(parents=True, exist_ok=True)

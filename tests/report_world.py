@@ -13,7 +13,7 @@ from frostline.config import DataSettings, FreezeSettings, ModelSettings, RunSet
 from frostline.engine import Hook
 from frostline.models import load_model
 from frostline.plans import Phase
-from frostline.recipe import recipe_of
+from frostline.recipe import Recipe
 from frostline.runs import prepare
 from small_world import write_net, write_pictures
 
@@ -39,7 +39,7 @@ class World:
             data=DataSettings(path=str(self.photos), batch_size=6),
             freeze=freeze,
             plan=plan,
-            training=recipe_of(**{"lr": 0.02, **({} if plan else {"epochs": 3}), **recipe}),
+            training=Recipe(**{"lr": 0.02, **({} if plan else {"epochs": 3}), **recipe}),
             device="cpu",
         )
 

@@ -159,7 +159,7 @@ def test_a_run_is_repeated_in_the_form_that_it_noted(world: World, tmp_path: Pat
     form = "float32 folded"  # not what is chosen first
     world.train("--form", form, "--json")
     assert tomllib.loads((world.run / "run.toml").read_text())["features"]["forms"] == [form]
-    facts = open_run(world.run).report().facts
+    facts = open_run(world.run).report()
     told = "On the same machine, with the same versions and number of threads, it gives the same "
     assert facts.repeat_notes == (f"{told}bits.",)
     command = facts.repeat.replace("\\\n", " ").replace(str(world.store), str(tmp_path / "fresh"))

@@ -48,26 +48,23 @@ def test_what_moves_itself_is_asked_to() -> None:
     assert to_device(Encoding(), torch.device("meta")).device == "meta"
 
 
-def _scaling() -> tuple[Compute, torch.nn.Parameter]:
+def _scaling() -> tuple[Compute, torch.nn.Parameter, torch.optim.SGD]:
     weight = torch.nn.Parameter(torch.ones(2))
     compute = Compute("cpu")
     compute.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    compute.take(torch.optim.SGD([weight], lr=1.0))
-    return compute, weight
+    return compute, weight, torch.optim.SGD([weight], lr=1.0)
 
 
 def test_scaled_gradients_are_clipped_and_applied_at_their_own_size() -> None:
-    compute, weight = _scaling()
-    compute.backward((weight * torch.tensor([3.0, 4.0])).sum())
-    compute.clip([weight], 1.0)
-    compute.step()
+    compute, weight, optimizer = _scaling()
+    compute.scaler.scale((weight * torch.tensor([3.0, 4.0])).sum()).backward()
+    compute.step(optimizer, clip_norm=1.0)
     torch.testing.assert_close(weight.detach(), torch.tensor([0.4, 0.2]))
 
 
 def test_a_step_is_left_out_where_scaled_gradients_overflow() -> None:
-    compute, weight = _scaling()
-    compute.backward((weight * torch.tensor([1e38, 1.0])).sum())
-    compute.step()
+    compute, weight, optimizer = _scaling()
+    compute.scaler.scale((weight * torch.tensor([1e38, 1.0])).sum()).backward()
+    compute.step(optimizer)
     assert weight.tolist() == [1.0, 1.0]
-    assert compute.scaler is not None
     assert compute.scaler.get_scale() == 2.0

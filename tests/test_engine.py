@@ -229,7 +229,7 @@ def test_a_run_resumed_at_an_epoch_ends_at_the_same_bits(
     tmp_path: Path, optimizer: str, boundary: int
 ) -> None:
     def stop(training: Training) -> None:
-        if training.epochs_done == boundary:
+        if training.position.epochs == boundary:
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"epochs": 4, "optimizer": optimizer, "warmup": 1.0}
@@ -313,7 +313,7 @@ def test_views_of_a_picture_are_the_same_after_a_resume(tmp_path: Path) -> None:
     hook = Hook()
 
     def stop(training: Training) -> None:
-        if training.epochs_done == 1:
+        if training.position.epochs == 1:
             raise KeyboardInterrupt
 
     hook.on_epoch = stop  # type: ignore[method-assign]
@@ -361,7 +361,7 @@ def test_the_model_ends_with_the_best_epochs_weights() -> None:
     model, kept = net(), {}
 
     def keep(training: Training) -> None:
-        kept[training.epochs_done] = bits(model)
+        kept[training.position.epochs] = bits(model)
 
     hook = Hook()
     hook.on_epoch = keep  # type: ignore[method-assign]

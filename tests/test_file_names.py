@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 import frostline as fl
 from frostline._files import write_text
 from frostline.config import DataSettings, ModelSettings, RunSettings
-from frostline.recipe import recipe_of
+from frostline.recipe import Recipe
 from small_world import call, write_net
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
@@ -72,7 +72,7 @@ def test_what_a_text_file_cannot_hold_is_named(tmp_path: Path) -> None:
     settings = RunSettings(
         model=ModelSettings.from_python("Net"),
         data=DataSettings.model_construct(path=f"/photos/{NAME}"),
-        training=recipe_of(epochs=1),
+        training=Recipe(epochs=1),
     )
     told = r"hold a file name that is no UTF-8, in: .*/photos/caf\\udce9.*\. Rename the file"
     with pytest.raises(fl.OutputError, match=told):

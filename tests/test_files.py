@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from frostline import OutputError
 from frostline._files import (
@@ -116,10 +116,10 @@ def test_a_folder_without_permission_is_an_output_error(tmp_path: Path) -> None:
 def test_a_refused_temporary_file_is_an_output_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(**_options: object) -> None:
+    def refuse(*_given: object, **_options: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
     with pytest.raises(OutputError, match=r"cannot write .*file: Permission denied"):
         write_bytes(tmp_path / "file", b"")
 
@@ -148,8 +148,7 @@ def test_a_log_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None
 def test_a_files_digest_is_that_of_its_bytes(tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
     (tmp_path / "file").write_bytes(content)
-    found = file_digest(tmp_path / "file", hashlib.sha256)
-    assert found == hashlib.sha256(content).hexdigest()
+    assert file_digest(tmp_path / "file") == xxhash.xxh3_128_hexdigest(content)
 
 
 def test_an_exclusive_lock_is_had_by_one(tmp_path: Path) -> None:

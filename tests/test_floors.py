@@ -21,6 +21,7 @@ FLOORS = {
     "errors": 0,
     "preprocessing": 0,
     "recipe": 1,
+    "schemas": 0,
     "standins": 0,
     "tables": 0,
     "units": 0,

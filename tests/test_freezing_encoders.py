@@ -86,7 +86,7 @@ def test_doctor_and_estimate_take_a_frozen_encoder_for_a_working_model(x: Tensor
     model = Net(layers=1)
     fl.freeze(model, "encoder")
     assert [f.code for f in fl.doctor(model, (x, PADDED)).findings if f.level == "error"] == []
-    trace = Setup(model, (x, PADDED), "adamw", "fp32", None, 3).trace()
+    trace = Setup(model, (x, PADDED), batch_size=3).trace()
     assert trace.ops
 
 

@@ -24,6 +24,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
 
 import frostline as fl
+from frostline.freezing import held_layers
 from frostline.freezing.modes import modes_kept
 
 
@@ -345,3 +346,28 @@ def test_a_part_that_is_frozen_within_a_block_that_keeps_modes_stays_in_eval() -
     assert not any(module.training for module in net.part.modules())
     fl.thaw(net, "part")
     assert all(module.training for module in net.modules())
+
+
+@pytest.mark.parametrize("writes", [None, True], ids=["this torch", "as torch 2.9"])
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_a_held_instance_norm_keeps_the_bits_of_its_statistics(
+    count: int, writes: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if writes is not None:
+        monkeypatch.setattr(held_layers, "writes_in_eval", lambda: writes)
+    norm = nn.InstanceNorm1d(64, affine=True, track_running_stats=True).eval()
+    for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+        nn.init.uniform_(tensor, 0.5, 2)
+    model, inputs = nn.Sequential(norm, nn.Linear(5, 2)), torch.randn(count, 64, 5)
+    expected = copy.deepcopy(norm)(inputs)
+    frozen = fl.freeze(model, "0")
+    for held in (norm, copy.deepcopy(model)[0]):
+        assert torch.equal(held.train()(inputs), expected)
+        assert torch.equal(held.running_mean, norm.running_mean)
+    frozen.verify()
+    cut = fl.cut(model, inputs)
+    assert torch.equal(cut.suffix(*cut.prefix(inputs)), model(inputs))
+    frozen.verify()
+    fl.thaw(model, "0")
+    model.train()(inputs)
+    assert not torch.equal(norm.running_mean, held.running_mean)

@@ -9,7 +9,8 @@ from torch.utils.data import TensorDataset
 
 import frostline as fl
 from frostline.data import make_batches
-from frostline.engine import Hook, Training, evaluate
+from frostline.devices import Compute
+from frostline.engine import Hook, Training, predict, summarised
 from frostline.models import build_head, stack_head
 from frostline.tasks import Classification
 
@@ -96,15 +97,16 @@ def test_evaluation_leaves_each_module_in_its_own_mode(net: Net) -> None:
     net.body.eval()
     before = [module.training for module in net.modules()]
     batches = make_batches(data(), batch_size=8, shuffle=False, seed=0)
-    evaluate(net, batches, task=Classification("ab"))
+    predict(net, batches, Compute("cpu"))
     assert [module.training for module in net.modules()] == before
 
 
 def test_evaluation_is_in_eval_mode_whatever_the_mode_before(net: Net) -> None:
     """Pitfall 22: validation with live dropout."""
     batches = make_batches(data(), batch_size=8, shuffle=False, seed=0)
-    trained = evaluate(net.train(), batches, task=Classification("ab"))
-    assert trained == evaluate(net.eval(), batches, task=Classification("ab"))
+    task, compute = Classification("ab"), Compute("cpu")
+    trained = summarised(task, predict(net.train(), batches, compute))
+    assert trained == summarised(task, predict(net.eval(), batches, compute))
 
 
 def test_a_loader_that_was_numbered_is_refused(net: Net) -> None:

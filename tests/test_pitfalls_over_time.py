@@ -208,7 +208,7 @@ class Stop(Exception):  # noqa: N818 - it stands for a kill
 
 
 def stop_in_epoch_four(training: Training) -> None:
-    if training.epochs_done == 3:
+    if training.position.epochs == 3:
         raise Stop
 
 
@@ -598,7 +598,7 @@ def test_a_weight_normed_layer_is_trained_by_the_name_of_its_weight(tmp_path: Pa
     assert len(halves) == 2
     before, seen = bits(net), {}
     later = fl.Phase(train="neck.0.weight | head", epochs=2, lr=0.05)
-    watch = Watch(epoch=lambda t: seen.update({t.epochs_done: moved(net, before)}))
+    watch = Watch(epoch=lambda t: seen.update({t.position.epochs: moved(net, before)}))
     last = ended(net, HEAD, later, out=tmp_path / "run", hooks=[watch])
     assert seen[2] == named(net, "head")
     assert seen[4] == named(net, "head") | halves

@@ -87,7 +87,7 @@ from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSe
 from frostline.deltas import read_delta
 from frostline.engine import Hook
 from frostline.plans import Plan
-from frostline.recipe import recipe_of
+from frostline.recipe import Recipe
 from frostline.runs import open_run, prepare
 
 torch.set_num_threads(1)
@@ -98,7 +98,7 @@ settings = RunSettings(
     model=ModelSettings(name=f"{root / 'net.py'}:small", weights=weights),
     data=DataSettings(path=str(root / "photos"), batch_size=5),
     plan=Plan.load(root / "plan.toml").phases,
-    training=recipe_of(precision="exact", optimizer="adam", keep=2),
+    training=Recipe(precision="exact", optimizer="adam", keep=2),
     features=FeatureSettings(store=store),
     device="cpu",
 )

@@ -76,7 +76,7 @@ class Notes(Hook):
 def test_in_each_phase_moves_what_it_trains_and_nothing_else() -> None:
     model = net()
     seen = {0: bits(model)}
-    fitted(model, hooks=[Watch(epoch=lambda t: seen.update({t.epochs_done: bits(model)}))])
+    fitted(model, hooks=[Watch(epoch=lambda t: seen.update({t.position.epochs: bits(model)}))])
 
     def moved(before: int, after: int) -> set[str]:
         return {n.partition(".")[0] for n in seen[0] if seen[before][n] != seen[after][n]}
@@ -91,7 +91,9 @@ def test_the_batch_norm_of_a_part_moves_only_while_the_part_trains() -> None:
     fitted(
         model,
         hooks=[
-            Watch(epoch=lambda t: seen.update({t.epochs_done: model.neck[1].running_mean.clone()}))
+            Watch(
+                epoch=lambda t: seen.update({t.position.epochs: model.neck[1].running_mean.clone()})
+            )
         ],
     )
     assert torch.equal(seen[1], seen[2])
@@ -173,7 +175,7 @@ def test_a_phase_may_start_from_the_best_epoch_of_the_phase_before() -> None:
     frozen_head = fl.Phase(train="neck", epochs=1, start="best", lr=0.01)
     run = fitted(
         plan=fl.Plan([long, frozen_head]),
-        hooks=[Watch(at_step, lambda t: kept.update({t.epochs_done: bits(t.model)}))],
+        hooks=[Watch(at_step, lambda t: kept.update({t.position.epochs: bits(t.model)}))],
     )
     best = run.phases[0].best_epoch
     assert best < 6, "the last epoch was the best one, and the test tells nothing"
@@ -200,7 +202,7 @@ def momentum_after_the_first_step(state: str) -> tuple[Tensor, Tensor]:
 
     def look(training: Training) -> None:
         if training.position.phase == 1 and training.position.phase_steps == 1:
-            state = training.optimizer.state
+            state = training.session.optimizer.state
             seen.extend(
                 state[p]["step"].clone()
                 for p in (training.model.head.weight, training.model.neck[0].weight)

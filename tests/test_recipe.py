@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import frostline as fl
-from frostline.recipe import recipe_of
+from frostline.recipe import Recipe
 
 OUTSIDE = [
     ("epochs", 0),
@@ -38,19 +38,19 @@ OUTSIDE = [
 @pytest.mark.parametrize(("name", "value"), OUTSIDE)
 def test_a_value_out_of_its_range_is_named(name: str, value: object) -> None:
     with pytest.raises(fl.ConfigError, match=rf"^{name}={value!r}: input should be "):
-        recipe_of(**{name: value})
+        Recipe(**{name: value})
 
 
 @pytest.mark.parametrize("value", ["fp64", "0", "-0.01", "inf", "nan", ""])
 def test_a_precision_that_is_none_says_which_there_are(value: str) -> None:
     told = rf"^precision='{value}': use auto, exact, bf16, fp16 or the relative error to allow"
     with pytest.raises(fl.ConfigError, match=told):
-        recipe_of(precision=value)
+        Recipe(precision=value)
 
 
 def test_a_precision_says_how_the_frozen_part_and_the_steps_compute() -> None:
     asked: list[object] = ["auto", "exact", "fp32", "bf16", "fp16", "0.01", 0.01]
-    found = [(r.prefix_precision, r.mixed) for r in (recipe_of(precision=p) for p in asked)]
+    found = [(r.prefix_precision, r.mixed) for r in (Recipe(precision=p) for p in asked)]
     assert found == [
         ("auto", "fp32"),
         ("exact", "fp32"),
@@ -64,7 +64,7 @@ def test_a_precision_says_how_the_frozen_part_and_the_steps_compute() -> None:
 
 def test_one_error_names_every_option_that_is_wrong() -> None:
     with pytest.raises(fl.ConfigError) as caught:
-        recipe_of(epochs=0, lr=-1, learning_rate=0.1)
+        Recipe(epochs=0, lr=-1, learning_rate=0.1)
     message = str(caught.value)
     assert "epochs=0: input should be greater than or equal to 1" in message
     assert "lr=-1: input should be greater than 0" in message
@@ -79,7 +79,7 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 def phase_of(*, epochs: int = 10, **options: Any) -> fl.Phase:
     """A run's only phase, which is as long as its recipe says."""
-    return fl.Phase(epochs=epochs).completed(recipe_of(**options))
+    return fl.Phase(epochs=epochs).completed(Recipe(**options))
 
 
 def test_warm_up_rises_in_equal_steps_to_the_peak() -> None:
@@ -121,4 +121,4 @@ def test_an_unknown_option_comes_with_the_nearest_one() -> None:
     with pytest.raises(
         fl.ConfigError, match=r"^there is no option 'epoch' \(nearest: 'epochs'\)\.$"
     ):
-        recipe_of(epoch=1)
+        Recipe(epoch=1)

@@ -23,7 +23,7 @@ from frostline.config import DataSettings, FreezeSettings, ModelSettings, RunSet
 from frostline.deltas import read_delta
 from frostline.engine import Hook, Training
 from frostline.models import load_model
-from frostline.recipe import recipe_of
+from frostline.recipe import Recipe
 from frostline.runs import open_run, prepare
 from small_world import call, without_sum, write_net, write_picture, write_pictures
 from warm_process import Start
@@ -40,7 +40,7 @@ class StopAfter(Hook):
         self.on_epoch(training)
 
     def on_epoch(self, training: Training) -> None:
-        if training.epochs_done == self.epoch:
+        if training.position.epochs == self.epoch:
             raise self.error
 
 
@@ -63,7 +63,7 @@ class World:
             model=ModelSettings(**model),
             data=DataSettings(**data),
             freeze=FreezeSettings(**{"freeze": "features", **changes.pop("freeze", {})}),
-            training=recipe_of(**recipe),
+            training=Recipe(**recipe),
             device="cpu",
             **changes,
         )
@@ -435,7 +435,7 @@ def test_a_second_run_in_the_folder_of_one_that_is_going_is_refused(
 
     class Second(Hook):
         def on_epoch(self, training: Training) -> None:
-            if training.epochs_done == 1:
+            if training.position.epochs == 1:
                 with pytest.raises(fl.OutputError) as caught:
                     world.run(resume=resume)
                 refused.append(str(caught.value))
@@ -494,7 +494,7 @@ def test_a_run_that_is_going_can_be_read(world: World) -> None:
             run = open_run(out)
             read.append(run.evaluate(run.held_out(world.photos).images).loss)
             assert run.verify().tensors == 7
-            assert run.report().facts.records.epochs
+            assert run.report().records.epochs
 
     out = world.root / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -690,7 +690,7 @@ def test_notes_of_a_delta_are_covered_by_its_checksum(spoiled: Path) -> None:
 def test_another_digit_in_what_a_report_reads_is_told_on_it(spoiled: Path, name: str) -> None:
     content = (spoiled / name).read_bytes()
     (spoiled / name).write_bytes(content.replace(b"1", b"3", 1))
-    lacks = open_run(spoiled).report().facts.records.lacks
+    lacks = open_run(spoiled).report().records.lacks
     assert [line for line in lacks if f"{name} is damaged (its checksum is not" in line]
 
 

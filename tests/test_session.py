@@ -337,6 +337,22 @@ def test_a_session_that_was_not_entered_or_is_over_says_so() -> None:
         session.enter()
 
 
+def test_a_step_that_belongs_to_no_phase_is_refused(tmp_path: Path) -> None:
+    session = fl.Session(net(), THREE, optimizer=SGD)
+    with pytest.raises(fl.ConfigError, match=r"made in no phase.*Enter a phase first: session\.e"):
+        session.after_step()
+    trained(session, stop_after=3)
+    saved(session, tmp_path / "state.pt")
+    again = loaded(session, tmp_path / "state.pt")
+    with pytest.raises(fl.ConfigError, match="made in no phase"):
+        again.after_step()
+    again.enter()
+    again.leave()
+    with pytest.raises(fl.ConfigError, match="made in no phase"):
+        again.after_step()
+    assert again.position.phase_steps == 3
+
+
 def test_a_plan_that_does_not_fit_is_refused_before_anything_is_frozen() -> None:
     model = net()
     with pytest.raises(fl.SelectorError, match="phase 2"):

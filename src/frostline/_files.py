@@ -14,10 +14,11 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, final
+from secrets import token_hex
+from typing import Any, Literal, Self, final
 
 import xxhash
 
@@ -40,14 +41,12 @@ def replacing(path: Path) -> Iterator[Path]:
     check_replaceable(path)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-    temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
+        temporary.touch(exist_ok=False)
     try:
         with output_errors(path):
             yield temporary
             _flush(temporary)
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
             _flush(path.parent)
     finally:
@@ -66,6 +65,16 @@ def check_replaceable(path: Path) -> None:
         if path.exists() and not path.is_file():
             what = "a folder" if path.is_dir() else "no file but a device, a pipe or the like"
             raise OutputError(f"{path} is {what}, so it was not overwritten. Name a file to write.")
+
+
+def check_new(path: Path) -> None:
+    """Make sure that nothing stands at `path` yet, where nothing may be overwritten.
+
+    Raises:
+        OutputError: something does.
+    """
+    if path.exists() or path.is_symlink():
+        raise OutputError(f"{path} is there already. Choose another --out, or remove it first.")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -156,13 +165,9 @@ def append_line(path: Path, line: str) -> None:
         log.write(line + "\n")
 
 
-def file_digest(path: Path, make_hash: Callable[[], _Hash]) -> str:
-    """Hexadecimal digest of a file's content, read in 1 MiB pieces."""
-    digest = make_hash()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def file_digest(path: Path) -> str:
+    """xxh3_128 of a file's content, in hexadecimal digits."""
+    return _hashed(path, sys.maxsize).hexdigest()
 
 
 @final
@@ -200,24 +205,13 @@ def lock(path: Path, *, mode: LockMode = "exclusive", wait: bool = True) -> File
     """
     while True:
         handle = _open_lock(path, mode)
-        try:
-            taken = _lock_handle(handle, mode, wait)
-            current = taken and _stands_at(handle, path)
-        except BaseException:
-            os.close(handle)
-            raise
-        if current:
-            return FileLock(handle)
-        os.close(handle)
+        held = FileLock(handle)  # an error lets go of it
+        taken = _lock_handle(handle, mode, wait)
+        if taken and _stands_at(handle, path):
+            return held
+        held.release()
         if not taken:
             return None
-
-
-class _Hash(Protocol):
-    """What `file_digest` needs of hashlib's and xxhash's objects."""
-
-    def update(self, piece: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
 
 
 def _flush(path: Path) -> None:
@@ -228,14 +222,6 @@ def _flush(path: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    """The process's file mode mask, read without setting it where the system shows it (Linux)."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
-    return 0o022
 
 
 def _open_lock(path: Path, mode: LockMode) -> int:
@@ -340,7 +326,7 @@ def has_own_sum(path: Path) -> bool:
 def json_with_sum(content: Mapping[str, object]) -> str:
     """A JSON object with the checksum of its values, however they are laid out."""
     written = json.loads(json.dumps(content))
-    return json.dumps({**written, _KEY: _json_sum(written)}, indent=1)
+    return json.dumps({**written, _KEY: json_sum(written)}, indent=1)
 
 
 def json_checked(text: str) -> Any:
@@ -352,17 +338,13 @@ def json_checked(text: str) -> Any:
     content = json.loads(text)
     if isinstance(content, dict) and _KEY in content:
         written = content.pop(_KEY)
-        if written != _json_sum(content):
+        if written != json_sum(content):
             raise ValueError(_DIFFERS)
     return content
 
 
-def sum_of_texts(texts: Mapping[str, str]) -> str:
-    """The checksum of named texts, as of the header of a file of tensors."""
-    return _json_sum(dict(texts))
-
-
-def _json_sum(content: object) -> str:
+def json_sum(content: object) -> str:
+    """The checksum of plain data, as of the texts in the header of a file of tensors."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from frostline._files import add_sum, replacing, sum_of_texts
+from frostline._files import add_sum, json_sum, replacing
 
 HEADER_SUM = "header"
 
@@ -30,7 +30,7 @@ def save_tensors(
         OutputError: as `replacing`.
         KeyError: safetensors has no such dtype (0.8).
     """
-    notes = {**header, HEADER_SUM: sum_of_texts(header)} if header is not None else None
+    notes = {**header, HEADER_SUM: json_sum(dict(header))} if header is not None else None
     with replacing(path) as temporary, _disk_errors():
         save_file(dict(tensors), temporary, metadata=notes)
 
@@ -42,7 +42,7 @@ def check_header(header: Mapping[str, str]) -> None:
         ValueError: it is not.
     """
     rest = {name: text for name, text in header.items() if name != HEADER_SUM}
-    if HEADER_SUM in header and header[HEADER_SUM] != sum_of_texts(rest):
+    if HEADER_SUM in header and header[HEADER_SUM] != json_sum(rest):
         raise ValueError("the checksum of its header is not that of what the header says")
 
 

@@ -26,7 +26,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast, final
 
@@ -120,14 +119,16 @@ def save_delta(
     # A run that kept an earlier state proves the frozen part itself, and keeps what it trained.
     if content is None:
         _check_as_frozen(model, rest)
+    ranges = {name: [(r.start, r.stop) for r in held_rows(t)] for name, t in tensors.items()}
+    listed = unwrap(model).state_dict(keep_vars=True).keys()
     delta = Delta(
         trained,
         rest,
         dict(about or {}),
         trainable=tuple(name for name, tensor in tensors.items() if tensor.requires_grad),
-        held_rows=_rows_held(tensors),
+        held_rows={name: pairs for name, pairs in ranges.items() if pairs},
         tied=_tied_names(model),
-        unsaved=_unsaved_names(model, tensors),
+        unsaved=(*(name for name in tensors if name not in listed), *saved_besides(model)),
         kept={name: word for name, word in cast_dtypes(model).items() if name in rest.tensors},
     )
     try:
@@ -290,10 +291,17 @@ def read_delta(path: str | Path) -> Delta:
     return _with_header(tensors, header, file)
 
 
-def all_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under its first name."""
+def all_tensors(model: nn.Module, *, every_name: bool = False) -> dict[str, Tensor]:
+    """Every parameter and buffer under its first name, or under each that it has."""
     root = inventory(model).model
-    return {**dict(root.named_parameters()), **dict(root.named_buffers())}
+    parameters = root.named_parameters(remove_duplicate=not every_name)
+    return {**dict(parameters), **dict(root.named_buffers(remove_duplicate=not every_name))}
+
+
+def saved_besides(model: nn.Module) -> dict[str, Tensor]:
+    """What modules save besides parameters and buffers, by full names."""
+    stock = inventory(model)
+    return saved_state(stock.modules, {id(p) for p in stock.model.parameters()})
 
 
 def _check_whole(tensors: Mapping[str, Tensor]) -> None:
@@ -334,12 +342,7 @@ def _check_as_frozen(model: nn.Module, rest: Fingerprint) -> None:
 def _rest(model: nn.Module, tensors: Mapping[str, Tensor], content: Collection[str]) -> Fingerprint:
     """Of the base: all tensors that are not in the delta, and what modules save besides."""
     left = {name: tensor for name, tensor in tensors.items() if name not in content}
-    return fingerprint_of({**left, **_saved_state(model)})
-
-
-def _saved_state(model: nn.Module) -> dict[str, Tensor]:
-    stock = inventory(model)
-    return saved_state(stock.modules, {id(p) for p in stock.model.parameters()})
+    return fingerprint_of({**left, **saved_besides(model)})
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -402,21 +405,9 @@ def _with_header(tensors: dict[str, Tensor], header: Mapping[str, str], file: Pa
 
 def _tied_names(model: nn.Module) -> dict[str, str]:
     """Each further name of a shared tensor -> its first."""
-    root, first = unwrap(model), dict[int, str]()
-    parameters = root.named_parameters(remove_duplicate=False)
-    named = chain(parameters, root.named_buffers(remove_duplicate=False))
+    first, named = dict[int, str](), all_tensors(model, every_name=True).items()
     tied = {name: first.setdefault(id(tensor), name) for name, tensor in named}
     return {name: known for name, known in tied.items() if name != known}
-
-
-def _unsaved_names(model: nn.Module, tensors: Collection[str]) -> tuple[str, ...]:
-    saved = unwrap(model).state_dict(keep_vars=True).keys()
-    return (*(name for name in tensors if name not in saved), *_saved_state(model))
-
-
-def _rows_held(tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[int, int]]]:
-    held = {name: held_rows(tensor) for name, tensor in tensors.items()}
-    return {name: [(r.start, r.stop) for r in ranges] for name, ranges in held.items() if ranges}
 
 
 def _check_says_what_trained(delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:

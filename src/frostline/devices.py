@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
 
@@ -20,21 +20,20 @@ class Compute:
 
     Attributes:
         device: where tensors belong.
-        scaler: scales float16 gradients; None where nothing does.
+        scaler: scales float16 gradients; elsewhere torch leaves it without effect.
 
     Raises:
         ConfigError: there is no such device here.
         TrainingError: started with several processes, which this version does not train with.
     """
 
-    def __init__(self, device: str, precision: StepPrecision = "fp32") -> None:
+    def __init__(self, device: str = "auto", precision: StepPrecision = "fp32") -> None:
         self.device = resolve_device(device)
         _refuse_several_processes()
         # A CPU computes in float32 instead: float16 is slower there, and nothing scales it.
         is_half = precision == "fp16" and self.device.type != "cpu"
-        self.scaler = torch.amp.GradScaler(self.device.type) if is_half else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
         self._dtype = torch.float16 if is_half else torch.bfloat16 if precision == "bf16" else None
-        self._optimizer: torch.optim.Optimizer | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Around a forward."""
@@ -42,33 +41,14 @@ class Compute:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
 
-    def take(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimizer that `step` steps."""
-        self._optimizer = optimizer
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of a loss, scaled where the precision asks for it."""
-        scaled = loss if self.scaler is None else self.scaler.scale(loss)
-        scaled.backward()  # type: ignore[no-untyped-call]  # torch's own
-
-    def clip(self, parameters: Sequence[Tensor], norm: float) -> None:
-        """Clip the gradients' norm."""
-        if self.scaler is not None and self._optimizer is not None:
-            self.scaler.unscale_(self._optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, norm)
-
-    def step(self) -> None:
-        """One optimizer step, left out where scaled gradients overflowed."""
-        assert self._optimizer is not None
-        if self.scaler is None:
-            self._optimizer.step()
-        else:
-            self.scaler.step(self._optimizer)
-            self.scaler.update()
-
-    def to_device(self, inputs: Any) -> Any:
-        """A batch's tensors on the device, in their containers."""
-        return to_device(inputs, self.device)
+    def step(self, optimizer: torch.optim.Optimizer, *, clip_norm: float | None = None) -> None:
+        """One step by scaled gradients, clipped; left out where they overflowed."""
+        if clip_norm is not None:
+            self.scaler.unscale_(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
 
 
 def to_device(inputs: Any, device: torch.device) -> Any:

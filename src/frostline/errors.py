@@ -124,6 +124,25 @@ def shortened(text: object, *, most: int = 80) -> str:
     return f"{whole[:most]}... ({len(whole):,} characters)"
 
 
+def one_line(error: BaseException, *, first: bool = False, named: bool = True) -> str:
+    """`ValueError: what it says`, at most 240 characters, for a message that goes on with it.
+
+    Args:
+        first: only the first line of what it says, as a trace may follow; else all of them.
+        named: with the error's class; without it the class stands where an error says nothing.
+    """
+    text = str(error).strip().partition("\n")[0] if first else " ".join(str(error).split())
+    text, name = text.rstrip("."), type(error).__name__
+    said = f"{name}: {text}" if named and text else text or name
+    return said if len(said) <= 240 else f"{said[:239]}…"
+
+
+def a_type(value: object) -> str:
+    """What `value` is, with its article: `an int`, `a Tensor`."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"  # most that begin with u are a user
+
+
 def nearest(word: str, known: Sequence[str], *, count: int = 3) -> list[str]:
     """The `count` entries of `known` that are spelt most like `word`, best first."""
     from difflib import SequenceMatcher

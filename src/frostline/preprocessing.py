@@ -37,10 +37,11 @@ class Preprocessing:
 
     def __call__(self, image: Image) -> Tensor:
         """An RGB image -> float32 `(3, height, width)`, height and width as in `crop`."""
+        from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as F
 
         size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
-        resized = F.resize(image, size, interpolation=self.interpolation_mode)
+        resized = F.resize(image, size, interpolation=InterpolationMode(self.interpolation))
         return self.to_tensor(F.center_crop(resized, list(self.crop)))
 
     def to_tensor(self, image: Image) -> Tensor:
@@ -53,13 +54,6 @@ class Preprocessing:
         for channel in range(3):
             np.take(table[channel], pixels[..., channel], out=channels[channel], mode="clip")
         return torch.from_numpy(channels)
-
-    @property
-    def interpolation_mode(self) -> object:
-        """torchvision's name for `interpolation`."""
-        from torchvision.transforms import InterpolationMode
-
-        return InterpolationMode(self.interpolation)
 
 
 @lru_cache(maxsize=16)

@@ -25,7 +25,7 @@ def refuse_truth(given: object) -> object:
 
 
 class Data(BaseModel):
-    """Abstract base of what a plan is made of: frozen, checked when made, repr that reads back.
+    """Abstract base of recipes, plans and settings: frozen, checked when made.
 
     Raises:
         ConfigError: when one is made of options that are unknown, out of their range or at odds.
@@ -33,7 +33,7 @@ class Data(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, /, **options: Any) -> None:
         with config_errors(type(self).model_fields):
             super().__init__(**options)
 
@@ -43,8 +43,9 @@ class Data(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth(cls, given: object) -> object:
-        return refuse_truth(given)
+    def _no_truth_for_a_number(cls, given: object, field: ValidationInfo) -> object:
+        is_truth = cls.model_fields[str(field.field_name)].annotation is bool
+        return given if is_truth else refuse_truth(given)
 
     def as_dict(self) -> dict[str, Any]:
         """What differs from the defaults, as JSON and TOML can hold it; `**` makes it whole."""
@@ -63,14 +64,12 @@ class Data(BaseModel):
         return repr(self)
 
 
-class Recipe(BaseModel):
-    """Optimizer, schedule, loss and stopping of one training run; checked when it is made.
+class Recipe(Data):
+    """Optimizer, schedule, loss and stopping of one training run.
 
     Raises:
-        ConfigError: from `recipe_of`, which names each option that is out of its range.
+        ConfigError: names each option that is unknown or out of its range.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training data.")
     lr: float | None = Field(
@@ -122,11 +121,6 @@ class Recipe(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random in the run.")
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, given: object, field: ValidationInfo) -> object:
-        return given if field.field_name == "lean" else refuse_truth(given)
-
     @field_validator("precision", mode="before")
     @classmethod
     def _known_precision(cls, given: object) -> str:
@@ -154,16 +148,6 @@ class Recipe(BaseModel):
         return "auto" if self.precision in _PRECISIONS else float(self.precision)
 
 
-def recipe_of(**options: object) -> Recipe:
-    """A recipe from options by name.
-
-    Raises:
-        ConfigError: an option is unknown or out of its range; all of them are named.
-    """
-    with config_errors(Recipe.model_fields):
-        return Recipe.model_validate(options)
-
-
 def recipe_from(recipe: Recipe | None, options: Mapping[str, object]) -> Recipe:
     """The recipe that was given, or one from options by name.
 
@@ -171,7 +155,7 @@ def recipe_from(recipe: Recipe | None, options: Mapping[str, object]) -> Recipe:
         ConfigError: both are given, or an option is unknown or out of its range.
     """
     if recipe is None:
-        return recipe_of(**options)
+        return Recipe(**options)
     if options:
         raise ConfigError(
             f"got a recipe and {', '.join(options)} beside it. Put all into one of the two."

@@ -19,18 +19,16 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""
-    inner = model
-    while (below := _inside(inner)) is not None:
-        inner = below
-    return inner
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
 
 
 def wrappers(model: nn.Module) -> Iterator[nn.Module]:
     """The `torch.compile`, DataParallel and DistributedDataParallel wrappers, the outer first."""
-    layer = model
-    while (inner := _inside(layer)) is not None:
-        yield layer
-        layer = inner
+    while (inner := _inside(model)) is not None:
+        yield model
+        model = inner
 
 
 def live_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
@@ -48,16 +46,10 @@ def reduced(wrapper: DistributedDataParallel) -> set[int]:
 
 def strays(model: nn.Module) -> list[str]:
     """Parameters that a living wrapper took for frozen and train, or waits for and are frozen."""
-    if _strays(model):
-        gc.collect()
-    return _strays(model)
-
-
-def _strays(model: nn.Module) -> list[str]:
     own = {id(parameter) for parameter in model.parameters()}
     return [
         name
-        for wrapper in _around(model)
+        for wrapper in live_wrappers(model)
         for averaged in [reduced(wrapper)]
         for name, parameter in wrapper.module.named_parameters()
         if id(parameter) in own
@@ -71,21 +63,14 @@ def _around(model: nn.Module) -> list[DistributedDataParallel]:
     if not (dist.is_available() and dist.is_initialized()):
         return []
     own = {id(parameter) for parameter in model.parameters()}
-    kinds = set(_kinds(DistributedDataParallel))
     return [
         thing
         for thing in gc.get_objects()
         # By type, since isinstance asks strangers' proxies. One whose making failed has no reducer.
-        if type(thing) in kinds
+        if DistributedDataParallel in type(thing).__mro__
         and "reducer" in thing.__dict__
         and any(id(parameter) in own for parameter in thing.parameters())
     ]
-
-
-def _kinds(kind: type[DistributedDataParallel]) -> Iterator[type]:
-    yield kind
-    for narrower in kind.__subclasses__():
-        yield from _kinds(narrower)
 
 
 def _inside(model: nn.Module) -> nn.Module | None:

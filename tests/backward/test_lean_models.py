@@ -19,7 +19,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import frostline as fl
 from frostline.backward import saved_bytes
-from frostline.estimates.tracing import trace_step
+from frostline.estimates.steps import Setup
 from frostline.tasks import Classification, step_loss
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -147,7 +147,7 @@ def test_an_estimate_knows_what_is_kept_plain_and_leaned(name: str, what: str) -
 
     def kept() -> int:
         found = saved_bytes(lambda: step_loss(task, one.model(one.inputs)), besides=given)
-        estimated = trace_step(one.model, one.inputs, batch_size=rows).saved_bytes
+        estimated = Setup(one.model, one.inputs, batch_size=rows).trace().saved_bytes
         assert estimated == pytest.approx(found, rel=0.05)
         return found
 

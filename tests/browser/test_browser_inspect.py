@@ -18,7 +18,7 @@ from torchvision.models import alexnet, densenet121, resnet18, vit_b_16
 import frostline as fl
 from frostline.errors import SelectorError
 from frostline.estimates.ledger import ledger
-from frostline.estimates.tracing import trace_step
+from frostline.estimates.steps import Setup
 from frostline.pages.inspection import inspect_page, term_sets
 from frostline.pages.rendering import save_page
 from frostline.selectors import inventory
@@ -176,7 +176,7 @@ def test_figures_are_those_of_a_step(opened: tuple[Any, nn.Module, Tensor]) -> N
         browser.execute_script(TYPE, "train", text)
         found = browser.execute_script(FIGURES)
         fl.train_only(model, text)
-        step = trace_step(model, example, batch_size=ROWS)
+        step = Setup(model, example, batch_size=ROWS).trace()
         trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert found["trains"] == trains
         assert found["saved"] == pytest.approx(step.saved_bytes, rel=0.01), text

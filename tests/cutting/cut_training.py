@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from frostline.cutting import Cut
-from frostline.cutting.structures import flatten_output, same_bits
+from frostline.cutting.structures import flatten_output
+from frostline.fingerprints.parts import same_bits
 
 Batch = Any
 

@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 import frostline as fl
 from frostline.cutting import Cut, Suffix, cut
-from frostline.cutting.structures import flatten_output, same_bits
+from frostline.cutting.structures import flatten_output
+from frostline.fingerprints.parts import same_bits
 
 BATCHES = [[0, 5, 3], [4, 1, 2], [3, 0, 1]]
 
@@ -301,6 +302,49 @@ def test_a_write_into_what_was_read_above_the_line_before_lies_above_it_too() ->
     net = Rewriting()
     fl.freeze(net, "body")
     assert crossing(assert_exact(net, torch.randn(6, 6))) == ["body (linear)"]
+
+
+def test_what_is_read_after_a_trainable_write_through_a_view_lies_above() -> None:
+    class Correcting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            # At zero no number shows what it is added to.
+            self.body, self.shift = nn.Linear(6, 8), nn.Parameter(torch.zeros(8))
+            self.deep = nn.Sequential(nn.Linear(8, 512), nn.ReLU(), nn.Linear(512, 1))
+            self.head = nn.Linear(1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(x)
+            y.view(-1, 8).add_(self.shift)
+            out: Tensor = self.head(self.deep(y))
+            return out
+
+    net = Correcting()
+    fl.freeze(net, "body | deep")
+    assert crossing(assert_exact(net, torch.randn(6, 6))) == ["body (linear)"]
+
+
+def test_a_wide_value_between_kept_ones_is_kept_too() -> None:
+    """To widen the stem's output again costs less than to read it wide; but what is kept of `deep`
+    is computed of the wide value, and no frozen operation is built into both halves."""
+
+    class Widened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.deep = nn.Linear(6, 4), nn.Linear(512, 256)
+            self.wide, self.small = nn.Linear(512, 2), nn.Linear(256, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x).repeat(1, 128).relu()
+            out: Tensor = self.wide(y) + self.small(self.deep(y))
+            return out
+
+    net = Widened()
+    fl.freeze(net, "stem | deep")
+    assert crossing(assert_exact(net, torch.randn(6, 6))) == [
+        "relu in the forward",
+        "deep (linear)",
+    ]
 
 
 def test_a_table_that_the_forward_fills_in_place_is_filled_anew_above_the_line() -> None:
@@ -926,6 +970,27 @@ def test_what_cannot_be_followed_is_refused_in_one_quiet_message(
     assert "\n" not in str(refusal.value)
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+def test_a_forward_that_chooses_by_torchs_cond_is_refused_and_cut_behind_a_submodule() -> None:
+    class Choosing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.below(x)
+            large = y.abs().sum() > 1e6
+            y = torch.cond(large, lambda y: y / 2, lambda y: y + 0, (y,))
+            out: Tensor = self.head(y)
+            return out
+
+    net = Choosing()
+    fl.freeze(net, "below")
+    match = r"Choosing chooses or repeats .* by torch's cond, .*at=\"below\""
+    with pytest.raises(fl.CutError, match=match):
+        cut(net, torch.randn(4, 6))
+    assert cut(net, torch.randn(4, 6), at="below").error == 0
 
 
 def test_a_named_submodule_is_cut_behind_where_export_fails() -> None:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 import frostline as fl
 from frostline.cutting import Cut, cut
-from frostline.cutting.structures import same_bits
+from frostline.fingerprints.parts import same_bits
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 AGAIN = r"[Cc]ut (it )?again: fl\.cut\(model, example\)"

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 import frostline as fl
 from frostline.cutting import Cut, Suffix, cut
-from frostline.cutting.structures import flatten_output, same_bits
+from frostline.cutting.structures import flatten_output
+from frostline.fingerprints.parts import same_bits
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.cutting import Cut, cut
-from frostline.cutting.structures import same_bits
+from frostline.fingerprints.parts import same_bits
 
 
 def assert_exact(model: nn.Module, inputs: Tensor) -> Cut:

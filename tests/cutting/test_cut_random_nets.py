@@ -13,7 +13,8 @@ from torch import Tensor
 
 import frostline as fl
 from frostline.cutting import Cut, cut
-from frostline.cutting.structures import flatten_output, same_bits
+from frostline.cutting.structures import flatten_output
+from frostline.fingerprints.parts import same_bits
 
 BATCHES = [[0, 5, 3], [4, 1, 2], [3, 0, 1]]
 EXAMPLES = int(os.environ.get("FROSTLINE_RANDOM_NETS", "40"))

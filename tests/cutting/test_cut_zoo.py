@@ -19,7 +19,8 @@ from torch import nn
 
 import frostline as fl
 from frostline.cutting import cut
-from frostline.cutting.structures import flatten_output, same_bits
+from frostline.cutting.structures import flatten_output
+from frostline.fingerprints.parts import same_bits
 
 BATCHES = [[4, 0, 2], [5, 1, 3], [0, 3, 5], [1, 2, 4], [2, 5, 0]]
 TOKENS = ("input_ids", "attention_mask")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.cutting import cut
-from frostline.cutting.structures import same_bits
+from frostline.fingerprints.parts import same_bits
 from torch_databases import database
 
 common_modules = database("common_modules")

@@ -282,7 +282,7 @@ class Unsized(Dataset[Any]):
         (lambda: iter([1]), r"list_iterator can be gone through once only.*Give a Dataset"),
         (lambda: (n for n in "ab"), "the generator can be gone through once only"),
         (lambda: zip([1], [2], strict=True), "the zip can be gone through once only"),
-        (lambda: 5, r"a int is no data set\. Give a Dataset, a DataLoader or a list"),
+        (lambda: 5, r"an int is no data set\. Give a Dataset, a DataLoader or a list"),
         (lambda: None, "a NoneType is no data set"),
         (Stream, r"the Stream gives single samples\. Wrap it: DataLoader"),
         (lambda: DataLoader(Stream(), batch_size=2), "does not say how many batches an epoch has"),
@@ -312,14 +312,14 @@ def test_unusable_data_are_refused(make: Callable[[], object], message: str) -> 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (Items((torch.zeros(2), 0), 5), "item 1 of the Items is a int, not a pair"),
+        (Items((torch.zeros(2), 0), 5), "item 1 of the Items is an int, not a pair"),
         (
             Items((torch.zeros(2), 0), (torch.zeros(3), 0)),
             r"sample 0 to sample 1 of this batch do not fit together: .*own collate_fn",
         ),
         (Items((torch.zeros(2), "ant"), (torch.zeros(2), "bee")), "are .*, not numbers"),
         (Items((torch.zeros(2), 0.5)), "the targets of the Items are torch.float64"),
-        ([(torch.zeros(2, 1), torch.tensor([0, 1])), 7], "batch 1 of the list is a int, not a"),
+        ([(torch.zeros(2, 1), torch.tensor([0, 1])), 7], "batch 1 of the list is an int, not a"),
         ({"a": 1}, "batch 0 of the dict is a str, not a pair"),
     ],
 )
@@ -351,3 +351,92 @@ def test_real_photos_come_in_batches(photos: Path) -> None:
     batch = next(iter(batches_of(data, batch_size=12, threads=2).epoch(0)))
     assert batch.inputs.shape == (12, 3, 28, 28)
     assert set(batch.targets.tolist()) == {0, 1}
+
+
+# Pairs of a list: samples, or batches
+
+
+def pairs_of(*shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.zeros(inputs), torch.zeros(targets)) for inputs, targets in shapes]
+
+
+def as_numbers(targets: object, count: int, what: str) -> Tensor:
+    """What a task takes whose targets are vectors."""
+    del count, what
+    return torch.as_tensor(targets)
+
+
+PICTURE, LABELS = (3, 8, 8), (10,)
+SAMPLES = {
+    "pictures with vectors": pairs_of(*[(PICTURE, LABELS)] * 4),
+    "pictures with masks": pairs_of(*[(PICTURE, (8, 8))] * 4),
+    "vectors with vectors": pairs_of(*[((5,), (2,))] * 4),
+    "vectors, one as long as its targets": pairs_of(((2,), (2,)), ((3,), (2,))),
+    "two inputs": [((torch.zeros(4), torch.zeros(5)), torch.zeros(4)) for _ in range(3)],
+    "named inputs": [({"ids": torch.zeros(6), "n": 3}, torch.zeros(2)) for _ in range(3)],
+    "arrays": [(torch.zeros(PICTURE).numpy(), torch.zeros(10).numpy()) for _ in range(3)],
+}
+BATCHES = {
+    "pictures with classes": pairs_of(*[((8, *PICTURE), (8,))] * 3),
+    "pictures, a rest of one": pairs_of(((8, *PICTURE), (8,)), ((1, *PICTURE), (1,))),
+    "three pictures": pairs_of(*[((3, *PICTURE), (3,))] * 3),
+    "pictures with vectors": pairs_of(*[((8, *PICTURE), (8, 10))] * 3),
+    "vectors with classes": pairs_of(*[((8, 5), (8,))] * 3),
+    "vectors as targets of themselves, a rest": pairs_of(((8, 5), (8, 5)), ((2, 5), (2, 5))),
+    "series with classes, a rest": pairs_of(
+        ((3, 9, 5), (3,)), ((3, 9, 5), (3,)), ((2, 9, 5), (2,))
+    ),
+    "all at once": pairs_of(((3, 8, 8), (3,))),
+    "two inputs": [((torch.zeros(4, 2), torch.zeros(4)), torch.zeros(4)) for _ in range(3)],
+    "named inputs": [({"ids": torch.zeros(6, 4), "on": True}, torch.zeros(6)) for _ in range(3)],
+    "texts": [(["one", "two"], [0, 1]), (["three", "four"], [1, 0])],
+}
+
+
+@pytest.mark.parametrize("pairs", SAMPLES.values(), ids=SAMPLES)
+def test_pairs_whose_first_axes_differ_are_samples(pairs: list[Any]) -> None:
+    batches = batches_of(pairs, batch_size=2, shuffle=False, as_targets=as_numbers)
+    assert batches.samples == len(pairs)
+    if pairs[0][0] is not pairs[1][0] and len(pairs) == 4:
+        first = next(batches.epoch(0))
+        assert first.inputs.shape == (2, *pairs[0][0].shape)
+        assert first.targets.shape == (2, *pairs[0][1].shape)
+
+
+@pytest.mark.parametrize("pairs", BATCHES.values(), ids=BATCHES)
+def test_pairs_of_one_first_axis_are_batches(pairs: list[Any]) -> None:
+    batches = batches_of(pairs, as_targets=as_numbers)
+    assert len(batches) == len(pairs)
+    assert batches.samples == sum(len(targets) for _, targets in pairs)
+
+
+EITHER = {
+    "3 channels, 3 targets": (PICTURE, (3,)),
+    "a channel, a target": ((1, 8, 8), (1,)),
+    "vectors as targets of themselves": ((5,), (5,)),
+    "pictures as targets of themselves": (PICTURE, PICTURE),
+}
+
+
+@pytest.mark.parametrize("shapes", EITHER.values(), ids=EITHER)
+def test_pairs_that_may_be_either_are_refused_with_what_to_write(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+) -> None:
+    pairs = pairs_of(*[shapes] * 4)
+    count = shapes[0][0]
+    said = rf"the list holds pairs of inputs \[{count}.* may be one sample or a batch of {count}\."
+    with pytest.raises(DataError, match=said) as caught:
+        batches_of(pairs, as_targets=as_numbers)
+    assert "samples as a data set, Subset(pairs, range(len(pairs)))" in str(caught.value)
+    assert "batches as a loader, DataLoader(batches, batch_size=None)" in str(caught.value)
+    samples = batches_of(Subset(pairs, range(4)), as_targets=as_numbers)  # type: ignore[arg-type]
+    assert (samples.samples, len(samples)) == (4, 1)
+    loader = DataLoader(pairs, batch_size=None)  # type: ignore[arg-type]
+    given = batches_of(loader, as_targets=as_numbers)
+    assert (given.samples, len(given)) == (4 * count, 4)
+
+
+def test_steps_of_series_with_a_target_each_are_not_taken_for_batches() -> None:
+    series = pairs_of(((7,), (7,)), ((5,), (5,)), ((9,), (9,)))
+    with pytest.raises(DataError, match=r"inputs \[7\] with 7 targets, each of which may be"):
+        batches_of(series, as_targets=as_numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from frostline.errors import ConfigError
 from frostline.estimates import calibrating, pricing
 from frostline.estimates.measuring import StepCost, measure_step
 from frostline.estimates.steps import Setup, state_bytes
-from frostline.estimates.tracing import Call, Shaped
+from frostline.estimates.tracing import Call, OpRecorder, Shaped
 from small_world import call, write_net, write_pictures
 
 SELECTIONS = ["all", "stage:-1", "stage:0", "kind:norm | kind:bias", "stage:3..-1"]
@@ -152,6 +153,12 @@ def test_the_model_is_not_touched() -> None:
     assert [p.requires_grad for p in model.parameters()] == switches
     assert torch.equal(model.fc.weight.grad, torch.ones_like(model.fc.weight))
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_traced_step_leaves_nothing_behind() -> None:
+    Setup(nn.Linear(4, 2), torch.randn(2, 4)).trace()
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is OpRecorder]
 
 
 class Sleeper(nn.Module):

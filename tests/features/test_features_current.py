@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import frostline as fl
-from frostline.features import FeatureData, PrefixedBatches, computing, extraction
+from frostline.features import FeatureData, PrefixedBatches, computing, extraction, in_form
 from frostline.tuning import Form
 
 INPUTS = torch.randn(64, 8, generator=torch.Generator().manual_seed(3))
@@ -185,8 +185,7 @@ def test_copies_that_a_form_made_of_other_tensors_are_refused(tmp_path: Path) ->
     made = cut_net()
     before = weight_of(made).clone()
     device = torch.device("cpu")
-    form = Form("bfloat16")
-    compute = computing(made, tuple, precision="auto", batch_size=8, device=device, form=form)
+    compute = in_form(made, Form("bfloat16"), batch_size=8, device=device)
     write(made)
     with pytest.raises(fl.CutError, match="changed since"):
         compute(INPUTS[:8])  # here the copies are made

@@ -174,6 +174,8 @@ def test_pictures_with_their_channels_last_train_to_the_bits_of_the_plain_loop(
     both(make, data, data, tmp_path, batch_size=8).assert_equal()
 
 
+# torch 2.9 warns of its own getter that another one is to come.
+@pytest.mark.filterwarnings("ignore:Please use the new API settings:UserWarning")
 @pytest.mark.parametrize("setting", ["medium", "high"])
 def test_rows_of_another_matmul_precision_are_not_taken(tmp_path: Path, setting: str) -> None:
     data, store = word_data(20, 1), fl.FeatureStore(tmp_path)
@@ -220,7 +222,7 @@ class StopAfter(Hook):
         self.epochs = epochs
 
     def on_epoch(self, training: Training) -> None:
-        if training.epochs_done == self.epochs:
+        if training.position.epochs == self.epochs:
             raise KeyboardInterrupt
 
 

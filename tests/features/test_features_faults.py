@@ -17,7 +17,7 @@ from torch import Tensor
 import frostline as fl
 from frostline.config import FeatureSettings, ModelSettings, RunSettings
 from frostline.features import Computing, FeatureData
-from frostline.recipe import recipe_of
+from frostline.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_a_budget_that_does_not_suffice_lets_a_run_go_on_plainly(
 
 
 def fit_within(budget: int | None, photos: Path, store: str) -> fl.Run:
-    recipe = recipe_of(epochs=1, precision="exact")
+    recipe = Recipe(epochs=1, precision="exact")
     settings = RunSettings(
         model=ModelSettings.from_python("Pictures"),
         training=recipe,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from frostline.errors import ModelError
-from frostline.models import Built, build, load_model
+from frostline.models import LoadedModel, build, load_model
 from frostline.models.spec import ModelSpec
 from frostline.preprocessing import Preprocessing
 
@@ -54,7 +54,7 @@ def write(folder: Path, text: str, name: str = "net.py") -> Path:
     return folder / name
 
 
-def made(path: Path, function: str = "build", **options: int) -> Built:
+def made(path: Path, function: str = "build", **options: int) -> LoadedModel:
     return build(ModelSpec.parse(f"{path}:{function}"), weights="DEFAULT", **options)
 
 

@@ -9,13 +9,13 @@ from torch import nn
 import frostline as fl
 from frostline.groups import default_lr, param_groups
 from frostline.plans.parts import parts
-from frostline.recipe import Recipe, recipe_of
+from frostline.recipe import Recipe
 
 HEAD = fl.Phase(name="head", train="head", epochs=1)
 
 
 def warnings_of(*phases: fl.Phase, model: nn.Module | None = None, **recipe: object) -> list[str]:
-    return list(fl.Plan(phases).check(model or Tower(), recipe=recipe_of(**recipe)))
+    return list(fl.Plan(phases).check(model or Tower(), recipe=Recipe(**recipe)))
 
 
 def test_a_sound_plan_has_no_warnings() -> None:
@@ -94,7 +94,7 @@ def test_the_first_phase_without_selector_takes_the_model_as_it_is() -> None:
 def test_rates_are_those_of_the_optimizers_groups(train: str, optimizer: str) -> None:
     model = Tower()
     phase = fl.Phase(train=train, epochs=1, layer_decay=0.5, lr_mult={train: 3, "all": 2})
-    (part,) = parts(model, [phase], recipe_of(optimizer=optimizer))
+    (part,) = parts(model, [phase], Recipe(optimizer=optimizer))
     fl.train_only(model, train)
     groups = param_groups(
         model,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import frostline as fl
-from frostline.recipe import recipe_of
+from frostline.recipe import Recipe
 
 OUTSIDE = [
     ("epochs", 0),
@@ -119,7 +119,7 @@ def test_a_loss_may_have_any_target() -> None:
 def test_a_target_that_the_recipes_monitor_cannot_have_is_refused_when_it_is_filled_in() -> None:
     phase = fl.Phase(epochs=1, until=fl.Until(target=95))
     with pytest.raises(fl.ConfigError, match="macro_f1 lies from 0 to 1"):
-        phase.completed(recipe_of(monitor="macro_f1"))
+        phase.completed(Recipe(monitor="macro_f1"))
 
 
 @pytest.mark.parametrize("name", ["two\nlines", " spaced ", "tab\t"])
@@ -215,7 +215,7 @@ def test_a_label_is_the_name_or_the_number() -> None:
 
 
 def test_the_recipe_fills_in_what_the_phase_leaves_open() -> None:
-    recipe = recipe_of(
+    recipe = Recipe(
         lr=0.5, layer_decay=0.5, weight_decay=0.5, schedule="constant", warmup=2.0, patience=4
     )
     assert fl.Phase(steps=7).completed(recipe) == fl.Phase(
@@ -239,7 +239,7 @@ def test_what_the_phase_says_stands_against_the_recipe() -> None:
         warmup=0.0,
         until=fl.Until(minutes=1, monitor="loss"),
     )
-    recipe = recipe_of(
+    recipe = Recipe(
         epochs=9, lr=1, layer_decay=1, weight_decay=1, schedule="constant", warmup=1, patience=1
     )
     assert phase.completed(recipe) == phase
@@ -250,22 +250,22 @@ def test_the_learning_rate_stays_open_where_both_leave_it() -> None:
 
 
 def test_the_recipes_epochs_are_not_used() -> None:
-    assert fl.Phase(steps=1).completed(recipe_of(epochs=7)).epochs is None
+    assert fl.Phase(steps=1).completed(Recipe(epochs=7)).epochs is None
 
 
 def test_the_monitor_is_the_recipes_where_until_names_none() -> None:
-    found = fl.Phase(epochs=1, until=fl.Until(target=0.5)).completed(recipe_of(monitor="loss"))
+    found = fl.Phase(epochs=1, until=fl.Until(target=0.5)).completed(Recipe(monitor="loss"))
     assert found.until == fl.Until(target=0.5, monitor="loss")
 
 
 def test_without_a_known_length_the_schedule_is_constant_whatever_the_recipe_says() -> None:
-    found = fl.Phase(until=fl.Until(minutes=1)).completed(recipe_of(schedule="cosine"))
+    found = fl.Phase(until=fl.Until(minutes=1)).completed(Recipe(schedule="cosine"))
     assert found.schedule == "constant"
 
 
 def test_completing_twice_changes_nothing_more() -> None:
-    once = fl.Phase(epochs=1).completed(recipe_of(patience=2))
-    assert once.completed(recipe_of(warmup=9, patience=7)) == once
+    once = fl.Phase(epochs=1).completed(Recipe(patience=2))
+    assert once.completed(Recipe(warmup=9, patience=7)) == once
 
 
 # Length and learning rate

@@ -73,7 +73,7 @@ def test_other_validation_pictures_make_figures_incomparable(world: World, tmp_p
     answer = call("compare", world.root / "one", run)
     assert answer.status == 0
     assert "was judged by other samples than one: their metrics are not comparable" in answer.err
-    assert compare_runs([world.root / "one", run]).facts.runs[1].validation == "different"
+    assert compare_runs([world.root / "one", run]).runs[1].validation == "different"
 
 
 def test_a_run_that_has_not_ended_is_named(world: World, tmp_path: Path) -> None:

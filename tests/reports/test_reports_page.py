@@ -49,7 +49,7 @@ class StopAfter(Hook):
         self.epoch = epoch
 
     def on_epoch(self, training: Training) -> None:
-        if training.epochs_done == self.epoch:
+        if training.position.epochs == self.epoch:
             raise KeyboardInterrupt
 
 
@@ -163,9 +163,7 @@ def test_pictures_are_shown_and_a_missing_or_changed_one_is_told(tmp_path: Path)
     shown = [a for t, a in page_of(run / "report.html").elements if t == "img"]
     assert shown
     assert all(str(a["src"]).startswith("data:image/jpeg;base64,") for a in shown)
-    gone, other = (
-        tmp_path / "photos" / one.file for one in open_run(run).report().facts.doubts[:2]
-    )
+    gone, other = (tmp_path / "photos" / one.file for one in open_run(run).report().doubts[:2])
     gone.unlink()
     Image.new("RGB", (9, 9)).save(other)
     assert call("report", run).status == 0
@@ -176,7 +174,7 @@ def test_pictures_are_shown_and_a_missing_or_changed_one_is_told(tmp_path: Path)
 
 
 def test_the_command_line_of_a_report_trains_the_same_run_again(world: World) -> None:
-    command = open_run(world.root / "run").report().facts.repeat
+    command = open_run(world.root / "run").report().repeat
     words = shlex.split(command.replace("\\\n", " "))
     assert words[:2] == ["frostline", "train"]
     answer = call(*words[1:])
@@ -197,7 +195,7 @@ def test_the_command_line_of_a_report_trains_the_same_run_again(world: World) ->
 def test_the_python_lines_of_a_report_predict(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    lines = open_run(world.root / "run").report().facts.use_python
+    lines = open_run(world.root / "run").report().use_python
     picture = next((world.photos / "val" / "dark").iterdir())
     shutil.copy(picture, tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
@@ -273,7 +271,7 @@ def test_a_resumed_run_reports_both_sessions_and_all_epochs(tmp_path: Path) -> N
     unfinished = open_run(tmp_path / "run").report()
     assert "the run has not ended" in unfinished.page
     world.run("run", resume=True)
-    records = open_run(tmp_path / "run").report().facts.records
+    records = open_run(tmp_path / "run").report().records
     assert [session.position for session in records.sessions] == ["0", "2"]
     assert [line.epoch for line in records.epochs] == [1, 2, 3]
     assert "2 sessions" in page_of(tmp_path / "run" / "report.html").text
@@ -289,7 +287,7 @@ def test_a_plan_is_reported_phase_by_phase_and_can_be_repeated(tmp_path: Path) -
     page = page_of(run / "report.html")
     assert "1 head first" in page.text
     assert "2 more" in page.text
-    facts = open_run(run).report().facts
+    facts = open_run(run).report()
     assert len({lr for line in facts.records.epochs for lr in line.lrs}) > 2
     assert f"--plan {run / 'plan.toml'}" in facts.repeat
     answer = call(*shlex.split(facts.repeat.replace("\\\n", " "))[1:])

@@ -93,7 +93,7 @@ def test_a_plain_loop_is_estimated_as_itself() -> None:
     found = spending(records(PipelineFacts(1, "model", 0.0, 0.0, 0.0, 0, 0, 0.0, 0), total=1.0))
     assert found is not None
     assert found.plain == pytest.approx(found.own)
-    assert found.rest == 0  # a killed session counted less than its epochs took
+    assert found.parts["rest"] == 0  # a killed session counted less than its epochs took
 
 
 def test_an_untimed_plain_loop_is_not_guessed() -> None:

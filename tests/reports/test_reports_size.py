@@ -24,7 +24,7 @@ def test_the_report_of_50_000_images_is_under_5_mb(run: Path) -> None:
     assert "50,000" in page.text
     assert "The other 970 classes" in page.text
     assert "Most often confused" in page.text
-    assert not [lack for lack in made.facts.records.lacks if "predictions" in lack]
+    assert not [lack for lack in made.records.lacks if "predictions" in lack]
     rows = sum(tag == "tr" for tag, _ in page.elements)
     assert rows < 4_000  # no cell for each of a million pairs
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import shutil
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
@@ -194,10 +197,11 @@ def test_records_that_lie_at_another_place_are_not_believed(copy: Path) -> None:
 
 
 def test_an_unreadable_sector_is_a_damaged_row(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> bool:
-        return False
+    class Unreadable(BufferedReader):
+        def read(self, _: int | None = None, /) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("frostline.store.catalogue._fill", fail)
+    monkeypatch.setattr("frostline.store.catalogue.BufferedReader", Unreadable)
     assert stored_numbers(opened(copy), NUMBERS) == []
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import frostline as fl
 from frostline.engine import Hook, Training
+from frostline.models import put_head
 from frostline.reports.comparing import compare_runs
 
 
@@ -116,7 +117,7 @@ def test_the_report_and_a_comparison_show_its_metrics_and_no_classes(tmp_path: P
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     def stop(training: Training) -> None:
-        if training.epochs_done == 2:
+        if training.position.epochs == 2:
             raise KeyboardInterrupt
 
     hook = Hook()
@@ -200,9 +201,9 @@ def test_a_step_is_estimated_by_the_loss_of_the_task() -> None:
 
 def test_a_head_has_the_width_of_the_task() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
-    assert Regression().head(model).head == "2"
+    assert put_head(model, classes=Regression().width).head == "2"
     assert model[2].out_features == 1
-    fl.Classification("abc").head(model)
+    put_head(model, classes=fl.Classification("abc").width)
     assert model[2].out_features == 3
 
 

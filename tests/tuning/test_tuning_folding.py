@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from tuning_prefixes import Known, alive, prefix_of, relative
 
+from frostline.schemas import calls
 from frostline.tuning import Form, realise
-from frostline.tuning.drafts import calls, draft_of
+from frostline.tuning.drafts import draft_of
 from frostline.tuning.rewriting import fold
 
 

@@ -44,10 +44,10 @@ class Clock:
         self.seconds = seconds
         self.runs: list[tuple[Form, int]] = []
 
-    def timed(self, run: Realised, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], float]:
+    def seconds_of(self, run: Realised, inputs: Sequence[Tensor]) -> float:
         assert isinstance(run, realising._Function)
         self.runs.append((run.form, len(inputs[0])))
-        return run(*inputs), self.seconds.get(run.form, 0.5) * len(inputs[0])
+        return self.seconds.get(run.form, 0.5) * len(inputs[0])
 
     def count(self, form: Form) -> int:
         return sum(form == run for run, _ in self.runs)
@@ -57,7 +57,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Plain float32 takes a second per sample; the four forms to try, half of one."""
     clock = Clock({PLAIN: 1.0})
-    monkeypatch.setattr(search, "timed", clock.timed)
+    monkeypatch.setattr(search, "seconds_of", clock.seconds_of)
     monkeypatch.setattr(search, "candidates", lambda *_, **__: FORMS)
     return clock
 
@@ -93,11 +93,10 @@ def test_a_busy_machine_chooses_the_same_form(
     slow = Form("bfloat16", channels_last=True, folded=True)
     monkeypatch.setattr(search, "candidates", lambda *_, **__: (slow, FLOAT32))
 
-    def timed(run: Realised, given: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], float]:
-        outputs, seconds = clock.timed(run, given)
-        return outputs, seconds * draw.uniform(1, 3)
+    def seconds_of(run: Realised, given: Sequence[Tensor]) -> float:
+        return clock.seconds_of(run, given) * draw.uniform(1, 3)
 
-    monkeypatch.setattr(search, "timed", timed)
+    monkeypatch.setattr(search, "seconds_of", seconds_of)
     clock.seconds |= {slow: 0.6, FLOAT32: 0.5}
     assert tune(prefix, inputs).form == slow
     clock.seconds |= {slow: 8.0}

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frostline.backward.tensors import memory_of
+
 
 def saved_bytes(forward: Callable[[], Any], *, besides: Iterable[Tensor] = ()) -> int:
     """Bytes that `forward()` keeps for a backward pass over what it returns.
@@ -20,7 +22,7 @@ def saved_bytes(forward: Callable[[], Any], *, besides: Iterable[Tensor] = ()) -
         forward: gives the loss; what it returns is let go after counting.
         besides: tensors that are there anyway: parameters and buffers.
     """
-    owned = {_storage(tensor) for tensor in besides}
+    owned = {memory_of(tensor) for tensor in besides}
     saved: list[weakref.ref[Tensor]] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ def saved_bytes(forward: Callable[[], Any], *, besides: Iterable[Tensor] = ()) -
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()
         alive = [tensor for reference in saved if (tensor := reference()) is not None]
-        found = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in alive}
+        found = {memory_of(tensor): tensor.untyped_storage().nbytes() for tensor in alive}
     del output
     return sum(nbytes for storage, nbytes in found.items() if storage not in owned)
 
@@ -39,7 +41,3 @@ def saved_bytes(forward: Callable[[], Any], *, besides: Iterable[Tensor] = ()) -
 def apart(tensor: Tensor) -> Tensor:
     """For hooks that keep a tensor: an operation that saves its own output must not hold itself."""
     return tensor if tensor.grad_fn is None else tensor.detach()
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

@@ -78,9 +78,8 @@ class Fused(StandIn):
         if torch.compiler.is_compiling():
             return self.original(*args, **kwargs)
         given = (*pytree.tree_leaves((args, kwargs)), *module.parameters())
-        if not torch.is_grad_enabled() or not any(
-            isinstance(t, Tensor) and wants(t) for t in given
-        ):
+        wanted = any(isinstance(t, Tensor) and wants(t) for t in given)
+        if not wanted or not torch.is_grad_enabled():
             with _thread.left():
                 return self.original(*args, **kwargs)
         _thread.enter(module, self.settings)
@@ -98,13 +97,16 @@ def hook(model: nn.Module, settings: Settings) -> list[Callable[[], None]]:
     """Put one of both on every module; gives what takes each off again."""
     removals: list[Callable[[], None]] = []
     enter, leave = Enter(settings), Leave()
-    unhookable = _within_layers(model)
+    # A hook within such a layer would keep it from being run as one kernel.
+    layers = (m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer))
+    unhookable = {module for layer in layers for module in layer.modules()}
     for module in model.modules():
         if isinstance(module, _FUSED):
             fused = Fused(module, module.__dict__.get("forward"), settings)
             fused.put_on()
             removals.append(fused.take_off)
         elif module not in unhookable:
+            # Before the hooks that are there, so that what they compute passes by the rules too.
             before = module.register_forward_pre_hook(enter, prepend=True)
             after = module.register_forward_hook(leave, always_call=True)
             removals += [before.remove, after.remove]
@@ -118,25 +120,18 @@ def unlean(model: nn.Module) -> None:
             for key in [k for k, h in hooks.items() if isinstance(h, Enter | Leave)]:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
-        for fused in _fused(module):
-            fused.take_off()
+        Fused.remove(module)
 
 
 def is_lean(module: nn.Module) -> bool:
     """Whether `module` is leaned."""
-    return bool(_fused(module)) or any(
-        isinstance(h, Enter) for h in module._forward_pre_hooks.values()
-    )
-
-
-def is_on() -> bool:
-    """Whether rules apply in this thread now: a leaned module's forward is running."""
-    return bool(_thread.entries)
+    ours = (*module._forward_pre_hooks.values(), *stand_ins(module, Fused.method))
+    return any(isinstance(one, Enter | Fused) for one in ours)
 
 
 class _Entry(NamedTuple):
     module: nn.Module
-    saved_hooks: object
+    outer: object  # the saved-tensor hooks that it was entered under
     settings: Settings
 
 
@@ -147,7 +142,7 @@ class _Mode(TorchFunctionMode):
         rule = RULES.get(func)
         kwargs = kwargs or {}
         entries = _thread.entries
-        if not entries or not _is_plain() or entries[-1].saved_hooks is not _saved_hooks():
+        if not entries or not _is_plain() or entries[-1].outer is not recomputing.outer_pack():
             return func(*args, **kwargs)
         output = rule(entries[-1].settings, *args, **kwargs) if rule else None
         if output is None:
@@ -165,13 +160,14 @@ class _Thread(threading.local):
         self.frame: FrameType | None = None
 
     def enter(self, module: nn.Module, settings: Settings) -> None:
+        # An interrupt passes by the hooks that leave: its entries are found by the next forward.
         if self.entries and module is self.entries[0].module and not self._is_running():
             self._abandon()
         if not self.entries:
             self.mode.__enter__()  # type: ignore[no-untyped-call]  # torch's own
             self.frame = sys._getframe(2)
             recomputing.begin(module)
-        self.entries.append(_Entry(module, _saved_hooks(), settings))
+        self.entries.append(_Entry(module, recomputing.outer_pack(), settings))
 
     def leave(self, module: nn.Module) -> None:
         # Absent where it was entered without gradients, or a hook before ours failed.
@@ -199,13 +195,14 @@ class _Thread(threading.local):
             torch._C._push_on_torch_function_stack(mode)
 
     def _is_running(self) -> bool:
-        """Whether the outermost forward is still under way; PyTorch tells of no interrupt."""
+        """Whether the outermost forward, which may call itself, is still under way."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and frame is not self.frame:
             frame = frame.f_back
         return frame is not None
 
     def _abandon(self) -> None:
+        """As if the outermost forward had been left; modes that others put on ours stay on."""
         self.entries.clear()
         recomputing.end(whole=False)
         self.frame = None
@@ -228,18 +225,3 @@ def _is_plain() -> bool:
         and forward_ad._current_level < 0
         and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
     )
-
-
-def _saved_hooks() -> object:
-    hooks = recomputing.outer_hooks()
-    return hooks and hooks[0]
-
-
-def _within_layers(model: nn.Module) -> set[nn.Module]:
-    """Modules a hook on which would keep the layer around them from being run as one kernel."""
-    layers = (m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer))
-    return {module for layer in layers for module in layer.modules()}
-
-
-def _fused(module: nn.Module) -> list[Fused]:
-    return [s for s in stand_ins(module, Fused.method) if isinstance(s, Fused)]

@@ -23,7 +23,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar, final
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +32,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from frostline.backward.bits import is_dense
-from frostline.backward.tensors import MemoryLayout
+from frostline.backward.tensors import Layout, memory_of
 
 T = TypeVar("T")
 Hooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 Source = Tensor | weakref.ref[Tensor]
+Again = Callable[[], Tensor]
 
 
 class Remake(NamedTuple):
@@ -43,7 +45,7 @@ class Remake(NamedTuple):
 
     make: Callable[..., Tensor]
     sources: tuple[Tensor, ...]
-    layout: MemoryLayout
+    layout: Layout
 
 
 Choose = Callable[[Tensor], Remake | None]
@@ -51,7 +53,7 @@ Choose = Callable[[Tensor], Remake | None]
 
 def layout_only(kept: Tensor) -> Remake:
     """For `keeping`, where the backward kernel goes by the layout of `kept` alone."""
-    layout = MemoryLayout(kept)
+    layout = Layout(kept)
     return Remake(layout.stand_in, (), layout)
 
 
@@ -62,10 +64,8 @@ def note(output: Tensor, make: Callable[..., Tensor], *sources: Source) -> None:
     """
     if output.nbytes != output.untyped_storage().nbytes() or not is_dense(output):
         return  # others may lie in the same memory
-    versions = _versions(output, *_present(sources))
-    origin = _Origin(
-        weakref.ref(output), make, sources, MemoryLayout(output), versions, outer_hooks()
-    )
+    versions, layout = _versions(output, *_present(sources)), Layout(output)
+    origin = _Origin(weakref.ref(output), make, sources, layout, versions, outer_pack())
     _running.origins[id(output)] = origin
 
 
@@ -83,13 +83,14 @@ def end(*, whole: bool = True) -> None:
     _running.origins.clear()
 
 
-def is_cheap(products: int) -> bool:
-    """Whether so many products are a small part of the forward, as the last one had it."""
+def is_cheap(output: Tensor, weight: Tensor) -> bool:
+    """Whether that layer is a small part of the forward, as the last one had it."""
     model = _running.model
-    return model is None or products <= _SMALL_PART * _products.get(model, float("inf"))
+    whole = float("inf") if model is None else _products.get(model, float("inf"))
+    return _products_of(output, weight) <= _SMALL_PART * whole
 
 
-def products_of(output: Tensor, weight: Tensor) -> int:
+def _products_of(output: Tensor, weight: Tensor) -> int:
     """Multiplications of a convolution or a linear layer."""
     return output.numel() * weight.numel() // weight.shape[0]
 
@@ -97,7 +98,7 @@ def products_of(output: Tensor, weight: Tensor) -> int:
 def count(func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> None:
     """An operation has run: what it multiplied is part of the forward."""
     if func in _LAYERS and len(args) > 1:
-        _running.products += products_of(output, args[1])
+        _running.products += _products_of(output, args[1])
 
 
 def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -106,12 +107,10 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     keeps_weight = func in _LINEAR and len(args) > 1 and not args[1].requires_grad
     if not _running.origins or func not in _KEEPERS or keeps_weight:
         return func(*args, **kwargs)
-    remakes = {value.untyped_storage()._cdata: r for value, r in _known((*args, *kwargs.values()))}
+    remakes = _known((*args, *kwargs.values()))
     if not remakes:
         return func(*args, **kwargs)
-    return keeping(
-        lambda: func(*args, **kwargs), lambda kept: remakes.get(kept.untyped_storage()._cdata)
-    )
+    return keeping(partial(func, *args, **kwargs), lambda kept: remakes.get(memory_of(kept)))
 
 
 def keeping(run: Callable[[], T], choose: Choose) -> T:
@@ -125,7 +124,7 @@ def keeping(run: Callable[[], T], choose: Choose) -> T:
     hooks = outer_hooks()
     asked = [choose]
     with saved_tensors_hooks(
-        lambda kept: _Replacement(kept, asked[0](kept), hooks), _Replacement.tensor
+        lambda kept: _replaced(kept, asked[0](kept), hooks), lambda again: again()
     ):
         try:
             return run()
@@ -139,13 +138,19 @@ def outer_hooks() -> Hooks | None:
     return found
 
 
+def outer_pack() -> object:
+    """What tells those hooks from others; None where there are none."""
+    hooks = outer_hooks()
+    return hooks and hooks[0]
+
+
 class _Origin(NamedTuple):
     output: weakref.ref[Tensor]
     make: Callable[..., Tensor]
     sources: tuple[Source, ...]
-    layout: MemoryLayout
+    layout: Layout
     versions: tuple[int, ...]
-    hooks: Hooks | None
+    outer: object
 
 
 class _Running(threading.local):
@@ -162,19 +167,19 @@ _products: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary
 _SMALL_PART = 1 / 25
 
 
-def _known(given: Iterable[Any]) -> Iterable[tuple[Tensor, Remake]]:
-    hooks = outer_hooks()
+def _known(given: Iterable[Any]) -> dict[int, Remake]:
+    """By memory, since an operation may keep a view of what it is given."""
+    found = {}
     for value in given:
         origin = _running.origins.get(id(value))
-        output = origin and origin.output()
-        if origin is None or output is None or output is not value:
+        if origin is None or (output := origin.output()) is None or output is not value:
             continue
         sources = _present(origin.sources)
         # A checkpoint hands its function other tensor objects when it repeats it: what was made
         # outside of it counts in neither pass.
-        is_inside = (hooks and hooks[0]) is (origin.hooks and origin.hooks[0])
-        if is_inside and origin.versions == _versions(output, *sources):
-            yield output, Remake(origin.make, sources, origin.layout)
+        if origin.outer is outer_pack() and origin.versions == _versions(output, *sources):
+            found[memory_of(output)] = Remake(origin.make, sources, origin.layout)
+    return found
 
 
 def _present(sources: Iterable[Source]) -> tuple[Tensor, ...]:
@@ -187,58 +192,46 @@ def _versions(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(tensor._version for tensor in tensors)
 
 
-@final
-class _Replacement:
-    """What stands for a tensor that an operation wanted to keep."""
+def _replaced(kept: Tensor, remake: Remake | None, hooks: Hooks | None) -> Again:
+    """What stands for a tensor that an operation wanted to keep: gives it, or the view kept."""
+    sources = [_saved(tensor, hooks) for tensor in ((kept,) if remake is None else remake.sources)]
+    if remake is None:
+        return sources[0]
+    make, layout = remake.make, remake.layout
+    view, offset = Layout(kept), kept.storage_offset()
 
-    __slots__ = ("_offset", "_remake", "_saved", "_view")
-
-    def __init__(self, tensor: Tensor, remake: Remake | None, hooks: Hooks | None) -> None:
-        sources = (tensor,) if remake is None else remake.sources
-        self._saved = [_Saved(source, hooks) for source in sources]
-        self._remake = remake and remake._replace(sources=())
-        self._view = MemoryLayout(tensor)
-        self._offset = tensor.storage_offset()
-
-    def tensor(self) -> Tensor:
-        """The tensor, or the view of it that was to be kept."""
-        sources = [saved.tensor() for saved in self._saved]
-        if self._remake is None:
-            return sources[0]
-        make, _, layout = self._remake
+    def again() -> Tensor:
         if not sources:
             return make()
-        with torch.no_grad(), torch.autocast(sources[0].device.type, enabled=False):
-            made = make(*sources)
+        tensors = [source() for source in sources]
+        with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+            made = make(*tensors)
         if not layout.is_of(made):  # who offloads may forget the order of memory
             made = layout.stand_in().copy_(made)
-        return made.as_strided(self._view.sizes, self._view.strides, self._offset)
+        return made.as_strided(view.sizes, view.strides, offset)
+
+    return again
 
 
-@final
-class _Saved:
+def _saved(tensor: Tensor, hooks: Hooks | None) -> Again:
     """A tensor as outer hooks keep it, or itself with the number of writes to it."""
+    if hooks is not None:
+        pack, unpack = hooks
+        return partial(unpack, pack(tensor))
+    # Detached, or an operation that keeps its own output would hold itself for good.
+    kept, version = tensor.detach(), tensor._version
 
-    __slots__ = ("_kept", "_unpack", "_version")
-
-    def __init__(self, tensor: Tensor, hooks: Hooks | None) -> None:
-        # Detached, or an operation that keeps its own output would hold itself for good.
-        self._kept = hooks[0](tensor) if hooks else tensor.detach()
-        self._unpack = hooks[1] if hooks else None
-        self._version = tensor._version
-
-    def tensor(self) -> Tensor:
-        if self._unpack is not None:
-            return self._unpack(self._kept)
-        kept: Tensor = self._kept
-        if kept._version != self._version:
+    def again() -> Tensor:
+        if kept._version != version:
             sizes = "x".join(map(str, kept.shape)) or "one number"
             raise RuntimeError(
                 "a tensor that is needed for the gradients was written to in place between the "
                 f"forward and the backward pass: one of {sizes}, now at version {kept._version} "
-                f"and not {self._version}. Write to a copy of it instead."
+                f"and not {version}. Write to a copy of it instead."
             )
         return kept
+
+    return again
 
 
 _aten = torch.ops.aten

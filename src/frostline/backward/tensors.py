@@ -61,9 +61,24 @@ def is_large(tensor: Tensor, settings: Settings) -> bool:
     return tensor.nbytes >= max(settings.at_least_bytes, 1)
 
 
+def may_spare(settings: Settings, tensor: Tensor, *others: Tensor | None) -> bool:
+    """Whether it is large enough to do without, and ordinary, as the others are."""
+    return is_ordinary(tensor, *others) and is_large(tensor, settings)
+
+
 def is_spared(tensor: Tensor, settings: Settings) -> bool:
     """Whether a gradient passes through it, and it is ordinary and large enough to do without."""
-    return wants(tensor) and is_ordinary(tensor) and is_large(tensor, settings)
+    return wants(tensor) and may_spare(settings, tensor)
+
+
+def may_be_overwritten(tensor: Tensor) -> bool:
+    """Whether an operation of ours may write its output over this input.
+
+    PyTorch refuses a leaf, a view of a leaf and one of several views before anything is written.
+    For a function in Python it does so afterwards, with the numbers gone; which views it will
+    refuse cannot be asked, so all are left to it.
+    """
+    return not tensor.is_leaf and not tensor._is_view()
 
 
 def wants(tensor: Tensor | None) -> bool:
@@ -76,8 +91,13 @@ def is_cast(tensor: Tensor) -> bool:
     return torch.is_autocast_enabled(tensor.device.type)
 
 
+def memory_of(tensor: Tensor) -> int:
+    """What tells its memory from others; the same for all views of it."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 @final
-class MemoryLayout:
+class Layout:
     """Sizes, strides and type of a tensor that is not kept."""
 
     __slots__ = ("device", "dtype", "sizes", "strides")
@@ -95,10 +115,6 @@ class MemoryLayout:
         addresses, and on the CPU no memory before somebody reads it.
         """
         return torch.empty_strided(self.sizes, self.strides, dtype=self.dtype, device=self.device)
-
-    def zeros(self) -> Tensor:
-        """The same where the kernel does read it, for a result that is not used."""
-        return self.stand_in().zero_()
 
     def is_of(self, tensor: Tensor) -> bool:
         """Whether the tensor is laid out so."""

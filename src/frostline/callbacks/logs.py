@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from importlib.util import find_spec
 from os import getpid
 from pathlib import Path
 from socket import gethostname
@@ -12,15 +11,8 @@ from typing import Any, final
 
 from frostline._files import append_line, output_errors, write_text
 from frostline.engine import Hook, Training
-from frostline.records import RunFolder
 
 _BESIDE = frozenset({"lr", "seconds", "samples_per_second"})  # curves that are no metrics
-
-
-def logs_in(folder: RunFolder) -> tuple[Hook, ...]:
-    """What logs each epoch of a run; curves where tensorboard, an extra, is installed."""
-    metrics = MetricsLog(folder.metrics)
-    return (metrics, TensorBoardLog(folder.tensorboard)) if find_spec("tensorboard") else (metrics,)
 
 
 @final
@@ -64,7 +56,7 @@ class TensorBoardLog(Hook):
         self._is_installed = True
         with output_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        version, next_step = "brain.Event:2", training.epochs_done + 1
+        version, next_step = "brain.Event:2", training.position.epochs + 1
         starts = SessionLog(status=SessionLog.START)  # points from here on are written anew
         self._append(
             Event(wall_time=time.time(), file_version=version),

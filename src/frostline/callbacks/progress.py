@@ -77,8 +77,8 @@ class BatchBar(Hook):
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task: TaskID | None = None
-        self._stage = ""
+        self._task = TaskID(0)
+        self._stage = ""  # of the bar that is shown
         self._drawn_at = 0.0
 
     def on_batch(self, stage: str, done: int, total: int, /) -> None:
@@ -87,9 +87,11 @@ class BatchBar(Hook):
         if self._bars.disable or (done < total and now - self._drawn_at < _DRAWN_EVERY_SECONDS):
             return
         self._drawn_at = now
-        if stage != self._stage or self._task is None:
-            self._begin(stage, total)
-        assert self._task is not None
+        if stage != self._stage:
+            self.on_end()
+            self._stage = stage
+            self._bars.start()
+            self._task = self._bars.add_task(stage, total=total, rate="")
         speed = self._bars.tasks[-1].speed or 0.0
         rate = f"{speed * self._samples_per_batch:.0f} samples/s" if speed else ""
         self._bars.update(self._task, completed=done, rate=rate)
@@ -97,16 +99,10 @@ class BatchBar(Hook):
             self.on_end()
 
     def on_end(self) -> None:
-        if self._task is not None:
+        if self._stage:
             self._bars.stop()
             self._bars.remove_task(self._task)
-            self._task = None
-
-    def _begin(self, stage: str, total: int) -> None:
-        self.on_end()
-        self._stage = stage
-        self._bars.start()
-        self._task = self._bars.add_task(stage, total=total, rate="")
+            self._stage = ""
 
 
 def _cells(record: EpochRecord, epochs: int | None) -> dict[str, str]:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from frostline._files import has_own_sum, keep_as
 from frostline._tensor_files import save_torch
-from frostline.deltas import Delta, delta_content, load_delta, put_tensors, read_delta, save_delta
+from frostline.deltas import delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import Hook, Sums, Training
-from frostline.errors import ConfigError, CorruptDelta, OutputError
+from frostline.errors import ConfigError, CorruptDelta, OutputError, one_line
 from frostline.records import EpochRecord, Judged, PhaseRecord, RunFolder, judged_of, write_judged
 from frostline.session import Position
 from frostline.tasks import Metrics, Task
@@ -59,9 +59,6 @@ class Saver(Hook):
     Args:
         folder: where to; None keeps the best in memory alone.
         about: notes for every delta.
-        start: what will be trained, as it is before the run: a best epoch of an early phase has
-            the rest like that.
-        keep: how many of the last deltas and states stay, to go back to.
         task: of what classes predictions are kept for the report, if of any.
         like: metrics of this task, as which those of a resumed run are read.
     """
@@ -72,16 +69,14 @@ class Saver(Hook):
         about: Mapping[str, str],
         *,
         resume: bool,
-        start: Mapping[str, Tensor] | None = None,
-        keep: int = 1,
         task: Task,
         like: Metrics,
     ) -> None:
         self._folder = folder
         self._about = dict(about)
-        self._start = start or {}
+        # What will be trained, as before the run: a best epoch of an early phase has it like that.
+        self._start: Mapping[str, Tensor] = {}
         self._resume = resume
-        self._keep = keep
         self._task = task
         self._like = like
         self._records: list[str] = []  # of epochs, as JSON; written with each state
@@ -94,11 +89,13 @@ class Saver(Hook):
         self._written_at = time.monotonic()
 
     def on_start(self, training: Training) -> None:
-        self._training = training
+        self._training, session = training, training.session
+        if len(session.phases) > 1:
+            self._start = session.planned.copies(training.model)
         # A run that was killed before `last` was there has nothing to go on from, and begins.
         if self._resume and self._folder and self._folder.last.exists():
             plan = self._about.get("plan", "")
-            restore(training, self._folder, plan=plan, like=self._like)
+            _restore(training, self._folder, plan=plan, like=self._like)
             self._mark = training.position.mark
 
     def on_step(self, training: Training) -> None:
@@ -115,7 +112,11 @@ class Saver(Hook):
         content = self._content(training)
         if is_best:
             self._best = self._moment(training, content, state=False)
-            self._judge(training)
+            found = training.found
+            if self._folder is not None and found is not None and self._task.classes:
+                self._judged = judged_of(
+                    found.outputs, found.targets, names=found.names, epoch=training.position.epochs
+                )
         if self._folder is not None:
             # Copies: an interrupt comes within a later epoch, when weights have moved on.
             self._last = self._moment(training, content)
@@ -144,12 +145,6 @@ class Saver(Hook):
         elif self._best is not None:
             put_tensors(model, self._best.content)
 
-    def _judge(self, training: Training) -> None:
-        found = training.found
-        if self._folder is not None and found is not None and self._task.classes:
-            epoch = training.position.epochs
-            self._judged = judged_of(found.outputs, found.targets, names=found.names, epoch=epoch)
-
     @property
     def _is_due(self) -> bool:
         return time.monotonic() - self._written_at >= self._wait_seconds
@@ -173,14 +168,14 @@ class Saver(Hook):
 
     def _state(self, training: Training) -> dict[str, object]:
         training.settle_sums()
-        sums, scaler, known = training.sums, training.scaler, len(self._records)
+        sums, known = training.sums, len(self._records)
         self._records += [json.dumps(record.as_dict()) for record in training.history[known:]]
         return {
             **training.session.state_dict(),
             # A loss can be infinite, which this writes as Infinity.
             "progress": f"[{json.dumps(asdict(sums))}, [{', '.join(self._records)}], "
-            f"{json.dumps([asdict(record) for record in training.phase_history])}]",
-            "scaler": scaler.state_dict() if scaler is not None else {},
+            f"{json.dumps([record.as_dict() for record in training.phase_history])}]",
+            "scaler": training.compute.scaler.state_dict(),
         }
 
     def _write(self) -> None:
@@ -192,39 +187,34 @@ class Saver(Hook):
             with suppress(OutputError):  # a report can be had without; the run goes on
                 write_judged(self._judged, folder.predictions)
             self._judged = None
-        if self._best is not None:
-            self._save(training.model, folder.best, self._best)
+        if (best := self._best) is not None:
+            save_delta(training.model, folder.best, about=best.about, content=best.content)
             self._best = None
         save_torch(dict(last.state), folder.state(last.about["position"]), own_sum=True)
-        if self._keep > 1 and self._mark and folder.last.exists():
+        keep = training.session.recipe.keep  # how many of the last stay, to go back to
+        if keep > 1 and self._mark and folder.last.exists():
             keep_as(folder.last, folder.earlier(self._mark))
-        self._save(training.model, folder.last, last)
+        save_delta(training.model, folder.last, about=last.about, content=last.content)
         self._mark = last.about["position"]
-        folder.forget_old(self._mark, keep=self._keep)
+        folder.forget_old(self._mark, keep=keep)
         self._last, self._written_at = None, time.monotonic()
         self._wait_seconds = max(SAVE_SECONDS, _SHARE_OF_TIME * (self._written_at - start))
 
-    def _save(self, model: nn.Module, path: Path, moment: _Moment) -> None:
-        save_delta(model, path, about=moment.about, content=moment.content)
 
-
-def restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics) -> None:
+def _restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics) -> None:
     """Put the model and the position to where the run was last written; the optimizer follows.
 
     Where the last files are damaged and earlier ones were kept, those are taken.
-
-    Args:
-        plan: of the run, which must be the one that the deltas were trained by.
-        like: metrics of the run's task.
-
-    Raises:
-        ConfigError: there is nothing to go on from, or the plan is another one.
-        DeltaError: the last delta is damaged or belongs to another model.
     """
     refusals: list[ConfigError | CorruptDelta] = []
     for file in (folder.last, *folder.earlier_ones()):
         try:
-            _check_plan(file, plan)
+            if read_delta(file).about.get("plan", "") != plan:
+                raise ConfigError(
+                    f"cannot resume by another plan: {file} was trained by the one in its notes, "
+                    "and run.toml or the plan given says another. Restore it, or start a new run "
+                    "with another --out."
+                )
             _restore_from(training, folder, file, like)
         except (ConfigError, CorruptDelta) as error:
             refusals.append(error)
@@ -235,7 +225,8 @@ def restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics) 
 
 def _restore_from(training: Training, folder: RunFolder, file: Path, like: Metrics) -> None:
     delta = load_delta(training.model, file)
-    state_file = folder.state(position_of(delta))
+    about = delta.about
+    state_file = folder.state(about.get("position") or about.get("epoch", ""))
     try:
         _check_state(state_file)
         state = torch.load(state_file, map_location="cpu", weights_only=True)
@@ -244,15 +235,16 @@ def _restore_from(training: Training, folder: RunFolder, file: Path, like: Metri
         if "format" not in state:
             state = _as_of_now(state, training, history, sums)
         training.session.load_state_dict(state)
-        scaled = state["scaler"]
+        if state["scaler"]:  # none where it went on in another precision
+            training.compute.scaler.load_state_dict(state["scaler"])
     except _DAMAGES as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = one_line(error, first=True, named=False)
         raise ConfigError(
             f"cannot resume: {state_file} is missing or damaged ({reason}). Start a new run with "
             f"another --out; what was trained so far is in {folder.best.parent}."
         ) from error
     training.history[:], training.phase_history[:] = history, phases
-    training.sums, training.scaled = sums, scaled
+    training.sums = sums
 
 
 def _as_of_now(
@@ -262,7 +254,7 @@ def _as_of_now(
     before = json.loads(state["progress"])[0]
     sums.of_task = {"accuracy": before["correct"]}
     position = {name: before[name] for name in asdict(Position()) if name in before}
-    until = training.phases[position["phase"]].until
+    until = training.session.phases[position["phase"]].until
     if history and until is not None and until.target is not None:
         watched = history[-1].validation.metric(until.monitor)
         position["is_reached"] = watched.reaches(until.target)
@@ -270,26 +262,8 @@ def _as_of_now(
 
 
 def _check_state(file: Path) -> None:
-    """Compare checksums, which `torch.load` does not; files of before have those of a zip alone.
-
-    Raises:
-        ValueError, BadZipFile: the file is not what was written.
-    """
+    """Compare checksums, which `torch.load` does not; files of before have those of a zip alone."""
     if not has_own_sum(file):
         with ZipFile(file) as records:
             if (damaged := records.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} is not that of its content")
-
-
-def _check_plan(file: Path, plan: str) -> None:
-    if read_delta(file).about.get("plan", "") != plan:
-        raise ConfigError(
-            f"cannot resume by another plan: {file} was trained by the one in its notes, and "
-            "run.toml or the plan given says another. Restore it, or start a new run with another "
-            "--out."
-        )
-
-
-def position_of(delta: Delta) -> str:
-    """Where in its run a delta was saved: `3` after three epochs, `3.17` 17 batches later."""
-    return delta.about.get("position") or delta.about.get("epoch", "")

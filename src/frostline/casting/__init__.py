@@ -8,8 +8,6 @@ what they were before, stands in a note on that module, so that it goes along th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -78,7 +76,7 @@ def asked_dtype(word: str | None, example: object) -> torch.dtype | None:
             "Add dtype='bfloat16', or leave the example out."
         )
     if word is None or word in CAST_DTYPES:
-        return None if word is None else CAST_DTYPES[word]
+        return CAST_DTYPES.get(word or "")
     raise FreezeError(
         f"dtype={word!r} is none in which frozen weights are kept. Use dtype='bfloat16' or "
         "dtype='float16', or leave it out to keep them as they are."
@@ -130,36 +128,26 @@ def cast_weights(selection: Selection, dtype: torch.dtype, example: Any = None) 
                 f"rows of {entry.occurrences[0].name} cannot be kept in another dtype: they stand "
                 "in a tensor that trains. Freeze it whole, or freeze the rows without dtype."
             )
-    due = [entry for entry in selection.entries if _is_wide_weight(entry)]
+    wide = (torch.float32, torch.float64)
+    parameters = [entry for entry in selection.entries if entry.is_parameter]
+    due = [e for e in parameters if e.tensor.dtype in wide and e.tensor.dim() > 1]
     errors = {entry.name: _rounding(entry, dtype) for entry in due}
     model, former = selection.inventory.model, sum(entry.tensor.nbytes for entry in due)
     before = None if example is None else _output(model, example)
-    with _as_before_on_error(due):
+    unchanged = [(entry, entry.tensor.data, cast_of(entry)) for entry in due]
+    try:
         for entry in due:
             set_cast(entry, Cast(dtype, entry.tensor.dtype))
         output_error = None if before is None else _output_error(model, example, before, dtype)
+    except BaseException:  # every bit and the dtype as before
+        for entry, data, cast in unchanged:
+            set_cast(entry, cast)
+            entry.tensor.data = data
+        raise
     worst = max(errors, key=errors.__getitem__, default="")
     nbytes = sum(entry.tensor.nbytes for entry in due)
     error = errors.get(worst, 0.0)
     return CastReport(dtype, len(due), nbytes, former, error, worst, output_error)
-
-
-@contextmanager
-def _as_before_on_error(entries: Sequence[Entry]) -> Iterator[None]:
-    """Should the block fail, the tensors have every bit and the dtype that they had before."""
-    before = [(entry, entry.tensor.data, cast_of(entry)) for entry in entries]
-    try:
-        yield
-    except BaseException:
-        for entry, data, cast in before:
-            set_cast(entry, cast)
-            entry.tensor.data = data
-        raise
-
-
-def _is_wide_weight(entry: Entry) -> bool:
-    wide = entry.tensor.dtype in (torch.float32, torch.float64)
-    return entry.is_parameter and wide and entry.tensor.dim() > 1
 
 
 def _rounding(entry: Entry, dtype: torch.dtype) -> float:

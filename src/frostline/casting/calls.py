@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, final
 
 import torch
@@ -144,27 +144,14 @@ def _save_narrow(output: Any, inputs: Any, swaps: list[_Swap]) -> None:
         for raw, saved in _saved_by(node):
             narrow = narrow_of.get(saved.untyped_storage().data_ptr())
             if narrow is not None:
-                again = _Again(narrow.detach(), saved)
+                place = (saved.size(), saved.stride(), saved.storage_offset())
+                again = partial(_widened_again, narrow.detach(), saved.dtype, place)
                 with suppress(RuntimeError):  # somebody has hooked this one already
-                    raw.register_hooks(again.pack, again.unpack)
+                    raw.register_hooks(lambda _: None, again)
 
 
-@final
-class _Again:
-    """Keeps a narrow weight in place of a view of its wide copy, and makes that again."""
-
-    __slots__ = ("dtype", "narrow", "place")
-
-    def __init__(self, narrow: Tensor, wide: Tensor) -> None:
-        self.narrow = narrow
-        self.dtype = wide.dtype
-        self.place = (wide.size(), wide.stride(), wide.storage_offset())
-
-    def pack(self, _: Tensor) -> None:
-        return None
-
-    def unpack(self, _: None) -> Tensor:
-        return self.narrow.to(self.dtype).as_strided(*self.place)
+def _widened_again(narrow: Tensor, dtype: torch.dtype, place: tuple[Any, ...], _: None) -> Tensor:
+    return narrow.to(dtype).as_strided(*place)
 
 
 def _nodes_between(output: Any, inputs: Any) -> Iterator[Any]:

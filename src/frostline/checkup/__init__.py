@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from itertools import chain
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from frostline.calling import in_turn
 from frostline.checkup import data, distributed, gradients, modes, passes, selection, structure
 from frostline.checkup import optimizer as optimizers
-from frostline.checkup.findings import Checkup, Finding, Level, sorted_findings
-from frostline.checkup.subject import Check, Preprocess, Subject
+from frostline.checkup.findings import LEVELS, Checkup, Finding, Level, enumerated
+from frostline.checkup.subject import CRASHED, Check, Preprocess, Subject
 from frostline.errors import ConfigError, FreezeError, SelectorError
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import freezes_kept, train_only
 from frostline.plans import Plan
 from frostline.recipe import check_alone
-from frostline.selectors import Selector, SelectorLike, as_selector
+from frostline.selectors import SelectorLike, as_selector
 from frostline.tasks import Task, task_of
 
-__all__ = ["CODES", "Check", "Checkup", "Finding", "Level", "doctor"]
+__all__ = ["CODES", "Checkup", "Finding", "Level", "doctor"]
 
 # The most harmful first: what stops training, what trains the wrong thing, what trains badly.
-_CHECKS: tuple[Check, ...] = (
-    *selection.CHECKS,
-    *passes.CHECKS,
-    *optimizers.CHECKS,
-    *gradients.CHECKS,
-    *modes.CHECKS,
-    *distributed.CHECKS,
-    *data.CHECKS,
-    *structure.CHECKS,
-)
-_CRASHED = "check-failed"
+_FILES = (selection, passes, optimizers, gradients, modes, distributed, data, structure)
+_CHECKS = [one for file in _FILES for one in vars(file).values() if isinstance(one, Check)]
 
-CODES = (*selection.CODES, *chain.from_iterable(check.codes for check in _CHECKS), _CRASHED)
+CODES = ("lazy-module", *(one.code for one in _CHECKS), CRASHED)
 """Every code that a finding may have."""
 
 
@@ -88,102 +79,79 @@ def doctor(
         SelectorError: `model` is no module, or a selector cannot be read; one that matches
             nothing is a finding.
     """
-    asked, verb = _asked(freeze, train, plan)
-    given = {"example": example, "optimizer": optimizer, "train_data": train_data}
-    missing = tuple(name for name, value in given.items() if value is None)
+    check_alone(freeze=freeze, train=train, plan=plan)
     if not isinstance(model, nn.Module):
         raise SelectorError(f"the doctor looks at a torch.nn.Module, got {type(model).__name__}.")
-    if lazy := selection.lazy_finding(model):
-        return Checkup((lazy,))
-    subject = Subject(
-        model=model,
-        example=example,
-        targets=targets,
-        task=task_of(task),
-        optimizers=_optimizers(optimizer),
-        schedulers=tuple(schedulers),
-        classes=classes if classes is None or isinstance(classes, int) else len(classes),
-        asked=asked,
-        verb=verb,
-        plan=plan,
-        train_data=train_data,
-        val_data=val_data,
-        preprocessing=preprocessing,
-        weights_preprocessing=weights_preprocessing,
+    return _checkup(
+        Subject(
+            model=model,
+            example=example,
+            targets=targets,
+            task=task_of(task),
+            optimizers=_optimizers(optimizer),
+            schedulers=tuple(schedulers),
+            classes=classes if classes is None or isinstance(classes, int) else len(classes),
+            freeze=None if freeze is None else as_selector(freeze),
+            train=None if train is None else as_selector(train),
+            plan=plan,
+            train_data=train_data,
+            val_data=val_data,
+            preprocessing=preprocessing,
+            weights_preprocessing=weights_preprocessing,
+        )
     )
-    return Checkup(sorted_findings(_findings(subject)), missing)
 
 
-def _findings(subject: Subject) -> list[Finding]:
+def _checkup(subject: Subject) -> Checkup:
     """What all checks find, in a model that is frozen as asked meanwhile."""
     found: list[Finding] = []
-    with ExitStack() as kept:
-        if subject.asked is not None or subject.plan is not None:
-            kept.enter_context(freezes_kept(subject.root))
-            try:
-                _apply(subject)
-            except FreezeError as error:
-                found.append(selection.refused_finding(error))
-            except SelectorError:
-                pass  # the checks of selection and plan say why
+    named = subject.model.named_parameters()
+    if shapeless := tuple(name for name, parameter in named if is_lazy(parameter)):
+        fix = "model(example)  # one batch gives lazy modules their shapes"
+        why = "they can neither be frozen nor given to an optimizer before the first call"
+        seen = enumerated(shapeless, "parameter", "without a shape yet")
+        return Checkup((Finding("lazy-module", "error", seen, why, fix, shapeless),))
+    with freezes_kept(subject.root) if subject.asked or subject.plan else nullcontext():
+        try:
+            _freeze_as_asked(subject)
+        except FreezeError as refusal:
+            why = "what was asked for would be refused; the other checks saw the model as it is"
+            fix = "Choose another selector; fl.select(model, ...) shows what one matches."
+            found.append(Finding("cannot-freeze", "error", str(refusal), why, fix))
+        except SelectorError:
+            pass  # the checks of selection and plan say why
         for check in _CHECKS:
-            found += _checked(check, subject)
-    return found
+            found += check.findings(subject)
+    needed = {
+        "example": subject.example is not None,
+        "optimizer": subject.optimizers,
+        "train_data": subject.train_data is not None,
+    }
+    missing = tuple(name for name, is_given in needed.items() if not is_given)
+    return Checkup(tuple(sorted(found, key=lambda one: LEVELS.index(one.level))), missing)
 
 
-def _apply(subject: Subject) -> None:
-    root, asked, verb = subject.root, subject.asked, subject.verb
+def _freeze_as_asked(subject: Subject) -> None:
+    train, freeze = subject.train, subject.freeze
     if subject.plan is not None:
         first = subject.plan[0]
-        wanted = first.train if first.freeze is None else first.freeze
-        if wanted is None:
-            return
-        asked, verb = as_selector(wanted), "train" if first.freeze is None else "freeze"
-        if verb == "freeze":
-            asked, verb = ~asked, "train"  # a phase trains all that it does not freeze
-    assert asked is not None
-    if verb == "train":
-        train_only(root, asked)
-    else:
-        freeze_part(root, asked, leaving="nothing")
-
-
-def _checked(check: Check, subject: Subject) -> Iterator[Finding]:
-    """A check's findings; its crash is one of its own, since models of strangers do strange."""
-    try:
-        yield from check.find(subject)
-    except Exception as error:
-        text = " ".join(str(error).split())
-        yield Finding(
-            _CRASHED,
-            "note",
-            f"the check for {', '.join(check.codes)} ended with {type(error).__name__}: {text}",
-            "nothing is known of what it looks for; the other checks were made",
-            "Look for what is unusual in the model or the optimizer at that place, or report it.",
-            check.codes,
-        )
-
-
-def _asked(
-    freeze: SelectorLike | None, train: SelectorLike | None, plan: Plan | None
-) -> tuple[Selector | None, str]:
-    check_alone(freeze=freeze, train=train, plan=plan)
-    wanted = freeze if freeze is not None else train
-    return None if wanted is None else as_selector(
-        wanted
-    ), "train" if train is not None else "freeze"
+        train = None if first.train is None else as_selector(first.train)
+        if first.freeze is not None:
+            train = ~as_selector(first.freeze)  # a phase trains all that it does not freeze
+    if train is not None:
+        train_only(subject.root, train)
+    elif freeze is not None:
+        freeze_part(subject.root, freeze, leaving="nothing")
 
 
 def _optimizers(
     given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
 ) -> tuple[torch.optim.Optimizer, ...]:
-    if given is None:
-        return ()
-    found = tuple(given) if isinstance(given, list | tuple) else (given,)
+    found = given if isinstance(given, list | tuple) else [] if given is None else [given]
     for one in found:
         if not isinstance(one, torch.optim.Optimizer):
             raise ConfigError(
                 f"the optimizer is {type(one).__name__}, no torch.optim.Optimizer. Give the torch "
                 "optimizer, or a list of them."
             )
-    return found
+    return tuple(found)

@@ -7,15 +7,14 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-import xxhash
 from PIL import Image
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from frostline._files import file_digest
-from frostline.checkup.findings import Finding, counted, listed
-from frostline.checkup.subject import Check, Preprocess, Subject
+from frostline.checkup.findings import Finding, counted, error, listed, warning
+from frostline.checkup.subject import Preprocess, Subject, check
 from frostline.data import ImageDataset, ImageSet, Samples
 from frostline.fingerprints import digest
 from frostline.preprocessing import Preprocessing
@@ -24,30 +23,26 @@ _MOST_DECODED = 512  # samples of a data set that can be compared only by decodi
 _SIDE = 96  # pixels of the picture that two ways of preprocessing are compared on
 
 
-def _same_data(subject: Subject) -> Iterator[Finding]:
-    if subject.train_data is None or subject.val_data is None:
-        return
-    shared, count = _overlap(_dataset(subject.train_data), _dataset(subject.val_data))
-    if not shared:
-        return
-    whole = len(shared) == count
-    yield Finding(
-        "same-data",
-        "error" if whole else "warning",
-        f"{len(shared):,} of {counted(count, 'validation sample')} also in the training data: "
-        f"{listed(shared)}",
-        "metrics on samples that were trained on say nothing about new ones"
-        if whole
-        else "the metrics will be too good",
-        "train_data, val_data = torch.utils.data.random_split(train_data, [0.8, 0.2])"
-        if whole
-        else "Remove one of each; keep pictures of one thing on one side.",
-        tuple(shared),
+@check("same-data")
+def same_data(subject: Subject) -> Iterator[Finding]:
+    train, val = (
+        given.dataset if isinstance(given, DataLoader) else given
+        for given in (subject.train_data, subject.val_data)
     )
-
-
-def _dataset(given: object) -> Any:
-    return given.dataset if isinstance(given, DataLoader) else given
+    shared, count = ([], 0) if train is None or val is None else _overlap(train, val)
+    if shared:
+        whole = len(shared) == count
+        yield (error if whole else warning)(
+            f"{len(shared):,} of {counted(count, 'validation sample')} also in the training data: "
+            f"{listed(shared)}",
+            "metrics on samples that were trained on say nothing about new ones"
+            if whole
+            else "the metrics will be too good",
+            "train_data, val_data = torch.utils.data.random_split(train_data, [0.8, 0.2])"
+            if whole
+            else "Remove one of each; keep pictures of one thing on one side.",
+            tuple(shared),
+        )
 
 
 def _overlap(train: Any, val: Any) -> tuple[list[str], int]:
@@ -76,12 +71,11 @@ def _contents(data: Any) -> dict[str, str] | None:
     if isinstance(data, ImageDataset | ImageSet):
         images = data.images if isinstance(data, ImageDataset) else data
         paths = [sample.path for sample in images.samples]
-        return {str(path): file_digest(path, xxhash.xxh3_128) for path in paths if path.is_file()}
-    if isinstance(data, Tensor | TensorDataset):
-        rows = data if isinstance(data, Tensor) else data.tensors[0]
-        return {f"sample {i}": digest(row) for i, row in enumerate(rows)}
+        return {str(path): file_digest(path) for path in paths if path.is_file()}
+    if isinstance(data, TensorDataset):
+        data = data.tensors[0]
     count = len(data) if hasattr(data, "__len__") else 0
-    if not 0 < count <= _MOST_DECODED:
+    if not 0 < count <= (count if isinstance(data, Tensor) else _MOST_DECODED):
         return None
     with torch.random.fork_rng(devices=()):
         if Samples in type(data).__mro__:
@@ -98,15 +92,12 @@ def _sample_digest(sample: Any) -> str:
     return "".join(map(digest, tensors)) or repr(inputs)
 
 
-def _preprocessing(subject: Subject) -> Iterator[Finding]:
+@check("preprocessing")
+def preprocessing(subject: Subject) -> Iterator[Finding]:
     mine, theirs = subject.preprocessing, subject.weights_preprocessing
-    if mine is None or theirs is None:
-        return
-    differing = tuple(_differing(mine, theirs))
+    differing = () if mine is None or theirs is None else tuple(_differing(mine, theirs))
     if differing:
-        yield Finding(
-            "preprocessing",
-            "warning",
+        yield warning(
             f"the preprocessing is not that of the weights: {listed(differing)}",
             "pretrained layers were trained on pictures that came in another way; nothing fails, "
             "and the accuracy is lower",
@@ -123,7 +114,8 @@ def _differing(mine: Preprocess, theirs: Preprocess) -> Iterator[str]:
             if ours != wanted:
                 yield f"{field.name} is {ours}, not {wanted}"
         return
-    picture = _noise()
+    drawn = torch.randint(256, (_SIDE, _SIDE, 3), generator=torch.Generator().manual_seed(0))
+    picture = Image.frombytes("RGB", (_SIDE, _SIDE), bytes(drawn.flatten().tolist()))
     ours, wanted = mine(picture), theirs(picture)
     if not isinstance(ours, Tensor) or not isinstance(wanted, Tensor):
         yield f"it gives {type(ours).__name__}, not {type(wanted).__name__}"
@@ -136,16 +128,12 @@ def _differing(mine: Preprocess, theirs: Preprocess) -> Iterator[str]:
         )
 
 
-def _noise() -> Image.Image:
-    drawn = torch.randint(256, (_SIDE, _SIDE, 3), generator=torch.Generator().manual_seed(0))
-    return Image.frombytes("RGB", (_SIDE, _SIDE), bytes(drawn.flatten().tolist()))
-
-
 def _span(tensor: Tensor) -> str:
     return f"{float(tensor.min()):.2f}..{float(tensor.max()):.2f}"
 
 
-def _input_range(subject: Subject) -> Iterator[Finding]:
+@check("input-range")
+def input_range(subject: Subject) -> Iterator[Finding]:
     """Pictures that the weights' preprocessing cannot have made."""
     theirs, example = subject.weights_preprocessing, subject.example
     if not isinstance(theirs, Preprocessing) or not _is_pictures(example):
@@ -153,17 +141,14 @@ def _input_range(subject: Subject) -> Iterator[Finding]:
     reach = [((0 - m) / s, (1 - m) / s) for m, s in zip(theirs.mean, theirs.std, strict=True)]
     low, high = min(r[0] for r in reach), max(r[1] for r in reach)
     least, most = float(example.min()), float(example.max())
-    if not torch.isfinite(example).all():
-        return
+    seen = f"the example's numbers lie in {_span(example)}"
     if least < low - 0.01 or most > high + 0.01:
-        seen = f"the example's numbers lie in {_span(example)}, beyond {low:.2f}..{high:.2f}"
+        seen += f", beyond {low:.2f}..{high:.2f}"
     elif least >= 0 and most <= 1 and low < -0.5:
-        seen = f"the example's numbers lie in {_span(example)}: scaled, but not normalised"
+        seen += ": scaled, but not normalised"
     else:
         return
-    yield Finding(
-        "input-range",
-        "warning",
+    yield warning(
         seen,
         "the weights were trained on pictures less the mean and divided by the deviation of each "
         "channel; others shift every layer",
@@ -175,11 +160,4 @@ def _input_range(subject: Subject) -> Iterator[Finding]:
 def _is_pictures(example: object) -> bool:
     if not isinstance(example, Tensor) or example.dim() != 4 or example.shape[1] != 3:
         return False
-    return example.numel() > 0
-
-
-CHECKS = (
-    Check(_same_data, ("same-data",)),
-    Check(_preprocessing, ("preprocessing",)),
-    Check(_input_range, ("input-range",)),
-)
+    return example.numel() > 0 and bool(example.isfinite().all())

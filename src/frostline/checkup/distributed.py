@@ -3,143 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from frostline.checkup.findings import Finding, counted, listed
-from frostline.checkup.subject import Check, Subject, is_called
+from frostline.checkup.findings import Finding, counted, enumerated, error, listed, note, warning
+from frostline.checkup.subject import Subject, check
 from frostline.wrappers import reduced, wrappers
 
-_WRAP = "model = torch.nn.parallel.DistributedDataParallel(model.module)  # after each freeze"
-_WRAP_INNER = "model = torch.nn.parallel.DistributedDataParallel(model)  # dropping the other"
+_WAITS = "it waits for their gradients: the second step raises, or hangs"
 
 
-def _ddp_changed(subject: Subject) -> Iterator[Finding]:
+@check("ddp-changed")
+def ddp_changed(subject: Subject) -> Iterator[Finding]:
     if (wrapper := subject.wrapper) is None:
         return
-    averaged = reduced(wrapper)
-    wanted = {key for key, name in subject.names.items() if name in subject.trainable}
-    thawed = tuple(subject.names[key] for key in subject.names if key in wanted - averaged)
-    frozen = tuple(subject.names[key] for key in subject.names if key in averaged - wanted)
-    if thawed:
-        yield Finding(
-            "ddp-changed",
-            "error",
-            f"{counted(len(thawed), 'parameter')} thawed after wrapping in "
-            f"DistributedDataParallel: {listed(thawed)}",
+    averaged = {subject.names.get(key) for key in reduced(wrapper)}
+    fix = "model = torch.nn.parallel.DistributedDataParallel(model)  # dropping the other"
+    if any(isinstance(given, DistributedDataParallel) for given in wrappers(subject.model)):
+        fix = "model = torch.nn.parallel.DistributedDataParallel(model.module)  # after each freeze"
+    if thawed := tuple(name for name in subject.trainable if name not in averaged):
+        yield error(
+            enumerated(thawed, "parameter", "thawed after wrapping in DistributedDataParallel"),
             "their gradients are never averaged, so each process trains a model of its own",
-            _fix(subject),
+            fix,
             thawed,
         )
-    if frozen:
-        yield Finding(
-            "ddp-changed",
-            "error",
-            f"{counted(len(frozen), 'parameter')} frozen after wrapping in "
-            f"DistributedDataParallel: {listed(frozen)}",
-            "it waits for their gradients: the second step raises, or hangs",
-            _fix(subject),
+    if frozen := tuple(name for name in subject.frozen if name in averaged):
+        yield error(
+            enumerated(frozen, "parameter", "frozen after wrapping in DistributedDataParallel"),
+            _WAITS,
+            fix,
             frozen,
         )
 
 
-def _fix(subject: Subject) -> str:
-    given = any(isinstance(w, DistributedDataParallel) for w in wrappers(subject.model))
-    return _WRAP if given else _WRAP_INNER
-
-
-def _ddp_unused(subject: Subject) -> Iterator[Finding]:
-    wrapper, facts = subject.wrapper, subject.facts
-    if wrapper is None or facts is None or wrapper.static_graph:
-        return
-    names = tuple(name for name, kind in facts.gradients.items() if kind == "none")
-    if names and not wrapper.find_unused_parameters:
-        yield Finding(
-            "ddp-unused",
-            "error",
-            f"{counted(len(names), 'trainable parameter')} without a gradient under "
-            f"DistributedDataParallel: {listed(names)}",
-            "it waits for their gradients: the second step raises, or hangs",
+@check("ddp-unused")
+def ddp_unused(subject: Subject) -> Iterator[Finding]:
+    names = subject.facts.with_gradient("none")
+    wrapper = subject.wrapper
+    searches = wrapper is None or wrapper.static_graph or wrapper.find_unused_parameters
+    if names and not searches:
+        yield error(
+            enumerated(
+                names, "trainable parameter", "without a gradient under DistributedDataParallel"
+            ),
+            _WAITS,
             f"fl.freeze(model.module, {list(names[:5])!r})  # then wrap; or find_unused_parameters"
             "=True",
             names,
         )
-    if not names and facts.gradients and wrapper.find_unused_parameters:
-        yield Finding(
-            "ddp-searching",
-            "note",
+
+
+@check("ddp-searching")
+def ddp_searching(subject: Subject) -> Iterator[Finding]:
+    facts, wrapper = subject.facts, subject.wrapper
+    searches = wrapper is not None and wrapper.find_unused_parameters and not wrapper.static_graph
+    if searches and facts.gradients and not facts.with_gradient("none"):
+        yield note(
             "find_unused_parameters=True, and every trainable parameter gets a gradient",
             "the graph is searched in every step for nothing; frozen parameters do not need it",
             "model = torch.nn.parallel.DistributedDataParallel(model.module)",
         )
 
 
-def _ddp_plan(subject: Subject) -> Iterator[Finding]:
+@check("ddp-plan")
+def ddp_plan(subject: Subject) -> Iterator[Finding]:
     """Phases that train other parameters than those the wrapper was made for."""
-    if subject.wrapper is None or subject.plan is None:
-        return
-    trained = {part.selection.names for part in subject.parts}
-    if len(trained) > 1:
-        yield Finding(
-            "ddp-plan",
-            "error",
-            f"a plan with {counted(len(trained), 'set')} of trainable parameters, on a model "
-            "already wrapped in DistributedDataParallel",
+    if subject.wrapper is not None and subject.trained_sets > 1:
+        yield error(
+            f"a plan with {counted(subject.trained_sets, 'set')} of trainable parameters, on a "
+            "model already wrapped in DistributedDataParallel",
             "the wrapper keeps the parameters that it was made for: later phases raise, hang or "
             "train apart",
             "model = model.module  # wrap at the start of each phase, after its freeze",
         )
 
 
-def _fsdp(subject: Subject) -> Iterator[Finding]:
-    units = [
-        (path, module)
-        for path, module in subject.model.named_modules()
-        if is_called(module, "FullyShardedDataParallel")
-    ]
-    if not units:
-        return
-    asked = subject.asked is not None or subject.plan is not None
-    flat = tuple(path or "(model)" for path, unit in units if not _keeps_parameters(unit))
-    if flat and asked:
-        yield Finding(
-            "fsdp-flat",
-            "error",
+@check("fsdp-flat")
+def fsdp_flat(subject: Subject) -> Iterator[Finding]:
+    flat = tuple(path for path, unit in subject.sharded_units.items() if not unit._use_orig_params)
+    if flat and (subject.asked or subject.plan):
+        yield error(
             f"FullyShardedDataParallel with use_orig_params=False at {listed(flat)}",
             "all parameters of a unit are one flat tensor, which is frozen whole or not at all",
             "Freeze before wrapping, a unit for each frozen part; or wrap with "
             "use_orig_params=True; or use fully_shard.",
             flat,
         )
-    mixed = tuple(path or "(model)" for path, unit in units if len(_switches(unit)) == 2)
+
+
+@check("fsdp-mixed")
+def fsdp_mixed(subject: Subject) -> Iterator[Finding]:
+    mixed = tuple(
+        path
+        for path, unit in subject.sharded_units.items()
+        if unit._use_orig_params
+        and unit._handle is not None
+        # The switches of what the unit itself flattened.
+        and len({parameter.requires_grad for parameter in unit._handle.flat_param._params}) == 2
+    )
     if mixed:
-        yield Finding(
-            "fsdp-mixed",
-            "warning",
+        yield warning(
             f"frozen and trainable parameters in one unit of FullyShardedDataParallel at "
             f"{listed(mixed)}",
             "gradients are kept for the whole unit, frozen or not, so freezing saves no memory",
             "Wrap frozen parts as units of their own, by an auto_wrap_policy; or use fully_shard.",
             mixed,
         )
-
-
-def _keeps_parameters(unit: nn.Module) -> bool:
-    return bool(unit._use_orig_params)
-
-
-def _switches(unit: Any) -> set[bool]:
-    """The gradient switches of what the unit itself flattened."""
-    if unit._handle is None or not _keeps_parameters(unit):
-        return set()
-    return {parameter.requires_grad for parameter in unit._handle.flat_param._params}
-
-
-CHECKS = (
-    Check(_ddp_changed, ("ddp-changed",)),
-    Check(_ddp_unused, ("ddp-unused", "ddp-searching")),
-    Check(_ddp_plan, ("ddp-plan",)),
-    Check(_fsdp, ("fsdp-flat", "fsdp-mixed")),
-)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal, final
 
 from frostline.tables import hanging
@@ -16,8 +17,6 @@ Level = Literal["error", "warning", "note"]
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 """From the worst: what is asked will not happen; it is hardly meant; it is good to know."""
-
-_NAMED = 5
 
 
 @final
@@ -44,10 +43,12 @@ class Finding:
 
     def __str__(self) -> str:
         parts = (("  ", self.seen), ("  Why:  ", self.why), ("  Fix:  ", self.fix))
-        lines = [f"{self.level}: {self.code}"]
-        for start, text in parts:
-            lines.append(hanging(start + text, indent=len(start)))
-        return "\n".join(lines)
+        texts = (hanging(start + text, indent=len(start)) for start, text in parts)
+        return "\n".join([f"{self.level}: {self.code}", *texts])
+
+
+error, warning, note = (partial(Finding, "", level) for level in LEVELS)
+"""A finding of that level; the check that it comes from gives it its code."""
 
 
 @final
@@ -80,12 +81,7 @@ class Checkup:
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
-        return {
-            "ok": self.ok,
-            "worst": self.worst,
-            "findings": [asdict(finding) for finding in self.findings],
-            "not_given": list(self.not_given),
-        }
+        return {"ok": self.ok, "worst": self.worst, **asdict(self)}
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
@@ -94,28 +90,24 @@ class Checkup:
         return len(self.findings)
 
     def __str__(self) -> str:
-        parts = [str(finding) for finding in self.findings]
-        return "\n\n".join([*parts, hanging(self._last_line(), indent=0)])
-
-    def _last_line(self) -> str:
         counts = {level: sum(f.level == level for f in self.findings) for level in LEVELS}
-        parts = [f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items() if n]
+        parts = [counted(count, level) for level, count in counts.items() if count]
         line = f"{', '.join(parts) or 'Nothing found'}."
         if self.not_given:
             line += f" Not given, so not looked at: {', '.join(self.not_given)}."
-        return line
-
-
-def sorted_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Worst level first; within a level in the given order."""
-    return tuple(sorted(findings, key=lambda finding: LEVELS.index(finding.level)))
+        return "\n\n".join([*map(str, self.findings), hanging(line, indent=0)])
 
 
 def listed(names: Sequence[str]) -> str:
     """The first five names, and how many more there are."""
-    return some_of(names, most=_NAMED)
+    return some_of(names, most=5)
 
 
-def counted(count: int, one: str, many: str = "") -> str:
+def counted(count: int, one: str) -> str:
     """`1 parameter`, `2 parameters`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {one}{'s' * (count != 1)}"
+
+
+def enumerated(names: Sequence[str], one: str, what: str) -> str:
+    """`2 trainable parameters in no optimizer: head.weight, head.bias`."""
+    return f"{counted(len(names), one)} {what}: {listed(names)}"

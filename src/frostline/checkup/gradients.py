@@ -2,176 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from frostline.checkup.findings import Finding, counted, listed
-from frostline.checkup.subject import Check, Subject
-from frostline.checkup.trial import Facts, Gradient
+from torch import nn
+
+from frostline.checkup.findings import Finding, enumerated, error, listed, note, warning
+from frostline.checkup.subject import Subject, check
+from frostline.checkup.trial import Gradient
 from frostline.fingerprints.parts import is_wrapped
 from frostline.units import format_count
 
 _WORTH_TELLING = 0.05  # of the model's numbers, in frozen layers that the backward pass crosses
 
 
-def _reentrant(subject: Subject) -> Iterator[Finding]:
-    if (facts := subject.facts) is None or not facts.watch.reentrant:
-        return
-    names = tuple(path or "(model)" for path in dict.fromkeys(facts.watch.reentrant))
-    yield Finding(
-        "reentrant-checkpoint",
-        "error",
-        f"reentrant gradient checkpointing in {listed(names)} over inputs that want no gradient",
-        "it then gives no gradient to anything inside, trainable or not, with no more than a "
-        "warning",
-        "Pass use_reentrant=False to torch.utils.checkpoint.checkpoint; in transformers, "
-        "gradient_checkpointing_kwargs={'use_reentrant': False}.",
-        names,
-    )
-
-
-def _no_gradient(subject: Subject) -> Iterator[Finding]:
-    facts = subject.facts
-    names = _with(facts, "none")
-    if facts is None or not names:
-        return
-    ends = [f"{path or '(model)'} ({_kind(subject, path)})" for path in facts.watch.cut]
-    yield Finding(
-        "no-gradient",
-        "error" if len(names) == len(facts.gradients) else "warning",
-        f"{counted(len(names), 'trainable parameter')} got no gradient on the example: "
-        f"{listed(names)}{f'; it ends at {listed(ends)}' if ends else ''}",
-        _why_none(subject, names),
-        _frozen_fix(names, _way_down(subject, names)),
-        names,
-    )
-
-
-def _why_none(subject: Subject, names: tuple[str, ...]) -> str:
-    wrapped = [n for n in names if is_wrapped(subject.parameters[n])]
-    if wrapped:
-        kind = type(subject.parameters[wrapped[0]]).__name__
-        return (
-            f"{listed(wrapped)} {'is' if len(wrapped) == 1 else 'are'} of class {kind}, a kind of "
-            "tensor that takes no gradient: what is computed with it never moves it"
+@check("reentrant-checkpoint")
+def reentrant_checkpoint(subject: Subject) -> Iterator[Finding]:
+    names = tuple(path or "(model)" for path in dict.fromkeys(subject.facts.watch.reentrant))
+    if names:
+        yield error(
+            f"reentrant gradient checkpointing in {listed(names)} over inputs that want no "
+            "gradient",
+            "it then gives no gradient to anything inside, trainable or not, with no more than a "
+            "warning",
+            "Pass use_reentrant=False to torch.utils.checkpoint.checkpoint; in transformers, "
+            "gradient_checkpointing_kwargs={'use_reentrant': False}.",
+            names,
         )
-    return (
+
+
+@check("no-gradient")
+def no_gradient(subject: Subject) -> Iterator[Finding]:
+    names = _unexplained(subject, "none")
+    if not names:
+        return
+    cut = {path: subject.root.get_submodule(path) for path in subject.facts.watch.cut}
+    inside = {path: _wrapped_in(module) for path, module in cut.items()}
+    kinds = {path: ", ".join([type(cut[path]).__name__, *inside[path]]) for path in cut}
+    ends = [f"{path or '(model)'} ({kind})" for path, kind in kinds.items()]
+    quantised = [path for path in cut if inside[path]]
+    wrapped = [name for name in names if is_wrapped(subject.parameters[name])]
+    why = (
         "no path leads from the loss to them: they are not used in the forward, or something cuts "
         "it (no_grad, detach, argmax, .data, numpy, a layer that quantises its input)"
     )
-
-
-def _way_down(subject: Subject, names: tuple[str, ...]) -> str:
-    """What to do where they are to train after all."""
-    if any(is_wrapped(subject.parameters[n]) for n in names):
-        return "dequantise them first: layer.weight = torch.nn.Parameter(weight.dequantize())"
-    quantised = (
-        [p for p in subject.facts.watch.cut if _wrapped_of(subject, p)] if subject.facts else []
-    )
-    if quantised:
-        return (
+    way = "use them in the forward"  # where they are to train after all
+    if wrapped:
+        kind = type(subject.parameters[wrapped[0]]).__name__
+        why = (
+            f"{listed(wrapped)} {'is' if len(wrapped) == 1 else 'are'} of class {kind}, a kind of "
+            "tensor that takes no gradient: what is computed with it never moves it"
+        )
+        way = "dequantise them first: layer.weight = torch.nn.Parameter(weight.dequantize())"
+    elif quantised:
+        way = (
             f"quantise the weights of {listed(quantised)} only, not what goes in, or dequantise "
             "them"
         )
-    return "use them in the forward"
-
-
-def _kind(subject: Subject, path: str) -> str:
-    parts = (f"its {name} of class {kind}" for name, kind in _wrapped_of(subject, path).items())
-    return ", ".join([type(subject.root.get_submodule(path)).__name__, *parts])
-
-
-def _wrapped_of(subject: Subject, path: str) -> dict[str, str]:
-    """The module's own parameters of a quantised or other wrapping kind, with their classes."""
-    own = subject.root.get_submodule(path).named_parameters(recurse=False)
-    return {name: type(p).__name__ for name, p in own if is_wrapped(p)}
-
-
-def _zero_gradient(subject: Subject) -> Iterator[Finding]:
-    facts = subject.facts
-    names = _with(facts, "zero")
-    if facts is None or not names:
-        return
-    quiet = facts.watch.dead
-    dead = f"; the ReLU at {listed(quiet)} gave nothing but zeros" if quiet else ""
-    yield Finding(
-        "zero-gradient",
-        "error" if len(names) == len(facts.gradients) else "warning",
-        f"{counted(len(names), 'trainable parameter')} got a gradient of zero on the example: "
-        f"{listed(names)}{dead}",
-        "a path leads to them, but everything on it is multiplied by zero: dead ReLUs, a frozen "
-        "zero, or an output that has reached its limit",
-        "Look at the values before the first layer that is dead: at its bias, the scale of the "
-        "input and the learning rate of a run before.",
+    fix = f"fl.freeze(model, {' | '.join(names)!r})  # or {way}"
+    if len(names) > 3:
+        fix = f"Freeze them so that no optimizer carries them; where they are to train, {way}."
+    all_of_them = len(names) == len(subject.facts.gradients)
+    yield (error if all_of_them else warning)(
+        enumerated(names, "trainable parameter", "got no gradient on the example")
+        + (f"; it ends at {listed(ends)}" if ends else ""),
+        why,
+        fix,
         names,
     )
 
 
-def _with(facts: Facts | None, wanted: Gradient) -> tuple[str, ...]:
-    """Names with that gradient, without those that another finding explains.
+def _wrapped_in(module: nn.Module) -> list[str]:
+    """The module's own parameters of a quantised or other wrapping kind, with their classes."""
+    own = module.named_parameters(recurse=False)
+    return [f"its {name} of class {type(p).__name__}" for name, p in own if is_wrapped(p)]
 
-    A bias whose weight gets a gradient has none where what follows takes it away, as a norm or a
-    softmax does.
-    """
-    if facts is None or "" in facts.watch.reentrant:
-        return ()
-    gradients = facts.gradients
-    found = [name for name, kind in gradients.items() if kind == wanted]
-    inside = tuple(f"{path}." for path in facts.watch.reentrant)
-    return tuple(
+
+@check("zero-gradient")
+def zero_gradient(subject: Subject) -> Iterator[Finding]:
+    gradients, dead = subject.facts.gradients, subject.facts.watch.dead
+    # A bias whose weight gets a gradient has none where what follows takes it away, as a norm or
+    # a softmax does.
+    names = tuple(
         name
-        for name in found
-        if not name.startswith(inside)
-        and not (wanted == "zero" and gradients.get(_weight_of(name)) == "some")
+        for name in _unexplained(subject, "zero")
+        if not name.endswith("bias")
+        or gradients.get(f"{name.removesuffix('bias')}weight") != "some"
     )
-
-
-def _weight_of(name: str) -> str:
-    stem = name.removesuffix("bias")
-    return f"{stem}weight" if stem != name else ""
-
-
-def _frozen_fix(names: tuple[str, ...], otherwise: str) -> str:
-    if len(names) > 3:
-        return (
-            f"Freeze them so that no optimizer carries them; where they are to train, {otherwise}."
+    if names:
+        yield (error if len(names) == len(gradients) else warning)(
+            enumerated(names, "trainable parameter", "got a gradient of zero on the example")
+            + (f"; the ReLU at {listed(dead)} gave nothing but zeros" if dead else ""),
+            "a path leads to them, but everything on it is multiplied by zero: dead ReLUs, a "
+            "frozen zero, or an output that has reached its limit",
+            "Look at the values before the first layer that is dead: at its bias, the scale of the "
+            "input and the learning rate of a run before.",
+            names,
         )
-    return f"fl.freeze(model, {' | '.join(names)!r})  # or {otherwise}"
 
 
-def _crossed(subject: Subject) -> Iterator[Finding]:
-    facts = subject.facts
-    if facts is None or not facts.watch.crossed:
-        return
-    numbers = sum(_frozen_numbers(subject, path) for path in facts.watch.crossed)
+def _unexplained(subject: Subject, gradient: Gradient) -> tuple[str, ...]:
+    """Who got such a gradient, but for what reentrant checkpointing explains."""
+    inside = tuple(f"{path}." if path else "" for path in subject.facts.watch.reentrant)
+    return tuple(n for n in subject.facts.with_gradient(gradient) if not n.startswith(inside))
+
+
+@check("frozen-above-trainable")
+def frozen_above_trainable(subject: Subject) -> Iterator[Finding]:
+    crossed = subject.facts.watch.crossed
+    own = [subject.root.get_submodule(path).parameters(recurse=False) for path in crossed]
+    numbers = sum(p.numel() for parameters in own for p in parameters if not p.requires_grad)
     total = sum(p.numel() for p in subject.parameters.values())
-    if numbers < _WORTH_TELLING * total:
+    if not crossed or numbers < _WORTH_TELLING * total:
         return
-    names = _largest(subject, facts.watch.crossed)
+    what = f"{format_count(numbers)} frozen numbers ({numbers / total:.0%})"
+    where = listed(_largest(subject, crossed))
     if wanting := _made_to_want(subject):
-        yield Finding(
-            "frozen-above-trainable",
-            "note",
-            f"{format_count(numbers)} frozen numbers ({numbers / total:.0%}) are crossed by the "
-            f"backward pass, in {listed(names)}: a hook makes the output of {listed(wanting)}, "
-            "which is frozen, want a gradient",
+        yield note(
+            f"{what} are crossed by the backward pass, in {where}: a hook makes the output of "
+            f"{listed(wanting)}, which is frozen, want a gradient",
             "transformers hangs it there for gradient checkpointing (enable_input_require_grads); "
             "nothing below trains, so the way down is for nothing",
             "model.disable_input_require_grads()  # after enabling checkpointing, with "
             "use_reentrant=False",
-            tuple(facts.watch.crossed),
+            tuple(crossed),
         )
         return
-    yield Finding(
-        "frozen-above-trainable",
-        "note",
-        f"{format_count(numbers)} frozen numbers ({numbers / total:.0%}) lie above trainable "
-        f"layers, in {listed(names)}; the lowest that trains is {subject.trainable[0]}",
+    yield note(
+        f"{what} lie above trainable layers, in {where}; the lowest that trains is "
+        f"{subject.trainable[0]}",
         "the backward pass must cross them: freezing them saves their own gradients and optimizer "
         "state, but neither the time nor the activations of going through, and no feature above "
         "can be stored",
         "fl.train_only(model, 'stage:-1')  # or train the upper layers and freeze the lower ones; "
         "where it must be so, fl.lean(model) (--lean) saves the activations",
-        tuple(facts.watch.crossed),
+        tuple(crossed),
     )
 
 
@@ -186,31 +150,17 @@ def _made_to_want(subject: Subject) -> list[str]:
     ]
 
 
-def _frozen_numbers(subject: Subject, path: str) -> int:
-    own = subject.root.get_submodule(path).parameters(recurse=False)
-    return sum(p.numel() for p in own if not p.requires_grad)
-
-
-def _largest(subject: Subject, paths: Sequence[str]) -> list[str]:
+def _largest(subject: Subject, paths: list[str]) -> list[str]:
     """Modules all of whose owners of parameters are among `paths`, the largest of them."""
-    found: list[str] = []
+    found = []
     for path in paths:
         best = path
         while best and _owners(subject, above := best.rpartition(".")[0]) <= set(paths):
             best = above
-        if best not in found:
-            found.append(best)
-    return found
+        found.append(best)
+    return list(dict.fromkeys(found))
 
 
 def _owners(subject: Subject, path: str) -> set[str]:
     modules = subject.root.get_submodule(path).named_modules(prefix=path)
     return {name for name, m in modules if next(m.parameters(recurse=False), None) is not None}
-
-
-CHECKS = (
-    Check(_reentrant, ("reentrant-checkpoint",)),
-    Check(_no_gradient, ("no-gradient",)),
-    Check(_zero_gradient, ("zero-gradient",)),
-    Check(_crossed, ("frozen-above-trainable",)),
-)

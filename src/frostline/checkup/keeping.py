@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Self, final
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from frostline.fingerprints.parts import plain_parts
+from frostline.fingerprints.parts import same_bits
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
@@ -29,135 +28,75 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     Within the block no parameter has a gradient, nor a hook that would act on one.
     """
-    modules = [_Attributes.of(module) for module in model.modules()]
-    tensors = [_Content.of(tensor) for tensor in _tensors(model)]
-    with _same_random_numbers(model):
-        try:
-            for tensor in tensors:
-                tensor.set_aside()
-            yield
-        finally:
-            for module in modules:
-                module.restore()
-            for tensor in tensors:
-                tensor.restore()
+    tensors = [*model.parameters(), *model.buffers()]
+    places = sorted({tensor.get_device() for tensor in tensors if tensor.is_cuda})
+    with torch.random.fork_rng(devices=places), ExitStack() as undone:
+        undone.callback(random.setstate, random.getstate())
+        undone.callback(np.random.set_state, np.random.get_state())
+        for tensor in tensors:
+            undone.callback(_set_aside(tensor))
+        for module in model.modules():  # undone before the tensors, which it may have lost
+            undone.callback(_remember(module))
+        yield
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Attributes:
-    """A module's own attributes, and what its containers hold, one level deep."""
+def _remember(module: nn.Module) -> Callable[[], None]:
+    """What gives the module its own attributes again, and what its containers hold, one level deep.
 
-    module: nn.Module
-    values: dict[str, Any]
-    contents: tuple[tuple[Any, Any], ...]
-    tensors: tuple[tuple[Tensor, Tensor], ...]
+    Tensors among them are those that are neither parameters nor buffers.
+    """
+    own = module.__dict__
+    before = dict(own)
+    contents = [(v, v.copy()) for v in before.values() if type(v) in _CONTAINERS]
+    tensors = [(v, v.detach().clone()) for v in before.values() if isinstance(v, Tensor)]
 
-    @classmethod
-    def of(cls, module: nn.Module) -> Self:
-        values = dict(module.__dict__)
-        contents = [(v, v.copy()) for v in values.values() if type(v) in _CONTAINERS]
-        loose = [(v, v.detach().clone()) for v in values.values() if isinstance(v, Tensor)]
-        return cls(module, values, tuple(contents), tuple(loose))
-
-    def restore(self) -> None:
-        own = self.module.__dict__
-        for name in own.keys() - self.values.keys():
+    def restore() -> None:
+        for name in own.keys() - before.keys():
             del own[name]
-        for name, value in self.values.items():
-            if own.get(name, self) is not value:
-                own[name] = value
-        for container, before in self.contents:
-            if not _holds_the_same(container, before):
-                container.clear()
-                (container.extend if isinstance(container, list) else container.update)(before)
-        for tensor, before in self.tensors:
-            _write_back(tensor, before)
+        own.update(before)
+        for container, content in contents:
+            _refill(container, content)
+        for tensor, bits in tensors:
+            _write_back(tensor, bits)
+
+    return restore
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """A parameter or buffer: its bits, switch, gradient and the hooks on its gradient."""
+def _set_aside(tensor: Tensor) -> Callable[[], None]:
+    """Take the gradient and the hooks on it off a parameter or buffer; gives what undoes all.
 
-    tensor: Tensor
-    bits: Tensor
-    wanted: bool
-    gradient: Tensor | None
-    hooks: dict[int, Any]
+    Not even hooks are called, on one of which an optimizer may hang that steps at once.
+    """
+    bits, wanted = tensor.detach().clone(), tensor.requires_grad
+    gradient = tensor.grad if tensor.is_leaf else None
+    hooks = dict(_hooks(tensor))
+    _refill(_hooks(tensor), {})
+    if tensor.is_leaf:
+        tensor.grad = None
 
-    @classmethod
-    def of(cls, tensor: Tensor) -> Self:
-        hooks = dict(_step_hooks(tensor) or {})
-        gradient = tensor.grad if tensor.is_leaf else None
-        return cls(tensor, tensor.detach().clone(), tensor.requires_grad, gradient, hooks)
+    def restore() -> None:
+        if tensor.is_leaf:
+            if tensor.requires_grad != wanted:
+                tensor.requires_grad_(wanted)
+            tensor.grad = gradient
+        _refill(_hooks(tensor), hooks)
+        _write_back(tensor, bits)
 
-    def set_aside(self) -> None:
-        """Not even hooks are called, on one of which an optimizer may hang that steps at once."""
-        if (hooks := _step_hooks(self.tensor)) is not None:
-            hooks.clear()
-        if self.tensor.is_leaf:
-            self.tensor.grad = None
-
-    def restore(self) -> None:
-        if self.tensor.is_leaf:
-            if self.tensor.requires_grad != self.wanted:
-                self.tensor.requires_grad_(self.wanted)
-            self.tensor.grad = self.gradient
-        if (hooks := _step_hooks(self.tensor)) is not None:
-            hooks.clear()
-            hooks.update(self.hooks)
-        _write_back(self.tensor, self.bits)
+    return restore
 
 
-def _step_hooks(tensor: Tensor) -> dict[int, Any] | None:
+def _hooks(tensor: Tensor) -> dict[int, Any]:
     """Hooks that run once a gradient is there; autograd holds on to this very dict."""
-    return tensor._post_accumulate_grad_hooks if tensor.is_leaf else None
+    found = tensor._post_accumulate_grad_hooks if tensor.is_leaf else None
+    return {} if found is None else found
 
 
-@contextmanager
-def _same_random_numbers(model: nn.Module) -> Iterator[None]:
-    """As engine.randomness keeps them, which stands on a higher floor."""
-    places = {t.device.index for t in _tensors(model) if t.device.type == "cuda"}
-    python, drawn = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=sorted(i for i in places if i is not None)):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(drawn)
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(content)
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
-
-
-def _holds_the_same(container: Any, before: Any) -> bool:
-    if len(container) != len(before):
-        return False
-    if isinstance(container, dict):
-        pairs = zip(container.items(), before.items(), strict=True)
-        return all(a == b and v is w for (a, v), (b, w) in pairs)
-    if isinstance(container, set):
-        return bool(container == before)
-    return all(a is b for a, b in zip(container, before, strict=True))
-
-
-def _write_back(tensor: Tensor, before: Tensor) -> None:
-    if not same_bits(tensor, before):
+def _write_back(tensor: Tensor, bits: Tensor) -> None:
+    if not same_bits(tensor, bits):
         # By `data`, since a tensor that autograd watches refuses to be written in place.
-        tensor.data.copy_(before)
-
-
-def same_bits(tensor: Tensor, other: Tensor) -> bool:
-    """Whether dtype, shape and every bit are the same, of whatever the tensors are made of."""
-    if tensor.dtype != other.dtype or tensor.shape != other.shape:
-        return False
-    (kind, parts), (other_kind, others) = plain_parts(tensor, "it"), plain_parts(other, "it")
-    shapes = [part.shape for part in parts] == [part.shape for part in others]
-    return kind == other_kind and shapes and all(map(torch.equal, _bits(parts), _bits(others)))
-
-
-def _bits(parts: list[Tensor]) -> Iterator[Tensor]:
-    for part in parts:
-        yield part.contiguous().flatten().view(torch.uint8)
+        tensor.data.copy_(bits)

@@ -1,10 +1,11 @@
-"""What a checkup looks at: what was given, and facts that are made once when a check asks."""
+"""What a checkup looks at: what was given, facts that are made once when asked for, and a check."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, final
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from frostline.checkup.findings import Finding
-from frostline.checkup.trial import Facts, Failure, run_trial
-from frostline.errors import ConfigError, SelectorError
+from frostline.checkup.trial import Facts, run_trial
+from frostline.errors import ConfigError, SelectorError, one_line
+from frostline.fingerprints.parts import is_distributed
 from frostline.plans import Plan
 from frostline.plans.parts import Part, parts
 from frostline.recipe import Recipe
@@ -27,16 +29,7 @@ Preprocess = Callable[[Any], Tensor]
 @final
 @dataclass(frozen=True)
 class Subject:
-    """A set-up: a model as it would be trained, and whatever belongs to it.
-
-    Attributes:
-        model: as it was given, perhaps wrapped.
-        example: one batch as the model takes it.
-        targets: of the example, for the loss of the task.
-        asked: the selector of what to freeze or train, where one was given.
-        verb: which of the two.
-        classes: how many there are.
-    """
+    """A set-up: a model as it would be trained, and whatever belongs to it; see `fl.doctor`."""
 
     model: nn.Module
     example: Any = None
@@ -45,13 +38,18 @@ class Subject:
     optimizers: tuple[torch.optim.Optimizer, ...] = ()
     schedulers: tuple[Any, ...] = ()
     classes: int | None = None
-    asked: Selector | None = None
-    verb: str = "freeze"
+    freeze: Selector | None = None
+    train: Selector | None = None
     plan: Plan | None = None
     train_data: object = None
     val_data: object = None
     preprocessing: Preprocess | None = None
     weights_preprocessing: Preprocess | None = None
+
+    @property
+    def asked(self) -> Selector | None:
+        """The selector of what to freeze or to train, where one was given."""
+        return self.train if self.freeze is None else self.freeze
 
     @cached_property
     def root(self) -> nn.Module:
@@ -64,14 +62,14 @@ class Subject:
         return inventory(self.root)
 
     @cached_property
-    def names(self) -> Mapping[int, str]:
-        """`id()` of each parameter -> its first name."""
-        return {id(e.tensor): e.name for e in self.inventory.entries if e.is_parameter}
-
-    @cached_property
     def parameters(self) -> Mapping[str, Tensor]:
         """First name -> parameter, a tied one once."""
         return {e.name: e.tensor for e in self.inventory.entries if e.is_parameter}
+
+    @cached_property
+    def names(self) -> Mapping[int, str]:
+        """`id()` of each parameter -> its first name."""
+        return {id(parameter): name for name, parameter in self.parameters.items()}
 
     @cached_property
     def trainable(self) -> tuple[str, ...]:
@@ -79,9 +77,16 @@ class Subject:
         return tuple(name for name, p in self.parameters.items() if p.requires_grad)
 
     @cached_property
-    def trainable_later(self) -> frozenset[int]:
-        """`id()` of what any phase of the plan trains."""
-        return frozenset(id(p) for part in self.parts for p in part.selection.parameters)
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the others."""
+        return tuple(name for name, p in self.parameters.items() if not p.requires_grad)
+
+    @cached_property
+    def held(self) -> Counter[str]:
+        """How often each parameter of the model stands in a group of an optimizer, by its name."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        found = (self.names.get(id(p)) for group in groups for p in group["params"])
+        return Counter(name for name in found if name is not None)
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -91,11 +96,16 @@ class Subject:
         except (SelectorError, ConfigError):
             return ()  # the check of the plan says why
 
+    @property
+    def trained_sets(self) -> int:
+        """How many sets of trainable parameters the phases of the plan have."""
+        return len({part.selection.names for part in self.parts})
+
     @cached_property
-    def in_last_stage(self) -> frozenset[int]:
-        """`id()` of the parameters of the model's last stage, the head."""
+    def in_last_stage(self) -> frozenset[str]:
+        """Names of the parameters of the model's last stage, the head."""
         entries = self.inventory.entries
-        return frozenset(id(entries[index].tensor) for index in stages(self.inventory)[-1])
+        return frozenset(entries[index].name for index in stages(self.inventory)[-1])
 
     @cached_property
     def wrapper(self) -> DistributedDataParallel | None:
@@ -104,28 +114,36 @@ class Subject:
         return next(iter(given or live_wrappers(self.root)), None)
 
     @cached_property
+    def sharded_units(self) -> Mapping[str, Any]:
+        """Path -> unit of FullyShardedDataParallel, known by name to spare its import."""
+        return {
+            path or "(model)": module
+            for path, module in self.model.named_modules()
+            if any(base.__name__ == "FullyShardedDataParallel" for base in type(module).__mro__)
+        }
+
+    @cached_property
     def why_not_tried(self) -> str:
         """Why the example cannot be run through the model here; empty where it can."""
-        if any(is_called(module, "FullyShardedDataParallel") for module in self.model.modules()):
+        if self.sharded_units:
             return "the model is sharded by FullyShardedDataParallel"
         for tensor in self.root.parameters():
-            if is_called(tensor, "DTensor"):
+            if is_distributed(tensor):
                 return "the model's parameters are sharded"
             if tensor.is_meta:
                 return "the model's parameters are on the meta device and have no data"
         return ""
 
     @cached_property
-    def trial(self) -> Facts | Failure | None:
-        """What a pass of the example through the model showed; None where there can be none."""
+    def facts(self) -> Facts:
+        """What a pass of the example through the model showed, if there can be one."""
         if self.example is None or self.why_not_tried:
-            return None
+            return Facts()
         return run_trial(self.root, self.example, self.targets, self.task)
 
-    @property
-    def facts(self) -> Facts | None:
-        """What the pass showed, if it came to its end."""
-        return self.trial if isinstance(self.trial, Facts) else None
+
+Find = Callable[[Subject], Iterator[Finding]]
+CRASHED = "check-failed"
 
 
 @final
@@ -134,14 +152,30 @@ class Check:
     """One thing to look for.
 
     Attributes:
-        find: gives the findings; none where what it needs was not given.
-        codes: all that it may give.
+        code: of its findings.
+        find: gives them; none where what it needs was not given.
     """
 
-    find: Callable[[Subject], Iterator[Finding]]
-    codes: tuple[str, ...]
+    code: str
+    find: Find
+
+    def findings(self, subject: Subject) -> Iterator[Finding]:
+        """What it finds; its crash is a finding too, since models of strangers do strange."""
+        try:
+            for found in self.find(subject):
+                yield replace(found, code=self.code)
+        except Exception as failure:
+            yield Finding(
+                CRASHED,
+                "note",
+                f"the check for {self.code} ended with {one_line(failure)}",
+                "nothing is known of what it looks for; the other checks were made",
+                "Look for what is unusual in the model or the optimizer at that place, or report "
+                "it.",
+                (self.code,),
+            )
 
 
-def is_called(thing: object, name: str) -> bool:
-    """Whether its class or a base goes by that name: spares the import of what defines it."""
-    return any(base.__name__ == name for base in type(thing).__mro__)
+def check(code: str) -> Callable[[Find], Check]:
+    """Make a check of a function. In a file they stand in their order, the most harmful first."""
+    return partial(Check, code)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, final
+from warnings import catch_warnings
 
 import numpy as np
 import torch
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from frostline.calling import call_with
-from frostline.checkup.keeping import same_bits, untouched
+from frostline.checkup.keeping import untouched
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers
-from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, watching
+from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, versions_in, watching
 from frostline.errors import DataError
-from frostline.fingerprints.parts import is_finite, is_wrapped, plain_parts
+from frostline.fingerprints.parts import is_finite, is_wrapped, plain_parts, same_bits
 from frostline.tasks import Classification, Task
 
 Gradient = Literal["none", "zero", "some", "not finite"]
-TrialStep = Literal[
+Step = Literal[
     "preparation", "forward pass in train mode", "backward pass", "forward pass in eval mode"
 ]
 
@@ -33,21 +33,10 @@ _WORTH: tuple[Gradient, ...] = ("none", "zero", "some", "not finite")
 
 @final
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A pass that did not come to its end.
-
-    Attributes:
-        step: what was done then, for people.
-    """
-
-    step: TrialStep
-    error: Exception
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class Facts:
     """What one batch showed; names are dotted, in the model's order.
+
+    Without a batch, or where a pass did not come to its end, it showed nothing.
 
     Attributes:
         outputs: the output's floating-point tensors, of the pass in train mode.
@@ -57,18 +46,24 @@ class Facts:
         random_parts: frozen parts that draw random numbers in code of their own.
         moved_in_eval: buffers that a pass in eval mode changes, the second time too.
         differs_in_eval: whether two passes in eval mode give other numbers, with no buffer moved.
+        failure: what was done when it failed, and the error; None where all went through.
     """
 
-    outputs: tuple[Tensor, ...]
-    logits: Tensor | None
-    gradients: Mapping[str, Gradient]
-    watch: ForwardWatch
-    random_parts: tuple[str, ...]
-    moved_in_eval: tuple[str, ...]
-    differs_in_eval: bool
+    outputs: tuple[Tensor, ...] = ()
+    logits: Tensor | None = None
+    gradients: Mapping[str, Gradient] = field(default_factory=dict)
+    watch: ForwardWatch = field(default_factory=lambda: ForwardWatch((), []))
+    random_parts: tuple[str, ...] = ()
+    moved_in_eval: tuple[str, ...] = ()
+    differs_in_eval: bool = False
+    failure: tuple[Step, Exception] | None = None
+
+    def with_gradient(self, kind: Gradient) -> tuple[str, ...]:
+        """Names of the parameters that got such a one."""
+        return tuple(name for name, got in self.gradients.items() if got == kind)
 
 
-def run_trial(root: nn.Module, example: Any, targets: Tensor | None, task: Task) -> Facts | Failure:
+def run_trial(root: nn.Module, example: Any, targets: Tensor | None, task: Task) -> Facts:
     """Run `example` through `root` in train mode with a backward pass, then in eval mode.
 
     Afterwards the model is as it was (see `untouched`). The same example gives the same facts:
@@ -78,113 +73,162 @@ def run_trial(root: nn.Module, example: Any, targets: Tensor | None, task: Task)
         example: a tensor, a tuple of positional arguments or a mapping of keyword ones.
         targets: for the loss of the task; its example targets where they are None or do not fit.
     """
-    with untouched(root), torch.inference_mode(False), torch.enable_grad():
+    quiet = catch_warnings(action="ignore")
+    with untouched(root), torch.inference_mode(False), torch.enable_grad(), quiet:
         for module in root.modules():
             module._compiled_call_impl = None  # compiling takes minutes, and shows no more
+        trial = _Trial(root, example, targets, task)
         try:
-            return _facts(root, example, targets, task)
-        except _StoppedError as stopped:
-            return stopped.failure
+            return trial.run()
         except Exception as error:
-            return Failure("preparation", error)
+            return Facts(failure=(trial.step, error))
 
 
-class _StoppedError(Exception):
-    """Carries a failure out of the passes."""
+@final
+class _Trial:
+    """The passes of one batch through one model.
 
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.step)
-        self.failure = failure
+    Attributes:
+        step: what is done now, or was when it failed.
+    """
+
+    def __init__(self, root: nn.Module, example: Any, targets: Tensor | None, task: Task) -> None:
+        self.root, self.task, self.targets = root, task, targets
+        # A mapping of a library's own is none that tensors are found in.
+        self.example = dict(example) if isinstance(example, Mapping) else example
+        self.step: Step = "preparation"
+
+    def run(self) -> Facts:
+        """All of them."""
+        self.root.train()
+        # Frozen parts in train mode no layer of which says that this matters.
+        silent = [
+            path
+            for path, part in frozen_parts(self.root)
+            if any(module.training for module in part.modules())
+            and not [*random_layers(path, part), *moving_layers(path, part)]
+        ]
+        with watching(self.root, silent) as watch:
+            output = self._forward(seed=0)
+        gradients = self._settled(self._gradients(output))
+        random_parts = tuple(path for path, call in watch.parts.items() if _is_random(call))
+        watch.parts.clear()
+        moved, differs = self._in_eval()
+        logits = _logits(output) if isinstance(self.task, Classification) else None
+        return Facts(
+            outputs=tuple(t.detach() for t in _floats(output)),
+            logits=None if logits is None else logits.detach(),
+            gradients=gradients,
+            watch=watch,
+            random_parts=random_parts,
+            moved_in_eval=moved,
+            differs_in_eval=differs,
+        )
+
+    @contextmanager
+    def _doing(self, step: Step) -> Iterator[None]:
+        self.step = step
+        yield
+        self.step = "preparation"  # not after a failure, which is told by the step
+
+    def _forward(self, *, seed: int, step: Step = "forward pass in train mode") -> Any:
+        """A pass over a copy of the example, which a layer may write into."""
+        _seed(seed)
+        with self._doing(step):
+            copy = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), self.example)
+            return call_with(self.root, copy)
+
+    def _gradients(self, output: Any) -> dict[str, Gradient]:
+        """A backward pass, and what each trainable parameter got."""
+        with self._doing("backward pass"):
+            loss = self._loss(output)
+            if loss is not None and loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        named = self.root.named_parameters()
+        return {name: _kind(p.grad) for name, p in named if p.requires_grad}
+
+    def _settled(self, found: dict[str, Gradient]) -> dict[str, Gradient]:
+        """`found`, corrected by what further passes show.
+
+        What begins at zero, as the last norm of a residual block or half of a low-rank pair, lets
+        no gradient through in the first step and does in the second; so it is nudged. Layers that
+        are dropped at random are there in another pass.
+        """
+        for attempt in range(1, _PASSES):
+            if all(kind in ("some", "not finite") for kind in found.values()):
+                break
+            self.root.zero_grad(set_to_none=True)
+            self._nudge_zeros()
+            further = self._gradients(self._forward(seed=attempt))
+            found = {n: max(kind, further[n], key=_WORTH.index) for n, kind in found.items()}
+        return found
+
+    def _nudge_zeros(self) -> None:
+        for name, parameter in self.root.named_parameters():
+            if is_wrapped(parameter):
+                continue  # no such tensor begins at zero, and few can be filled
+            is_weight = parameter.requires_grad and not name.endswith("bias")
+            if is_weight and parameter.is_floating_point() and not parameter.any():
+                parameter.data.normal_(std=0.02)
+
+    def _loss(self, output: Any) -> Tensor | None:
+        own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if isinstance(own, Tensor) and own.dim() == 0:
+            return own
+        logits = _logits(output)
+        first = None if logits is None else self._task_loss(logits)
+        # Auxiliary outputs count too. A plain sum would be constant after a softmax or layer norm.
+        others = (t for t in _floats(output) if first is None or t is not logits)
+        parts = [] if first is None else [first]
+        parts += [(t * torch.randn_like(t)).sum() for t in others if t.requires_grad]
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def _task_loss(self, logits: Tensor) -> Tensor | None:
+        """The task's loss, by example targets where the given ones do not fit it.
+
+        None where numbers are given to a task that has none: they are of something else.
+        """
+        fitted, targets = self.task.example_targets(logits), self.targets
+        if targets is not None:
+            if targets.is_floating_point() and not fitted.is_floating_point():
+                return None
+            if targets.shape == fitted.shape and not targets.is_complex():
+                names = [f"sample {n}" for n in range(len(targets))]
+                with suppress(DataError):
+                    self.task.check(logits.detach(), targets, names)
+                    fitted = targets.to(fitted)
+        return self.task.loss(logits.float(), fitted)
+
+    def _in_eval(self) -> tuple[tuple[str, ...], bool]:
+        """Buffers that change in two passes (the first may fill what is made when needed), and
+        whether the outputs differ though none does."""
+        self.root.eval()
+        moved: list[tuple[str, ...]] = []
+        outputs: list[list[Tensor]] = []
+        for seed in (1, 2):
+            before = {name: buffer.clone() for name, buffer in self.root.named_buffers()}
+            with torch.no_grad():
+                output = self._forward(seed=seed, step="forward pass in eval mode")
+            outputs.append(_floats(output))
+            now = dict(self.root.named_buffers())
+            kept = (n for n in before if n in now)
+            moved.append(tuple(n for n in kept if not same_bits(now[n], before[n])))
+        first, second = moved
+        both = tuple(name for name in second if name in first)
+        return both, not first and not second and _differ(*outputs)
 
 
-def _facts(root: nn.Module, example: Any, targets: Tensor | None, task: Task) -> Facts:
-    root.train()
-    silent = [path for path, part in frozen_parts(root) if _is_silent(path, part)]
-    with watching(root, silent) as watch:
-        _seed(0)
-        output = _forward(root, example)
-    gradients = _gradients(root, output, targets, task)
-    settled = _settled(root, example, targets, task, gradients)
-    again = tuple(path for path, call in watch.parts.items() if _is_random(call))
-    watch.parts.clear()
-    moved, differs = _in_eval(root, example)
-    classifies = isinstance(task, Classification)
-    logits = logits_in(output) if classifies else None
-    return Facts(
-        outputs=tuple(t.detach() for t in _floats(output)),
-        logits=None if logits is None else logits.detach(),
-        gradients=settled,
-        watch=watch,
-        random_parts=again,
-        moved_in_eval=moved,
-        differs_in_eval=differs,
-    )
-
-
-def _forward(root: nn.Module, example: Any) -> Any:
-    with _stopping("forward pass in train mode"):
-        return call(root, example)
-
-
-def call(root: nn.Module, example: Any) -> Any:
-    """`root` on a copy of the example, which a layer may write into."""
-    # A mapping of a library's own is none that tensors are found in.
-    return call_with(root, _copied(dict(example) if isinstance(example, Mapping) else example))
-
-
-def logits_in(output: Any) -> Tensor | None:
+def _logits(output: Any) -> Tensor | None:
     """What cross-entropy would take: the tensor itself, its `logits`, or the first of a tuple."""
+    found = output
     if isinstance(output, Mapping):
         found = output.get("logits", output.get("out"))
-    else:
+    elif not isinstance(output, Tensor):
         found = getattr(output, "logits", None)
         if found is None and isinstance(output, tuple | list) and output:
             found = output[0]
-    found = output if isinstance(output, Tensor) else found
-    if isinstance(found, Tensor) and found.is_floating_point() and found.dim() > 1:
-        return found
-    return None
-
-
-def _gradients(
-    root: nn.Module, output: Any, targets: Tensor | None, task: Task
-) -> dict[str, Gradient]:
-    """A backward pass, and what each trainable parameter got."""
-    with _stopping("backward pass"), _quietly():
-        loss = _loss(output, targets, task)
-        if loss is not None and loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-    return {name: _kind(p.grad) for name, p in root.named_parameters() if p.requires_grad}
-
-
-def _settled(
-    root: nn.Module, example: Any, targets: Tensor | None, task: Task, found: dict[str, Gradient]
-) -> dict[str, Gradient]:
-    """`found`, corrected by what further passes show.
-
-    What begins at zero, as the last norm of a residual block or half of a low-rank pair, lets no
-    gradient through in the first step and does in the second; so it is nudged. Layers that are
-    dropped at random are there in another pass.
-    """
-    for attempt in range(1, _PASSES):
-        if all(kind in ("some", "not finite") for kind in found.values()):
-            break
-        root.zero_grad(set_to_none=True)
-        _seed(attempt)
-        _nudge_zeros(root)
-        with _quietly():
-            further = _gradients(root, _forward(root, example), targets, task)
-        found = {n: max(kind, further[n], key=_WORTH.index) for n, kind in found.items()}
-    return found
-
-
-def _nudge_zeros(root: nn.Module) -> None:
-    for name, parameter in root.named_parameters():
-        is_weight = parameter.requires_grad and not name.endswith("bias")
-        if is_wrapped(parameter):
-            continue  # no such tensor begins at zero, and few can be filled
-        if is_weight and parameter.is_floating_point() and not parameter.any():
-            parameter.data.normal_(std=0.02)
+    is_found = isinstance(found, Tensor) and found.is_floating_point() and found.dim() > 1
+    return found if is_found else None
 
 
 def _kind(gradient: Tensor | None) -> Gradient:
@@ -196,51 +240,14 @@ def _kind(gradient: Tensor | None) -> Gradient:
     return "some" if any(map(Tensor.any, plain_parts(values, "a gradient")[1])) else "zero"
 
 
-def _loss(output: Any, targets: Tensor | None, task: Task) -> Tensor | None:
-    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if isinstance(own, Tensor) and own.dim() == 0:
-        return own
-    logits = logits_in(output)
-    first = None if logits is None else _task_loss(logits, targets, task)
-    # Auxiliary outputs count too. A plain sum would be constant after a softmax or a layer norm.
-    others = [t for t in _floats(output) if t.requires_grad and (first is None or t is not logits)]
-    parts = [(tensor * torch.randn_like(tensor)).sum() for tensor in others]
-    if first is not None:
-        parts.insert(0, first)
-    return sum(parts[1:], parts[0]) if parts else None
-
-
-def _task_loss(logits: Tensor, targets: Tensor | None, task: Task) -> Tensor | None:
-    """The task's loss, by example targets where the given ones do not fit it.
-
-    None where numbers are given to a task that has none: they are of something else.
-    """
-    fitted = task.example_targets(logits)
-    if targets is not None:
-        floating = targets.is_floating_point()
-        if floating and not fitted.is_floating_point():
-            return None
-        if targets.shape == fitted.shape and not targets.is_complex():
-            with suppress(DataError):
-                task.check(logits.detach(), targets, [f"sample {n}" for n in range(len(targets))])
-                fitted = targets.to(fitted)
-    return task.loss(logits.float(), fitted)
-
-
-def _is_silent(path: str, part: nn.Module) -> bool:
-    """Whether a frozen part is in train mode, and no layer of it says that this matters."""
-    known = [*random_layers(path, part), *moving_layers(path, part)]
-    return any(module.training for module in part.modules()) and not known
-
-
 def _is_random(call: PartCall) -> bool:
     """Whether two calls with the same arguments give different numbers."""
-    if not call.is_fresh:
-        return False
+    if call.versions != versions_in((call.args, call.kwargs)):
+        return False  # the pass wrote into them afterwards
     outputs = []
     for seed in (1, 2):
         _seed(seed)
-        with torch.no_grad(), _quietly():
+        with torch.no_grad():
             outputs.append(tensors_in(call.module(*call.args, **call.kwargs)))
     return _differ(*outputs)
 
@@ -252,49 +259,12 @@ def _differ(ones: list[Tensor], others: list[Tensor]) -> bool:
     )
 
 
-def _in_eval(root: nn.Module, example: Any) -> tuple[tuple[str, ...], bool]:
-    """Buffers that change in two passes (the first may fill what is made when needed), and whether
-    the outputs differ though none does."""
-    root.eval()
-    moved: list[tuple[str, ...]] = []
-    outputs: list[list[Tensor]] = []
-    for seed in (1, 2):
-        before = {name: buffer.clone() for name, buffer in root.named_buffers()}
-        _seed(seed)
-        with torch.no_grad(), _quietly(), _stopping("forward pass in eval mode"):
-            outputs.append(_floats(call(root, example)))
-        now = dict(root.named_buffers())
-        moved.append(tuple(n for n, b in before.items() if n in now and not same_bits(now[n], b)))
-    first, second = moved
-    both = tuple(name for name in second if name in first)
-    return both, not first and not second and _differ(*outputs)
-
-
 def _floats(output: Any) -> list[Tensor]:
     tree = dict(output) if isinstance(output, Mapping) else output
     return [tensor for tensor in tensors_in(tree) if tensor.is_floating_point()]
-
-
-def _copied(tree: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tree)
 
 
 def _seed(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def _stopping(step: TrialStep) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise _StoppedError(Failure(step, error)) from error

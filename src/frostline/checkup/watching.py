@@ -6,9 +6,8 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +20,13 @@ _ZEROING = (nn.ReLU, nn.ReLU6, nn.Threshold)
 _REENTRANT = "None of the inputs have requires_grad=True"  # torch.utils.checkpoint, torch 2.15
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class PartCall:
+class PartCall(NamedTuple):
     """The arguments that one module was called with, and the versions of the tensors in them."""
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     versions: tuple[int, ...]
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether nothing has written into the arguments since."""
-        return self.versions == _versions((self.args, self.kwargs))
 
 
 @final
@@ -64,22 +56,21 @@ class ForwardWatch:
         self._warned_before: list[int] = []  # warnings caught before each module that runs now
         self._sources: dict[Key, tuple[str, nn.Linear]] = {}
         self._readers: dict[Key, list[tuple[str, nn.Module]]] = defaultdict(list)
-        self._same: dict[Key, Key] = {}
+        self._same: dict[Key, Key] = {}  # what a transparent layer gave -> what it was given
         self._held: list[Tensor] = []  # else an address is used again
 
     def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         """The module at `path` is called."""
         self._warned_before.append(len(self._caught))
         if path in self._wanted and path not in self.parts:
-            self.parts[path] = PartCall(module, args, kwargs, _versions((args, kwargs)))
+            self.parts[path] = PartCall(module, args, kwargs, versions_in((args, kwargs)))
         tensors = tensors_in((args, kwargs))
-        wanting = any(t.requires_grad for t in tensors)
-        if wanting and _owns_frozen(module) and path not in self.crossed:
+        owns_frozen = any(not p.requires_grad for p in module.parameters(recurse=False))
+        if owns_frozen and any(t.requires_grad for t in tensors) and path not in self.crossed:
             self.crossed.append(path)
         if tensors and _is_layer(module) and not isinstance(module, _TRANSPARENT):
-            key = _key(tensors[0])
-            source = self._same.get(key, key)
-            if source in self._sources:
+            source = self._source(tensors[0])
+            if source in self._sources:  # else not held, and a later output may lie where it lay
                 self._readers[source].append((path, module))
 
     def leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -88,7 +79,8 @@ class ForwardWatch:
         if any(_REENTRANT in str(warning.message) for warning in self._caught[before:]):
             self.reentrant.append(path)
             del self._caught[before:]
-        is_outer = any(_is_within(inner, path) for inner in self.cut)
+        within = f"{path}." if path else ""
+        is_outer = any(inner == path or inner.startswith(within) for inner in self.cut)
         if not is_outer and _cuts(module, (args, kwargs), output):
             self.cut.append(path)
         if not _is_layer(module):
@@ -102,8 +94,8 @@ class ForwardWatch:
             self._held.append(output)
             self._sources[_key(output)] = (path, module)
         elif isinstance(module, _TRANSPARENT) and args and isinstance(args[0], Tensor):
-            source = self._same.get(_key(args[0]), _key(args[0]))
-            if source in self._sources and _key(output) != source:
+            source = self._source(args[0])
+            if source in self._sources:
                 self._held.append(output)
                 self._same[_key(output)] = source
 
@@ -114,7 +106,7 @@ class ForwardWatch:
         """
         pairs = []
         for key, (first, before) in self._sources.items():
-            readers = self._readers.get(key, [])
+            readers = self._readers[key]
             path, after = readers[0] if len(readers) == 1 else ("", None)
             if isinstance(after, nn.Linear) and before.out_features >= min(
                 before.in_features, after.out_features
@@ -122,6 +114,10 @@ class ForwardWatch:
                 pairs.append((first, path))
         self.stacked = tuple(pairs)
         self._held.clear()
+
+    def _source(self, tensor: Tensor) -> Key:
+        key = _key(tensor)
+        return self._same.get(key, key)
 
 
 @contextmanager
@@ -159,16 +155,8 @@ def _cuts(module: nn.Module, given: Any, output: Any) -> bool:
     )
 
 
-def _is_within(path: str, above: str) -> bool:
-    return path == above or path.startswith(f"{above}.") or not above
-
-
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or next(module.children(), None) is None
-
-
-def _owns_frozen(module: nn.Module) -> bool:
-    return any(not p.requires_grad for p in module.parameters(recurse=False))
 
 
 def _key(tensor: Tensor) -> Key:
@@ -183,5 +171,6 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_nested]
 
 
-def _versions(tree: Any) -> tuple[int, ...]:
+def versions_in(tree: Any) -> tuple[int, ...]:
+    """How often each of the tensors was written to."""
     return tuple(tensor._version for tensor in tensors_in(tree))

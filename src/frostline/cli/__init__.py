@@ -10,24 +10,13 @@ from __future__ import annotations
 import io
 import os
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from frostline._version import __version__
-from frostline.cli.compare import compare
-from frostline.cli.demo import demo
-from frostline.cli.doctor import doctor
-from frostline.cli.estimate import estimate
-from frostline.cli.evaluate import evaluate
 from frostline.cli.features import features
-from frostline.cli.inspect import inspect
-from frostline.cli.merge import merge
-from frostline.cli.plan import plan
-from frostline.cli.predict import predict
-from frostline.cli.report import report
-from frostline.cli.train import train
-from frostline.cli.verify import verify
 from frostline.errors import FrostlineError
 from frostline.tables import visible
 
@@ -38,21 +27,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _verb in (
-    demo,
-    inspect,
-    doctor,
-    estimate,
-    plan,
-    train,
-    evaluate,
-    predict,
-    verify,
-    report,
-    compare,
-    merge,
-):
-    app.command()(_verb)
+_VERBS = "demo inspect doctor estimate plan train evaluate predict verify report compare merge"
+for _verb in _VERBS.split():  # each a function in the module of its name
+    app.command()(getattr(import_module(f"frostline.cli.{_verb}"), _verb))
 app.add_typer(features, name="features")
 
 

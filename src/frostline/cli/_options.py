@@ -11,8 +11,9 @@ from typing import Annotated, TypeVar
 import typer
 
 from frostline.choices import HeadPlace, NormPolicy
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, SelectorError
 from frostline.recipe import Recipe, config_errors
+from frostline.units import parse_bytes
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -36,13 +37,10 @@ def _device(text: str) -> str:
 def _selector(text: str | None) -> str | None:
     """Refuse what cannot be read; whether it matches, the model says."""
     if text is not None:
-        from frostline.errors import SelectorError
         from frostline.selectors.grammar import parse
 
-        try:
+        with usage_errors():
             parse(text)
-        except SelectorError as error:
-            raise typer.BadParameter(str(error)) from None
     return text
 
 
@@ -109,11 +107,7 @@ Run = Annotated[Path, typer.Argument(help="A folder that `frostline train` wrote
 
 
 def hidden_widths(text: str, *, on: HeadPlace) -> tuple[int, ...]:
-    """`"256,64"` -> `(256, 64)`.
-
-    Raises:
-        typer.BadParameter: it is no list of whole numbers from 1 upwards, or no new head is put.
-    """
+    """`"256,64"` -> `(256, 64)`; wrong usage where these are no widths, or no new head is put."""
     from frostline.models import check_head
 
     try:
@@ -128,13 +122,7 @@ def hidden_widths(text: str, *, on: HeadPlace) -> tuple[int, ...]:
 
 
 def size_in_bytes(text: str, option: str) -> int:
-    """`"4GiB"` -> bytes.
-
-    Raises:
-        typer.BadParameter: it is no size; names the option.
-    """
-    from frostline.units import parse_bytes
-
+    """`"4GiB"` -> bytes; wrong usage of `option` where it is no size."""
     try:
         return parse_bytes(text)
     except ValueError as error:
@@ -143,11 +131,11 @@ def size_in_bytes(text: str, option: str) -> int:
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Option values out of their range are wrong usage: exit status 2."""
+    """Option values that cannot be read or are out of range are wrong usage: exit status 2."""
     try:
         with config_errors():
             yield
-    except ConfigError as error:
+    except (ConfigError, SelectorError) as error:
         raise typer.BadParameter(str(error)) from error
 
 

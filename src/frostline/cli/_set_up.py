@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from frostline.cli import _options as options
+from frostline.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from frostline.choices import HeadPlace
     from frostline.data import Splits
+    from frostline.models import LoadedModel
     from frostline.preprocessing import Preprocessing
 
 _PICTURES = 8  # of the data in the example
@@ -27,13 +29,10 @@ class ModelSetup:
     """A model with its head, and what to try it on.
 
     Attributes:
-        head: selector of what trains by default.
         about: the example, for people.
     """
 
-    model: nn.Module
-    head: str
-    preprocessing: Preprocessing
+    loaded: LoadedModel
     splits: Splits | None
     example: Tensor
     targets: Tensor | None
@@ -48,27 +47,25 @@ def set_up(
 
     splits = None if data is None else read_splits(data)
     wanted = classes if splits is None else len(splits.train.classes)
-    model, place, preprocessing = build_model(name, weights, on=on, head=head, classes=wanted)
+    loaded = build_model(name, weights, on=on, head=head, classes=wanted)
     if splits is None:
-        example, targets, about = _noise(preprocessing), None, f"{_NOISE} pictures of noise"
-    else:
-        example, targets = _pictures(splits, preprocessing)
-        about = f"{len(example)} pictures of {data}"
-    return ModelSetup(model, place, preprocessing, splits, example, targets, about)
+        noise = _noise(loaded.preprocessing)
+        return ModelSetup(loaded, None, noise, None, f"{_NOISE} pictures of noise")
+    example, targets = _pictures(splits, loaded.preprocessing)
+    return ModelSetup(loaded, splits, example, targets, f"{len(example)} pictures of {data}")
 
 
 def build_model(
     name: str, weights: str = "none", *, on: HeadPlace, head: str, classes: int = 2
-) -> tuple[nn.Module, str, Preprocessing]:
-    """The model with its new head or its own classifier, the head's selector, and preprocessing."""
+) -> LoadedModel:
+    """The model with its new head, or with its own classifier as the head."""
     from frostline.models import ModelSpec, build, load_model
 
     hidden = options.hidden_widths(head, on=on)
     if on == "keep":
         built = build(ModelSpec.parse(name), weights=weights, seed=0)
-        return built.model, "stage:-1", built.preprocessing
-    loaded = load_model(name, weights=weights, classes=classes, hidden=hidden, on=on)
-    return loaded.model, loaded.head, loaded.preprocessing
+        return replace(built, head="stage:-1")
+    return load_model(name, weights=weights, classes=classes, hidden=hidden, on=on)
 
 
 def freeze_as_asked(model: nn.Module, freeze: str | None, train: str | None) -> None:
@@ -90,11 +87,7 @@ def as_words(*, head: str, on: HeadPlace, batch_size: int = 32) -> list[str]:
 
 
 def check_one_of(**given: object) -> None:
-    """Refuse several options of which each says what is frozen.
-
-    Raises:
-        typer.BadParameter: names those that were given.
-    """
+    """Refuse several options of which each says what is frozen."""
     names = [f"--{name}" for name, value in given.items() if value is not None]
     if len(names) > 1:
         raise typer.BadParameter(
@@ -118,15 +111,10 @@ def _noise(preprocessing: Preprocessing) -> Tensor:
 
 
 def _pictures(splits: Splits, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """A few training pictures from all over the set; those that cannot be read are passed over.
-
-    Raises:
-        DataError: none can be read.
-    """
+    """A few training pictures from all over the set; those that cannot be read are passed over."""
     import torch
 
     from frostline.data import ImageDataset
-    from frostline.errors import DataError, ImageError
 
     dataset = ImageDataset(splits.train, preprocessing)
     step = max(1, len(dataset) // _PICTURES)

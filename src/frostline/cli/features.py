@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli import _options as options
+from frostline.errors import CorruptFeatures, StoreError
+from frostline.units import format_bytes
 
 if TYPE_CHECKING:
     from frostline.store import FeatureStore, Stored
@@ -42,23 +44,19 @@ def list_features(folder: Folder = None, *, json: options.Json = False) -> None:
 @features.command("verify")
 def verify_features(folder: Folder = None, *, json: options.Json = False) -> None:
     """Read every row and compare it with its checksum; exit status 3 if one does not match."""
-    from frostline.cli._terminal import output, print_json, say
-    from frostline.errors import CorruptFeatures
+    from frostline.cli._terminal import show
 
     store = _store(folder)
-    damages = store.verify()
+    damages = [str(damage) for damage in store.verify()]
     rows = sum(entry.rows for entry in store.ls())
-    if json:
-        print_json({"verified": not damages, "rows": rows, "damages": [str(d) for d in damages]})
-    for damage in () if json else damages:
-        say(output(), str(damage))
+    line = f"Verified: {rows} rows in {store.root} are what was written"
+    document = {"verified": not damages, "rows": rows, "damages": damages}
+    show(document, ["\n".join(damages) or line], as_json=json)
     if damages:
         raise CorruptFeatures(
             f"{len(damages)} of {rows} rows or files in {store.root} are not what was written. "
             "The next run computes them again; or remove them: frostline features prune --damaged"
         )
-    if not json:
-        say(output(), f"Verified: {rows} rows in {store.root} are what was written")
 
 
 @features.command("prune")
@@ -76,7 +74,6 @@ def prune_features(
 ) -> None:
     """Remove stored features; what a running process uses stays."""
     from frostline.cli._terminal import show
-    from frostline.units import format_bytes
 
     if max_size is None and older_than is None and not damaged:
         raise typer.BadParameter("say what to remove: --max-size, --older-than or --damaged.")
@@ -90,7 +87,6 @@ def prune_features(
 
 
 def _store(folder: Path | None) -> FeatureStore:
-    from frostline.errors import StoreError
     from frostline.session import default_store
     from frostline.store import FeatureStore
 

@@ -28,7 +28,7 @@ def merge(
 ) -> None:
     """Write the full state_dict of what was trained, for tools that know nothing of deltas."""
     from frostline.cli._terminal import show
-    from frostline.exports.merging import check_checkpoint_path, merged, write_state_dict
+    from frostline.exports import check_checkpoint_path, merged, write_state_dict
     from frostline.units import format_bytes
 
     check_checkpoint_path(out)

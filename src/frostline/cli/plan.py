@@ -11,6 +11,7 @@ import typer
 
 from frostline.cli import _options as options
 from frostline.cli._set_up import as_words, build_model
+from frostline.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,14 +63,16 @@ def plan(
     No weights are needed, so none are loaded. The plan's table shows what each phase trains.
     Without --out the plan itself goes to standard output, and its table to standard error.
     """
+    from frostline._files import check_new
     from frostline.cli._terminal import notes, output, print_json, say, warn
     from frostline.plans import Plan
 
     asked = {"stages": stages, "stage": stage, "epochs": epochs, "lr": lr}
     chosen = _checked(kind, {name: value for name, value in asked.items() if value is not None})
     options.hidden_widths(head, on=on)
-    _check_free(out)
-    network, _, _ = build_model(model, on=on, head=head)  # no plan depends on how many classes
+    if out is not None:
+        check_new(out)
+    network = build_model(model, on=on, head=head).model  # no plan depends on how many classes
     make: Callable[..., Plan] = getattr(Plan, kind)
     made = make(network, **chosen)
     if out is not None:
@@ -89,11 +92,7 @@ def plan(
 
 
 def _checked(kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
-    """The options as `Plan`'s methods call them.
-
-    Raises:
-        typer.BadParameter: another kind takes one of them, one is missing, or out of its range.
-    """
+    """The options as `Plan`'s methods call them, if this kind takes them."""
     from frostline.plans import Phase
 
     for name in given.keys() & _OWN.keys():
@@ -112,17 +111,9 @@ def _checked(kind: Kind, given: dict[str, Any]) -> dict[str, Any]:
     return {_EPOCHS.get(kind, name) if name == "epochs" else name: v for name, v in given.items()}
 
 
-def _check_free(out: Path | None) -> None:
-    from frostline.errors import OutputError
-
-    if out is not None and (out.exists() or out.is_symlink()):
-        raise OutputError(f"{out} is there already. Choose another --out, or remove it first.")
-
-
 def _document(made: Plan, network: nn.Module, out: Path | None) -> dict[str, object]:
     from frostline.plans.parts import parts
     from frostline.plans.showing import share
-    from frostline.recipe import Recipe
 
     trained = [
         {"phase": part.place, "parameters": part.selection.numel, "share": share(part)}

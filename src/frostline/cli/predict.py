@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli import _options as options
+from frostline.tables import Table, columns
 
 if TYPE_CHECKING:
-    from frostline.errors import ImageError
     from frostline.runs import Prediction
 
 
@@ -38,13 +38,16 @@ def predict(
     """
     from frostline.callbacks.progress import BatchBar
     from frostline.cli._terminal import notes, output, print_json, say
+    from frostline.data import read_files
     from frostline.runs import open_run
 
     if json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv.")
     opened, aside = open_run(run), notes()
-    good, broken = _readable(list(_expanded(files)))
-    for error in broken:
+    asked = list(_expanded(files))
+    digests, broken = read_files(asked)
+    good = [file for file in asked if file in digests]
+    for error in broken.values():
         say(aside, f"Error: {error}", style="red")
     bar = BatchBar(aside, samples_per_batch=opened.settings.data.batch_size)
     found = opened.predict(good, top=top, device=device, hooks=(bar,)) if good else []
@@ -53,7 +56,10 @@ def predict(
     elif as_csv:
         _print_csv(found, top)
     elif found:
-        output().print(_table(found))
+        rows = (
+            (p.file, ", ".join(f"{name} {share:.3f}" for name, share in p.classes)) for p in found
+        )
+        output().print(Table(columns("file", "class and probability", left=2), tuple(rows)))
     if broken or not found:
         raise typer.Exit(1)
 
@@ -64,30 +70,19 @@ def _expanded(files: Sequence[str]) -> Iterator[Path]:
 
     for name in files:
         if name == "-":
-            yield from _listed()
+            listed = [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]
+            if not listed:
+                raise typer.BadParameter(
+                    "standard input is empty; - takes a file's name from each line of it, as in "
+                    "`ls new/*.jpg | frostline predict RUN -`."
+                )
+            yield from listed
         elif Path(name).is_dir():
             inside = (p for p in Path(name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             shown = sorted(p for p in inside if not p.name.startswith("."))
             yield from shown or [Path(name)]
         else:
             yield Path(name)
-
-
-def _listed() -> list[Path]:
-    files = [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]
-    if not files:
-        raise typer.BadParameter(
-            "standard input is empty; - takes a file's name from each line of it, as in "
-            "`ls new/*.jpg | frostline predict RUN -`."
-        )
-    return files
-
-
-def _readable(files: Sequence[Path]) -> tuple[list[Path], list[ImageError]]:
-    from frostline.data import read_files
-
-    digests, broken = read_files(files)
-    return [file for file in files if file in digests], list(broken.values())
 
 
 def _document(prediction: Prediction) -> dict[str, object]:
@@ -105,13 +100,3 @@ def _print_csv(predictions: Sequence[Prediction], top: int) -> None:
     for prediction in predictions:
         cells = [cell for name, p in prediction.classes for cell in (name, f"{p:.6f}")]
         writer.writerow([prediction.file, *cells])
-
-
-def _table(predictions: Sequence[Prediction]) -> object:
-    from frostline.tables import Column, Table
-
-    rows = tuple(
-        (prediction.file, ", ".join(f"{name} {p:.3f}" for name, p in prediction.classes))
-        for prediction in predictions
-    )
-    return Table((Column("file"), Column("class and probability")), rows)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +14,12 @@ from frostline.choices import BadImages, Storage
 from frostline.cli import _options as options
 from frostline.cli._options import with_recipe
 from frostline.cli._set_up import check_one_of
-from frostline.recipe import recipe_of
+from frostline.errors import ConfigError, DeltaError, OutputError
+from frostline.recipe import Recipe
+from frostline.tables import hanging
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
 
     from rich.console import Console
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 _BESIDE_RESUME = frozenset({"data", "out", "resume", "device", "json"})
 # What each phase of a plan says for itself.
 _IN_A_PLAN = ("freeze", "train", "norm", "epochs")
+_INTO_THE_PLAN = ", or write it into the plan"
 
 
 ValFraction = Annotated[
@@ -102,17 +105,21 @@ def train(
 
     check_one_of(freeze=freeze, train=train)
     if plan is not None:
-        _check_beside_plan(context)
+        _refuse(context, _IN_A_PLAN, "a plan's phases say this for themselves", _INTO_THE_PLAN)
     if resume and not model:
-        _check_alone(context)
+        others = [name for name in context.params if name not in _BESIDE_RESUME]
+        _refuse(context, others, "--resume goes on with the run's own settings")
         settings = _stored(out or data, None if out is None else data)
-        if _was_given(context, "device"):
+        if _given(context, ["device"]):
             settings = settings.model_copy(update={"device": device})
         return _go(settings, out or data, resume=True, as_json=json)
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
     _check_fold(folds, fold)
     phases = Plan.load(plan).phases if plan is not None else ()
+    # A folder by its absolute path, so that the run can be resumed from anywhere.
+    is_word = features in ("auto", "off")
+    store = features if is_word else str(Path(features).expanduser().resolve())
     hidden = options.hidden_widths(head, on=on)
     with options.usage_errors():
         settings = config.RunSettings(
@@ -128,9 +135,9 @@ def train(
             ),
             freeze=config.FreezeSettings(freeze=freeze, train=train, norm=norm),
             plan=phases,
-            training=recipe_of(**recipe),
+            training=Recipe(**recipe),
             features=config.FeatureSettings(
-                store=_absolute(features),
+                store=store,
                 storage=storage,
                 compile=compile_,
                 forms=tuple(form or ()),
@@ -164,41 +171,21 @@ def _check_fold(folds: int | None, fold: int) -> None:
         )
 
 
-def _absolute(features: str) -> str:
-    """A store's folder by its absolute path, so that the run can be resumed from anywhere."""
-    if features in ("auto", "off"):
-        return features
-    return str(Path(features).expanduser().resolve())
+def _refuse(context: typer.Context, names: Iterable[str], why: str, instead: str = "") -> None:
+    """Refuse options that would not be heeded, if any of them stands on the command line."""
+    if given := _given(context, names):
+        raise typer.BadParameter(f"{why}; leave out {', '.join(given)}{instead}.")
 
 
-def _check_alone(context: typer.Context) -> None:
-    """Refuse options that a run which is resumed by its folder alone would not heed."""
-    names = [name for name in context.params if name not in _BESIDE_RESUME]
-    given = [f"--{name.replace('_', '-')}" for name in names if _was_given(context, name)]
-    if given:
-        raise typer.BadParameter(
-            f"--resume goes on with the run's own settings; leave out {', '.join(given)}."
-        )
-
-
-def _check_beside_plan(context: typer.Context) -> None:
-    """Refuse options that say what each phase of a plan says for itself."""
-    given = [f"--{name}" for name in _IN_A_PLAN if _was_given(context, name)]
-    if given:
-        raise typer.BadParameter(
-            f"a plan's phases say this for themselves; leave out {', '.join(given)}, or write it "
-            "into the plan."
-        )
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+def _given(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Which of these options stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [n for n, found in sources.items() if found and found.name == "COMMANDLINE"]
+    return [f"--{name.strip('_').replace('_', '-')}" for name in given]
 
 
 def _stored(folder: Path, data: Path | None) -> RunSettings:
     """The settings of a run; `data`, if given, must be what it was trained on."""
-    from frostline.errors import ConfigError
     from frostline.runs import open_run
 
     settings = open_run(folder).settings
@@ -218,25 +205,26 @@ def _stored(folder: Path, data: Path | None) -> RunSettings:
 def _free_folder(model: str) -> Path:
     """`runs/resnet18-1`, or the next number that is free."""
     stem = model.rpartition(":")[2].rpartition("/")[2]
-    number = 1
-    while Path("runs", f"{stem}-{number}").exists():
-        number += 1
-    return Path("runs", f"{stem}-{number}")
+    folders = (Path("runs", f"{stem}-{number}") for number in count(1))
+    return next(folder for folder in folders if not folder.exists())
 
 
 def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> None:
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import counting, notes, output, print_json, say
     from frostline.records import RunFolder
-    from frostline.runs import prepare
+    from frostline.runs import open_run, prepare
 
-    RunFolder(folder).check_idle()
+    files = RunFolder(folder)
+    files.check_idle()
     if resume:
-        RunFolder(folder).check_is_run()
-        settings = _classes_as_before(settings, folder)
+        # With the run's own order of classes: runs of before counted numbers as text.
+        classes = open_run(folder).settings.data.classes
+        data = settings.data.model_copy(update={"classes": classes})
+        settings = settings.model_copy(update={"data": data})
     else:
         _check_apart(folder, Path(settings.data.path))
-        RunFolder(folder).check_free()
+        files.check_free()
     aside = notes()
     page = aside if as_json else output()
     with counting("checking pictures") as progress:
@@ -248,25 +236,22 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
     except KeyboardInterrupt:
         say(aside, _interrupted(folder))
         raise typer.Exit(1) from None
-    if as_json:
-        print_json(_document(run, folder))
-    else:
+    if not as_json:
         _conclude(run, folder, page)
-
-
-def _classes_as_before(settings: RunSettings, folder: Path) -> RunSettings:
-    """With the run's own order of classes: runs of before counted numbers as text."""
-    from frostline.runs import open_run
-
-    classes = open_run(folder).settings.data.classes
-    data = settings.data.model_copy(update={"classes": classes})
-    return settings.model_copy(update={"data": data})
+        return
+    document = {
+        "run": str(folder),
+        "epoch": run.best.epoch,
+        **run.best.validation.as_dict(),
+        "history": [record.line() for record in run.history],
+        "phases": [asdict(record) for record in run.phases],
+        "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
+    }
+    print_json(document)
 
 
 def _check_apart(folder: Path, data: Path) -> None:
     """Refuse to write a run where a later one would read it as pictures of a class."""
-    from frostline.errors import OutputError
-
     where = data.expanduser().resolve()
     if where.is_dir() and folder.resolve().is_relative_to(where):
         raise OutputError(
@@ -277,8 +262,6 @@ def _check_apart(folder: Path, data: Path) -> None:
 
 def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
     from frostline.cli._terminal import say
-    from frostline.plans import Plan
-    from frostline.tables import hanging
 
     splits = prepared.data.splits
     names = ", ".join(splits.train.classes[:8]) + (", ..." if len(splits.train.classes) > 8 else "")
@@ -294,8 +277,8 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
     page.print()
     page.print(prepared.frozen.summary(depth=1).table())
     page.print()
-    if prepared.settings.plan:
-        page.print(Plan(prepared.settings.plan).table(prepared.loaded.model))
+    if plan := prepared.settings.as_plan():
+        page.print(plan.table(prepared.loaded.model))
         page.print()
 
 
@@ -320,40 +303,20 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
     say(page, f"Written to {folder}; next: frostline predict {quote(str(folder))} FILE...")
 
 
-def _document(run: Run, folder: Path) -> dict[str, object]:
-    return {
-        "run": str(folder),
-        "epoch": run.best.epoch,
-        **run.best.validation.as_dict(),
-        "history": [record.line() for record in run.history],
-        "phases": [asdict(record) for record in run.phases],
-        "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
-    }
-
-
 def _interrupted(folder: Path) -> str:
     from frostline.deltas import read_delta
-    from frostline.errors import DeltaError
     from frostline.records import RunFolder
 
+    command = f"frostline train --resume {quote(str(folder))}"
     try:
-        about = read_delta(RunFolder(folder).last).about
+        epochs, _, batches = read_delta(RunFolder(folder).last).about["position"].partition(".")
     except DeltaError:
         if not RunFolder(folder).settings.exists():
             return "Stopped before training began; nothing was written."
         return (
             "Stopped within the first epoch; only the settings are written. "
-            f"Begin again with: frostline train --resume {shlex.quote(str(folder))}"
+            f"Begin again with: {command}"
         )
-    return (
-        f"Stopped. {folder} keeps what was trained up to {_place(about)}. "
-        f"Go on with: frostline train --resume {shlex.quote(str(folder))}"
-    )
-
-
-def _place(about: Mapping[str, str]) -> str:
-    """`the end of epoch 3`, or `batch 17 of epoch 4`."""
-    epochs, _, batches = about["position"].partition(".")
-    return (
-        f"batch {batches} of epoch {int(epochs) + 1}" if batches else f"the end of epoch {epochs}"
-    )
+    within = f"batch {batches} of epoch {int(epochs) + 1}"
+    place = within if batches else f"the end of epoch {epochs}"
+    return f"Stopped. {folder} keeps what was trained up to {place}. Go on with: {command}"

@@ -19,10 +19,9 @@ from frostline.cutting.halves import Above, Half
 from frostline.cutting.keys import At, at_key, at_line, check_current
 from frostline.cutting.reasons import offer
 from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
-from frostline.cutting.tracing import Unfollowed, one_line
+from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import few_samples
-from frostline.cutting.watching import Structure
-from frostline.errors import CutError, FrostlineError
+from frostline.errors import CutError, FrostlineError, one_line
 from frostline.freezing.modes import modes_kept
 from frostline.tables import hanging
 from frostline.units import format_bytes
@@ -66,12 +65,14 @@ class Prefix(nn.Module):
 
         None behind a named submodule.
         """
-        return self._half.over(self._model) if isinstance(self._half, Half) else None
+        half = self._half
+        return half.graph.over(half.tensors(self._model)) if isinstance(half, Half) else None
 
     @property
     def read(self) -> list[tuple[str, Tensor]]:
         """The tensors that it reads, as the model has them now; none behind a named submodule."""
-        return self._half.read(self._model) if isinstance(self._half, Half) else []
+        half = self._half
+        return half.graph.read(half.tensors(self._model)) if isinstance(half, Half) else []
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, ...]:
         """The values, each `(batch, *shape)`.
@@ -86,7 +87,7 @@ class Prefix(nn.Module):
         """The values for the inputs' tensors, in the order of `spec`."""
         half = self._half
         if isinstance(half, Half):
-            values = half.run(half.tensors(self._model), tensors)
+            values = half.graph.run(half.tensors(self._model), tensors)
         else:
             values = half.prefix(tensors)
         return tuple(value.detach() for value in values)
@@ -119,9 +120,12 @@ class Suffix(nn.Module):
         """
         if isinstance(self._above, ModuleSplit):
             return self._above.suffix(values)
-        above = self._above[self.model.training]
+        half, rebuild, refusal = self._above[self.model.training]
         # Here, where torch.compile can follow all the rest as one.
-        return above(above.half.tensors(self.model), values)
+        tensors = half.tensors(self.model)
+        if refusal is not None and values[0].shape[0] == 1:
+            raise refusal()
+        return rebuild(iter(half.graph.run(tensors, values)))
 
 
 @final
@@ -201,7 +205,9 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
             gives; says why.
     Source: torch.export's graph; Ford and Fulkerson for the minimum cut.
     """
-    model = _unwrapped(model)
+    # The model inside torch.compile's wrapper has the same parameters, and a forward to follow.
+    inner = model.__dict__.get("_modules", {}).get("_orig_mod")
+    model = inner if isinstance(inner, nn.Module) else model
     spec, tensors = read_inputs(example)
     if rows_of(tensors) == 1:
         # From one sample nothing tells which sizes are the batch's.
@@ -226,8 +232,7 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
 
 def _made(drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
     """What was drawn, for this model: checked, and to be compared with it at each call."""
-    unseen = Checked(0.0, dict.fromkeys((True, False), Structure()), {True: None, False: None})
-    seen = _checked(*_halves(drawn, model, spec, unseen), tensors)
+    seen = _checked(*_halves(drawn, model, spec, Checked()), tensors)
     prefix, suffix = _halves(drawn, model, spec, seen)
     frontier, rows = Frontier(drawn.frontier), rows_of(tensors)
     return Cut(prefix, suffix, frontier, drawn.why, drawn.share, seen.error, rows, drawn.key)
@@ -238,13 +243,13 @@ def _halves(
 ) -> tuple[Prefix, Suffix]:
     parts = {True: drawn.training, False: drawn.evaluation}
     entered = parts[True][0].entered | parts[False][0].entered
-    below = drawn.prefix.parameters
+    below = [place for place in drawn.prefix.places if place.kind == "_parameters"]
 
     def above(mode: bool) -> Above:
         graph, rebuild = parts[mode]
         # A module that only the other mode's suffix enters counts here too.
         structure = seen.structures[mode].without(drawn.prefix.entered - entered)
-        return Above(Half(graph, below, structure), rebuild, seen.refusals[mode])
+        return Above(Half(graph, below, structure), rebuild, seen.refusals.get(mode))
 
     structure = seen.structures[True].without(entered - drawn.prefix.entered).held_modes_only()
     prefix = Prefix(spec, model, Half(drawn.prefix, below, structure))
@@ -267,9 +272,10 @@ def _behind(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
     except Exception as error:  # whatever the model's own forward raises
         raise CutError(
             f"{type(model).__name__} cannot be cut behind {at}: its forward fails on single "
-            f"samples of the example, or on batches of 2 or 3 of them: {one_line(error)}. Each "
-            "tensor of the example must hold the batch in dimension 0; a list with a tensor for "
-            "each sample, or such targets beside it, cannot be kept by sample."
+            "samples of the example, or on batches of 2 or 3 of them: "
+            f"{one_line(error, first=True)}. Each tensor of the example must hold the batch in "
+            "dimension 0; a list with a tensor for each sample, or such targets beside it, cannot "
+            "be kept by sample."
         ) from error
 
 
@@ -295,9 +301,3 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
     error = _checked(prefix, suffix, tensors).error
     why = f"behind {at}, as asked"
     return Cut(prefix, suffix, frontier, why, float("nan"), error, rows, key, line)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile`'s wrapper: the same parameters, and a forward to follow."""
-    inner = model.__dict__.get("_modules", {}).get("_orig_mod")
-    return inner if isinstance(inner, nn.Module) else model

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from frostline.cutting.structures import InputSpec, flatten_output, same_bits
+from frostline.cutting.structures import InputSpec, flatten_output
 from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import rows_at
 from frostline.cutting.watching import Structure, reads_recorded
 from frostline.errors import CutError
+from frostline.fingerprints.parts import same_bits
 from frostline.freezing.held_layers import packing
 
 # Above it, it is another function; below, kernels that sum in another order.
@@ -37,9 +39,9 @@ class Checked:
         refusals: what it says to one sample, where it does not take that.
     """
 
-    error: float
-    structures: Mapping[bool, Structure]
-    refusals: Mapping[bool, Refusal | None]
+    error: float = 0.0
+    structures: Mapping[bool, Structure] = field(default_factory=lambda: defaultdict(Structure))
+    refusals: Mapping[bool, Refusal] = field(default_factory=dict)
 
 
 def check(model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward) -> Checked:
@@ -50,14 +52,15 @@ def check(model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutF
     Raises:
         CutError: they differ by more than the order of summation explains.
     """
-    structures, refusals, largest = dict[bool, Structure](), dict[bool, Refusal | None](), 0.0
+    structures, refusals, largest = dict[bool, Structure](), dict[bool, Refusal](), 0.0
     for training in (True, False):
         model.train(training)
         error, structures[training] = _compared(model, spec, tensors, halves, training=training)
         largest = max(largest, error)
     for training in (True, False):
         model.train(training)
-        refusals[training] = _compared_on_one(model, spec, tensors, halves)
+        if refusal := _compared_on_one(model, spec, tensors, halves):
+            refusals[training] = refusal
         structures[training] = structures[training].settled(model)
     return Checked(largest, structures, refusals)
 

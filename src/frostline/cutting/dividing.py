@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -21,7 +21,8 @@ from frostline.cutting.layouts import (
     sizes_of,
     times_batch,
 )
-from frostline.cutting.tracing import Traced, Unfollowed, operation, upwards
+from frostline.cutting.tracing import Unfollowed, operation, upwards
+from frostline.cutting.trial import Observed
 from frostline.errors import CutError
 
 _ATEN = torch.ops.aten
@@ -40,40 +41,34 @@ class GraphLine:
         crossing: for each frontier value, the nodes that hold it; the first stands for all. None
             hold it in a graph that does without, as an evaluation without auxiliary outputs.
         layouts: for each frontier value, how the samples lie in it.
-        values: what each node gave in the trial.
+        trial: of the graph.
     """
 
     below: Collection[fx.Node]
     free: frozenset[fx.Node]
     crossing: tuple[tuple[fx.Node, ...], ...]
     layouts: tuple[RowLayout, ...]
-    values: Mapping[fx.Node, Any]
-
-    def storage(self, node: fx.Node) -> int | None:
-        """The memory that the node's tensor lies in; None for what is no tensor."""
-        value = self.values.get(node)
-        return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else None
+    trial: Observed
 
     def needed(self, starts: Collection[fx.Node], allowed: Collection[fx.Node]) -> set[fx.Node]:
         """`starts`, all they are computed from and what writes into any of it, within `allowed`."""
+        # Of a write in place nothing need take the result: who reads the memory needs it.
         writers = defaultdict[int | None, list[fx.Node]](list)
         for node in allowed:
-            for base in effects.written(node):
-                writers[self.storage(base)].append(node)
-        writers.pop(None, None)
+            for storage in self.trial.written(node):
+                writers[storage].append(node)
         held, pending = set[fx.Node](), list(starts)
         while pending:
             node = pending.pop()
             if node in allowed and node not in held:
                 held.add(node)
-                pending += [*node.all_input_nodes, *writers.get(self.storage(node), ())]
+                pending += [*node.all_input_nodes, *writers.get(self.trial.storage.get(node), ())]
         return held
 
 
-def build_prefix(
-    traced: Traced, line: GraphLine, model: nn.Module
-) -> tuple[OpenGraph, frozenset[fx.Node]]:
-    """Flat inputs -> the crossing values; also the nodes of `traced` that it holds."""
+def build_prefix(line: GraphLine, model: nn.Module) -> tuple[OpenGraph, frozenset[fx.Node]]:
+    """Flat inputs -> the crossing values; also the nodes of the whole graph that it holds."""
+    traced = line.trial.traced
     wanted = [nodes[0] for nodes in line.crossing]
     inputs = list(traced.module.graph.find_nodes(op="placeholder"))
     held = line.needed([*wanted, *inputs], line.free.union(line.below)).union(inputs)
@@ -91,7 +86,7 @@ def build_prefix(
     return open_graph(graph, traced.module, model, {}), frozenset(held)
 
 
-def build_suffix(traced: Traced, line: GraphLine, model: nn.Module) -> OpenGraph:
+def build_suffix(line: GraphLine, model: nn.Module) -> OpenGraph:
     """The crossing values -> flat outputs.
 
     It never writes into the values it is given.
@@ -99,34 +94,31 @@ def build_suffix(traced: Traced, line: GraphLine, model: nn.Module) -> OpenGraph
     Raises:
         CutError: it needs a size that no crossing value tells, or a value that does not cross.
     """
-    return _SuffixBuilder(traced, line, model).build()
+    return _SuffixBuilder(line, model).build()
 
 
 class _SuffixBuilder:
-    def __init__(self, traced: Traced, line: GraphLine, model: nn.Module) -> None:
+    def __init__(self, line: GraphLine, model: nn.Module) -> None:
         self._graph = fx.Graph()
         self._call = self._graph.call_function
-        self._traced = traced
+        self._traced = traced = line.trial.traced
         self._model = model
         self._line = line
         self._constants: dict[str, Any] = {}
         self._copies: dict[fx.Node, fx.Node] = {}
         self._first: fx.Node | None = None
+        self._trial = line.trial
         above = [node for node in traced.nodes if node not in line.below]
-        self._written_above = self._written(above)
+        self._written_above = {s for node in above for s in line.trial.written(node)}
         # Memory that any operation writes into has no one value to keep as a constant.
-        self._changing = self._written(traced.nodes)
+        self._changing = {s for node in traced.nodes for s in line.trial.written(node)}
         # What is computed from a tensor of the model is computed anew: it may be another one.
-        own_names = own_tensors(traced.module.graph, traced.module, model)
         reads = traced.module.graph.find_nodes(op="get_attr")
-        self._fixed = line.free - {node for node in reads if str(node.target) in own_names}
+        owned = own_tensors({str(node.target): traced.tensor(node) for node in reads}, model)
+        self._fixed = line.free - {node for node in reads if str(node.target) in owned}
         own = {n for n in above if n not in line.free and (n.op != "placeholder" or n.users)}
         starts = [argument for node in own for argument in node.all_input_nodes]
         self._held = line.needed(starts, line.free) | own
-
-    def _written(self, nodes: Collection[fx.Node]) -> set[int | None]:
-        """Memory that these operations write into."""
-        return {self._line.storage(base) for node in nodes for base in effects.written(node)}
 
     def build(self) -> OpenGraph:
         for number, nodes in enumerate(self._line.crossing):
@@ -145,14 +137,14 @@ class _SuffixBuilder:
     def _take(self, given: fx.Node, nodes: tuple[fx.Node, ...], layout: RowLayout) -> None:
         """Let the feature stand for the nodes that hold it."""
         laid = self._as_laid_out(given, nodes[0], layout)
-        if any(self._line.storage(node) in self._written_above for node in nodes):
+        if any(self._trial.storage[node] in self._written_above for node in nodes):
             # Whoever holds the feature keeps it as it is.
             laid = self._call(_ATEN.clone.default, (laid,))
         self._copies |= dict.fromkeys(nodes, laid)
 
     def _as_laid_out(self, given: fx.Node, node: fx.Node, layout: RowLayout) -> fx.Node:
         """The node's value as it lies in the plain model; kernels may go by the strides."""
-        seen = self._line.values[node]
+        seen = self._trial.values[node]
         given = layout.restored(given, self._call)
         if (order := _memory_order(seen)) is not None:
             back = [order.index(dim) for dim in range(len(order))]
@@ -186,8 +178,8 @@ class _SuffixBuilder:
         """Whether a tensor is the same for any batch: all it is computed from is fixed, no size."""
         return (
             node.op != "get_attr"
-            and isinstance(self._line.values.get(node), Tensor)
-            and self._line.storage(node) not in self._changing
+            and node in self._trial.storage
+            and self._trial.storage[node] not in self._changing
             and all(n in self._fixed and not effects.is_symbolic(n) for n in upwards([node]))
         )
 
@@ -223,7 +215,7 @@ class _SuffixBuilder:
 
     def _constant(self, node: fx.Node) -> fx.Node:
         name = f"constant_{node.name}"
-        self._constants[name] = self._line.values[node].detach().clone()
+        self._constants[name] = self._trial.values[node].detach().clone()
         made = self._graph.get_attr(name)
         made.meta = dict(node.meta)
         return made

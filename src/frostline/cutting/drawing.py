@@ -24,17 +24,10 @@ from frostline.cutting.layouts import RowLayout, row_sizes
 from frostline.cutting.reasons import nothing_kept, why_there
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import InputSpec, Rebuild
-from frostline.cutting.sweep import Swept, sweep
-from frostline.cutting.tracing import (
-    Traced,
-    Unfollowed,
-    forget_symbols,
-    one_line,
-    operation,
-    trace,
-)
+from frostline.cutting.sweep import sweep
+from frostline.cutting.tracing import Unfollowed, forget_symbols, operation, trace
 from frostline.cutting.trial import Observed, rearrange, run_trial
-from frostline.errors import NothingFrozen
+from frostline.errors import NothingFrozen, one_line
 from frostline.units import format_bytes
 
 
@@ -97,34 +90,40 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     Raises:
         NothingFrozen, CutError: as `cut`.
     """
+    # Long, since each step needs what the ones before it found.
     model.train()
     traced = trace(model, spec, tensors)
-    trial, swept, layouts = _judged(model, traced, tensors)
-    choice = choose(traced.nodes, swept, trial, layouts)
-    if all(node.op == "placeholder" for node in choice.below):
+    with _for_few_samples(model):
+        trial = run_trial(traced, tensors)
+        swept = sweep(trial)
+        mixed, layouts = rearrange(trial, swept.carriers)
+    if mixed:
+        swept = sweep(trial, mixed=mixed)
+    below, crossing = choose(swept, trial, layouts)
+    if all(node.op == "placeholder" for node in below):
         raise NothingFrozen(nothing_kept(model, traced, swept))
-    hashes = signatures(traced, trial)
-    ends = settled(traced, trial, hashes, choice.below)
+    hashes = signatures(trial)
+    ends = settled(trial, hashes, below)
     alike = defaultdict[str, list[fx.Node]](list)  # of those of equal content one is enough
-    for node in choice.crossing:
+    for node in crossing:
         alike[ends[node]].append(node)
     firsts = [nodes[0] for nodes in alike.values()]
     ways = tuple(layouts[node] for node in firsts)
-    crossing = tuple(map(tuple, alike.values()))
-    line = GraphLine(choice.below, swept.free, crossing, ways, trial.values)
-    prefix, held = build_prefix(traced, line, model)
-    training = evaluation = build_suffix(traced, line, model)
+    line = GraphLine(below, swept.free, tuple(map(tuple, alike.values())), ways, trial)
+    prefix, held = build_prefix(line, model)
+    training = evaluation = build_suffix(line, model)
     model.eval()
     evaluated = trace(model, spec, tensors)
     if outline(evaluated) != outline(traced):
-        same = _same_line(model, evaluated, tensors, line, hashes, ends)
-        evaluation = build_suffix(evaluated, same, model)
+        with _for_few_samples(model):
+            other = run_trial(evaluated, tensors)
+        evaluation = build_suffix(_same_line(other, line, hashes, ends), model)
     drawn = Drawn(
         prefix,
         (training, traced.rebuild),
         (evaluation, evaluated.rebuild),
         tuple(_value(node, trial, way) for node, way in zip(firsts, ways, strict=True)),
-        why_there(choice, swept),
+        why_there(crossing, below, swept),
         forward_share(held, trial),
         {"prefix": prefix_key(traced, held, firsts), "tensors": prefix_tensors(traced, held)},
     )
@@ -134,19 +133,6 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     return drawn
 
 
-def _judged(
-    model: nn.Module, traced: Traced, tensors: list[Tensor]
-) -> tuple[Observed, Swept, Mapping[fx.Node, RowLayout]]:
-    with _for_few_samples(model):
-        trial = run_trial(traced, tensors, judging=True)
-        swept = sweep(traced, trial)
-        reached = [n for n in traced.nodes if swept.is_frozen(n) and n not in swept.free]
-        mixed, layouts = rearrange(traced, trial, reached)
-    if mixed:
-        swept = sweep(traced, trial, mixed=mixed)
-    return trial, swept, layouts
-
-
 @contextmanager
 def _for_few_samples(model: nn.Module) -> Iterator[None]:
     try:
@@ -154,33 +140,25 @@ def _for_few_samples(model: nn.Module) -> Iterator[None]:
     except (RuntimeError, IndexError, ValueError) as error:  # as operations refuse their sizes
         raise Unfollowed(
             f"the forward of {type(model).__name__} does not hold for batches of 2 or 3 samples: "
-            f"{one_line(error)}."
+            f"{one_line(error, first=True)}."
         ) from error
 
 
 def _same_line(
-    model: nn.Module,
-    traced: Traced,
-    tensors: list[Tensor],
-    line: GraphLine,
-    hashes: Mapping[fx.Node, str],
-    ends: Mapping[fx.Node, str],
+    trial: Observed, line: GraphLine, hashes: Mapping[fx.Node, str], ends: Mapping[fx.Node, str]
 ) -> GraphLine:
     """The line of the training graph, whose hashes these are, in another graph."""
-    with _for_few_samples(model):
-        trial = run_trial(traced, tensors, judging=False)
-    found = signatures(traced, trial)
+    nodes, found = trial.traced.nodes, signatures(trial)
     # Of equal computations one may lie below and another above; both are then above here.
     wanted = {hashes[node] for node in line.below}
     wanted -= {hashed for node, hashed in hashes.items() if node not in line.below}
-    below = frozenset(node for node in traced.nodes if found[node] in wanted)
-    found_ends = settled(traced, trial, found, below)
+    below = frozenset(node for node in nodes if found[node] in wanted)
+    found_ends = settled(trial, found, below)
     crossing = tuple(
-        tuple(node for node in traced.nodes if found_ends[node] == ends[nodes[0]])
-        for nodes in line.crossing
+        tuple(node for node in nodes if found_ends[node] == ends[held[0]]) for held in line.crossing
     )
-    free = sweep(traced, trial).free - below
-    return GraphLine(below, free, crossing, line.layouts, trial.values)
+    free = sweep(trial).free - below
+    return GraphLine(below, free, crossing, line.layouts, trial)
 
 
 def _value(node: fx.Node, trial: Observed, layout: RowLayout) -> FrontierValue:

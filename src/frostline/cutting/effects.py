@@ -7,29 +7,26 @@ statistics without saying so), from the tables here.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
-from operator import attrgetter
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
-from torch.utils import _pytree as pytree
+from torch import Tensor, fx
+
+from frostline.schemas import aliased, arguments, calls
 
 _aten = torch.ops.aten
 _functional: Any = torch.nn.functional  # its checks are in no stub
 # Arguments that switch an operation's randomness off: by a false mode, or by a zero probability.
 _MODES = frozenset({"train", "training", "is_training"})
 _PROBABILITIES = frozenset({"p", "dropout", "dropout_p"})
-_DROPOUTS = frozenset(
-    f"aten::{kind}dropout" for kind in ("", "alpha_", "feature_", "feature_alpha_")
-)
+_DROPOUTS = [
+    f"{kind}dropout{end}"
+    for kind in ("", "alpha_", "feature_", "feature_alpha_")
+    for end in ("", "_")
+]
 # Operations that move the running statistics they are given, when told to use the batch's own.
-_MOVES_STATISTICS = {
-    "batch_norm": "training",
-    "native_batch_norm": "training",
-    "cudnn_batch_norm": "training",
-    "instance_norm": "use_input_stats",
-}
+_BATCH_NORMS = ("batch_norm", "native_batch_norm", "cudnn_batch_norm")
 
 
 def word(node: fx.Node) -> str:
@@ -45,36 +42,41 @@ def is_assertion(node: fx.Node) -> bool:
 
 def is_pure(node: fx.Node) -> bool:
     """Whether leaving the operation out changes nothing but its own value."""
-    return not (is_random(node) or any(written(node)) or moves_statistics(node))
+    return not (is_random(node) or aliased(node, written=True) or moves_statistics(node))
 
 
 def is_random(node: fx.Node) -> bool:
     """Whether the operation draws random numbers, given its arguments."""
-    return any(_draws(inner) for inner in _operations(node))
+    if node.op != "call_function":
+        return False
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        # Arithmetic on numbers and sizes, or an element of a tuple.
+        plain = target.__module__ in (operator.__name__, "_operator", "math", "builtins")
+        symbolic = str(getattr(target, "__name__", "")).startswith("sym_")
+        return not (plain or symbolic or isinstance(target, torch._ops.HigherOrderOperator))
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    # Dropout carries the tag in evaluation and with p = 0 too.
+    return not any(
+        (name in _MODES and value is False)
+        or (name in _PROBABILITIES and isinstance(value, int | float) and value == 0)
+        for name, value in arguments(node).items()
+    )
 
 
 def hands_on(node: fx.Node) -> bool:
     """Whether the operation is a dropout that drops nothing: its value is its input, no copy."""
-    name = node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
-    return name.removesuffix("_") in _DROPOUTS and not is_random(node)
+    return calls(node, *_DROPOUTS) and not is_random(node)
 
 
 def moves_statistics(node: fx.Node) -> bool:
     """Whether the operation uses the batch's own statistics, and moves running ones."""
-    return any(_uses_batch_statistics(inner) for inner in _operations(node))
-
-
-def written(node: fx.Node) -> Iterator[fx.Node]:
-    """The arguments that the operation writes in place."""
-    for argument, value in _arguments(node):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from (v for v in pytree.tree_leaves(value) if isinstance(v, fx.Node))
-    for graph, outer in _subgraphs(node):
-        inner_of = dict(zip(graph.find_nodes(op="placeholder"), outer, strict=False))
-        for inner in graph.nodes:
-            for base in written(inner):
-                if isinstance(found := inner_of.get(base), fx.Node):
-                    yield found
+    given = arguments(node)
+    if calls(node, "instance_norm"):
+        # Without running statistics each sample is normalised by its own, in training as ever.
+        return given["use_input_stats"] is True and given["running_mean"] is not None
+    return calls(node, *_BATCH_NORMS) and given["training"] is True
 
 
 def is_symbolic(node: fx.Node) -> bool:
@@ -93,93 +95,34 @@ def add_check(graph: fx.Graph, copied: fx.Node) -> None:
 
     A norm refuses to take the variance of a single value; its operator gives NaN without a word.
     """
-    check = _CHECKS.get(copied.target)
-    if check is not None:
-        with graph.inserting_before(copied):
-            graph.call_function(check, (copied.args, dict(copied.kwargs)))
-
-
-def _draws(node: fx.Node) -> bool:
-    target: Any = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        # Arithmetic on numbers and sizes, an element of a tuple, or a graph that is looked at.
-        plain = target.__module__ in (operator.__name__, "_operator", "math", "builtins")
-        symbolic = str(getattr(target, "__name__", "")).startswith("sym_")
-        return not (plain or symbolic or isinstance(target, torch._ops.HigherOrderOperator))
-    if torch.Tag.nondeterministic_seeded not in target.tags:
-        return False
-    # Dropout carries the tag in evaluation and with p = 0 too.
-    return not any(
-        (argument.name in _MODES and value is False)
-        or (argument.name in _PROBABILITIES and isinstance(value, int | float) and value == 0)
-        for argument, value in _arguments(node)
-    )
-
-
-def _uses_batch_statistics(node: fx.Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    name = node.target._schema.name.partition("::")[2]
-    given = {argument.name: value for argument, value in _arguments(node)}
-    # Without running statistics each sample is normalised by its own, in training as ever.
-    by_sample = name == "instance_norm" and given["running_mean"] is None
-    return given.get(_MOVES_STATISTICS.get(name, "")) is True and not by_sample
-
-
-def _operations(node: fx.Node) -> Iterator[fx.Node]:
-    """The node itself, and those inside it if it wraps a graph."""
-    if node.op == "call_function":
-        yield node
-        for graph, _ in _subgraphs(node):
-            for inner in graph.nodes:
-                yield from _operations(inner)
-
-
-def _subgraphs(node: fx.Node) -> Iterator[tuple[fx.Graph, list[Any]]]:
-    """Graphs that a higher-order operation runs, with what it hands to their placeholders."""
-    if not isinstance(node.target, torch._ops.HigherOrderOperator):
+    if copied.target not in _CHECKS:
         return
-    for place, argument in enumerate(node.args):
-        if isinstance(argument, fx.Node) and argument.op == "get_attr":
-            owner: Any = attrgetter(str(argument.target))(argument.graph.owning_module)
-            if isinstance(owner, fx.GraphModule):
-                yield owner.graph, pytree.tree_leaves(node.args[place + 1 :])
+    check, switch, names = _CHECKS[copied.target]
+    given = arguments(copied)
+    if given.get(switch, True):
+        with graph.inserting_before(copied):
+            graph.call_function(check, tuple(given[name] for name in names))
 
 
-def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """Each argument of an operator's schema with its value; nothing for what has no schema."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        arguments = node.target._schema.arguments
-        names = [argument.name for argument in arguments]
-        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        for argument in arguments:
-            yield argument, given.get(argument.name, argument.default_value)
-
-
-def check_batch_norm(given: tuple[Any, ...], named: dict[str, Any]) -> None:
+def check_batch_norm(given: Tensor) -> None:
     """Raises ValueError for one value in a channel, in training."""
-    if _at(5, "training", given, named):
-        _functional._verify_batch_size(_at(0, "input", given, named).size())
+    _functional._verify_batch_size(given.size())
 
 
-def check_instance_norm(given: tuple[Any, ...], named: dict[str, Any]) -> None:
+def check_instance_norm(given: Tensor) -> None:
     """Raises ValueError for one place in a sample, where its own statistics are used."""
-    if _at(5, "use_input_stats", given, named):
-        _functional._verify_spatial_size(_at(0, "input", given, named).size())
+    _functional._verify_spatial_size(given.size())
 
 
-def check_group_norm(given: tuple[Any, ...], named: dict[str, Any]) -> None:
+def check_group_norm(given: Tensor, groups: int) -> None:
     """Raises ValueError for one value in a group, where the batch has one group."""
-    sizes, groups = _at(0, "input", given, named).size(), _at(1, "num_groups", given, named)
-    _functional._verify_batch_size([sizes[0] * sizes[1] // groups, groups, *sizes[2:]])
+    rows, channels, *places = given.size()
+    _functional._verify_batch_size([rows * channels // groups, groups, *places])
 
 
-def _at(place: int, name: str, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    return given[place] if place < len(given) else named[name]
-
-
-_CHECKS: dict[object, Callable[[tuple[Any, ...], dict[str, Any]], None]] = {
-    _aten.batch_norm.default: check_batch_norm,
-    _aten.instance_norm.default: check_instance_norm,
-    _aten.group_norm.default: check_group_norm,
+# Operator -> check, the argument that has to be true for it, and the arguments that it takes.
+_CHECKS: dict[object, tuple[Callable[..., None], str, tuple[str, ...]]] = {
+    _aten.batch_norm.default: (check_batch_norm, "training", ("input",)),
+    _aten.instance_norm.default: (check_instance_norm, "use_input_stats", ("input",)),
+    _aten.group_norm.default: (check_group_norm, "", ("input", "num_groups")),
 }

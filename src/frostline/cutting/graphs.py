@@ -1,24 +1,25 @@
 """A graph without the model: it holds none of its tensors, and is handed them at each call.
 
 It can be pickled, and keeps nothing of its tracing: what torch.export notes on each node keeps
-alive the whole world of symbols it was traced in; of that a node keeps its value's form alone.
+alive the whole world of symbols it was traced in; of that a node keeps its value's form and its
+blocks alone.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
+from pkgutil import resolve_name
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
+from torch.fx.node import _get_qualified_name, map_aggregate
 
-from frostline.cutting.regions import close_regions
+from frostline.cutting.regions import NOTE, close_regions, regions_of
 from frostline.cutting.tracing import module_paths, own_name, target_of
 
 
@@ -40,20 +41,10 @@ class TensorPlace:
     device: torch.device
     ties: tuple[str, ...] = ()
 
-    def owned(self, module: nn.Module) -> dict[str, Any]:
-        """The dict of that module in which the tensor is to be looked up."""
-        own = vars(module)
-        found: dict[str, Any] = own if self.kind == "__dict__" else own[self.kind]
-        return found
-
     def holds(self, tensor: object) -> bool:
         """Whether a tensor has the form that the graph was made for."""
-        return (
-            isinstance(tensor, Tensor)
-            and tensor.shape == self.shape
-            and tensor.dtype == self.dtype
-            and tensor.device == self.device
-        )
+        form = self.shape, self.dtype, self.device
+        return isinstance(tensor, Tensor) and (tensor.shape, tensor.dtype, tensor.device) == form
 
 
 @final
@@ -69,21 +60,16 @@ class OpenGraph:
 
     def __init__(
         self,
-        graph: fx.Graph,
-        values: Mapping[str, Any],
+        rows: _Rows,
+        values: Mapping[str, Tensor],
         places: Sequence[TensorPlace],
         entered: frozenset[str],
     ) -> None:
-        """Take over `graph`, whose `get_attr` nodes read `values` and the places."""
+        """Of a graph's `rows`, whose `get_attr` nodes read `values` and the places."""
         self.places = tuple(places)
         self.entered = entered
-        self._graph = _slim(graph)
-        self._values = _slim_values(values)
-
-    @property
-    def parameters(self) -> tuple[TensorPlace, ...]:
-        """Those of the places that are parameters."""
-        return tuple(place for place in self.places if place.kind == "_parameters")
+        self._graph = _graph(rows)
+        self._values = dict(values)
 
     def run(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The graph's outputs, computed with these tensors of a model."""
@@ -93,58 +79,54 @@ class OpenGraph:
     def read(self, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
         """All tensors that its operations read, in their order, by name: these, and constants."""
         held = self._with(tensors)
-        read = [name for name in _targets(self._graph) if isinstance(held[name], Tensor)]
-        return [(own_name(name), held[name]) for name in read]
+        return [(own_name(name), held[name]) for name in _targets(self._graph)]
 
     def over(self, tensors: Sequence[Tensor]) -> fx.GraphModule:
         """The graph as a module that holds these tensors, under the targets they have in it."""
-        return fx.GraphModule(self._with(tensors), deepcopy(self._graph))
+        return close_regions(self._graph, self._with(tensors))
 
-    def _with(self, tensors: Sequence[Tensor]) -> dict[str, Any]:
+    def _with(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         given = {target_of(p.name): t for p, t in zip(self.places, tensors, strict=True)}
         return {**self._values, **given}
 
     @cached_property
     def _code(self) -> fx.GraphModule:
-        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        graph = fx.Graph()
+        # The model's tensors come in as arguments: code that is kept holds none of them.
         targets = [target_of(place.name) for place in self.places]
         given = {t: graph.placeholder(f"tensor_{i}") for i, t in enumerate(targets)}
-        for node in self._graph.nodes:
-            read = given.get(str(node.target)) if node.op == "get_attr" else None
-            copies[node] = read or graph.node_copy(node, copies.__getitem__)
-        return fx.GraphModule(dict(self._values), graph)
+        reads = self._graph.find_nodes(op="get_attr")
+        copies = {node: given[str(node.target)] for node in reads if str(node.target) in given}
+        graph.output(graph.graph_copy(self._graph, copies))
+        return close_regions(graph, self._values)
 
     def __deepcopy__(self, memo: dict[int, object]) -> OpenGraph:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (_pack(self._graph, self._values), self.places, self.entered)
-
-
-def _unpacked(packed: Any, places: tuple[TensorPlace, ...], entered: frozenset[str]) -> OpenGraph:
-    return OpenGraph(*_unpack(packed), places, entered)
+        return OpenGraph, (_rows(self._graph), self._values, self.places, self.entered)
 
 
 def open_graph(
-    graph: fx.Graph, root: nn.Module, model: nn.Module, constants: Mapping[str, Any]
+    graph: fx.Graph, root: nn.Module, model: nn.Module, constants: Mapping[str, Tensor]
 ) -> OpenGraph:
     """`graph`, whose `get_attr` nodes read from `root` and `constants`, without the model.
 
     Args:
         root: has what the model has under `model.`, the same objects.
     """
-    graph, blocks = close_regions(graph)
-    constants = {**constants, **blocks}
-    places = own_tensors(graph, root, model, besides=constants)
-    rest = [target for target in _targets(graph) if target not in {**places, **constants}]
-    values = {**constants, **{target: attrgetter(target)(root) for target in rest}}
-    return OpenGraph(graph, values, list(places.values()), _entered(graph, values))
+    entered = frozenset(path for node in graph.nodes for path in module_paths(node))
+    read = {
+        name: constants[name] if name in constants else attrgetter(name)(root)
+        for name in _targets(graph)
+    }
+    places = own_tensors(read, model)
+    values = {name: value for name, value in read.items() if name not in places}
+    return OpenGraph(_rows(graph), values, list(places.values()), entered)
 
 
-def own_tensors(
-    graph: fx.Graph, root: nn.Module, model: nn.Module, *, besides: Collection[str] = ()
-) -> dict[str, TensorPlace]:
-    """By target, the tensors that a graph reads and its model owns, be it as plain attributes."""
+def own_tensors(read: Mapping[str, Any], model: nn.Module) -> dict[str, TensorPlace]:
+    """Of what a graph reads, by target, the tensors that its model owns, be it as attributes."""
     names = defaultdict[int, dict[str, str]](dict)  # of each tensor, with the dict that holds it
     for path, module in model.named_modules(remove_duplicate=False):
         own = vars(module)
@@ -153,12 +135,11 @@ def own_tensors(
                 if isinstance(value, Tensor):
                     names[id(value)][f"{path}.{leaf}".lstrip(".")] = kind
     found = {}
-    for target in _targets(graph):
-        read: Any = None if target in besides else attrgetter(target)(root)
-        known, name = names.get(id(read), {}), own_name(target)
+    for target, tensor in read.items():
+        known, name = names.get(id(tensor), {}), own_name(target)
         if name in known:
             ties = tuple(other for other in known if other != name)
-            form = read.shape, read.dtype, read.device
+            form = tensor.shape, tensor.dtype, tensor.device
             found[target] = TensorPlace(name, known[name], *form, ties)
     return found
 
@@ -167,44 +148,7 @@ def _targets(graph: fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.find_nodes(op="get_attr", sort=True)]
 
 
-def _entered(graph: fx.Graph, values: Mapping[str, Any]) -> frozenset[str]:
-    found: set[str] = set()
-    for node in graph.nodes:
-        found.update(module_paths(node))
-    for value in values.values():
-        if isinstance(value, fx.GraphModule):
-            found |= _entered(value.graph, dict(value.named_children()))
-    return frozenset(found)
-
-
-def _slim(graph: fx.Graph) -> fx.Graph:
-    """A graph whose nodes note no more than a tensor without data of their value's form."""
-    slimmed = deepcopy(graph)
-    for node in slimmed.nodes:
-        seen = _form(node.meta.get("val"))
-        node.meta = {} if seen is None else {"val": seen}
-    return slimmed
-
-
-def _slim_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values, the graphs among them slim."""
-    return {
-        name: fx.GraphModule(_read(v), _slim(v.graph)) if isinstance(v, fx.GraphModule) else v
-        for name, v in values.items()
-    }
-
-
-def _read(module: fx.GraphModule) -> dict[str, Any]:
-    return _slim_values({name: attrgetter(name)(module) for name in _targets(module.graph)})
-
-
-def _form(value: object) -> Tensor | None:
-    if not isinstance(value, Tensor) or value.layout != torch.strided:
-        return None
-    # A symbol asked for its number would note a guard.
-    sizes = [s.node.hint if isinstance(s, torch.SymInt) else s for s in value.shape]
-    known = [2 if size is None else int(size) for size in sizes]
-    return torch.empty(known, dtype=value.dtype, device="meta")
+_Rows = list[tuple[Any, ...]]  # a graph as data that pickle: for each node a row
 
 
 @final
@@ -215,70 +159,43 @@ class _Ref:
     place: int
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Operator:
-    """Stands for an operator of PyTorch's, which do not all pickle."""
-
-    name: str
-    overload: str | None = None  # none has a higher-order operator
-
-    def find(self) -> Any:
-        if self.overload is None:
-            return getattr(torch.ops.higher_order, self.name)
-        namespace, _, name = self.name.partition("::")
-        return getattr(getattr(getattr(torch.ops, namespace), name), self.overload)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    nodes: tuple[tuple[Any, ...], ...]
-    values: Mapping[str, Any]
-
-
-def _pack(graph: fx.Graph, values: Mapping[str, Any]) -> object:
-    """The graph with what its `get_attr` nodes read, as data that pickle."""
-    places = {node: place for place, node in enumerate(graph.nodes)}
+def _rows(graph: fx.Graph) -> _Rows:
+    refs = {node: _Ref(place) for place, node in enumerate(graph.nodes)}
 
     def refer(part: Any) -> Any:
-        return _Ref(places[part]) if isinstance(part, fx.Node) else part
+        return refs[part] if isinstance(part, fx.Node) else part
 
-    nodes = []
+    rows = []
     for node in graph.nodes:
-        given, named = map_aggregate((node.args, dict(node.kwargs)), refer)
-        seen = node.meta.get("val")
-        nodes.append((node.op, node.name, _named(node.target), given, named, seen))
-    inner = {
-        name: _pack(value.graph, _read(value)) if isinstance(value, fx.GraphModule) else value
-        for name, value in values.items()
-    }
-    return _Packed(tuple(nodes), inner)
+        target: Any = node.target
+        if isinstance(target, torch._ops.OperatorBase):  # not all of them pickle
+            target = _get_qualified_name(target)
+        given: Any = map_aggregate((node.args, dict(node.kwargs)), refer)
+        noted = _form(node.meta.get("val")), regions_of(node)
+        rows.append((node.op, node.name, target, *given, *noted))
+    return rows
 
 
-def _unpack(packed: Any) -> tuple[fx.Graph, dict[str, Any]]:
-    """What `_pack` was given."""
+def _graph(rows: _Rows) -> fx.Graph:
+    """The graph; of what was noted on a node, its blocks and its value's form, without data."""
     graph, nodes = fx.Graph(), list[fx.Node]()
 
     def find(part: Any) -> Any:
         return nodes[part.place] if isinstance(part, _Ref) else part
 
-    for op, name, target, args, kwargs, seen in packed.nodes:
-        found = target.find() if isinstance(target, _Operator) else target
+    for op, name, target, args, kwargs, form, regions in rows:
+        is_operator = op == "call_function" and isinstance(target, str)
+        found = resolve_name(target) if is_operator else target
         node = graph.create_node(op, found, *map_aggregate((args, kwargs), find), name)
-        node.meta = {} if seen is None else {"val": seen}
+        node.meta = {NOTE: regions} if form is None else {NOTE: regions, "val": form}
         nodes.append(node)
-    values = dict(packed.values)
-    for name, value in values.items():
-        if isinstance(value, _Packed):
-            inner, read = _unpack(value)
-            values[name] = fx.GraphModule(read, inner)
-    return graph, values
+    return graph
 
 
-def _named(target: Any) -> Any:
-    if isinstance(target, torch._ops.OpOverload):
-        return _Operator(target._schema.name, target._overloadname)
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        return _Operator(str(target._name))
-    return target
+def _form(value: object) -> Tensor | None:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    # A symbol asked for its number would note a guard.
+    sizes = [s.node.hint if isinstance(s, torch.SymInt) else s for s in value.shape]
+    known = [2 if size is None else int(size) for size in sizes]
+    return torch.empty(known, dtype=value.dtype, device="meta")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import compress
 from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from frostline.cutting.checking import Refusal
 from frostline.cutting.graphs import OpenGraph, TensorPlace
 from frostline.cutting.structures import Rebuild
-from frostline.cutting.watching import Structure, changed, upwards
+from frostline.cutting.watching import Identities, Structure, changed, upwards
 from frostline.errors import CutError
 from frostline.units import some_of
 
@@ -36,28 +35,13 @@ class Half:
             below: parameters that the features are computed with: they must want no gradient.
             structure: that of the modules on which the graph rests.
         """
-        self._graph = graph
+        self.graph = graph
         self._below = below
         self._structure = structure
         self._found: _Spots | None = None
 
-    def run(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What the graph gives for `values`, over what `tensors` gave."""
-        return self._graph.run(tensors, values)
-
-    def read(self, model: nn.Module) -> list[tuple[str, Tensor]]:
-        """All tensors that the graph reads, as the model has them now; raises as `tensors`."""
-        return self._graph.read(self.tensors(model))
-
-    def over(self, model: nn.Module) -> fx.GraphModule:
-        """The graph as a module over the tensors that the model has now; raises as `tensors`."""
-        return self._graph.over(self.tensors(model))
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Half:
-        return Half(self._graph, self._below, self._structure)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return Half, (self._graph, self._below, self._structure)
+        return Half, (self.graph, self._below, self._structure)
 
     @torch.compiler.disable(reason="a cut looks its model over")  # type: ignore[untyped-decorator, no-untyped-call]  # torch's own
     def tensors(self, model: nn.Module) -> list[Tensor]:
@@ -69,45 +53,33 @@ class Half:
             CutError: the model is not what was cut.
         """
         found = self._found  # one reading: replicas of a model share this in several threads
-        if found is None or found.model is not model or not found.is_current():
+        if found is None or found.model is not model or not found.are_current():
             found = self._found = self._find(model)
         tensors: list[Any] = [owned.get(leaf) for owned, leaf in found.tensors]
-        for place, tensor in zip(self._graph.places, tensors, strict=True):
+        for place, tensor in zip(self.graph.places, tensors, strict=True):
             if not place.holds(tensor):
                 now = _form(tensor) if isinstance(tensor, Tensor) else "gone"
                 raise changed(model, f"{place.name} is {now}, and was {_form(place)}")
-        for owned, leaf, other, tie in found.ties:
+        for (owned, leaf), (other, tie) in found.ties:
             if owned.get(leaf) is not other.get(tie):
                 raise changed(model, f"{leaf} and {tie} are not one tensor")
         return tensors
 
     def _find(self, model: nn.Module) -> _Spots:
-        below = [_spot(model, place, place.name) for place in self._below]
         names = [place.name for place in self._below]
+        below = [_spot(model, place, place.name) for place in self._below]
         wanting = [owned[leaf].requires_grad for owned, leaf in below]
         if any(wanting):
             raise trainable_below(list(compress(names, wanting)))
-        standing, unchanged = _standing(model, names), self._structure.look(model)
-        places = self._graph.places
-        tensors = [_spot(model, place, place.name) for place in places]
+        standing = dict.fromkeys(up for name in names for up in upwards(name) if up)
+        identities = self._structure.look(model, standing)
+        tensors = [_spot(model, place, place.name) for place in self.graph.places]
         ties = [
-            (*spot, *_spot(model, place, tie))
-            for place, spot in zip(places, tensors, strict=True)
+            (spot, _spot(model, place, tie))
+            for place, spot in zip(self.graph.places, tensors, strict=True)
             for tie in place.ties
         ]
-
-        def is_current() -> bool:
-            """Whether nothing has changed; if not, finding all again tells what."""
-            for owned, leaf in below:
-                tensor = owned.get(leaf)
-                if tensor is None or tensor.requires_grad:
-                    return False
-            for around, leaf, module, kind in standing:
-                if around.get(leaf) is not module or module.__class__ is not kind:
-                    return False
-            return all(is_as_it_was() for is_as_it_was in unchanged)
-
-        return _Spots(model, is_current, tensors, ties)
+        return _Spots(model, identities, below, tensors, ties)
 
 
 _Spot = tuple[dict[str, Any], str]  # a dict of a module, and a key in it
@@ -117,28 +89,26 @@ class _Spots(NamedTuple):
     """Where one model keeps what a half reads."""
 
     model: nn.Module
-    is_current: Callable[[], bool]
+    identities: Identities
+    below: list[_Spot]
     tensors: list[_Spot]
-    ties: list[tuple[dict[str, Any], str, dict[str, Any], str]]
+    ties: list[tuple[_Spot, _Spot]]
 
-
-def _standing(
-    model: nn.Module, below: Sequence[str]
-) -> list[tuple[dict[str, Any], str, nn.Module, type]]:
-    """The modules on the way to the parameters below, each with the dict that it stands in."""
-    found = []
-    for path in dict.fromkeys(up for name in below for up in upwards(name) if up):
-        up, _, leaf = path.rpartition(".")
-        module = model.get_submodule(path)
-        found.append((vars(model.get_submodule(up))["_modules"], leaf, module, type(module)))
-    return found
+    def are_current(self) -> bool:
+        """Whether nothing has changed; if not, finding all again tells what."""
+        for owned, leaf in self.below:
+            tensor = owned.get(leaf)
+            if tensor is None or tensor.requires_grad:
+                return False
+        return self.identities.hold()
 
 
 def _spot(model: nn.Module, place: TensorPlace, name: str) -> _Spot:
     """The dict in which the model has the tensor now, and its key in it."""
     path, _, leaf = name.rpartition(".")
     try:
-        owned = place.owned(model.get_submodule(path))
+        own = vars(model.get_submodule(path))
+        owned = own if place.kind == "__dict__" else own[place.kind]
     except AttributeError:
         owned = {}
     if owned.get(leaf) is None:
@@ -160,17 +130,9 @@ def _form(of: Tensor | TensorPlace) -> str:
     return f"{sizes} {str(of.dtype).removeprefix('torch.')} on {of.device}"
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Above:
-    """The suffix of one mode: from the frontier's values to what the model answers, or refuses."""
+class Above(NamedTuple):
+    """The suffix of one mode, and what it refuses a single sample with, where the model does."""
 
     half: Half
     rebuild: Rebuild
     refusal: Refusal | None
-
-    def __call__(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Any:
-        """The model's output, over what `half.tensors` gave; raises what the model raises."""
-        if self.refusal is not None and values[0].shape[0] == 1:
-            raise self.refusal()
-        return self.rebuild(iter(self.half.run(tensors, values)))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import CellType, CodeType, FunctionType, MethodType
+from itertools import chain
+from types import CodeType, FunctionType, MethodType
 from typing import Any, final
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from frostline.errors import CutError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
+from frostline.fingerprints.unlisted import cell_content
 from frostline.freezing.modes import is_held
 from frostline.units import some_of
 
@@ -56,7 +58,9 @@ def at_key(model: nn.Module, at: At) -> dict[str, str]:
     """
     lines = "\n".join(f"{n} {text}" for n, text in _lines(model) if n not in at.passing)
     modules = xxhash.xxh3_128_hexdigest(lines.encode())
-    held = {name: tensor for name, tensor in _tensors(model) if name not in at.passing}
+    frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    tensors = chain(frozen, model.named_buffers())
+    held = {name: tensor for name, tensor in tensors if name not in at.passing}
     return {
         "prefix": f"{type(model).__qualname__} up to {at.path}, modules {modules}",
         "tensors": fingerprint_of(held),
@@ -105,11 +109,6 @@ def _tensors_of(key: Mapping[str, str]) -> Mapping[str, str]:
     found = key["tensors"]
     assert isinstance(found, Fingerprint)
     return found.tensors
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
-    yield from model.named_buffers()
 
 
 def _content_now(model: nn.Module) -> dict[str, str]:
@@ -162,18 +161,11 @@ def content(value: Any, seen: set[int] | None = None) -> str:
             return content(value.__func__, seen)
         case FunctionType() if id(value) not in seen:
             seen.add(id(value))
-            cells = tuple(map(_held, value.__closure__ or ()))
+            cells = tuple(map(cell_content, value.__closure__ or ()))
             return f"{_code(value.__code__)} {content((value.__defaults__, cells), seen)}"
         case CodeType():
             return _code(value)
     return ""
-
-
-def _held(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
 
 
 def _code(code: CodeType) -> str:

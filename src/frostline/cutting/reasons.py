@@ -11,7 +11,6 @@ from itertools import islice
 
 from torch import fx, nn
 
-from frostline.cutting.cheapest import Choice
 from frostline.cutting.sweep import Swept
 from frostline.cutting.tracing import Traced, module_path, operation, own_name
 from frostline.freezing.modes import is_held
@@ -20,20 +19,22 @@ from frostline.freezing.modes import is_held
 _MOST_TRIED = 4
 
 
-def why_there(choice: Choice, swept: Swept) -> str:
+def why_there(crossing: list[fx.Node], below: frozenset[fx.Node], swept: Swept) -> str:
     """Where the line runs and why there, in one line."""
-    computed = [n for n in choice.crossing if n.op != "placeholder"] or list(choice.crossing)
+    computed = [n for n in crossing if n.op != "placeholder"] or crossing
     names = list(dict.fromkeys(module_path(n) or operation(n) for n in reversed(computed)))
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     where = ", ".join(names[:2]) if more else " and ".join(names[:2])
-    reason, steps = _first_reason(computed, choice, swept)
+    reason, steps = _first_reason(computed, below, swept)
     between = "; what lies between costs less to compute again than to read" if steps else ""
     return f"behind {where}{more}, since {reason}{between}"
 
 
-def _first_reason(crossing: list[fx.Node], choice: Choice, swept: Swept) -> tuple[str, int]:
+def _first_reason(
+    crossing: list[fx.Node], below: frozenset[fx.Node], swept: Swept
+) -> tuple[str, int]:
     """Why the nearest operation above the line is not frozen, and how many steps off it is."""
-    level = [user for node in reversed(crossing) for user in node.users if user not in choice.below]
+    level = [user for node in reversed(crossing) for user in node.users if user not in below]
     steps = 0
     while level:
         for node in level:
@@ -47,11 +48,7 @@ def _first_reason(crossing: list[fx.Node], choice: Choice, swept: Swept) -> tupl
 def nothing_kept(model: nn.Module, traced: Traced, swept: Swept) -> str:
     """One sentence of what is in the way, and one of what to do, both true of this model."""
     nothing = f"nothing in {type(model).__name__} can be kept"
-    computed = [
-        node
-        for node in traced.nodes
-        if node.op == "call_function" and swept.is_frozen(node) and node not in swept.free
-    ]
+    computed = [node for node in swept.carriers if node.op == "call_function"]
     if computed:
         last = operation(computed[-1])
         return f"{nothing}: no frozen value in it, up to {last}, has a row for each sample."
@@ -68,9 +65,7 @@ def _advice(model: nn.Module, node: fx.Node, traced: Traced) -> str:
     trained = [
         (own_name(read.target), tensor)
         for read in node.all_input_nodes
-        if read.op == "get_attr"
-        and (tensor := traced.tensor(read)) is not None
-        and tensor.requires_grad
+        if read.op == "get_attr" and (tensor := traced.tensor(read)).requires_grad
     ]
     if not trained:
         return _held(model, module_path(node))

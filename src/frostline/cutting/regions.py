@@ -2,13 +2,14 @@
 
 torch.export keeps such a block as one operation that runs a graph of its own. The frost line may
 run through the middle of it, so its operations are put into the graph itself, each with a note of
-the blocks that it stands in; the halves get their blocks back, each around what is left of it.
+the blocks that it stands in. Where a half's graph becomes code, the blocks are closed again, each
+around what is left of it.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,7 +22,7 @@ from torch import fx
 _HIGHER = torch.ops.higher_order
 # The operations that run a block, with how many settings stand before its graph.
 _SETTINGS = {_HIGHER.wrap_with_autocast: 4, _HIGHER.wrap_with_set_grad_enabled: 1}
-_NOTE = "regions"
+NOTE = "regions"  # where a node's meta keeps its blocks
 
 
 @final
@@ -30,20 +31,21 @@ class Region:
     """One block of the forward.
 
     Attributes:
+        kind: the name of the operation that runs it.
         number: tells two blocks of the same settings apart.
     """
 
-    wrapper: Any
+    kind: str
     settings: tuple[Any, ...]
     number: int
 
     def __str__(self) -> str:
-        return f"{self.wrapper} {self.settings}"
+        return f"{self.kind} {self.settings}"
 
 
 def regions_of(node: fx.Node) -> tuple[Region, ...]:
     """The blocks that the node stands in, outermost first."""
-    found: tuple[Region, ...] = node.meta.get(_NOTE, ())
+    found: tuple[Region, ...] = node.meta.get(NOTE, ())
     return found
 
 
@@ -52,7 +54,7 @@ def entered(node: fx.Node) -> Iterator[None]:
     """Inside, the node runs as it does in its blocks."""
     with ExitStack() as stack:
         for region in regions_of(node):
-            if region.wrapper is _HIGHER.wrap_with_set_grad_enabled:
+            if region.kind == "wrap_with_set_grad_enabled":
                 stack.enter_context(torch.set_grad_enabled(*region.settings))
             else:
                 device, dtype, enabled, cached = region.settings
@@ -75,21 +77,15 @@ def _open(module: fx.GraphModule, node: fx.Node, number: int) -> None:
     reference, *handed = node.args[count:]
     assert isinstance(reference, fx.Node)
     inner: Any = attrgetter(str(reference.target))(module)
-    around = (*regions_of(node), Region(wrapper, _settings(node), number))
-    given = iter(handed)
-    copies: dict[fx.Node, Any] = {}
-    results: Any = ()
+    around = (*regions_of(node), Region(str(wrapper), _settings(node), number))
+    copies = dict(zip(inner.graph.find_nodes(op="placeholder"), handed, strict=True))
     with module.graph.inserting_before(node):
-        for own in inner.graph.nodes:
-            if own.op == "placeholder":
-                copies[own] = next(given)
-            elif own.op == "output":
-                results = fx.map_arg(own.args[0], copies.__getitem__)
-            else:
-                made = copies[own] = module.graph.node_copy(own, copies.__getitem__)
-                made.meta[_NOTE] = around
-                if own.op == "get_attr":
-                    made.target = f"{reference.target}.{own.target}"
+        results: Any = module.graph.graph_copy(inner.graph, copies)
+    for own, made in copies.items():
+        if own.op != "placeholder":
+            made.meta[NOTE] = around
+            if own.op == "get_attr":
+                made.target = f"{reference.target}.{own.target}"
     for user in list(node.users):  # each takes one of the results
         user.replace_all_uses_with(results[user.args[1]])
         module.graph.erase_node(user)
@@ -106,19 +102,16 @@ def _settings(node: fx.Node) -> tuple[Any, ...]:
     return (*node.args[:3], True)
 
 
-def close_regions(graph: fx.Graph) -> tuple[fx.Graph, dict[str, fx.GraphModule]]:
-    """`graph` with each run of operations of one block as one again, and these blocks by name."""
-    nodes = list(graph.nodes)
-    if not any(map(regions_of, nodes)):
-        return graph, {}
+def close_regions(graph: fx.Graph, values: Mapping[str, Any]) -> fx.GraphModule:
+    """A copy of `graph` over `values`, each run of operations of one block as one again."""
     closed, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in nodes:
+    for node in graph.nodes:
         if node.op in ("placeholder", "get_attr"):
             copies[node] = closed.node_copy(node)
-    rest = [node for node in nodes if node.op == "call_function"]
+    rest = [node for node in graph.nodes if node.op == "call_function"]
     blocks = _close(rest, closed, copies, depth=0)
     closed.output(fx.map_arg(graph.output_node().args[0], copies.__getitem__))
-    return closed, blocks
+    return fx.GraphModule({**values, **blocks}, closed)
 
 
 def _close(
@@ -142,7 +135,7 @@ def _close(
         parts[name] = fx.GraphModule(blocks, inner)
         reference = graph.get_attr(name)
         handed = (*region.settings, reference, *(copies[node] for node in outer))
-        block = graph.call_function(region.wrapper, handed)
+        block = graph.call_function(getattr(_HIGHER, region.kind), handed)
         for place, node in enumerate(results):
             copies[node] = graph.call_function(operator.getitem, (block, place))
             copies[node].meta = dict(node.meta)

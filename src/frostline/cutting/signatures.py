@@ -6,9 +6,7 @@ texts that `prefix_key` hashes stay as they are, or nothing that was stored is f
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -24,15 +22,13 @@ from frostline.fingerprints import Fingerprint, digest
 _Name = Callable[[fx.Node], str]
 
 
-def signatures(traced: Traced, trial: Observed) -> dict[fx.Node, str]:
+def signatures(trial: Observed) -> dict[fx.Node, str]:
     """A hash for each node, of the computation that gives it from the inputs.
 
     Tensors that the graph reads count by identity, constants of the forward by content. A value
     that has been written into has another hash for whatever reads it afterwards.
     """
-    members: dict[int, list[fx.Node]] = defaultdict(list)
-    for node, storage in trial.storage.items():
-        members[storage].append(node)
+    traced = trial.traced
     own: dict[fx.Node, str] = {}
     current: dict[fx.Node, str] = {}
     inputs = list(traced.module.graph.find_nodes(op="placeholder"))
@@ -47,28 +43,27 @@ def signatures(traced: Traced, trial: Observed) -> dict[fx.Node, str]:
         else:
             text = _call(node, current.__getitem__)
         own[node] = current[node] = _hash(text)
-        for base in effects.written(node):
-            for member in members.get(trial.storage.get(base, 0), ()):
-                if member in current:
+        for storage in trial.written(node):
+            for member in trial.members[storage]:
+                if member in current:  # computed before: whatever reads it from here on
                     current[member] = _hash(f"{current[member]} after {own[node]}")
     return own
 
 
 def settled(
-    traced: Traced, trial: Observed, hashes: Mapping[fx.Node, str], below: Collection[fx.Node]
+    trial: Observed, hashes: Mapping[fx.Node, str], below: Collection[fx.Node]
 ) -> dict[fx.Node, str]:
     """The hashes of the nodes' values when all that is below the line has been computed.
 
     Two values that are equal as computed are no longer so when one of them is written into.
     """
     found: dict[fx.Node, str] = {}
-    for node in traced.nodes:
+    for node in trial.traced.nodes:
         found[node] = hashes[node]
         writes = node in below and not effects.hands_on(node)
-        for base in effects.written(node) if writes else ():
-            storage = trial.storage.get(base)
-            for member in found:
-                if storage is not None and trial.storage.get(member) == storage:
+        for storage in trial.written(node) if writes else ():
+            for member in trial.members[storage]:
+                if member in found:
                     found[member] = _hash(f"{found[member]} after {hashes[node]}")
     return found
 
@@ -86,11 +81,7 @@ def prefix_key(traced: Traced, below: Collection[fx.Node], crossing: Collection[
     """A hash of what the nodes below the line compute; names of modules do not count."""
 
     def line(node: fx.Node, name: _Name) -> str:
-        if node.op == "call_function":
-            return _call(node, name)
-        if node.op == "get_attr" and traced.tensor(node) is None:
-            return _read(traced, node)
-        return node.op
+        return _call(node, name) if node.op == "call_function" else node.op
 
     lines, numbers = _numbered((node for node in traced.nodes if node in below), line)
     return _hash("\n".join([*lines, "out " + " ".join(numbers[node] for node in crossing)]))
@@ -98,9 +89,8 @@ def prefix_key(traced: Traced, below: Collection[fx.Node], crossing: Collection[
 
 def prefix_tensors(traced: Traced, below: Collection[fx.Node]) -> Fingerprint:
     """Content hash of every tensor that the nodes below the line read, in their order."""
-    read = (traced.tensor(node) for node in traced.nodes if node in below and node.op == "get_attr")
-    found = [tensor for tensor in read if tensor is not None]
-    return Fingerprint({str(place): digest(tensor) for place, tensor in enumerate(found)})
+    read = [traced.tensor(n) for n in traced.nodes if n in below and n.op == "get_attr"]
+    return Fingerprint({str(place): digest(tensor) for place, tensor in enumerate(read)})
 
 
 def _numbered(
@@ -117,11 +107,8 @@ def _numbered(
 
 def _read(traced: Traced, node: fx.Node) -> str:
     tensor = traced.tensor(node)
-    if tensor is None:
-        return f"graph {_inner(traced.module.get_submodule(str(node.target)))}"
-    if node.target in traced.constants:
-        return f"constant {digest(tensor)}"
-    return f"read {id(tensor)}"
+    is_constant = node.target in traced.constants
+    return f"constant {digest(tensor)}" if is_constant else f"read {id(tensor)}"
 
 
 def _call(node: fx.Node, name: _Name) -> str:
@@ -140,18 +127,6 @@ def _text(value: Any, name: _Name) -> str:
     if isinstance(value, torch.SymInt):
         return str(value.node.expr)
     return repr(value)
-
-
-def _inner(owner: Any) -> str:
-    """What a graph that a higher-order operation runs computes; names do not count."""
-
-    def line(node: fx.Node, name: _Name) -> str:
-        if node.op == "get_attr":
-            found = attrgetter(str(node.target))(owner)
-            return _inner(found) if isinstance(found, fx.GraphModule) else digest(found)
-        return node.op if node.op == "placeholder" else f"{node.op} {_call(node, name)}"
-
-    return "(" + "; ".join(_numbered(owner.graph.nodes, line)[0]) + ")"
 
 
 def _hash(text: str) -> str:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -25,10 +24,16 @@ Rebuild = Callable[[Iterator[Tensor]], Any]
 @final
 @dataclass(frozen=True)
 class InputSpec:
-    """How a batch's flat tensors stand in the model's arguments."""
+    """How a batch's flat tensors stand in the model's arguments.
+
+    Attributes:
+        leaves: `Tensor` where a tensor stands; anything else is passed as it is.
+        names: what to call each tensor: the argument's name, or its place among several.
+    """
 
     tree: pytree.TreeSpec
-    leaves: tuple[object, ...]  # None where a tensor stands; anything else is passed as it is
+    leaves: tuple[object, ...]
+    names: tuple[str, ...]
 
     def flatten(self, inputs: Inputs) -> list[Tensor]:
         """The tensors of `inputs`, which must be built like the example.
@@ -37,34 +42,17 @@ class InputSpec:
             CutError: they are built otherwise.
         """
         leaves, tree = pytree.tree_flatten(_arguments(inputs))
-        mismatched = tree != self.tree or any(
-            isinstance(leaf, Tensor) != (known is None) or (known is not None and leaf != known)
-            for leaf, known in zip(leaves, self.leaves, strict=False)
-        )
-        if mismatched:
+        if tree != self.tree or _known(leaves) != self.leaves:
             raise CutError(
                 "these inputs are not built like the example that the model was cut with. Give "
                 "the same arguments with the same names, or cut it again with these."
             )
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What to call each tensor: the argument's name, or its place among several."""
-        positional, named = pytree.tree_unflatten(list(range(len(self.leaves))), self.tree)
-        found: dict[int, str] = {}
-        alone = self.leaves.count(None) == 1
-        for place, part in enumerate(positional):
-            word = "the input" if alone else f"input {place}"
-            found |= dict.fromkeys(pytree.tree_leaves(part), word)
-        for name, part in named.items():
-            found |= dict.fromkeys(pytree.tree_leaves(part), name)
-        return tuple(found[i] for i, leaf in enumerate(self.leaves) if leaf is None)
-
     def call(self, model: nn.Module, tensors: list[Tensor]) -> Any:
         """`model` called with the tensors in their places."""
         given = iter(tensors)
-        leaves = [next(given) if leaf is None else leaf for leaf in self.leaves]
+        leaves = [next(given) if leaf is Tensor else leaf for leaf in self.leaves]
         positional, named = pytree.tree_unflatten(leaves, self.tree)
         return model(*positional, **named)
 
@@ -75,15 +63,22 @@ def read_inputs(inputs: Inputs) -> tuple[InputSpec, list[Tensor]]:
     Raises:
         CutError: there is no tensor in them, or None stands for one.
     """
-    leaves, tree = pytree.tree_flatten(_arguments(inputs))
+    positional, named = _arguments(inputs)
+    leaves, tree = pytree.tree_flatten((positional, named))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors or any(leaf is None for leaf in leaves):
         raise CutError(
             f"a model cannot be cut on an example without tensors, or with None in it; found "
             f"{type(inputs).__name__}. Give one batch as the model takes it."
         )
-    known = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-    return InputSpec(tree, known), tensors
+    word = "the input" if len(tensors) == 1 else "input {}"
+    parts = [*((word.format(i), part) for i, part in enumerate(positional)), *named.items()]
+    names = [n for n, part in parts for t in pytree.tree_leaves(part) if isinstance(t, Tensor)]
+    return InputSpec(tree, _known(leaves), tuple(names)), tensors
+
+
+def _known(leaves: list[Any]) -> tuple[object, ...]:
+    return tuple(Tensor if isinstance(leaf, Tensor) else leaf for leaf in leaves)
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -150,11 +145,3 @@ def rows_of(tensors: list[Tensor]) -> int:
     if tensors[0].dim() == 0:
         raise CutError("the example's first tensor has no batch dimension. Give a batch.")
     return int(tensors[0].shape[0])
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have one dtype, shape and content, bit by bit."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    a, b = (t.detach().contiguous().flatten().view(torch.uint8) for t in (one, other))
-    return torch.equal(a, b)

@@ -16,7 +16,7 @@ from torch import fx
 
 from frostline.cutting import effects
 from frostline.cutting.layouts import ROWS_FIRST, layouts_of
-from frostline.cutting.tracing import Traced, module_path, operation, own_name
+from frostline.cutting.tracing import module_path, operation, own_name
 from frostline.cutting.trial import Observed
 
 
@@ -27,49 +27,44 @@ class Swept:
 
     Attributes:
         reasons: node -> why it is not frozen, in words; frozen nodes are absent.
+        carriers: frozen nodes that samples reach, in the graph's order.
         free: frozen nodes that depend on no sample's numbers, at most on how many there are.
         together: groups of frozen nodes that must lie on one side of the line, since one writes
             into what the others read.
     """
 
     reasons: Mapping[fx.Node, str]
+    carriers: list[fx.Node]
     free: frozenset[fx.Node]
     together: tuple[frozenset[fx.Node], ...]
 
-    def is_frozen(self, node: fx.Node) -> bool:
-        return node not in self.reasons
 
-
-def sweep(traced: Traced, trial: Observed, *, mixed: Collection[fx.Node] = ()) -> Swept:
+def sweep(trial: Observed, *, mixed: Collection[fx.Node] = ()) -> Swept:
     """Judge every node of the graph.
 
     Args:
         mixed: nodes that were seen to give a sample what depends on its batch.
     """
     why = "gives a sample what depends on its batch or on chance"
-    return _Sweep(traced, trial).swept({node: f"{_placed(node)} {why}" for node in mixed})
+    return _Sweep(trial).swept({node: f"{_placed(node)} {why}" for node in mixed})
 
 
 @final
 class _Sweep:
     """The verdicts, over the graph's memory: who shares it with whom, and who writes into it."""
 
-    def __init__(self, traced: Traced, trial: Observed) -> None:
-        self._traced = traced
-        self._nodes = nodes = traced.nodes
-        self._storage = trial.storage
+    def __init__(self, trial: Observed) -> None:
+        self._trial = trial
+        self._nodes = nodes = trial.traced.nodes
         self._order = {node: place for place, node in enumerate(nodes)}
-        self._members: dict[int, list[fx.Node]] = defaultdict(list)
-        self._writes: dict[int, list[fx.Node]] = defaultdict(list)
+        self._writes = defaultdict[int, list[fx.Node]](list)
         for node in nodes:
-            if node in trial.storage and node.op != "output":
-                self._members[trial.storage[node]].append(node)
-            for storage in self._written(node):
+            for storage in trial.written(node):
                 self._writes[storage].append(node)
         read = {n for n in nodes if n.op == "get_attr" and n in trial.storage}
         self._state = {trial.storage[n] for n in read}
         # Statistics are float tensors that no one trains; norms read weights as well.
-        names = {name for name, _ in traced.module.named_buffers()}
+        names = {name for name, _ in trial.traced.module.named_buffers()}
         buffers = {trial.storage[n] for n in read if str(n.target) in names}
         norms = [n for n in nodes if effects.moves_statistics(n)]
         moved = {trial.storage[a] for n in norms for a in n.all_input_nodes if a in read}
@@ -81,15 +76,16 @@ class _Sweep:
             reasons = self._reasons(pinned)
             more = {n: why for n, why in self._to_pin(reasons) if n not in pinned}
             if not more:
-                return Swept(reasons, self._free(reasons), tuple(self._together(reasons)))
-            pinned = {**pinned, **more}
-
-    def _written(self, node: fx.Node) -> list[int]:
-        return [self._storage[base] for base in effects.written(node) if base in self._storage]
+                frozen = [node for node in self._nodes if node not in reasons]
+                reached = self._reached()
+                carriers = [node for node in frozen if node in reached]
+                free = frozenset(frozen) - reached
+                return Swept(reasons, carriers, free, tuple(self._together(reasons)))
+            pinned = {**pinned, **more}  # what is computed of these is not frozen either
 
     def _readers(self, storage: int) -> set[fx.Node]:
         """Nodes that read this memory's numbers."""
-        users = {user for member in self._members[storage] for user in member.users}
+        users = {user for member in self._trial.members[storage] for user in member.users}
         return {user for user in users if not effects.reads_only_shape(user)}
 
     def _reasons(self, pinned: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
@@ -99,7 +95,7 @@ class _Sweep:
             why = self._why_not(node, reasons, spoilt) or pinned.get(node)
             if why is not None:
                 reasons[node] = why
-                spoilt |= dict.fromkeys(self._written(node), why)
+                spoilt |= dict.fromkeys(self._trial.written(node), why)
         return reasons
 
     def _why_not(
@@ -111,17 +107,17 @@ class _Sweep:
         if node.op == "output":
             return "the model's output"
         if node.op == "get_attr":
-            tensor = self._traced.tensor(node)
-            if tensor is not None and tensor.requires_grad:
+            if self._trial.traced.tensor(node).requires_grad:
                 return f"{own_name(node.target)} is trainable"
-            moves = self._storage.get(node) in self._moving
+            moves = self._trial.storage.get(node) in self._moving
             return f"{own_name(node.target)} moves in training" if moves else None
         if effects.reads_only_shape(node):
             return None
         for argument in node.all_input_nodes:
             if argument in reasons:
                 return reasons[argument]
-            if (why := spoilt.get(self._storage.get(argument, 0))) is not None:
+            # A view from before the write is frozen, and holds the new numbers all the same.
+            if (why := spoilt.get(self._trial.storage.get(argument, 0))) is not None:
                 return why
         return self._own_reason(node)
 
@@ -130,7 +126,7 @@ class _Sweep:
             return f"a norm{_place(node)} uses the statistics of the batch"
         if effects.is_random(node):
             return f"{_placed(node)} is random in training"
-        if not self._state.isdisjoint(self._written(node)):
+        if not self._state.isdisjoint(self._trial.written(node)):
             return f"{_placed(node)} writes into the model's state"
         return None
 
@@ -142,7 +138,7 @@ class _Sweep:
             if unfrozen := [write for write in writes if write in reasons]:
                 # The line may be crossed by the memory's root alone: a view stored beside it would
                 # not see what is written into it above the line.
-                for member in self._members[storage][1:]:
+                for member in self._trial.members[storage][1:]:
                     if member not in reasons and member not in writes:
                         yield member, reasons[unfrozen[0]]
             above = [self._order[r] for r in self._readers(storage) if r in reasons]
@@ -156,23 +152,23 @@ class _Sweep:
             frozen = [self._order[write] for write in writes if write not in reasons]
             if frozen and storage not in self._state:
                 # Kept between two writes it would be neither what was read before nor after.
-                group = {*self._members[storage], *self._readers(storage), *writes} - reasons.keys()
+                group = {*self._trial.members[storage], *self._readers(storage)} - reasons.keys()
                 last = max(frozen)
                 yield frozenset(node for node in group if self._order[node] <= last)
 
-    def _free(self, reasons: Mapping[fx.Node, str]) -> frozenset[fx.Node]:
-        """Frozen nodes that no sample's numbers reach, be it through memory they share."""
+    def _reached(self) -> set[fx.Node]:
+        """Nodes that samples' numbers reach, be it through memory they share."""
         reached: set[fx.Node] = set()
         before = -1
-        while len(reached) > before:
+        while len(reached) > before:  # again, since a write reaches views from before it
             before = len(reached)
             for node in self._nodes:
                 inputs = [] if effects.reads_only_shape(node) else node.all_input_nodes
                 if node.op == "placeholder" or not reached.isdisjoint(inputs):
                     reached.add(node)
-                    for storage in self._written(node):
-                        reached.update(self._members[storage])
-        return frozenset(n for n in self._nodes if n not in reached and n not in reasons)
+                    for storage in self._trial.written(node):
+                        reached.update(self._trial.members[storage])
+        return reached
 
 
 def _place(node: fx.Node) -> str:

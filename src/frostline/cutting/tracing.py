@@ -21,7 +21,7 @@ from torch.fx.graph import CodeGen
 from frostline.cutting.effects import is_assertion, is_pure, word
 from frostline.cutting.regions import open_regions
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output
-from frostline.errors import CutError
+from frostline.errors import CutError, one_line
 
 # Kernels that count in 32 bits may bound a batch too, but not below this.
 _LARGEST_BATCH = 2**12
@@ -53,10 +53,10 @@ class Traced:
     def nodes(self) -> list[fx.Node]:
         return list(self.module.graph.nodes)
 
-    def tensor(self, node: fx.Node) -> Tensor | None:
-        """What a `get_attr` node reads, if that is a tensor."""
-        found = attrgetter(str(node.target))(self.module)
-        return found if isinstance(found, Tensor) else None
+    def tensor(self, node: fx.Node) -> Tensor:
+        """What a `get_attr` node reads."""
+        found: Tensor = attrgetter(str(node.target))(self.module)
+        return found
 
 
 class _Flat(nn.Module):
@@ -121,7 +121,7 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     except Exception as raised:  # export raises whatever the model's own code does with fakes
         error = (raised.__cause__ or raised) if isinstance(raised, _ForwardError) else raised
         raise Unfollowed(
-            f"torch.export cannot follow {type(model).__name__}: {one_line(error)}."
+            f"torch.export cannot follow {type(model).__name__}: {one_line(error, first=True)}."
         ) from error
     _mark_inputs(module, spec, tensors)
     if (most := _most_samples(module, program, tensors)) is not None:
@@ -129,6 +129,13 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
             f"the forward of {type(model).__name__} only holds for batches of {most} samples."
         )
     _tidy(module.graph)
+    for node in module.graph.find_nodes(op="get_attr"):
+        if isinstance(attrgetter(str(node.target))(module), fx.GraphModule):
+            (by, *_) = map(word, node.users)
+            raise Unfollowed(
+                f"the forward of {type(model).__name__} chooses or repeats a part of itself by "
+                f"torch's {by}, and no line is drawn through such a part."
+            )
     assert flat.note.rebuild is not None
     constants = frozenset(program.graph_signature.lifted_tensor_constants)
     return Traced(module, flat.note.rebuild, constants)
@@ -188,7 +195,10 @@ def _mark_inputs(module: fx.GraphModule, spec: InputSpec, tensors: list[Tensor])
 
 
 def _tidy(graph: fx.Graph) -> None:
-    """Drop what computes nothing that is used: assertions and dead, harmless operations."""
+    """Drop what computes nothing that is used: assertions and dead, harmless operations.
+
+    Not torch's `eliminate_dead_code`, which (2.15) takes writes within inner graphs for harmless.
+    """
     for node in reversed(list(graph.nodes)):
         if node.users or node.op not in ("call_function", "get_attr"):
             continue
@@ -260,12 +270,6 @@ class _Unchecked:
     @staticmethod
     def apply(function: Any, _preserve: bool, *inputs: Any) -> Any:
         return function(*inputs)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what an error says, with its class."""
-    text = str(error).strip().partition("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
 
 
 def forget_symbols(*graphs: fx.Graph) -> None:

@@ -7,9 +7,11 @@ and in a smaller batch.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -20,6 +22,7 @@ from frostline.cutting import effects
 from frostline.cutting.layouts import RowLayout, layouts_of
 from frostline.cutting.regions import entered
 from frostline.cutting.tracing import Traced, upwards
+from frostline.schemas import aliased
 
 _ROWS = 3
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -34,17 +37,19 @@ _TOLERANCE = 1e-4
 @final
 @dataclass(frozen=True)
 class Observed:
-    """What was seen.
+    """What was seen of a graph.
 
     Attributes:
+        traced: the graph.
         samples: what the graph was run on.
         values: what each node gave, as it is after the whole forward.
         storage: node -> number of the storage its tensor lives in; nodes of one number alias.
-        flops: of each node, for one sample; empty where they were not counted.
+        flops: of each node, for one sample.
         computed: values with a row for each sample, before anything wrote into them.
         noised: those whose rows were all alike, as they were made to differ.
     """
 
+    traced: Traced
     samples: tuple[Tensor, ...]
     values: Mapping[fx.Node, Any]
     storage: Mapping[fx.Node, int]
@@ -52,16 +57,23 @@ class Observed:
     computed: Mapping[fx.Node, Tensor]
     noised: Mapping[fx.Node, Tensor]
 
+    @cached_property
+    def members(self) -> Mapping[int, list[fx.Node]]:
+        """Storage -> the nodes whose tensors live in it, in the graph's order."""
+        found = defaultdict[int, list[fx.Node]](list)
+        for node, storage in self.storage.items():
+            found[storage].append(node)
+        return found
 
-def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Observed:
-    """Run the graph on a few samples made from `tensors`; the model's buffers may move.
+    def written(self, node: fx.Node) -> list[int]:
+        """Storages that the operation writes into."""
+        return [self.storage[base] for base in aliased(node, written=True) if base in self.storage]
 
-    Args:
-        judging: also record what `rearrange` and the costs go by.
-    """
+
+def run_trial(traced: Traced, tensors: list[Tensor]) -> Observed:
+    """Run the graph on a few samples made from `tensors`; the model's buffers may move."""
     samples = few_samples(tensors)
-    counter = FlopCounterMode(display=False) if judging else None
-    with _chance_kept(samples), counter or nullcontext():
+    with _chance_kept(samples), FlopCounterMode(display=False) as counter:
         runner = _Runner(traced, samples[0], counter)
         # A graph may write into its inputs.
         runner.run(*(sample.clone() for sample in samples), enable_io_processing=False)
@@ -74,11 +86,12 @@ def run_trial(traced: Traced, tensors: list[Tensor], *, judging: bool) -> Observ
     }
     rows = samples[0].shape[0]
     flops = {node: count / rows for node, count in runner.flops.items()}
-    return Observed(tuple(samples), values, storage, flops, runner.computed, runner.noised)
+    seen = runner.computed, runner.noised
+    return Observed(traced, tuple(samples), values, storage, flops, *seen)
 
 
 def rearrange(
-    traced: Traced, trial: Observed, among: Collection[fx.Node]
+    trial: Observed, among: Collection[fx.Node]
 ) -> tuple[Collection[fx.Node], Mapping[fx.Node, RowLayout]]:
     """Run the samples in other batches and compare sample by sample.
 
@@ -94,7 +107,7 @@ def rearrange(
     for places in REARRANGED:
         moved = rows_at(trial.samples, places)
         with _chance_kept(moved):
-            runner = _Rearranging(traced, trial, wanted, fitting, torch.tensor(places))
+            runner = _Rearranging(trial, wanted, fitting, torch.tensor(places))
             runner.run(*moved, enable_io_processing=False)
     # A dimension that counts other things as well may hold the samples in a third way.
     mixed = {node for node, left in fitting.items() if not left and len(layouts_of(node)) == 1}
@@ -109,7 +122,7 @@ def rows_at(samples: Sequence[Tensor], places: list[int]) -> list[Tensor]:
 
 def is_close(one: Tensor, other: Tensor, scale: float = 0.0) -> bool:
     """Whether two values are equal but for the order of summation over inputs of that size."""
-    if _same(one, other):
+    if torch.equal(one, other):
         return True
     if one.shape != other.shape or not one.is_floating_point():
         return False
@@ -121,7 +134,7 @@ def is_close(one: Tensor, other: Tensor, scale: float = 0.0) -> bool:
 class _Runner(fx.Interpreter):
     """Keeps every node's value, and counts its floating-point operations."""
 
-    def __init__(self, traced: Traced, sample: Tensor, counter: FlopCounterMode | None) -> None:
+    def __init__(self, traced: Traced, sample: Tensor, counter: FlopCounterMode) -> None:
         super().__init__(traced.module, garbage_collect_values=False)
         self._sample = sample
         self.flops: dict[fx.Node, float] = {}
@@ -132,17 +145,13 @@ class _Runner(fx.Interpreter):
         self._draw = torch.Generator().manual_seed(1)
 
     def run_node(self, n: fx.Node) -> Any:
+        before = self._counter.get_total_flops()
         with entered(n):
-            if self._counter is None:
-                return super().run_node(n)
-            before = self._counter.get_total_flops()
             value = super().run_node(n)
         counted = self._counter.get_total_flops() - before
         self.flops[n] = max(counted, self._recurrent_flops(n))
-        from_samples = not effects.reads_only_shape(n) and not self._reached.isdisjoint(
-            n.all_input_nodes
-        )
-        if from_samples or n.op == "placeholder":
+        inputs = () if effects.reads_only_shape(n) else n.all_input_nodes
+        if n.op == "placeholder" or not self._reached.isdisjoint(inputs):
             self._reached.add(n)
         if isinstance(value, Tensor) and (layouts := layouts_of(n)):
             self.computed[n] = value.clone()
@@ -177,13 +186,12 @@ class _Rearranging(fx.Interpreter):
 
     def __init__(
         self,
-        traced: Traced,
         trial: Observed,
         wanted: Collection[fx.Node],
         fitting: dict[fx.Node, tuple[RowLayout, ...]],
         order: Tensor,
     ) -> None:
-        super().__init__(traced.module, garbage_collect_values=False)
+        super().__init__(trial.traced.module, garbage_collect_values=False)
         self._trial = trial
         self._wanted = wanted
         self._fitting = fitting
@@ -203,7 +211,7 @@ class _Rearranging(fx.Interpreter):
 
     def _fits(self, node: fx.Node, value: Tensor, layout: RowLayout) -> bool:
         expected = self._moved(self._trial.computed[node], layout)
-        if _same(expected, value):
+        if torch.equal(expected, value):
             return True
         # How large the weights are is looked up only where bits differ: they may be many.
         scale = max((_largest(self.env[a]) for a in node.all_input_nodes), default=0.0)
@@ -242,16 +250,12 @@ def _chance_kept(samples: list[Tensor]) -> Iterator[None]:
 def _rows_are_alike(value: Tensor) -> bool:
     if not value.is_floating_point() or not value.numel() or value.shape[0] < 2:
         return False
-    return _same(value[0], value[1]) or _same(value[1], value[-1]) or _same(value[0], value[-1])
+    return any(torch.equal(value[i], value[j]) for i, j in ((0, 1), (1, -1), (0, -1)))
 
 
 def _overlaps(value: Tensor) -> bool:
     """Whether several places of the tensor are one number in memory, as `expand` makes them."""
     return any(s == 0 and d > 1 for s, d in zip(value.stride(), value.shape, strict=True))
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _largest(value: Any) -> float:

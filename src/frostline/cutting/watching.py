@@ -9,12 +9,13 @@ microsecond for each module; where that finds something new, the words decide.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from operator import is_not, itemgetter
+from itertools import repeat
+from operator import eq, is_
 from typing import Any, final
 
 import xxhash
@@ -26,27 +27,50 @@ from frostline.errors import CutError
 from frostline.standins import StandIn
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_ALWAYS = (*_HOOKS, "_modules", "_parameters", "_buffers")
 _OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
 _MODE = "training"
+# What is told of a module beside its attributes, under words that can be no attribute's name.
+_CLASS, _CODE, _CHILDREN = "its class", "its code", "its modules"
+_FORM = {_CLASS, _CODE, _CHILDREN, *_HOOKS}
 _MANY = 100  # entries of a list or dict; what holds more counts by identity and length
 _DEEP = 4
 _SHORT = 30
+_ABSENT = object()
 _LOCK = threading.RLock()  # for what is changed of torch's own class meanwhile
+
+# Of one module, its form and the attributes that count, in words; "" for one that only its class
+# has, or nobody.
+Words = Mapping[str, str]
+
+
+# A dict, a key, and what it held there; a list or dict that may be filled otherwise, and a copy.
+_Item = tuple[dict[str, Any], str, object]
+_Content = tuple[object, object]
 
 
 @final
-@dataclass(frozen=True)
-class ModuleWords:
-    """One module: the attributes that count, and what they and its form are in words."""
+class Identities:
+    """Objects of a model that were seen: while they are the same, its structure is too."""
 
-    names: tuple[str, ...]
-    words: dict[str, str]
+    def __init__(
+        self, items: list[_Item], contents: list[_Content], modules: list[nn.Module]
+    ) -> None:
+        # In columns, since each call waits for this and `map` takes no step of Python for each.
+        self._items = tuple(zip(*items, strict=True)) or ((), (), ())
+        self._contents = tuple(zip(*contents, strict=True)) or ((), ())
+        self._modules = modules
+        self._kinds = [type(module) for module in modules]
+        self._forwards = {kind: kind.forward for kind in self._kinds}
 
-    def less(self, moved: Collection[str]) -> ModuleWords:
-        """The same without some of the attributes."""
-        names = tuple(name for name in self.names if name not in moved)
-        return ModuleWords(names, {n: text for n, text in self.words.items() if n not in moved})
+    def hold(self) -> bool:
+        """Whether nothing is another object; where something is, an equal one may have come."""
+        owners, keys, values = self._items
+        return (
+            all(map(is_, map(dict.get, owners, keys, repeat(_ABSENT)), values))
+            and all(map(eq, *self._contents))
+            and all(map(is_, map(type, self._modules), self._kinds))
+            and all(kind.forward is forward for kind, forward in self._forwards.items())
+        )
 
 
 @final
@@ -54,15 +78,14 @@ class ModuleWords:
 class Structure:
     """The modules of a model that one mode's forward reads, by path."""
 
-    modules: Mapping[str, ModuleWords] = field(default_factory=dict, repr=False)
+    modules: Mapping[str, Words] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module, reads: Mapping[str, Collection[str]]) -> Structure:
         """The model as it is now, in the mode it is in; `reads` tells what its forward reads."""
         read = [path for path, names in reads.items() if names]
         wanted = {*read, *(up for path in read for up in upwards(path))}
-        names = {path: tuple(sorted({*reads.get(path, ())} - _OF_MODULES)) for path in wanted}
-        return cls(_described(model, names))
+        return cls(_described(model, {p: {*reads.get(p, ())} - _OF_MODULES for p in wanted}))
 
     def settled(self, model: nn.Module) -> Structure:
         """Less what has moved since without anyone's doing, as a cache does in a forward.
@@ -70,91 +93,72 @@ class Structure:
         Args:
             model: the same, in the same mode.
         """
-        later = _described(model, {path: before.names for path, before in self.modules.items()})
-        kept = {}
-        for path, before in self.modules.items():
-            was, now = before.words, later[path].words
-            kept[path] = before.less({n for n in was | now if was.get(n) != now.get(n)})
-        return Structure(kept)
+        now = _described(model, self.modules)
+        return Structure(
+            {
+                path: {word: text for word, text in words.items() if now[path].get(word) == text}
+                for path, words in self.modules.items()
+            }
+        )
 
     def without(self, roots: frozenset[str]) -> Structure:
         """Less the modules at these paths and below."""
-        kept = {p for p in self.modules if p not in roots and roots.isdisjoint(upwards(p))}
-        return Structure({p: words for p, words in self.modules.items() if p in kept})
+        kept = (p for p in self.modules if p not in roots and roots.isdisjoint(upwards(p)))
+        return Structure({path: self.modules[path] for path in kept})
 
     def held_modes_only(self) -> Structure:
         """As what holds in both modes: of modes, the evaluation in which a frozen part is held."""
-        free = {p for p, module in self.modules.items() if module.words.get(_MODE) == str(True)}
-        return Structure({p: t.less({_MODE}) if p in free else t for p, t in self.modules.items()})
+        free = (_MODE, str(True))
+        return Structure(
+            {
+                path: dict(pair for pair in words.items() if pair != free)
+                for path, words in self.modules.items()
+            }
+        )
 
-    def look(self, model: nn.Module) -> list[Callable[[], bool]]:
-        """If the model's modules are what they were: what tells later whether they still are.
+    def look(self, model: nn.Module, standing: Collection[str]) -> Identities:
+        """If the model's modules are what they were, the objects that they are now.
 
-        Of each a check of identities; where it fails, the words decide.
-
+        Args:
+            standing: paths of further modules that may not be replaced by others.
         Raises:
             CutError: they are not; says what has changed.
         """
-        now = dict(model.named_modules(remove_duplicate=False))
+        modules = dict(model.named_modules(remove_duplicate=False))
         for path in self.modules:
-            if path not in now:
+            if path not in modules:
                 raise changed(model, f"'{path}' is gone")
-        later = _described(model, {path: before.names for path, before in self.modules.items()})
-        for path, before in self.modules.items():
-            if difference := _difference(path, before.words, later[path].words):
+        now = _described(model, self.modules)
+        items, contents = list[_Item](), list[_Content]()
+        for path, words in self.modules.items():
+            if difference := _difference(path, words, now[path]):
                 raise changed(model, difference)
-        return [_identity(path, now, before.names) for path, before in self.modules.items()]
+            own = modules[path].__dict__
+            names = words.keys() - _FORM
+            dicts = (*_HOOKS, "_modules", "_parameters", "_buffers")
+            items += [(own, name, own.get(name, _ABSENT)) for name in (*dicts, *names)]
+            contents += [(own[name], dict(own[name])) for name in (*_HOOKS, "_modules")]
+            held = [own.get(name) for name in names]
+            contents += [(value, deepcopy(value)) for value in held if _is_small(value)]
+        for path in standing:
+            up, _, leaf = path.rpartition(".")
+            items.append((vars(modules[up])["_modules"], leaf, modules[path]))
+        return Identities(items, contents, [modules[p] for p in {*self.modules, *standing}])
 
 
-def _described(model: nn.Module, names: Mapping[str, tuple[str, ...]]) -> dict[str, ModuleWords]:
-    codes: dict[type, str] = {}
+def _described(model: nn.Module, names: Mapping[str, Iterable[str]]) -> dict[str, Words]:
     modules = dict(model.named_modules(remove_duplicate=False))
-    return {path: ModuleWords(n, _words(modules[path], n, codes)) for path, n in names.items()}
+    codes = {kind: _code(kind) for kind in {type(modules[path]) for path in names}}
+    return {
+        path: _words(modules[path], sorted({*own} - _FORM), codes[type(modules[path])])
+        for path, own in names.items()
+    }
 
 
-def _identity(
-    path: str, modules: Mapping[str, nn.Module], names: tuple[str, ...]
-) -> Callable[[], bool]:
-    """Tells later whether a module is what it is now; False may also mean an equal replacement."""
-    module = modules[path]
-    kind, own, forward = type(module), vars(module), type(module).forward
-    up, _, leaf = path.rpartition(".")
-    around = vars(modules[up])["_modules"] if path else {"": module}
-    get = itemgetter(*_ALWAYS, *(name for name in names if name in own))
-    values = get(own)
-    children, hooks = len(own["_modules"]), _hooks(values)
-    # Lists and dicts may be filled otherwise and stay the same objects.
-    filled = [
-        (value, deepcopy(value))
-        for value in values[len(_ALWAYS) :]
-        if isinstance(value, list | dict | set) and len(value) <= _MANY and _is_plain(value, _DEEP)
-    ]
-    absent = [name for name in names if name not in own]  # the class has it, or nobody
-
-    def is_as_it_was() -> bool:
-        try:
-            now = get(own)
-        except KeyError:
-            return False
-        # In the order of _ALWAYS: four kinds of hooks, then the modules in it.
-        return not (
-            any(map(is_not, now, values))
-            or around.get(leaf) is not module
-            or module.__class__ is not kind
-            or kind.forward is not forward
-            or len(now[4]) != children
-            or ((now[0] or now[1] or now[2] or now[3] or hooks) and _hooks(now) != hooks)
-            or any(value != held for value, held in filled)
-            or any(name in own for name in absent)
-        )
-
-    return is_as_it_was
-
-
-def _hooks(values: tuple[Any, ...]) -> tuple[object, ...]:
-    """Hooks, less those of `fl.lean`, which change no number."""
-    kinds = values[: len(_HOOKS)]
-    return tuple(h for hooks in kinds for h in hooks.values() if not isinstance(h, Enter | Leave))
+def _is_small(value: object) -> bool:
+    """Whether it can be filled otherwise and stay the same object, and a copy of it is cheap."""
+    may_change = isinstance(value, list | dict | set) and len(value) <= _MANY
+    return may_change and _is_plain(value, _DEEP)
 
 
 def _is_plain(value: object, deep: int) -> bool:
@@ -165,22 +169,19 @@ def _is_plain(value: object, deep: int) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _words(module: nn.Module, names: tuple[str, ...], codes: dict[type, str]) -> dict[str, str]:
-    own, kind = vars(module), type(module)
-    if kind not in codes:
-        codes[kind] = _code(kind)
-    found = {"class": kind.__qualname__, "code": codes[kind]}
-    for label in _HOOKS:
-        hooks = _hooks((own[label], {}, {}, {}))
+def _words(module: nn.Module, names: Iterable[str], code: str) -> Words:
+    own = vars(module)
+    found = {_CLASS: type(module).__qualname__, _CODE: code}
+    for label in _HOOKS:  # those of `fl.lean` change no number
+        hooks = [_name(h) for h in own[label].values() if not isinstance(h, Enter | Leave)]
         if hooks:
-            found[label] = ", ".join(map(_name, hooks))
-    found["children"] = " ".join(n for n, child in own["_modules"].items() if child is not None)
+            found[label] = ", ".join(hooks)
+    found[_CHILDREN] = " ".join(n for n, child in own["_modules"].items() if child is not None)
     for name in names:
-        value = own.get(name)
+        value = own.get(name, _ABSENT)
         while isinstance(value, StandIn):  # ours, which change no number
-            value = value.shadowed
-        if value is not None or (name in own and own[name] is None):
-            found[name] = _in_words(value, _DEEP)
+            value = _ABSENT if value.shadowed is None else value.shadowed
+        found[name] = "" if value is _ABSENT else _in_words(value, _DEEP)
     return found
 
 
@@ -226,7 +227,7 @@ def _difference(path: str, before: Mapping[str, str], now: Mapping[str, str]) ->
         was, is_now = before.get(label), now.get(label)
         if was == is_now:
             continue
-        if label == "class":
+        if label == _CLASS:
             return f"{where} is a {is_now}, and was a {was}"
         if label == _MODE:
             mode = "training" if is_now == str(True) else "evaluation"
@@ -237,11 +238,11 @@ def _difference(path: str, before: Mapping[str, str], now: Mapping[str, str]) ->
         if label in _HOOKS:
             word = label.strip("_").replace("_", " ")
             return f"{where} has {is_now or 'none'} for {word}, and had {was or 'none'}"
-        if label in ("code", "forward"):
+        if label in (_CODE, "forward"):
             return f"{where} has another forward"
-        if label == "children":
+        if label == _CHILDREN:
             return f"{where} has other modules in it"
-        if was is None or is_now is None or len(was) > _SHORT or len(is_now) > _SHORT:
+        if not was or not is_now or max(len(was), len(is_now)) > _SHORT:
             return f"{where} has another {label}"
         return f"{where} has {label} = {is_now}, and had {was}"
     return ""
@@ -262,18 +263,16 @@ def reads_recorded(model: nn.Module) -> Iterator[dict[str, set[str]]]:
     For a module under several paths, under each. What a forward sets is its own business: a
     counter, a cache, the attention it saw last.
     """
-    read: dict[int, set[str]] = {id(module): set() for module in model.modules()}
-    written: dict[int, set[str]] = {id(module): set() for module in model.modules()}
-    found: dict[str, set[str]] = {}
+    read = {id(module): set[str]() for module in model.modules()}
+    written = {id(module): set[str]() for module in model.modules()}
+    found, others = dict[str, set[str]](), set[str]()
 
     def recording_get(self: nn.Module, name: str) -> Any:
-        if (names := read.get(id(self))) is not None:
-            names.add(name)
+        read.get(id(self), others).add(name)
         return get(self, name)
 
     def recording_put(self: nn.Module, name: str, value: Any) -> None:
-        if (names := written.get(id(self))) is not None:
-            names.add(name)
+        written.get(id(self), others).add(name)
         put(self, name, value)
 
     with _LOCK:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -11,10 +12,9 @@ from typing import Literal
 
 import xxhash
 
-from frostline._files import file_digest
 from frostline.choices import BadImages
-from frostline.data.image_sets import ImageSet, Splits
-from frostline.data.images import check_image, opened
+from frostline.data.image_sets import Splits
+from frostline.data.images import check, opened
 from frostline.data.ordered import count_threads, ordered_map
 from frostline.errors import DataError, ImageError
 from frostline.units import some_of
@@ -23,7 +23,6 @@ FEW_IMAGES = 5
 """A class with fewer training images than this is reported."""
 IMBALANCE = 10
 """A largest class of more than this many times the smallest is reported."""
-_ONE_READ_BYTES = 1 << 26  # 64 MiB; a larger file is read twice rather than held in memory
 _NAMED = 10  # broken images and classes listed by name
 _PAIRS = 5  # images listed by name
 
@@ -33,12 +32,12 @@ class DataFinding:
     """One thing to know before training.
 
     Attributes:
-        level: an error stops training, a warning does not.
+        level: how grave it is; what stops training is raised.
         code: stable name of the kind of finding, for machines.
         message: what was found and what to do, for people.
     """
 
-    level: Literal["warning", "error"]
+    level: Literal["warning"]
     code: str
     message: str
 
@@ -79,18 +78,23 @@ def audit(
     """
     paths = [sample.path for images in splits.sets.values() for sample in images.samples]
     digests, broken = read_files(paths, threads=threads, progress=progress)
-    clean = _without(splits, frozenset(broken))
-    found = [*_broken_images(broken, bad_images), *_errors(clean)]
-    errors = [finding.message for finding in found if finding.level == "error"]
+    clean = splits.each(
+        lambda images: replace(
+            images, samples=tuple(s for s in images.samples if s.path not in broken)
+        )
+    )
+    left_out = list(_broken_images(broken, bad_images))
+    errors = [*(left_out if bad_images == "error" else ()), *_errors(clean)]
     if len(errors) > 1:
         lines = "".join(f"\n- {message}" for message in errors)
         raise DataError(f"the data set cannot be trained on, for {len(errors)} reasons:{lines}")
     if errors:
         raise DataError(errors[0])
     # What trains, but perhaps not what was meant; worst first.
-    odd = (*_doubles(clean, digests), *_classes(clean), *_ignored(clean))
-    warnings = (DataFinding("warning", *each) for each in odd)
-    return Audit(clean, (*found, *warnings), digests)
+    odd = [*_doubles(clean, digests), *_classes(clean), *_ignored(clean)]
+    broken_images = [("broken-image", message) for message in left_out]
+    findings = tuple(DataFinding("warning", *each) for each in [*broken_images, *odd])
+    return Audit(clean, findings, digests)
 
 
 def read_files(
@@ -122,71 +126,48 @@ def read_files(
 def _verdict(path: Path) -> str | ImageError:
     try:
         with opened(path) as file:
-            content = file.read(_ONE_READ_BYTES + 1)
-        if len(content) > _ONE_READ_BYTES:
-            check_image(path)
-            return file_digest(path, xxhash.xxh3_128)
-        check_image(path, content)
+            check(file)
+            file.seek(0)
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
     except ImageError as error:
         return error
-    return xxhash.xxh3_128_hexdigest(content)
 
 
-def _without(splits: Splits, broken: frozenset[Path]) -> Splits:
-    def kept(images: ImageSet) -> ImageSet:
-        samples = tuple(sample for sample in images.samples if sample.path not in broken)
-        return replace(images, samples=samples)
-
-    return splits.each(kept)
-
-
-def _broken_images(
-    broken: Mapping[Path, ImageError], bad_images: BadImages
-) -> Iterator[DataFinding]:
+def _broken_images(broken: Mapping[Path, ImageError], bad_images: BadImages) -> Iterator[str]:
     if not broken:
         return
     lines = "".join(f"\n  {error}" for error in list(broken.values())[:_NAMED])
     more = f"\n  and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-    what = f"{_plural(len(broken), 'image', 'images')} cannot be read"
-    if bad_images == "error":
-        do = ". Repair or remove them, or have bad images skipped"
-        yield DataFinding("error", "broken-image", f"{what}{do}:{lines}{more}")
-    else:
-        yield DataFinding("warning", "broken-image", f"{what} and will be left out:{lines}{more}")
+    do = (
+        ". Repair or remove them, or have bad images skipped"
+        if bad_images == "error"
+        else " and will be left out"
+    )
+    yield f"{_plural(len(broken), 'image', 'images')} cannot be read{do}:{lines}{more}"
 
 
-def _errors(splits: Splits) -> Iterator[DataFinding]:
+def _errors(splits: Splits) -> Iterator[str]:
     """What makes training pointless: one class, a class or a split without images, a new class."""
     classes = splits.train.classes
     names = some_of(classes, most=_NAMED)
     for unknown in splits.unknown:
         count = _plural(len(unknown.paths), "image", "images")
-        yield DataFinding(
-            "error",
-            "unknown-class",
+        yield (
             f"the {unknown.split} split has the class {unknown.name!r} ({count}), which the train "
-            f"split lacks (it has {names}). Rename or remove it, or add training images of it.",
+            f"split lacks (it has {names}). Rename or remove it, or add training images of it."
         )
     if len(classes) < 2:
-        yield DataFinding(
-            "error",
-            "one-class",
+        yield (
             f"there is nothing to tell apart: found {len(classes)} class ({names or 'none'}). "
-            "Add a folder for each further class.",
+            "Add a folder for each further class."
         )
     if empty := [name for name, count in splits.train.counts.items() if not count]:
-        yield DataFinding(
-            "error",
-            "empty-class",
+        yield (
             f"no usable training images of {some_of(empty, most=_NAMED)}. Add images, or remove "
-            "the class.",
+            "the class."
         )
     if not splits.val.samples:
-        yield DataFinding(
-            "error",
-            "empty-val",
-            f"no usable image is left to validate on ({splits.how}). Add validation images.",
-        )
+        yield f"no usable image is left to validate on ({splits.how}). Add validation images."
 
 
 def _doubles(splits: Splits, digests: Mapping[Path, str]) -> Iterator[tuple[str, str]]:

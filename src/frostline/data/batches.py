@@ -12,11 +12,14 @@ import numpy as np
 import torch
 import xxhash
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 from frostline.data.samples import Samples, class_targets, some_targets
-from frostline.errors import DataError
+from frostline.errors import DataError, a_type
 from frostline.world import ALONE, World
+
+_CHANNELS = (1, 3, 4)  # of a picture
 
 AsTargets = Callable[[object, int, str], Tensor]
 """Raw targets, their number and what they are of -> the tensor that a loss takes."""
@@ -96,23 +99,21 @@ class Order:
 
 
 @final
+@dataclass(eq=False)
 class SampleBatches:
     """The batches of samples, in an order of our making."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        order: Order,
-        *,
-        threads: int | None = None,
-        as_targets: AsTargets = class_targets,
-    ) -> None:
-        self._samples, self._order, self._threads = samples, order, threads
-        self._as_targets = as_targets
-        self._targets: Tensor | None = None  # where they come with their samples
-        if isinstance(samples.targets, Tensor | np.ndarray | list | tuple):
-            every = some_targets(samples.targets)
-            self._targets = as_targets(every, len(samples), samples.what)
+    _samples: Samples
+    _order: Order
+    _threads: int
+    _as_targets: AsTargets
+    _targets: Tensor | None = None  # unless they come with their samples
+
+    def __post_init__(self) -> None:
+        given = self._samples
+        if isinstance(given.targets, Tensor | np.ndarray | list | tuple):
+            every = some_targets(given.targets)
+            self._targets = self._as_targets(every, len(given), given.what)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -136,13 +137,12 @@ class SampleBatches:
                         f"{names[0]} to {names[-1]} of this batch do not fit together: {error}. "
                         "Make all items alike, or give a DataLoader with its own collate_fn."
                     ) from error
-                yield Batch(inputs, self._targets_at(places), names)
-
-    def _targets_at(self, places: Tensor) -> Tensor:
-        if self._targets is not None:
-            return self._targets[places]
-        raw = some_targets(self._samples.targets, places)
-        return self._as_targets(raw, len(places), self._samples.what)
+                if self._targets is not None:
+                    targets = self._targets[places]
+                else:
+                    raw = some_targets(samples.targets, places)
+                    targets = self._as_targets(raw, len(places), samples.what)
+                yield Batch(inputs, targets, names)
 
 
 @final
@@ -154,11 +154,22 @@ class GivenBatches:
     """
 
     def __init__(self, data: Any, as_targets: AsTargets = class_targets) -> None:
-        self._data = data
+        self._data, self._as_targets = data, as_targets
         self._what = type(data).__name__
-        self._as_targets = as_targets
         self._samples: int | None = None
-        _refuse_one_shot(data, self._what)
+        if isinstance(data, Iterator):
+            raise DataError(
+                f"the {self._what} can be gone through once only, and training takes many epochs. "
+                "Give a Dataset, a DataLoader or a list of batches."
+            )
+        if isinstance(data, IterableDataset):
+            raise DataError(
+                f"the {self._what} gives single samples. Wrap it: DataLoader(data, batch_size=32)."
+            )
+        if not hasattr(data, "__iter__"):
+            raise DataError(
+                f"{a_type(data)} is no data set. Give a Dataset, a DataLoader or a list of batches."
+            )
         try:
             self._count = len(self._data)
         except TypeError as error:
@@ -214,33 +225,63 @@ class GivenBatches:
 
 
 def as_pair(item: object, what: str) -> tuple[Any, Any]:
-    """`item` as (inputs, targets).
-
-    Raises:
-        DataError: it is no tuple or list of two; names `what` and what was found.
-    """
+    """`item` as (inputs, targets); what is no tuple or list of two is refused as `what`."""
     if isinstance(item, tuple | list) and len(item) == 2:
         return item[0], item[1]
+    found = a_type(item)
     if isinstance(item, Mapping):
         found = f"a mapping with {', '.join(map(str, list(item)[:5]))}"
     elif isinstance(item, tuple | list):
-        found = f"a {type(item).__name__} of {len(item)}"
-    else:
-        found = f"a {type(item).__name__}"
+        found = f"{found} of {len(item)}"
     raise DataError(f"{what} is {found}, not a pair. Return (inputs, target) from it.")
 
 
 def holds_batches(data: Any) -> bool:
-    """Whether the first entry of a sequence is a batch, known by targets that have a length."""
+    """Whether a sequence of (inputs, targets) pairs holds batches, and not samples.
+
+    Inputs and targets of a batch have one first axis, its samples. Those of a sample may be as
+    long by chance, as a picture of 3 channels with 3 targets, or always, as a series with a target
+    for each step; where the shapes allow for that, a shorter last pair tells batches.
+
+    Raises:
+        DataError: the pairs may be either.
+    """
     if not len(data):
         return False
     try:
-        first = data[0]
+        entries = data if isinstance(data, list | tuple) else [data[0], data[len(data) - 1]]
     except (KeyError, TypeError, NotImplementedError):
-        return True  # no entry 0: not indexed by number
-    if not isinstance(first, tuple | list) or len(first) != 2:
+        return True  # not indexed by number
+    pairs = [entry for entry in entries if isinstance(entry, tuple | list) and len(entry) == 2]
+    counts = [_batch_count(*pair) for pair in pairs]
+    if not all(counts) or not pairs or pairs[0] is not entries[0]:
         return False
-    return batch_length(first[1]) > 0
+    count, *others = counts
+    if not others or (set(others[:-1]) <= {count} and others[-1] < count):
+        return True
+    inputs, targets = _shapes(pairs[0][0]), _shapes(pairs[0][1]) or [(count,)]
+    if inputs and all(i in targets or (len(i) == 3 and count in _CHANNELS) for i in inputs):
+        raise DataError(
+            f"the {type(data).__name__} holds pairs of inputs {list(inputs[0])} with {count} "
+            f"targets, each of which may be one sample or a batch of {count}. With "
+            "torch.utils.data, give samples as a data set, Subset(pairs, range(len(pairs))), or "
+            "batches as a loader, DataLoader(batches, batch_size=None)."
+        )
+    return True
+
+
+def _batch_count(inputs: Any, targets: Any) -> int:
+    """How many samples a pair may be a batch of; 0 where it can be none."""
+    count = batch_length(targets)
+    found = {shape[0] for shape in _shapes(inputs)} or {batch_length(inputs)}
+    return count if found == {count} else 0
+
+
+def _shapes(given: Any) -> list[tuple[int, ...]]:
+    """Of the tensors in it."""
+    parts = list(given.values()) if isinstance(given, Mapping) else given
+    tensors = [part for part in tree_leaves(parts) if isinstance(part, Tensor | np.ndarray)]
+    return [tuple(part.shape) for part in tensors if part.ndim]
 
 
 def batch_length(targets: object) -> int:
@@ -250,29 +291,11 @@ def batch_length(targets: object) -> int:
     return len(targets) if hasattr(targets, "__len__") else 0
 
 
-def _refuse_one_shot(data: object, what: str) -> None:
-    if isinstance(data, Iterator):
-        raise DataError(
-            f"the {what} can be gone through once only, and training takes many epochs. "
-            "Give a Dataset, a DataLoader or a list of batches."
-        )
-    if isinstance(data, IterableDataset):
-        raise DataError(
-            f"the {what} gives single samples. Wrap it: DataLoader(data, batch_size=32)."
-        )
-    if not hasattr(data, "__iter__"):
-        raise DataError(
-            f"a {what} is no data set. Give a Dataset, a DataLoader or a list of batches."
-        )
-
-
 def _known_samples(data: object) -> int | None:
-    """Samples of an epoch as far as a DataLoader says."""
-    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+    """Samples of an epoch as far as a DataLoader says; of batches of the user's own it does not."""
+    if not isinstance(data, DataLoader):
         return None
-    if data.batch_size is None:  # batches come from the user's batch sampler or dataset
+    size, sampler = data.batch_size, data.sampler
+    if not size or not isinstance(sampler, Sized):
         return None
-    count = len(data.sampler) if isinstance(data.sampler, Sized) else None
-    if count is not None and data.drop_last:
-        count -= count % data.batch_size
-    return count
+    return len(sampler) - len(sampler) % size if data.drop_last else len(sampler)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
 from contextlib import closing
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeGuard, final
 
@@ -12,7 +14,8 @@ import PIL
 import torch
 import xxhash
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from frostline._files import file_digest
 from frostline.data.batches import (
@@ -28,7 +31,7 @@ from frostline.data.batches import (
 from frostline.data.ordered import count_threads, ordered_map
 from frostline.data.samples import Samples, class_targets, content_id, inputs_of, some_targets
 from frostline.data.views import Augment, ImageDataset
-from frostline.errors import ConfigError, DataError
+from frostline.errors import ConfigError, DataError, a_type
 from frostline.world import ALONE, World
 
 # Samples of a data set of the user's own that are asked for, and how often each: a change made in
@@ -45,31 +48,32 @@ def open_data(data: object, *, views: int | None = None) -> Samples:
         data: an `ImageDataset`; a `TensorDataset` of inputs and targets; any other data set, list
             or tuple of (input, target) pairs; `Samples` of your own; or batches that are made
             elsewhere: a `DataLoader`, a list of (inputs, targets) batches, or anything else that
-            gives the same number of them again and again.
+            gives the same number of them again and again. Pairs of a list are batches where
+            inputs and targets have one first axis in each.
         views: fixed random views of each picture; by default as the data set says.
     Raises:
         DataError: `data` is a one-shot iterator, has no length, is empty or does not hold pairs;
-            or it is asked for views and holds no pictures.
+            or its pairs may be samples as well as batches; or it is asked for views and holds no
+            pictures.
     """
     if views not in (None, 1) and not isinstance(data, ImageDataset):
         raise DataError(
-            f"asked for {views} views of a {type(data).__name__}, but views are made of pictures. "
+            f"asked for {views} views of {a_type(data)}, but views are made of pictures. "
             "Give an ImageDataset, or leave views out."
         )
     if isinstance(data, GivenSamples):
         return data
-    is_samples = _is_samples(data)
-    if not is_samples and (isinstance(data, DataLoader | IterableDataset) or not _is_indexed(data)):
+    if not _is_samples(data) and not _is_indexed(data):
         return GivenSamples(data)
     count = len(data) if isinstance(data, Sized) else None
     if not count:
         found = "does not say how many samples it holds" if count is None else "holds no samples"
         raise DataError(f"the {type(data).__name__} {found}. Give it a __len__ above 0.")
+    if _is_samples(data):
+        return data
     if isinstance(data, ImageDataset):
         return ImageSamples(data, views)
-    if isinstance(data, TensorDataset):
-        return TensorSamples(data)
-    return data if _is_samples(data) else ItemSamples(data)
+    return TensorSamples(data) if isinstance(data, TensorDataset) else ItemSamples(data)
 
 
 def stored_samples(data: object, *, views: int | None = None) -> Samples:
@@ -120,7 +124,7 @@ def make_batches(
     if isinstance(samples, GivenSamples):
         return GivenBatches(samples.data, as_targets)
     order = Order(len(samples), batch_size, shuffle, seed, world)
-    return SampleBatches(samples, order, threads=workers, as_targets=as_targets)
+    return SampleBatches(samples, order, workers, as_targets)
 
 
 def first_batch(samples: Samples, count: int, as_targets: AsTargets = class_targets) -> Batch:
@@ -138,13 +142,8 @@ def first_batch(samples: Samples, count: int, as_targets: AsTargets = class_targ
 
 def some_rows(inputs: Any, chosen: slice | Tensor) -> Any:
     """The chosen samples of a batch of inputs."""
-    if isinstance(inputs, Tensor):
-        return inputs[chosen if isinstance(chosen, slice) else chosen.to(inputs.device)]
-    if isinstance(inputs, Mapping):
-        return {name: some_rows(part, chosen) for name, part in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return type(inputs)([some_rows(part, chosen) for part in inputs])
-    return inputs
+    parts = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    return tree_map_only(Tensor, lambda tensor: tensor[chosen], parts)
 
 
 @final
@@ -156,14 +155,7 @@ class ImageSamples(Samples):
         self._data = data
         is_live = data.augment.kind == "live"
         if views is not None and views != data.augment.views and not is_live:
-            augment = Augment("views", views) if views > 1 else Augment()
-            self._data = ImageDataset(
-                data.images,
-                data.preprocessing,
-                augment=augment,
-                seed=data.seed,
-                digests=data.digests,
-            )
+            self._data = replace(data, augment=Augment("views", views) if views > 1 else Augment())
         self.targets = data.labels
         self.views = 0 if is_live else self._data.augment.views
         # Another decoder may round otherwise; what a view shows is part of its seed.
@@ -178,26 +170,20 @@ class ImageSamples(Samples):
         return self._data.load(sample, view)[0]
 
     def ids(self, rows: Sequence[int]) -> list[bytes]:
-        wanted = dict.fromkeys(self._path(row) for row in rows)
-        with closing(ordered_map(self._digest, wanted, ahead=64)) as digests:
-            found = dict(zip(wanted, digests, strict=True))
-        return [self._id(row, found[self._path(row)]) for row in rows]
+        wanted = [divmod(row, len(self)) for row in rows]
+        paths = [self._data.images.samples[sample].path for _, sample in wanted]
+        with closing(ordered_map(self._digest, dict.fromkeys(paths), ahead=64)) as digests:
+            found = dict(zip(dict.fromkeys(paths), digests, strict=True))
+        seeds = (self._data.view_seed(sample, view) for view, sample in wanted)
+        texts = (f"{found[path]} view {seed}" for path, seed in zip(paths, seeds, strict=True))
+        return [xxhash.xxh3_128_digest(text.encode()) for text in texts]
 
     def name(self, sample: int) -> str:
         return self._data.names[sample]
 
     def why_not_stored(self) -> str:
-        if self.views:
-            return ""
-        return "augment live makes a new view every epoch, so there is none to store."
-
-    def _path(self, row: int) -> Path:
-        return self._data.images.samples[row % len(self)].path
-
-    def _id(self, row: int, digest: str) -> bytes:
-        view, sample = divmod(row, len(self))
-        seed = self._data.view_seed(sample, view)
-        return xxhash.xxh3_128_digest(f"{digest} view {seed}".encode())
+        live = "augment live makes a new view every epoch, so there is none to store."
+        return "" if self.views else live
 
     def _digest(self, path: Path) -> str:
         """Of the file's content, which is read once unless the file changed since."""
@@ -208,7 +194,7 @@ class ImageSamples(Samples):
             if known is None and path in self._data.digests:
                 known = (stamp, self._data.digests[path])
             if known is None or known[0] != stamp:
-                known = (stamp, file_digest(path, xxhash.xxh3_128))
+                known = (stamp, file_digest(path))
         except OSError as error:
             raise DataError(
                 f"{path} cannot be read: {error.strerror or error}. Restore it, or leave it out."
@@ -271,7 +257,7 @@ class ItemSamples(Samples):
 
     def read(self, rows: Sequence[int]) -> list[tuple[bytes, Callable[[], Any]]]:
         loaded = [self.load(row) for row in rows]
-        return [(content_id(item), partial(_itself, item)) for item in loaded]
+        return [(content_id(item), repeat(item).__next__) for item in loaded]
 
     def in_batches(
         self,
@@ -321,7 +307,7 @@ class GivenSamples(Samples):
 
     def why_not_stored(self) -> str:
         return (
-            f"a {type(self.data).__name__} makes its own batches, so its samples cannot be told "
+            f"{a_type(self.data)} makes its own batches, so its samples cannot be told "
             "apart. Give the data set itself to have its features stored."
         )
 
@@ -340,10 +326,6 @@ class _LoadedTargets(Sequence[Any]):
         if index not in self._samples.known_targets:
             self._samples.load(range(len(self))[index])
         return self._samples.known_targets[index]
-
-
-def _itself(item: Any) -> Any:
-    return item
 
 
 def _is_samples(data: object) -> TypeGuard[Samples]:
@@ -368,6 +350,6 @@ def _is_samples(data: object) -> TypeGuard[Samples]:
 def _is_indexed(data: object) -> bool:
     """Whether `data` is indexed sample by sample; a list of batches is not."""
     if isinstance(data, Dataset):
-        return True
+        return not isinstance(data, IterableDataset)
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     return indexed and not holds_batches(data)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
@@ -40,30 +40,24 @@ def open_image(path: Path) -> Image.Image:
         ImageError: the file is missing, a folder, empty, no picture, truncated or broken, or has
             more than `MAX_PIXELS` pixels.
     """
-    with _naming(path), opened(path) as file:
+    with opened(path) as file:
         return _decode(file)
 
 
-def check_image(path: Path, content: bytes | None = None) -> None:
+def check_image(path: Path) -> None:
     """Raise what `open_image` would raise, at a fraction of its cost for JPEG.
 
-    Args:
-        content: the file's bytes, where they are in memory already.
     Raises:
         ImageError: as `open_image`.
     """
-    with _naming(path), opened(path) if content is None else io.BytesIO(content) as file:
-        _check(file)
+    with opened(path) as file:
+        check(file)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file opened for reading, once it is known to be a regular file with content.
-
-    Raises:
-        ImageError: it is missing, a folder or a device, empty, or may not be read.
-    """
-    with _naming(path):
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """A regular file with content, opened; why it is none, or no picture, becomes an ImageError."""
+    try:
         try:
             found = path.stat()
             if stat.S_ISDIR(found.st_mode):
@@ -77,8 +71,12 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             raise _BadImageError("there is no such file") from error
         except OSError as error:
             raise _BadImageError(error.strerror or str(error)) from error
-    with file:
-        yield file
+        with file:
+            yield file
+    except _BadImageError as refusal:
+        raise ImageError(
+            f"cannot read the image {path}: {refusal}. Replace or remove the file."
+        ) from refusal.__cause__
 
 
 class _BadImageError(Exception):
@@ -116,7 +114,8 @@ def _decode(file: IO[bytes]) -> Image.Image:
         raise _BadImageError(str(error)) from error
 
 
-def _check(file: IO[bytes]) -> None:
+def check(file: IO[bytes]) -> None:
+    """As `check_image`; within `opened`, which names the file in the error."""
     image = _identify(file)
     if isinstance(image, _Jpeg):
         # At an eighth of its size a JPEG is still read to its last byte, but hardly computed.
@@ -199,13 +198,3 @@ def _no_picture(prefix: bytes) -> str:
     if prefix[4:8] == b"ftyp":
         return "it is a HEIF photo or a video, which this Pillow cannot read; convert it to JPEG"
     return "it is not an image in a format that Pillow can read"
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except _BadImageError as refusal:
-        raise ImageError(
-            f"cannot read the image {path}: {refusal}. Replace or remove the file."
-        ) from refusal.__cause__

@@ -117,10 +117,7 @@ def subfolders(folder: Path) -> list[Path]:
 def entries(folder: Path) -> list[tuple[Path, bool]]:
     """What lies in `folder` in natural order, and whether it is a folder itself.
 
-    Hidden entries and systems' leftovers are not.
-
-    Raises:
-        DataError: the folder may not be read.
+    Hidden entries and systems' leftovers are left out.
     """
     try:
         with os.scandir(folder) as scan:  # knows folders from files without asking for each

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from frostline.data.ordered import ordered_map
-from frostline.errors import DataError
+from frostline.errors import DataError, a_type
 
 _BATCHES_AHEAD = 2
 _DO = "Give one class index, a whole number, for each sample."
@@ -161,6 +161,6 @@ def _add(state: Any, item: Any) -> None:
         _add(state, torch.as_tensor(item))
     else:
         raise DataError(
-            f"an input holds a {type(item).__name__}, which has no numbers to recognise it by. "
+            f"an input holds {a_type(item)}, which has no numbers to recognise it by. "
             "Give tensors, arrays or numbers."
         )

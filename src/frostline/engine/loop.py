@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from typing import final
 
 from frostline.data import Batch
-from frostline.devices import Compute
-from frostline.engine.steps import Stepper, predictions, summarised
+from frostline.engine.steps import Stepper, predict, summarised
 from frostline.engine.training import Hook, Training
 from frostline.freezing.modes import modes_kept
 from frostline.records import Spent
@@ -24,10 +24,9 @@ def train_phases(
     pipeline: Callable[[Training], Pipeline],
     *,
     task: Task,
-    device: str = "auto",
     hooks: Iterable[Hook] = (),
-) -> Training:
-    """Train phase after phase, and validate after each epoch; gives `training` at its end.
+) -> None:
+    """Train phase after phase, and validate after each epoch.
 
     The trainable part is in train mode while training; validation is in eval mode without
     gradients. Afterwards every module has the mode it had before, and torch's random state is
@@ -44,48 +43,36 @@ def train_phases(
         TrainingError: a batch does not go through the model; says why and what to do.
         DriftError: something frozen moved in a phase.
     """
-    arithmetic = Compute(device, training.recipe.mixed)
-    loop = _Loop(training, pipeline, arithmetic, task, tuple(hooks))
-    with (
-        modes_kept(training.model),
-        random_state_kept(),
-        _ended(loop.hooks),
-        closing(training.session),
-    ):
-        training.model.to(arithmetic.device)
+    loop = _Loop(training, pipeline, task, tuple(hooks))
+    with modes_kept(training.model), random_state_kept(), ExitStack() as stack:
+        for hook in reversed(loop.hooks):  # each is called, also where another fails
+            stack.callback(hook.on_end)
+        stack.callback(training.session.close)
+        training.model.to(training.compute.device)
         for hook in loop.hooks:
             hook.on_start(training)
         loop.run()
-    return training
 
 
 @final
+@dataclass(frozen=True)
 class _Loop:
     """One run through the phases of a training."""
 
-    def __init__(
-        self,
-        training: Training,
-        pipeline: Callable[[Training], Pipeline],
-        arithmetic: Compute,
-        task: Task,
-        hooks: tuple[Hook, ...],
-    ) -> None:
-        self.training = training
-        self.hooks = hooks
-        self._arithmetic = arithmetic
-        self._pipeline = pipeline
-        self._task = task
+    training: Training
+    pipeline: Callable[[Training], Pipeline]
+    task: Task
+    hooks: tuple[Hook, ...]
 
     def run(self) -> None:
         """From the session's position to the end of its last phase."""
         training, session = self.training, self.training.session
         while not session.is_over:
             session.enter()
-            stepper = Stepper(training, self._arithmetic, self._task)
+            stepper = Stepper(training, self.task)
             if not session.phase_end:
                 start = time.perf_counter()
-                data = self._pipeline(training)
+                data = self.pipeline(training)
                 training.sums.pipeline_seconds += time.perf_counter() - start
             while not session.phase_end:
                 self._epoch(stepper, data)
@@ -99,18 +86,18 @@ class _Loop:
         training, start = self.training, time.perf_counter()
         self._train(stepper, data)
         trained = time.perf_counter()
-        found = predictions(
+        found = predict(
             training.model,
             data.validation,
-            self._arithmetic,
-            data.forward,
-            self.hooks,
+            training.compute,
+            forward=data.forward,
+            hooks=self.hooks,
             world=training.session.world,
         )
         training.session.tick()
         training.sums.spent.validation_seconds += time.perf_counter() - trained
-        rates = {float(group["lr"]) for group in training.optimizer.param_groups}
-        metrics = summarised(self._task, found)
+        rates = {float(group["lr"]) for group in training.session.optimizer.param_groups}
+        metrics = summarised(self.task, found)
         training.end_epoch(tuple(sorted(rates, reverse=True)), metrics, trained - start)
         training.found = found
         for hook in self.hooks:
@@ -131,20 +118,17 @@ class _Loop:
 
     def _tell(self, stepper: Stepper, count: int) -> None:
         training = self.training
-        if training.position.phase_steps == 1 and stepper.unreached:
-            self._warn_of(stepper.unreached)
+        if training.position.phase_steps == 1 and (names := stepper.unreached):
+            more = ", ..." if len(names) > _NAMED_AT_MOST else ""
+            for hook in self.hooks:
+                hook.on_notice(
+                    f"Warning   {len(names)} trainable tensors got no gradient from the first "
+                    f"batch: {', '.join(names[:_NAMED_AT_MOST])}{more}. The forward does not use "
+                    "them, or reentrant checkpointing stands around them (use_reentrant=False)."
+                )
         for hook in self.hooks:
             hook.on_batch("train", training.position.batches, count)
             hook.on_step(training)
-
-    def _warn_of(self, unreached: tuple[str, ...]) -> None:
-        more = ", ..." if len(unreached) > _NAMED_AT_MOST else ""
-        for hook in self.hooks:
-            hook.on_notice(
-                f"Warning   {len(unreached)} trainable tensors got no gradient from the first "
-                f"batch: {', '.join(unreached[:_NAMED_AT_MOST])}{more}. The forward does not use "
-                "them, or reentrant checkpointing stands around them (use_reentrant=False)."
-            )
 
 
 def _timed(given: Iterator[Batch], data: Pipeline, spent: Spent) -> Iterator[Batch]:
@@ -158,11 +142,3 @@ def _timed(given: Iterator[Batch], data: Pipeline, spent: Spent) -> Iterator[Bat
         if batch is None:
             return
         yield batch
-
-
-@contextmanager
-def _ended(hooks: tuple[Hook, ...]) -> Iterator[None]:
-    with ExitStack() as stack:  # each is called, also where another fails
-        for hook in reversed(hooks):
-            stack.callback(hook.on_end)
-        yield

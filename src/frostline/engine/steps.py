@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from frostline.calling import call_with
-from frostline.choices import StepPrecision
 from frostline.data import Batch, Batches
-from frostline.devices import Compute
+from frostline.devices import Compute, to_device
 from frostline.engine.training import Hook, Training
 from frostline.errors import FreezeError, NonFiniteLoss, TrainingError
 from frostline.freezing.modes import modes_kept
@@ -27,18 +26,12 @@ from frostline.world import ALONE, World, gathered, gathered_names
 class Stepper:
     """Steps of one phase, by the session's optimizer."""
 
-    def __init__(self, training: Training, arithmetic: Compute, task: Task) -> None:
-        recipe, groups = training.recipe, training.optimizer.param_groups
-        self._arithmetic = arithmetic
-        self._clip_norm = recipe.clip_norm
+    def __init__(self, training: Training, task: Task) -> None:
+        groups = training.session.optimizer.param_groups
+        self._training = training
+        self._task = task
         self._names = [name for group in groups for name in group["param_names"]]
         self._trainable = [p for group in groups for p in group["params"]]
-        arithmetic.take(training.optimizer)
-        training.scaler = arithmetic.scaler
-        if training.scaler is not None and training.scaled:
-            training.scaler.load_state_dict(dict(training.scaled))
-            training.scaled = {}
-        self._task = task
         self.unreached: tuple[str, ...] | None = None
 
     def step(
@@ -49,10 +42,11 @@ class Stepper:
         Args:
             check: whether the targets are still to be checked; once an epoch has seen them, no.
         """
-        targets = batch.targets.to(self._arithmetic.device, non_blocking=True)
+        compute = self._training.compute
+        targets = batch.targets.to(compute.device, non_blocking=True)
         with _batch_errors(batch):
-            with self._arithmetic.autocast():
-                outputs = _call(forward, batch.inputs, self._arithmetic)
+            with compute.autocast():
+                outputs = _call(forward, batch.inputs, compute)
                 if check:
                     self._task.check(outputs.detach(), batch.targets, batch.names)
                 loss = self._task.loss(outputs.float(), targets)
@@ -61,7 +55,7 @@ class Stepper:
             return value, self._task.sums(outputs.detach(), targets)
 
     def _update(self, loss: Tensor, batch: Batch) -> float:
-        value = loss.item()
+        compute, session, value = self._training.compute, self._training.session, loss.item()
         if not math.isfinite(value):
             raise _non_finite(f"the loss became {value}", batch.names)
         if not loss.requires_grad:
@@ -70,82 +64,45 @@ class Stepper:
                 "learned. Check that what you train is used in the model's forward, and that no "
                 "reentrant checkpointing stands around it (use_reentrant=False)."
             )
-        self._arithmetic.backward(loss)
+        compute.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's
         if self.unreached is None:
             pairs = zip(self._names, self._trainable, strict=True)
             self.unreached = tuple(name for name, p in pairs if p.grad is None)
-        if self._clip_norm is not None:
-            self._arithmetic.clip(self._trainable, self._clip_norm)
-        self._arithmetic.step()
+        compute.step(session.optimizer, clip_norm=session.recipe.clip_norm)
         for parameter in self._trainable:
             parameter.grad = None
         return value
 
 
-def evaluate(
-    model: nn.Module,
-    batches: Batches,
-    *,
-    task: Task,
-    device: str = "auto",
-    precision: StepPrecision = "fp32",
-    forward: Forward | None = None,
-    hooks: Iterable[Hook] = (),
-) -> Metrics:
-    """Metrics of what `predict` gives.
-
-    Raises:
-        DataError: a target does not go with the task.
-        NonFiniteLoss: as `predict`.
-    """
-    found = predict(
-        model, batches, device=device, precision=precision, forward=forward, hooks=hooks
-    )
-    return summarised(task, found)
-
-
 def predict(
     model: nn.Module,
-    batches: Batches,
+    batches: Batches | list[Batch],
+    compute: Compute,
     *,
-    device: str = "auto",
-    precision: StepPrecision = "fp32",
     forward: Forward | None = None,
-    hooks: Iterable[Hook] = (),
+    hooks: Sequence[Hook] = (),
+    world: World = ALONE,
 ) -> Predictions:
     """Outputs of `model` for data, in eval mode without gradients; every mode is restored.
 
     Args:
+        batches: those of an epoch, or some in a list.
+        compute: where `model` is.
         forward: what batches go through, if not `model` itself: the suffix of a cut.
+        world: who shares the batches; all outputs come, in the order of ranks.
 
     Raises:
         NonFiniteLoss: an output is NaN; names its batch.
     """
-    arithmetic = Compute(device, precision)
-    model.to(arithmetic.device)
-    return predictions(
-        model, batches, arithmetic, model if forward is None else forward, tuple(hooks)
-    )
-
-
-def predictions(
-    model: nn.Module,
-    batches: Batches,
-    arithmetic: Compute,
-    forward: Forward,
-    hooks: tuple[Hook, ...],
-    *,
-    world: World = ALONE,
-) -> Predictions:
-    """Outputs for the samples of all processes that share the batches, in the order of ranks."""
     outputs: list[Tensor] = []
     targets: list[Tensor] = []
     names: list[str] = []
-    with modes_kept(model), torch.no_grad(), closing(batches.epoch(0)) as given:
+    given = nullcontext(batches) if isinstance(batches, list) else closing(batches.epoch(0))
+    with modes_kept(model), torch.no_grad(), given as every:
         model.eval()
-        for number, batch in enumerate(given):
-            with arithmetic.autocast(), _batch_errors(batch):
-                output = _call(forward, batch.inputs, arithmetic)
+        for number, batch in enumerate(every):
+            with compute.autocast(), _batch_errors(batch):
+                output = _call(model if forward is None else forward, batch.inputs, compute)
             if output.isnan().any():
                 raise _non_finite("the model's output became NaN", batch.names)
             outputs.append(output.float().cpu())
@@ -166,9 +123,8 @@ def summarised(task: Task, found: Predictions) -> Metrics:
     return task.summarise(found.outputs, found.targets)
 
 
-def _call(forward: Forward, inputs: Any, arithmetic: Compute) -> Tensor:
-    """Outputs for a batch; a dict goes in as keyword arguments, a tuple or list as positional."""
-    return logits_of(call_with(forward, arithmetic.to_device(inputs)))
+def _call(forward: Forward, inputs: Any, compute: Compute) -> Tensor:
+    return logits_of(call_with(forward, to_device(inputs, compute.device)))
 
 
 @contextmanager

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from frostline.devices import Compute
 from frostline.freezing import Proof
-from frostline.plans import Phase
-from frostline.recipe import Recipe
 from frostline.records import EpochRecord, PhaseRecord, Proven, Spent
 from frostline.session import Position, Session
 from frostline.tasks import Metrics, Predictions
@@ -40,21 +39,17 @@ class Training:
 
     Attributes:
         session: the phases, and where in them the run is.
-        scaler: of float16 gradients, where there is one; `scaled` is its state in a run that is
-            resumed, until it is taken up.
+        compute: where it goes on, and in which precision.
         found: what the model made of the validation data at the end of the last epoch, for hooks
             that are called with it; not kept longer.
-        plain_step_seconds: of one step of a plain loop in each phase; 0 where it was not timed.
     """
 
     session: Session
+    compute: Compute = field(default_factory=Compute)
     history: list[EpochRecord] = field(default_factory=list)
     phase_history: list[PhaseRecord] = field(default_factory=list)
     sums: Sums = field(default_factory=Sums)
-    scaler: torch.amp.GradScaler | None = None
-    scaled: Mapping[str, Any] = field(default_factory=dict)
     found: Predictions | None = None
-    plain_step_seconds: tuple[float, ...] = ()
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -62,52 +57,22 @@ class Training:
         return self.session.model
 
     @property
-    def recipe(self) -> Recipe:
-        return self.session.recipe
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:
-        """What is to be done, one after the other; each completed by the recipe."""
-        return self.session.phases
-
-    @property
-    def phase(self) -> Phase:
-        """The present phase."""
-        return self.session.phase
-
-    @property
     def position(self) -> Position:
         return self.session.position
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of the present phase."""
-        return self.session.optimizer
-
-    @property
-    def epochs_done(self) -> int:
-        """Ended epochs of the run."""
-        return self.position.epochs
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch with the best metric so far; 0 before there is one."""
-        return self.position.best_epoch
-
-    @property
     def planned_epochs(self) -> int | None:
         """Epochs of the whole run at most, counting what has ended; None where no one knows."""
-        at = self.position
-        rest = [self._epochs_of(phase) for phase in self.phases[at.phase + 1 :]]
-        own = self._epochs_of(self.phase)
-        if own is None or None in rest:
+        at, each = self.position, self.session.steps_per_epoch or 1
+        ahead = [phase.total_steps(each) for phase in self.session.phases[at.phase :]]
+        if None in ahead:
             return None
-        return at.epochs - at.phase_epochs + own + sum(filter(None, rest))
+        return at.epochs - at.phase_epochs + sum(-(-steps // each) for steps in ahead if steps)
 
     @property
     def is_over(self) -> bool:
         """Whether the last phase has ended."""
-        return self.position.phase == len(self.phases) - 1 and bool(self.session.phase_end)
+        return self.position.phase == len(self.session.phases) - 1 and bool(self.session.phase_end)
 
     def count_step(self, loss: float, sums: Mapping[str, Tensor], samples: int) -> None:
         """Add up a step; the task's `sums` stay on their device until settled."""
@@ -160,27 +125,20 @@ class Training:
         self.phase_history[at.phase :] = [
             PhaseRecord(
                 phase=at.phase + 1,
-                name=self.phase.label(at.phase + 1),
+                name=self.session.phase.label(at.phase + 1),
                 trained=trained,
                 epochs=at.phase_epochs,
                 steps=at.phase_steps,
                 feed_seconds=self.sums.pipeline_seconds,
                 seconds=at.phase_seconds,
-                plain_step_seconds=dict(enumerate(self.plain_step_seconds)).get(at.phase, 0.0),
+                plain_step_seconds=self.session.planned.step_seconds[at.phase],
                 ended=self.session.phase_end,
                 best_epoch=at.phase_best_epoch,
-                best_figure=at.phase_best_figure,
+                best_metric=at.phase_best_figure,
                 frozen=Proven(proof.tensors, proof.nbytes, str(proof.fingerprint)),
             )
         ]
         self.sums = Sums()
-
-    def _epochs_of(self, phase: Phase) -> int | None:
-        steps = self.session.steps_per_epoch
-        if phase.steps is not None and steps is not None:
-            by_steps = -(-phase.steps // steps)
-            return by_steps if phase.epochs is None else min(phase.epochs, by_steps)
-        return phase.epochs
 
 
 class Hook:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import partial
 from math import ceil
-from typing import Any, final, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -17,15 +17,15 @@ from frostline.backward import lean as lean_backward
 from frostline.calling import in_turn
 from frostline.choices import StepPrecision
 from frostline.cutting import cut
-from frostline.errors import ConfigError, CutError
-from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated_step
+from frostline.errors import ConfigError, CutError, one_line
+from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated
 from frostline.estimates.measuring import STEP_ERRORS, StepCost
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.results import BudgetFit, Estimate, PhaseCost, StageCost, Step
-from frostline.estimates.steps import OPTIMIZERS, Setup
+from frostline.estimates.steps import STATE_BYTES, Setup
 from frostline.estimates.tracing import StepTrace
 from frostline.freezing import freeze as freeze_part
-from frostline.freezing import freezes_kept, thaw, train_only
+from frostline.freezing import freezes_kept, train_only
 from frostline.plans import Phase, Plan
 from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike, inventory
@@ -38,6 +38,8 @@ __all__ = ["Estimate", "estimate"]
 _PRECISIONS = get_args(StepPrecision)
 _LARGEST_BATCH = 1 << 20
 _SECOND_BATCH = 16  # beside a batch of one, to see how memory grows
+
+Freezing = Callable[[], object]  # freezes the model in some way
 
 
 # Long by its arguments and by those of what it gives.
@@ -104,17 +106,26 @@ def estimate(
             freeze_part(model, freeze)
         elif train is not None:
             train_only(model, train)
-        traces = [setup.trace() for _ in _each(model, phases)]
-        deep = list(_traced_depths(setup)) if stages or budget is not None else []
+        depths = _depths(model) if stages or budget is not None else []
+        ways = list(_phase_freezes(model, phases))
+        deeper = [partial(train_only, model, thawed) for _, thawed in depths]
+        traces = [setup.trace() for _ in _each(model, ways)]
+        deep = [setup.trace() for _ in _each(model, deeper)]
         start = time.perf_counter()
-        shown = deep if stages else []
-        steps, stage_costs = _priced(setup, phases, traces, shown, calibration_seconds)
+        prices = measure_prices(
+            (op for trace in (*traces, *(deep if stages else ())) for op in trace.ops),
+            optimizer=optimizer,
+            seconds=calibration_seconds * OPERATIONS_SHARE,
+        )
+        rest = calibration_seconds * (1 - OPERATIONS_SHARE)
+        steps = _steps(setup, ways, traces, prices, rest)
+        deep_steps = _steps(setup, deeper, deep, prices, rest) if stages else []
         seconds = time.perf_counter() - start
         costs = tuple(
             _phase_cost(setup, phase, step, counts, epochs)
-            for phase, step in zip(_each(model, phases), steps, strict=True)
+            for phase, step, _ in zip(phases, steps, _each(model, ways), strict=True)
         )
-        next(_each(model, phases))  # frozen as in the first again
+        ways[0]()
         return Estimate(
             type(model).__name__,
             optimizer,
@@ -122,75 +133,53 @@ def estimate(
             lean=lean or is_lean(model),
             phases=costs,
             samples=counts,
-            stages=stage_costs,
-            budget=None if budget is None else _budget_fit(setup, budget, deep),
+            stages=tuple(
+                StageCost(frozen, step)
+                for (frozen, _), step in zip(depths, deep_steps, strict=False)
+            ),
+            budget=None if budget is None else _budget_fit(setup, budget, depths, deep),
             check=_real_step(setup) if check else None,
             measured_seconds=seconds,
         )
 
 
-def _priced(
+def _steps(
     setup: Setup,
-    phases: tuple[Phase, ...],
-    traces: list[StepTrace],
-    deep: list[tuple[_FreezeDepth, StepTrace]],
+    ways: Sequence[Freezing],
+    traces: Sequence[StepTrace],
+    prices: Prices,
     seconds: float,
-) -> tuple[list[Step], tuple[StageCost, ...]]:
-    """A step of each phase, and of each depth of freezing, with seconds on this machine."""
-    every = [*traces, *(trace for _, trace in deep)]
-    prices = measure_prices(
-        (op for trace in every for op in trace.ops),
-        optimizer=setup.optimizer,
-        seconds=seconds * OPERATIONS_SHARE,
-    )
-    rest = seconds * (1 - OPERATIONS_SHARE)
-    steps = [
-        calibrated_step(setup, trace, prices, rest / len(traces))
-        for _, trace in zip(_each(setup.model, phases), traces, strict=True)
+) -> list[Step]:
+    """A step of each way to freeze, scaled by real ones that take about `seconds` in all."""
+    return [
+        setup.step(trace, calibrated(prices, setup, trace, seconds / len(traces)))
+        for trace, _ in zip(traces, _each(setup.model, ways), strict=True)
     ]
-    return steps, tuple(_stages(setup, deep, prices, rest)) if deep else ()
 
 
 def _check_asked(optimizer: str, batch_size: int, precision: str) -> None:
-    if optimizer not in OPTIMIZERS:
-        raise ConfigError(f"no optimizer '{optimizer}'. Give one of {', '.join(OPTIMIZERS)}.")
+    if optimizer not in STATE_BYTES:
+        raise ConfigError(f"no optimizer '{optimizer}'. Give one of {', '.join(STATE_BYTES)}.")
     if precision not in _PRECISIONS:
         raise ConfigError(f"no precision '{precision}'. Give one of {', '.join(_PRECISIONS)}.")
     if batch_size < 1:
         raise ConfigError(f"a batch of {batch_size} samples. Give one of at least 1.")
 
 
-def _each(model: nn.Module, phases: tuple[Phase, ...]) -> Iterator[Phase]:
-    """Each phase, with the model frozen as it asks."""
+def _phase_freezes(model: nn.Module, phases: Sequence[Phase]) -> Iterator[Freezing]:
+    """What freezes the model as each phase asks: nothing, until the first that names something."""
+    named = False
     for number, phase in enumerate(phases):
-        if any(p.train is not None or p.freeze is not None for p in phases[: number + 1]):
-            freeze_for(model, phases, number)
-        yield phase
+        named = named or phase.train is not None or phase.freeze is not None
+        yield partial(freeze_for, model, phases, number) if named else lambda: None
 
 
-def _traced_depths(setup: Setup) -> Iterator[tuple[_FreezeDepth, StepTrace]]:
-    with freezes_kept(setup.model):
-        for depth in _depths(setup.model):
-            yield depth, setup.trace()
-
-
-def _stages(
-    setup: Setup, deep: list[tuple[_FreezeDepth, StepTrace]], prices: Prices, seconds: float
-) -> Iterator[StageCost]:
-    with freezes_kept(setup.model):
-        for depth, (_, trace) in zip(_depths(setup.model), deep, strict=True):
-            step = calibrated_step(setup, trace, prices, seconds / len(deep))
-            yield StageCost(depth.frozen, step, step.seconds - _forward_below(step))
-
-
-def _forward_below(step: Step) -> float:
-    """Seconds of the forward before the first layer that trains, in the order of registration."""
-    seconds = 0.0
-    for layer in step.layers:
-        if layer.trainable:
-            break
-        seconds += layer.forward_seconds
-    return seconds
+def _each(model: nn.Module, ways: Sequence[Freezing]) -> Iterator[None]:
+    """The model frozen in each of these ways in turn, and afterwards as before."""
+    with freezes_kept(model):
+        for freeze in ways:
+            freeze()
+            yield
 
 
 def _phase_cost(
@@ -228,13 +217,15 @@ def _length(phase: Phase, epochs: int, steps_per_epoch: float) -> tuple[int, flo
     return begun, min(most, begun * steps_per_epoch)
 
 
-def _budget_fit(setup: Setup, nbytes: int, deep: list[tuple[_FreezeDepth, StepTrace]]) -> BudgetFit:
+def _budget_fit(
+    setup: Setup, nbytes: int, depths: Sequence[tuple[str, str]], traces: Sequence[StepTrace]
+) -> BudgetFit:
     batch_size = setup.batch_size
     largest, total = _largest_batch(lambda rows: setup.memory(setup.trace(rows)).total, nbytes)
-    for depth, trace in deep:
+    for (_, thawed), trace in zip(depths, traces, strict=True):
         needed = setup.memory(trace).total
         if needed <= nbytes:
-            return BudgetFit(nbytes, largest, total, depth.train, batch_size, needed)
+            return BudgetFit(nbytes, largest, total, thawed, batch_size, needed)
     return BudgetFit(nbytes, largest, total, None, batch_size, 0)
 
 
@@ -244,47 +235,28 @@ def _real_step(setup: Setup) -> StepCost:
         return setup.measure(batch_size)
     except STEP_ERRORS as error:
         raise ConfigError(
-            f"a real step of {batch_size} samples does not run ({type(error).__name__}: {error}). "
+            f"a real step of {batch_size} samples does not run ({one_line(error)}). "
             "Give an example that the model takes and a batch size that fits, or leave check out."
         ) from error
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _FreezeDepth:
-    """Everything up to some stage frozen.
-
-    Attributes:
-        frozen, train: selectors of the two parts.
-    """
-
-    frozen: str
-    train: str
-
-
-def _depths(model: nn.Module) -> Iterator[_FreezeDepth]:
-    """Freeze everything up to each stage in turn, from nothing to all but the last.
-
-    The model is left as in the last one.
-    """
-    thaw(model, "all")
-    yield _FreezeDepth("none", "all")
+def _depths(model: nn.Module) -> list[tuple[str, str]]:
+    """Selectors of what is frozen up to each stage, from nothing to all but the last, and above."""
     last = len(stages_of(inventory(model))) - 1
-    for first in range(1, last + 1):
-        depth = _FreezeDepth(
-            "stage:0" if first == 1 else f"stage:0..{first - 1}",
-            "stage:-1" if first == last else f"stage:{first}..-1",
-        )
-        train_only(model, depth.train)
-        yield depth
+    return [
+        ("none", "all"),
+        *(
+            (
+                "stage:0" if first == 1 else f"stage:0..{first - 1}",
+                "stage:-1" if first == last else f"stage:{first}..-1",
+            )
+            for first in range(1, last + 1)
+        ),
+    ]
 
 
 def _largest_batch(total: Callable[[int], int], nbytes: int) -> tuple[int, int]:
-    """The largest batch that fits, and what it takes; (0, 0) where none does.
-
-    Args:
-        total: bytes that a batch of so many samples takes; grows about evenly.
-    """
+    """The largest batch that fits by `total`, which grows about evenly, and what it takes."""
     known = {1: total(1)}
     if known[1] > nbytes:
         return 0, 0

@@ -17,9 +17,9 @@ from dataclasses import replace
 
 import torch
 
+from frostline.devices import device_of
 from frostline.estimates.measuring import STEP_ERRORS
 from frostline.estimates.pricing import Prices, timed_too
-from frostline.estimates.results import Step
 from frostline.estimates.steps import Setup
 from frostline.estimates.tracing import Pass, StepTrace
 
@@ -29,21 +29,16 @@ _REPEATS = 16
 _UNKNOWN_BYTES = 2 << 30
 
 
-def calibrated_step(setup: Setup, trace: StepTrace, prices: Prices, seconds: float) -> Step:
-    """A step of the model as it is frozen now, scaled by real ones that take about `seconds`.
+def calibrated(prices: Prices, setup: Setup, trace: StepTrace, seconds: float) -> Prices:
+    """The prices by which a step of the model as it is frozen now takes what real ones say.
 
     Weights, buffers, gradients, modes and random numbers are put back. As many samples are taken
-    as `seconds` and half of the free memory are enough for; where the step does not run, or there
-    is no room for two, the operations alone must do.
+    as `seconds`, about, and half of the free memory are enough for; where the step does not run,
+    or there is no room for two, the operations alone must do.
 
     Args:
         trace: of the step for which an estimate is wanted.
     """
-    return setup.step(trace, calibrated(prices, setup, trace, seconds))
-
-
-def calibrated(prices: Prices, setup: Setup, trace: StepTrace, seconds: float) -> Prices:
-    """The prices by which a step, as in `calibrated_step`, takes what real ones say."""
     alone, batch_size = setup.step(trace, prices), setup.batch_size
     if not alone.seconds or not seconds:
         return prices
@@ -51,7 +46,7 @@ def calibrated(prices: Prices, setup: Setup, trace: StepTrace, seconds: float) -
     rows = max(min(rows, batch_size), min(2, batch_size))  # a norm may need two samples
     fewer = trace if rows == batch_size else setup.trace(rows)
     needed = setup.memory(fewer)
-    if needed.total - needed.weights > _free_bytes(setup.device) / 2:
+    if needed.total - needed.weights > _free_bytes(device_of(setup.model)) / 2:
         return prices
     try:
         real = setup.measure(rows, repeats=_REPEATS, within=seconds / 2)

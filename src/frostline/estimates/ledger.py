@@ -9,7 +9,6 @@ each such case, say what any selection costs, without the model.
 
 from __future__ import annotations
 
-import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,44 +20,24 @@ from torch.utils import _pytree as pytree
 
 from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated
 from frostline.estimates.pricing import Prices, measure_prices
-from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton
-from frostline.estimates.steps import Setup, optimizer_terms
-from frostline.estimates.tracing import Op, OpRecorder, run_step, touched
+from frostline.estimates.skeleton import skeleton
+from frostline.estimates.steps import STATE_BYTES, Setup
+from frostline.estimates.tracing import Key, OpRecorder, Pass, touched
 from frostline.freezing import freezes_kept, thaw
 from frostline.tasks import Classification
 
-VALUES, WEIGHTS, VECTORS = 1, 2, 4  # who wants a gradient; a case is their sum
+_VALUES, _WEIGHTS, _VECTORS = 1, 2, 4  # who wants a gradient; a case is their sum
 
-# A storage: the turn in which it was made, its number within that turn, and its bytes.
-Key = tuple[int, int, int]
 # What one turn gives to later ones: the turn that wrote it, its storage and its shape.
 Value = tuple[int, Key, tuple[int, ...]]
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Who wants a gradient, in which mode."""
+_BATCH: Value = (-1, (-1, 0, 0), ())
 
-    wanting: int
-    train: bool = True
-
-    @property
-    def name(self) -> str:
-        return f"{self.wanting}{'' if self.train else 'e'}"
-
-
-# A module is in eval while all of it is frozen; then only what it reads can want a gradient.
-_CASES = (
-    Case(VALUES | WEIGHTS | VECTORS),
-    Case(VALUES, train=False),
-    Case(VALUES),
-    Case(VALUES | WEIGHTS),
-    Case(VALUES | VECTORS),
-    Case(WEIGHTS | VECTORS),
-    Case(WEIGHTS),
-    Case(VECTORS),
-)
+# Each case is who wants a gradient, and `e` in eval mode: in that a module is while all of it is
+# frozen, and then only what it reads can want one.
+_ALL, _EVAL = "7", "1e"
+_CASES = (_ALL, _EVAL, "1", "3", "5", "6", "2", "4")
 
 
 @final
@@ -121,22 +100,20 @@ def ledger(
             optimizer=optimizer,
             seconds=calibration_seconds * OPERATIONS_SHARE,
         )
-        setup = Setup(model, example, optimizer, "fp32", Classification(), batch_size)
+        setup = Setup(model, example, optimizer, batch_size=batch_size)
         rest = calibration_seconds * (1 - OPERATIONS_SHARE)
         prices = calibrated(prices, setup, setup.trace(), rest)
     return _Writer(seen, prices).write(batch_size, optimizer)
 
 
-def _follow(model: nn.Module, example: Any, batch_size: int, case: Case) -> _Turns:
-    mode = fake_mode()
-    fake = skeleton(model, mode)
-    fake.train(case.train)
+def _follow(model: nn.Module, example: Any, batch_size: int, case: str) -> _Turns:
+    fake, batch, mode = skeleton(model, example, batch_size)
+    wanting = int(case[0])
+    fake.train(case != _EVAL)
     for parameter in fake.parameters():
-        wanted = WEIGHTS if parameter.dim() > 1 else VECTORS
-        parameter.requires_grad_(bool(case.wanting & wanted))
-        parameter.grad = None
-    batch = fake_batch(example, batch_size, mode)
-    values = bool(case.wanting & VALUES)
+        wanted = _WEIGHTS if parameter.dim() > 1 else _VECTORS
+        parameter.requires_grad_(bool(wanting & wanted))
+    values = bool(wanting & _VALUES)
     if values:
         with mode, torch.enable_grad():
             batch = pytree.tree_map_only(Tensor, _wanting, batch)
@@ -144,7 +121,7 @@ def _follow(model: nn.Module, example: Any, batch_size: int, case: Case) -> _Tur
     else:
         _let_no_value_want(fake)
     watch = _Turns(fake, batch)
-    run_step(watch, fake, batch, mode, backward=values)
+    watch.run(fake, batch, mode, Classification(), backward=values)
     return watch
 
 
@@ -193,12 +170,10 @@ class _Turns(OpRecorder):  # type: ignore[no-untyped-call]  # torch's own
         tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
         self._batch = {t.untyped_storage()._cdata for t in tensors}
         self.turns: dict[int, _Turn] = defaultdict(_Turn)
-        self._keys: dict[int, Key] = {}
         self._writers: dict[int, int] = {}
-        self._made: dict[int, int] = defaultdict(int)
 
     def record(self, func: Any, given: Sequence[Tensor], written: Sequence[Tensor]) -> None:
-        now = self._now
+        now = len(self.layers) - 1
         turn = self.turns[now]
         turn.draws |= torch.Tag.nondeterministic_seeded in func.tags
         for tensor in given:
@@ -206,44 +181,22 @@ class _Turns(OpRecorder):  # type: ignore[no-untyped-call]  # torch's own
             if name in self._parameters:
                 turn.own.add(self._parameters[name])
             elif name in self._batch:
-                turn.reads[(-1, (-1, 0, 0), ())] = 0
+                turn.reads[_BATCH] = 0
             elif self._writers.get(name, now) != now:
-                value = (self._writers[name], self._keys[name], tuple(tensor.shape))
+                value = (self._writers[name], self.made[name], tuple(tensor.shape))
                 turn.reads[value] = touched(tensor)
-        for tensor in written:
-            storage = tensor.untyped_storage()
-            if self._key(storage) is not None:
-                self._writers[storage._cdata] = now
+        names = {tensor.untyped_storage()._cdata for tensor in written}
+        self._writers.update(dict.fromkeys(names & self.made.keys(), now))
 
     def settle(self) -> None:
         for reference, turn in self.packed:
-            if (tensor := reference()) is not None and (
-                key := self._key(tensor.untyped_storage())
-            ) is not None:
-                self.turns[turn].kept.add(key)
+            name = None if (tensor := reference()) is None else tensor.untyped_storage()._cdata
+            if name in self.made:
+                self.turns[turn].kept.add(self.made[name])
         super().settle()
 
-    def made(self, turn: int) -> bool:
-        """Whether a turn has made a storage of its own."""
-        return self._made.get(turn, 0) > 0
-
-    @property
-    def _now(self) -> int:
-        return len(self.layers) - 1
-
-    def _key(self, storage: torch.UntypedStorage) -> Key | None:
-        """Of a storage that the step made; one that is new is of this turn."""
-        name = storage._cdata
-        if name in self._own:
-            return None
-        if name not in self._keys:
-            self._keys[name] = (self._now, self._made[self._now], storage.nbytes())
-            self._made[self._now] += 1
-            weakref.finalize(storage, self._forget, name)
-        return self._keys[name]
-
-    def _forget(self, name: int) -> None:
-        self._keys.pop(name, None)
+    def free(self, name: int) -> None:
+        super().free(name)
         self._writers.pop(name, None)
 
 
@@ -251,21 +204,24 @@ class _Turns(OpRecorder):  # type: ignore[no-untyped-call]  # torch's own
 class _Writer:
     """Puts what was seen in each case together."""
 
-    def __init__(self, seen: dict[Case, _Turns], prices: Prices) -> None:
+    def __init__(self, seen: dict[str, _Turns], prices: Prices) -> None:
         self._seen = seen
-        self._train, self._eval = seen[_CASES[0]], seen[_CASES[1]]
+        self._train, self._eval = seen[_ALL], seen[_EVAL]
         self._prices = prices
-        self._seconds = {case: self._sums(turns.ops) for case, turns in seen.items()}
-        self._values: dict[Value, int] = {}
-        self._keys: dict[Key, int] = {}
+        self._seconds: dict[tuple[str, Pass, int], float] = defaultdict(float)
+        for case, turns in seen.items():
+            for op in turns.ops:
+                self._seconds[case, op.during, op.turn] += prices.of(op)
+        self._places: dict[Key, int] = {}  # of storages
 
     def write(self, batch_size: int, optimizer: str) -> Ledger:
         order = sorted({op.turn for op in (*self._train.ops, *self._eval.ops)})
         places = {turn: place for place, turn in enumerate(order)}
+        values: dict[Value, int] = {}
         for turn in order:
-            self._values |= self._train.turns[turn].reads
-        by_value = {value: place for place, value in enumerate(self._values)}
-        turns = tuple(self._turn(turn, by_value) for turn in order)
+            values |= self._train.turns[turn].reads
+        value_places = {value: place for place, value in enumerate(values)} | {_BATCH: -1}
+        turns = tuple(self._turn(turn, value_places) for turn in order)
         return Ledger(
             batch_size,
             optimizer,
@@ -274,56 +230,37 @@ class _Writer:
             turns,
             tuple(
                 {"turn": places.get(turn, -1), "nbytes": nbytes, "shape": shape}
-                for (turn, _, shape), nbytes in self._values.items()
+                for (turn, _, shape), nbytes in values.items()
             ),
             tuple(self._storages(places)),
             (self._prices.optimizer_byte, self._prices.optimizer_tensor),
-            optimizer_terms(optimizer),
+            STATE_BYTES[optimizer],
         )
 
-    def _turn(self, turn: int, by_value: dict[Value, int]) -> dict[str, Any]:
+    def _turn(self, turn: int, value_places: dict[Value, int]) -> dict[str, Any]:
         found = self._train.turns[turn]
-        backward = {
-            case.name: seconds
-            for case, sums in self._seconds.items()
-            if (seconds := sums["backward"].get(turn))
-        }
-        saved = {
-            case.name: [self._place(key) for key in sorted(seen.turns[turn].kept)]
-            for case, seen in self._seen.items()
-            if seen.turns[turn].kept
-        }
+        backward = {case: self._seconds[case, "backward", turn] for case in _CASES}
+        kept = {case: sorted(seen.turns[turn].kept) for case, seen in self._seen.items()}
         return {
             "layer": self._train.layers[turn],
-            "reads": [-1 if value[0] == -1 else by_value[value] for value in found.reads],
+            "reads": [value_places[value] for value in found.reads],
             "own": sorted(found.own),
             "draws": found.draws,
-            "forward": [
-                self._seconds[case]["forward"].get(turn, 0.0) for case in (_CASES[0], _CASES[1])
-            ],
-            "backward": backward,
-            "saved": saved,
+            "forward": [self._seconds[case, "forward", turn] for case in (_ALL, _EVAL)],
+            "backward": {case: seconds for case, seconds in backward.items() if seconds},
+            "saved": {case: list(map(self._place, keys)) for case, keys in kept.items() if keys},
         }
 
     def _place(self, key: Key) -> int:
-        return self._keys.setdefault(key, len(self._keys))
+        return self._places.setdefault(key, len(self._places))
 
     def _storages(self, places: dict[int, int]) -> Iterator[dict[str, Any]]:
-        waiting = list(self._keys)
+        waiting = list(self._places)
         for key in waiting:  # grows by those that take another's place
             turn, _, nbytes = key
             found = {"nbytes": nbytes, "turn": places.get(turn, -1)}
-            source = next(iter(self._train.turns[turn].reads), None)
-            if source is not None and source[0] >= 0 and not self._eval.made(turn):
+            source = next(iter(self._train.turns[turn].reads), _BATCH)
+            if source != _BATCH and not self._eval.counts[turn]:
                 found["eval_as"] = self._place(source[1])
-                waiting.extend(list(self._keys)[len(waiting) :])
+                waiting.extend(list(self._places)[len(waiting) :])
             yield found
-
-    def _sums(self, ops: list[Op]) -> dict[str, dict[int, float]]:
-        sums: dict[str, dict[int, float]] = {
-            "forward": defaultdict(float),
-            "backward": defaultdict(float),
-        }
-        for op in ops:
-            sums[op.during][op.turn] += self._prices.of(op)
-        return sums

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import timeit
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -80,7 +81,10 @@ def measure_prices(ops: Iterable[Op], *, optimizer: str, seconds: float = 2.0) -
     """Time what the operations of a step cost here, within about `seconds`."""
     with torch.no_grad():
         overhead = _overhead()
-        byte, tensor = _optimizer_byte(optimizer), _optimizer_tensor(optimizer)
+        one = torch.zeros(_PROBE_NUMBERS, requires_grad=True)
+        many = [torch.zeros(8, requires_grad=True) for _ in range(100)]
+        byte = _optimizer_seconds(optimizer, [one]) / one.nbytes
+        tensor = _optimizer_seconds(optimizer, many) / len(many)
         timed, factor = _timed(list(ops), time.perf_counter() + seconds, overhead)
     return Prices(timed, factor, overhead, byte, tensor)
 
@@ -123,17 +127,12 @@ def _guess(op: Op) -> float:
 def _replay(call: Call) -> float:
     """Seconds of one call, the median of a few, after one to warm up."""
     args, kwargs = pytree.tree_unflatten([_real(leaf) for leaf in call.leaves], call.spec)
-    first = _seconds(call.func, args, kwargs)
-    times = [_seconds(call.func, args, kwargs)]
-    while len(times) < _REPEATS and sum(times) + first < _QUICK_SECONDS:
-        times.append(_seconds(call.func, args, kwargs))
-    return statistics.median(times)
-
-
-def _seconds(func: Any, args: Any, kwargs: Any) -> float:
-    start = clock()
-    func(*args, **kwargs)
-    return clock() - start
+    times: list[float] = []
+    while len(times) < 2 or (len(times) <= _REPEATS and sum(times) < _QUICK_SECONDS):
+        start = clock()
+        call.func(*args, **kwargs)
+        times.append(clock() - start)
+    return statistics.median(times[1:])
 
 
 def _real(leaf: Any) -> Any:
@@ -147,35 +146,19 @@ def _real(leaf: Any) -> Any:
 def _overhead() -> float:
     """Seconds of an operation on next to nothing, as a step makes it: autograd included."""
     small = torch.ones(8, requires_grad=True)
+
+    def run() -> None:
+        value = small
+        for _ in range(50):
+            value = value + 1.0
+        value.sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+
     with torch.enable_grad():
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            value = small
-            for _ in range(50):
-                value = value + 1.0
-            value.sum().backward()  # type: ignore[no-untyped-call]  # torch's own
-            times.append((time.perf_counter() - start) / 100)
-    return statistics.median(times)
-
-
-def _optimizer_byte(name: str) -> float:
-    parameter = torch.zeros(_PROBE_NUMBERS, requires_grad=True)
-    return _optimizer_seconds(name, [parameter]) / parameter.nbytes
-
-
-def _optimizer_tensor(name: str) -> float:
-    many = [torch.zeros(8, requires_grad=True) for _ in range(100)]
-    return _optimizer_seconds(name, many) / len(many)
+        return statistics.median(timeit.repeat(run, number=1, repeat=5)) / 100
 
 
 def _optimizer_seconds(name: str, parameters: list[Tensor]) -> float:
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e-3)
     made = still_optimizer(name, parameters)
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        made.step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return statistics.median(timeit.repeat(made.step, number=1, repeat=4)[1:])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from heapq import nlargest
+from itertools import takewhile
 from typing import Any, final
 
 import torch
 
 from frostline.estimates.measuring import StepCost
-from frostline.tables import Column, Table, columns, hanging
+from frostline.tables import Table, columns, hanging
 from frostline.units import format_bytes, format_count, format_seconds
 
 # Blocks that the allocator keeps, and what kernels pack into: three steps of seven networks on
@@ -153,7 +155,12 @@ class StageCost:
 
     frozen: str
     step: Step
-    features_step_seconds: float
+
+    @property
+    def features_step_seconds(self) -> float:
+        """Without the forward of the layers before the first that trains, as registered."""
+        below = takewhile(lambda layer: not layer.trainable, self.step.layers)
+        return self.step.seconds - sum(layer.forward_seconds for layer in below)
 
 
 @final
@@ -267,13 +274,14 @@ def _memory_table(found: Estimate) -> Table:
         f"{f'; scaled by real steps of {step.measured_on}' if step.measured_on else ''}."
     )
     notes = tuple(hanging(note, indent=0).splitlines())
-    return Table((Column("memory"), Column("", "right")), rows, title, notes)
+    return Table(columns("memory", ""), rows, title, notes)
 
 
 def _layer_table(step: Step) -> Table:
-    order = sorted(step.layers, key=lambda layer: -layer.seconds)
-    dear = order[:_LAYERS_SHOWN]
-    dear += [x for x in _most_saved(step.layers) if x not in dear]
+    dear = {
+        *nlargest(_LAYERS_SHOWN, step.layers, key=lambda layer: layer.seconds),
+        *nlargest(_LAYERS_SHOWN // 2, step.layers, key=lambda layer: layer.saved_bytes),
+    }
     shown = [layer for layer in step.layers if layer in dear]
     rows = tuple(
         (
@@ -369,10 +377,6 @@ def _budget_lines(budget: BudgetFit) -> str:
         else f"At batch {budget.thaw_batch_size} not even the last stage may train."
     )
     return "\n".join(hanging(line, indent=2) for line in lines)
-
-
-def _most_saved(layers: tuple[LayerCost, ...]) -> list[LayerCost]:
-    return sorted(layers, key=lambda layer: -layer.saved_bytes)[: _LAYERS_SHOWN // 2]
 
 
 def _part(layer: LayerCost) -> str:

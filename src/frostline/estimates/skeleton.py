@@ -8,7 +8,8 @@ would save; only the kernels are left out.
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -26,55 +27,47 @@ _FEW, _MORE = 32, 64  # samples
 READERS = frozenset({torch.ops.aten.mkldnn_rnn_layer_backward.default})
 
 
-def fake_mode() -> FakeTensorMode:
-    """In which a skeleton is made and run; tensors that a module keeps to itself are let in."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+def skeleton(model: nn.Module, example: Any, rows: int) -> tuple[nn.Module, Any, FakeTensorMode]:
+    """A copy of `model` with fake parameters and buffers, a fake batch, and the mode to run it in.
 
+    Switches and modes of the copy are those of the model; it has no gradients.
 
-def skeleton(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy of `model` whose parameters and buffers are fake; switches and modes are the same.
-
+    Args:
+        example: a tensor, or a tuple or mapping of them, the first axis over samples; the batch has
+            `rows` samples of its shapes, dtypes and memory format.
     Raises:
-        ConfigError: the model cannot be copied.
+        ConfigError: the model cannot be copied, or the example has no axis over samples.
     """
+    # Tensors that a module keeps to itself, neither parameter nor buffer, are let in.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     # What deepcopy has "copied already": so every reference to a tensor, also in a module's own
     # lists as LSTM keeps them, becomes one to its fake.
     fakes: dict[int, Any] = {
         id(tensor): mode.from_tensor(tensor) for tensor in (*model.parameters(), *model.buffers())
     }
     try:
-        return copy.deepcopy(model, fakes)
+        fake = copy.deepcopy(model, fakes)
     except Exception as error:
         raise ConfigError(
             f"{type(model).__name__} cannot be copied, which an estimate needs ({error}). "
             "Let its __deepcopy__ work, or take what cannot be copied out of its attributes."
         ) from error
+    fake.zero_grad(set_to_none=True)
+    return fake, _fake_batch(example, rows, mode), mode
 
 
-def fake_batch(example: Any, rows: int, mode: FakeTensorMode) -> Any:
-    """A batch of `rows` samples with the shapes, dtypes and memory format of `example`.
-
-    Args:
-        example: a tensor, or a tuple or mapping of them, the first axis over samples.
-    Raises:
-        ConfigError: it holds no tensor with an axis over samples.
-    """
-    samples = _samples(example)
-
+def _fake_batch(example: Any, rows: int, mode: FakeTensorMode) -> Any:
     def grown(tensor: Tensor) -> Tensor:
-        if not tensor.dim() or tensor.shape[0] != samples:
-            return mode.from_tensor(tensor)
-        shape = (rows, *tensor.shape[1:])
         with mode:
             return torch.empty(
-                shape,
+                (rows, *tensor.shape[1:]),
                 dtype=tensor.dtype,
                 device=tensor.device,
                 memory_format=_layout(tensor),
                 requires_grad=tensor.requires_grad,
             )
 
-    return pytree.tree_map_only(Tensor, grown, example)
+    return _batch(example, grown, other=mode.from_tensor)
 
 
 def real_batch(example: Any, rows: int) -> Any:
@@ -83,27 +76,30 @@ def real_batch(example: Any, rows: int) -> Any:
     Raises:
         ConfigError: it holds no tensor with an axis over samples.
     """
-    samples = _samples(example)
 
     def repeated(tensor: Tensor) -> Tensor:
-        if not tensor.dim() or tensor.shape[0] != samples:
-            return tensor
-        found = tensor.detach()[torch.arange(rows, device=tensor.device) % samples]
-        found = found.contiguous(memory_format=_layout(tensor))
+        places = torch.arange(rows, device=tensor.device) % len(tensor)
+        found = tensor.detach()[places].contiguous(memory_format=_layout(tensor))
         return found.requires_grad_(tensor.requires_grad)
 
-    return pytree.tree_map_only(Tensor, repeated, example)
+    return _batch(example, repeated, other=lambda tensor: tensor)
 
 
-def _samples(example: Any) -> int:
-    """How many samples a batch has, by the first axis of its first tensor."""
+def _batch(
+    example: Any, put: Callable[[Tensor], Tensor], *, other: Callable[[Tensor], Tensor]
+) -> Any:
+    """`put` for each tensor with an axis over samples, which are as many as in the first."""
     sizes = [t.shape[0] for t in pytree.tree_leaves(example) if isinstance(t, Tensor) and t.dim()]
     if not sizes or not sizes[0]:
         raise ConfigError(
             "the example holds no tensor with an axis over samples. Give one batch as the model "
             "takes it: a tensor, a tuple or a mapping."
         )
-    return int(sizes[0])
+
+    def changed(tensor: Tensor) -> Tensor:
+        return put(tensor) if tensor.dim() and len(tensor) == sizes[0] else other(tensor)
+
+    return pytree.tree_map_only(Tensor, changed, example)
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:
@@ -121,31 +117,31 @@ def with_workspace(func: Any, args: tuple[Any, ...], out: Any) -> Any:
     if func is not _FUSED_LSTM or not torch.is_grad_enabled():
         return out
     *values, workspace = out
-    rows = args[0].shape[1]
-    nbytes = _workspace_bytes(args, min(rows, _MORE))
+    steps, rows, width = args[0].shape
+    options = tuple(tuple(option) if isinstance(option, list) else option for option in args[7:])
+    asked = partial(_workspace_bytes, args[0].dtype, args[1].dtype, steps, width, options)
+    nbytes = asked(min(rows, _MORE))
     if rows > _MORE:
-        each = (nbytes - _workspace_bytes(args, _FEW)) / (_MORE - _FEW)
+        each = (nbytes - asked(_FEW)) / (_MORE - _FEW)
         nbytes += int((rows - _MORE) * each)
     return (*values, workspace.new_empty(nbytes))
 
 
-def _workspace_bytes(args: tuple[Any, ...], rows: int) -> int:
-    steps, _, width = args[0].shape
-    options = (tuple(option) if isinstance(option, list) else option for option in args[7:])
-    return _asked(args[0].dtype, args[1].dtype, (steps, rows, width), *options)
-
-
 @lru_cache(maxsize=64)
-def _asked(
-    dtype: torch.dtype, weight_dtype: torch.dtype, size: tuple[int, ...], *options: Any
+def _workspace_bytes(
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    steps: int,
+    width: int,
+    options: tuple[Any, ...],
+    rows: int,
 ) -> int:
-    rows, width, hidden = size[1], size[2], options[3]
+    hidden = options[3]
     weights = ((4 * hidden, width), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,))
-    lists = [list(option) if isinstance(option, tuple) else option for option in options]
     with _disable_current_modes(), torch.enable_grad():  # without gradients it keeps none
         given = [
-            torch.zeros(size, dtype=dtype),
+            torch.zeros(steps, rows, width, dtype=dtype),
             *(torch.zeros(shape, dtype=weight_dtype) for shape in weights),
             *(torch.zeros(rows, hidden, dtype=dtype) for _ in range(2)),
         ]
-        return int(_FUSED_LSTM(*given, *lists)[-1].numel())
+        return int(_FUSED_LSTM(*given, *options)[-1].numel())

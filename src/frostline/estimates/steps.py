@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import nn
 
-from frostline.devices import device_of
+from frostline.backward import is_lean
+from frostline.calling import call_with
+from frostline.devices import autocast
 from frostline.estimates.measuring import StepCost, measure_step
 from frostline.estimates.pricing import Prices
 from frostline.estimates.results import LayerCost, Memory, Step
-from frostline.estimates.skeleton import real_batch
-from frostline.estimates.tracing import StepTrace, trace_step
-from frostline.tasks import Task
+from frostline.estimates.skeleton import real_batch, skeleton
+from frostline.estimates.tracing import OpRecorder, StepTrace, runnable
+from frostline.tasks import Classification, Task
 
-# Bytes of state for each byte of a gradient; Adam and the like also count steps, in a float32 each.
-_STATE_RATIO = {"adamw": 2, "adam": 2, "sgd": 1}
-_STEP_BYTES = {"adamw": 4, "adam": 4, "sgd": 0}
-OPTIMIZERS = tuple(_STATE_RATIO)
+# Of each optimizer: bytes of state for each byte of a gradient, and for each tensor besides: Adam
+# and the like count steps, in a float32 each.
+STATE_BYTES = {"adamw": (2, 4), "adam": (2, 4), "sgd": (1, 0)}
 
 
 @final
@@ -30,24 +31,31 @@ class Setup:
 
     model: nn.Module
     example: Any
-    optimizer: str
-    precision: str
-    task: Task
-    batch_size: int
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return device_of(self.model)
+    optimizer: str = "adamw"
+    precision: str = "fp32"
+    task: Task = field(default_factory=Classification)
+    batch_size: int = 32
 
     def trace(self, rows: int | None = None) -> StepTrace:
-        """A step, of `batch_size` samples or of so many."""
-        return trace_step(
-            self.model,
-            self.example,
-            batch_size=self.batch_size if rows is None else rows,
-            precision=self.precision,
-            task=self.task,
+        """A step of `batch_size` samples or of so many in train mode, without memory or kernels.
+
+        Raises:
+            ConfigError: the forward needs numbers, so that it cannot run without them.
+        """
+        fake, batch, mode = skeleton(self.model, self.example, rows or self.batch_size)
+        fake.train()
+        if is_lean(fake):  # from its second forward on it knows what is cheap beside the rest
+            with mode, torch.enable_grad(), runnable(fake), autocast(fake, self.precision):
+                call_with(fake, batch)
+        watch = OpRecorder(fake, batch)
+        watch.run(fake, batch, mode, self.task, precision=self.precision)
+        return StepTrace(
+            tuple(watch.paths),
+            tuple(watch.ops),
+            tuple(watch.saved),
+            watch.peak,
+            {n: p.grad.nbytes for n, p in fake.named_parameters() if p.grad is not None},
+            watch.batch_bytes,
         )
 
     def measure(self, rows: int, **options: Any) -> StepCost:
@@ -90,13 +98,8 @@ class Setup:
 def state_bytes(optimizer: str, gradients: Iterable[int]) -> int:
     """What the optimizer keeps for parameters with gradients of so many bytes."""
     sizes = list(gradients)
-    ratio, each = optimizer_terms(optimizer)
+    ratio, each = STATE_BYTES[optimizer]
     return ratio * sum(sizes) + each * len(sizes)
-
-
-def optimizer_terms(optimizer: str) -> tuple[int, int]:
-    """Bytes of state for each byte of a gradient, and for each tensor besides."""
-    return _STATE_RATIO[optimizer], _STEP_BYTES[optimizer]
 
 
 def _layers(model: nn.Module, trace: StepTrace, prices: Prices) -> Iterable[LayerCost]:

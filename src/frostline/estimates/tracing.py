@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -16,15 +17,16 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from frostline.backward import is_lean
 from frostline.backward.counting import apart
 from frostline.calling import call_with
 from frostline.devices import autocast
-from frostline.errors import ConfigError
-from frostline.estimates.skeleton import fake_batch, fake_mode, skeleton, with_workspace
-from frostline.tasks import Classification, Task, step_loss
+from frostline.errors import ConfigError, one_line
+from frostline.estimates.skeleton import with_workspace
+from frostline.tasks import Task, step_loss
 
 Pass = Literal["forward", "backward"]
+# A storage: the turn in which it was made, its number within that turn, and its bytes.
+Key = tuple[int, int, int]
 
 
 @final
@@ -101,102 +103,35 @@ class StepTrace:
         return sum(self.saved)
 
 
-def trace_step(
-    model: nn.Module,
-    example: Any,
-    *,
-    batch_size: int,
-    precision: str = "fp32",
-    task: Task | None = None,
-) -> StepTrace:
-    """Run a step of `model` in train mode without memory or kernels; the model is not touched.
-
-    Args:
-        example: one batch as the model takes it; only shapes, dtypes and layout matter.
-        precision: `fp32`, or `bf16` or `fp16` for autocast.
-        task: whose loss is taken; by default classification.
-    Raises:
-        ConfigError: the forward needs numbers, so that it cannot run without them.
-    """
-    mode = fake_mode()
-    fake = skeleton(model, mode)
-    fake.train()
-    fake.zero_grad(set_to_none=True)
-    batch = fake_batch(example, batch_size, mode)
-    if is_lean(fake):  # from its second forward on it knows what is cheap beside the rest
-        with mode, torch.enable_grad(), _runnable(type(fake).__name__), autocast(fake, precision):
-            call_with(fake, batch)
-    watch = OpRecorder(fake, batch)
-    run_step(watch, fake, batch, mode, precision=precision, task=task)
-    return StepTrace(
-        tuple(watch.paths),
-        tuple(watch.ops),
-        tuple(watch.saved),
-        watch.peak,
-        {n: p.grad.nbytes for n, p in fake.named_parameters() if p.grad is not None},
-        watch.batch_bytes,
-    )
-
-
-def run_step(
-    watch: OpRecorder,
-    fake: nn.Module,
-    batch: Any,
-    mode: FakeTensorMode,
-    *,
-    precision: str = "fp32",
-    task: Task | None = None,
-    backward: bool = True,
-) -> None:
-    """A step of a skeleton in the modes it is in, or its forward pass alone, seen by `watch`.
-
-    Raises:
-        ConfigError: the forward needs numbers, so that it cannot run without them.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(watch.following())
-        stack.enter_context(mode)
-        stack.enter_context(watch)
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(_runnable(type(fake).__name__))
-        with torch.autograd.graph.saved_tensors_hooks(watch.pack, lambda tensor: tensor):
-            with autocast(fake, precision):
-                output = call_with(fake, batch)
-                found = step_loss(task or Classification(), output)
-            del output
-        watch.settle()
-        watch.during = "backward"
-        if backward and found.requires_grad:
-            found.backward()  # type: ignore[no-untyped-call]  # torch's own
-
-
 @contextmanager
-def _runnable(name: str) -> Iterator[None]:
+def runnable(model: nn.Module) -> Iterator[None]:
+    """Says in one error what goes wrong where a step runs without numbers."""
     try:
         yield
     except (ConfigError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{name} cannot be estimated: its step does not run without numbers "
-            f"({type(error).__name__}: {text}). Give an example that the model takes; where its "
+            f"{type(model).__name__} cannot be estimated: its step does not run without numbers "
+            f"({one_line(error)}). Give an example that the model takes; where its "
             "forward asks for values, as `if x.sum() > 0`, an estimate cannot be made."
         ) from error
 
 
 class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """Notes each operation below autograd, and how many bytes are alive."""
+    """Notes each operation of a skeleton's one step, below autograd, and what bytes are alive."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.paths = [path for path, _ in model.named_modules()]
         self.ops: list[Op] = []
+        # Equal calls are one object: of a deep network all ops together would else be millions,
+        # which the garbage collector goes through again and again.
+        self._calls: dict[Call, Call] = {}
         self.saved = [0] * len(self.paths)
         self.during: Pass = "forward"
         self.peak = 0
         self._alive = 0
-        self._model = model
         self._stack = [0]
         # The layer of each turn of the forward pass, and the first autograd sequence number that
         # belongs to it: those say to which turn a backward pass belongs.
@@ -208,21 +143,39 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         given = (*tensors, *model.parameters(), *model.buffers())
         self._given = [t.untyped_storage() for t in given]  # so that no other takes their place
         self._own = {storage._cdata for storage in self._given}
-        self._known: set[int] = set()  # storages that were made and are alive
+        self.made: dict[int, Key] = {}  # storages that the step made and that are alive
+        self.counts: dict[int, int] = defaultdict(int)  # of storages that each turn made
+        for place, module in enumerate(model.modules()):  # so that it is known which one runs
+            module.register_forward_pre_hook(lambda *_, at=place: self._turn(at))
+            module.register_forward_hook(lambda *_: self._turn(None), always_call=True)
 
-    @contextmanager
-    def following(self) -> Iterator[None]:
-        """Know which module runs."""
-        handles = []
-        for place, module in enumerate(self._model.modules()):
-            enter = module.register_forward_pre_hook(lambda *_, at=place: self._turn(at))
-            leave = module.register_forward_hook(lambda *_: self._turn(None), always_call=True)
-            handles += [enter, leave]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def run(
+        self,
+        model: nn.Module,
+        batch: Any,
+        mode: FakeTensorMode,
+        task: Task,
+        *,
+        precision: str = "fp32",
+        backward: bool = True,
+    ) -> None:
+        """The step, in the modes that the skeleton is in, or its forward pass alone.
+
+        The model is not kept: the end of its gradients is awaited, and who waits stays alive.
+
+        Raises:
+            ConfigError: the forward needs numbers, so that it cannot run without them.
+        """
+        with mode, self, torch.enable_grad(), runnable(model):
+            with torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor):
+                with autocast(model, precision):
+                    output = call_with(model, batch)
+                    found = step_loss(task, output)
+                del output
+            self.settle()
+            self.during = "backward"
+            if backward and found.requires_grad:
+                found.backward()  # type: ignore[no-untyped-call]  # torch's own
 
     def pack(self, tensor: Tensor) -> Tensor:
         """A tensor is saved for the backward pass, as far as it is still there after the forward.
@@ -253,20 +206,21 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         out = with_workspace(func, args, func(*args, **kwargs))
         if func.namespace == "prim":
             return out
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        given = [t for t in leaves if isinstance(t, Tensor)]
         made = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
         is_view = func.is_view or func._overloadpacket in _FREE
-        if self.during == "forward":
-            self.record(func, given, () if is_view else made)
         for tensor in made:
             self._count(tensor.untyped_storage())
+        if self.during == "forward":
+            self.record(func, given, () if is_view else made)
         packet = flop_registry.get(func._overloadpacket)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
         shaped = tuple(Shaped.of(x) if isinstance(x, Tensor) else x for x in leaves)
+        call = Call(func, shaped, spec)
         turn = self._turn_now()
         self.ops.append(
             Op(
-                Call(func, shaped, spec),
+                self._calls.setdefault(call, call),
                 self.during,
                 self.layers[turn],
                 turn,
@@ -297,16 +251,17 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         """A storage that is new is alive from now on."""
-        name = storage._cdata
-        if name in self._own or name in self._known:
+        name, turn = storage._cdata, len(self.layers) - 1
+        if name in self._own or name in self.made:
             return
-        self._known.add(name)
+        self.made[name] = (turn, self.counts[turn], storage.nbytes())
+        self.counts[turn] += 1
         self._grow(storage.nbytes())
-        weakref.finalize(storage, self._free, name, storage.nbytes())
+        weakref.finalize(storage, self.free, name)
 
-    def _free(self, name: int, nbytes: int) -> None:
-        self._known.discard(name)
-        self._grow(-nbytes)
+    def free(self, name: int) -> None:
+        """A storage that the step made is gone."""
+        self._grow(-self.made.pop(name)[2])
 
     def _grow(self, nbytes: int) -> None:
         self._alive += nbytes

@@ -9,5 +9,6 @@ from frostline.features.computing import Decisions as Decisions
 from frostline.features.computing import computing as computing
 from frostline.features.computing import difference_by_place as difference_by_place
 from frostline.features.computing import difference_by_size as difference_by_size
+from frostline.features.computing import in_form as in_form
 from frostline.features.computing import in_passes_of as in_passes_of
 from frostline.features.extraction import extract as extract

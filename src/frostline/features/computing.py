@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from frostline._files import write_text
 from frostline.calling import in_turn
@@ -64,17 +64,13 @@ class Decisions:
         """
         with suppress(KeyError, TypeError, ValueError, AttributeError, ConfigError):
             kept = self._read()[name]
-            size = kept["batch_size"]
-            if type(size) is not int or not 1 <= size <= _LARGEST_BATCH:
-                return None
+            error, size = kept["error"], kept["batch_size"]
             seconds = (kept["seconds_per_sample"], kept["plain_seconds_per_sample"])
-            return Tuned(
-                Form.parse(kept["form"]),
-                _number(kept["error"], most=tolerance),
-                size,
-                (),
-                *(None if found is None else _number(found, most=1e6) for found in seconds),
-            )
+            bounds = [(error, 0, tolerance), (size, 1, _LARGEST_BATCH)]
+            bounds += [(found, 0, 1e6) for found in seconds if found is not None]
+            usable = all(type(n) in (int, float) and a <= n <= b for n, a, b in bounds)  # not NaN
+            if usable and type(size) is int:
+                return Tuned(Form.parse(kept["form"]), float(error), size, (), *seconds)
         return None
 
     def keep(self, name: str, tuned: Tuned) -> None:
@@ -99,13 +95,6 @@ class Decisions:
         return {}
 
 
-def _number(found: object, *, most: float) -> float:
-    # NaN fails the comparison.
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= most:
-        raise ValueError("no number in this range")
-    return float(found)
-
-
 @final
 @dataclass(frozen=True)
 class Computing:
@@ -113,10 +102,9 @@ class Computing:
 
     Attributes:
         tuned: the form, its error and the batch size of a pass.
-        training: whether plain float32 is computed as in a training step; some kernels (LSTM's)
-            give other last bits in evaluation.
         device: where it runs.
-        mode: names `training` in the key; empty where it makes no difference.
+        training: whether plain float32 is computed as in a training step; some kernels (LSTM's)
+            give other last bits in evaluation. Only where that makes a difference.
         whole: whether each pass has all of `tuned.batch_size` rows, filled up where there are
             fewer; for kernels that give other last bits for another number of rows.
         exact: whether the rows are to have the bits of the plain loop, so that those computed in
@@ -126,10 +114,9 @@ class Computing:
 
     cut: Cut
     tuned: Tuned
-    training: bool
     device: torch.device
-    mode: str
     _run: Callable[..., tuple[Tensor, ...]]
+    training: bool = False
     whole: bool = False
     exact: bool = False
     watch: Stopwatch = field(default_factory=Stopwatch, compare=False)
@@ -161,12 +148,17 @@ class Computing:
         parts = {**self.cut.key, "form": str(self.tuned.form), "torch": torch.__version__}
         if self.tuned.form == PLAIN:
             # Bits are promised, and kernels are chosen by what the processor can do.
-            capability = torch.backends.cpu.get_cpu_capability()
-            parts["kernels"] = f"{self.device.type} {capability} {_settings(self.device)}"
+            device, capability = self.device.type, torch.backends.cpu.get_cpu_capability()
+            # The user's settings of kernels; "none" was never set, and means IEEE's float32.
+            settings = attrgetter(*(_CUDA_SETTINGS if device == "cuda" else _CPU_SETTINGS))(
+                torch.backends
+            )
+            named = " ".join(str(setting).replace("none", "ieee") for setting in settings)
+            parts["kernels"] = f"{device} {capability} {named}"
             if torch.is_autocast_enabled(self.device.type):  # around the caller; forms shut it out
                 parts["autocast"] = str(torch.get_autocast_dtype(self.device.type))
-        if self.mode:
-            parts["mode"] = self.mode
+        if self.training:
+            parts["mode"] = "training"
         if self.whole or self.exact:
             filled = " filled up" if self.whole else ""
             parts["pass"] = f"{self.tuned.batch_size} samples{filled}"
@@ -185,7 +177,6 @@ def computing(
     device: torch.device,
     planned_samples: int | None = None,
     decisions: Decisions | None = None,
-    form: Form | None = None,
 ) -> Computing:
     """Choose how to compute the prefix of `cut`, by measuring on `samples`.
 
@@ -193,61 +184,60 @@ def computing(
         samples: gives a batch of real inputs, where there is something to measure.
         precision: `"exact"`, `"auto"` or the relative error to allow.
         decisions: what was decided before under the same name is not measured again.
-        form: use this one, as chosen before.
     Raises:
         CutError: the model's frozen tensors are not those that were cut; cut again.
     """
     cut.check_current()
     graph = cut.prefix.graph
     if graph is None or precision == "exact":
-        return replace(_plain(cut, batch_size, device), exact=precision == "exact")
-    run: Realised | None = None
-    if form is not None:
-        tuned: Tuned | None = Tuned(form, float("nan"), batch_size)
-    else:
-        name = _name(cut, precision, device)
-        tolerance = DEFAULT_TOLERANCE if precision == "auto" else precision
-        tuned = decisions.find(name, tolerance=tolerance) if decisions else None
-        if tuned is not None:  # another run may have had batches of another size
-            tuned = replace(tuned, batch_size=batch_size)
-    if tuned is None:
-        tensors = [t.to(device) for t in cut.prefix.spec.flatten(samples())]
-        tuned, run = tune_and_realise(
-            graph,
-            tensors,
-            precision=precision,
-            batch_size=batch_size,
-            planned_samples=planned_samples,
-        )
-        cut.check_current()  # what was measured, and the copies that `run` holds
-        if decisions:
-            decisions.keep(name, tuned)
-    if tuned.form == PLAIN:
-        return _plain(cut, tuned.batch_size, device)
-    return Computing(cut, tuned, False, device, "", run or _when_run(cut, graph, tuned.form))
+        plain = _realised_later(cut, Tuned(PLAIN, 0.0, batch_size), device)
+        return replace(plain, exact=precision == "exact")
+    shapes = " ".join(str(value.shape) for value in cut.frontier.values)
+    prefix = f"{cut.key['prefix']} {cut.key['tensors']}"
+    name = f"{prefix} {shapes} {precision} on {machine(device)}"
+    tolerance = DEFAULT_TOLERANCE if precision == "auto" else precision
+    if decisions and (known := decisions.find(name, tolerance=tolerance)):
+        # Another run may have had batches of another size.
+        return _realised_later(cut, replace(known, batch_size=batch_size), device)
+    tuned, run = tune_and_realise(
+        graph,
+        [t.to(device) for t in cut.prefix.spec.flatten(samples())],
+        precision=precision,
+        batch_size=batch_size,
+        planned_samples=planned_samples,
+    )
+    cut.check_current()  # what was measured, and the copies that `run` holds
+    if decisions:
+        decisions.keep(name, tuned)
+    later = _realised_later(cut, tuned, device)
+    return replace(later, _run=run) if run else later
 
 
-def _when_run(cut: Cut, graph: fx.GraphModule, form: Form) -> Realised:
+@in_turn
+def in_form(cut: Cut, form: Form, *, batch_size: int, device: torch.device) -> Computing:
+    """The prefix in a form that was chosen before.
+
+    Raises:
+        CutError: as `computing`.
+    """
+    cut.check_current()
+    return _realised_later(cut, Tuned(form, float("nan"), batch_size), device)
+
+
+def _realised_later(cut: Cut, tuned: Tuned, device: torch.device) -> Computing:
     """The prefix in a form, converted when it is first run: where all is stored it never is."""
+    graph = cut.prefix.graph
+    if graph is None or tuned.form == PLAIN:
+        plain = Tuned(PLAIN, 0.0, tuned.batch_size)
+        return Computing(cut, plain, device, lambda *given: cut.prefix.run_flat(list(given)))
 
     @cache
     def realised() -> Realised:
-        run = realise(graph, form)
+        run = realise(graph, tuned.form)
         cut.check_current()  # whose converted copies it holds from now on
         return run
 
-    return lambda *tensors: realised()(*tensors)
-
-
-def _plain(cut: Cut, batch_size: int, device: torch.device) -> Computing:
-    tuned = Tuned(PLAIN, 0.0, batch_size)
-    plain = lambda *given: cut.prefix.run_flat(list(given))  # noqa: E731
-    return Computing(cut, tuned, False, device, "", plain)
-
-
-def _name(cut: Cut, precision: PrefixPrecision, device: torch.device) -> str:
-    shapes = " ".join(str(value.shape) for value in cut.frontier.values)
-    return f"{cut.key['prefix']} {cut.key['tensors']} {shapes} {precision} on {machine(device)}"
+    return Computing(cut, tuned, device, lambda *tensors: realised()(*tensors))
 
 
 def in_passes_of(compute: Computing, count: int) -> Computing:
@@ -278,17 +268,9 @@ def difference_by_place(compute: Computing, inputs: Any) -> float:
         inputs: a whole batch of samples.
     """
     whole = compute(inputs)
-    turned = torch.arange(len(whole[0]), device=whole[0].device).flip(0)
+    turned = torch.arange(len(whole[0])).flip(0)
     found = compute(some_rows(inputs, turned))
     return _difference(tuple(value[turned] for value in found), whole)
-
-
-def _settings(device: torch.device) -> str:
-    """What the user set that decides which kernels run and how they multiply float32."""
-    names = _CUDA_SETTINGS if device.type == "cuda" else _CPU_SETTINGS
-    found = attrgetter(*names)(torch.backends)
-    # "none" is what was never set, and means IEEE's float32.
-    return " ".join(str(setting).replace("none", "ieee") for setting in found)
 
 
 def _difference(few: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> float:

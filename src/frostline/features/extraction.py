@@ -107,7 +107,7 @@ def extract(
         if precision == "exact":
             compute = in_passes_of(compute, min(batch_size, len(samples)))
     specs = _specs(cut, compute, storage)
-    return _Extraction(cut, samples, store, compute, specs, progress).run(as_targets)
+    return _Extraction(samples, store, compute, specs, progress).run(as_targets)
 
 
 @final
@@ -115,7 +115,6 @@ def extract(
 class _Extraction:
     """One call of `extract`."""
 
-    _cut: Cut
     _samples: Samples
     _store: FeatureStore
     _compute: Computing
@@ -133,8 +132,8 @@ class _Extraction:
         return range(len(self._samples) * self._samples.views)
 
     def run(self, as_targets: AsTargets) -> FeatureData:
-        self._cut.check_current()
-        samples, specs = self._samples, self._specs
+        cut, samples, specs = self._compute.cut, self._samples, self._specs
+        cut.check_current()
         parts = {
             **self._compute.key,
             "transform": samples.transform,
@@ -142,8 +141,8 @@ class _Extraction:
             "storage": " ".join(dtype_name(spec.stored) for spec in specs),
         }
         key = FeatureKey(parts)
-        model = type(self._cut.suffix.model).__name__
-        note = {"model": model, "line": self._cut.why, "form": self._compute.words}
+        model = type(cut.suffix.model).__name__
+        note = {"model": model, "line": cut.why, "form": self._compute.words}
         features = self._store.open(key, specs, note=note)
         ids: list[bytes] = []
         rows: StoredRows | None = None
@@ -201,9 +200,12 @@ class _Extraction:
     ) -> None:
         """Compute those of the missing rows that no other process is computing."""
         batches = self._claimed(writer, missing, found)
-        beside = _is_worth_doing_beside(self._compute)
+        # Better one to a thread than one over all threads; but not in plain float32, whose last
+        # bits may depend on the number of threads.
+        on_cpu = self._compute.device.type == "cpu" and self._compute.tuned.form != PLAIN
+        beside = on_cpu and 1 < torch.get_num_threads() <= count_threads(None)
         computed = self._side_by_side(batches) if beside else self._overlapping(batches)
-        with closing(computed), _Publisher(self._cut, writer) as publisher:
+        with closing(computed), _Publisher(self._compute.cut, writer) as publisher:
             for rows, values in computed:
                 if not self._computed:
                     stored = zip(values, self._specs, strict=True)
@@ -293,29 +295,20 @@ def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, .
     )
 
 
-def _is_worth_doing_beside(compute: Computing) -> bool:
-    """Whether batches are better computed one to a thread than one over all threads.
-
-    Not for plain float32, whose last bits may depend on the number of threads.
-    """
-    cores = torch.get_num_threads()
-    on_cpu = compute.device.type == "cpu" and compute.tuned.form != PLAIN
-    return on_cpu and 1 < cores <= count_threads(None)
-
-
 @final
+@dataclass
 class _Publisher:
     """Computed rows, visible in groups, each once the cut is proven to be the one of its key.
 
     At the end of its block, and where that fails, what waits is published.
     """
 
-    def __init__(self, cut: Cut, writer: Writer) -> None:
-        self._cut, self._writer = cut, writer
-        self._waiting: list[tuple[list[bytes], Sequence[Tensor]]] = []
-        self._bytes = 0
-        self._proof_seconds = 0.0
-        self._proven_at = time.perf_counter()
+    _cut: Cut
+    _writer: Writer
+    _waiting: list[tuple[list[bytes], Sequence[Tensor]]] = field(default_factory=list)
+    _bytes: int = 0
+    _proof_seconds: float = 0.0
+    _proven_at: float = field(default_factory=time.perf_counter)
 
     def __enter__(self) -> Self:
         return self
@@ -334,12 +327,7 @@ class _Publisher:
             self.publish()
 
     def publish(self) -> None:
-        """Prove, then store what waits; on return it is complete for every later reader.
-
-        Raises:
-            CutError: the cut is another one now; what waited is dropped.
-            StoreError, OutputError: as `Writer.put`.
-        """
+        """Prove, then store what waits; of a cut that is another one now it is dropped."""
         waiting, self._waiting, self._bytes = self._waiting, [], 0
         if not waiting:
             return

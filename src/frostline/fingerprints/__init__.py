@@ -106,7 +106,8 @@ def digest(tensor: Tensor, *, name: str = "tensor") -> str:
         if kind:  # a plain tensor has its hash of old
             state.update(f"{kind} {part.dtype} {tuple(part.shape)}".encode())
         if part.numel():
-            state.update(_bytes(part).numpy().data)
+            dense = part.detach().cpu().resolve_conj().resolve_neg().contiguous()
+            state.update(dense.flatten().view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 
@@ -170,11 +171,6 @@ class Record:
             return "differs in bits, by less than its numbers tell"
         first, last = block * BLOCK_NUMBERS, min((block + 1) * BLOCK_NUMBERS, tensor.numel()) - 1
         return f"moved by about {float(shifts[block]):.3g} within numbers {first} to {last}"
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    dense = tensor.detach().cpu().resolve_conj().resolve_neg()
-    return dense.contiguous().flatten().view(torch.uint8)
 
 
 def _steps(now: Tensor, before: Tensor) -> Tensor:

@@ -68,6 +68,24 @@ def is_finite(tensor: Tensor, name: str) -> bool:
     return all(bool(part.isfinite().all()) for part in plain_parts(tensor, name)[1] if _may(part))
 
 
+def same_bits(tensor: Tensor, other: Tensor) -> bool:
+    """Whether dtype, shape and every bit are the same, of whatever the tensors are made of.
+
+    Raises:
+        FrostlineError: as `plain_parts`.
+    """
+    if tensor.dtype != other.dtype or tensor.shape != other.shape:
+        return False
+    (kind, parts), (other_kind, others) = (plain_parts(t, "a tensor") for t in (tensor, other))
+    shapes = [part.shape for part in parts] == [part.shape for part in others]
+    return kind == other_kind and shapes and all(map(torch.equal, _bytes(parts), _bytes(others)))
+
+
+def _bytes(parts: list[Tensor]) -> Iterator[Tensor]:
+    for part in parts:
+        yield part.contiguous().flatten().view(torch.uint8)
+
+
 def is_wrapped(tensor: Tensor) -> bool:
     """Whether it is of a subclass that is made of other tensors: few operations take those."""
     return hasattr(tensor, "__tensor_flatten__") and not is_distributed(tensor)

@@ -137,7 +137,7 @@ def _leaves(value: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple
         inner[name] = value.func
     elif isinstance(value, FunctionType):
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        inner = {f"{name}({n})": _content_of(cell) for n, cell in cells}
+        inner = {f"{name}({n})": cell_content(cell) for n, cell in cells}
     if inner is None:
         yield name, value
     elif id(value) not in seen and depth < _DEEPEST:
@@ -146,10 +146,11 @@ def _leaves(value: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple
             yield from _leaves(one, within, seen, depth + 1)
 
 
-def _content_of(cell: CellType) -> Any:
+def cell_content(cell: CellType) -> Any:
+    """What a function's closure holds there; None where nothing is in it yet."""
     try:
         return cell.cell_contents
-    except ValueError:  # it is filled later
+    except ValueError:
         return None
 
 

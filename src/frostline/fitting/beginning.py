@@ -8,91 +8,47 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import final
 
-from torch import nn
-
-from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
+from frostline.config import RunSettings
 from frostline.devices import resolve_device
 from frostline.errors import ConfigError, DriftError
 from frostline.plans import Phase
-from frostline.recipe import Recipe, config_errors
-from frostline.records import RunFolder
-from frostline.session import Survey, check_forms
+from frostline.records import BY_MODEL, RunFolder
+from frostline.session import Survey
+from frostline.tuning import PLAIN
 
 
-@final
-class Book:
-    """The settings of a run as they lie in its folder, with the forms of its phases."""
-
-    def __init__(self, folder: RunFolder | None, settings: RunSettings) -> None:
-        self._folder = folder
-        self.settings = settings
-
-    def form(self, phase: int) -> str:
-        """How the frozen part was computed in that phase when it began; empty before that."""
-        return dict(enumerate(self.settings.features.forms)).get(phase, "")
-
-    def record_form(self, phase: int, form: str) -> None:
-        """Write down how the frozen part is computed in a phase that begins."""
-        forms = (*self.settings.features.forms[:phase], form)
-        features = self.settings.features.model_copy(update={"forms": forms})
-        self.settings = self.settings.model_copy(update={"features": features})
-        self.write()
-
-    def write(self) -> None:
-        if self._folder is not None:
-            self.settings.write(self._folder.settings)
-
-
-def settings_from_python(
-    model: nn.Module,
-    recipe: Recipe,
-    batch_size: int,
-    device: str,
-    features: str | Path,
-    forms: Sequence[str],
-    compile_suffix: bool,
-) -> RunSettings:
-    """The settings of a run whose model was handed over as an object.
-
-    Raises:
-        ConfigError: a form cannot be read.
-    """
-    with config_errors():
-        given = (forms,) if isinstance(forms, str) else tuple(forms)
-        kept = FeatureSettings(store=str(features), compile=compile_suffix, forms=given)
-    return RunSettings(
-        model=ModelSettings.from_python(type(model).__name__),
-        data=DataSettings(batch_size=batch_size),
-        training=recipe,
-        features=kept,
-        device=device,
-    )
-
-
-def check_settings(settings: RunSettings, phases: int) -> None:
+def check_settings(settings: RunSettings) -> None:
     """Refuse what would not be heeded, or only after hours.
 
     Raises:
-        ConfigError: there is no such device, forms do not fit the phases or the precision, or
-            there is no compiler.
+        ConfigError: there is no such device, no compiler, or the forms are more than phases or
+            round where nothing is to be.
     """
-    resolve_device(settings.device)
-    features, precision = settings.features, settings.training.prefix_precision
-    check_forms(features.forms, phases, features=features.store, precision=precision)
-    if settings.features.compile:
-        _check_compiler(settings.device)
-
-
-def _check_compiler(device: str) -> None:
-    """Refuse at once what torch.compile would refuse after the features were computed."""
-    known = ("g++", "clang++", "c++")
-    there = "CXX" in os.environ or any(map(shutil.which, known))
-    if resolve_device(device).type == "cpu" and not there:
+    device, features = resolve_device(settings.device), settings.features
+    phases = len(settings.plan) or 1
+    if len(features.forms) > phases:
+        raise ConfigError(
+            f"got {len(features.forms)} forms for {phases} phase{'s' if phases > 1 else ''}. Give "
+            "one for each phase, or none."
+        )
+    rounded = [form for form in features.forms if form not in (BY_MODEL, str(PLAIN))]
+    if settings.training.precision == "exact" and rounded:
+        raise ConfigError(
+            f"precision 'exact' keeps every bit, and the form {rounded[0]!r} does not; leave one "
+            "out."
+        )
+    if rounded and features.store == "off":
+        raise ConfigError(
+            "without features the model computes all itself, so the form "
+            f"{rounded[0]!r} would not be heeded; leave out the form, or 'off'."
+        )
+    compilers = ("g++", "clang++", "c++")
+    there = "CXX" in os.environ or any(map(shutil.which, compilers))
+    if features.compile and device.type == "cpu" and not there:  # torch would say it hours later
         raise ConfigError(
             "torch.compile needs a C++ compiler on a CPU, and none of "
-            f"{', '.join(known)} is there. Install g++, or leave --compile out."
+            f"{', '.join(compilers)} is there. Install g++, or leave --compile out."
         )
 
 
@@ -124,10 +80,11 @@ def run_folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | 
         yield None
         return
     folder = RunFolder(Path(out))
+    check = folder.check_is_run if resume else folder.check_free
     folder.check_idle()
-    _check_place(folder, resume=resume)
+    check()
     with folder.locked():
-        _check_place(folder, resume=resume)  # another run may have come and gone meanwhile
+        check()  # another run may have come and gone meanwhile
         folder.sweep()
         try:
             yield folder
@@ -137,29 +94,24 @@ def run_folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | 
             raise
 
 
-def _check_place(folder: RunFolder, *, resume: bool) -> None:
-    if resume:
-        folder.check_is_run()
-    else:
-        folder.check_free()
-
-
 def begun(
     folder: RunFolder | None, settings: RunSettings, planned: Survey, *, resume: bool
-) -> Book:
+) -> RunSettings:
     """Write down settings and frozen part; or make sure that a resumed run has the same.
 
+    Returns:
+        The settings, of a resumed run as they were written, with the forms of its phases.
     Raises:
         ConfigError, DriftError: it has others.
     """
-    if folder is None or not resume:
-        book = Book(folder, settings)
-        if folder is not None:
-            book.write()
-            folder.write_frozen(planned.untouched)
-            if plan := settings.as_plan():
-                plan.save(folder.plan)
-        return book
+    if folder is None:
+        return settings
+    if not resume:
+        settings.write(folder.settings)
+        folder.write_frozen(planned.untouched)
+        if plan := settings.as_plan():
+            plan.save(folder.plan)
+        return settings
     stored = RunSettings.read(folder.settings)
     check_same_settings(stored, settings)
     if not folder.frozen.exists() and not folder.has_trained:  # killed between the two files
@@ -172,7 +124,7 @@ def begun(
             f"{len(moved)} tensors differ, first {', '.join(moved[:3]) or 'in what is frozen'}. "
             "Give the same weights, model and selector."
         )
-    return Book(folder, stored)
+    return stored
 
 
 def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
@@ -181,11 +133,13 @@ def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
     Raises:
         ConfigError: names each setting that differs.
     """
+    before, now = stored.model_dump(), given.model_dump()
+    now["training"]["keep"] = before["training"]["keep"]  # no matter how many were kept before
     differing = [
-        f"{section}.{key} was {old.get(key)!r} and is {new.get(key)!r}"
-        for section, (old, new) in _sections(stored, given).items()
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
+        f"{section}.{key} was {before[section].get(key)!r} and is {now[section].get(key)!r}"
+        for section in ("model", "data", "freeze", "training")
+        for key in sorted({*before[section], *now[section]})
+        if before[section].get(key) != now[section].get(key)
     ]
     if stored.plan != given.plan:
         differing.append(f"the plan was {_short(stored.plan)} and is {_short(given.plan)}")
@@ -194,12 +148,6 @@ def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
             f"cannot resume with other settings: {'; '.join(differing)}. Leave them as they were, "
             "or start a new run with another --out."
         )
-
-
-def _sections(a: RunSettings, b: RunSettings) -> dict[str, tuple[dict[str, object], ...]]:
-    one, other = a.model_dump(), b.model_dump()
-    one["training"]["keep"] = other["training"]["keep"]  # no matter how many were kept before
-    return {key: (one[key], other[key]) for key in ("model", "data", "freeze", "training")}
 
 
 def _short(phases: Sequence[Phase]) -> str:

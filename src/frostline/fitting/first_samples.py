@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, final
 
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frostline.data import Batch, Batches, Samples, first_batch
-from frostline.devices import resolve_device, to_device
+from frostline.data import Samples, first_batch
+from frostline.devices import Compute, to_device
 from frostline.engine import predict
 from frostline.estimates.measuring import measure_step
 from frostline.session.pipelines import CHECKED_SAMPLES
@@ -38,18 +37,23 @@ class FirstSamples:
 
     @classmethod
     def of(
-        cls, model: nn.Module, samples: Samples, task: Task, *, device: str, judged: bool
+        cls, model: nn.Module, samples: Samples, task: Task, compute: Compute, *, judged: bool
     ) -> Self:
         """Look at them; `judged` also counts operations, and times a pass that need not warm up."""
         batch = first_batch(samples, CHECKED_SAMPLES, task.targets)
-        few = to_device(batch.inputs, resolve_device(device))
-        count = len(batch.targets)
-        small = _OneBatch(Batch(few, batch.targets, batch.names))
-        operations = _operations(model, small, device) if judged else 0.0
+        few = replace(batch, inputs=to_device(batch.inputs, compute.device))
+        model.to(compute.device)
+        count, operations = len(batch.targets), 0.0
+        if judged:
+            with FlopCounterMode(display=False) as counter:
+                predict(model, [few], compute)
+            # Kernels that torch's counter does not know, as of recurrent layers, by parameters.
+            least = 2 * count * sum(parameter.numel() for parameter in model.parameters())
+            operations = float(max(counter.get_total_flops(), least))
         start = time.perf_counter()
-        found = predict(model, small, device=device)
+        found = predict(model, [few], compute)
         seconds = time.perf_counter() - start
-        return cls(few, found, seconds / count, operations / count)
+        return cls(few.inputs, found, seconds / count, operations / count)
 
     def step_seconds(self, model: nn.Module, task: Task) -> float:
         """Seconds of a plain training step on these, for one sample; 0 where it is not known."""
@@ -60,32 +64,3 @@ class FirstSamples:
         with suppress(RuntimeError, ValueError):  # the run itself says better what is wrong
             return measure_step(model, self.inputs, targets, task=task, repeats=2).seconds / count
         return 0.0
-
-
-def _operations(model: nn.Module, batches: Batches, device: str) -> float:
-    """Floating-point operations of a forward.
-
-    Kernels that torch's counter does not know, as of recurrent layers, count by their parameters.
-    """
-    with FlopCounterMode(display=False) as counter:
-        predict(model, batches, device=device)
-    least = 2 * batches.samples * sum(parameter.numel() for parameter in model.parameters())
-    return float(max(counter.get_total_flops(), least))
-
-
-@final
-@dataclass(frozen=True)
-class _OneBatch:
-    """A single batch."""
-
-    batch: Batch
-
-    def __len__(self) -> int:
-        return 1
-
-    @property
-    def samples(self) -> int:
-        return len(self.batch.targets)
-
-    def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:  # noqa: ARG002
-        yield self.batch

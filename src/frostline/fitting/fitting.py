@@ -4,37 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import final
 
 from torch import nn
 
-from frostline.callbacks.logs import logs_in
+from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
-from frostline.config import RunSettings
+from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
 from frostline.data import open_data
-from frostline.devices import resolve_device
+from frostline.devices import Compute, resolve_device
 from frostline.engine import Hook, Training, train_phases
 from frostline.errors import ConfigError, TrainingError
-from frostline.fitting.beginning import (
-    about,
-    begun,
-    check_settings,
-    run_folder,
-    settings_from_python,
-)
+from frostline.fitting.beginning import about, begun, check_settings, run_folder
 from frostline.fitting.first_samples import FirstSamples
 from frostline.fitting.phases import PhasePipelines
 from frostline.freezing import Proof
+from frostline.groups import param_groups
 from frostline.plans import Plan
 from frostline.recipe import Recipe, recipe_from
 from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
 from frostline.reports import make_report, promise_at_end
 from frostline.selectors import inventory
-from frostline.session import PipelineOptions, Session, check_trains
+from frostline.session import PipelineOptions, Session
 from frostline.tasks import Classification, Metrics, Task, task_of
 from frostline.world import ALONE, World
 
@@ -120,6 +115,7 @@ def fit(
             `run.toml`; by default in what the machine is best at within the precision.
         compile: compile what is trained with `torch.compile`.
         hooks: called by the loop, besides those that save and log.
+        settings: of a run that was prepared; in place of all that they hold.
         world: who else trains this model; one process for now.
 
     Raises:
@@ -133,84 +129,69 @@ def fit(
         DriftError: something frozen moved; what was trained is kept in `out`.
     """
     # Over 40 lines, since each step needs what those before it made.
-    recipe = _recipe(recipe, options, plan)
-    settings = settings or settings_from_python(
-        model, recipe, batch_size, device, features, forms, compile
+    forms = (forms,) if isinstance(forms, str) else tuple(forms)
+    settings = settings or RunSettings(
+        model=ModelSettings.from_python(type(model).__name__),
+        data=DataSettings(batch_size=batch_size),
+        training=_recipe(recipe, options, plan),
+        features=FeatureSettings(store=str(features), compile=compile, forms=forms),
+        plan=plan.phases if plan else (),
+        device=device,
     )
-    check_settings(settings, len(plan) if plan else 1)
+    check_settings(settings)
+    plan = settings.as_plan()
     inventory(model)  # refuses lazy layers, which the first samples would give a shape
     if plan is None:
-        check_trains(model)
-    open_task, data = _task(task, classes), (open_data(train), open_data(val))
-    asked = _pipeline_options(settings, open_task, device, world)
-    batches = asked.plain(*data)
-    judged = settings.features.store == "auto"
-    first = FirstSamples.of(model, data[1], open_task, device=device, judged=judged)
-    found = first.found
-    task = open_task.completed(found, data=train, recipe=recipe)
-    metrics = task.summarise(found.outputs, found.targets)
-    recipe = _monitored(recipe, plan, metrics)
-    settings = _completed(settings, task, plan, recipe)
+        param_groups(model, lr=1.0)  # refuses one in which nothing trains
+    data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
+    task = _task(task, classes)
+    first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
+    task = task.completed(first.found, data=train, recipe=settings.training)
+    metrics = task.summarise(first.found.outputs, first.found.targets)
+    settings = _completed(settings, task, metrics)
+    recipe = settings.training
+    asked = _pipeline_options(settings, task, first, world)
+    plain = asked.plain(*data)
     hooks, kept = tuple(hooks), out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
     for warning in plan.check(model, recipe=recipe) if plan else ():
-        journal.notice(f"Warning   {warning}")
-        for hook in hooks:
-            hook.on_notice(f"Warning   {warning}")
+        for say in (journal.notice, *(hook.on_notice for hook in hooks)):
+            say(f"Warning   {warning}")
     with run_folder(kept, resume=resume) as folder:
-        measure = partial(first.step_seconds, model, task) if plan else None
         session = Session(
             model,
             plan,
             recipe=recipe,
-            measure=measure,
-            steps_per_epoch=len(batches[0]),
+            measure=(lambda: asked.batch_size * first.step_seconds(model, task)) if plan else None,
+            steps_per_epoch=len(plain[0]),
             world=world,
         )
-        book = begun(folder, settings, session.planned, resume=resume)
-        saver = Saver(
-            folder,
-            about(settings),
-            resume=resume,
-            start=session.planned.copies(model) if plan else None,
-            keep=recipe.keep,
-            task=task,
-            like=metrics,
-        )
-        asked = replace(
-            asked,
-            seconds_per_sample=first.seconds,
-            operations_per_sample=first.operations,
-            as_targets=task.targets,
-        )
-        make = partial(session.data, *data, asked, plain=batches, example=first.inputs)
-        pipelines = PhasePipelines(make, book, journal, hooks)
-        seconds = tuple(batch_size * each for each in session.planned.seconds_per_sample)
-        training = Training(session, plain_step_seconds=seconds)
-        logs = logs_in(folder) if folder else ()
+        settings = begun(folder, settings, session.planned, resume=resume)
+        saver = Saver(folder, about(settings), resume=resume, task=task, like=metrics)
+        make = partial(session.data, *data, asked, plain=plain, example=first.inputs)
+        pipelines = PhasePipelines(make, settings, folder, journal, hooks)
+        training = Training(session, Compute(settings.device, recipe.mixed))
+        logs = folder and (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard))
         with _room_to_compile(settings):
-            train_phases(
-                training,
-                pipelines,
-                task=task,
-                device=device,
-                hooks=(saver, *logs, pipelines, *hooks),
-            )
-        return _ended(training, saver, pipelines, folder, book.settings)
+            called = (saver, *(logs or ()), pipelines, *hooks)
+            train_phases(training, pipelines, task=task, hooks=called)
+        return _ended(training, saver, pipelines, folder)
 
 
 def _pipeline_options(
-    settings: RunSettings, task: Task, device: str, world: World
+    settings: RunSettings, task: Task, first: FirstSamples, world: World
 ) -> PipelineOptions:
     recipe, features = settings.training, settings.features
     return PipelineOptions(
-        device=resolve_device(device),
+        device=resolve_device(settings.device),
         batch_size=settings.data.batch_size,
         seed=recipe.seed,
         features=features.store,
         storage=features.storage,
         budget_bytes=features.budget_bytes,
         precision=recipe.prefix_precision,
+        seconds_per_sample=first.seconds,
+        operations_per_sample=first.operations,
         compile=features.compile,
         as_targets=task.targets,
         world=world,
@@ -222,30 +203,37 @@ def _ended(
     saver: Saver,
     pipelines: PhasePipelines,
     folder: RunFolder | None,
-    settings: RunSettings,
 ) -> Run:
-    """Prove the whole run, put the best weights, and write result and report.
-
-    Raises:
-        DriftError: something frozen moved.
-        TrainingError: no epoch is the best.
-    """
+    """Prove the whole run, put the best weights, and write result and report."""
     proof = training.session.verify()
-    if not training.best_epoch:
+    if not training.position.best_epoch:
         raise TrainingError(
-            f"the validation {training.recipe.monitor} was never a number, so no epoch is the "
-            "best. Look at the metrics; lower the learning rate (--lr)."
+            f"the validation {training.session.recipe.monitor} was never a number, so no epoch is "
+            "the best. Look at the metrics; lower the learning rate (--lr)."
         )
     saver.put_best(training.model)
-    best = training.history[training.best_epoch - 1]
+    best = training.history[training.position.best_epoch - 1]
     phases = tuple(training.phase_history)
     if folder:
-        _write_result(folder, best, proof, phases)
+        frozen = {
+            "tensors": proof.tensors,
+            "bytes": proof.nbytes,
+            "fingerprint": str(proof.fingerprint),
+        }
+        ended = {"frozen": frozen, "phases": [phase.as_dict() for phase in phases]}
+        folder.write_result({"epoch": best.epoch, **best.validation.as_dict(), **ended})
         pipelines.on_end()
-        _write_report(folder, settings, proof, pipelines)
-    history = tuple(training.history)
-    says, computed = pipelines.says, pipelines.computed
-    return Run(training.model, history, best, proof, folder, says, computed, phases)
+        _write_report(folder, proof, pipelines)
+    return Run(
+        training.model,
+        tuple(training.history),
+        best,
+        proof,
+        folder,
+        pipelines.says,
+        pipelines.computed,
+        phases,
+    )
 
 
 def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None) -> Recipe:
@@ -259,12 +247,15 @@ def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None
     return recipe_from(recipe, options)
 
 
-def _completed(settings: RunSettings, task: Task, plan: Plan | None, recipe: Recipe) -> RunSettings:
-    """With the classes that were found, the plan, and what is monitored."""
+def _completed(settings: RunSettings, task: Task, like: Metrics) -> RunSettings:
+    """With the classes that were found, and a metric of the task to monitor."""
+    recipe = settings.training
+    if "monitor" not in recipe.model_fields_set:
+        recipe = recipe.model_copy(update={"monitor": like.metric().name})
+    for name in (recipe.monitor, *(one.until.monitor for one in settings.plan if one.until)):
+        like.metric(name)  # refuses one that the task has not
     data = settings.data.model_copy(update={"classes": task.classes})
-    return settings.model_copy(
-        update={"data": data, "plan": plan.phases if plan else (), "training": recipe}
-    )
+    return settings.model_copy(update={"data": data, "training": recipe})
 
 
 def _task(task: Task | str | None, classes: Sequence[str] | None) -> Task:
@@ -273,20 +264,6 @@ def _task(task: Task | str | None, classes: Sequence[str] | None) -> Task:
     if task in (None, "classification"):
         return Classification(classes)
     raise ConfigError("got classes beside a task. Give them to it: task=fl.Classification(names).")
-
-
-def _monitored(recipe: Recipe, plan: Plan | None, metrics: Metrics) -> Recipe:
-    """The recipe with a metric of the task to monitor: the one that was asked for, or the first.
-
-    Raises:
-        ConfigError: the recipe or a phase asks for one that the task has not.
-    """
-    if "monitor" not in recipe.model_fields_set:
-        recipe = recipe.model_copy(update={"monitor": metrics.metric().name})
-    asked = [phase.until.monitor for phase in plan or () if phase.until is not None]
-    for name in (recipe.monitor, *asked):
-        metrics.metric(name)
-    return recipe
 
 
 @contextmanager
@@ -301,27 +278,12 @@ def _room_to_compile(settings: RunSettings) -> Iterator[None]:
         yield
 
 
-def _write_report(
-    folder: RunFolder, settings: RunSettings, proof: Proof, pipelines: PhasePipelines
-) -> None:
+def _write_report(folder: RunFolder, proof: Proof, pipelines: PhasePipelines) -> None:
     """Write the report; whatever goes wrong with it does not make a trained run fail."""
     try:
-        make_report(folder, settings, promise_at_end(proof)).save(folder.report)
+        make_report(folder, pipelines.settings, promise_at_end(proof)).save(folder.report)
     except Exception as error:
         pipelines.say(
             f"Warning   the run is whole, but its report was not written: {error}. "
             f"`frostline report {folder.root}` tries again."
         )
-
-
-def _write_result(
-    folder: RunFolder, best: EpochRecord, proof: Proof, phases: Sequence[PhaseRecord]
-) -> None:
-    frozen = {
-        "tensors": proof.tensors,
-        "bytes": proof.nbytes,
-        "fingerprint": str(proof.fingerprint),
-    }
-    ended = [asdict(phase) for phase in phases]
-    content = {"epoch": best.epoch, **best.validation.as_dict(), "frozen": frozen, "phases": ended}
-    folder.write_result(content)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import final
 
+from frostline.config import RunSettings
 from frostline.engine import Hook, Training
-from frostline.fitting.beginning import Book
-from frostline.records import BY_MODEL, Journal
+from frostline.records import BY_MODEL, Journal, RunFolder
 from frostline.session import Pipeline
 from frostline.units import format_count, format_seconds
 
@@ -23,19 +23,26 @@ class PhasePipelines(Hook):
 
     Args:
         make: `Session.data` of the run, but for what depends on the phase.
+        folder: where the forms of the phases are written down, beside the other settings.
         hooks: the others that are called with notices and progress.
 
     Attributes:
+        settings: of the run, with the forms of the phases that were begun.
         says: lines for people on what was computed once, or why nothing could be.
         computed: rows of features that were computed.
     """
 
     def __init__(
-        self, make: partial[Pipeline], book: Book, journal: Journal, hooks: tuple[Hook, ...]
+        self,
+        make: partial[Pipeline],
+        settings: RunSettings,
+        folder: RunFolder | None,
+        journal: Journal,
+        hooks: tuple[Hook, ...],
     ) -> None:
         self._make = make
-        self._batch_size = book.settings.data.batch_size
-        self._book = book
+        self.settings = settings
+        self._folder = folder
         self._journal = journal
         self._hooks = hooks
         self._is_plain = True
@@ -45,20 +52,27 @@ class PhasePipelines(Hook):
     def __call__(self, training: Training) -> Pipeline:
         """The phase's batches through its own frost line; says how they will go."""
         number = training.position.phase
-        if len(training.phases) > 1:
-            self.say(*self._outlook(training), self._announcement(training))
-        form = self._book.form(number)
+        if len(training.session.phases) > 1:
+            self.say(*self._announcement(training))
+        form = dict(enumerate(self.settings.features.forms)).get(number, "")
         start = time.perf_counter()
         made = self._make(form=form, explains=number == 0, progress=self._progress)
         seconds = time.perf_counter() - start
         self._journal.pipeline(replace(made.facts, phase=number + 1, seconds=seconds))
         self._is_plain = made.facts.form == BY_MODEL
         if not form:
-            self._book.record_form(number, made.facts.form)
+            self._record_form(number, made.facts.form)
         self.say(*made.says)
         self.says += made.says
         self.computed += made.facts.computed
         return made
+
+    def _record_form(self, phase: int, form: str) -> None:
+        features = self.settings.features
+        features = features.model_copy(update={"forms": (*features.forms[:phase], form)})
+        self.settings = self.settings.model_copy(update={"features": features})
+        if self._folder is not None:
+            self.settings.write(self._folder.settings)
 
     def on_start(self, training: Training) -> None:
         self._journal.start(training.position.mark)
@@ -67,7 +81,7 @@ class PhasePipelines(Hook):
         self._journal.notice(text)
 
     def on_phase(self, training: Training) -> None:
-        if len(training.phases) > 1:
+        if len(training.session.phases) > 1:
             record = training.phase_history[-1]
             cost = "" if self._is_plain else _plain_cost(record.plain_step_seconds * record.steps)
             self.say(
@@ -81,30 +95,28 @@ class PhasePipelines(Hook):
 
     def _progress(self, done: int, total: int) -> None:
         """Call hooks with rows of features in batches, as with every other stage."""
-        size = self._batch_size
+        size = self.settings.data.batch_size
         for hook in self._hooks:
             hook.on_batch("features", -(-done // size), -(-total // size))
 
-    def _outlook(self, training: Training) -> Iterator[str]:
-        """Before the first phase: what the steps of all would cost in a plain loop."""
+    def _announcement(self, training: Training) -> Iterator[str]:
+        """What trains, and what the steps would cost in a plain loop; at first, those of all."""
+        at, session = training.position, training.session
+        each = session.steps_per_epoch or 0
         costs = [
-            seconds * (_steps(training, number) or 0)
-            for number, seconds in enumerate(training.plain_step_seconds)
+            seconds * (phase.total_steps(each) or 0)
+            for seconds, phase in zip(session.planned.step_seconds, session.phases, strict=True)
         ]
-        if training.position.phase == 0 and all(costs):
-            each = " + ".join(map(format_seconds, costs))
-            yield f"Plan      {len(costs)} phases; the steps of a plain loop take about {each}"
-
-    def _announcement(self, training: Training) -> str:
-        at, phase = training.position, training.phase
+        if at.phase == 0 and all(costs):
+            words = " + ".join(map(format_seconds, costs))
+            yield f"Plan      {len(costs)} phases; the steps of a plain loop take about {words}"
         parameters = list(training.model.parameters())
         trains = sum(p.numel() for p in parameters if p.requires_grad)
-        whole = sum(p.numel() for p in parameters)
-        cost = training.plain_step_seconds[at.phase] * (_steps(training, at.phase) or 0)
-        return (
-            f"Phase     {at.phase + 1} of {len(training.phases)}, "
-            f"{phase.label(at.phase + 1)}: trains {format_count(trains)} of {format_count(whole)} "
-            f"parameters{_plain_cost(cost)}"
+        yield (
+            f"Phase     {at.phase + 1} of {len(session.phases)}, "
+            f"{session.phase.label(at.phase + 1)}: trains {format_count(trains)} of "
+            f"{format_count(sum(p.numel() for p in parameters))} parameters"
+            f"{_plain_cost(costs[at.phase])}"
         )
 
     def say(self, *lines: str) -> None:
@@ -112,11 +124,6 @@ class PhasePipelines(Hook):
         for hook in (self, *self._hooks):
             for line in lines:
                 hook.on_notice(line)
-
-
-def _steps(training: Training, phase: int) -> int | None:
-    steps_per_epoch = training.session.steps_per_epoch
-    return training.phases[phase].total_steps(steps_per_epoch) if steps_per_epoch else None
 
 
 def _plain_cost(seconds: float) -> str:

@@ -69,9 +69,10 @@ def not_covered_text(names: tuple[str, ...]) -> str:
 class UnlistedRecord:
     """What one held module had beside its parameters and buffers when it was frozen.
 
+    It is asked as long as the module is held.
+
     Attributes:
-        module: whose it is.
-        path: where the module is.
+        module, path: whose it is, and where that is.
         saved, loose: records by full names.
         objects: the loose tensors themselves, to tell one that was written from one put in its
             place, as forwards do that put results aside.
@@ -96,9 +97,9 @@ class UnlistedRecord:
         return cls(module, path, saved, loose, found.loose, found.unseen)
 
     def drifts(self) -> Iterator[Drift]:
-        """What did not stay as it was, while the module is held."""
-        now = self._now() if is_held(self.module) else {}
-        for name, record in self._due().items():
+        """What did not stay as it was."""
+        now = self._now()
+        for name, record in {**self.saved, **self.loose}.items():
             tensor = now.get(name)
             is_kept = name in self.saved or tensor is self.objects[name]
             words = "is gone" if tensor is None else record.moved(tensor, name=name)
@@ -108,16 +109,13 @@ class UnlistedRecord:
     def proved(self) -> dict[str, Record]:
         """What is as it was, once `drifts` found nothing."""
         replaced = self._replaced()
-        return {name: record for name, record in self._due().items() if name not in replaced}
+        return {
+            n: record for n, record in {**self.saved, **self.loose}.items() if n not in replaced
+        }
 
     def not_covered(self) -> tuple[str, ...]:
         """Names that no proof covers, with the reason."""
-        if not is_held(self.module):
-            return ()
         return (*self.unseen, *(f"{name} (replaced since)" for name in self._replaced()))
-
-    def _due(self) -> dict[str, Record]:
-        return {**self.saved, **self.loose} if is_held(self.module) else {}
 
     def _now(self) -> dict[str, Tensor]:
         found = unlisted(self.module, self.path, ())
@@ -160,9 +158,15 @@ class Frozen:
         cls, selection: Selection, *, norm: NormPolicy, kept: CastReport | None = None
     ) -> Frozen:
         """Take down what is frozen of the selection, as it is now."""
-        modules = selection.inventory.modules
-        frozen = selection.whole
-        records = dict(_records(selection))
+        modules, frozen = selection.inventory.modules, selection.whole
+        touched = selection.by_tensor
+
+        def is_held_with_it(module: nn.Module) -> bool:
+            own = (*module._parameters.values(), *module._buffers.values())
+            return is_held(module) and any(id(tensor) in touched for tensor in own)
+
+        found = named_tensors(selection, is_held_with_it)
+        records = {name: Record.of(tensor, name=name, at=rows) for name, tensor, rows in found}
         for name, record in records.items():
             path, _, leaf = name.rpartition(".")
             if record.rows is None:
@@ -190,7 +194,7 @@ class Frozen:
     @property
     def not_covered(self) -> tuple[str, ...]:
         """Names of what is frozen that no proof can see, with what it is."""
-        return tuple(name for one in self.unlisted for name in one.not_covered())
+        return tuple(name for one in self._beside() for name in one.not_covered())
 
     @property
     def in_no_file(self) -> tuple[str, ...]:
@@ -215,12 +219,14 @@ class Frozen:
             due = self._still_frozen(name, record)
             drifts += self._drifts(name, due)
             proved |= due
-        for one in self.unlisted:
+        for one in self._beside():
             drifts += one.drifts()
-        drifts += _mode_drifts(self.model)
+        for path, module in self.model.named_modules():
+            if is_held(module) and module.training:
+                drifts.append(Drift(path or "(model)", "was put in train mode behind the freeze"))
         if drifts:
             raise _drift_error(self.model, drifts)
-        beside = {name: r for one in self.unlisted for name, r in one.proved().items()}
+        beside = {name: r for one in self._beside() for name, r in one.proved().items()}
         saved = {name for one in self.unlisted for name in one.saved}
         hashed = {**proved, **{name: r for name, r in beside.items() if name in saved}}
         return Proof(
@@ -244,6 +250,9 @@ class Frozen:
     def __str__(self) -> str:
         covered = not_covered_text(self.not_covered).removeprefix("; ")
         return "\n".join(filter(None, (str(self.summary()), str(self.kept or ""), covered)))
+
+    def _beside(self) -> list[UnlistedRecord]:
+        return [one for one in self.unlisted if is_held(one.module)]
 
     def _still_frozen(self, name: str, record: Record) -> dict[str, Record]:
         """What is frozen still of what was recorded: all of it, rows of it, or nothing.
@@ -289,11 +298,7 @@ class Frozen:
 
 
 def thaw_selection(selection: Selection) -> None:
-    """Thaw what is selected, all of it or nothing.
-
-    Raises:
-        FreezeError: as `thaw`.
-    """
+    """Thaw what is selected, all of it or nothing; raises as `thaw`."""
     with restoring(selection, only_on_error=True):
         switch_on(selection)
         check_shared(selection.inventory.model)
@@ -301,11 +306,7 @@ def thaw_selection(selection: Selection) -> None:
 
 
 def non_empty(selection: Selection, verb: str) -> Selection:
-    """The selection, if there is anything in it, or nothing was asked for.
-
-    Raises:
-        FreezeError: it is empty though each of its terms matches something.
-    """
+    """The selection; raises FreezeError if it is empty, unless nothing was asked for."""
     if selection.picked or isinstance(selection.selector, Nothing):
         return selection
     raise FreezeError(
@@ -314,30 +315,12 @@ def non_empty(selection: Selection, verb: str) -> Selection:
     )
 
 
-def _records(selection: Selection) -> Iterator[tuple[str, Record]]:
-    """What is frozen under each of its names, and the buffers that are held with it."""
-    frozen = selection.by_tensor
-
-    def is_held_with_it(module: nn.Module) -> bool:
-        own = (*module._parameters.values(), *module._buffers.values())
-        return is_held(module) and any(id(tensor) in frozen for tensor in own)
-
-    for name, tensor, rows in named_tensors(selection, is_held_with_it):
-        yield name, Record.of(tensor, name=name, at=rows)
-
-
 def _stands_at(module: nn.Module, root: nn.Module, place: str) -> bool:
-    """Whether it is still the owner of the tensor of that full name."""
+    """Whether it still owns the tensor of that full name, through compiled parts as well."""
     try:
         return root.get_submodule(place.rpartition(".")[0]) is module
     except AttributeError:
         return False
-
-
-def _mode_drifts(root: nn.Module) -> Iterator[Drift]:
-    for path, module in root.named_modules():
-        if is_held(module) and module.training:
-            yield Drift(path or "(model)", "was put in train mode behind the freeze")
 
 
 def _drift_error(model: nn.Module, drifts: list[Drift]) -> DriftError:

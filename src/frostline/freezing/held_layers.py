@@ -7,6 +7,10 @@ as `Hold` does for `train`: `reset_running_stats` does nothing, and `register_bu
 torch assigns to a buffer (`norm.running_mean = ...`), passes over the values of a reset. Both go
 along through `copy.deepcopy` and `torch.save` of the whole module.
 
+*Instance norm.* torch 2.9 writes into its running statistics in eval mode too: the mean over the
+batch of what they were, which moves their last bits (not from batches of 2, 4, 8). A held one
+computes on copies.
+
 *Nesting.* `nn.TransformerEncoder` goes by the mode and the gradients of its first layer alone, and
 packs a padded batch into a nested tensor that no layer in train mode, or with gradients to record,
 can take. So with the first layer held and a later one training, its forward would fail (torch
@@ -21,12 +25,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import instance_norm
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -41,13 +47,15 @@ def equip(module: nn.Module) -> None:
     if isinstance(module, _NormBase):
         _NoReset.put(module)
         _Registration.put(module)
+    if isinstance(module, _InstanceNorm) and writes_in_eval():
+        _OnCopies.put(module)
     if any(base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__):
         Recomputed.put(module)
 
 
 def strip(module: nn.Module) -> None:
     """Leave all that to the module's mode again."""
-    for kind in (_NoReset, _Registration, Recomputed):
+    for kind in (_NoReset, _Registration, _OnCopies, Recomputed):
         kind.remove(module)
 
 
@@ -94,6 +102,33 @@ class _Registration(StandIn):
 def _is_reset(name: str, tensor: Tensor) -> bool:
     value = _RESET.get(name)
     return value is not None and not tensor.is_meta and bool((tensor == value).all())
+
+
+@cache
+def writes_in_eval() -> bool:
+    """Whether this torch writes into an instance norm's statistics in eval mode."""
+    mean, var = torch.ones(1), torch.ones(1)
+    before = mean._version
+    instance_norm(torch.ones(1, 1, 2), mean, var, use_input_stats=False)
+    return mean._version != before
+
+
+@final
+class _OnCopies(StandIn):
+    """Stands in for `module._apply_instance_norm`: statistics are read, never written."""
+
+    __slots__ = ()
+    method = "_apply_instance_norm"
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        module: Any = self.module
+        if module.training or module.running_mean is None:
+            output: Tensor = self.original(inputs)
+            return output
+        mean, var = module.running_mean.clone(), module.running_var.clone()
+        return instance_norm(
+            inputs, mean, var, module.weight, module.bias, use_input_stats=False, eps=module.eps
+        )
 
 
 @final

@@ -23,7 +23,7 @@ from torch import nn
 
 from frostline.choices import NormPolicy
 from frostline.freezing.held_layers import equip, pack_where_whole, strip
-from frostline.selectors.norms import keeps_running_statistics
+from frostline.selectors.kinds import keeps_running_statistics
 from frostline.standins import StandIn
 
 
@@ -49,10 +49,8 @@ class FrozenMark:
 class Hold(StandIn):
     """Stands in for `module.train`: the module stays in eval, its children get the call.
 
-    Held children ignore it likewise; a norm layer left to adapt follows it.
-
-    Attributes:
-        former: the module's own mode before it was held.
+    Held children ignore it likewise; a norm layer left to adapt follows it. `former` is the mode
+    that the module had before it was held.
     """
 
     __slots__ = ("former",)

@@ -20,13 +20,12 @@ from frostline.errors import FreezeError
 from frostline.fingerprints.parts import is_wrapped
 from frostline.freezing.modes import is_held, is_random_in_training
 from frostline.selectors import Selection
+from frostline.selectors.inventory import paths_above
 from frostline.units import some_of
 from frostline.wrappers import strays, wrappers
 
 # Whether what is frozen and thawed now is undone before anybody trains.
 _passing: ContextVar[bool] = ContextVar("passing", default=False)
-
-_LEAVINGS = ("something", "nothing")
 
 
 @contextmanager
@@ -100,7 +99,7 @@ def check_can_learn(selection: Selection) -> None:
 def check_words(*, norm: str, leaving: str = "something") -> None:
     if norm not in get_args(NormPolicy):
         raise FreezeError(f"norm={norm!r} is no norm policy. Use norm='hold' or norm='adapt'.")
-    if leaving not in _LEAVINGS:
+    if leaving not in ("something", "nothing"):
         raise FreezeError(
             f"leaving={leaving!r} is unknown. Use leaving='something', or leaving='nothing' to "
             "freeze the whole model."
@@ -113,23 +112,16 @@ def check_shared(root: nn.Module) -> None:
     free: dict[nn.Module, str] = {}
     for path, module in root.named_modules(remove_duplicate=False):
         if is_random_in_training(module):
-            (held if is_held(_part_around(root, path)) else free)[module] = path
+            above = map(root.get_submodule, paths_above(path))
+            # The nearest that has parameters is the part which the layer serves.
+            part = next((p for p in above if next(p.parameters(), None) is not None), root)
+            (held if is_held(part) else free)[module] = path
     for module in held.keys() & free.keys():
         raise FreezeError(
             f"one {type(module).__name__} serves the frozen part as {held[module]} and the "
             f"trainable part as {free[module]}; it cannot be off in one and on in the other. "
             "Give each part its own."
         )
-
-
-def _part_around(root: nn.Module, path: str) -> nn.Module:
-    """The nearest module above `path` that has parameters: the part which the layer serves."""
-    while path:
-        path = path.rpartition(".")[0]
-        above = root.get_submodule(path)
-        if next(above.parameters(), None) is not None:
-            return above
-    return root
 
 
 def why_inert(places: Iterable[tuple[str, nn.Module]], *, asked: str) -> str:
@@ -163,14 +155,12 @@ def _inert(owner: nn.Module, leaf: str) -> Tensor | None:
         return None
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            made = _output(owner, weight.detach().requires_grad_())
+            wanting, device = weight.detach().requires_grad_(), weight.device
+            if isinstance(owner, nn.Embedding):
+                made = F.embedding(torch.zeros(1, dtype=torch.long, device=device), wanting)
+            else:
+                sample = torch.zeros(1, weight.shape[1], dtype=weight.dtype, device=device)
+                made = F.linear(sample, wanting)
     except Exception:
         return None  # it takes another input than this; doctor finds it, with an example
     return None if made.requires_grad else weight
-
-
-def _output(layer: nn.Module, weight: Tensor) -> Tensor:
-    if isinstance(layer, nn.Embedding):
-        return F.embedding(torch.zeros(1, dtype=torch.long, device=weight.device), weight)
-    sample = torch.zeros(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    return F.linear(sample, weight)

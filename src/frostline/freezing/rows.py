@@ -40,7 +40,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def held(tensor: Tensor) -> tuple[Kept, ...]:
     """What is kept of the tensor's rows, in their order; nothing if none are held."""
-    return next((hold.kept for hold in _WATCH.on(tensor)), ())
+    return next((hold.kept for hold in _holds_on(tensor)), ())
 
 
 def held_rows(tensor: Tensor) -> Ranges:
@@ -64,29 +64,25 @@ def hold(tensor: Tensor, places: Sequence[Occurrence], kept: Iterable[Kept]) -> 
     pieces = tuple(sorted(kept, key=lambda piece: piece.rows.start))
     # A module that got a new tensor since has its hold all the same.
     hanging = (holds_of(place.owner).get(place.own_name) for place in places)
-    known = {id(one): one for one in (*_WATCH.on(tensor), *hanging) if one is not None}
-    for one in known.values():
+    for one in {id(one): one for one in (*_holds_on(tensor), *hanging) if one}.values():
         if pieces:
             one.keep(pieces)
         else:
             one.release()
-    for place in places:
-        if pieces and place.own_name not in holds_of(place.owner):
-            RowHold(place.owner, place.own_name, place.name, pieces, tensor).hang()
+    for place in places if pieces else ():
+        if place.own_name not in (holds := holds_of(place.owner)):
+            made = RowHold(place.owner, place.own_name, place.name, pieces, tensor)
+            place.owner.__dict__[_HOLDS] = {**holds, place.own_name: made}
 
 
 def clear_gradient(tensor: Tensor) -> None:
     """Zero the gradient of the tensor's held rows, in place."""
-    for one in _WATCH.on(tensor):
+    for one in _holds_on(tensor):
         one.clear_gradient(tensor)
 
 
 def check_holdable(tensor: Tensor, name: str) -> None:
-    """Refuse a tensor of which no rows can be held.
-
-    Raises:
-        FreezeError: it is sharded, flattened, sparse, or has no data; says which.
-    """
+    """Raises FreezeError for a tensor of which no rows can be held; says why."""
     if kind := not_plain(tensor):
         raise FreezeError(
             f"no rows of {name} can be held: it is {kind}, so they cannot be copied and put back "
@@ -96,13 +92,7 @@ def check_holdable(tensor: Tensor, name: str) -> None:
 
 @final
 class RowHold:
-    """Holds rows of one tensor of one module.
-
-    Attributes:
-        leaf: the tensor's name in its module.
-        name: its full name when it was held, for messages.
-        kept: the rows and what they are to stay.
-    """
+    """Holds rows of one tensor of one module."""
 
     __slots__ = ("__weakref__", "_handle", "_module", "kept", "leaf", "name")
 
@@ -117,13 +107,21 @@ class RowHold:
         # Weak, since a cycle would keep a dropped model's memory until the next collection.
         self._module = weakref.ref(module)
         self._handle: RemovableHandle | None = None
-        self.leaf = leaf
-        self.name = name
+        self.leaf = leaf  # the tensor's name in its module
+        self.name = name  # its full name when it was held, for messages
         self.kept = kept
         # Given, since a module that is just being copied or loaded does not have it yet.
         if tensor is not None:
             self.attend(tensor)
-        _WATCH.add(self)
+        _watch(self)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that it hangs on."""
+        module = self._module()
+        if module is None:
+            raise ReferenceError("the module of this hold is gone")
+        return module
 
     @property
     def tensor(self) -> Tensor | None:
@@ -133,11 +131,6 @@ class RowHold:
         found: Tensor | None = own.get(self.leaf)
         return found
 
-    def hang(self) -> None:
-        """Put this hold on its module."""
-        module = self._target()
-        module.__dict__[_HOLDS] = {**holds_of(module), self.leaf: self}
-
     def keep(self, kept: tuple[Kept, ...]) -> None:
         """Hold these rows from now on."""
         self.kept = kept
@@ -146,19 +139,18 @@ class RowHold:
 
     def release(self) -> None:
         """Hold nothing any more, and leave no trace on module and tensor."""
-        _WATCH.forget(id(self))
+        _forget(id(self))
         if self._handle is not None:
             self._handle.remove()
-        module = self._target()
-        holds = dict(holds_of(module))
-        holds.pop(self.leaf, None)
-        module.__dict__.pop(_HOLDS, None)
-        if holds:
-            module.__dict__[_HOLDS] = holds
+        own = self.module.__dict__
+        own[_HOLDS] = {leaf: one for leaf, one in holds_of(self.module).items() if one is not self}
+        if not own[_HOLDS]:
+            del own[_HOLDS]
 
     def attend(self, tensor: Tensor) -> None:
         """See to it that gradients accumulated on `tensor` are zeroed in the held rows."""
-        if not tensor.requires_grad or self._attends(tensor):
+        hooks = tensor._post_accumulate_grad_hooks or {}
+        if not tensor.requires_grad or (self._handle is not None and self._handle.id in hooks):
             return
         if self._handle is not None:
             self._handle.remove()
@@ -170,23 +162,23 @@ class RowHold:
     def clear_gradient(self, tensor: Tensor) -> None:
         """Zero the gradient of the held rows, in place."""
         gradient = tensor.grad
-        if gradient is None:
-            return
-        if gradient.is_sparse:
+        if gradient is not None and gradient.is_sparse:
             _clear_sparse(gradient, union(piece.rows for piece in self.kept))
-            return
-        for piece in self.kept:
-            gradient[piece.rows.start : piece.rows.stop].zero_()
+        elif gradient is not None:
+            for piece in self.kept:
+                piece.of(gradient).zero_()
 
     def check(self, tensor: Tensor) -> None:
-        """Prove that nothing wrote to the held rows since they were last put back.
-
-        Raises:
-            DriftError: something did; names the rows.
-            FreezeError: the tensor was sharded since, or lost its data.
-        """
-        self._follow(tensor)
-        if _is_capturing(tensor) or are_same(self.kept, tensor):
+        """Raises DriftError if something wrote to the held rows since they were last put back."""
+        check_holdable(tensor, self.name)
+        self.attend(tensor)  # it may have been replaced
+        like = self.kept[0].values
+        if (like.dtype, like.device) != (tensor.dtype, tensor.device):  # cast or moved
+            moved = ((k.rows, k.values.to(tensor.device, tensor.dtype)) for k in self.kept)
+            self.kept = tuple(Kept(rows, values) for rows, values in moved)
+        # While a CUDA graph is recorded nothing can be waited for.
+        is_recorded = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+        if is_recorded or are_same(self.kept, tensor):
             return
         found = ((piece.rows, difference(piece, tensor)) for piece in self.kept)
         lines = [f"{self.name}{suffix(rows)}: {what}" for rows, what in found if what]
@@ -198,97 +190,68 @@ class RowHold:
             lines,
         )
 
-    def put_back(self, tensor: Tensor) -> None:
-        """Give the held rows back every bit they had."""
-        for piece in self.kept:
-            piece.of(tensor).copy_(piece.values)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> RowHold:
-        module = self._target()
-        copied = memo.get(id(module), module)
+        copied = memo.get(id(self.module), self.module)
         assert isinstance(copied, nn.Module)
         tensor = copy.deepcopy(self.tensor, memo)
         kept = tuple(Kept(k.rows, copy.deepcopy(k.values, memo)) for k in self.kept)
         return RowHold(copied, self.leaf, self.name, kept, tensor)
 
     def __reduce__(self) -> tuple[type[RowHold], tuple[object, ...]]:
-        return RowHold, (self._target(), self.leaf, self.name, self.kept, self.tensor)
-
-    def _follow(self, tensor: Tensor) -> None:
-        """Go along with a tensor that was cast, moved to another device, or replaced."""
-        check_holdable(tensor, self.name)
-        self.attend(tensor)
-        like = self.kept[0].values
-        if (like.dtype, like.device) != (tensor.dtype, tensor.device):
-            self.kept = tuple(piece.to(tensor) for piece in self.kept)
-
-    def _attends(self, tensor: Tensor) -> bool:
-        hooks = tensor._post_accumulate_grad_hooks or {}
-        return self._handle is not None and self._handle.id in hooks
-
-    def _target(self) -> nn.Module:
-        module = self._module()
-        if module is None:
-            raise ReferenceError("the module of this hold is gone")
-        return module
+        return RowHold, (self.module, self.leaf, self.name, self.kept, self.tensor)
 
 
-@final
-class _Watch:
-    """Every hold that lives, and torch's step hooks, which are there as long as there is one."""
-
-    __slots__ = ("_handles", "_holds")
-
-    def __init__(self) -> None:
-        self._holds: dict[int, weakref.ref[RowHold]] = {}
-        self._handles: list[RemovableHandle] = []
-
-    def add(self, one: RowHold) -> None:
-        key = id(one)
-        self._holds[key] = weakref.ref(one, lambda _: self.forget(key))
-        if not self._handles:
-            self._handles = [
-                register_optimizer_step_pre_hook(_before_step),
-                register_optimizer_step_post_hook(_after_step),
-            ]
-
-    def on(self, tensor: Tensor) -> Iterator[RowHold]:
-        """The holds of the tensor, one for each of its owners."""
-        return (one for one in self._living() if one.tensor is tensor)
-
-    def within(self, optimizer: Optimizer) -> list[tuple[RowHold, Tensor]]:
-        """A hold of each held tensor that the optimizer moves."""
-        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        pairs = ((one, one.tensor) for one in self._living())
-        found = {id(t): (one, t) for one, t in pairs if t is not None and id(t) in moved}
-        return list(found.values())
-
-    def _living(self) -> list[RowHold]:
-        holds = (reference() for reference in list(self._holds.values()))
-        return [one for one in holds if one is not None]
-
-    def forget(self, key: int) -> None:
-        self._holds.pop(key, None)
-        if not self._holds:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = []
+# Every hold that lives, by its `id()`; torch's step hooks are there as long as there is one.
+_living: dict[int, weakref.ref[RowHold]] = {}
+_step_hooks: list[RemovableHandle] = []
 
 
-_WATCH = _Watch()
+def _watch(one: RowHold) -> None:
+    key = id(one)
+    _living[key] = weakref.ref(one, lambda _: _forget(key))
+    if not _step_hooks:
+        _step_hooks.append(register_optimizer_step_pre_hook(_before_step))
+        _step_hooks.append(register_optimizer_step_post_hook(_after_step))
+
+
+def _forget(key: int) -> None:
+    _living.pop(key, None)
+    while _step_hooks and not _living:
+        _step_hooks.pop().remove()
+
+
+def _pairs() -> Iterator[tuple[RowHold, Tensor]]:
+    """The living holds, each with its tensor."""
+    for reference in list(_living.values()):
+        if (one := reference()) is not None and (tensor := one.tensor) is not None:
+            yield one, tensor
+
+
+def _holds_on(tensor: Tensor) -> list[RowHold]:
+    """The holds of the tensor, one for each of its owners."""
+    return [one for one, its in _pairs() if its is tensor]
+
+
+def _moved_by(optimizer: Optimizer) -> list[tuple[RowHold, Tensor]]:
+    """A hold of each held tensor that the optimizer moves."""
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return list(
+        {id(tensor): (one, tensor) for one, tensor in _pairs() if id(tensor) in moved}.values()
+    )
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG001 - torch's
     with torch.no_grad():
-        for one, tensor in _WATCH.within(optimizer):
+        for one, tensor in _moved_by(optimizer):
             one.check(tensor)
             one.clear_gradient(tensor)
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG001 - torch's
     with torch.no_grad():
-        for one, tensor in _WATCH.within(optimizer):
-            one.put_back(tensor)
+        for one, tensor in _moved_by(optimizer):
+            for piece in one.kept:
+                piece.of(tensor).copy_(piece.values)
 
 
 def _clear_sparse(gradient: Tensor, rows: Ranges) -> None:
@@ -296,11 +259,6 @@ def _clear_sparse(gradient: Tensor, rows: Ranges) -> None:
     edges = torch.tensor([e for r in rows for e in (r.start, r.stop)], device=gradient.device)
     inside = torch.searchsorted(edges, gradient._indices()[0].contiguous(), right=True) % 2 == 1
     gradient._values()[inside] = 0
-
-
-def _is_capturing(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being recorded, in which nothing can be waited for."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @final
@@ -315,10 +273,6 @@ class Kept:
         """The tensor's own rows, as a view."""
         return tensor.detach()[self.rows.start : self.rows.stop]
 
-    def to(self, tensor: Tensor) -> Kept:
-        """The copy in the tensor's dtype and on its device."""
-        return Kept(self.rows, self.values.to(tensor.device, tensor.dtype))
-
 
 def taken(tensor: Tensor, rows: Iterable[range]) -> tuple[Kept, ...]:
     """Copies of these rows as they are now."""
@@ -327,10 +281,12 @@ def taken(tensor: Tensor, rows: Iterable[range]) -> tuple[Kept, ...]:
 
 def kept_within(kept: Sequence[Kept], rows: Iterable[range]) -> tuple[Kept, ...]:
     """What of the kept rows is among `rows`; a piece that is cut is copied, to free the rest."""
-    pieces = overlaps([piece.rows for piece in kept], union(rows))
+    pieces = ((kept[at], p) for at, p in overlaps([k.rows for k in kept], union(rows)))
     return tuple(
-        kept[at] if part == kept[at].rows else Kept(part, _part(kept[at], part).clone())
-        for at, part in pieces
+        one
+        if part == one.rows
+        else Kept(part, one.values[part.start - one.rows.start :][: len(part)].clone())
+        for one, part in pieces
     )
 
 
@@ -360,10 +316,6 @@ def difference(piece: Kept, tensor: Tensor) -> str | None:
         return None
     count, first = int(differs.sum()), piece.rows[int(differs.int().argmax())]
     return f"{count} of {len(piece.rows)} rows differ, the first is row {first}"
-
-
-def _part(piece: Kept, rows: range) -> Tensor:
-    return piece.values[rows.start - piece.rows.start : rows.stop - piece.rows.start]
 
 
 def _bits(tensor: Tensor) -> Tensor:

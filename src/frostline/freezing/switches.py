@@ -31,45 +31,31 @@ from frostline.freezing.rows import (
 from frostline.selectors import Entry, Selection
 from frostline.selectors.ranges import Ranges, all_rows, common, covers, union, without
 
-_State = Literal["free", "whole", "partly"]
-
 
 def switch_off(selection: Selection, *, norm: NormPolicy) -> None:
-    """Freeze what is selected, as it is now; stale gradients are cleared.
-
-    Raises:
-        FreezeError: rows of it cannot be held, or a layer as it is.
-    """
+    """Freeze what is selected, as it is now, without stale gradients; raises as `freeze`."""
     check_can_stay(selection)
     for entry, rows in _by_tensor(selection):
         if rows is None or covers([*_frozen_rows(entry), *rows], entry.tensor):
-            _turn_whole(entry, norm=norm)
+            if entry.tensor.requires_grad:
+                entry.tensor.requires_grad_(False)
+            entry.tensor.grad = None
+            hold(entry.tensor, entry.occurrences, ())
+            _mark(entry, "whole", norm=norm)
         else:
-            _check_holdable(entry)
             others = without(_frozen_rows(entry), rows)
-            kept = kept_within(held(entry.tensor), others)
-            _turn_partly(entry, (*kept, *taken(entry.tensor, rows)), norm=norm)
+            _let_train(entry, kept_within(held(entry.tensor), others), rows, norm=norm)
     settle(selection.inventory.model)
     check_shared(selection.inventory.model)
 
 
 def switch_on(selection: Selection) -> None:
-    """Thaw what is selected; the other rows of its tensors stay as frozen as they are.
-
-    Raises:
-        FreezeError: the other rows of a tensor cannot be held, or a weight takes no gradient.
-    """
+    """Thaw what is selected, the other rows of its tensors stay as they are; raises as `thaw`."""
     check_can_learn(selection)
     for entry, rows in _by_tensor(selection):
         left = () if rows is None else without(_frozen_rows(entry), rows)
-        if not left:
-            _turn_free(entry)
-            continue
-        _check_holdable(entry)
-        set_cast(entry, None)  # first, since the rows are copied as they are
         kept = kept_within(held(entry.tensor), left)
-        rest = taken(entry.tensor, without(left, [piece.rows for piece in kept]))
-        _turn_partly(entry, (*kept, *rest), norm=None)
+        _let_train(entry, kept, without(left, [piece.rows for piece in kept]), norm=None)
     settle(selection.inventory.model)
 
 
@@ -134,48 +120,33 @@ def _by_tensor(selection: Selection) -> Iterator[tuple[Entry, Ranges | None]]:
         yield entries[0], union(pieces) if pieces else None
 
 
-def _turn_whole(entry: Entry, *, norm: NormPolicy) -> None:
-    if entry.tensor.requires_grad:
-        entry.tensor.requires_grad_(False)
-    entry.tensor.grad = None
-    hold(entry.tensor, entry.occurrences, ())
-    _mark(entry, "whole", norm=norm)
-
-
-def _turn_partly(entry: Entry, kept: tuple[Kept, ...], *, norm: NormPolicy | None) -> None:
-    _want_gradients(entry)
-    if entry.tensor.grad is not None:
+def _let_train(
+    entry: Entry, kept: tuple[Kept, ...], rows: Ranges, *, norm: NormPolicy | None
+) -> None:
+    """Train the tensor, but for what is kept of it and these further rows, as they are now."""
+    tensor, name = entry.tensor, entry.occurrences[0].name
+    if is_held := bool(kept or rows):
+        check_holdable(tensor, name)
+        above = (type(owner).__name__ for place in entry.occurrences for owner in place.owners)
+        if "FullyShardedDataParallel" in above:
+            raise FreezeError(
+                f"no rows of {name} can be held: FullyShardedDataParallel flattens and shards it. "
+                "Freeze it whole, or train it without sharding."
+            )
+    set_cast(entry, None)  # first, since the rows are copied as they are
+    if entry.is_parameter and _can_train(tensor):
+        tensor.requires_grad_(True)
+    if is_held and tensor.grad is not None:
         # Another one, since a snapshot may have to give the present one back.
-        entry.tensor.grad = entry.tensor.grad.detach().clone()
-    hold(entry.tensor, entry.occurrences, kept)
-    clear_gradient(entry.tensor)
-    _mark(entry, "partly", norm=norm)
+        tensor.grad = tensor.grad.detach().clone()
+    hold(tensor, entry.occurrences, (*kept, *taken(tensor, rows)))
+    clear_gradient(tensor)
+    _mark(entry, "partly" if is_held else "free", norm=norm)
 
 
-def _turn_free(entry: Entry) -> None:
-    set_cast(entry, None)
-    _want_gradients(entry)
-    hold(entry.tensor, entry.occurrences, ())
-    _mark(entry, "free", norm=None)
-
-
-def _check_holdable(entry: Entry) -> None:
-    name = entry.occurrences[0].name
-    check_holdable(entry.tensor, name)
-    above = (type(owner).__name__ for place in entry.occurrences for owner in place.owners)
-    if "FullyShardedDataParallel" in above:
-        raise FreezeError(
-            f"no rows of {name} can be held: FullyShardedDataParallel flattens and shards it. "
-            "Freeze it whole, or train it without sharding."
-        )
-
-
-def _want_gradients(entry: Entry) -> None:
-    if entry.is_parameter and _can_train(entry.tensor):
-        entry.tensor.requires_grad_(True)
-
-
-def _mark(entry: Entry, state: _State, *, norm: NormPolicy | None) -> None:
+def _mark(
+    entry: Entry, state: Literal["free", "whole", "partly"], *, norm: NormPolicy | None
+) -> None:
     """Note the state on each owner; without a norm policy, each keeps the one that it has."""
     for place in entry.occurrences:
         mark, own = mark_of(place.owner) or FrozenMark(frozenset()), {place.own_name}

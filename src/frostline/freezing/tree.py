@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Literal
 
 from torch import Tensor, nn
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 from frostline.freezing.modes import adapts, held_though_trainable, is_held
 from frostline.freezing.rows import held_numel
 from frostline.selectors.inventory import inventory
-from frostline.tables import Column, Table
+from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_count, some_of
 from frostline.wrappers import unwrap
 
 State = Literal["frozen", "trainable", "partly frozen", "no parameters"]
 Mode = Literal["eval, held", "eval", "train", "mixed", "none"]
-_NO_MODE: Mode = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,28 +63,20 @@ class Summary:
         """The rows as a table, the totals under it."""
         total = self.total
         share = total.trainable / total.parameters if total.parameters else 0.0
+        held = some_of([name or "(model)" for name in self.held_though_trainable], most=5)
         return Table(
-            columns=(
-                Column("module"),
-                Column("type"),
-                Column("parameters", "right"),
-                Column("gradients"),
-                Column("mode"),
-            ),
+            columns("module", "type", "parameters", "gradients", "mode", left=2, right=1),
             rows=tuple(_cells(row) for row in self.rows),
             notes=(
                 f"{format_count(total.trainable)} of {format_count(total.parameters)} parameters "
                 f"trainable ({share:.2%}), {format_bytes(total.nbytes)} in all",
-                *self._warnings(),
+                *(
+                    [f"held in eval though trainable: {held}; unfreeze with fl.thaw"]
+                    if held
+                    else []
+                ),
             ),
         )
-
-    def _warnings(self) -> tuple[str, ...]:
-        names = [name or "(model)" for name in self.held_though_trainable]
-        if not names:
-            return ()
-        listed = some_of(names, most=5)
-        return (f"held in eval though trainable: {listed}; unfreeze with fl.thaw",)
 
     def as_dict(self) -> dict[str, list[dict[str, str | int]]]:
         """Plain data for JSON."""
@@ -113,7 +103,9 @@ def summary(model: nn.Module, *, depth: int = 2) -> Summary:
 def _rows(module: nn.Module, path: str, depth: int) -> Iterator[Row]:
     yield _row(path, module)
     children = [(name, unwrap(child)) for name, child in module.named_children()]
-    children = [(name, child) for name, child in children if _holds_tensors(child)]
+    children = [
+        (name, child) for name, child in children if [*child.parameters(), *child.buffers()]
+    ]
     if depth == 0 or not children:
         return
     prefix = f"{path}." if path else ""
@@ -123,14 +115,10 @@ def _rows(module: nn.Module, path: str, depth: int) -> Iterator[Row]:
         yield from _rows(child, prefix + name, depth - 1)
 
 
-def _holds_tensors(module: nn.Module) -> bool:
-    tensors = chain(module.parameters(), module.buffers())
-    return next(tensors, None) is not None
-
-
 def _row(path: str, thing: nn.Module | nn.Parameter) -> Row:
+    mode: Mode = "none"
     if isinstance(thing, nn.Parameter):
-        kind, mode, parameters, buffers = "Parameter", _NO_MODE, [thing], list[Tensor]()
+        kind, parameters, buffers = "Parameter", [thing], list[Tensor]()
     else:
         kind, mode = type(thing).__name__, _mode(thing)
         parameters, buffers = list(thing.parameters()), list(thing.buffers())
@@ -158,5 +146,5 @@ def _mode(module: nn.Module) -> Mode:
 def _cells(row: Row) -> tuple[str, ...]:
     level = row.path.count(".") + 1 if row.path else 0
     name = "  " * level + row.path.rpartition(".")[2] if row.path else "(model)"
-    mode = "" if row.mode == _NO_MODE else row.mode
+    mode = "" if row.mode == "none" else row.mode
     return name, row.type, format_count(row.parameters), row.state, mode

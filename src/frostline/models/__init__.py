@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from torch import nn
+from dataclasses import replace
+from pathlib import Path
 
 from frostline.choices import HeadPlace
 from frostline.errors import ModelError
-from frostline.models._built import Built as Built
+from frostline.models._built import LoadedModel as LoadedModel
 from frostline.models._built import Source, seeded
 from frostline.models.classifiers import find_classifier as find_classifier
 from frostline.models.file_source import build_from_file
@@ -28,28 +27,6 @@ from frostline.models.timm_source import build_timm
 from frostline.models.torchvision_source import build_torchvision
 from frostline.models.weights import WeightsReport as WeightsReport
 from frostline.models.weights import load_weights as load_weights
-from frostline.preprocessing import Preprocessing
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model ready to be frozen and trained.
-
-    Attributes:
-        model: ends in the wanted number of logits.
-        head: dotted path of the module that makes them, or is put to it.
-        preprocessing: what turns a picture into the model's input.
-        weights: what was loaded.
-        spec: what was asked for.
-        classes: names of the published weights' classes in the order of their logits, where known.
-    """
-
-    model: nn.Module
-    head: str
-    preprocessing: Preprocessing
-    weights: WeightsReport
-    spec: ModelSpec
-    classes: tuple[str, ...] | None = None
 
 
 def load_model(
@@ -79,25 +56,14 @@ def load_model(
     """
     spec = ModelSpec.parse(model)
     check_head(classes=classes, hidden=hidden, on=on)
-    built = _with_weights(spec, WeightsChoice.parse(weights), on=on, seed=seed)
+    built = build(spec, weights=weights, seed=seed, replaced=on == "classifier")
     headed = put_head(built.model, classes=classes, hidden=hidden, on=on, seed=seed)
-    return LoadedModel(
-        headed.model, headed.head, built.preprocessing, built.weights, spec, built.classes
-    )
+    return replace(built, model=headed.model, head=headed.head)
 
 
-def _with_weights(
-    spec: ModelSpec, weights: WeightsChoice, *, on: HeadPlace, seed: int | None
-) -> Built:
-    if weights.kind != "file" or on != "classifier":
-        return build(spec, weights=str(weights), seed=seed)
-    bare = build(spec, weights="none", seed=seed)
-    replaced = find_classifier(bare.model)
-    report = load_weights(bare.model, weights.path, replaced=replaced, removed=bare.removed)
-    return replace(bare, weights=report)
-
-
-def build(spec: ModelSpec, *, weights: str, seed: int | None = None) -> Built:
+def build(
+    spec: ModelSpec, *, weights: str, seed: int | None = None, replaced: bool = False
+) -> LoadedModel:
     """Build a model as its source makes it, with its weights and its preprocessing.
 
     Args:
@@ -105,33 +71,30 @@ def build(spec: ModelSpec, *, weights: str, seed: int | None = None) -> Built:
             a file, which must fit name for name.
         seed: random values depend on it alone and torch's generator is left as it was; None
             draws from that generator.
+        replaced: the classifier is going to be; a file need not fit there.
 
     Raises:
         ModelError: there is no such model, or it cannot be built.
         WeightsError: the weights cannot be had, read or fitted.
     """
+    if spec.source == "hf":
+        raise ModelError(
+            f"{spec}: hf: models are not available yet; write a function and name it "
+            "file.py:function."
+        )
     choice = WeightsChoice.parse(weights)
-    if choice.kind == "file":
-        bare = _build(spec, WeightsChoice("none", "none"), seed=seed)
-        report = load_weights(bare.model, choice.path, removed=bare.removed)
-        return replace(bare, weights=report)
-    return _build(spec, choice, seed=seed)
-
-
-def _build(spec: ModelSpec, weights: WeightsChoice, *, seed: int | None) -> Built:
+    file = Path(choice.name).expanduser() if choice.kind == "file" else None
     with seeded(seed):
-        return _SOURCES[spec.source](spec, weights)
-
-
-def _not_yet(spec: ModelSpec, weights: WeightsChoice) -> Built:  # noqa: ARG001 - a Source
-    raise ModelError(
-        f"{spec}: hf: models are not available yet; write a function and name it file.py:function."
-    )
+        built = _SOURCES[spec.source](spec, WeightsChoice("none", "none") if file else choice)
+    if file is None:
+        return built
+    paths = find_classifier(built.model) if replaced else ()
+    report = load_weights(built.model, file, replaced=paths, removed=built.removed)
+    return replace(built, weights=report)
 
 
 _SOURCES: dict[SourceName, Source] = {
     "torchvision": build_torchvision,
     "timm": build_timm,
-    "hf": _not_yet,
     "file": build_from_file,
 }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -16,36 +16,35 @@ from frostline.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class LoadedModel:
     """A model with what belongs to it.
 
     Attributes:
         model: gives its logits in training and in evaluation mode.
-        preprocessing: of the published weights, also where none were loaded.
+        preprocessing: what turns a picture into the model's input, as the published weights want
+            it, also where none were loaded.
         weights: what was loaded.
+        spec: what was asked for.
         classes: the class names of the published weights that were loaded, in the logits' order.
         removed: module paths that the architecture has in training only and that were taken out;
             a checkpoint may still hold tensors for them.
+        head: dotted path of the module that makes the wanted number of logits, or is put to it;
+            empty as the source made the model.
     """
 
     model: nn.Module
     preprocessing: Preprocessing
     weights: WeightsReport
+    spec: ModelSpec
     classes: tuple[str, ...] | None = None
     removed: tuple[str, ...] = ()
+    head: str = ""
 
 
-class Source(Protocol):
-    """Builds one kind of `ModelSpec`."""
-
-    def __call__(self, spec: ModelSpec, weights: WeightsChoice) -> Built:
-        """Build with published weights or none; `weights.kind` is never `file`.
-
-        Raises:
-            ModelError: there is no such model here, or it cannot be built.
-            WeightsError: the published weights cannot be had.
-        """
-        ...
+# Builds one kind of `ModelSpec` with published weights or none; the choice is never a `file`.
+# Raises ModelError where there is no such model here or it cannot be built, and WeightsError where
+# the published weights cannot be had.
+Source: TypeAlias = Callable[[ModelSpec, WeightsChoice], LoadedModel]
 
 
 @contextmanager

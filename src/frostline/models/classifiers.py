@@ -29,14 +29,20 @@ def find_classifier(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ModelError: there is no such layer.
     """
-    named = _as_timm_names_it(model)
-    if named:
-        return _checked(model, named)
-    path = _last_layer(model)
-    if path is None or not _is_logit_layer(model.get_submodule(path)):
-        last = f"its last layer is {_kind(model, path)}" if path else "it has no layers"
-        raise ModelError(f"{_name(model)} has no classifier to be found: {last}. {_INSTEAD}")
-    return (path,)
+    if named := _as_timm_names_it(model):
+        for path in named:
+            if isinstance(model.get_submodule(path), nn.Identity):
+                raise ModelError(
+                    f"{_name(model)} was built without a classifier: {path} is empty, and its "
+                    "output is features. Stack a head on these (--on logits)."
+                )
+            logit_layer(model, path)
+        return named
+    last = _last_layer(model)
+    if last is None or not _is_logit_layer(model.get_submodule(last)):
+        found = f"its last layer is {_kind(model, last)}" if last else "it has no layers"
+        raise ModelError(f"{_name(model)} has no classifier to be found: {found}. {_INSTEAD}")
+    return (last,)
 
 
 def logit_layer(model: nn.Module, path: str) -> LogitLayer:
@@ -130,31 +136,15 @@ def _as_timm_names_it(model: nn.Module) -> tuple[str, ...]:
     return paths if all(path in modules for path in paths) else ()
 
 
-def _checked(model: nn.Module, paths: tuple[str, ...]) -> tuple[str, ...]:
-    for path in paths:
-        if isinstance(model.get_submodule(path), nn.Identity):
-            raise ModelError(
-                f"{_name(model)} was built without a classifier: {path} is empty, and its output "
-                "is features. Stack a head on these (--on logits)."
-            )
-        logit_layer(model, path)
-    return paths
-
-
 def _last_layer(model: nn.Module) -> str | None:
     """Path of the last module that has parameters of its own, in the order of definition."""
-    paths = [
-        path
-        for path, module in model.named_modules(remove_duplicate=False)
-        if path and "parametrizations" not in path.split(".") and _has_own_parameters(module)
-    ]
-    return paths[-1] if paths else None
-
-
-def _has_own_parameters(module: nn.Module) -> bool:
-    # A parametrized layer (weight norm) keeps its weight below itself.
-    own = next(module.parameters(recurse=False), None) is not None
-    return own or isinstance(module, nn.Linear | nn.Conv2d)
+    for path, module in reversed(list(model.named_modules(remove_duplicate=False))):
+        # A parametrized layer (weight norm) keeps its weight below itself.
+        may_be_bare = isinstance(module, nn.Linear | nn.Conv2d)
+        own = may_be_bare or any(True for _ in module.parameters(recurse=False))
+        if own and "parametrizations" not in path.split("."):
+            return path or None
+    return None
 
 
 def _is_logit_layer(module: nn.Module) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
-from frostline.errors import FrostlineError, WeightsError
+from frostline.errors import FrostlineError, WeightsError, one_line
 
 STALL_SECONDS = 10.0
 
@@ -28,33 +27,20 @@ def downloading(what: str, *, cure: str = "") -> Iterator[None]:
         WeightsError: no network, an HTTP error, a wrong hash, a cache folder that cannot be
             written, a damaged copy in the cache.
     """
-    with contextlib.redirect_stdout(sys.stderr), _stall_limit(STALL_SECONDS):
-        # What a hub raises depends on which HTTP library its version uses, hence every Exception.
-        try:
-            yield
-        except FrostlineError:
-            raise
-        except Exception as error:
-            raise WeightsError(
-                f"cannot get {what}: {one_line(error)}. {cure}{' ' if cure else ''}"
-                "Give weights you have with --weights FILE, or use --weights none for a dry run."
-            ) from error
-
-
-def one_line(error: BaseException, *, limit: int = 240) -> str:
-    """`ValueError: first words of the message`, at most `limit` characters, without line breaks."""
-    text = " ".join(str(error).split()).rstrip(".")
-    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return said if len(said) <= limit else said[: limit - 1] + "…"
-
-
-@contextmanager
-def _stall_limit(seconds: float) -> Iterator[None]:
     # torch.hub opens its URL without a timeout (torch 2.15) and takes none; a firewall that drops
     # packets would hold us for minutes. The default for new sockets is the only way in.
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(STALL_SECONDS)
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
+    except FrostlineError:
+        raise
+    # What a hub raises depends on which HTTP library its version uses, hence every Exception.
+    except Exception as error:
+        raise WeightsError(
+            f"cannot get {what}: {one_line(error)}. {cure}{' ' if cure else ''}"
+            "Give weights you have with --weights FILE, or use --weights none for a dry run."
+        ) from error
     finally:
         socket.setdefaulttimeout(before)

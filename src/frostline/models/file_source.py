@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,16 +16,15 @@ from typing import Any
 import xxhash
 from torch import nn
 
-from frostline.errors import ModelError, nearest
-from frostline.models._built import Built
-from frostline.models.downloads import one_line
+from frostline.errors import ModelError, nearest, one_line
+from frostline.models._built import LoadedModel
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.transforms import from_timm
 from frostline.models.weights import WeightsReport
 from frostline.preprocessing import Preprocessing
 
 
-def build_from_file(spec: ModelSpec, weights: WeightsChoice) -> Built:
+def build_from_file(spec: ModelSpec, weights: WeightsChoice) -> LoadedModel:
     """Call the function; it returns `model` or `(model, Preprocessing)`. See `Source`.
 
     The weights are those that the function gives its model, for `DEFAULT` and for `none`.
@@ -52,11 +49,8 @@ def build_from_file(spec: ModelSpec, weights: WeightsChoice) -> Built:
                 "there."
             ) from error
     model, preprocessing = _model_and_preprocessing(returned, spec)
-    return Built(
-        model=model,
-        preprocessing=preprocessing or _own_preprocessing(model),
-        weights=WeightsReport(source=f"{path.name}:{spec.name}", loaded=0),
-    )
+    report = WeightsReport(source=f"{path.name}:{spec.name}", loaded=0)
+    return LoadedModel(model, preprocessing or _own_preprocessing(model), report, spec)
 
 
 def _existing(spec: ModelSpec) -> Path:
@@ -89,20 +83,19 @@ def _load(path: Path, spec: ModelSpec) -> ModuleType:
     name = f"_frostline_{stem}_{xxhash.xxh3_64_hexdigest(os.fsencode(path) + bytes(1) + source)}"
     if name in sys.modules:
         return sys.modules[name]
-    loader = SourceFileLoader(name, str(path))
-    module = importlib.util.module_from_spec(ModuleSpec(name, loader, origin=str(path)))
+    module = ModuleType(name)
     module.__file__ = str(path)
     # There before it runs: dataclasses look their module up while they are made.
     sys.modules[name] = module
     try:
-        # Compiled here, not by the loader, which leaves a cache beside the user's file and can
+        # Compiled here, not by a loader, which leaves a cache beside the user's file and can
         # take a stale one when the file is edited within a second.
-        exec(loader.source_to_code(source, str(path)), module.__dict__)
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ModelError(
             f"cannot import {path.name}{line_in(path, error)}: {one_line(error)}. "
-            f"Mend the file; python {path.name} shows more."
+            f"Fix the file; python {path.name} shows more."
         ) from error
     except BaseException:
         del sys.modules[name]
@@ -137,22 +130,16 @@ def _function(module: ModuleType, spec: ModelSpec) -> Callable[[], object]:
             f"{spec}: {spec.name} is a {type(function).__name__}, not a function. "
             "Write a function without arguments that returns the model."
         )
-    _check_no_arguments(function, spec)
-    return function
-
-
-def _check_no_arguments(function: Callable[..., object], spec: ModelSpec) -> None:
-    try:
+    with suppress(ValueError):  # some built-in callables have none; calling it will tell
         signature = inspect.signature(function)
-    except ValueError:
-        return  # some built-in callables have none; calling it will tell
-    try:
-        signature.bind()
-    except TypeError as error:
-        raise ModelError(
-            f"{spec}: {spec.name}{signature} cannot be called without arguments ({error}). "
-            "Give its arguments defaults, or write a function that passes them."
-        ) from error
+        try:
+            signature.bind()
+        except TypeError as error:
+            raise ModelError(
+                f"{spec}: {spec.name}{signature} cannot be called without arguments ({error}). "
+                "Give its arguments defaults, or write a function that passes them."
+            ) from error
+    return function
 
 
 def _model_and_preprocessing(

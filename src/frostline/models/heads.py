@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -154,13 +156,17 @@ def build_head(
     """
     named = [("features", features), *(("hidden width", width) for width in hidden)]
     _check_widths([*named, ("classes", classes)])
-    widths = [features, *hidden, classes]
-    layers: list[nn.Module] = []
-    for i in range(len(widths) - 1):
-        layers += [nn.ReLU()] if layers else []
-        layers.append(_layer(widths[i], widths[i + 1], conv=conv))
-    _start_undecided(layers[-1])
-    return nn.Sequential(*layers) if hidden else layers[0]
+    make: Any = partial(nn.Conv2d, kernel_size=1) if conv else nn.Linear
+    pairs = pairwise((features, *hidden, classes))
+    layers: list[nn.Linear | nn.Conv2d] = [make(*pair) for pair in pairs]
+    last = layers[-1]
+    # Small logits at the start, as torchvision gives its own classifiers: SqueezeNet puts a ReLU
+    # on its logits, and with torch's larger default some classes start dead.
+    nn.init.normal_(last.weight, std=0.01)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
+    below = [part for layer in layers[:-1] for part in (layer, nn.ReLU())]
+    return nn.Sequential(*below, last) if hidden else last
 
 
 def logits_of(output: object) -> Tensor:
@@ -169,39 +175,19 @@ def logits_of(output: object) -> Tensor:
     Raises:
         ModelError: there is no tensor in any of these places.
     """
-    if isinstance(output, Tensor):
-        return output
-    found = _logits_in(output)
+    found = output
+    if isinstance(output, Mapping):
+        found = output.get("logits")
+    elif not isinstance(output, Tensor):
+        found = getattr(output, "logits", None)
+        if found is None and isinstance(output, tuple | list) and output:
+            found = output[0]
     if isinstance(found, Tensor):
         return found
     raise ModelError(
         f"the model returned {_described(output)}, in which there are no logits. "
         "Let it return a tensor, a tuple that starts with it, or something with .logits."
     )
-
-
-def _logits_in(output: object) -> object:
-    if isinstance(output, Mapping):
-        return output.get("logits")
-    found = getattr(output, "logits", None)
-    if found is None and isinstance(output, tuple | list) and output:
-        return output[0]
-    return found
-
-
-def _layer(inputs: int, outputs: int, *, conv: bool) -> nn.Module:
-    return nn.Conv2d(inputs, outputs, kernel_size=1) if conv else nn.Linear(inputs, outputs)
-
-
-def _start_undecided(layer: nn.Module) -> None:
-    """Small logits at the start, as torchvision gives its own classifiers.
-
-    SqueezeNet puts a ReLU on its logits; with torch's larger default some classes start dead.
-    """
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    nn.init.normal_(layer.weight, std=0.01)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
 
 
 def _check_widths(named: Sequence[tuple[str, object]]) -> None:

@@ -16,7 +16,7 @@ WeightsKind = Literal["published", "none", "file"]
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 _FILE_AND_FUNCTION = re.compile(r"(?P<path>.+\.py)(?::(?P<function>.*))?")
-_PREFIXES = tuple(name for name in get_args(SourceName) if name != "file")
+_PREFIXES: dict[str, SourceName] = {name: name for name in get_args(SourceName) if name != "file"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,24 @@ class ModelSpec:
         """
         stripped = text.strip()
         prefix, colon, rest = stripped.partition(":")
-        for source in _PREFIXES:
-            if colon and prefix == source:
-                return cls(source, _named(rest, asked=text, form=f"{source}:NAME"))
-        if found := _FILE_AND_FUNCTION.fullmatch(stripped):
-            form = f"{found['path']}:function"
-            return cls(
-                "file", _named(found["function"] or "", asked=text, form=form), found["path"]
+        found = cls("torchvision", stripped)
+        form = "alexnet"
+        if colon and prefix in _PREFIXES:
+            found, form = cls(_PREFIXES[prefix], rest.strip()), f"{prefix}:NAME"
+        elif parts := _FILE_AND_FUNCTION.fullmatch(stripped):
+            found = cls("file", (parts["function"] or "").strip(), parts["path"])
+            form = f"{found.path}:function"
+        elif colon:
+            raise ModelError(
+                f"{text!r}: there is no source {prefix!r}. "
+                "Use torchvision:NAME, timm:NAME, hf:NAME or path/to/file.py:function."
             )
-        if colon:
-            raise _unknown_source(text, prefix)
-        return cls("torchvision", _named(stripped, asked=text, form="alexnet"))
+        if not found.name:
+            raise ModelError(
+                f"{text!r} names no model. Write {form}; the sources are "
+                "torchvision:NAME, timm:NAME, hf:NAME and path/to/file.py:function."
+            )
+        return found
 
     def __str__(self) -> str:
         return f"{self.path if self.source == 'file' else self.source}:{self.name}"
@@ -78,42 +85,12 @@ class WeightsChoice:
 
         A path has a folder or the ending of a weight file, or is a file that exists.
         """
-        stripped = text.strip()
-        if stripped.lower() in ("", "none"):
+        name = text.strip()
+        if name.lower() in ("", "none"):
             return cls("none", "none")
-        if stripped.lower() == "default":
+        if name.lower() == "default":
             return cls("published", "DEFAULT")
-        return cls("file" if _looks_like_a_path(stripped) else "published", stripped)
-
-    @property
-    def path(self) -> Path:
-        """The file's path, for `kind == "file"`."""
-        return Path(self.name).expanduser()
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def _named(name: str, *, asked: str, form: str) -> str:
-    if not name.strip():
-        raise ModelError(
-            f"{asked!r} names no model. Write {form}; the sources are "
-            "torchvision:NAME, timm:NAME, hf:NAME and path/to/file.py:function."
-        )
-    return name.strip()
-
-
-def _unknown_source(text: str, prefix: str) -> ModelError:
-    return ModelError(
-        f"{text!r}: there is no source {prefix!r}. "
-        "Use torchvision:NAME, timm:NAME, hf:NAME or path/to/file.py:function."
-    )
-
-
-def _looks_like_a_path(text: str) -> bool:
-    separators = {"/", os.sep}
-    return (
-        any(separator in text for separator in separators)
-        or Path(text).suffix.lower() in WEIGHT_SUFFIXES
-        or Path(text).is_file()
-    )
+        file = Path(name)
+        has_folder = any(separator in name for separator in ("/", os.sep))
+        is_path = has_folder or file.suffix.lower() in WEIGHT_SUFFIXES or file.is_file()
+        return cls("file" if is_path else "published", name)

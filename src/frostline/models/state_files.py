@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from frostline.errors import WeightsError, nearest
-from frostline.models.downloads import one_line
+from frostline.errors import WeightsError, nearest, one_line
 from frostline.models.spec import WEIGHT_SUFFIXES
 
 # Under these, training scripts keep the model beside the optimizer, the epoch and so on.
@@ -34,8 +33,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     _check_file(path)
     if path.suffix.lower() == ".safetensors":
-        return _without_prefixes(_read_safetensors(path))
-    return _without_prefixes(_tensors(_read_pickle(path), path))
+        tensors = _read_safetensors(path)
+    else:
+        tensors = _tensors(_read_pickle(path), path)
+    for prefix in _PREFIXES * 2:  # whichever was put first
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 def _check_file(path: Path) -> None:
@@ -55,7 +59,12 @@ def _check_file(path: Path) -> None:
         raise WeightsError(f"cannot read {path}: {error.strerror}. Check its rights.") from error
     if not head:
         raise WeightsError(f"{path} is empty (0 bytes). Download or copy it again.")
-    _check_not_text(path, head)
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path} is a Git LFS pointer, not the weights. Run: git lfs pull.")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(f"{path} is a web page, not weights. Download the file itself.")
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        raise WeightsError(f"{path} is a text file, not weights. Give the file of weights.")
 
 
 def _candidates(folder: Path, *, near: str = "") -> str:
@@ -63,15 +72,6 @@ def _candidates(folder: Path, *, near: str = "") -> str:
     files = sorted(entry.name for entry in entries if entry.suffix.lower() in WEIGHT_SUFFIXES)
     close = nearest(near, files) if near else files[:3]
     return f"Found in {folder}: {', '.join(close)}." if close else "Check the path."
-
-
-def _check_not_text(path: Path, head: bytes) -> None:
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not the weights. Run: git lfs pull.")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(f"{path} is a web page, not weights. Download the file itself.")
-    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
-        raise WeightsError(f"{path} is a text file, not weights. Give the file of weights.")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -113,35 +113,18 @@ def _refusal(path: Path, message: str) -> str:
 
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, wrapped or bare; its other entries are no weights."""
     for _ in range(3):
-        found = _named_tensors(content)
-        if found:
-            return found
-        content = _unwrapped(content)
+        if isinstance(content, Mapping):
+            wrapped = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
+            content = next(wrapped, content)
+    entries = content.items() if isinstance(content, Mapping) else ()
+    if tensors := {n: v for n, v in entries if isinstance(n, str) and isinstance(v, Tensor)}:
+        return tensors
     raise WeightsError(
         f"{path} holds {_described(content)}, not named tensors. "
         "Save model.state_dict(), alone or under the key 'state_dict'."
     )
-
-
-def _named_tensors(content: object) -> dict[str, Tensor]:
-    """The tensors of a state dict; its other entries are no weights. Empty for anything else."""
-    if not isinstance(content, Mapping):
-        return {}
-    if any(isinstance(content.get(key), Mapping) for key in _WRAPPERS):
-        return {}
-    return {
-        name: value
-        for name, value in content.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
-
-
-def _unwrapped(content: object) -> object:
-    if not isinstance(content, Mapping):
-        return content
-    inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
-    return inner[0] if inner else content
 
 
 def _described(content: object) -> str:
@@ -149,11 +132,3 @@ def _described(content: object) -> str:
         keys = ", ".join(str(key) for key in list(content)[:5])
         return f"a dictionary with the keys {keys}" if keys else "an empty dictionary"
     return f"a {type(content).__name__}"
-
-
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for _ in range(len(_PREFIXES)):
-        for prefix in _PREFIXES:
-            if tensors and all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors

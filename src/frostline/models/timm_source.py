@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
-from frostline.errors import ModelError, WeightsError, nearest
-from frostline.models._built import Built
-from frostline.models.downloads import downloading, one_line
+from frostline.errors import ModelError, WeightsError, nearest, one_line
+from frostline.models._built import LoadedModel
+from frostline.models.downloads import downloading
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.transforms import from_timm
 from frostline.models.weights import WeightsReport
@@ -19,19 +20,29 @@ from frostline.models.weights import WeightsReport
 HUB_TIMEOUT_SECONDS = 5.0
 
 
-def build_timm(spec: ModelSpec, weights: WeightsChoice) -> Built:
+def build_timm(spec: ModelSpec, weights: WeightsChoice) -> LoadedModel:
     """Any model that timm lists, by its name or `NAME.TAG`; see `Source`."""
-    _check_installed(spec)
+    if importlib.util.find_spec("timm") is None:
+        raise ModelError(
+            f'{spec} needs the package timm, which is not installed: pip install "frostline[timm]".'
+        )
     _check_name(spec.name)
-    _check_weights(spec, weights)
     published = weights.kind == "published"
+    if published and weights.name != "DEFAULT":
+        raise WeightsError(
+            f"{spec} has no weights {weights.name!r}: timm names weights by a tag of the model. "
+            f"Use timm:{spec.name.partition('.')[0]}.{weights.name} with --weights DEFAULT if that "
+            "is one; otherwise DEFAULT, none or a file."
+        )
     model = _published(spec) if published else _create(spec, pretrained=False)
-    return Built(
-        model=model,
-        preprocessing=from_timm(_timm().data.resolve_model_data_config(model)),
-        weights=_report(spec, model) if published else WeightsReport.none(),
-        classes=_classes(model) if published else None,
-    )
+    preprocessing = from_timm(_timm().data.resolve_model_data_config(model))
+    if not published:
+        return LoadedModel(model, preprocessing, WeightsReport.none(), spec)
+    config: Any = model.pretrained_cfg
+    tag = config.get("tag")
+    name = f"{config.get('architecture', spec.name)}.{tag}" if tag else spec.name
+    report = WeightsReport(source=f"timm {name}", loaded=len(model.state_dict()))
+    return LoadedModel(model, preprocessing, report, spec, _classes(model))
 
 
 def _timm() -> Any:
@@ -39,16 +50,8 @@ def _timm() -> Any:
     return importlib.import_module("timm")
 
 
-def _check_installed(spec: ModelSpec) -> None:
-    if importlib.util.find_spec("timm") is None:
-        raise ModelError(
-            f'{spec} needs the package timm, which is not installed: pip install "frostline[timm]".'
-        )
-
-
 def _check_name(name: str) -> None:
     timm = _timm()
-
     names = [*timm.list_models(), *timm.list_models(include_tags=True)]
     if name in names:
         return
@@ -59,15 +62,6 @@ def _check_name(name: str) -> None:
         f"timm has no model {name!r}. Nearest: {', '.join(nearest(name, names))}. "
         "timm.list_models() lists all."
     )
-
-
-def _check_weights(spec: ModelSpec, weights: WeightsChoice) -> None:
-    if weights.kind == "published" and weights.name != "DEFAULT":
-        raise WeightsError(
-            f"{spec} has no weights {weights.name!r}: timm names weights by a tag of the model. "
-            f"Use timm:{spec.name.partition('.')[0]}.{weights.name} with --weights DEFAULT if that "
-            "is one; otherwise DEFAULT, none or a file."
-        )
 
 
 def _create(spec: ModelSpec, *, pretrained: bool, **options: object) -> nn.Module:
@@ -117,41 +111,33 @@ def _hub_file(config: Any) -> str:
     Raises:
         Exception: whatever the hub's HTTP library raises; the hub itself is tried once.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.errors import EntryNotFoundError
 
-    repository, _, revision = config.hf_hub_id.partition("@")
+    repository, _, tag = config.hf_hub_id.partition("@")
+    revision = tag or None
     given = config.hf_hub_filename
     names = (given,) if given else ("model.safetensors", "pytorch_model.bin")
     for name in names:
-        cached = try_to_load_from_cache(repository, name, revision=revision or None)
+        cached = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(cached, str):
             return cached
-    name = _first_on_hub(repository, names, revision=revision or None)
-    return str(hf_hub_download(repository, name, revision=revision or None))
 
-
-def _first_on_hub(repository: str, names: tuple[str, ...], *, revision: str | None) -> str:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError
-
-    # Asked directly, the hub's client does not retry.
-    for name in names[:-1]:
+    def fetched(name: str) -> str:
+        # Asked directly, the hub's client does not retry.
         url = hf_hub_url(repository, name, revision=revision)
-        try:
-            get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
-        except EntryNotFoundError:
-            continue
-        return name
-    url = hf_hub_url(repository, names[-1], revision=revision)
-    get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
-    return names[-1]
+        get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
+        return str(hf_hub_download(repository, name, revision=revision))
 
-
-def _report(spec: ModelSpec, model: nn.Module) -> WeightsReport:
-    config: Any = model.pretrained_cfg
-    tag = config.get("tag")
-    name = f"{config.get('architecture', spec.name)}.{tag}" if tag else spec.name
-    return WeightsReport(source=f"timm {name}", loaded=len(model.state_dict()))
+    for name in names[:-1]:
+        with suppress(EntryNotFoundError):
+            return fetched(name)
+    return fetched(names[-1])
 
 
 def _classes(model: nn.Module) -> tuple[str, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from frostline.errors import ModelError, WeightsError, nearest
-from frostline.models._built import Built
+from frostline.models._built import LoadedModel
 from frostline.models.downloads import downloading
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.transforms import from_torchvision
@@ -22,7 +23,7 @@ from frostline.models.weights import WeightsReport
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
-def build_torchvision(spec: ModelSpec, weights: WeightsChoice) -> Built:
+def build_torchvision(spec: ModelSpec, weights: WeightsChoice) -> LoadedModel:
     """Any classifier that torchvision lists; see `Source`.
 
     GoogLeNet and Inception come without their auxiliary heads, and with the input scaling that
@@ -39,16 +40,12 @@ def build_torchvision(spec: ModelSpec, weights: WeightsChoice) -> Built:
         model.aux_logits = False  # type: ignore[assignment]  # a plain attribute of these two
     for path in removed:
         setattr(model, path, None)
-    classes = None if entry is None else entry.meta.get("categories")
-    return Built(
-        model=model,
-        preprocessing=from_torchvision((entry or entries.DEFAULT).transforms()),
-        weights=WeightsReport.none()
-        if entry is None
-        else WeightsReport(source=f"torchvision {entry}", loaded=len(model.state_dict())),
-        classes=tuple(classes) if classes else None,
-        removed=removed,
-    )
+    preprocessing = from_torchvision((entry or entries.DEFAULT).transforms())
+    if entry is None:
+        return LoadedModel(model, preprocessing, WeightsReport.none(), spec, removed=removed)
+    report = WeightsReport(f"torchvision {entry}", loaded=len(model.state_dict()))
+    classes = tuple(entry.meta.get("categories", ())) or None
+    return LoadedModel(model, preprocessing, report, spec, classes, removed)
 
 
 def _check_name(name: str) -> None:
@@ -62,20 +59,14 @@ def _check_name(name: str) -> None:
             f"torchvision's {name!r} is not an image classifier. Choose one that is, such as "
             "resnet50, or write a function that returns a model and name it file.py:function."
         )
-    if _is_in_timm(name):
-        raise ModelError(f"torchvision has no model {name!r}, but timm has: use timm:{name}.")
+    if importlib.util.find_spec("timm") is not None:
+        timm = importlib.import_module("timm")
+        if name in timm.list_models() or name in timm.list_models(include_tags=True):
+            raise ModelError(f"torchvision has no model {name!r}, but timm has: use timm:{name}.")
     raise ModelError(
         f"torchvision has no model {name!r}. Nearest: {', '.join(nearest(name, classifiers))}. "
         "Other sources: timm:NAME and path/to/file.py:function."
     )
-
-
-def _is_in_timm(name: str) -> bool:
-    if importlib.util.find_spec("timm") is None:
-        return False
-    import timm
-
-    return name in timm.list_models() or name in timm.list_models(include_tags=True)
 
 
 def _entry(entries: Any, spec: ModelSpec, weights: WeightsChoice) -> Any:
@@ -111,11 +102,6 @@ def _published(name: str, entry: Any) -> nn.Module:
     cure = f"The copy at {copy} seems damaged: delete it." if copy.is_file() else ""
     with downloading(f"weights {entry.name} of {name} from {entry.url}", cure=cure):
         model: nn.Module = models.get_model(name, weights=entry, progress=sys.stderr.isatty())
-    _check_no_nan(model, name, entry)
-    return model
-
-
-def _check_no_nan(model: nn.Module, name: str, entry: Any) -> None:
     # vgg16's IMAGENET1K_FEATURES has no classifier: its tensors there are NaN.
     bad = [key for key, value in model.named_parameters() if bool(value.isnan().any())]
     if bad:
@@ -123,3 +109,4 @@ def _check_no_nan(model: nn.Module, name: str, entry: Any) -> None:
             f"weights {entry.name} of {name} hold NaN in {', '.join(bad[:5])}. "
             "They are made for another use; choose --weights DEFAULT."
         )
+    return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import get_args
+from typing import cast, get_args
 
 from frostline.errors import ModelError
 from frostline.preprocessing import Interpolation, Preprocessing
@@ -45,33 +45,24 @@ def from_timm(config: Mapping[str, object]) -> Preprocessing:
         ModelError: images are padded to a border, not RGB, or cropped to other than a square;
             `Preprocessing` has no such step.
     """
-    height, width = _image_size(config.get("input_size", (3, 224, 224)))
+    size = config.get("input_size", (3, 224, 224))
+    sides = [int(side) for side in size] if isinstance(size, list | tuple) else []
+    if len(sides) != 3 or sides[0] != 3:
+        raise _inexpressible(f"input of size {size}, which is not (3, height, width)")
     # timm's own default and `floor`; rounding to nearest is off by one pixel at times.
     crop_fraction = _number(config.get("crop_pct") or 0.875)
-    scaled = math.floor(height / crop_fraction), math.floor(width / crop_fraction)
+    height, width = (math.floor(side / crop_fraction) for side in sides[1:])
+    mode = config.get("crop_mode") or "center"
+    if mode != "squash" and (mode != "center" or height != width):
+        shape = "a square" if height == width else "an oblong"
+        raise _inexpressible(f"{shape} crop in mode {mode!r}")
     return Preprocessing(
-        resize=_resize(str(config.get("crop_mode") or "center"), scaled),
-        crop=(height, width),
+        resize=(height, width) if mode == "squash" else height,
+        crop=(sides[1], sides[2]),
         mean=_three(config.get("mean") or (0.485, 0.456, 0.406), "mean"),
         std=_three(config.get("std") or (0.229, 0.224, 0.225), "std"),
         interpolation=_interpolation(config.get("interpolation") or "bicubic"),
     )
-
-
-def _resize(crop_mode: str, scaled: tuple[int, int]) -> int | tuple[int, int]:
-    if crop_mode == "squash":
-        return scaled
-    if crop_mode == "center" and scaled[0] == scaled[1]:
-        return scaled[0]
-    shape = "a square" if scaled[0] == scaled[1] else "an oblong"
-    raise _inexpressible(f"{shape} crop in mode {crop_mode!r}")
-
-
-def _image_size(size: object) -> tuple[int, int]:
-    sides = [int(side) for side in size] if isinstance(size, list | tuple) else []
-    if len(sides) != 3 or sides[0] != 3:
-        raise _inexpressible(f"input of size {size}, which is not (3, height, width)")
-    return sides[1], sides[2]
 
 
 def _three(values: object, what: str) -> tuple[float, float, float]:
@@ -88,10 +79,9 @@ def _number(value: object) -> float:
 
 
 def _interpolation(name: object) -> Interpolation:
-    for known in get_args(Interpolation):
-        if name == known:
-            return known  # type: ignore[no-any-return]  # get_args gives Any
-    raise _inexpressible(f"interpolation {name!r}")
+    if name not in get_args(Interpolation):
+        raise _inexpressible(f"interpolation {name!r}")
+    return cast("Interpolation", name)
 
 
 def _inexpressible(what: str) -> ModelError:

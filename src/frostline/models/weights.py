@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import filterfalse
 from pathlib import Path
 
 import torch
-import xxhash
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -25,7 +23,6 @@ _RENAMED = (
     (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
     (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
 )
-_COUNTER = "num_batches_tracked"
 _SHOWN = 5
 
 
@@ -86,42 +83,34 @@ def load_weights(
     """
     wanted = _wanted(model)
     found = _modern(read_state_dict(path), wanted)
-    fit = _fit(found, wanted, tolerated=(*replaced, *removed))
-    _check_kinds(path, {name: found[name] for name in fit.taken})
-    if problems := _problems(fit, found, wanted):
+    shared = [name for name in wanted if name in found]
+    taken = {name: found[name] for name in shared if found[name].shape == wanted[name].shape}
+    # A tied tensor is there if it came under any of its names.
+    held = {id(wanted[name]) for name in taken}
+    missing = [name for name in wanted if name not in found and id(wanted[name]) not in held]
+    strange = [*(n for n in shared if n not in taken), *(n for n in found if n not in wanted)]
+    gone = tuple(f"{path}." for path in (*replaced, *removed))
+    excused = {name for name in (*missing, *strange) if f"{name}.".startswith(gone)}
+    excused.update(filter(_is_counter, missing))
+    _check_kinds(path, taken)
+    lacking, odd = ([n for n in names if n not in excused] for names in (missing, strange))
+    if problems := _problems(lacking, odd, found, wanted):
         advice = "" if replaced else "; if only its classifier differs, use --on classifier"
         raise WeightsError(
             f"{path.name} does not fit {type(model).__name__}: {'; '.join(problems)}. "
             f"Use other weights, made for this network{advice}."
         )
-    _check_no_nan(path, fit, found, wanted)
+    _check_no_nan(path, taken, wanted)
     with torch.no_grad():
-        for name in fit.taken:
-            wanted[name].copy_(found[name])
+        for name, value in taken.items():
+            wanted[name].copy_(value)
     return WeightsReport(
         source=path.name,
-        loaded=len(fit.taken),
-        missing=fit.absent,
-        ignored=fit.ignored,
-        digest=weights_digest(path),
+        loaded=len(taken),
+        missing=tuple(missing),
+        ignored=tuple(strange),
+        digest=file_digest(path),
     )
-
-
-def is_under(name: str, paths: Iterable[str]) -> bool:
-    """Whether a tensor's or module's dotted name is one of `paths` or below one."""
-    return any(name == path or name.startswith(f"{path}.") for path in paths)
-
-
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    """How the names of a file and of a model meet; the last three are what does not fit."""
-
-    taken: tuple[str, ...]
-    absent: tuple[str, ...]
-    ignored: tuple[str, ...]
-    missing: tuple[str, ...]
-    unknown: tuple[str, ...]
-    misshapen: tuple[str, ...]
 
 
 def _wanted(model: nn.Module) -> dict[str, Tensor]:
@@ -147,53 +136,42 @@ def _modern(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[s
     return named
 
 
-def _fit(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, tolerated: Sequence[str]
-) -> _Fit:
-    shared = [name for name in wanted if name in found]
-    taken = [name for name in shared if found[name].shape == wanted[name].shape]
-    misshapen = [name for name in shared if name not in set(taken)]
-    # A tied tensor is there if it came under any of its names.
-    held = {id(wanted[name]) for name in taken}
-    missing = [name for name in wanted if name not in found and id(wanted[name]) not in held]
-    unknown = [name for name in found if name not in wanted]
-
-    replaced = partial(is_under, paths=tolerated)
-    counted = {name for name in missing if name.rpartition(".")[2] == _COUNTER}
-    absent = [name for name in missing if name in counted or replaced(name)]
-    return _Fit(
-        taken=tuple(taken),
-        absent=tuple(absent),
-        ignored=tuple(filter(replaced, [*misshapen, *unknown])),
-        missing=tuple(filterfalse(set(absent).__contains__, missing)),
-        unknown=tuple(filterfalse(replaced, unknown)),
-        misshapen=tuple(filterfalse(replaced, misshapen)),
-    )
+def _is_counter(name: str) -> bool:
+    return name.rpartition(".")[2] == "num_batches_tracked"
 
 
-def _problems(fit: _Fit, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def _problems(
+    missing: Sequence[str],
+    strange: Sequence[str],
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+) -> list[str]:
     """One clause for each kind of misfit, with the first five of each."""
-    shapes = [
-        f"{name} is {tuple(found[name].shape)} in the file and {tuple(wanted[name].shape)} here"
-        for name in fit.misshapen[:_SHOWN]
-    ]
-    known = fit.missing or tuple(wanted)
-    unknown = [f"{name}{_hint(name, known)}" for name in fit.unknown[:_SHOWN]]
+    unknown = [name for name in strange if name not in wanted]
+    misshapen = [name for name in strange if name in wanted]
+    known = missing or tuple(wanted)
+    close = {name: nearest(name, known, count=1) for name in unknown[:_SHOWN]}
     clauses = (
-        ("it lacks", fit.missing, list(fit.missing[:_SHOWN])),
-        ("it has, but the model has not,", fit.unknown, unknown),
-        ("of another shape are", fit.misshapen, shapes),
+        ("it lacks", missing, missing[:_SHOWN]),
+        (
+            "it has, but the model has not,",
+            unknown,
+            [f"{name} (nearest: {near[0]})" if near else name for name, near in close.items()],
+        ),
+        (
+            "of another shape are",
+            misshapen,
+            [
+                f"{n} is {tuple(found[n].shape)} in the file and {tuple(wanted[n].shape)} here"
+                for n in misshapen[:_SHOWN]
+            ],
+        ),
     )
     return [
         f"{what} {format_count(len(names))}: {_listed(shown, len(names))}"
         for what, names, shown in clauses
         if names
     ]
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = nearest(name, known, count=1)
-    return f" (nearest: {close[0]})" if close else ""
 
 
 def _listed(shown: Sequence[str], count: int) -> str:
@@ -204,31 +182,26 @@ def _listed(shown: Sequence[str], count: int) -> str:
 def _check_kinds(path: Path, taken: Mapping[str, Tensor]) -> None:
     """Refuse tensors that cannot be copied number by number."""
     for name, tensor in taken.items():
-        kind = _kind(tensor)
-        if kind:
-            raise WeightsError(
-                f"{name} in {path.name} is {kind}, not plain numbers. Save a state_dict of plain "
-                "dense tensors: gathered, with their data, and dequantised."
-            )
+        if tensor.is_meta:
+            kind = "without data (on the meta device)"
+        elif tensor.is_quantized:
+            kind = "quantised"
+        elif tensor.layout is not torch.strided or tensor.is_nested:
+            kind = f"of the layout {tensor.layout}"
+        elif type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+            kind = f"a {type(tensor).__name__}"
+        else:
+            continue
+        raise WeightsError(
+            f"{name} in {path.name} is {kind}, not plain numbers. Save a state_dict of plain "
+            "dense tensors: gathered, with their data, and dequantised."
+        )
 
 
-def _kind(tensor: Tensor) -> str:
-    if tensor.is_meta:
-        return "without data (on the meta device)"
-    if tensor.is_quantized:
-        return "quantised"
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return f"of the layout {tensor.layout}"
-    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
-    return "" if plain else f"a {type(tensor).__name__}"
-
-
-def _check_no_nan(
-    path: Path, fit: _Fit, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
-) -> None:
+def _check_no_nan(path: Path, taken: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     # Parameters only: buffers may hold NaN or infinity on purpose.
-    parameters = [name for name in fit.taken if isinstance(wanted[name], nn.Parameter)]
-    bad = [name for name in parameters if bool(found[name].isnan().any())]
+    parameters = {n: v for n, v in taken.items() if isinstance(wanted[n], nn.Parameter)}
+    bad = [name for name, value in parameters.items() if bool(value.isnan().any())]
     if bad:
         raise WeightsError(
             f"{path.name} holds NaN in {_listed(bad[:_SHOWN], len(bad))}: it is damaged, or was "
@@ -237,8 +210,8 @@ def _check_no_nan(
 
 
 def _notes(report: WeightsReport) -> list[str]:
-    counters = [name for name in report.missing if name.rpartition(".")[2] == _COUNTER]
-    lacking = _owners(name for name in report.missing if name not in set(counters))
+    counters = list(filter(_is_counter, report.missing))
+    lacking = _owners(filterfalse(_is_counter, report.missing))
     left_out = _owners(report.ignored)
     notes = []
     for what, owners in (("no weights for", lacking), ("not used of the file:", left_out)):
@@ -255,8 +228,3 @@ def _owners(names: Iterable[str]) -> list[str]:
     paths = [name.rpartition(".")[0] or name for name in names]
     owners = list(dict.fromkeys(paths))
     return owners if len(owners) <= 3 else list(dict.fromkeys(p.partition(".")[0] for p in paths))
-
-
-def weights_digest(path: Path) -> str:
-    """The content of a weights file as a run's settings hold it."""
-    return file_digest(path, xxhash.xxh3_128)

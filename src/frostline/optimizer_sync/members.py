@@ -81,9 +81,9 @@ def keeper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return next(inside, optimizer)
 
 
-def groups_of_model(groups: list[Group], params: ModelParams) -> tuple[int, ...]:
-    """Indices of the groups that hold parameters of the model; raises ConfigError if none does."""
-    found = tuple(index for index, group in enumerate(groups) if params.of_group(group))
+def groups_of_model(groups: list[Group], params: ModelParams) -> list[Group]:
+    """Those that hold parameters of the model; raises ConfigError if none does."""
+    found = [group for group in groups if params.of_group(group)]
     if not found:
         raise ConfigError(
             f"the optimizer holds no parameter of this {params.title}. Pass the very model that "

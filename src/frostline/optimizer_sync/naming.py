@@ -19,13 +19,14 @@ from frostline.optimizer_sync.members import (
     same,
 )
 from frostline.optimizer_sync.states import (
+    State,
     begun,
     check_even,
     check_fit,
     copied,
     even_out,
     outgrown,
-    restored,
+    placed,
 )
 from frostline.selectors.inventory import Entry
 from frostline.units import some_of
@@ -77,7 +78,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optim
     """
     check_optimizer(optimizer)
     params = model_params(model)
-    groups = [optimizer.param_groups[at] for at in groups_of_model(optimizer.param_groups, params)]
+    groups = groups_of_model(optimizer.param_groups, params)
     shared, further = _beside_parameters(optimizer)
     states = keeper(optimizer).state
     parameters: dict[str, NamedParameter] = {}
@@ -131,7 +132,7 @@ def load_optimizer_state(
     _check_choices(missing, hyperparameters)
     check_optimizer(optimizer)
     params, groups = model_params(model), optimizer.param_groups
-    own = [groups[index] for index in groups_of_model(groups, params)]
+    own = groups_of_model(groups, params)
     _check_format(state, optimizer)
     shared, further = _beside_parameters(optimizer)
     if state["format"] == _FORMAT:
@@ -147,19 +148,37 @@ def load_optimizer_state(
         _check_shape(optimizer, entries[key], one)
     with_groups = found if hyperparameters == "saved" else {}
     settings = [_settings(params.of_group(g), with_groups, state["groups"]) for g in groups]
-    to_be = dict(keeper(optimizer).state)  # by parameter; other models' keep theirs
-    for key, entry in entries.items():
-        to_be[entry.tensor] = copied(found[key]["state"]) if key in found else {}
+    states = keeper(optimizer).state
+    to_be = {p: states.get(p, {}) for g in groups for p in g["params"]}  # of other models as it is
     for group, chosen in zip(groups, settings, strict=True):
-        if params.of_group(group):
-            check_even(optimizer, {**group, **chosen}, [to_be.get(p, {}) for p in group["params"]])
+        for entry in (held := params.of_group(group)):
+            saved_of = found.get(id(entry.tensor))
+            now = {**group, **chosen}
+            to_be[entry.tensor] = _placed(saved_of, entry.tensor, now) if saved_of else {}
+        if held:
+            check_even(optimizer, {**group, **chosen}, [to_be[p] for p in group["params"]])
     packed = optimizer.state_dict()
-    shared |= {at: to_be[p] for at, p in _positions(optimizer, packed).items() if to_be.get(p)}
-    merged = [{**p, **s} for p, s in zip(packed["param_groups"], settings, strict=True)]
+    shared |= {at: to_be[p] for at, p in _positions(optimizer, packed).items() if to_be[p]}
+    merged = [{**p, **chosen} for p, chosen in zip(packed["param_groups"], settings, strict=True)]
     _load(optimizer, {**further, "state": shared, "param_groups": merged})
-    _keep_bits(optimizer, entries, found)
-    for group in own:
-        _begin(optimizer, group, [e.tensor for e in params.of_group(group) if not to_be[e.tensor]])
+    states = keeper(optimizer).state
+    # Again, since torch's casts every float but `step` to the parameter's dtype, and breaks texts.
+    states.update({parameter: one for parameter, one in to_be.items() if one})
+    for group in optimizer.param_groups:
+        for entry in (held := params.of_group(group)):
+            begin = None if to_be[entry.tensor] else begun(optimizer, entry.tensor, group)
+            states.update({} if begin is None else {entry.tensor: begin})
+        if held:
+            even_out(optimizer, group)
+
+
+def _placed(saved: NamedParameter, parameter: Tensor, group: Group) -> State:
+    """A copy of the saved state for the parameter as it is now."""
+    tensors = (v for v in saved["state"].values() if isinstance(v, Tensor) and v.dim())
+    # The format before did not say which dtype the parameter had; most of its state has the same.
+    known = saved.get("dtype") or str(next((v.dtype for v in tensors), parameter.dtype))
+    former: torch.dtype = getattr(torch, known.removeprefix("torch."))
+    return placed(saved["state"], parameter, group, former, counters="go along")
 
 
 def _beside_parameters(
@@ -326,24 +345,3 @@ def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
             f"{type(optimizer).__name__}.load_state_dict refuses the saved state: {error}. Make "
             "the optimizer with the options of the one that was saved, or begin without state."
         ) from error
-
-
-def _keep_bits(
-    optimizer: torch.optim.Optimizer,
-    entries: Mapping[int, Entry],
-    found: Mapping[int, NamedParameter],
-) -> None:
-    """Undo casts of loading where the parameter has the dtype that it was saved with."""
-    states = keeper(optimizer).state
-    for key, saved in found.items():
-        parameter = entries[key].tensor
-        if saved["state"] and saved.get("dtype") == str(parameter.dtype):
-            states[parameter] = restored(states[parameter], saved["state"])
-
-
-def _begin(optimizer: torch.optim.Optimizer, group: Group, fresh: list[Tensor]) -> None:
-    """Give those of the group that no state was loaded for what they begin with."""
-    for parameter in fresh:
-        if (state := begun(optimizer, parameter, group)) is not None:
-            keeper(optimizer).state[parameter] = state
-    even_out(optimizer, group)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, final
 
@@ -40,15 +40,10 @@ class Options(TypedDict, total=False):
 @final
 @dataclass(frozen=True, slots=True)
 class BaseAndDecay:
-    """What the group of a joiner is to have.
+    """What the group of a joiner is to have."""
 
-    Attributes:
-        base: None where the optimizer finds its learning rate itself (see `has_rate`).
-        decay: None where the optimizer knows no weight decay.
-    """
-
-    base: float | None
-    decay: float | None
+    base: float | None  # None where the optimizer finds its learning rate itself: see `has_rate`
+    decay: float | None  # None where the optimizer knows no weight decay
 
 
 def base_key(group: Group) -> str:
@@ -69,20 +64,20 @@ def base_of(group: Group) -> float:
     return float(group[base_key(group)])
 
 
+def highest(groups: Sequence[Group]) -> Group:
+    """The group whose base is the highest; any where none has a rate."""
+    return max(groups, key=lambda group: base_of(group) if has_rate(group) else -math.inf)
+
+
 def rates_of_trainable(
-    model: nn.Module, groups: list[Group], own: tuple[int, ...], index: int, options: Options
+    model: nn.Module, groups: Sequence[Group], options: Options
 ) -> dict[int, BaseAndDecay]:
-    """What each trainable parameter of `model` is to have, by `id()`.
+    """What each trainable parameter of `model` is to have, by `id()`; raises as `param_groups`.
 
     Args:
-        own: indices of the groups that hold parameters of the model.
-        index: that of them whose base is the highest; any where none has a rate.
-
-    Raises:
-        ConfigError: a number is out of its range, or the rule holds a selector without text.
-        SelectorError: a selector cannot be read or matches nothing.
+        groups: those that hold parameters of the model.
     """
-    reference, groups = groups[index], [groups[i] for i in own]
+    reference = highest(groups)
     rules = (group["rule"] for group in [reference, *groups] if has_rule(group))
     carried = next(rules, None)
     rule: dict[str, Any] = {**(carried or _visible(groups, reference)), **options}
@@ -111,15 +106,21 @@ def rates_of_trainable(
     }
 
 
-def find_group(
-    optimizer: torch.optim.Optimizer, candidates: list[int], reference: Group, wanted: BaseAndDecay
-) -> int | None:
-    """Index of the first candidate that has what is wanted and is otherwise as `reference`."""
-    for index in candidates:
-        group = optimizer.param_groups[index]
-        if _has(group, wanted) and _alike(group, reference, optimizer.defaults):
-            return index
-    return None
+def has(group: Group, wanted: BaseAndDecay) -> bool:
+    """Whether the group has what is wanted."""
+    decay = group.get("weight_decay")
+    if (None if decay is None else float(decay)) != wanted.decay:
+        return False
+    if wanted.base is None or not has_rate(group):
+        return wanted.base is None and not has_rate(group)
+    return math.isclose(base_of(group), wanted.base, rel_tol=1e-6)
+
+
+def alike(one: Group, other: Group, defaults: Mapping[str, Any]) -> bool:
+    """Whether every other hyperparameter is the same; a label is none."""
+    keys = (one.keys() | other.keys()) - _OWN_KEYS
+    hyper = [k for k in keys if k in defaults or not isinstance(one.get(k, other.get(k)), str)]
+    return all(k in one and k in other and same(one[k], other[k]) for k in hyper)
 
 
 def has_rule(group: Group) -> bool:
@@ -129,10 +130,8 @@ def has_rule(group: Group) -> bool:
 
 
 def new_group(reference: Group, wanted: BaseAndDecay, lr: float | None) -> Group:
-    """A group without parameters that has what is wanted, in everything else as `reference`.
-
-    Args:
-        lr: the learning rate at which the schedule stands for that base; None without a base.
+    """A group without parameters that has what is wanted, in everything else as `reference`;
+    its `lr` is where the schedule stands for that base, None without one.
     """
     scale = scale_of(reference, wanted)
     group = {key: copy.deepcopy(v) for key, v in reference.items() if key != "params"}
@@ -169,14 +168,12 @@ def in_kind_of(former: Any, number: float) -> Any:
     return torch.full_like(former, number) if isinstance(former, Tensor) else number
 
 
-def _visible(groups: list[Group], reference: Group) -> Rule:
+def _visible(groups: Sequence[Group], reference: Group) -> Rule:
     """The rule that a hand-made optimizer seems to follow: the reference's rate for all, and no
     decay on biases and norms if some of its groups decay and others do not."""
     decaying = [group for group in groups if group.get("weight_decay")]
     is_split = 0 < len(decaying) < len(groups)
-    source = reference
-    if is_split:
-        source = max(decaying, key=lambda group: base_of(group) if has_rate(group) else 0.0)
+    source = highest(decaying) if is_split else reference
     return Rule(
         lr=base_of(reference) if has_rate(reference) else 1.0,
         weight_decay=float(source.get("weight_decay", 0.0)),
@@ -187,7 +184,7 @@ def _visible(groups: list[Group], reference: Group) -> Rule:
 
 
 def _to_base(
-    groups: list[Group], reference: Group, *, rescaled: bool
+    groups: Sequence[Group], reference: Group, *, rescaled: bool
 ) -> Callable[[float], float | None]:
     """A function from the rule's learning rate to a group's base; None where it has none.
 
@@ -205,19 +202,3 @@ def _to_base(
         return float
     scale = base_of(reference) / float(reference["base_lr"])
     return lambda lr: lr * scale
-
-
-def _has(group: Group, wanted: BaseAndDecay) -> bool:
-    decay = group.get("weight_decay")
-    if (None if decay is None else float(decay)) != wanted.decay:
-        return False
-    if wanted.base is None or not has_rate(group):
-        return wanted.base is None and not has_rate(group)
-    return math.isclose(base_of(group), wanted.base, rel_tol=1e-6)
-
-
-def _alike(one: Group, other: Group, defaults: Mapping[str, Any]) -> bool:
-    """Whether every other hyperparameter is the same; a label is none."""
-    keys = (one.keys() | other.keys()) - _OWN_KEYS
-    hyper = [k for k in keys if k in defaults or not isinstance(one.get(k, other.get(k)), str)]
-    return all(k in one and k in other and same(one[k], other[k]) for k in hyper)

@@ -44,25 +44,19 @@ _WAY_OUT = (
 @final
 @dataclass(frozen=True, slots=True)
 class Schedules:
-    """The schedulers of one optimizer and the group by which their present stand is read.
-
-    Attributes:
-        reference: index of that group.
-    """
+    """The schedulers of one optimizer and the group by which their present stand is read."""
 
     optimizer: torch.optim.Optimizer
     schedulers: tuple[Scheduler, ...]
-    reference: int
+    group: Group
 
     @property
-    def group(self) -> Group:
-        return self.optimizer.param_groups[self.reference]
+    def _index(self) -> int:
+        groups = enumerate(self.optimizer.param_groups)
+        return next(index for index, group in groups if group is self.group)
 
     def present_lr(self, scale: float) -> float | None:
-        """Where a group stands now whose base is `scale` times the reference's; None without one.
-
-        Raises ConfigError where the reference does not show it.
-        """
+        """Where a group with `scale` times the reference's base stands now; None without one."""
         if not has_rate(self.group):
             return None
         lr = float(self.group["lr"])
@@ -83,35 +77,33 @@ class Schedules:
     def new_values(self, scales: Sequence[float]) -> list[NewValues]:
         """What the schedulers are to know of new groups with these scales, in their order."""
         lrs = [lr for scale in scales if (lr := self.present_lr(scale)) is not None]
-        return [(s, self._new_values_of(s, scales, lrs)) for s in _all(self.schedulers)]
+        count = len(self.optimizer.param_groups) + len(scales)
+        made: list[NewValues] = []
+        for scheduler in _all(self.schedulers):
+            own, values = vars(scheduler), dict[str, Any]()
+            values["_last_lr"] = [
+                *own["_last_lr"],
+                *(in_kind_of(self.group["lr"], lr) for lr in lrs),
+            ]
+            if "base_lrs" in own:
+                base = own["base_lrs"][self._index]
+                bases = [in_kind_of(base, float(base) * scale) for scale in scales]
+                values["base_lrs"] = [*own["base_lrs"], *bases]
+            for name in own.keys() & {"lr_lambdas", "min_lrs"}:
+                values[name] = [*own[name], *([own[name][0]] * (count - len(own[name])))]
+            made.append((scheduler, values))
+        return made
 
     def _line(self) -> tuple[float, float]:
         """The fixed point, and the reference's base in the scheduler that it belongs to."""
-        leaves = [_leaf(scheduler) for scheduler in self.schedulers]
-        for leaf in leaves:
-            if _fixed_point(leaf):
-                return _fixed_point(leaf), float(leaf.base_lrs[self.reference])
+        for leaf in map(_leaf, self.schedulers):
+            if fixed := _fixed_point(leaf):
+                return fixed, float(leaf.base_lrs[self._index])
         return 0.0, base_of(self.group)
-
-    def _new_values_of(
-        self, scheduler: Scheduler, scales: Sequence[float], lrs: list[float]
-    ) -> dict[str, Any]:
-        own = vars(scheduler)
-        last = [in_kind_of(self.group["lr"], lr) for lr in lrs]
-        found: dict[str, Any] = {"_last_lr": [*own["_last_lr"], *last]}
-        if "base_lrs" in own:
-            base = own["base_lrs"][self.reference]
-            bases = [in_kind_of(base, float(base) * scale) for scale in scales]
-            found["base_lrs"] = [*own["base_lrs"], *bases]
-        count = len(self.optimizer.param_groups) + len(scales)
-        for name in ("lr_lambdas", "min_lrs"):
-            if name in own:
-                found[name] = [*own[name], *([own[name][0]] * (count - len(own[name])))]
-        return found
 
 
 def check_schedules(
-    optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduler], reference: int
+    optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduler], reference: Group
 ) -> Schedules:
     """Raises ConfigError where one cannot take in a new group or was not handed over."""
     found = Schedules(optimizer, tuple(schedulers), reference)

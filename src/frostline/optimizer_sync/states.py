@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -99,17 +99,24 @@ def outgrown(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Group) 
 
 
 def placed(
-    state: Mapping[str, Any], parameter: Tensor, group: Group, former: torch.dtype | None
+    state: Mapping[str, Any],
+    parameter: Tensor,
+    group: Group,
+    former: torch.dtype | None,
+    *,
+    counters: Literal["stay", "go along"] = "stay",
 ) -> State:
     """A copy of `state` where the parameter's optimizer expects it.
 
-    Tensors of more than one number go to the parameter's device; counters stay as they are, but
-    for `step` under fused or capturable kernels, which read it beside the parameter. A dtype
-    stays, as some optimizers keep more or fewer bits than the parameter has; only what had the
-    parameter's own goes along where that has changed since.
+    Tensors of more than one number go to the parameter's device, `step` under fused or capturable
+    kernels too, which read it beside the parameter. A dtype stays, as some optimizers keep more
+    or fewer bits than the parameter has; only what had the parameter's own goes along where that
+    has changed since.
 
     Args:
         former: the dtype that the parameter had when this was its state, if that is known.
+        counters: whether other single numbers stay where they are, or go to the parameter's
+            device too, as torch's `load_state_dict` has it: a file may have moved them.
     """
 
     def put(value: Any, key: str) -> Any:
@@ -125,25 +132,9 @@ def placed(
         if value.dim() or not parameter.dim():
             dtype = parameter.dtype if value.dtype == former else value.dtype
             return value.to(device=parameter.device, dtype=dtype)
-        return value
+        return value if counters == "stay" else value.to(parameter.device)
 
     return {key: put(value, key) for key, value in copied(state).items()}
-
-
-def restored(loaded: Any, saved: Any, key: str = "") -> Any:
-    """`loaded` with the bits and kinds that were saved, where its optimizer cast them.
-
-    torch's `load_state_dict` casts every float but `step` to the parameter's dtype, so that
-    float32 state of a half-precision parameter would be rounded, and breaks texts.
-    """
-    if isinstance(saved, Tensor):
-        is_cast = isinstance(loaded, Tensor) and loaded.dtype != saved.dtype and key != "step"
-        return copied(saved).to(loaded.device) if is_cast else loaded
-    if isinstance(saved, Mapping) and isinstance(loaded, Mapping):
-        return {k: restored(v, saved[k], k) if k in saved else v for k, v in loaded.items()}
-    if type(saved) in (list, tuple) and isinstance(loaded, list | tuple):
-        return type(saved)(restored(v, s) for v, s in zip(loaded, saved, strict=True))
-    return loaded if type(loaded) is type(saved) and not isinstance(saved, str) else copied(saved)
 
 
 def begun_by_group(

@@ -5,13 +5,12 @@ All that is to be done is computed and checked before anything is touched.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from frostline.errors import ConfigError, FreezeError
 from frostline.freezing.modes import held_though_trainable
@@ -26,10 +25,10 @@ from frostline.optimizer_sync.members import (
 from frostline.optimizer_sync.placing import (
     BaseAndDecay,
     Options,
-    base_of,
-    find_group,
-    has_rate,
+    alike,
+    has,
     has_rule,
+    highest,
     new_group,
     rates_of_trainable,
     scale_of,
@@ -122,43 +121,23 @@ def sync(
         "no_decay": no_decay,
     }
     options = cast("Options", {key: value for key, value in said.items() if value is not None})
-    return _made(optimizer, _planned(optimizer, model, schedulers, as_synced(kept), options), model)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Joiner:
-    """A parameter that joins the optimizer.
-
-    Attributes:
-        index: of its group, counted through old and new ones.
-        state: what it begins with; None where the optimizer makes it at the first step.
-    """
-
-    entry: Entry
-    index: int
-    state: State | None
+    changes = _planned(optimizer, model, schedulers, as_synced(kept), options)
+    return _made(optimizer, changes, model)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Changes:
-    """What is to be done.
-
-    Attributes:
-        leavers: those that leave, each with the index of its group.
-        new_groups: those to append, still without parameters.
-        scheduler_values: what the schedulers are to know of the new groups.
-        outgrown: those in the optimizer whose state is of another shape than theirs, with their
-            group.
-    """
+    """What is to be done."""
 
     params: ModelParams
-    leavers: list[tuple[Entry, int]]
-    joiners: list[_Joiner]
-    new_groups: list[Group]
-    scheduler_values: list[NewValues]
-    outgrown: list[tuple[Entry, Group]]
+    leavers: list[tuple[Entry, int]]  # each with the index of its group
+    joiners: list[tuple[Entry, Group]]  # the group is a new one, or was there before
+    new_groups: list[Group]  # to append, filled
+    scheduler_values: list[NewValues]  # what the schedulers are to know of the new groups
+    outgrown: list[Entry]  # those in the optimizer whose state is of another shape than theirs
+    # What joiners and outgrown begin with; None where the optimizer makes it at the first step.
+    first_states: dict[Tensor, State | None]
 
 
 def _planned(
@@ -168,7 +147,7 @@ def _planned(
     kept: Synced,
     options: Options,
 ) -> _Changes:
-    """Work out which parameters join and leave, and what that asks of groups and schedulers."""
+    """Work out who joins and leaves, and what that asks of groups, states and schedulers."""
     params, groups = model_params(model), optimizer.param_groups
     if not any(entry.tensor.requires_grad for entry in params.by_id.values()):
         raise FreezeError(
@@ -176,24 +155,30 @@ def _planned(
             "Thaw something before the sync: fl.thaw(model, ...) or fl.train_only(model, ...)."
         )
     own = groups_of_model(groups, params)
-    reference = max(own, key=lambda i: base_of(groups[i]) if has_rate(groups[i]) else -math.inf)
     inside = {id(parameter) for group in groups for parameter in group["params"]}
     joining = [e for key, e in params.by_id.items() if e.tensor.requires_grad and key not in inside]
     _check_can_begin(optimizer, joining, kept.states)
-    wanted = rates_of_trainable(model, groups, own, reference, options) if joining else {}
-    former_groups = {} if options else kept.groups
-    indices, fresh = _group_indices(optimizer, own, reference, joining, wanted, former_groups)
-    new, scheduler_values = _new_groups(optimizer, schedulers, reference, fresh, options)
-    joiners = []
-    for entry, index in zip(joining, indices, strict=True):
+    due = rates_of_trainable(model, own, options) if joining else {}
+    found = _groups_found(optimizer, own, joining, due, {} if options else kept.groups)
+    fresh = list(dict.fromkeys(due[key] for key, group in found.items() if group is None))
+    new, scheduler_values = _new_groups(optimizer, schedulers, highest(own), fresh, options)
+    joiners: list[tuple[Entry, Group]] = []
+    first_states: dict[Tensor, State | None] = {}
+    for entry in joining:
+        there = found[id(entry.tensor)]
+        group = there or new[fresh.index(due[id(entry.tensor)])]
         # For a new group, what the one that it is made after holds is what there is to compare.
-        beside = groups[index if index < len(groups) else reference]
-        state = _first_state(optimizer, entry, [*groups, *new][index], beside, kept)
-        joiners.append(_Joiner(entry, index, state))
+        beside = there or highest(own)
+        first_states[entry.tensor] = _first_state(optimizer, entry, group, beside, kept)
+        joiners.append((entry, group))
+        if there is None:
+            _join(group, entry)
     held = [(e, index) for index, group in enumerate(groups) for e in params.of_group(group)]
     leavers = [(entry, index) for entry, index in held if not entry.tensor.requires_grad]
     resized = [(e, groups[at]) for e, at in held if outgrown(optimizer, e.tensor, groups[at])]
-    changes = _Changes(params, leavers, joiners, new, scheduler_values, resized)
+    first_states |= {e.tensor: begun(optimizer, e.tensor, group) for e, group in resized}
+    dropped = [entry for entry, _ in resized]
+    changes = _Changes(params, leavers, joiners, new, scheduler_values, dropped, first_states)
     _check_first_steps(optimizer, changes)
     return changes
 
@@ -217,59 +202,43 @@ def _check_can_begin(
         )
 
 
-def _group_indices(
+def _groups_found(
     optimizer: torch.optim.Optimizer,
-    own: tuple[int, ...],
-    reference: int,
+    own: list[Group],
     joining: list[Entry],
-    wanted: Mapping[int, BaseAndDecay],
+    due: Mapping[int, BaseAndDecay],
     former: Mapping[str, int],
-) -> tuple[list[int], list[BaseAndDecay]]:
-    """The index of each joiner's group, and what the groups that are to be made are to have.
-
-    Args:
-        former: name -> the group that it left, where nothing else was said.
-    """
-    groups = optimizer.param_groups
-    like = groups[reference]
-    rule = like.get("rule")
-    vacant = [i for i, g in enumerate(groups) if not g["params"] and g.get("rule") == rule]
-    candidates = sorted({*own, *vacant})
-    indices: list[int] = []
-    fresh: list[BaseAndDecay] = []
+) -> dict[int, Group | None]:
+    """The group of each joiner, by `id()`: its former one, or one that fits; None if neither."""
+    like, groups = highest(own), optimizer.param_groups
+    vacant = (g for g in groups if not g["params"] and g.get("rule") == like.get("rule"))
+    its = {id(group) for group in (*own, *vacant)}
+    candidates = {index: group for index, group in enumerate(groups) if id(group) in its}
+    fitting = [g for g in candidates.values() if alike(g, like, optimizer.defaults)]
+    found: dict[int, Group | None] = {}
     for entry in joining:
-        due = wanted[id(entry.tensor)]
-        index: int | None = former.get(entry.name, -1)
-        if index not in candidates or has_rule(like):
-            index = find_group(optimizer, candidates, like, due)
-        if index is None:
-            if due not in fresh:
-                fresh.append(due)
-            index = len(groups) + fresh.index(due)
-        indices.append(index)
-    return indices, fresh
+        left = None if has_rule(like) else candidates.get(former.get(entry.name, -1))
+        wanted = due[id(entry.tensor)]
+        found[id(entry.tensor)] = left or next((g for g in fitting if has(g, wanted)), None)
+    return found
 
 
 def _new_groups(
     optimizer: torch.optim.Optimizer,
     schedulers: Sequence[Scheduler],
-    reference: int,
+    like: Group,
     fresh: list[BaseAndDecay],
     options: Options,
 ) -> tuple[list[Group], list[NewValues]]:
     """The groups to append, and what the schedulers are to know of them."""
     if not fresh:
         return [], []
-    like = optimizer.param_groups[reference]
-    schedules = check_schedules(optimizer, schedulers, reference)
+    schedules = check_schedules(optimizer, schedulers, like)
     if "lr" in options:
         check_plateaus(schedulers, like)
     scales = [scale_of(like, due) for due in fresh]
-    groups = [
-        new_group(like, due, schedules.present_lr(scale))
-        for due, scale in zip(fresh, scales, strict=True)
-    ]
-    return groups, schedules.new_values(scales)
+    made = zip(fresh, map(schedules.present_lr, scales), strict=True)
+    return [new_group(like, due, lr) for due, lr in made], schedules.new_values(scales)
 
 
 def _first_state(
@@ -293,61 +262,52 @@ def _first_state(
 
 def _check_first_steps(optimizer: torch.optim.Optimizer, changes: _Changes) -> None:
     """See to it that who begins in a group gets a whole first step beside those who go on."""
-    to_be: dict[int, State] = {id(entry.tensor): {} for entry, _ in changes.outgrown}
-    to_be |= {id(joiner.entry.tensor): joiner.state or {} for joiner in changes.joiners}
-    states = keeper(optimizer).state
-    for index, group in enumerate([*optimizer.param_groups, *changes.new_groups]):
-        stay = [p for p in group["params"] if p.requires_grad]
-        joining = [joiner.entry.tensor for joiner in changes.joiners if joiner.index == index]
+    states = {**keeper(optimizer).state, **changes.first_states}
+    for group in (*optimizer.param_groups, *changes.new_groups):
+        joining = [entry.tensor for entry, its in changes.joiners if its is group]
         if changes.params.of_group(group) or joining:
-            found = [to_be.get(id(p), states.get(p, {})) for p in (*stay, *joining)]
-            check_even(optimizer, group, found)
+            stay = [p for p in group["params"] if p.requires_grad]
+            due = {id(p): states.get(p) or {} for p in (*stay, *joining)}
+            check_even(optimizer, group, list(due.values()))
 
 
 def _made(optimizer: torch.optim.Optimizer, changes: _Changes, model: nn.Module) -> Synced:
     """Make the changes."""
-    _append(optimizer, changes)
-    for scheduler, values in changes.scheduler_values:
-        vars(scheduler).update(values)
-    _drop_outgrown(optimizer, changes)
-    states, formers = _let_go(optimizer, changes)
-    _take_in(optimizer, changes)
-    return Synced(
-        joined=tuple(joiner.entry.name for joiner in changes.joiners),
-        left=tuple(entry.name for entry, _ in changes.leavers),
-        states=states,
-        groups={entry.name: index for entry, index in changes.leavers},
-        groups_added=len(changes.new_groups),
-        dropped=tuple(entry.name for entry, _ in changes.outgrown),
-        held=tuple(path or "the model" for path, _ in held_though_trainable(model)),
-        formers=formers,
-    )
-
-
-def _append(optimizer: torch.optim.Optimizer, changes: _Changes) -> None:
-    """Add the new groups, filled, by `add_param_group`; none stays if it refuses one."""
-    before = len(optimizer.param_groups)
-    for joiner in changes.joiners:
-        if joiner.index >= before:
-            _join(changes.new_groups[joiner.index - before], joiner)
+    before = list(optimizer.param_groups)
     try:
         for group in changes.new_groups:
             optimizer.add_param_group(group)
     except Exception:
-        del optimizer.param_groups[before:]
+        optimizer.param_groups[:] = before  # none stays if it refuses one
         raise
-
-
-def _drop_outgrown(optimizer: torch.optim.Optimizer, changes: _Changes) -> None:
-    """Forget states, and gradients, of a shape that the parameter no longer has."""
+    for scheduler, values in changes.scheduler_values:
+        vars(scheduler).update(values)
+    for entry in changes.outgrown:
+        gradient = entry.tensor.grad
+        if gradient is not None and gradient.shape != entry.tensor.shape:
+            entry.tensor.grad = None
     states = keeper(optimizer).state
-    for entry, group in changes.outgrown:
-        parameter = entry.tensor
-        del states[parameter]
-        if parameter.grad is not None and parameter.grad.shape != parameter.shape:
-            parameter.grad = None
-        if (state := begun(optimizer, parameter, group)) is not None:
+    for parameter, state in changes.first_states.items():
+        states.pop(parameter, None)
+        if state is not None:
             states[parameter] = state
+    left, formers = _let_go(optimizer, changes)
+    for entry, group in changes.joiners:
+        if any(group is one for one in before):
+            _join(group, entry)
+    for group in optimizer.param_groups:
+        if changes.params.of_group(group):
+            even_out(optimizer, group)
+    return Synced(
+        joined=tuple(entry.name for entry, _ in changes.joiners),
+        left=tuple(entry.name for entry, _ in changes.leavers),
+        states=left,
+        groups={entry.name: index for entry, index in changes.leavers},
+        groups_added=len(changes.new_groups),
+        dropped=tuple(entry.name for entry in changes.outgrown),
+        held=tuple(path or "the model" for path, _ in held_though_trainable(model)),
+        formers=formers,
+    )
 
 
 def _let_go(
@@ -355,8 +315,7 @@ def _let_go(
 ) -> tuple[dict[str, State], dict[str, Former]]:
     """Take out what leaves, and the gradient and state of all that is frozen; gives the states."""
     gone = {id(entry.tensor) for entry, _ in changes.leavers}
-    for index in {index for _, index in changes.leavers}:
-        group = optimizer.param_groups[index]
+    for group in optimizer.param_groups:
         stays = [id(parameter) not in gone for parameter in group["params"]]
         for key in group.keys() & {"params", "param_names"}:  # the lists stay the same objects
             group[key][:] = [thing for thing, stay in zip(group[key], stays, strict=True) if stay]
@@ -372,22 +331,7 @@ def _let_go(
     return states, formers
 
 
-def _take_in(optimizer: torch.optim.Optimizer, changes: _Changes) -> None:
-    """Put the joiners into the groups that there were, and give all joiners their state."""
-    states = keeper(optimizer).state
-    before = len(optimizer.param_groups) - len(changes.new_groups)
-    for joiner in changes.joiners:
-        if joiner.index < before:
-            _join(optimizer.param_groups[joiner.index], joiner)
-        states.pop(joiner.entry.tensor, None)
-        if joiner.state is not None:
-            states[joiner.entry.tensor] = joiner.state
-    for group in optimizer.param_groups:
-        if changes.params.of_group(group):
-            even_out(optimizer, group)
-
-
-def _join(group: Group, joiner: _Joiner) -> None:
-    group["params"].append(joiner.entry.tensor)
+def _join(group: Group, entry: Entry) -> None:
+    group["params"].append(entry.tensor)
     if "param_names" in group:
-        group["param_names"].append(joiner.entry.name)
+        group["param_names"].append(entry.name)

@@ -7,7 +7,7 @@ stand side by side.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -15,15 +15,17 @@ WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 346, 12, 188
 BESIDE = {"macro_f1": "accuracy"}  # metrics of one scale, and in whose chart they are drawn
 _DRAWN_POINTS = 400  # of a line; more cannot be seen apart
+_Scale = Callable[[float], float]
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Tick:
-    """A mark on an axis: where, and what it says."""
+class Mark:
+    """Where something stands on an axis, and what it says; `style` for an upright line there."""
 
     at: float
     text: str
+    style: str = ""
 
 
 @final
@@ -39,29 +41,20 @@ class Line:
 
 @final
 @dataclass(frozen=True, slots=True)
-class UprightLine:
-    """An upright line with a word on it: the best epoch, or where a phase begins."""
-
-    at: float
-    text: str
-    style: str
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class LineChart:
     """Lines over epochs.
 
     Attributes:
         words: what it shows, for those who do not see it.
+        marks: upright lines: the best epoch, and where phases begin.
     """
 
     title: str
     words: str
     lines: tuple[Line, ...]
-    across: tuple[Tick, ...]
-    up: tuple[Tick, ...]
-    marks: tuple[UprightLine, ...]
+    across: tuple[Mark, ...]
+    up: tuple[Mark, ...]
+    marks: tuple[Mark, ...]
 
 
 @final
@@ -93,26 +86,29 @@ def line_chart(
     ticks = tuple(nice_ticks(low, high))
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     first, last = (epochs[0], epochs[-1]) if epochs else (0, 1)
-    across = _Scale(first, last, LEFT + 8, RIGHT - 8)
-    up = _Scale(low, high, BOTTOM, TOP)
+    across = _scale(first, last, LEFT + 8, RIGHT - 8)
+    up = _scale(low, high, BOTTOM, TOP)
     return LineChart(
         title,
         _words(title, epochs, series),
         tuple(_line(name, style, epochs, line, across, up) for name, style, line in series),
-        tuple(Tick(across(n), str(n)) for n in _epoch_ticks(first, last)),
-        tuple(Tick(up(value), number(value)) for value in ticks),
-        tuple(UprightLine(across(at), text, style) for at, text, style in marks),
+        tuple(Mark(across(n), str(n)) for n in _epoch_ticks(first, last)),
+        tuple(Mark(up(value), number(value)) for value in ticks),
+        tuple(Mark(across(at), text, style) for at, text, style in marks),
     )
 
 
-def nice_ticks(low: float, high: float, *, about: int = 4) -> Iterator[float]:
+def nice_ticks(low: float, high: float) -> Iterator[float]:
     """Round numbers, multiples of 1, 2 or 5 times a power of ten, from `low` to `high`."""
-    rough = (high - low) / about or 1.0
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
+    step = _round_step((high - low) / 4 or 1.0)
     start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     for count in range(start, max(end, start + 1) + 1):
         yield count * step
+
+
+def _round_step(least: float) -> float:
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(power * m for m in (1, 2, 5, 10) if power * m >= least * 0.999)
 
 
 def number(value: float) -> str:
@@ -127,7 +123,7 @@ def upright_bars(
 ) -> tuple[Bar, ...]:
     """A bar for each share of 1, side by side over the whole width."""
     each = (RIGHT - LEFT) / len(shares)
-    up = _Scale(0, 1, bottom, top)
+    up = _scale(0, 1, bottom, top)
     return tuple(
         Bar(
             round(LEFT + each * place + 1, 1),
@@ -140,20 +136,10 @@ def upright_bars(
     )
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Scale:
-    """Values -> coordinates."""
-
-    low: float
-    high: float
-    begin: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        span = self.high - self.low
-        share = (value - self.low) / span if span else 0.5
-        return round(self.begin + share * (self.end - self.begin), 1)
+def _scale(low: float, high: float, begin: float, end: float) -> _Scale:
+    """Values from `low` to `high` -> coordinates from `begin` to `end`."""
+    span = high - low
+    return lambda v: round(begin + ((v - low) / span if span else 0.5) * (end - begin), 1)
 
 
 def _line(
@@ -176,11 +162,7 @@ def _around(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _epoch_ticks(first: int, last: int) -> Iterator[int]:
-    step = max(1, -(-(last - first) // 6))
-    for power in (1, 2, 5, 10, 20, 50, 100, 200, 500):
-        if power >= step:
-            step = power
-            break
+    step = int(_round_step(max(1, -(-(last - first) // 6))))
     yield from (n for n in range(first, last + 1) if n == first or n % step == 0)
 
 

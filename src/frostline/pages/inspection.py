@@ -19,8 +19,7 @@ from frostline.errors import SelectorError
 from frostline.estimates.ledger import Ledger
 from frostline.pages.rendering import render_page
 from frostline.selectors import Inventory, inventory, parse, select_whole, stages
-from frostline.selectors.kinds import KINDS
-from frostline.selectors.norms import class_names, keeps_running_statistics
+from frostline.selectors.kinds import KINDS, class_names, keeps_running_statistics
 from frostline.selectors.stages import stage_paths
 from frostline.selectors.terms import Path, Stage
 

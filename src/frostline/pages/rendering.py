@@ -7,7 +7,6 @@ missed would run nothing. `frame.html` allows one, for pages that a person works
 from __future__ import annotations
 
 import json
-import unicodedata
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from frostline._files import check_replaceable, output_errors, write_bytes
 from frostline.errors import OutputError
+from frostline.tables import visible
 from frostline.tasks import label, shown
 from frostline.units import format_bytes, format_count, format_seconds
 
@@ -26,7 +26,6 @@ _MARKS = (
 # What could end the script element, or a line of script, is spelt as an escape that JSON knows.
 _ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 _HEAD_BYTES = 1 << 16
-_KEPT_CONTROLS = frozenset("\n\t")
 
 
 def render(template: str, **values: Any) -> str:
@@ -41,14 +40,9 @@ def render_page(template: str, *, title: str, data: object, **context: object) -
     """
     from markupsafe import Markup
 
-    # Safe to mark: no character that HTML reads is left in it.
-    return render(template, title=title, data=Markup(embedded_json(data)), **context)
-
-
-def embedded_json(data: object) -> str:
-    """`data` as JSON that may stand inside a script element, whatever text it holds."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.translate(_ESCAPES)
+    # Safe to mark: no character that HTML reads is left in it.
+    return render(template, title=title, data=Markup(text.translate(_ESCAPES)), **context)
 
 
 def save_page(page: str, path: str | Path, *, force: bool = False) -> None:
@@ -102,28 +96,10 @@ def _templates() -> Any:
         bytes=format_bytes,
         count=format_count,
         seconds=format_seconds,
-        percent=percent,
-        name=spelt,
+        percent=lambda share: f"{100 * share:.1f} %",
+        name=lambda text: visible(str(text)),
         label=label,
         capital=lambda text: text[:1].upper() + text[1:],
         metric=lambda value, name: shown(name, value),
     )
     return made
-
-
-def percent(share: float) -> str:
-    """`0.1234` -> `12.3 %`."""
-    return f"{100 * share:.1f} %"
-
-
-def spelt(text: object) -> str:
-    """A name as it may be shown: control signs, and those that turn the writing, spelt out.
-
-    A name from a file system need not be text either; what cannot be written is spelt out too.
-    """
-    return "".join(
-        sign
-        if sign in _KEPT_CONTROLS or unicodedata.category(sign) not in ("Cc", "Cf", "Cs")
-        else f"\\u{ord(sign):04x}"
-        for sign in str(text)
-    )

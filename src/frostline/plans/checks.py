@@ -9,7 +9,7 @@ from torch import nn
 
 from frostline.groups import Rate
 from frostline.plans.parts import Part, parts
-from frostline.plans.phases import Phase, Until
+from frostline.plans.phases import Phase
 from frostline.recipe import Recipe
 from frostline.selectors import select
 
@@ -20,12 +20,7 @@ _LENGTH = ("name", "epochs", "steps", "until")
 
 
 def check(model: nn.Module, phases: Sequence[Phase], *, recipe: Recipe) -> tuple[str, ...]:
-    """Sentences on what the plan hardly means in `model`, phase by phase; see `Plan.check`.
-
-    Raises:
-        SelectorError: a selector matches nothing; the phase is named.
-        ConfigError: a phase would train nothing, or does not go with the recipe.
-    """
+    """Sentences on what the plan hardly means in `model`, phase by phase; see `Plan.check`."""
     found = parts(model, phases, recipe)
     return (
         *_met_before(found),
@@ -33,7 +28,7 @@ def check(model: nn.Module, phases: Sequence[Phase], *, recipe: Recipe) -> tuple
         *_without_effect(model, found),
         *_jumps(found),
         *_spans(found),
-        *_steep(found, recipe),
+        *(() if recipe.optimizer == "sgd" else _steep(found, recipe)),
     )
 
 
@@ -43,7 +38,11 @@ def _met_before(found: Sequence[Part]) -> Iterator[str]:
         first, second = earlier.phase.until, later.phase.until
         if first is None or second is None or first.monitor != second.monitor:
             continue
-        if _meets(first, second):
+        # The direction is known of these alone.
+        better = {"accuracy": 1, "macro_f1": 1, "loss": -1}.get(first.monitor or "", 0)
+        if first.target is None or second.target is None or not better:
+            continue
+        if better * (first.target - second.target) >= 0:
             yield (
                 f"{later.place} would end after its first epoch: its target, {second.monitor} "
                 f"{second.target:g}, is met where {earlier.place} meets its own, "
@@ -51,34 +50,23 @@ def _met_before(found: Sequence[Part]) -> Iterator[str]:
             )
 
 
-def _meets(first: Until, second: Until) -> bool:
-    """Whether what meets the first target meets the second, as far as the direction is known."""
-    if first.target is None or second.target is None:
-        return False
-    better = {"accuracy": 1, "macro_f1": 1, "loss": -1}.get(first.monitor or "", 0)
-    return better != 0 and better * (first.target - second.target) >= 0
-
-
 def _repeated(found: Sequence[Part]) -> Iterator[str]:
     for before, after in pairwise(found):
         if before.selection.names != after.selection.names:
             continue
         goes_on = after.phase.start == "last" and after.phase.state == "keep"
-        if goes_on and _peaks(before) == _peaks(after) and _manner(before) == _manner(after):
+        if goes_on and _manner(before) == _manner(after):
             yield (
                 f"{after.place} trains the same as {before.place} with the same settings. Make "
                 "them one phase, unless its learning rate is to begin anew."
             )
 
 
-def _peaks(part: Part) -> dict[int, float]:
-    return {key: rate.lr for key, rate in part.rates.items()}
-
-
-def _manner(part: Part) -> dict[str, object]:
-    """The settings but for what says what trains, which may be worded in two ways, and length."""
+def _manner(part: Part) -> tuple[object, ...]:
+    """The peak rates, and the settings but for length and what may be worded in two ways."""
     left_out = {*_LENGTH, "train", "freeze", "lr", "lr_mult", "layer_decay", "start", "state"}
-    return {name: value for name, value in part.phase if name not in left_out}
+    peaks = {key: rate.lr for key, rate in part.rates.items()}
+    return peaks, {name: value for name, value in part.phase if name not in left_out}
 
 
 def _without_effect(model: nn.Module, found: Sequence[Part]) -> Iterator[str]:
@@ -119,10 +107,8 @@ def _spans(found: Sequence[Part]) -> Iterator[str]:
 
 
 def _steep(found: Sequence[Part], recipe: Recipe) -> Iterator[str]:
-    if recipe.optimizer == "sgd":
-        return
     for part in found:
-        high = _extremes(part)[1]
+        _, high = _extremes(part)
         if high.lr > _MOST_ADAM_LR:
             yield (
                 f"{part.place}: a learning rate of {high.lr:.2g} for {high.name} is far "

@@ -16,8 +16,6 @@ from frostline.plans.phases import Phase
 from frostline.recipe import Recipe
 from frostline.selectors import Selection, inventory, nothing, parse, select
 
-_DO = "Train something, as train='stage:-1' for the head."
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -69,10 +67,8 @@ def naming(place: str) -> Iterator[None]:
     """Put the phase before the message of what is wrong in it."""
     try:
         yield
-    except SelectorError as error:
-        raise SelectorError(f"{place}: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from error
+    except (SelectorError, ConfigError) as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def _as_it_is(model: nn.Module) -> Selection:
@@ -83,25 +79,20 @@ def _as_it_is(model: nn.Module) -> Selection:
 
 def _trained(model: nn.Module, phase: Phase, before: Selection) -> Selection:
     if phase.train is not None:
-        found = select(model, phase.train)
+        found, asked = select(model, phase.train), f"train={phase.train!r}"
     elif phase.freeze is not None:
-        found = select(model, ~parse(phase.freeze))
+        found, asked = select(model, ~parse(phase.freeze)), f"freeze={phase.freeze!r}"
     else:
-        found = before
+        found, asked = before, "going on with what trains already"
     places = ((p.name, p.owner) for entry in found.entries for p in entry.occurrences)
     if why := why_inert(places, asked=str(found.selector)):
         raise ConfigError(why)
     if any(p.is_floating_point() or p.is_complex() for p in found.parameters):
         return found
-    raise ConfigError(f"{_asked(phase)} leaves nothing to train in {found.inventory.title}. {_DO}")
-
-
-def _asked(phase: Phase) -> str:
-    if phase.train is not None:
-        return f"train={phase.train!r}"
-    if phase.freeze is not None:
-        return f"freeze={phase.freeze!r}"
-    return "going on with what trains already"
+    raise ConfigError(
+        f"{asked} leaves nothing to train in {found.inventory.title}. Train something, as "
+        "train='stage:-1' for the head."
+    )
 
 
 def _rates(model: nn.Module, phase: Phase, selection: Selection, recipe: Recipe) -> dict[int, Rate]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Literal, Self, TypeVar, final
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from frostline.choices import NormPolicy, Schedule, Snapshot
-from frostline.errors import ConfigError, SelectorError
+from frostline.errors import ConfigError, SelectorError, one_line
 from frostline.recipe import Data, Recipe, refuse_truth
-from frostline.selectors import Selector, as_selector, parse
+from frostline.selectors import as_selector, parse
 
 _Value = TypeVar("_Value")
 _MOST = 10**9  # epochs or steps; no run comes near
@@ -27,15 +28,16 @@ def _selector_text(value: object) -> object:
         selector = as_selector(value)  # type: ignore[arg-type]  # it refuses what is none
     except SelectorError as error:
         # The error goes on with the text and a mark below it; here the text stands before it.
-        reason = str(error).partition("\n")[0].replace(" at the mark", "")
-        raise ValueError(reason.rstrip(".")) from error
+        reason = one_line(error, first=True, named=False)
+        raise ValueError(reason.replace(" at the mark", "")) from error
     text = value if isinstance(value, str) else str(selector)
-    if not _reads_back(text, selector):
-        raise ValueError(
-            "a plan keeps selectors as text, and a function, a module or a tensor has none; write "
-            "a path, stage:, kind:, type: or re:"
-        )
-    return text
+    with suppress(SelectorError):
+        if parse(text) == selector:
+            return text
+    raise ValueError(
+        "a plan keeps selectors as text, and a function, a module or a tensor has none; write a "
+        "path, stage:, kind:, type: or re:"
+    )
 
 
 Factor = Annotated[float, BeforeValidator(refuse_truth), Field(gt=0, allow_inf_nan=False)]
@@ -165,15 +167,13 @@ class Phase(Data):
             until = Until(patience=recipe.patience)
         if until is not None and until.monitor is None:
             until = Until(**{**until.as_dict(), "monitor": recipe.monitor})
-        filled = {
-            "until": until,
-            "lr": recipe.lr if self.lr is None else self.lr,
-            "layer_decay": recipe.layer_decay if self.layer_decay is None else self.layer_decay,
-            "weight_decay": recipe.weight_decay if self.weight_decay is None else self.weight_decay,
-            "schedule": self.schedule or (recipe.schedule if capped else "constant"),
-            "warmup": recipe.warmup if self.warmup is None else self.warmup,
-        }
-        return Phase(**{**dict(self), **filled})
+        options = {**dict(self), "until": until}
+        for name in ("lr", "layer_decay", "weight_decay", "schedule", "warmup"):
+            if options[name] is None:
+                options[name] = getattr(recipe, name)
+        if self.schedule is None and not capped:
+            options["schedule"] = "constant"
+        return Phase(**options)
 
     def total_steps(self, steps_per_epoch: int) -> int | None:
         """Optimizer steps at most: the smaller of epochs and steps; None where neither is given."""
@@ -208,10 +208,3 @@ def _completed(value: _Value | None, name: str) -> _Value:
             "phase.completed(recipe) gives."
         )
     return value
-
-
-def _reads_back(text: str, selector: Selector) -> bool:
-    try:
-        return parse(text) == selector
-    except SelectorError:
-        return False

@@ -129,8 +129,7 @@ class Plan(Data):
 
         Source: Donahue et al. 2014, DeCAF; features of a frozen network under a new classifier.
         """
-        select(model, head)
-        return cls._fitting(model, _head(head, epochs, lr=lr))
+        return cls._fitting(model, _head(model, head, epochs, lr=lr))
 
     @classmethod
     def gradual(
@@ -160,18 +159,19 @@ class Plan(Data):
                 f"{count}, the head among them. Ask for 1 to {count}; see them: "
                 "print(fl.summary(model))."
             )
-        select(model, head)
+        first = _head(model, head, epochs_each)
         thawed = (
             Phase(
                 name=f"top {number}",
-                train=_beside(head, f"stage:-{number}..-1"),
+                # The stages hold the last one; a head that is another trains beside them.
+                train=f"stage:-{number}..-1{'' if str(head) == _HEAD else f' | {head}'}",
                 epochs=epochs_each,
                 lr=lr,
                 layer_decay=layer_decay,
             )
             for number in range(2, asked + 1)
         )
-        return cls._fitting(model, _head(head, epochs_each), *thawed)
+        return cls._fitting(model, first, *thawed)
 
     @classmethod
     def lp_ft(
@@ -194,7 +194,7 @@ class Plan(Data):
         Source: Kumar et al. 2022, Fine-Tuning can Distort Pretrained Features and Underperform
             Out-of-Distribution.
         """
-        select(model, head)
+        probe = _head(model, head, probe_epochs, name="probe")
         tune = Phase(
             name="tune",
             train="all",
@@ -203,7 +203,7 @@ class Plan(Data):
             layer_decay=layer_decay,
             start="best",
         )
-        return cls._fitting(model, _head(head, probe_epochs, name="probe"), tune)
+        return cls._fitting(model, probe, tune)
 
     @classmethod
     def surgical(
@@ -236,7 +236,7 @@ class Plan(Data):
                 f"{others}; Plan.head_only trains the head alone."
             )
         tune = Phase(name="tune", train=f"{chosen} | {head}", epochs=epochs, lr=lr)
-        return cls._fitting(model, _head(head, head_epochs), tune)
+        return cls._fitting(model, _head(model, head, head_epochs), tune)
 
     @classmethod
     def full(
@@ -303,13 +303,11 @@ class Plan(Data):
         return str(plan_table(self.phases))
 
 
-def _head(head: Head, epochs: int, *, name: str = "head", lr: float | None = None) -> Phase:
+def _head(
+    model: nn.Module, head: Head, epochs: int, *, name: str = "head", lr: float | None = None
+) -> Phase:
+    select(model, head)  # where it matches nothing, that is said of the head, not of a phase
     return Phase(name=name, train=head, epochs=epochs, lr=lr)
-
-
-def _beside(head: Head, chosen: str) -> str:
-    """The stages `chosen`, which hold the last one, with the head where that is another."""
-    return chosen if str(head) == _HEAD else f"{chosen} | {head}"
 
 
 def _stage_count(model: nn.Module) -> int:

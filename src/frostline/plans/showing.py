@@ -9,7 +9,7 @@ from torch import nn
 from frostline.plans.parts import Part, parts
 from frostline.plans.phases import Phase, Until
 from frostline.recipe import Recipe
-from frostline.tables import Column, Table
+from frostline.tables import Table, columns
 from frostline.units import format_count
 
 _SETTINGS = ("layer_decay", "weight_decay", "schedule", "warmup")
@@ -17,28 +17,30 @@ _SETTINGS = ("layer_decay", "weight_decay", "schedule", "warmup")
 
 def plan_table(phases: Sequence[Phase]) -> Table:
     """What trains when, for how long and how; one row for each phase."""
-    columns = (Column("phase"), Column("trains"), Column("length"), Column("lr", "right"))
+    heads = columns("phase", "trains", "length", "lr", "settings", left=3, right=1)
     rows = tuple(
-        (phase.label(number), _trains(phase), _length(phase), _lr(phase), _rest(phase))
+        (
+            phase.label(number),
+            _trains(phase),
+            _length(phase),
+            "default" if phase.lr is None else f"{phase.lr:g}",
+            ", ".join(_settings(phase)),
+        )
         for number, phase in enumerate(phases, start=1)
     )
-    return Table((*columns, Column("settings")), rows)
+    return Table(heads, rows)
 
 
 def model_table(model: nn.Module, phases: Sequence[Phase]) -> Table:
-    """As `plan_table`, with the parameters that each phase trains in `model` and their share.
-
-    Raises:
-        SelectorError, ConfigError: the plan does not fit the model.
-    """
+    """As `plan_table`, with the parameters that each phase trains in `model` and their share."""
     plain = plan_table(phases)
     found = parts(model, phases, Recipe())
     rows = tuple(
         (*row[:2], format_count(part.selection.numel), _percent(share(part)), *row[2:])
         for row, part in zip(plain.rows, found, strict=True)
     )
-    columns = (Column("parameters", "right"), Column("share", "right"))
-    return Table((*plain.columns[:2], *columns, *plain.columns[2:]), rows)
+    heads = columns("parameters", "share", left=0)
+    return Table((*plain.columns[:2], *heads, *plain.columns[2:]), rows)
 
 
 def share(part: Part) -> float:
@@ -77,22 +79,11 @@ def _until(until: Until) -> str:
         ends.append(f"{monitor} {until.target:g}")
     if until.patience is not None:
         by = f" by {until.min_change:g}" if until.min_change else ""
-        ends.append(f"{_counted(until.patience, 'epoch')} without a better {_bare(monitor)}{by}")
+        better = monitor.removeprefix("the ")
+        ends.append(f"{_counted(until.patience, 'epoch')} without a better {better}{by}")
     if until.minutes is not None:
         ends.append(f"{until.minutes:g} min")
     return " or ".join(ends)
-
-
-def _bare(monitor: str) -> str:
-    return monitor.removeprefix("the ")
-
-
-def _lr(phase: Phase) -> str:
-    return "default" if phase.lr is None else f"{phase.lr:g}"
-
-
-def _rest(phase: Phase) -> str:
-    return ", ".join(_settings(phase))
 
 
 def _settings(phase: Phase) -> Iterator[str]:

@@ -18,16 +18,15 @@ _COMPARED = 200  # characters of a key that are held against the known ones
 
 def to_toml(phases: Iterable[Phase]) -> str:
     """The phases as TOML that a person can edit; reads back as equal phases."""
-    return "\n".join(_table(phase.as_dict()) for phase in phases)
+    tables = (
+        "[[phase]]\n" + "".join(f"{n} = {_value(v)}\n" for n, v in phase.as_dict().items())
+        for phase in phases
+    )
+    return "\n".join(tables)
 
 
 def from_toml(text: str) -> tuple[Phase, ...]:
-    """The phases that the text holds.
-
-    Raises:
-        ConfigError: it is no TOML, holds an unknown key (the nearest is named), a value out of
-            its range, or no phase.
-    """
+    """The phases that the text holds; raises as `Plan.loads`."""
     try:
         content = tomllib.loads(text)
     except RecursionError:
@@ -50,11 +49,7 @@ def from_toml(text: str) -> tuple[Phase, ...]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a plan's file.
-
-    Raises:
-        ConfigError: there is none, or it cannot be read as text.
-    """
+    """The text of a plan's file; raises as `Plan.load`."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -66,21 +61,12 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path} cannot be read: {error}. Give a plan's TOML file.") from error
 
 
-def _table(fields: Mapping[str, Any]) -> str:
-    lines = (f"{name} = {_value(value)}\n" for name, value in fields.items())
-    return "[[phase]]\n" + "".join(lines)
-
-
 def _value(value: Any) -> str:
     """One value; a table on one line, so that a phase stays in one piece."""
     if isinstance(value, dict):
-        inner = (f"{_pair(key, entry)}" for key, entry in value.items())
+        inner = (tomli_w.dumps({key: entry}).strip() for key, entry in value.items())
         return f"{{ {', '.join(inner)} }}"
-    return _pair("value", value).removeprefix("value = ")
-
-
-def _pair(key: str, value: Any) -> str:
-    return tomli_w.dumps({key: value}).strip()
+    return tomli_w.dumps({"value": value}).strip().removeprefix("value = ")
 
 
 def _phase(number: int, table: Mapping[str, Any]) -> Phase:

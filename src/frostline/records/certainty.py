@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -26,6 +27,13 @@ def share_interval(hits: int, samples: int) -> tuple[float, float]:
     spread = _Z95 * math.sqrt(share * (1 - share) / samples + z2 / (4 * samples**2))
     low, high = ((middle + sign * spread) / (1 + z2 / samples) for sign in (-1, 1))
     return max(0.0, low), min(1.0, high)
+
+
+def accuracy_interval(metrics: Mapping[str, float], samples: int) -> tuple[float, float] | None:
+    """95 % interval of the accuracy among `metrics`; None where there is none."""
+    if "accuracy" not in metrics or not samples:
+        return None
+    return share_interval(round(metrics["accuracy"] * samples), samples)
 
 
 @final
@@ -53,7 +61,10 @@ class Paired:
 
 def paired(gained: int, lost: int, samples: int, *, seed: int = 0) -> Paired:
     """Compare two runs by the samples on which one is right and the other wrong."""
-    low, high = _bootstrap(gained, lost, samples, seed)
+    shares = np.array([gained, lost, samples - gained - lost]) / samples
+    # How often each kind of sample is drawn anew is multinomial, so it is drawn at once.
+    drawn = np.random.default_rng(seed).multinomial(samples, shares, size=_RESAMPLES)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / samples, [0.025, 0.975]).tolist()
     difference = (gained - lost) / samples
     return Paired(samples, gained, lost, difference, low, high, mcnemar(gained, lost))
 
@@ -67,17 +78,6 @@ def mcnemar(gained: int, lost: int) -> float:
         return math.erfc(max(0, abs(gained - lost) - 1) / math.sqrt(2 * count))
     tail = sum(math.comb(count, k) for k in range(least + 1))
     return min(1.0, float(2 * tail / 2**count))
-
-
-def _bootstrap(gained: int, lost: int, samples: int, seed: int) -> tuple[float, float]:
-    """2.5 % and 97.5 % points of the difference over samples drawn anew.
-
-    How often each kind of sample is drawn is multinomial, so it is drawn at once.
-    """
-    shares = np.array([gained, lost, samples - gained - lost]) / samples
-    drawn = np.random.default_rng(seed).multinomial(samples, shares, size=_RESAMPLES)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / samples, [0.025, 0.975])
-    return float(low), float(high)
 
 
 @final

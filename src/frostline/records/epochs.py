@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, final
+from typing import Annotated, Any, Self, final
 
-from frostline.tables import Column, Table
+from pydantic import AliasChoices, Field, TypeAdapter
+
+from frostline.tables import Table, columns
 from frostline.tasks import Metrics
 from frostline.units import format_count, format_seconds
 
@@ -107,7 +109,7 @@ class Proven:
     """How much was compared and found unmoved, with the content hash of it."""
 
     tensors: int
-    nbytes: int
+    nbytes: Annotated[int, Field(validation_alias=AliasChoices("nbytes", "bytes"))]
     fingerprint: str
 
 
@@ -125,7 +127,7 @@ class PhaseRecord:
         plain_step_seconds: of one step of a plain loop, as timed before the run; 0 if it was not.
         ended: what ended it, for people.
         best_epoch: of this phase, counted through the run; 0 where no metric was a number.
-        best_figure: the monitored metric of that epoch.
+        best_metric: the value that was monitored, of that epoch; `best_figure` in files.
         frozen: of what was frozen in this phase.
     """
 
@@ -139,27 +141,28 @@ class PhaseRecord:
     plain_step_seconds: float
     ended: str
     best_epoch: int
-    best_figure: float | None
+    best_metric: Annotated[float | None, Field(alias="best_figure")]
     frozen: Proven
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON, which pydantic reads again."""
+        content: dict[str, object] = TypeAdapter(PhaseRecord).dump_python(self, by_alias=True)
+        return content
 
 
 def phase_table(records: Sequence[PhaseRecord]) -> Table:
     """What each phase trained, took and gave."""
-    heads = ("phase", "trained", "epochs", "features", "epochs' time", "best", "ended by")
-    rows = (
+    names = ("phase", "trained", "epochs", "features", "epochs' time", "best", "ended by")
+    rows = tuple(
         (
             f"{record.phase} {record.name}",
             format_count(record.trained),
             str(record.epochs),
             format_seconds(record.feed_seconds),
             format_seconds(record.seconds),
-            "-" if record.best_figure is None else f"{record.best_figure:.3f}",
+            "-" if record.best_metric is None else f"{record.best_metric:.3f}",
             record.ended,
         )
         for record in records
     )
-    columns = (
-        Column(head, "right" if 0 < place < len(heads) - 1 else "left")
-        for place, head in enumerate(heads)
-    )
-    return Table(tuple(columns), tuple(rows))
+    return Table(columns(*names, right=5), rows)

@@ -10,12 +10,13 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
+from pydantic import TypeAdapter
 
 from frostline._files import json_checked, json_with_sum, write_text
 from frostline._version import __version__
@@ -92,8 +93,7 @@ class Journal:
     def __init__(self, file: Path | None, device: torch.device) -> None:
         self._file = file
         self._began = time.perf_counter()
-        self._earlier: tuple[RunPart, ...] = ()
-        self._is_started = False
+        self._earlier: tuple[RunPart, ...] | None = None  # until the run begins
         self._part = RunPart(
             began=datetime.now().astimezone().isoformat(timespec="seconds"),
             position="0",
@@ -107,7 +107,7 @@ class Journal:
 
     def start(self, position: str) -> None:
         """The run begins, or goes on from that position."""
-        self._is_started = True
+        self._earlier = ()
         self._part = replace(self._part, position=position)
         if self._file is not None and position != "0":
             with suppress(*_DAMAGES):
@@ -124,7 +124,7 @@ class Journal:
 
     def write(self) -> None:
         """Write what is known so far."""
-        if self._file is None or not self._is_started:
+        if self._file is None or self._earlier is None:
             return
         self._part = replace(self._part, seconds=time.perf_counter() - self._began)
         with suppress(OutputError):
@@ -146,15 +146,8 @@ def read_sessions(path: Path) -> tuple[RunPart, ...]:
     Raises:
         OSError, ValueError, KeyError, TypeError: the file is missing or damaged.
     """
-    return tuple(map(_part, json_checked(path.read_text(encoding="utf-8"))["sessions"]))
-
-
-def _part(content: dict[str, Any]) -> RunPart:
-    known = {field.name: content[field.name] for field in fields(RunPart)}
-    known["notices"] = tuple(map(str, known["notices"]))
-    names = [field.name for field in fields(PipelineFacts)]
-    known["fed"] = tuple(PipelineFacts(**{n: one[n] for n in names}) for one in known["fed"])
-    return RunPart(**known)
+    content = json_checked(path.read_text(encoding="utf-8"))["sessions"]
+    return TypeAdapter(tuple[RunPart, ...]).validate_python(content)
 
 
 def _device_words(device: torch.device) -> str:

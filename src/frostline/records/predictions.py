@@ -31,6 +31,7 @@ from frostline.errors import ConfigError
 from frostline.fingerprints import fingerprint_of
 
 _FORMAT, _VERSION = "frostline-predictions", "1"
+_TENSORS = ("ranked", "probabilities", "targets", "target_chance")
 _KEPT_CLASSES = 5
 _ROWS_AT_ONCE = 8192  # of 1,000 classes are 64 MB in float64
 
@@ -83,9 +84,8 @@ def judged_of(logits: Tensor, targets: Tensor, *, names: Sequence[str], epoch: i
     chances, target_chances = [], []
     for rows in range(0, len(logits), _ROWS_AT_ONCE):
         part = slice(rows, rows + _ROWS_AT_ONCE)
-        whole = (
-            logits[part].double().softmax(dim=1).nan_to_num()
-        )  # of infinite logits it is not a number
+        # Of infinite logits it is not a number.
+        whole = logits[part].double().softmax(dim=1).nan_to_num()
         chances.append(whole.gather(1, ranked[part]).float())
         target_chances.append(whole.gather(1, targets[part, None])[:, 0].float())
     return Judged(
@@ -124,15 +124,9 @@ def write_judged(judged: Judged, path: Path) -> None:
         "root": json.dumps(root),
         "names": json.dumps(names),
     }
-    tensors = {
-        "ranked": judged.ranked,
-        "probabilities": judged.probabilities,
-        "targets": judged.targets,
-        "target_chance": judged.target_chance,
-    }
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    header["content"] = str(fingerprint_of(dict(sorted(whole.items()))))
-    save_tensors(whole, path, header=header)
+    tensors = {name: getattr(judged, name).contiguous() for name in _TENSORS}
+    header["content"] = str(fingerprint_of(dict(sorted(tensors.items()))))
+    save_tensors(tensors, path, header=header)
 
 
 def read_judged(path: Path) -> Judged:
@@ -154,10 +148,7 @@ def read_judged(path: Path) -> Judged:
             judged = Judged(
                 int(header["epoch"]),
                 tuple(os.path.join(root, name) if root else name for name in names),  # noqa: PTH118 - 50,000 Path objects take a second
-                *map(
-                    tensors.__getitem__,
-                    ("ranked", "probabilities", "targets", "target_chance"),
-                ),
+                *(tensors[name] for name in _TENSORS),
             )
         _check_whole(judged)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:

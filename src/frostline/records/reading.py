@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -11,7 +11,7 @@ from typing import Any, TypeVar, final
 from pydantic import TypeAdapter
 
 from frostline._files import json_checked, json_with_sum, write_text
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, one_line
 from frostline.records.epochs import PhaseRecord, Proven, Spent
 from frostline.records.folder import RunFolder
 from frostline.records.journal import RunPart, read_sessions
@@ -103,8 +103,11 @@ class RunRecords:
     @property
     def best(self) -> EpochLine | None:
         """The epoch whose weights are kept, as far as is known."""
-        found = [line for line in self.epochs if line.best]
-        return found[-1] if found else None
+        return next((line for line in reversed(self.epochs) if line.best), None)
+
+
+_EPOCH = TypeAdapter(EpochLine)  # once: a run has many
+_BESIDE_METRICS = {field.name for field in fields(ResultNotes)} - {"metrics"}
 
 
 def read_records(folder: RunFolder) -> RunRecords:
@@ -115,7 +118,8 @@ def read_records(folder: RunFolder) -> RunRecords:
         try:
             return read(file)
         except (*_DAMAGES, ConfigError) as error:
-            state = f"is damaged ({_first_line(error)})" if file.exists() else "is not there"
+            reason = one_line(error, first=True, named=False)
+            state = f"is damaged ({reason})" if file.exists() else "is not there"
             lacks.append(f"{file.relative_to(folder.root)} {state}: {what}.")
             return None
 
@@ -131,8 +135,8 @@ def read_records(folder: RunFolder) -> RunRecords:
         data=tried(folder.data, read_data_notes, "nothing is known of the data's audit"),
         judged=tried(folder.predictions, read_judged, no_samples),
         sessions=tried(folder.course, read_sessions, no_times) or (),
-        validated_on=_digests(folder),
-        delta_bytes=tried(folder.best, _size, "there are no trained weights"),
+        validated_on=_validated_on(folder),
+        delta_bytes=tried(folder.best, lambda f: f.stat().st_size, "there are no trained weights"),
         lacks=tuple(lacks),
     )
 
@@ -166,56 +170,32 @@ def read_data_notes(path: Path) -> DataNotes:
 
 
 def _epoch(line: Mapping[str, Any]) -> EpochLine:
+    def with_prefix(prefix: str) -> dict[str, float]:
+        return {n.removeprefix(prefix): v for n, v in line.items() if n.startswith(prefix)}
+
     spent = {field.name: line[field.name] for field in fields(Spent) if field.name in line}
-    return EpochLine(
-        int(line["epoch"]),
-        int(line.get("phase", 1)),
-        float(line["lr"]),
-        _by_name(line, "train_"),
-        _by_name(line, "val_"),
-        float(line["seconds"]),
-        bool(line["best"]),
-        tuple(map(float, line.get("lrs") or (line["lr"],))),
-        Spent(**spent) if spent else None,
-    )
-
-
-def _by_name(line: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    return {n.removeprefix(prefix): float(v) for n, v in line.items() if n.startswith(prefix)}
+    read = {
+        "train": with_prefix("train_"),
+        "validation": with_prefix("val_"),
+        "spent": spent or None,
+    }
+    # A phase alone, and a learning rate alone, are not written.
+    return _EPOCH.validate_python({"phase": 1, "lrs": (line["lr"],), **line, **read})
 
 
 def _read_result(path: Path) -> ResultNotes:
     content = json_checked(path.read_text(encoding="utf-8"))
-    beside = {"epoch", "samples", "per_class", "confusion", "frozen", "phases"}
-    metrics = {name: float(value) for name, value in content.items() if name not in beside}
-    frozen, per_class = content["frozen"], content.get("per_class", ())
-    return ResultNotes(
-        int(content["epoch"]),
-        metrics,
-        int(content["samples"]),
-        tuple(ClassMetrics(**line) for line in per_class),
-        _square(content.get("confusion", ()), len(per_class)),
-        Proven(int(frozen["tensors"]), int(frozen["bytes"]), str(frozen["fingerprint"])),
-        TypeAdapter(tuple[PhaseRecord, ...]).validate_python(content.get("phases", ())),
+    known = {name: content.pop(name) for name in _BESIDE_METRICS if name in content}
+    found = TypeAdapter(ResultNotes).validate_python(
+        {**known, "frozen": known["frozen"], "metrics": content}
     )
-
-
-def _square(rows: Sequence[Sequence[int]], count: int) -> tuple[tuple[int, ...], ...]:
-    if len(rows) != count or any(len(row) != count for row in rows):
+    if any(len(row) != len(found.per_class) for row in (found.confusion, *found.confusion)):
         raise ValueError("the confusion matrix has not a row and a column for each class")
-    return tuple(map(tuple, rows))
+    return found
 
 
-def _digests(folder: RunFolder) -> tuple[str, ...]:
+def _validated_on(folder: RunFolder) -> tuple[str, ...]:
     try:
-        return folder.validation_digests()
+        return folder.read_validated_on()
     except ConfigError:
         return ()
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

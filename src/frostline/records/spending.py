@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
 from frostline.records.epochs import Spent
 from frostline.records.journal import BY_MODEL, PipelineFacts
 from frostline.records.reading import RunRecords
+
+# Of a run's time, in the order in which it goes through them. The prefix is computed once or as
+# batches come; the suffix is the whole model where nothing was cut off.
+PARTS = {
+    "preparing": "Preparing: tracing the frost line, timing forms, looking up and writing features",
+    "decode": "Decode: waiting for samples while features were computed",
+    "prefix": "Prefix: computing the frozen part",
+    "suffix": "Suffix: steps through what is trained",
+    "idle": "Idle: training waited for its next batch",
+    "validation": "Validation after each epoch",
+    "rest": "Rest: saving, hashing, the first look at the data",
+}
+_OF_A_LOOP = ("decode", "prefix", "suffix", "idle", "validation")  # what a plain loop does too
 
 
 @final
@@ -17,34 +30,19 @@ class Spending:
     """Seconds of wall clock.
 
     Attributes:
-        preparing: tracing the cut, timing forms, looking up and writing features.
-        decode: waiting for samples while features were computed.
-        prefix: computing the frozen part, once or as batches came.
-        suffix: steps through what is trained; the whole model where nothing was cut off.
-        idle: training waiting for its next batch.
-        validation: after each epoch.
-        rest: saving, hashing, the first look at the data.
+        parts: by the names of `PARTS`.
         total: of all sessions; the sum of the others where that is more.
         plain: estimate for a plain loop's forwards, steps and validation; None if not known.
-        own: what this run took for the same: prefix, decode, idle, suffix and validation.
     """
 
-    preparing: float
-    decode: float
-    prefix: float
-    suffix: float
-    idle: float
-    validation: float
-    rest: float
+    parts: Mapping[str, float]
     total: float
     plain: float | None
-    own: float
 
     @property
-    def parts(self) -> tuple[tuple[str, float], ...]:
-        """Name and seconds of each part, in the order in which a run goes through them."""
-        names = ("preparing", "decode", "prefix", "suffix", "idle", "validation", "rest")
-        return tuple((name, getattr(self, name)) for name in names)
+    def own(self) -> float:
+        """What this run took for the same as a plain loop."""
+        return sum(self.parts[name] for name in _OF_A_LOOP)
 
 
 def spending(records: RunRecords) -> Spending | None:
@@ -53,45 +51,43 @@ def spending(records: RunRecords) -> Spending | None:
     spent = [line.spent for line in epochs if line.spent is not None]
     if not epochs or len(spent) < len(epochs):
         return None
-    fed = [note for session in records.sessions for note in session.fed]
-    decode = sum(note.decode_seconds for note in fed)
-    stored = sum(note.prefix_seconds for note in fed)
-    preparing = max(0.0, sum(note.seconds for note in fed) - decode - stored)
-    prefix = stored + sum(one.prefix_seconds for one in spent)
-    suffix = sum(one.step_seconds for one in spent)
-    idle = sum(one.idle_seconds for one in spent)
-    validation = sum(one.validation_seconds for one in spent)
-    known = preparing + decode + prefix + suffix + idle + validation
+    pipelines = _pipelines(records)
+    decode = sum(facts.decode_seconds for facts in pipelines)
+    stored = sum(facts.prefix_seconds for facts in pipelines)
+    parts = {
+        "preparing": max(0.0, sum(facts.seconds for facts in pipelines) - decode - stored),
+        "decode": decode,
+        "prefix": stored + sum(one.prefix_seconds for one in spent),
+        "suffix": sum(one.step_seconds for one in spent),
+        "idle": sum(one.idle_seconds for one in spent),
+        "validation": sum(one.validation_seconds for one in spent),
+    }
+    known = sum(parts.values())
     total = max(known, sum(session.seconds for session in records.sessions))
-    own = decode + prefix + idle + suffix + validation
-    plain = _plain(records, _last_of_each_phase(fed))
-    return Spending(
-        *(preparing, decode, prefix, suffix, idle, validation, total - known, total), plain, own
-    )
-
-
-def _plain(records: RunRecords, fed: dict[int, PipelineFacts]) -> float | None:
-    """What the frozen part would take in each epoch, and all else as it was."""
-    seconds = 0.0
-    for line in records.epochs:
-        note = fed.get(line.phase)
-        spent = line.spent or Spent()
-        if note is None or (note.stored_samples and not note.plain_seconds_per_sample):
-            return None
-        seconds += spent.step_seconds + spent.validation_seconds
-        seconds += spent.prefix_seconds  # computed as batches came, as a plain loop does
-        if note.stored_samples:
-            seconds += note.plain_seconds_per_sample * note.stored_samples
-        else:
-            seconds += spent.idle_seconds
-    return seconds
+    return Spending({**parts, "rest": total - known}, total, _plain(records))
 
 
 def is_plain(records: RunRecords) -> bool:
     """Whether every phase was a plain loop, with nothing computed once."""
-    fed = [note for session in records.sessions for note in session.fed]
-    return bool(fed) and all(note.form == BY_MODEL for note in fed)
+    pipelines = _pipelines(records)
+    return bool(pipelines) and all(facts.form == BY_MODEL for facts in pipelines)
 
 
-def _last_of_each_phase(fed: Sequence[PipelineFacts]) -> dict[int, PipelineFacts]:
-    return {note.phase: note for note in fed}
+def _pipelines(records: RunRecords) -> list[PipelineFacts]:
+    return [facts for session in records.sessions for facts in session.fed]
+
+
+def _plain(records: RunRecords) -> float | None:
+    """What the frozen part would take in each epoch, and all else as it was."""
+    last_of_phase = {facts.phase: facts for facts in _pipelines(records)}
+    seconds = 0.0
+    for line in records.epochs:
+        facts = last_of_phase.get(line.phase)
+        spent = line.spent or Spent()
+        if facts is None or (facts.stored_samples and not facts.plain_seconds_per_sample):
+            return None
+        stored = facts.plain_seconds_per_sample * facts.stored_samples
+        # Prefixes computed as batches came are what a plain loop does too.
+        seconds += spent.step_seconds + spent.validation_seconds + spent.prefix_seconds
+        seconds += stored if facts.stored_samples else spent.idle_seconds
+    return seconds

@@ -1,6 +1,6 @@
 """What runs wrote, for people: one run's report, several side by side, how to do it again."""
 
-from frostline.reports.reporting import RunReport as RunReport
+from frostline.reports.report import RunReport as RunReport
 from frostline.reports.reporting import make_report as make_report
 from frostline.reports.reporting import promise_at_end as promise_at_end
 from frostline.reports.reporting import promise_of as promise_of

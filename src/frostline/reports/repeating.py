@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from frostline.config import DataSettings, FeatureSettings, FreezeSettings, RunSettings
-from frostline.recipe import Recipe
+from pydantic import BaseModel
+
+from frostline.config import RunSettings
 from frostline.records import RunFolder
 
-_DATA = ("val_fraction", "folds", "fold", "bad_images", "augment", "batch_size")
-_NO_OPTION = {"epochs"}  # beside a plan, whose phases have their own
+_NO_OPTION = {"path", "classes", "budget_bytes"}
+_OPTION_OF = {"store": "features", "forms": "form"}  # where a setting's name is another
 
 
 def repeat_command(settings: RunSettings, folder: RunFolder) -> str:
@@ -30,16 +31,15 @@ def repeat_notes(settings: RunSettings, folder: RunFolder) -> tuple[str, ...]:
     """What the command line cannot say."""
     notes = []
     if settings.model.is_from_python:
-        options = ", ".join(
-            f"{name}={value!r}" for name, value in _changed(settings.training, Recipe())
-        )
-        forms = f", forms={list(settings.features.forms)}" if settings.features.forms else ""
-        plan = f", plan=fl.Plan.load({str(folder.plan.resolve())!r})" if settings.plan else ""
-        further = f"{f', {options}' if options else ''}{forms}{plan}"
+        further = [f"{name}={value!r}" for name, value in _changed(settings.training)]
+        if settings.features.forms:
+            further.append(f"forms={list(settings.features.forms)}")
+        if settings.plan:
+            further.append(f"plan=fl.Plan.load({str(folder.plan.resolve())!r})")
         notes.append(
             f"The model was handed over in Python ({settings.model.name}), so it is repeated "
             "there, with the same model and data: fl.fit(model, train, val, "
-            f"batch_size={settings.data.batch_size}{further})."
+            f"{', '.join([f'batch_size={settings.data.batch_size}', *further])})."
         )
     elif settings.plan and not folder.plan.exists():
         notes.append(
@@ -85,37 +85,21 @@ def use_python(settings: RunSettings, folder: RunFolder) -> str:
 
 def _options(settings: RunSettings, folder: RunFolder) -> Iterator[str]:
     model = settings.model
-    yield from ("--model", model.name)
-    yield from ("--weights", model.weights)
+    yield from ("--model", model.name, "--weights", model.weights)
     if model.on != "classifier":
         yield from ("--on", model.on)
     if model.hidden:
         yield from ("--head", ",".join(map(str, model.hidden)))
     if settings.plan:
         yield from ("--plan", str(folder.plan.resolve()))
-    for name, value in _changed(settings.freeze, FreezeSettings()):
-        yield from _option(name, value)
-    for name, value in _changed(settings.data, DataSettings()):
-        if name in _DATA:
-            yield from _option(name, value)
-    for name, value in _changed(settings.training, Recipe()):
-        if not (settings.plan and name in _NO_OPTION):
-            yield from _option(name, value)
-    yield from _feature_options(settings.features)
+    no_option = _NO_OPTION | ({"epochs"} if settings.plan else set())  # its phases have their own
+    for section in (settings.freeze, settings.data, settings.training, settings.features):
+        for name, value in _changed(section):
+            if name not in no_option:
+                for one in value if isinstance(value, tuple) else (value,):
+                    yield from _option(_OPTION_OF.get(name, name), one)
     if settings.device != "auto":
         yield from ("--device", settings.device)
-
-
-def _feature_options(features: FeatureSettings) -> Iterator[str]:
-    usual = FeatureSettings()
-    if features.store != usual.store:
-        yield from ("--features", features.store)
-    if features.storage != usual.storage:
-        yield from ("--storage", features.storage)
-    for form in features.forms:
-        yield from ("--form", form)
-    if features.compile:
-        yield "--compile"
 
 
 def _option(name: str, value: object) -> tuple[str, ...]:
@@ -123,14 +107,10 @@ def _option(name: str, value: object) -> tuple[str, ...]:
     return (flag,) if value is True else (flag, str(value))
 
 
-def _changed(
-    given: FreezeSettings | DataSettings | Recipe, usual: FreezeSettings | DataSettings | Recipe
-) -> Iterator[tuple[str, object]]:
+def _changed(section: BaseModel) -> Iterator[tuple[str, object]]:
     """What differs from the defaults, in the fields' order."""
-    for name in type(given).model_fields:
-        value = given.__dict__[name]
-        if value != usual.__dict__[name]:
-            yield name, value
+    usual = type(section)().__dict__
+    return ((name, value) for name, value in section if value != usual[name])
 
 
 def _wrapped(words: list[str]) -> str:

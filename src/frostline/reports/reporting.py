@@ -1,118 +1,63 @@
-"""From a run's folder to its report: facts gathered, the page made and written."""
+"""From a run's folder to its report: all that it tells, gathered."""
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
 
+from frostline._files import file_digest
 from frostline.config import RunSettings
+from frostline.data.images import open_image
 from frostline.deltas import read_delta
-from frostline.errors import BrokenPromise, ConfigError, DeltaError, DriftError, FrostlineError
-from frostline.freezing import not_covered_text
-from frostline.pages.facts import FrozenPart, Promise, ReportFacts, Shown, Trained
-from frostline.pages.rendering import now_in_words, save_page
-from frostline.pages.thumbnails import thumbnail
-from frostline.records import Judged, RunFolder, RunRecords, read_records
-from frostline.records.certainty import calibration
-from frostline.records.spending import spending
+from frostline.errors import (
+    BrokenPromise,
+    ConfigError,
+    DeltaError,
+    DriftError,
+    FrostlineError,
+    ImageError,
+)
+from frostline.freezing import Proof, not_covered_text
+from frostline.pages.rendering import now_in_words
+from frostline.records import RunFolder, RunRecords, read_records
 from frostline.reports.repeating import repeat_command, repeat_notes, use_command, use_python
+from frostline.reports.report import Promise, RunReport, Shown
 from frostline.units import format_bytes
 
-if TYPE_CHECKING:
-    from frostline.freezing import Proof
-
 _PICTURES = 12
+_NORMS = {
+    "hold": "frozen norms hold their statistics",
+    "adapt": "statistics of frozen norms follow the data",
+}
+_SIDE, _QUALITY = 128, 78  # pixels and JPEG quality of a picture: about 4 KB
 _MODULE_PARTS = 2  # of a tensor's name, by which frozen ones are counted
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class RunReport:
-    """A report that was made.
-
-    Attributes:
-        page: HTML, one file that needs no other.
-        facts: what it says.
-    """
-
-    page: str
-    facts: ReportFacts
-
-    @property
-    def promise(self) -> Promise:
-        """Whether what was to stay frozen did."""
-        return self.facts.promise
-
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the page, whole or not at all.
-
-        Raises:
-            OutputError: as `save_page`.
-        """
-        save_page(self.page, path, force=force)
-
-    def as_dict(self) -> dict[str, object]:
-        """Its numbers as plain data for JSON."""
-        records, promise = self.facts.records, self.promise
-        spent = spending(records)
-        best = records.best
-        return {
-            "run": self.facts.folder,
-            "promise": {
-                "state": promise.state,
-                "words": promise.words,
-                "checks": list(promise.checks),
-                "names": list(promise.names),
-            },
-            "epochs": len(records.epochs),
-            "best_epoch": best.epoch if best else None,
-            **(best.validation if best else {}),
-            "calibration_error": (
-                calibration(records.judged).expected_error if records.judged else None
-            ),
-            "seconds": {**dict(spent.parts), "total": spent.total} if spent else None,
-            "plain_seconds": spent.plain if spent else None,
-            "delta_bytes": records.delta_bytes,
-            "warnings": [list(finding) for finding in records.data.findings]
-            if records.data
-            else None,
-            "repeat": self.facts.repeat,
-            "lacks": list(records.lacks),
-        }
 
 
 def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> RunReport:
     """The report of a run, from what its folder holds; what is missing is named on it."""
-    from frostline.pages.report import render_report
-
-    facts = gather(folder, settings, promise)
-    return RunReport(render_report(facts), facts)
-
-
-def gather(folder: RunFolder, settings: RunSettings, promise: Promise) -> ReportFacts:
-    """All that a report says of a run."""
     records = read_fitting(folder, settings)
     below = _folder_of(settings.data.path)
     mistakes, doubts = _samples(records, settings.data.classes, below)
     root = folder.root.resolve()
-    return ReportFacts(
+    return RunReport(
         name=root.name,
         folder=str(root),
         made=now_in_words(),
         classes=settings.data.classes,
-        settings=tuple(flat_settings(settings)),
+        settings=flat_settings(settings),
         freezing=tuple(_freezing(settings)),
         promise=promise,
         records=records,
         frozen=_frozen(folder),
-        trained=trained_tensors(folder),
+        trained=read_trained(folder),
         pictures_in=below if records.judged else "",
         mistakes=mistakes,
         doubts=doubts,
@@ -159,22 +104,21 @@ def promise_at_end(proof: Proof) -> Promise:
 def read_fitting(folder: RunFolder, settings: RunSettings) -> RunRecords:
     """A run's records, without predictions of other classes or of another than the best epoch."""
     records, classes = read_records(folder), len(settings.data.classes)
+    judged, best, file = records.judged, records.best, "best/predictions.safetensors"
     if not classes:  # of a task that has none, of which no predictions are kept
-        file = str(folder.predictions.relative_to(folder.root))
         lacks = tuple(line for line in records.lacks if not line.startswith(file))
         return replace(records, judged=None, lacks=lacks)
-    judged, best = records.judged, records.best
     if judged is None:
         return records
-    highest = max(int(judged.ranked.max()), int(judged.targets.max()))
-    if highest < classes and (best is None or best.epoch == judged.epoch):
+    if max(int(judged.ranked.max()), int(judged.targets.max())) >= classes:
+        why = f"{file} is of other classes than the run's, and is not used."
+    elif best is not None and best.epoch != judged.epoch:
+        why = (
+            f"{file} is of epoch {judged.epoch}, not of the best one: nothing is known of single "
+            "validation samples."
+        )
+    else:
         return records
-    why = (
-        f"best/predictions.safetensors is of epoch {judged.epoch}, not of the best one: nothing is "
-        "known of single validation samples."
-        if highest < classes
-        else "best/predictions.safetensors is of other classes than the run's, and is not used."
-    )
     return replace(records, judged=None, lacks=(*records.lacks, why))
 
 
@@ -192,66 +136,74 @@ def _samples(
     judged = records.judged
     if judged is None:
         return (), ()
-    wrong = torch.nonzero(~judged.hits)[:, 0]
-    right = torch.nonzero(judged.hits)[:, 0]
-    by_wrong = judged.confidence[wrong].argsort(descending=True, stable=True)
-    by_right = judged.confidence[right].argsort(stable=True)
-    recorded = records.validated_on
-    digests = recorded if len(recorded) == len(judged) else ()
-    return (
-        _shown(judged, wrong[by_wrong][:_PICTURES], digests, classes, below),
-        _shown(judged, right[by_right][:_PICTURES], digests, classes, below),
-    )
+    wrong, right = (torch.nonzero(which)[:, 0] for which in (~judged.hits, judged.hits))
+    surest_wrong = wrong[judged.confidence[wrong].argsort(descending=True, stable=True)]
+    least_sure_right = right[judged.confidence[right].argsort(stable=True)]
+    digests = records.validated_on if len(records.validated_on) == len(judged) else ()
 
-
-def _shown(
-    judged: Judged, places: Tensor, digests: Sequence[str], classes: Sequence[str], below: str
-) -> tuple[Shown, ...]:
-    found = []
-    for place in places.tolist():
+    def shown(place: int) -> Shown:
         file = judged.names[place]
         picture, why_not = "", "what it looked like was not recorded"
         if digests:
-            picture, why_not = thumbnail(Path(file), digests[place])
-        found.append(
-            Shown(
-                file.removeprefix(f"{below}{os.sep}") if below else file,
-                picture,
-                why_not,
-                classes[int(judged.targets[place])],
-                classes[int(judged.predicted[place])],
-                float(judged.confidence[place]),
-                float(judged.target_chance[place]),
-            )
+            picture, why_not = _thumbnail(Path(file), digests[place])
+        return Shown(
+            file.removeprefix(f"{below}{os.sep}") if below else file,
+            picture,
+            why_not,
+            classes[int(judged.targets[place])],
+            classes[int(judged.predicted[place])],
+            float(judged.confidence[place]),
+            float(judged.target_chance[place]),
         )
-    return tuple(found)
+
+    mistakes, doubts = (
+        tuple(map(shown, places[:_PICTURES].tolist()))
+        for places in (surest_wrong, least_sure_right)
+    )
+    return mistakes, doubts
 
 
-def _frozen(folder: RunFolder) -> tuple[FrozenPart, ...]:
+def _thumbnail(path: Path, digest: str) -> tuple[str, str]:
+    """A data URI of the picture at `path`, or why there is none; one of the two is empty.
+
+    A file of another content than `digest`, which the run saw, is not shown.
+    """
+    try:
+        if file_digest(path) != digest:
+            return "", "the file is not the one that the run saw"
+        image = open_image(path)
+        image.thumbnail((_SIDE, _SIDE))
+        content = io.BytesIO()
+        image.save(content, "JPEG", quality=_QUALITY, optimize=True)
+    except FileNotFoundError:
+        return "", "the file is not there any more"
+    except (OSError, ValueError, ImageError):
+        return "", "the file cannot be read"
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}", ""
+
+
+def _frozen(folder: RunFolder) -> Mapping[str, int]:
+    """How many tensors stayed frozen throughout, by module."""
     try:
         names = folder.read_frozen().tensors
     except ConfigError:  # the promise says it
-        return ()
-    modules = Counter(".".join(name.split(".")[:-1][:_MODULE_PARTS]) or "itself" for name in names)
-    return tuple(FrozenPart(module, count) for module, count in modules.items())
+        return {}
+    return Counter(".".join(name.split(".")[:-1][:_MODULE_PARTS]) or "itself" for name in names)
 
 
-def trained_tensors(folder: RunFolder) -> tuple[Trained, ...]:
+def read_trained(folder: RunFolder) -> Mapping[str, Tensor]:
+    """What the best epoch's delta holds; nothing where it cannot be read."""
     try:
-        delta = read_delta(folder.best)
+        return read_delta(folder.best).tensors
     except DeltaError:  # the promise says it
-        return ()
-    return tuple(
-        Trained(name, " x ".join(map(str, tensor.shape)) or "one number", tensor.nbytes)
-        for name, tensor in delta.tensors.items()
-    )
+        return {}
 
 
 def _freezing(settings: RunSettings) -> list[str]:
     if settings.plan:
         return [
             f"Phase {number}, {phase.label(number)}: {_chosen(phase.freeze, phase.train)}; "
-            f"{_norms(phase.norm)}."
+            f"{_NORMS[phase.norm]}."
             for number, phase in enumerate(settings.plan, start=1)
         ]
     asked = settings.freeze
@@ -259,8 +211,8 @@ def _freezing(settings: RunSettings) -> list[str]:
         return ["As the model was frozen when it was handed over in Python."]
     if asked.freeze is None and asked.train is None:
         head = settings.model.head or "the head"
-        return [f"Everything but the new head at {head}; {_norms(asked.norm)}."]
-    return [f"Chosen by selector: {_chosen(asked.freeze, asked.train)}; {_norms(asked.norm)}."]
+        return [f"Everything but the new head at {head}; {_NORMS[asked.norm]}."]
+    return [f"Chosen by selector: {_chosen(asked.freeze, asked.train)}; {_NORMS[asked.norm]}."]
 
 
 def _chosen(freeze: str | None, train: str | None) -> str:
@@ -269,25 +221,18 @@ def _chosen(freeze: str | None, train: str | None) -> str:
     return "frozen as before it" if train is None else f"trained is {train}, the rest is frozen"
 
 
-def _norms(norm: str) -> str:
-    return {
-        "hold": "frozen norms hold their statistics",
-        "adapt": "statistics of frozen norms follow the data",
-    }[norm]
-
-
-def flat_settings(settings: RunSettings) -> list[tuple[str, str]]:
-    """Each setting as a word and a value."""
+def flat_settings(settings: RunSettings) -> dict[str, str]:
+    """Each setting by its word, but for empty ones."""
     content = settings.model_dump(mode="json", exclude_none=True, exclude={"plan"})
     content["data"]["classes"] = f"{len(settings.data.classes)} classes"
-    flat = []
+    flat: dict[str, object] = {}
     for section, values in content.items():
         if isinstance(values, dict):
-            flat += [(f"{section}.{key}", _shown_value(value)) for key, value in values.items()]
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
         else:
-            flat.append((section, _shown_value(values)))
-    return [(word, value) for word, value in flat if value]
-
-
-def _shown_value(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            flat[section] = values
+    shown = {
+        word: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for word, value in flat.items()
+    }
+    return {word: value for word, value in shown.items() if value}

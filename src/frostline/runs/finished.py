@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
-from torch import Tensor
-
+from frostline._files import file_digest
 from frostline.config import RunSettings
-from frostline.data import (
-    ImageDataset,
-    ImageSet,
-    Sample,
-    make_batches,
-    read_files,
-    read_set,
-    read_splits,
-)
+from frostline.data import ImageDataset, ImageSet, Sample, make_batches, read_files, read_set
 from frostline.deltas import Delta, load_delta, read_delta
+from frostline.devices import Compute
 from frostline.engine import Hook, predict, summarised
-from frostline.errors import (
-    ConfigError,
-    DataError,
-    DriftError,
-    ImageError,
-    WeightsError,
-)
+from frostline.errors import ConfigError, DataError, DriftError, WeightsError
 from frostline.fingerprints import Fingerprint
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
-from frostline.models.weights import weights_digest
 from frostline.records import RunFolder
 from frostline.reports import RunReport, make_report, promise_of
-from frostline.runs.preparing import build, freeze_as_asked
+from frostline.runs.preparing import build, splits_of
 from frostline.session import Survey, prefixed, survey
 from frostline.tasks import Classification, Metrics, Predictions
 from frostline.units import some_of
 
 _some = partial(some_of, most=5)  # names of tensors in a message
-_NOT_THIS_RUNS = "It is another run's, or was changed; restore it from a copy, or train again."
 
 
 @final
@@ -106,7 +90,7 @@ class FinishedRun:
         loaded = self.built_for(delta)
         planned = survey(loaded.model, self.settings.plan)
         _check_trained(delta, planned, self.folder.best)
-        _check_left_out(delta, planned.untouched.tensors, self.folder.best)
+        _check_left_out(delta, planned.untouched, self.folder.best)
         load_delta(loaded.model, self.folder.best)
         loaded.model.eval()
         # As it was then: an own file or a later library may come with another one.
@@ -141,9 +125,10 @@ class FinishedRun:
         images = ImageSet(classes, tuple(Sample(file, 0) for file in files))
         found = self._predictions(images, device, hooks)
         ranked = found.outputs.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
+        chances, places = (part[:, :top].tolist() for part in ranked)
         return [
-            Prediction(name, _ranking(classes, values[:top], order[:top]))
-            for name, values, order in zip(found.names, *ranked, strict=True)
+            Prediction(name, tuple(zip((classes[i] for i in best), values, strict=True)))
+            for name, best, values in zip(found.names, places, chances, strict=True)
         ]
 
     def _predictions(self, images: ImageSet, device: str, hooks: Iterable[Hook]) -> Predictions:
@@ -153,15 +138,10 @@ class FinishedRun:
         batches = make_batches(data, batch_size=settings.data.batch_size, shuffle=False, seed=0)
         phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
         form = forms[phase] if phase < len(forms) else ""
-        given, forward = prefixed(self.loaded.model, batches, form, device=device)
-        return predict(
-            self.loaded.model,
-            given,
-            device=device,
-            precision=settings.training.mixed,
-            forward=forward,
-            hooks=hooks,
-        )
+        compute = Compute(device, settings.training.mixed)
+        model = self.loaded.model.to(compute.device)
+        given, forward = prefixed(model, batches, form, compute.device)
+        return predict(model, given, compute, forward=forward, hooks=tuple(hooks))
 
     def held_out(
         self, data: Path, *, progress: Callable[[int, int], None] | None = None
@@ -179,9 +159,14 @@ class FinishedRun:
         images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
         if not images.samples:
             raise DataError(f"{data} has no picture left to evaluate on. Point at other data.")
-        seen = self.folder.read_trained_on()
-        known = sum(1 for digest in digests.values() if digest in seen)
-        return HeldOut(images, tuple(_notes(broken, known, len(digests))))
+        seen = set(self.folder.read_trained_on())
+        notes = [f"left out: {error}" for error in broken.values()]
+        if known := sum(1 for digest in digests.values() if digest in seen):
+            notes.append(
+                f"{known} of {len(digests)} pictures have the content of one that the run was "
+                "trained on; the metrics are better than they would be on new data"
+            )
+        return HeldOut(images, tuple(notes))
 
     def verify(self) -> Verdict:
         """Prove that what was to stay frozen did, from the files alone.
@@ -198,7 +183,11 @@ class FinishedRun:
         expected = self.folder.read_frozen()
         checks, not_covered = list[str](), tuple[str, ...]()
         for file in (self.folder.best, self.folder.last):
-            _check_delta(read_delta(file), expected, file)
+            delta = read_delta(file)
+            _check_left_out(delta, expected, file)
+            moved = [n for n, d in expected.tensors.items() if delta.base.tensors.get(n) != d]
+            if moved:
+                raise _drift(f"the model that {file} was saved from", moved)
             checks.append(f"{file.parent.name}/ holds no frozen tensor and was saved beside them")
         if self.settings.model.is_from_python:
             checks.append(
@@ -246,16 +235,13 @@ class FinishedRun:
                 f"{model.weights}. Put them back; or change `weights` in its run.toml to where "
                 "they are now, and delete its last line, the checksum."
             )
-        loaded = build(self.settings, classes=len(self.settings.data.classes))
-        freeze_as_asked(loaded, self.settings, phase=phase)
-        return loaded
+        task = Classification(self.settings.data.classes)
+        return build(self.settings, task, phase=phase)[0]
 
     def _check_weights(self) -> None:
         """The weights' file is the one that the run was trained on, byte for byte."""
         model = self.settings.model
-        if not model.weights_digest:
-            return
-        if weights_digest(Path(model.weights)) != model.weights_digest:
+        if model.weights_digest and file_digest(Path(model.weights)) != model.weights_digest:
             raise DriftError(
                 f"{model.weights} is not the file that {self.folder.root} was trained on: its "
                 "content has changed. Restore it."
@@ -288,14 +274,7 @@ class FinishedRun:
         images = read_set(data, classes=own.classes)
         if not own.path or data.resolve() != Path(own.path).resolve():
             return images
-        splits = read_splits(
-            own.path,
-            val_fraction=own.val_fraction,
-            folds=own.folds,
-            fold=own.fold,
-            seed=self.settings.training.seed,
-            classes=own.classes,
-        )
+        splits = splits_of(self.settings)
         return splits.test or splits.val
 
 
@@ -310,27 +289,11 @@ def open_run(path: str | Path) -> FinishedRun:
     return FinishedRun(folder, RunSettings.read(folder.settings))
 
 
-def _ranking(
-    classes: Sequence[str], values: Tensor, order: Tensor
-) -> tuple[tuple[str, float], ...]:
-    return tuple((classes[i], p) for i, p in zip(order.tolist(), values.tolist(), strict=True))
-
-
-def _check_delta(delta: Delta, expected: Fingerprint, file: Path) -> None:
-    _check_left_out(delta, expected.tensors, file)
-    moved = [n for n, d in expected.tensors.items() if delta.base.tensors.get(n) != d]
-    if moved:
-        raise _drift(f"the model that {file} was saved from", moved)
-
-
-def _check_left_out(delta: Delta, frozen: Iterable[str], file: Path) -> None:
+def _check_left_out(delta: Delta, frozen: Fingerprint, file: Path) -> None:
     """Make sure the delta holds no tensor that was to stay frozen."""
-    held = [name for name in frozen if name in delta.tensors]
+    held = [name for name in frozen.tensors if name in delta.tensors]
     if held:
-        raise DriftError(
-            f"{file} holds tensors that were to stay frozen: {_some(held)}. {_NOT_THIS_RUNS}",
-            held,
-        )
+        raise _foreign(f"{file} holds tensors that were to stay frozen", held)
 
 
 def _check_trained(delta: Delta, planned: Survey, file: Path) -> None:
@@ -338,15 +301,20 @@ def _check_trained(delta: Delta, planned: Survey, file: Path) -> None:
     trained = planned.trained_until(_phase_of(delta))
     missing = [name for name in trained if name not in delta.tensors]
     if missing:
-        raise DriftError(
-            f"{file} lacks tensors that this run trained: {_some(missing)}. {_NOT_THIS_RUNS}",
-            missing,
-        )
+        raise _foreign(f"{file} lacks tensors that this run trained", missing)
 
 
 def _phase_of(delta: Delta) -> int:
     """The phase in which the delta was saved, from 0."""
     return int(delta.about.get("phase", "1")) - 1
+
+
+def _foreign(what: str, names: Sequence[str]) -> DriftError:
+    return DriftError(
+        f"{what}: {_some(names)}. It is another run's, or was changed; restore it from a copy, or "
+        "train again.",
+        names,
+    )
 
 
 def _drift(where: str, names: Sequence[str]) -> DriftError:
@@ -355,13 +323,3 @@ def _drift(where: str, names: Sequence[str]) -> DriftError:
         f"{_some(names)}. Do not trust this run; restore its files or train again.",
         names,
     )
-
-
-def _notes(broken: Mapping[Path, ImageError], known: int, count: int) -> Iterable[str]:
-    for error in broken.values():
-        yield f"left out: {error}"
-    if known:
-        yield (
-            f"{known} of {count} pictures have the content of one that the run was trained on; "
-            "the metrics are better than they would be on new data"
-        )

@@ -7,23 +7,22 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import final
 
 from frostline.config import FreezeSettings, RunSettings
-from frostline.data import Audit, Augment, ImageDataset, audit, in_order, read_splits
+from frostline.data import Audit, Augment, ImageDataset, Splits, audit, in_order, read_splits
 from frostline.engine import Hook
-from frostline.errors import ConfigError, FreezeError, ModelError, OutputError
+from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
 from frostline.fitting import Run, check_settings, fit
 from frostline.freezing import Frozen, freeze, train_only
-from frostline.models import LoadedModel, ModelSpec, load_model
+from frostline.models import LoadedModel, load_model
 from frostline.models.classifiers import mapping_words, own_order
-from frostline.models.downloads import one_line
 from frostline.models.file_source import line_in
 from frostline.records import DataNotes, RunFolder, write_data_notes
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
+from frostline.tasks import Classification, Task
 
 
 @final
@@ -57,41 +56,36 @@ class Prepared:
             ModelError: the forward of the user's own model raised RuntimeError, as where shapes
                 do not fit.
         """
-        settings = self.settings
+        splits, folder = self.data.splits, RunFolder(Path(out))
         train_set, val_set = self.datasets()
-        folder = RunFolder(Path(out))
         trained_on, validated_on = (
-            [self.data.digests[sample.path] for sample in part.samples]
-            for part in (self.data.splits.train, self.data.splits.val)
+            tuple(self.data.digests[sample.path] for sample in part.samples)
+            for part in (splits.train, splits.val)
         )
         if resume:
-            self._check_same(folder.read_trained_on(), trained_on, "training", folder)
-            self._check_same(folder.read_validated_on(), validated_on, "validation", folder)
-        noting = _Noting(folder, trained_on, validated_on, _data_notes(self.data))
+            self._check_same(folder, "training", folder.read_trained_on(), trained_on)
+            self._check_same(folder, "validation", folder.read_validated_on(), validated_on)
+        findings = tuple((one.level, one.code, one.message) for one in self.data.findings)
+        notes = DataNotes(splits.how, splits.train.counts, splits.val.counts, findings)
         try:
             return fit(
                 self.loaded.model,
                 train_set,
                 val_set,
                 out=out,
-                plan=settings.as_plan(),
-                recipe=settings.training,
-                batch_size=settings.data.batch_size,
-                device=settings.device,
                 resume=resume,
-                hooks=(noting, *hooks),
-                settings=settings,
+                hooks=(_Noting(folder, trained_on, validated_on, notes), *hooks),
+                settings=self.settings,
             )
-        except Exception as error:
-            if isinstance(error, RuntimeError) and _is_of_own_forward(error, self.loaded):
+        except RuntimeError as error:
+            if _is_of_own_forward(error, self.loaded):
                 raise _own_error(error, self.loaded) from error
             raise
 
     def _check_same(
-        self, before: frozenset[str], now: Iterable[str], part: str, folder: RunFolder
+        self, folder: RunFolder, part: str, before: Iterable[str], now: Iterable[str]
     ) -> None:
-        """Make sure that a resumed run sees the pictures that it saw before."""
-        if before and before != frozenset(now):
+        if before and set(before) != set(now):
             raise ConfigError(
                 f"cannot resume: the {part} pictures in {self.settings.data.path} are not those "
                 f"that {folder.root} began with. Restore them, or start a new run."
@@ -121,66 +115,64 @@ def prepare(
         DataError, ModelError, WeightsError, SelectorError, FreezeError, ConfigError: what was
             asked cannot be done; nothing was written.
     """
-    data, seed = settings.data, settings.training.seed
+    data = settings.data
     Augment.parse(data.augment)
-    check_settings(settings, len(settings.plan) or 1)
-    splits = read_splits(
-        data.path,
-        val_fraction=data.val_fraction,
-        folds=data.folds,
-        fold=data.fold,
-        seed=seed,
-        classes=data.classes,
-    )
-    loaded = build(settings, classes=len(splits.train.classes))
-    mapping = ""
+    check_settings(settings)
+    splits, mapping = splits_of(settings), ""
+    loaded, frozen = build(settings, Classification(splits.train.classes))
     if settings.model.on == "keep":
         classes = splits.train.classes
         order = classes if classes == data.classes else own_order(classes, loaded.classes)
         splits, mapping = in_order(splits, order), mapping_words(order, loaded.classes)
-    frozen = freeze_as_asked(loaded, settings)
     found = audit(splits, bad_images=data.bad_images, progress=progress)
     completed = _completed(settings, loaded, found.splits.train.classes)
     return Prepared(completed, loaded, found, frozen, mapping)
 
 
-def build(settings: RunSettings, *, classes: int) -> LoadedModel:
-    """The model of `settings` with its weights and a head for `classes` classes.
-
-    Raises:
-        ModelError, WeightsError, ConfigError: as `load_model`.
-    """
-    model = settings.model
-    return load_model(
-        model.name,
-        weights=model.weights,
-        classes=classes,
-        hidden=model.hidden,
-        on=model.on,
+def splits_of(settings: RunSettings) -> Splits:
+    """The run's pictures, divided as it divides them."""
+    data = settings.data
+    return read_splits(
+        data.path,
+        val_fraction=data.val_fraction,
+        folds=data.folds,
+        fold=data.fold,
         seed=settings.training.seed,
+        classes=data.classes,
     )
 
 
-def freeze_as_asked(loaded: LoadedModel, settings: RunSettings, *, phase: int = 0) -> Frozen:
-    """Freeze by the settings' selector or as in a phase; by default everything but the head.
+def build(settings: RunSettings, task: Task, *, phase: int = 0) -> tuple[LoadedModel, Frozen]:
+    """The model of `settings` with its weights and a head for `task`, frozen as asked.
+
+    That is by the settings' selector or as in a phase; by default everything but the head.
 
     Args:
         phase: of the settings' plan, from 0.
 
     Raises:
+        ModelError, WeightsError: as `load_model`.
         SelectorError, FreezeError: the selector does not fit the model, or leaves nothing.
         ConfigError: two things to freeze or train by are given.
     """
+    model = settings.model
+    loaded = load_model(
+        model.name,
+        weights=model.weights,
+        classes=task.width,
+        hidden=model.hidden,
+        on=model.on,
+        seed=settings.training.seed,
+    )
     frozen = _freeze_as_asked(loaded, settings, phase)
-    if settings.model.on != "keep":
+    if model.on != "keep":
         _check_head_trains(loaded, settings)
-    return frozen
+    return loaded, frozen
 
 
 def _check_head_trains(loaded: LoadedModel, settings: RunSettings) -> None:
     head = dict(loaded.model.get_submodule(loaded.head).named_parameters(prefix=loaded.head))
-    trained = survey(loaded.model, settings.plan).trained
-    later = set(chain.from_iterable(trained))
+    later = set(survey(loaded.model, settings.plan).trained_until(len(settings.plan)))
     if not any(p.requires_grad or name in later for name, p in head.items()):
         raise FreezeError(
             f"the new head at {loaded.head} would stay frozen at its random start. Train it too: "
@@ -207,14 +199,15 @@ def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> 
 
 
 def _completed(settings: RunSettings, loaded: LoadedModel, classes: tuple[str, ...]) -> RunSettings:
-    """With what was found, and places that hold from any folder."""
+    """With what was found, and files by absolute paths, so that any folder will do."""
+    spec, digest, weights = loaded.spec, loaded.weights.digest, settings.model.weights
     model = {
-        "name": _absolute(loaded.spec),
+        "name": f"{_absolute(spec.path)}:{spec.name}" if spec.source == "file" else str(spec),
         "head": loaded.head,
-        "weights": _found_at(loaded, settings.model.weights),
-        "weights_digest": loaded.weights.digest,
+        "weights": _absolute(weights) if digest else weights,
+        "weights_digest": digest,
     }
-    data = {"path": str(Path(settings.data.path).expanduser().resolve()), "classes": classes}
+    data = {"path": _absolute(settings.data.path), "classes": classes}
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(update=model),
@@ -224,16 +217,8 @@ def _completed(settings: RunSettings, loaded: LoadedModel, classes: tuple[str, .
     )
 
 
-def _found_at(loaded: LoadedModel, weights: str) -> str:
-    """Where the weights are, for later: a file by its absolute path, so that any folder will do."""
-    return str(Path(weights).expanduser().resolve()) if loaded.weights.digest else weights
-
-
-def _absolute(spec: ModelSpec) -> str:
-    """The model's name, with an own file by its absolute path."""
-    if spec.source != "file":
-        return str(spec)
-    return f"{Path(spec.path).expanduser().resolve()}:{spec.name}"
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def _is_of_own_forward(error: BaseException, loaded: LoadedModel) -> bool:
@@ -246,7 +231,7 @@ def _is_of_own_forward(error: BaseException, loaded: LoadedModel) -> bool:
 
 
 def _own_error(error: BaseException, loaded: LoadedModel) -> ModelError:
-    file = Path(loaded.spec.path).expanduser().resolve()
+    file = Path(_absolute(loaded.spec.path))
     shape = ", ".join(map(str, ("batch", 3, *loaded.preprocessing.crop)))
     return ModelError(
         f"{loaded.spec}: the model's own forward failed{line_in(file, error)} on pictures of shape "
@@ -256,31 +241,16 @@ def _own_error(error: BaseException, loaded: LoadedModel) -> ModelError:
 
 
 @final
+@dataclass(frozen=True)
 class _Noting(Hook):
     """Notes at the start which pictures the run sees."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        trained_on: Iterable[str],
-        validated_on: Iterable[str],
-        notes: DataNotes,
-    ) -> None:
-        self._folder = folder
-        self._digests = trained_on, validated_on
-        self._notes = notes
+    folder: RunFolder
+    trained_on: tuple[str, ...]
+    validated_on: tuple[str, ...]
+    notes: DataNotes
 
     def on_start(self, training: object) -> None:  # noqa: ARG002 - the hook's signature
-        self._folder.write_data(*self._digests)
+        self.folder.write_data(self.trained_on, self.validated_on)
         with suppress(OutputError):  # for the report alone
-            write_data_notes(self._notes, self._folder.data)
-
-
-def _data_notes(data: Audit) -> DataNotes:
-    splits = data.splits
-    return DataNotes(
-        splits.how,
-        splits.train.counts,
-        splits.val.counts,
-        tuple((finding.level, finding.code, finding.message) for finding in data.findings),
-    )
+            write_data_notes(self.notes, self.folder.data)

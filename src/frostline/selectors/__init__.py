@@ -16,7 +16,8 @@ from frostline.selectors.inventory import Entry as Entry
 from frostline.selectors.inventory import Inventory as Inventory
 from frostline.selectors.inventory import inventory as inventory
 from frostline.selectors.inventory import paths_above
-from frostline.selectors.pieces import Rows, joined, picked_in_both, refined, row_terms
+from frostline.selectors.pieces import Rows, cut_at, joined, refined, row_terms
+from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.stages import stages as stages
 from frostline.selectors.terms import (
     Depth,
@@ -34,7 +35,7 @@ from frostline.selectors.terms import (
     Where,
 )
 from frostline.selectors.terms import Selector as Selector
-from frostline.tables import Column, Table
+from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_count
 
 SelectorLike = (
@@ -46,7 +47,8 @@ SelectorLike = (
     | Iterable["str | Selector | nn.Module | Tensor"]
 )
 
-path, glob, regex, kind, depth, rows, where = Path, Glob, Regex, Kind, Depth, Rows, Where
+path, glob, regex, kind, depth, rows = Path, Glob, Regex, Kind, Depth, Rows
+where, exactly = Where, Exactly
 everything: Selector = Everything()
 nothing: Selector = Nothing()
 
@@ -61,23 +63,14 @@ def stage(first: int, last: int | None = None) -> Selector:
     return Stage(first, first if last is None else last)
 
 
-def exactly(*objects: nn.Module | Tensor) -> Selector:
-    """These very modules and parameters, by identity."""
-    return Exactly(objects)
-
-
 def as_selector(value: SelectorLike) -> Selector:
-    """Normalise what a user may pass: text, a selector, a module, a parameter, a function, a list.
-
-    Raises:
-        SelectorError: it is none of these, or its text cannot be read.
-    """
+    """Normalise what a user may pass; raises SelectorError for anything else, or unread text."""
     if isinstance(value, Selector):
         return value
     if isinstance(value, str):
         return parse(value)
     if isinstance(value, nn.Module | Tensor):
-        return Exactly([value])
+        return Exactly(value)
     if isinstance(value, type):
         raise SelectorError(
             f"the class {value.__name__} is no selector. To select the layers of a class, write "
@@ -168,19 +161,15 @@ class Selection:
 
     def report(self) -> Table:
         """A table of the matched parameters, with names, shapes and sizes."""
+        shown = ((e.name, e.content) for e in self.entries if e.is_parameter)
         rows = tuple(
-            (
-                e.name,
-                "x".join(map(str, e.content.shape)) or "scalar",
-                format_count(e.content.numel()),
-            )
-            for e in self.entries
-            if e.is_parameter
+            (name, "x".join(map(str, held.shape)) or "scalar", format_count(held.numel()))
+            for name, held in shown
         )
         total = len({id(entry.tensor) for entry in self.inventory.entries if entry.is_parameter})
         return Table(
             title=f"{self.selector} in {self.inventory.title}",
-            columns=(Column("parameter"), Column("shape"), Column("numbers", "right")),
+            columns=columns("parameter", "shape", "numbers", left=2),
             rows=rows,
             notes=(
                 f"{len(self.parameters)} of {total} parameters, {format_count(self.numel)} "
@@ -213,14 +202,11 @@ def select(model: nn.Module, selector: SelectorLike) -> Selection:
 def select_whole(
     model: nn.Module, selector: SelectorLike, *, kinds_may_miss: bool = False
 ) -> Selection:
-    """As `select`, for what holds for whole tensors only.
+    """As `select`, for what holds for whole tensors only; raises SelectorError for rows too.
 
     Args:
         kinds_may_miss: a `kind:` that the model does not have is fine, as in a rule for whatever
             there is.
-
-    Raises:
-        SelectorError: as `select`; there is a `rows:` term, and optimizers take whole tensors.
     """
     normal = as_selector(selector)
     if term := next(row_terms(normal), None):
@@ -233,8 +219,21 @@ def select_whole(
 
 def common(selection: Selection, other: Selection) -> Selection:
     """What both hold, by identity of the tensors: the model may have changed between the two."""
-    stock, picked = picked_in_both(selection.inventory, selection.entries, other.entries)
-    return Selection(other.selector, stock, picked)
+    theirs = other.by_tensor
+    both = {
+        key: common_rows((one.span for one in ours), (one.span for one in theirs[key]))
+        for key, ours in selection.by_tensor.items()
+        if key in theirs
+    }
+    finer = cut_at(selection.inventory, both)
+    picked = (
+        index
+        for index, entry in enumerate(finer.entries)
+        # A single number has no rows to share.
+        if (rows := both.get(id(entry.tensor))) is not None
+        and (not entry.span or common_rows([entry.span], rows))
+    )
+    return Selection(other.selector, finer, frozenset(picked))
 
 
 def _select(stock: Inventory, selector: Selector) -> Selection:

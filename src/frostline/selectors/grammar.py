@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NoReturn
 
 from frostline.errors import SelectorError, nearest, shortened
@@ -42,13 +41,18 @@ from frostline.selectors.terms import (
     Stage,
 )
 
-_Make = Callable[[str], Selector]
-_NAMED: dict[str, _Make] = {"re": Regex, "type": OfType, "kind": Kind, "glob": Glob}
+_NAMED: dict[str, Callable[[str], Selector]] = {
+    "re": Regex,
+    "type": OfType,
+    "kind": Kind,
+    "glob": Glob,
+}
 _PREFIXES = ("re", "type", "kind", "stage", "depth", "glob", "rows")
 _STAGE = re.compile(r"(-?\d{1,9})(?:\.\.(-?\d{1,9}))?")
 _DEPTH = re.compile(r"(\d+(?:\.\d+)?)%")
 _SPAN = re.compile(r"\s*(?:(-?\d{1,18})|(-?\d{1,18})?\s*:\s*(-?\d{1,18})?)\s*")
 _OPERATORS = "&|~()"
+_WORD = re.compile(r"[^\s&|~()]+")
 _QUOTES = ("'", '"')
 _LONGEST = 1_000_000  # characters
 _SHOWN = 70  # characters of the text that a message shows, the mark among them
@@ -56,11 +60,7 @@ _DEEPEST = 50  # nested parentheses and negations; far from Python's own limit
 
 
 def parse(text: str) -> Selector:
-    """Read a selector's text.
-
-    Raises:
-        SelectorError: the text cannot be read; shows where.
-    """
+    """Read a selector's text; where it cannot be read, a SelectorError shows the place."""
     if len(text) > _LONGEST:
         raise SelectorError(
             f"a selector may have {_LONGEST:,} characters, and this one has {len(text):,}. Name "
@@ -81,7 +81,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
-        self._depth = 0
+        self._depth = -1
 
     def peek(self) -> str:
         """The next sign that is no space; empty at the end."""
@@ -90,17 +90,17 @@ class _Reader:
         return self.text[self.at : self.at + 1]
 
     def either(self) -> Selector:
-        terms = [self._both()]
-        while self._next_is("|"):
-            terms.append(self._both())
-        return Or.of(*terms)
+        return Or.of(*self._joined("|", lambda: And.of(*self._joined("&", self._negated))))
 
     def content(self, *, is_regex: bool = False) -> str:
         """What stands in quotes, or up to the next space or operator."""
         if self.text[self.at : self.at + 1] in _QUOTES:
             return self._quoted()
         start = self.at
-        self.at = _regex_end(self.text, start) if is_regex else _word_end(self.text, start)
+        if is_regex:
+            self.at = _regex_end(self.text, start)
+        elif found := _WORD.match(self.text, start):
+            self.at = found.end()
         return self.text[start : self.at]
 
     def refuse(self, at: int, reason: str) -> NoReturn:
@@ -120,32 +120,26 @@ class _Reader:
         self.at += found
         return found
 
-    def _both(self) -> Selector:
-        terms = [self._negated()]
-        while self._next_is("&"):
-            terms.append(self._negated())
-        return And.of(*terms)
+    def _joined(self, operator: str, part: Callable[[], Selector]) -> Iterator[Selector]:
+        yield part()
+        while self._next_is(operator):
+            yield part()
 
     def _negated(self) -> Selector:
-        if self._next_is("~"):
-            with self._nested():
-                return ~self._negated()
-        if self._next_is("("):
-            with self._nested():
-                inner = self.either()
-            if not self._next_is(")"):
-                self.refuse(self.at, "a ')' is missing")
-            return inner
-        return self._term()
-
-    @contextmanager
-    def _nested(self) -> Iterator[None]:
+        self.peek()
         self._depth += 1
         if self._depth > _DEEPEST:
-            self.peek()
             self.refuse(self.at, f"terms are nested more than {_DEEPEST} deep")
-        yield
+        if self._next_is("~"):
+            found = ~self._negated()
+        elif self._next_is("("):
+            found = self.either()
+            if not self._next_is(")"):
+                self.refuse(self.at, "a ')' is missing")
+        else:
+            found = self._term()
         self._depth -= 1
+        return found
 
     def _term(self) -> Selector:
         sign, start = self.peek(), self.at
@@ -163,7 +157,10 @@ class _Reader:
         if text in {"all", "none"}:
             return Everything() if text == "all" else Nothing()
         if ":" in text:
-            self._refuse_prefix(text.partition(":")[0], start)
+            prefix, known = text.partition(":")[0], ", ".join(f"{p}:" for p in _PREFIXES)
+            near = nearest(prefix[:_SHOWN], _PREFIXES, count=1)
+            hint = f"; did you mean '{near[0]}:'?" if near else ""
+            self.refuse(start, f"there is no '{shortened(prefix)}:'{hint} (there are {known})")
         return Glob(text) if is_pattern(text) else Path(text)
 
     def _prefixed(self, prefix: str, start: int) -> Selector:
@@ -222,18 +219,6 @@ class _Reader:
             self.refuse(self.at, f"the quote {quote} is never closed")
         self.at = found.end()
         return found[1].replace(quote * 2, quote)
-
-    def _refuse_prefix(self, prefix: str, start: int) -> NoReturn:
-        near = nearest(prefix[:_SHOWN], _PREFIXES, count=1)
-        hint = f"; did you mean '{near[0]}:'?" if near else ""
-        known = ", ".join(f"{p}:" for p in _PREFIXES)
-        self.refuse(start, f"there is no '{shortened(prefix)}:'{hint} (there are {known})")
-
-
-def _word_end(text: str, at: int) -> int:
-    while at < len(text) and not text[at].isspace() and text[at] not in _OPERATORS:
-        at += 1
-    return at
 
 
 def _regex_end(text: str, at: int) -> int:

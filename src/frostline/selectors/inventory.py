@@ -140,11 +140,7 @@ class Inventory:
 
 
 def inventory(model: nn.Module, *, kinds_may_miss: bool = False) -> Inventory:
-    """Take stock of `model`.
-
-    Raises:
-        SelectorError: `model` is no module, or a lazy module has not seen its first batch.
-    """
+    """Take stock; raises SelectorError for what is no module, or is lazy and saw no batch."""
     if not isinstance(model, nn.Module):
         raise SelectorError(
             f"selectors work on a torch.nn.Module, got {type(model).__name__}. Pass the model."
@@ -191,20 +187,14 @@ def _entries(root: nn.Module) -> Iterator[Entry]:
     found: dict[int, tuple[Tensor, bool, list[Occurrence]]] = {}
     for prefix, owners in _places(root, "", ()):
         owner = owners[-1]
-        tensors, is_parameter = _own_tensors(owner)
-        for leaf, tensor in tensors.items():
-            name = prefix + leaf
-            place = Occurrence(name, _reweighted(plain_name(name), owner), owners)
-            found.setdefault(id(tensor), (tensor, is_parameter, []))[2].append(place)
+        parameters = {name: p for name, p in owner._parameters.items() if p is not None}
+        for leaf, tensor in (parameters or owner._buffers).items():
+            if tensor is not None:
+                name = prefix + leaf
+                place = Occurrence(name, _reweighted(plain_name(name), owner), owners)
+                found.setdefault(id(tensor), (tensor, bool(parameters), []))[2].append(place)
     for tensor, is_parameter, places in found.values():
         yield Entry(tensor, tuple(places), is_parameter)
-
-
-def _own_tensors(module: nn.Module) -> tuple[dict[str, Tensor], bool]:
-    parameters = {name: p for name, p in module._parameters.items() if p is not None}
-    if parameters:
-        return dict(parameters), True
-    return {name: b for name, b in module._buffers.items() if b is not None}, False
 
 
 def _places(

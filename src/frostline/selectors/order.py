@@ -14,7 +14,7 @@ from functools import cache
 
 from torch import nn
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def used_order(module: nn.Module) -> tuple[str, ...]:
@@ -24,7 +24,7 @@ def used_order(module: nn.Module) -> tuple[str, ...]:
     """
     children = dict(module.named_children())
     names = tuple(children)
-    if isinstance(module, _CONTAINERS) or len(names) < 2:
+    if isinstance(module, CONTAINERS) or len(names) < 2:
         return names
     used: dict[str, float] = {}
     for name in _uses(type(module), "forward", frozenset(names)):
@@ -51,10 +51,8 @@ def _uses(
     for name, follows_super in _visit(code.body, code.args.args[0].arg):
         if follows_super:
             rest = kind.__mro__[kind.__mro__.index(found) + 1 :]
-            for base in rest:
-                if name in vars(base):
-                    yield from _uses(base, name, names, above)
-                    break
+            if (base := next((base for base in rest if name in vars(base)), None)) is not None:
+                yield from _uses(base, name, names, above)
         elif name in names:
             yield name
         else:

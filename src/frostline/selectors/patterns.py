@@ -34,11 +34,7 @@ def glob_rule(pattern: str) -> re.Pattern[str]:
 
 
 def regex_rule(pattern: str) -> re.Pattern[str]:
-    """A regular expression, compiled.
-
-    Raises:
-        re.error, OverflowError, RecursionError: it is none, or too large or deep for Python.
-    """
+    """A regular expression, compiled; raises what `re.compile` does."""
     with warnings.catch_warnings():
         # `[[a]` works today; Python warns that it may mean something else one day.
         warnings.simplefilter("ignore", FutureWarning)

@@ -14,7 +14,7 @@ from typing import NoReturn, final
 from frostline.errors import SelectorError, nearest
 from frostline.selectors.inventory import Entry, Inventory
 from frostline.selectors.patterns import word
-from frostline.selectors.ranges import common, covers, union
+from frostline.selectors.ranges import covers, union
 from frostline.selectors.terms import Picked, Selector
 
 
@@ -54,12 +54,7 @@ class Rows(Selector):
         return frozenset(picked)
 
     def entry_in(self, inventory: Inventory) -> Entry:
-        """The entry (or, where it is cut, the first of them) of the tensor.
-
-        Raises:
-            SelectorError: there is no such parameter, it has no rows, or it is computed from
-                others.
-        """
+        """The entry of the tensor, the first where it is cut; raises SelectorError without one."""
         indices = inventory.indices_by_name.get(self.name, ())
         entries = [inventory.entries[index] for index in indices]
         if not any(entry.is_parameter for entry in entries):
@@ -77,11 +72,7 @@ class Rows(Selector):
         return entries[0]
 
     def rows_in(self, inventory: Inventory) -> range:
-        """The rows, counted from the start.
-
-        Raises:
-            SelectorError: as `entry_in`; the tensor does not have these rows.
-        """
+        """The rows, counted from the start; raises SelectorError where the tensor lacks them."""
         count = self.entry_in(inventory).tensor.shape[0]
         start = self.start + count if self.start < 0 else self.start
         last = count if self.stop is None else self.stop
@@ -146,31 +137,6 @@ def joined(entries: Iterable[Entry]) -> Iterator[Entry]:
         rows = range(run[0].span.start, run[-1].span.stop)
         whole = covers([rows], run[0].tensor)
         yield run[0] if len(run) == 1 else replace(run[0], rows=None if whole else rows)
-
-
-def picked_in_both(
-    stock: Inventory, ours: Iterable[Entry], theirs: Iterable[Entry]
-) -> tuple[Inventory, Picked]:
-    """What both name, by identity of the tensors: the inventory cut for it, and the indices."""
-    mine, others = _rows_by_tensor(ours), _rows_by_tensor(theirs)
-    both = {key: common(rows, others[key]) for key, rows in mine.items() if key in others}
-    # A single number has no rows to share.
-    both = {key: rows for key, rows in both.items() if rows or not union(mine[key])}
-    finer = cut_at(stock, both)
-    picked = (
-        index
-        for index, entry in enumerate(finer.entries)
-        if (rows := both.get(id(entry.tensor))) is not None
-        and (not entry.span or common([entry.span], rows))
-    )
-    return finer, frozenset(picked)
-
-
-def _rows_by_tensor(entries: Iterable[Entry]) -> dict[int, list[range]]:
-    found: dict[int, list[range]] = {}
-    for entry in entries:
-        found.setdefault(id(entry.tensor), []).append(entry.span)
-    return found
 
 
 def _pieces(entry: Entry, cuts: set[int]) -> Iterator[Entry]:

@@ -19,18 +19,15 @@ registration order where the source does not show it. The rules, each for a fami
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from frostline.selectors.inventory import Inventory, paths_above
-from frostline.selectors.norms import is_norm_layer, keeps_running_statistics
-from frostline.selectors.order import used_order
+from frostline.selectors.kinds import EMBEDDINGS, is_norm_layer, keeps_running_statistics
+from frostline.selectors.order import CONTAINERS, used_order
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _DOMINANT_SHARE = 0.5
 _SERIES_LENGTH = 3
 
@@ -74,12 +71,12 @@ def stage_paths(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     if not children:
         return ((top.path,),)
     *body, head = _head_last(top, children)
-    body = list(_open_dominant(body))
+    body = _opened(body)
     if _is_layer_stack(head, children):
         body, head = [*body, *(opened := _children(head))[:-1]], opened[-1]
     if _joins(head, body):
-        return tuple(_merge([*body, head]))
-    return (*_merge(body), (head.path,))
+        return _merged([*body, head])
+    return (*_merged(body), (head.path,))
 
 
 def _head_last(top: _Unit, children: list[_Unit]) -> list[_Unit]:
@@ -119,65 +116,53 @@ def _children(unit: _Unit) -> list[_Unit]:
     children = dict(unit.module.named_children())  # a scripted module knows no get_submodule
     for name in used_order(unit.module):
         child = children[name]
-        if name == "parametrizations" or not _holds_layers(child):
-            continue
-        inner = _Unit(f"{unit.path}.{name}" if unit.path else name, child)
-        found.setdefault(id(child), inner)
+        has_parameters = next(child.parameters(), None) is not None
+        has_layers = has_parameters or any(map(keeps_running_statistics, child.modules()))
+        if has_layers and name != "parametrizations":
+            path = f"{unit.path}.{name}" if unit.path else name
+            found.setdefault(id(child), _Unit(path, child))
     return list(found.values())
 
 
-def _open_dominant(units: list[_Unit]) -> Iterator[_Unit]:
-    while units and not _has_series(units):
-        sizes = [_layer_count(unit.module) for unit in units]
-        largest = max(range(len(units)), key=sizes.__getitem__)
-        inner = _children(units[largest])
-        if sizes[largest] <= _DOMINANT_SHARE * sum(sizes) or not inner:
-            break
-        units = [*units[:largest], *inner, *units[largest + 1 :]]
-    yield from units
-
-
-def _has_series(units: list[_Unit]) -> bool:
-    """Whether three or more composite siblings of one class already stand in a row of stages."""
-    composite = Counter(type(u.module) for u in units if _children(u))
-    return any(count >= _SERIES_LENGTH for count in composite.values())
-
-
-def _holds_layers(module: nn.Module) -> bool:
-    has_parameters = next(module.parameters(), None) is not None
-    return has_parameters or any(map(keeps_running_statistics, module.modules()))
+def _opened(units: list[_Unit]) -> list[_Unit]:
+    """The units, one that holds most of the layers opened, unless a series already stands there."""
+    composite = Counter(type(unit.module) for unit in units if _children(unit))
+    if not units or max(composite.values(), default=0) >= _SERIES_LENGTH:
+        return units
+    sizes = [_layer_count(unit.module) for unit in units]
+    largest = max(range(len(units)), key=sizes.__getitem__)
+    inner = _children(units[largest])
+    if sizes[largest] <= _DOMINANT_SHARE * sum(sizes) or not inner:
+        return units
+    return _opened([*units[:largest], *inner, *units[largest + 1 :]])
 
 
 def _layer_count(module: nn.Module) -> int:
-    return sum(1 for m in module.modules() if _is_layer(m) and not is_norm_layer(m))
-
-
-def _is_layer(module: nn.Module) -> bool:
-    if isinstance(module, ParametrizationList):
-        return False  # part of the layer whose tensor it computes
-    return bool(module._parameters) or is_parametrized(module)
+    """How many layers there are but norms; a parametrization is part of the layer it computes."""
+    parts = (m for m in module.modules() if not isinstance(m, ParametrizationList))
+    layers = (part for part in parts if part._parameters or is_parametrized(part))
+    return sum(1 for layer in layers if not is_norm_layer(layer))
 
 
 def _is_layer_stack(head: _Unit, siblings: list[_Unit]) -> bool:
     if type(head.module) is not nn.Sequential or head.name == "head":
         return False
-    beside_network = len(siblings) == 2 and not isinstance(siblings[0].module, _CONTAINERS)
+    beside_network = len(siblings) == 2 and not isinstance(siblings[0].module, CONTAINERS)
     return not beside_network and len(_children(head)) > 1
 
 
 def _joins(unit: _Unit, before: list[_Unit]) -> bool:
     if not before:
         return False
-    both_embed = isinstance(unit.module, _EMBEDDINGS) and isinstance(before[-1].module, _EMBEDDINGS)
+    both_embed = isinstance(unit.module, EMBEDDINGS) and isinstance(before[-1].module, EMBEDDINGS)
     return is_norm_layer(unit.module) or both_embed
 
 
-def _merge(units: list[_Unit]) -> Iterator[tuple[str, ...]]:
-    group: list[_Unit] = []
+def _merged(units: list[_Unit]) -> tuple[tuple[str, ...], ...]:
+    groups: list[list[_Unit]] = []
     for unit in units:
-        if group and not _joins(unit, group):
-            yield tuple(u.path for u in group)
-            group = []
-        group.append(unit)
-    if group:
-        yield tuple(u.path for u in group)
+        if groups and _joins(unit, groups[-1]):
+            groups[-1].append(unit)
+        else:
+            groups.append([unit])
+    return tuple(tuple(unit.path for unit in group) for group in groups)

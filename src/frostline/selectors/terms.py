@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from frostline.errors import SelectorError, nearest, shortened
 from frostline.selectors.inventory import Inventory, Occurrence, plain_name
-from frostline.selectors.kinds import KINDS
-from frostline.selectors.norms import class_names
+from frostline.selectors.kinds import KINDS, class_names
 from frostline.selectors.patterns import glob_rule, is_bare_glob, quoted, regex_rule, word
 from frostline.selectors.stages import stages
 from frostline.wrappers import unwrap
@@ -58,16 +57,11 @@ class Selector(ABC):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Named(Selector):
-    """A term of one text, which is held against each place of a tensor.
-
-    Attributes:
-        call: the public function that makes it.
-        prefix: what stands before the colon in its text.
-    """
+    """A term of one text, which is held against each place of a tensor."""
 
     text: str
-    call: ClassVar[str]
-    prefix: ClassVar[str] = ""
+    call: ClassVar[str]  # the public function that makes it
+    prefix: ClassVar[str] = ""  # what stands before the colon in its text
 
     def __post_init__(self) -> None:
         if self.prefix and not self.text:
@@ -339,8 +333,8 @@ class Exactly(Selector):
 
     __slots__ = ("objects",)
 
-    def __init__(self, objects: Iterable[nn.Module | Tensor]) -> None:
-        self.objects = tuple(objects)
+    def __init__(self, *objects: nn.Module | Tensor) -> None:
+        self.objects = objects
 
     def pick(self, inventory: Inventory) -> Picked:
         return frozenset().union(*(self._pick_one(thing, inventory) for thing in self.objects))

@@ -1,10 +1,8 @@
 """A session: freezing, optimizer, batches and proofs of a plan, for any training loop."""
 
-from frostline.session.optimizers import check_trains as check_trains
 from frostline.session.pipelines import Forward as Forward
 from frostline.session.pipelines import Pipeline as Pipeline
 from frostline.session.pipelines import PipelineOptions as PipelineOptions
-from frostline.session.pipelines import check_forms as check_forms
 from frostline.session.pipelines import default_store as default_store
 from frostline.session.pipelines import prefixed as prefixed
 from frostline.session.position import Position as Position

@@ -131,39 +131,25 @@ class PhasedOptimizer:
             even_out(self.present, group)  # one may get its first gradient later than others
 
 
-def check_trains(model: nn.Module) -> None:
-    """Refuse a model in which nothing trains, before any work is done for it.
-
-    Raises:
-        FreezeError: as `param_groups`.
-    """
-    param_groups(model, lr=1.0)
-
-
-def make_optimizer(groups: Sequence[ParamGroup | Group], recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
     fused = all(p.is_floating_point() for group in groups for p in group["params"])
     options: Group = {"fused": fused or None}
-    plain = [dict(group) for group in groups]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(plain, momentum=recipe.momentum, **options)
+        return torch.optim.SGD(groups, momentum=recipe.momentum, **options)
     adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return adam(plain, **options)
+    return adam(groups, **options)
 
 
 def _move_to_rates(optimizer: torch.optim.Optimizer, model: nn.Module, options: Group) -> None:
     """Give those who stayed the rates that joiners get; a group whose members differ is split."""
-    own, groups = {id(parameter) for parameter in model.parameters()}, optimizer.param_groups
-    numbers = [
-        number
-        for number, group in enumerate(groups)
-        if has_rate(group) and any(id(p) in own for p in group["params"])
-    ]
-    if not numbers:
+    own = {id(parameter) for parameter in model.parameters()}
+    rated = [group for group in optimizer.param_groups if has_rate(group)]
+    groups = [group for group in rated if any(id(p) in own for p in group["params"])]
+    if not groups:
         return
-    highest = max(numbers, key=lambda number: base_of(groups[number]))
-    due = rates_of_trainable(model, groups, tuple(numbers), highest, options)  # type: ignore[arg-type]  # keys of Options
-    for group in [groups[number] for number in numbers]:
+    due = rates_of_trainable(model, groups, options)  # type: ignore[arg-type]  # keys of Options
+    for group in groups:
         parts: dict[BaseAndDecay | None, set[int]] = {}
         for parameter in group["params"]:
             parts.setdefault(due.get(id(parameter)), set()).add(id(parameter))

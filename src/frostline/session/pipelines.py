@@ -7,7 +7,7 @@ numbers, and one line says why.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,8 +30,8 @@ from frostline.data import (
     make_batches,
     some_rows,
 )
-from frostline.devices import resolve_device, to_device
-from frostline.errors import ConfigError, CutError, OutputError, StoreError
+from frostline.devices import to_device
+from frostline.errors import CutError, OutputError, StoreError
 from frostline.features import (
     Computing,
     Decisions,
@@ -42,6 +42,7 @@ from frostline.features import (
     difference_by_place,
     difference_by_size,
     extract,
+    in_form,
     in_passes_of,
 )
 from frostline.records import BY_MODEL, PipelineFacts
@@ -145,35 +146,6 @@ class PipelineOptions:
         return FeatureStore(root, budget_bytes=self.budget_bytes or DEFAULT_BUDGET_BYTES)
 
 
-def check_forms(
-    forms: Sequence[str], phases: int, *, features: str, precision: float | str
-) -> None:
-    """Refuse forms that would not be heeded.
-
-    Args:
-        forms: of the frozen part in each phase, as another run recorded them.
-
-    Raises:
-        ConfigError: there are more than phases, or they round where nothing is to be.
-    """
-    if len(forms) > phases:
-        raise ConfigError(
-            f"got {len(forms)} forms for {phases} phase{'s' if phases > 1 else ''}. Give one for "
-            "each phase, or none."
-        )
-    rounded = [form for form in forms if form not in (BY_MODEL, str(PLAIN))]
-    if precision == "exact" and rounded:
-        raise ConfigError(
-            f"precision 'exact' keeps every bit, and the form {rounded[0]!r} does not; leave one "
-            "out."
-        )
-    if rounded and features == "off":
-        raise ConfigError(
-            "without features the model computes all itself, so the form "
-            f"{rounded[0]!r} would not be heeded; leave out the form, or 'off'."
-        )
-
-
 def pipeline(
     model: nn.Module,
     example: Any,
@@ -214,7 +186,7 @@ def pipeline(
 
 
 def prefixed(
-    model: nn.Module, batches: Batches, form: str, *, device: str
+    model: nn.Module, batches: Batches, form: str, device: torch.device
 ) -> tuple[Batches, Forward]:
     """Batches through the frozen part in the form that a run was trained with, and the suffix.
 
@@ -222,14 +194,14 @@ def prefixed(
     """
     if form in ("", BY_MODEL, str(PLAIN)):
         return batches, model
-    there = resolve_device(device)
     try:
         with closing(batches.epoch(0)) as given:
             few = some_rows(next(given).inputs, slice(CHECKED_SAMPLES))
-        made = cut(model.to(there), to_device(few, there))
+        made = cut(model, to_device(few, device))
     except CutError:
         return batches, model
-    return PrefixedBatches(batches, in_form(made, Form.parse(form), there)), made.suffix
+    compute = in_form(made, Form.parse(form), batch_size=32, device=device)
+    return PrefixedBatches(batches, compute), made.suffix
 
 
 def default_store() -> Path:
@@ -289,7 +261,8 @@ class _Making:
     def _compute(self, made: Cut) -> Computing:
         options = self._options
         if options.form and options.precision != "exact":
-            return in_form(made, Form.parse(options.form), options.device, options.batch_size)
+            form, size = Form.parse(options.form), options.batch_size
+            return in_form(made, form, batch_size=size, device=options.device)
         return computing(
             made,
             partial(self._train.first, options),
@@ -304,7 +277,7 @@ class _Making:
         """Plain float32 as a training step and as evaluation compute it, where that differs."""
         if compute.tuned.form != PLAIN:
             return compute, compute
-        training = replace(compute, training=True, mode="training")
+        training = replace(compute, training=True)
         inputs = self._validation.first(self._options)
         pairs = zip(training(inputs), compute(inputs), strict=True)
         if all(torch.equal(a, b) for a, b in pairs):
@@ -393,8 +366,3 @@ class _Making:
             return compute.tuned.speedup * facts.prefix_seconds / facts.computed
         timed = (compute.tuned.plain_seconds_per_sample, self._options.seconds_per_sample)
         return min(filter(None, timed), default=0.0)  # what stood in the way only added to it
-
-
-def in_form(made: Cut, form: Form, device: torch.device, batch_size: int = 32) -> Computing:
-    """The prefix in a form that was chosen before."""
-    return computing(made, tuple, precision="auto", batch_size=batch_size, device=device, form=form)

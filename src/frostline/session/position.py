@@ -46,11 +46,6 @@ class Position:
     frozen: str = ""
 
     @property
-    def is_fresh(self) -> bool:
-        """Whether this phase has made no step yet."""
-        return not self.phase_steps
-
-    @property
     def mark(self) -> str:
         """For people and file names: `3` after three epochs, `3.17` after 17 batches more."""
         return f"{self.epochs}.{self.batches}" if self.batches else str(self.epochs)

@@ -64,7 +64,7 @@ class Session:
             the session puts them by the phase's schedule before each step.
         steps_per_epoch: that schedules count with, where `epoch` is not asked for the batches.
         accumulate: batches that make up a step; `step_is_due` says where one is complete.
-        measure: called with the model frozen as in each phase; gives seconds per sample of a step.
+        measure: called with the model frozen as in each phase; gives seconds of a plain step.
         world: who else trains this model.
 
     Raises:
@@ -188,10 +188,11 @@ class Session:
         if self._is_left:
             self.position, self._is_left, self._clock = self.position.next_phase(), False, None
         at, phase = self.position, self._plan[self.position.phase]
-        from_best = at.is_fresh and bool(at.phase) and phase.start == "best"
+        is_new = not at.phase_steps
+        from_best = is_new and bool(at.phase) and phase.start == "best"
         if from_best:
             put_tensors(self.model, self._phase_best)
-        self._phase_best = {} if at.is_fresh else self._phase_best
+        self._phase_best = {} if is_new else self._phase_best
         self._frozen = freeze_for(self.model, self.phases, at.phase)
         found = str(self._frozen.fingerprint)
         if at.frozen and at.frozen != found:
@@ -287,7 +288,13 @@ class Session:
         return self.phase.lr_factor(self.position.phase_steps, self.steps_per_epoch)
 
     def after_step(self) -> None:
-        """Count an optimizer step."""
+        """Count an optimizer step.
+
+        Raises:
+            ConfigError: no phase was entered, or it was left.
+        """
+        if self._frozen is None or self._is_left:
+            raise ConfigError(f"a step was made in no phase, so it counts for none. {_ENTER}")
         at = self.position
         at.phase_steps += 1
         at.batches = self._batches = max(self._batches, at.batches + 1)
@@ -317,7 +324,7 @@ class Session:
             at.best_epoch, at.best_figure = at.epochs, metric.value
         if metric is not None and metric.beats(at.phase_best_figure):
             at.phase_best_epoch, at.phase_best_figure = at.epochs, metric.value
-            if self._next_starts_from_best:
+            if any(phase.start == "best" for phase in self.phases[at.phase + 1 :][:1]):
                 self._phase_best = delta_content(self.model, also=at.moved)
         if until is None or (until.target is None and until.patience is None):
             return
@@ -332,10 +339,6 @@ class Session:
         at.is_reached = until.target is not None and seen.reaches(until.target)
         if seen.beats(at.plateau_figure, min_change=until.min_change):
             at.plateau_epoch, at.plateau_figure = at.epochs, seen.value
-
-    @property
-    def _next_starts_from_best(self) -> bool:
-        return any(phase.start == "best" for phase in self.phases[self.position.phase + 1 :][:1])
 
     def leave(self) -> Proof:
         """End the phase: prove that what was frozen in it did not move.
@@ -407,7 +410,7 @@ class Session:
         self.position = Position(
             **{**state["position"], "moved": tuple(state["position"]["moved"])}
         )
-        self._restored, self._random = state, state["random"]
+        self._restored, self._random, self._frozen = state, state["random"], None
         self._phase_best = dict(state["phase_best"])
         self._batches, self._is_left, self._clock = self.position.batches, False, None
 

@@ -10,14 +10,13 @@ from typing import final
 from torch import Tensor, nn
 
 from frostline.casting import cast_dtypes
-from frostline.deltas import all_tensors
+from frostline.deltas import all_tensors, saved_besides
 from frostline.errors import ConfigError, DriftError
 from frostline.fingerprints import Fingerprint, fingerprint_of
-from frostline.fingerprints.unlisted import saved_state
 from frostline.freezing import Frozen, Proof, freezes_kept, frozen_part, train_only
 from frostline.plans import Phase
 from frostline.plans.parts import naming, place_of
-from frostline.selectors import inventory, parse
+from frostline.selectors import parse
 
 
 def freeze_for(model: nn.Module, phases: Sequence[Phase], number: int) -> Frozen:
@@ -47,13 +46,13 @@ class Survey:
     Attributes:
         untouched: content hashes of the tensors that stay frozen in every phase.
         trained: of each phase, the parameters that are trainable.
-        seconds_per_sample: of each phase, of a plain training step; 0 where it was not measured.
+        step_seconds: of each phase, of a plain training step; 0 where it was not measured.
         not_covered: what is frozen in a phase and in no file, with what it is.
     """
 
     untouched: Fingerprint
     trained: tuple[tuple[str, ...], ...]
-    seconds_per_sample: tuple[float, ...]
+    step_seconds: tuple[float, ...]
     not_covered: tuple[str, ...] = ()
 
     def trained_until(self, phase: int) -> tuple[str, ...]:
@@ -94,7 +93,7 @@ def survey(
 
     Args:
         phases: without any it is one that goes on as the model is frozen.
-        measure: called with the model frozen as in each phase; gives seconds per sample of a step.
+        measure: called with the model frozen as in each phase; gives seconds of a plain step.
 
     Raises:
         SelectorError, FreezeError: a phase does not fit the model.
@@ -116,27 +115,17 @@ def survey(
             trained.append(tuple(n for n, p in model.named_parameters() if p.requires_grad))
             seconds.append(measure() if measure else 0.0)
     made = Survey(Fingerprint(digests), tuple(trained), tuple(seconds), tuple(not_covered))
-    _check_none_widens(model, made.trained_until(len(phases)))
-    return made
-
-
-def _check_none_widens(model: nn.Module, trained: Sequence[str]) -> None:
-    """Refuse to thaw what is kept in half the bits: a delta would then have two bases."""
+    # A delta would have two bases if what is kept in half the bits were thawed.
     kept = cast_dtypes(model)
-    thawed = [name for name in trained if name in kept]
+    thawed = [name for name in made.trained_until(len(phases)) if name in kept]
     if thawed:
         raise ConfigError(
             f"the plan trains {', '.join(thawed[:3])}, kept in {kept[thawed[0]]} since it was "
             "frozen with dtype. Thaw what a phase trains before the run, and freeze it without."
         )
+    return made
 
 
 def _every_tensor(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under each of their names, and what modules save besides."""
-    stock = inventory(model)
-    root = stock.model
-    return {
-        **dict(root.named_parameters(remove_duplicate=False)),
-        **dict(root.named_buffers(remove_duplicate=False)),
-        **saved_state(stock.modules, {id(p) for p in root.parameters()}),
-    }
+    return {**all_tensors(model, every_name=True), **saved_besides(model)}

@@ -12,14 +12,14 @@ from typing import Final, final
 
 import numpy as np
 
-from frostline.errors import CorruptFeatures, StoreError
-from frostline.store.catalogue import Catalogue, SegmentRows
+from frostline.errors import StoreError
+from frostline.store.catalogue import Catalogue
 from frostline.store.keys import ValueSpec
-from frostline.store.layout import header_fits, key_folders, value_name
+from frostline.store.layout import header_fits, value_name
 from frostline.store.manifest import read_manifest
 from frostline.store.records import unit_totals
 from frostline.store.removal import folder_bytes, used_at
-from frostline.tables import Column, Table
+from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_count
 
 _SHOWN_PARTS: Final = 20
@@ -74,26 +74,47 @@ class Damage:
         return f"{self.folder}{row}{value}: {self.what}"
 
 
-def list_stored(root: Path) -> tuple[Stored, ...]:
-    """Every key under `root`, most recently used first."""
-    found = [_stored(folder) for folder in key_folders(root)]
-    return tuple(sorted(found, key=lambda stored: -stored.used_at))
+def read_stored(folder: Path) -> Stored:
+    """What a key's folder says of itself."""
+    found = _look_into(folder)
+    damage, catalogue = (found, None) if isinstance(found, str) else ("", found)
+    manifest = catalogue.manifest if catalogue else None
+    return Stored(
+        digest=folder.name,
+        path=folder,
+        parts=manifest.key.parts if manifest else {},
+        values=manifest.values if manifest else (),
+        note=manifest.note if manifest else {},
+        rows=len(catalogue) if catalogue else 0,
+        nbytes=folder_bytes(folder),
+        used_at=used_at(folder),
+        damage=damage,
+    )
 
 
 def find_damage(folder: Path) -> Iterator[Damage]:
     """Read every row of a key and give what does not match its checksum."""
-    try:
-        manifest = read_manifest(folder)
-    except (CorruptFeatures, StoreError) as error:
-        yield Damage(folder, "", b"", str(error))
+    catalogue = _look_into(folder)
+    if isinstance(catalogue, str):
+        yield Damage(folder, "", b"", catalogue)
         return
-    if manifest is None:
-        yield Damage(folder, "", b"", _NO_MANIFEST)
-        return
-    catalogue = Catalogue(folder, manifest)
-    catalogue.refresh()
+    values = catalogue.manifest.values
     for segment in catalogue.segments:
-        yield from _segment_damage(folder, segment, manifest.values)
+        where = segment.folder.name
+        for at in np.flatnonzero(~segment.log.sound).tolist():
+            if any(segment.log.records[at].tobytes()):  # zeros say nothing, and are no damage
+                what = f"record {at} of {where} does not match its checksum"
+                yield Damage(folder, "", b"", what)
+        totals = unit_totals(values, segment.log)
+        for number, (value, units) in enumerate(zip(values, totals, strict=True)):
+            path = segment.folder / value_name(number)
+            with suppress(OSError):  # a data file that is gone shows in its rows
+                if segment.log.sound.any() and not header_fits(path, value, units):
+                    what = (
+                        f"the header of {where}/{path.name} is not what was written; "
+                        "Frostline does not use it, but other programs would misread the file"
+                    )
+                    yield Damage(folder, value.name, b"", what)
     for flaw in catalogue.check(catalogue.row_ids()):
         what = f"its bytes in {flaw.segment.name} do not match their checksum"
         yield Damage(folder, flaw.value, flaw.row_id, what)
@@ -101,13 +122,7 @@ def find_damage(folder: Path) -> Iterator[Damage]:
 
 def stored_table(stored: Sequence[Stored]) -> Table:
     """What a store holds, as a table."""
-    columns = (
-        Column("Key"),
-        Column("Rows", "right"),
-        Column("Size", "right"),
-        Column("Last used"),
-        Column("Holds"),
-    )
+    heads = columns("Key", "Rows", "Size", "Last used", "Holds", right=2)
     rows = tuple(
         (
             entry.digest[:12],
@@ -119,54 +134,19 @@ def stored_table(stored: Sequence[Stored]) -> Table:
         for entry in stored
     )
     total = sum(entry.nbytes for entry in stored)
-    return Table(columns, rows, notes=(f"{len(rows)} keys, {format_bytes(total)}",))
+    return Table(heads, rows, notes=(f"{len(rows)} keys, {format_bytes(total)}",))
 
 
-_NO_MANIFEST = (
-    "the manifest is gone, so its rows cannot be checked. Opening the store for writing with the "
-    "same key repairs it; or delete the folder"
-)
-
-
-def _segment_damage(
-    folder: Path, segment: SegmentRows, values: Sequence[ValueSpec]
-) -> Iterator[Damage]:
-    for at in np.flatnonzero(~segment.log.sound & ~segment.log.void).tolist():
-        what = f"record {at} of {segment.folder.name} does not match its checksum"
-        yield Damage(folder, "", b"", what)
-    units = unit_totals(values, segment.log)
-    for number, value in enumerate(values):
-        path = segment.folder / value_name(number)
-        with suppress(OSError):  # a data file that is gone shows in its rows
-            if segment.log.sound.any() and not header_fits(path, value, units[number]):
-                what = (
-                    f"the header of {segment.folder.name}/{path.name} is not what was written; "
-                    "Frostline does not use it, but other programs would misread the file"
-                )
-                yield Damage(folder, value.name, b"", what)
-
-
-def _stored(folder: Path) -> Stored:
-    manifest, damage, rows = None, "", 0
+def _look_into(folder: Path) -> Catalogue | str:
+    """A key's rows, or what is wrong with its manifest."""
     try:
-        manifest = read_manifest(folder)
-        damage = "" if manifest else _NO_MANIFEST
+        if manifest := read_manifest(folder):
+            return Catalogue(folder, manifest)
     except StoreError as error:
-        damage = str(error)
-    if manifest is not None:
-        catalogue = Catalogue(folder, manifest)
-        catalogue.refresh()
-        rows = len(catalogue)
-    return Stored(
-        digest=folder.name,
-        path=folder,
-        parts=manifest.key.parts if manifest else {},
-        values=manifest.values if manifest else (),
-        note=manifest.note if manifest else {},
-        rows=rows,
-        nbytes=folder_bytes(folder),
-        used_at=used_at(folder),
-        damage=damage,
+        return str(error)
+    return (
+        "the manifest is gone, so its rows cannot be checked. Opening the store for writing with "
+        "the same key repairs it; or delete the folder"
     )
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Final
@@ -35,19 +36,19 @@ _IN_SEGMENT: Final = re.compile(r"writer\.lock|rows|claims|value\d+\.npy")
 
 def key_folders(root: Path) -> Iterator[Path]:
     """The folders of keys under `root`, by name; anything else there is not ours."""
-    for path in _named(root, _DIGEST, _is_folder):
+    for path in _named(root, _DIGEST, stat.S_ISDIR):
         if any(_IN_KEY.fullmatch(e.name) or _SEGMENT.fullmatch(e.name) for e in _entries(path)):
             yield path
 
 
 def removed_folders(root: Path) -> Iterator[Path]:
     """What is left of keys whose removal was cut short."""
-    return _named(root, _REMOVED, _is_folder)
+    return _named(root, _REMOVED, stat.S_ISDIR)
 
 
 def segment_folders(folder: Path) -> Iterator[Path]:
     """The segments of a key, by name."""
-    return _named(folder, _SEGMENT, _is_folder)
+    return _named(folder, _SEGMENT, stat.S_ISDIR)
 
 
 def own_segments(folder: Path) -> Iterator[Path]:
@@ -60,22 +61,18 @@ def own_segments(folder: Path) -> Iterator[Path]:
 
 def own_files(folder: Path) -> Iterator[Path]:
     """The store's own files in a key's folder and its segments; no links, nothing else."""
-    yield from _named(folder, _IN_KEY, _is_file)
+    yield from _named(folder, _IN_KEY, stat.S_ISREG)
     for segment in segment_folders(folder):
         yield from segment_files(segment)
 
 
 def segment_files(segment: Path) -> Iterator[Path]:
     """The store's own files in a segment."""
-    return _named(segment, _IN_SEGMENT, _is_file)
+    return _named(segment, _IN_SEGMENT, stat.S_ISREG)
 
 
 def check_no_link(folder: Path) -> None:
-    """Make sure that a key's folder and the files in it are what they seem.
-
-    Raises:
-        StoreError: one of them is a link.
-    """
+    """Refuse a key whose folder, or a file in it, is a link."""
     for path in (folder, *(folder / name for name in (MANIFEST, IN_USE, TURN))):
         if path.is_symlink():
             raise StoreError(
@@ -126,9 +123,6 @@ def header_fits(path: Path, spec: ValueSpec, units: int) -> bool:
     """Whether a data file's header is as a writer makes it, for at least `units` units.
 
     A writer that was killed may have left it some units ahead of the log.
-
-    Raises:
-        OSError: the file cannot be read.
     """
     with open_own(path) as file:
         found = file.read(HEADER_BYTES)
@@ -141,9 +135,13 @@ def header_fits(path: Path, spec: ValueSpec, units: int) -> bool:
 
 
 def _named(
-    folder: Path, pattern: re.Pattern[str], is_such: Callable[[Path], bool]
+    folder: Path, pattern: re.Pattern[str], is_such: Callable[[int], bool]
 ) -> Iterator[Path]:
-    return (p for p in _entries(folder) if pattern.fullmatch(p.name) and is_such(p))
+    for path in _entries(folder):
+        if pattern.fullmatch(path.name):
+            with suppress(OSError):
+                if is_such(path.lstat().st_mode):
+                    yield path
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -151,14 +149,6 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError:  # gone, or not to be looked into
         return []
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _is_file(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
 
 
 def _is_ours_alone(path: Path) -> bool:

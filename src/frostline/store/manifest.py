@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 import xxhash
 
@@ -24,6 +24,11 @@ MOST_BYTES: Final = 4 << 20
 SHOWN_CHARACTERS: Final = 32  # of a part that differs
 _CONTEXT: Final = 8
 
+# What comes of reading, or of making values of, another JSON than `Manifest.write` writes.
+_NOT_AS_WRITTEN: Final = (
+    *(OSError, StoreError, RecursionError),
+    *(ValueError, KeyError, TypeError, AttributeError, OverflowError),
+)
 _DTYPES: Final = {dtype_name(dtype): dtype for dtype in NUMPY_TYPES}
 
 
@@ -34,26 +39,41 @@ class Manifest:
 
     Attributes:
         note: for people; nothing depends on it.
+
+    Raises:
+        StoreError: there are no values, or one name is there twice.
     """
 
     key: FeatureKey
     values: tuple[ValueSpec, ...]
     note: Mapping[str, str]
 
-    @property
-    def identity(self) -> int:
-        """64 bits that are mixed into every record, so that no record passes for another key's."""
-        return xxhash.xxh3_64_intdigest(canonical_json(self._content))
+    def __post_init__(self) -> None:
+        names = [value.name for value in self.values]
+        if not names or len(set(names)) < len(names):
+            raise StoreError(
+                f"a row needs values with distinct names, and {names} were given. "
+                "Give one ValueSpec for each value."
+            )
 
     @property
-    def _content(self) -> dict[str, object]:
+    def content(self) -> dict[str, object]:
+        """All that is written of it, but for the checksum."""
         values = [value.describe() for value in self.values]
+        parts, note = dict(self.key.parts), dict(self.note)
         return {
             "format": FORMAT,
             "version": VERSION,
-            "parts": dict(self.key.parts),
+            "parts": parts,
             "values": values,
+            "note": note,
         }
+
+    @property
+    def identity(self) -> int:
+        """64 bits that are mixed into every record, so that no record passes for another key's."""
+        of_rows = {name: part for name, part in self.content.items() if name != "note"}
+        return xxhash.xxh3_64_intdigest(canonical_json(of_rows))
 
     def write(self, folder: Path) -> None:
         """Write it into `folder`, whole or not at all.
@@ -62,8 +82,7 @@ class Manifest:
             OutputError: as `frostline._files.write_text`.
             StoreError: the key, the values and the note are longer than a reader takes.
         """
-        content = {**self._content, "note": dict(self.note)}
-        sealed = {"checksum": _checksum(content), **content}
+        sealed = {"checksum": _checksum(self.content), **self.content}
         text = json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
         if len(text.encode()) > MOST_BYTES:
             raise StoreError(
@@ -85,29 +104,25 @@ def read_manifest(folder: Path) -> Manifest | None:
             raw = file.read(MOST_BYTES + 1)
         if len(raw) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")
-        content = _object(json.loads(raw))
+        content = json.loads(raw)
         checksum, version = content.pop("checksum"), content["version"]
         intact = content["format"] == FORMAT and checksum == _checksum(content)
         if not intact or type(version) is not int:
             raise ValueError("not what was written")
+        if version == VERSION:
+            return _read(content, folder.name)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise _damaged(folder) from error
-    if version != VERSION:
-        raise StoreError(
-            f"{folder} is of format version {version}; this Frostline reads version {VERSION}. "
-            "Use the Frostline that wrote it, or delete the folder: its features are then "
-            "computed anew."
-        )
-    try:
-        key = FeatureKey(_texts(content["parts"]))
-        found = Manifest(key, _values(content["values"]), _texts(content["note"]))
-        if key.digest != folder.name:
-            raise ValueError("another key's")
-    except (ValueError, KeyError, StoreError) as error:
-        raise _damaged(folder) from error
-    return found
+    except _NOT_AS_WRITTEN as error:
+        raise CorruptFeatures(
+            f"{folder / MANIFEST} is not what was written. Opening the store for writing with the "
+            "same key repairs it; or delete the folder."
+        ) from error
+    raise StoreError(
+        f"{folder} is of format version {version}; this Frostline reads version {VERSION}. "
+        "Use the Frostline that wrote it, or delete the folder: its features are then "
+        "computed anew."
+    )
 
 
 def settle(folder: Path, wanted: Manifest) -> Manifest | None:
@@ -131,41 +146,24 @@ def settle(folder: Path, wanted: Manifest) -> Manifest | None:
     return found
 
 
-def _object(found: object) -> dict[str, object]:
-    if not isinstance(found, dict):
-        raise ValueError("no object")
-    return found
-
-
-def _texts(found: object) -> dict[str, str]:
-    texts = _object(found)
-    if not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError("no object of strings")
-    return texts  # type: ignore[return-value]  # looked at above
-
-
-def _values(described: object) -> tuple[ValueSpec, ...]:
-    if not isinstance(described, list):
-        raise ValueError("no list of values")
-    values = tuple(_value(_object(entry)) for entry in described)
-    if not values or len({value.name for value in values}) < len(values):
-        raise ValueError("no values with distinct names")
-    return values
-
-
-def _value(described: Mapping[str, object]) -> ValueSpec:
-    """One value as `ValueSpec.describe` wrote it; nothing else passes."""
-    name, shape, dtype, stored = (
-        described[field] for field in ("name", "shape", "dtype", "stored")
+def _read(content: Any, digest: str) -> Manifest:
+    """What was read, once it is seen to be just what would be written of it."""
+    parts, note = (
+        {name: str(text) for name, text in content[of].items()} for of in ("parts", "note")
     )
-    if not isinstance(name, str) or not isinstance(dtype, str) or not isinstance(stored, str):
-        raise ValueError("a value is not named by text")
-    if not isinstance(shape, list) or not all(s is None or type(s) is int for s in shape):
-        raise ValueError("a shape is no list of sizes")
-    spec = ValueSpec(name, tuple(shape), _DTYPES[dtype], "same" if stored == dtype else stored)
-    if spec.describe() != described:
-        raise ValueError("a value contradicts itself")
-    return spec
+    values = tuple(
+        ValueSpec(
+            str(value["name"]),
+            tuple(size if size is None else int(size) for size in value["shape"]),
+            _DTYPES[value["dtype"]],
+            "same" if value["stored"] == value["dtype"] else value["stored"],
+        )
+        for value in content["values"]
+    )
+    found = Manifest(FeatureKey(parts), values, note)
+    if found.key.digest != digest or canonical_json(found.content) != canonical_json(content):
+        raise ValueError("another key's, or nothing that a writer writes")
+    return found
 
 
 def _listed(values: Sequence[ValueSpec]) -> str:
@@ -177,13 +175,6 @@ def _listed(values: Sequence[ValueSpec]) -> str:
 
 def _checksum(content: Mapping[str, object]) -> str:
     return xxhash.xxh3_128_hexdigest(canonical_json(content))
-
-
-def _damaged(folder: Path) -> CorruptFeatures:
-    return CorruptFeatures(
-        f"{folder / MANIFEST} is not what was written. Opening the store for writing with the "
-        "same key repairs it; or delete the folder."
-    )
 
 
 def miss_line(root: Path, key: FeatureKey) -> str:
@@ -201,17 +192,16 @@ def miss_line(root: Path, key: FeatureKey) -> str:
 
 def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
     for name in dict.fromkeys([*old, *new]):
-        if name not in new:
-            yield f"{name}: {_short(old[name])} -> none"
-        elif name not in old:
-            yield f"{name}: none -> {_short(new[name])}"
-        elif old[name] != new[name]:
-            same = len(os.path.commonprefix([old[name], new[name]]))  # noqa: RUF071 - of letters
-            yield f"{name}: {_short(old[name], same)} -> {_short(new[name], same)}"
+        was, now = old.get(name), new.get(name)
+        if was != now:
+            same = len(os.path.commonprefix([was or "", now or ""]))  # noqa: RUF071 - of letters
+            yield f"{name}: {_short(was, same)} -> {_short(now, same)}"
 
 
-def _short(text: str, same: int = 0) -> str:
+def _short(text: str | None, same: int) -> str:
     """One line with what follows the first `same` characters in sight."""
+    if text is None:
+        return "none"
     start = max(0, same - _CONTEXT) if len(text) > SHOWN_CHARACTERS else 0
     shown = text[start : start + SHOWN_CHARACTERS].replace("\n", " ")
     before = "…" if start else ""

@@ -26,38 +26,28 @@ from frostline.store.records import decode, leading_shapes, unit_offsets
 
 RESIDENT_BYTES = 1 << 30
 _ASKED_EVERY = 4  # batches
-_CAN_GIVE_BACK = sys.platform == "linux"
-
-
-ReadAgain = Callable[[], "StoredRows"]
-"""Finds the same rows once more, in whatever process; pickles."""
 
 
 @final
+@dataclass(eq=False, repr=False)
 class StoredRows:
     """A read-only view of stored rows in a fixed order; a row may be there several times.
 
     It pickles as the place of the rows: another process, as a worker of a `DataLoader`, finds and
-    checks them anew.
+    checks them anew, by calling `_again`.
     """
 
-    def __init__(
-        self,
-        columns: Sequence[ValueColumn],
-        count: int,
-        held: FileLock | None,
-        again: ReadAgain,
-        pages: MappedPages,
-    ) -> None:
-        self._columns, self._count = tuple(columns), count
-        self._again = again
-        self._held = held  # keeps `prune` away as long as these rows live
-        self._pages = pages
+    _columns: Sequence[ValueColumn]
+    _count: int
+    _maps: Sequence[mmap.mmap]
+    _held: FileLock | None  # keeps `prune` away as long as these rows live
+    _again: Callable[[], StoredRows]
+    _gathers: int = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def __reduce__(self) -> tuple[ReadAgain, tuple[()]]:
+    def __reduce__(self) -> tuple[Callable[[], StoredRows], tuple[()]]:
         return self._again, ()
 
     def gather(self, indices: Tensor) -> tuple[Tensor, ...]:
@@ -70,39 +60,26 @@ class StoredRows:
             IndexError: an index is negative or beyond the last row.
         """
         found = tuple(column.gather(indices) for column in self._columns)
-        self._pages.touched()
+        self._gathers += 1
+        if self._gathers % _ASKED_EVERY == 0 and sum(map(len, self._maps)) > RESIDENT_BYTES:
+            self._give_back()
         return found
 
     def shapes(self, value: int = 0) -> Tensor:
         """Each row's own shape of a value, `(rows, dimensions)` int64."""
-        return self._columns[value].shapes()
+        column = self._columns[value]
+        fixed = torch.tensor([column.spec.unit_shape], dtype=torch.int64).repeat(self._count, 1)
+        return torch.cat([column.leading, fixed], dim=1)
 
+    def _give_back(self) -> None:
+        """Give pages back to the system, so that a store larger than memory does not fill it.
 
-class MappedPages:
-    """Gives pages back to the system, so that a store larger than memory does not fill it.
-
-    Mapped pages count as resident until they are given back; the page cache keeps them all the
-    same. How many a read maps is the system's affair (up to megabytes around it), so what is
-    resident is asked for. A store of less than `RESIDENT_BYTES` is left alone.
-    """
-
-    def __init__(self) -> None:
-        self._mapped: list[mmap.mmap] = []
-        self._bytes = 0
-        self._gathers = 0
-
-    def add(self, mapped: mmap.mmap) -> None:
-        """Take charge of one map."""
-        self._mapped.append(mapped)
-        self._bytes += len(mapped)
-
-    def touched(self) -> None:
-        """After each batch that was read."""
-        self._gathers += 1
-        if self._bytes <= RESIDENT_BYTES or self._gathers % _ASKED_EVERY or not _CAN_GIVE_BACK:
-            return
-        if _resident_file_bytes() > RESIDENT_BYTES:
-            for mapped in self._mapped:
+        Mapped pages count as resident until then; the page cache keeps them all the same. How many
+        a read maps is the system's affair (up to megabytes around it), so what is resident is
+        asked for.
+        """
+        if sys.platform == "linux" and _resident_file_bytes() > RESIDENT_BYTES:
+            for mapped in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
 
@@ -113,22 +90,47 @@ def _resident_file_bytes() -> int:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Units:
-    """A value's units over all segments.
+class ValueColumn:
+    """One value of all rows.
 
     Attributes:
-        maps: of each segment, `(units, words)`.
+        maps: of each segment, its units `(units, words)`.
         segment: of each row; `None` when there is one.
+        offsets: of each row's first unit.
+        leading: of each row, its sizes up to the last ragged dimension.
+        scales: of each row; 0 where the value has none.
     """
 
-    maps: tuple[Tensor, ...]
+    spec: ValueSpec
+    maps: Sequence[Tensor]
     segment: Tensor | None
+    offsets: Tensor
+    leading: Tensor
+    scales: Tensor
 
-    def fetch(self, offsets: Tensor, rows: Tensor) -> Tensor:
-        """A fresh copy of the units at `offsets`, which belong to `rows`, `(units, bytes)`."""
-        if self.segment is None:
+    def gather(self, indices: Tensor) -> Tensor:
+        """The rows at `indices`, as `StoredRows.gather` gives them."""
+        offsets = self.offsets.index_select(0, indices)
+        scales = self.scales.index_select(0, indices)
+        segments = None if self.segment is None else self.segment.index_select(0, indices)
+        if not self.spec.ragged_count:
+            content = self._fetch(offsets, segments)
+            return decode(self.spec, content, self.spec.unit_shape, scales)
+        leading = self.leading.index_select(0, indices)
+        padded = leading.amax(dim=0).tolist() if len(indices) else [0] * leading.shape[1]
+        size = self.spec.unit_nbytes
+        content = torch.zeros((len(indices), *padded, size), dtype=torch.uint8)
+        of_rows = [0] * len(indices) if segments is None else segments.tolist()
+        places = zip(of_rows, offsets.tolist(), leading.tolist(), strict=True)
+        for row, (number, start, shape) in zip(content, places, strict=True):
+            units = self.maps[number][start : start + math.prod(shape)].view(torch.uint8)
+            row[tuple(map(slice, shape))] = units.view(*shape, size)
+        return decode(self.spec, content.flatten(1), (*padded, *self.spec.unit_shape), scales)
+
+    def _fetch(self, offsets: Tensor, segments: Tensor | None) -> Tensor:
+        """A fresh copy of the units at `offsets` of these segments, `(units, bytes)`."""
+        if segments is None:
             return self.maps[0].index_select(0, offsets).view(torch.uint8)
-        segments = self.segment.index_select(0, rows)
         found = self.maps[0].new_empty((len(offsets), self.maps[0].shape[1]))
         for number, units in enumerate(self.maps):
             here = (segments == number).nonzero().squeeze(1)
@@ -136,62 +138,18 @@ class Units:
         return found.view(torch.uint8)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class ValueColumn:
-    """One value of all rows.
-
-    Attributes:
-        offsets: of each row's first unit.
-        leading: of each row, its sizes up to the last ragged dimension.
-    """
-
-    spec: ValueSpec
-    units: Units
-    offsets: Tensor
-    leading: Tensor
-    scales: Tensor | None
-
-    def gather(self, indices: Tensor) -> Tensor:
-        """The rows at `indices`, as `StoredRows.gather` gives them."""
-        offsets = self.offsets.index_select(0, indices)
-        scales = None if self.scales is None else self.scales.index_select(0, indices)
-        if not self.spec.ragged_count:
-            content = self.units.fetch(offsets, indices)
-            return decode(self.spec, content, self.spec.unit_shape, scales)
-        leading = self.leading.index_select(0, indices)
-        padded = leading.amax(dim=0).tolist() if len(indices) else [0] * leading.shape[1]
-        inside, unit = _grid(leading, padded)
-        spots = inside.flatten().nonzero().squeeze(1)
-        units_per_row = math.prod(padded)
-        rows = spots // max(1, units_per_row)
-        wanted = unit.flatten().index_select(0, spots) + offsets.index_select(0, rows)
-        size = self.spec.unit_nbytes
-        content = torch.zeros((len(indices), units_per_row * size), dtype=torch.uint8)
-        found = self.units.fetch(wanted, indices.index_select(0, rows))
-        content.view(inside.numel(), size).index_copy_(0, spots, found)
-        return decode(self.spec, content, (*padded, *self.spec.unit_shape), scales)
-
-    def shapes(self) -> Tensor:
-        """Each row's own shape."""
-        fixed = torch.tensor([self.spec.unit_shape], dtype=torch.int64).repeat(len(self.offsets), 1)
-        return torch.cat([self.leading, fixed], dim=1)
-
-
-def make_rows(
-    catalogue: Catalogue, row_ids: Sequence[bytes], held: FileLock | None, again: ReadAgain
+def map_rows(
+    catalogue: Catalogue,
+    row_ids: Sequence[bytes],
+    held: FileLock | None,
+    again: Callable[[], StoredRows],
 ) -> StoredRows:
-    """Rows in the order of `row_ids`, all of which must be complete and checked.
-
-    Raises:
-        OSError: a data file cannot be mapped.
-    """
+    """Rows in the order of `row_ids`, all of which must be complete and checked."""
     segments, places = catalogue.places(row_ids)
     used, segment_of = np.unique(segments, return_inverse=True)
     segment = None if len(used) <= 1 else torch.from_numpy(segment_of.astype(np.int64))
-    columns = []
-    pages = MappedPages()
-    for number, spec in enumerate(catalogue.values):
+    columns, mapped = [], list[mmap.mmap]()
+    for number, spec in enumerate(catalogue.manifest.values):
         offsets = np.empty(len(row_ids), dtype=np.int64)
         leading = np.empty((len(row_ids), len(spec.leading)), dtype=np.int64)
         scales = np.zeros(len(row_ids), dtype=np.float32)
@@ -205,41 +163,25 @@ def make_rows(
             if spec.is_scaled:
                 scales[here] = records[f"scale{number}"]
             end = int((offsets[here] + counts).max())
-            maps.append(_map(rows.folder / value_name(number), end, spec.unit_nbytes, pages=pages))
-        maps = maps or [_map(Path(), 0, spec.unit_nbytes, pages=pages)]
-        kept = torch.from_numpy(scales) if spec.is_scaled else None
-        starts, sizes = torch.from_numpy(offsets), torch.from_numpy(leading)
-        columns.append(ValueColumn(spec, Units(tuple(maps), segment), starts, sizes, kept))
-    return StoredRows(columns, len(row_ids), held, again, pages)
+            maps.append(_map(rows.folder / value_name(number), end, spec.unit_nbytes, mapped))
+        maps = maps or [_map(Path(), 0, spec.unit_nbytes, mapped)]
+        of_rows = map(torch.from_numpy, (offsets, leading, scales))
+        columns.append(ValueColumn(spec, maps, segment, *of_rows))
+    return StoredRows(columns, len(row_ids), mapped, held, again)
 
 
-def _grid(leading: Tensor, padded: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Over `(batch, *padded)`: what lies inside each row, and its unit counted from the row's."""
-    rank = len(padded)
-    inside = torch.ones((len(leading), *padded), dtype=torch.bool)
-    unit = torch.zeros((len(leading), *padded), dtype=torch.int64)
-    for at, size in enumerate(padded):
-        own = leading[:, at].view(-1, *[1] * rank)
-        along = torch.arange(size).view(*[1] * (at + 1), -1, *[1] * (rank - at - 1))
-        inside &= along < own
-        unit = unit * own + along
-    return inside, unit
-
-
-def _map(path: Path, units: int, unit_nbytes: int, *, pages: MappedPages) -> Tensor:
+def _map(path: Path, units: int, unit_nbytes: int, mapped: list[mmap.mmap]) -> Tensor:
     """The units in words, `(units, words)`: float32, which torch copies fastest, or bytes.
 
-    Mapped for reading only: a map that could be written counts against the memory that the system
-    promises, so a store larger than memory could not be mapped.
+    Mapped for reading only, and put into `mapped`: a map that could be written counts against the
+    memory that the system promises, so a store larger than memory could not be mapped.
     """
-    dtype = np.dtype(np.float32 if unit_nbytes % 4 == 0 else np.uint8)
+    dtype = torch.float32 if unit_nbytes % 4 == 0 else torch.uint8
     shape = (units, unit_nbytes // dtype.itemsize)
     if units * unit_nbytes == 0:
-        return torch.from_numpy(np.empty(shape, dtype=dtype))
+        return torch.empty(shape, dtype=dtype)
     with open_own(path) as file:
         size = HEADER_BYTES + units * unit_nbytes
-        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    pages.add(mapped)
-    words = np.frombuffer(mapped, dtype=dtype, offset=HEADER_BYTES).reshape(shape)
+        mapped.append(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
     with warnings.catch_warnings(action="ignore"):  # that it may not be written, and nothing does
-        return torch.from_numpy(words)
+        return torch.frombuffer(mapped[-1], dtype=dtype, offset=HEADER_BYTES).view(shape)

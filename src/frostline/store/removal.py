@@ -67,17 +67,12 @@ def remove(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> bool:
-    """Delete the store's own files, and the folders that are empty then; gives whether all are.
-
-    Raises:
-        OSError: one cannot be deleted.
-    """
+    """Delete the store's own files, and the folders that are empty then; gives whether all are."""
     for path in own_files(folder):
         path.unlink(missing_ok=True)
     for path in (*segment_folders(folder), folder):
-        if any(path.iterdir()):
-            continue
-        path.rmdir()
+        if not any(path.iterdir()):
+            path.rmdir()
     return not folder.exists()
 
 
@@ -85,7 +80,7 @@ def remove_oldest(
     root: Path,
     *,
     max_bytes: float,
-    keep: Collection[str],
+    keep: Collection[str] = (),
     also: Callable[[Path], bool] = lambda _: False,
 ) -> list[Path]:
     """Remove keys, least recently used first, until the store has at most `max_bytes`.
@@ -113,10 +108,10 @@ def remove_oldest(
 
 @final
 class StoreBudget:
-    """Makes room for one key's rows by removing those of others, least recently used first."""
+    """Makes room for rows by removing keys that nobody uses, least recently used first."""
 
-    def __init__(self, root: Path, limit_bytes: int | None, digest: str) -> None:
-        self._root, self._limit_bytes, self._digest = root, limit_bytes, digest
+    def __init__(self, root: Path, limit_bytes: int | None) -> None:
+        self._root, self._limit_bytes = root, limit_bytes
         self._expected_bytes = 0
         self._counted_at = -RECOUNT_SECONDS
 
@@ -134,7 +129,7 @@ class StoreBudget:
         recent = time.monotonic() - self._counted_at < RECOUNT_SECONDS
         if recent and self._expected_bytes <= self._limit_bytes:
             return
-        remove_oldest(self._root, max_bytes=self._limit_bytes - new_bytes, keep={self._digest})
+        remove_oldest(self._root, max_bytes=self._limit_bytes - new_bytes)
         total = sum(folder_bytes(path) for path in key_folders(self._root))
         self._expected_bytes, self._counted_at = total + new_bytes, time.monotonic()
         if self._expected_bytes > self._limit_bytes:

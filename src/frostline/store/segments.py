@@ -13,6 +13,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Final, Self, final
@@ -21,7 +22,6 @@ import numpy as np
 
 from frostline._files import FileLock, lock
 from frostline.errors import OutputError
-from frostline.store.keys import ValueSpec
 from frostline.store.layout import (
     CLAIMS,
     HEADER_BYTES,
@@ -36,16 +36,13 @@ from frostline.store.layout import (
 from frostline.store.manifest import Manifest
 from frostline.store.records import (
     ID_BYTES,
-    Block,
     Bytes,
     Log,
     Mask,
     Records,
     data_bytes,
-    make_records,
     parse,
-    record_dtype,
-    unit_offsets,
+    seal,
     unit_totals,
 )
 
@@ -53,15 +50,16 @@ CLAIM_TOKEN_BYTES: Final = 16  # at the head of the file: another token, another
 
 
 @final
+@dataclass
 class OtherClaims:
     """What the other writers of a key claim, read on as they go."""
 
-    def __init__(self, folder: Path, own: Path) -> None:
-        self._folder, self._own = folder, own
-        self._read: dict[Path, tuple[bytes, set[bytes]]] = {}
+    _folder: Path
+    _own: Path
+    _read: dict[Path, tuple[bytes, set[bytes]]] = field(default_factory=dict)
 
     def refresh(self) -> None:
-        """Drop claims of writers that ended, take in new ones. To be called in the key's turn."""
+        """Drop claims of writers that ended, take in new ones. In the key's turn."""
         live = [p for p in own_segments(self._folder) if p != self._own and is_live(p)]
         self._read = {path: self._read_on(path) for path in live}
 
@@ -85,7 +83,7 @@ class OtherClaims:
 
 
 def is_live(segment: Path) -> bool:
-    """Whether a living writer holds the segment. To be asked in the key's turn."""
+    """Whether a living writer holds the segment. In the key's turn."""
     try:
         held = lock(segment / SEGMENT_LOCK, mode="shared", wait=False)
     except OSError:
@@ -105,7 +103,7 @@ class Segment:
 
     def __init__(self, folder: Path, manifest: Manifest, held: FileLock) -> None:
         self.folder = folder
-        self._manifest, self._held = manifest, held
+        self._values, self._identity, self._held = manifest.values, manifest.identity, held
         self._count, self._units = 0, [0] * len(manifest.values)
         with ExitStack() as undo:
             self._log = undo.enter_context(open_own(folder / ROWS, "r+b"))
@@ -119,12 +117,9 @@ class Segment:
 
     @classmethod
     def take(cls, folder: Path, manifest: Manifest) -> Self:
-        """Go on with an abandoned segment of the key, or begin a new one.
+        """Go on with an abandoned segment of the key, or begin a new one. In the key's turn.
 
-        All abandoned segments are repaired. To be called while the key's turn is held.
-
-        Raises:
-            OutputError: the folder cannot be written.
+        All abandoned segments are repaired.
         """
         with stored_or_kept(folder):
             free = []
@@ -143,68 +138,51 @@ class Segment:
             assert held is not None  # nobody else takes one in this turn
             return cls(path, manifest, held)
 
-    def append(self, row_ids: Sequence[bytes], blocks: Sequence[Block]) -> None:
-        """Store rows; on return they are complete.
+    def append(self, records: Records, contents: Sequence[Bytes]) -> None:
+        """Store encoded rows, sealing their records; on return they are complete.
 
         Raises:
             OutputError: the disk is full or a file too large. Complete rows are kept.
         """
-        values = self._manifest.values
-        records = make_records(
-            values,
-            row_ids,
-            blocks,
-            starts=self._units,
-            identity=self._manifest.identity,
-            first=self._count,
+        ends = seal(
+            self._values, records, starts=self._units, identity=self._identity, first=self._count
         )
-        ends = [
-            start + int(block.counts.sum())
-            for start, block in zip(self._units, blocks, strict=True)
-        ]
         with stored_or_kept(self.folder):
             try:
-                for file, block, (value, units) in zip(
-                    self._data, blocks, self._sizes(self._units), strict=True
+                for file, end, content in zip(
+                    self._data, self._ends(self._units), contents, strict=True
                 ):
-                    _write_at(file, HEADER_BYTES + units * value.unit_nbytes, block.content)
+                    _write_at(file, end, content)
                 self._write_headers(ends)
-                size = record_dtype(values).itemsize
-                _write_at(self._log, self._count * size, records.tobytes())
+                _write_at(self._log, self._count * records.itemsize, records.tobytes())
             except OSError:
-                self._keep_whole_records(len(records))
+                # Rows whose records got through stay. A torn record is shorter than one, so that
+                # nobody reads it, the next append goes over all of it, and a repair cuts it off.
+                self._count_rows()
                 raise
         self._count += len(records)
         self._units = ends
 
     def claim(self, row_ids: Sequence[bytes]) -> None:
-        """Say that this writer will compute these rows.
-
-        Raises:
-            OutputError: as `append`.
-        """
+        """Say that this writer will compute these rows. In the key's turn."""
         with stored_or_kept(self.folder):
             _write_at(self._claims, self._claims.seek(0, os.SEEK_END), b"".join(row_ids))
 
     def flush(self) -> None:
-        """Bring everything to the disk, data before the records that vouch for them.
-
-        Raises:
-            OutputError: the disk refuses.
-        """
+        """Bring everything to the disk, data before the records that vouch for them."""
         with stored_or_kept(self.folder):
             for file in [*self._data, self._log]:
                 _FLUSH(file.fileno())
 
     def close(self) -> None:
-        """Let go of the segment; one without rows is removed. To be called in the key's turn."""
-        self._files.close()
-        if self._count == 0:
-            with suppress(OSError):
-                for path in segment_files(self.folder):
-                    path.unlink()
-                self.folder.rmdir()
-        self._held.release()
+        """Let go of the segment; one without rows is removed. In the key's turn."""
+        with self._held:
+            self._files.close()
+            if self._count == 0:
+                with suppress(OSError):
+                    for path in segment_files(self.folder):
+                        path.unlink()
+                    self.folder.rmdir()
 
     def _repair(self) -> None:
         """Take away what a killed writer left half done, and void what is no record.
@@ -213,34 +191,31 @@ class Segment:
         do not match their checksums.
         """
         log = self._count_rows()
-        dtype = record_dtype(self._manifest.values)
-        for at in np.flatnonzero(~log.sound & ~log.void).tolist():
-            _write_at(self._log, at * dtype.itemsize, bytes(dtype.itemsize))
-        self._log.truncate(self._count * dtype.itemsize)
+        size = log.records.itemsize
+        for at in np.flatnonzero(~log.sound).tolist():
+            _write_at(self._log, at * size, bytes(size))
+        self._log.truncate(self._count * size)
         self._claims.truncate(0)
         _write_at(self._claims, 0, secrets.token_bytes(CLAIM_TOKEN_BYTES))
         self._write_headers(self._units)
-        for file, (value, units) in zip(self._data, self._sizes(self._units), strict=True):
-            file.truncate(HEADER_BYTES + units * value.unit_nbytes)
+        for file, end in zip(self._data, self._ends(self._units), strict=True):
+            file.truncate(end)
 
     def _write_headers(self, units: Sequence[int]) -> None:
-        for file, (value, count) in zip(self._data, self._sizes(units), strict=True):
+        for file, value, count in zip(self._data, self._values, units, strict=True):
             _write_at(file, 0, header(value, count))
 
-    def _sizes(self, units: Sequence[int]) -> Iterator[tuple[ValueSpec, int]]:
-        return zip(self._manifest.values, units, strict=True)
+    def _ends(self, units: Sequence[int]) -> list[int]:
+        """Where in each data file so many units end."""
+        pairs = zip(self._values, units, strict=True)
+        return [HEADER_BYTES + count * value.unit_nbytes for value, count in pairs]
 
-    def _count_rows(self, most: int | None = None) -> Log:
-        """Read the log, up to `most` records, and set where to go on."""
-        size = record_dtype(self._manifest.values).itemsize
+    def _count_rows(self) -> Log:
+        """Read the log and set where to go on."""
         self._log.seek(0)
-        raw = self._log.read()
-        if most is not None:
-            raw = raw[: most * size]
-        log = parse(self._manifest.values, raw, identity=self._manifest.identity)
-        log = Log(log.records, log.sound & self._is_in_files(log.records), log.void)
-        self._count = len(log.records)
-        self._units = unit_totals(self._manifest.values, log)
+        log = parse(self._values, self._log.read(), identity=self._identity)
+        log = Log(log.records, log.sound & self._is_in_files(log.records))
+        self._count, self._units = len(log.records), unit_totals(self._values, log)
         return log
 
     def _is_in_files(self, records: Records) -> Mask:
@@ -250,21 +225,11 @@ class Segment:
         """
         found = np.ones(len(records), dtype=np.bool_)
         places = np.arange(len(records))
-        for number, (file, value) in enumerate(zip(self._data, self._manifest.values, strict=True)):
+        for number, (file, value) in enumerate(zip(self._data, self._values, strict=True)):
             if value.ragged_count:
-                offsets, counts = unit_offsets(value, number, records, places)
-                starts, sizes = data_bytes(value, offsets, counts)
+                starts, sizes = data_bytes(value, number, records, places)
                 found &= starts + sizes <= max(HEADER_BYTES, file.seek(0, os.SEEK_END))
         return found
-
-    def _keep_whole_records(self, count: int) -> None:
-        """After a failed append: rows whose records got through stay, a torn record goes."""
-        dtype = record_dtype(self._manifest.values)
-        size = self._log.seek(0, os.SEEK_END)
-        whole = min(size // dtype.itemsize, self._count + count)
-        with suppress(OSError):
-            self._log.truncate(whole * dtype.itemsize)
-        self._count_rows(whole)
 
 
 @contextmanager

@@ -6,26 +6,26 @@ import math
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final, final
+from typing import final
 
-from frostline._files import FileLock, lock
+from frostline._files import lock
 from frostline.errors import CorruptFeatures, StoreError
 from frostline.store.catalogue import Catalogue
-from frostline.store.keeping import Damage, Stored, find_damage, list_stored
+from frostline.store.keeping import Damage, Stored, find_damage, read_stored
 from frostline.store.keys import FeatureKey, ValueSpec
 from frostline.store.layout import IN_USE, check_no_link, key_folders
 from frostline.store.manifest import Manifest, miss_line, settle
-from frostline.store.reading import StoredRows, make_rows
-from frostline.store.records import ID_BYTES
+from frostline.store.reading import StoredRows, map_rows
 from frostline.store.removal import StoreBudget, folder_bytes, remove_oldest, used_at
-from frostline.store.writing import Writer, check_ids
+from frostline.store.writing import Writer, first_positions
 
 
 @final
+@dataclass(frozen=True)
 class Features:
     """What is stored under one key. Nothing is on disk before the first `writer`.
 
@@ -33,14 +33,9 @@ class Features:
         path: the key's folder.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, budget: StoreBudget) -> None:
-        self.path = path
-        self._manifest, self._budget = manifest, budget
-
-    @property
-    def key(self) -> FeatureKey:
-        """What the numbers depend on."""
-        return self._manifest.key
+    path: Path
+    _manifest: Manifest
+    _budget: StoreBudget
 
     @property
     def nbytes(self) -> int:
@@ -55,11 +50,10 @@ class Features:
         Raises:
             StoreError: an id is not 16 bytes long.
         """
-        check_ids(row_ids)
-        first = {row_id: at for at, row_id in reversed(list(enumerate(row_ids)))}
-        catalogue = self._catalogue()
+        first = first_positions(row_ids)
+        catalogue = Catalogue(self.path, self._manifest)
         catalogue.check(first)
-        return sorted(at for row_id, at in first.items() if row_id not in catalogue)
+        return [position for row_id, position in first.items() if row_id not in catalogue]
 
     @contextmanager
     def writer(self) -> Iterator[Writer]:
@@ -69,11 +63,8 @@ class Features:
             OutputError: the folder cannot be written, or at the end the disk refuses.
             StoreError: the folder was written with other values.
         """
-        writer = Writer(self.path, self._manifest, self._budget)
-        try:
+        with closing(Writer(self.path, self._manifest, self._budget)) as writer:
             yield writer
-        finally:
-            writer.close()
 
     def read(self, row_ids: Sequence[bytes]) -> StoredRows:
         """The rows in the order of `row_ids`, each checked against its checksum.
@@ -84,10 +75,13 @@ class Features:
             StoreError: rows are missing; says how many.
             CorruptFeatures: rows are damaged; names the first.
         """
-        check_ids(row_ids)
-        held = self._say_used()
-        catalogue = self._catalogue()
-        wanted = set(row_ids)
+        wanted = first_positions(row_ids)
+        held = None
+        with suppress(OSError):  # keeps the key from being pruned, where locks can be had
+            held = lock(self.path / IN_USE, mode="shared")
+        with suppress(OSError):
+            os.utime(self.path / IN_USE)
+        catalogue = Catalogue(self.path, self._manifest)
         missing = sum(row_id not in catalogue for row_id in wanted)
         if missing:
             raise StoreError(
@@ -103,43 +97,14 @@ class Features:
                 "Compute them anew: `missing` names them, and `writer` stores them again."
             )
         try:
-            where, manifest = str(self.path.absolute()), self._manifest
-            again = partial(_read_again, where, manifest.key, manifest.values, b"".join(row_ids))
-            return make_rows(catalogue, row_ids, held, again)
+            found_anywhere = Features(self.path.absolute(), self._manifest, self._budget)
+            again = partial(found_anywhere.read, list(row_ids))
+            return map_rows(catalogue, row_ids, held, again)
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"cannot map the features in {self.path}: {error}. "
                 "Raise the limit on memory or open files of this process."
             ) from error
-
-    def _catalogue(self) -> Catalogue:
-        catalogue = Catalogue(self.path, self._manifest)
-        catalogue.refresh()
-        return catalogue
-
-    def _say_used(self) -> FileLock | None:
-        """Keep the key from being pruned and record the time, where it can be written."""
-        if not self.path.is_dir():
-            return None
-        held = None
-        with suppress(OSError):
-            held = lock(self.path / IN_USE, mode="shared")
-        with suppress(OSError):
-            os.utime(self.path / IN_USE)
-        return held
-
-
-def _read_again(
-    path: str, key: FeatureKey, values: tuple[ValueSpec, ...], row_ids: bytes
-) -> StoredRows:
-    """Rows by where they lie and which they are, as another process finds them."""
-    folder = Path(path)
-    budget = StoreBudget(folder.parent, None, folder.name)  # nothing is written
-    features = Features(folder, Manifest(key, values, {}), budget)
-    return features.read([row_ids[at : at + ID_BYTES] for at in range(0, len(row_ids), ID_BYTES)])
-
-
-_NO_NOTE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @final
@@ -167,7 +132,7 @@ class FeatureStore:
         key: FeatureKey,
         values: Sequence[ValueSpec],
         *,
-        note: Mapping[str, str] = _NO_NOTE,
+        note: Mapping[str, str] | None = None,
     ) -> Features:
         """The rows of `key`; the folder is made when they are first written.
 
@@ -178,17 +143,11 @@ class FeatureStore:
             StoreError: the key was stored with other values, or in a format this Frostline does
                 not know, or `values` is empty or names one twice.
         """
-        names = [value.name for value in values]
-        if not names or len(set(names)) < len(names):
-            raise StoreError(
-                f"a row needs values with distinct names, and {names} were given. "
-                "Give one ValueSpec for each value."
-            )
-        manifest = Manifest(key, tuple(values), dict(note))
+        manifest = Manifest(key, tuple(values), dict(note or {}))
         folder = self.root / key.digest
         check_no_link(folder)
         settle(folder, manifest)
-        return Features(folder, manifest, StoreBudget(self.root, self._budget_bytes, key.digest))
+        return Features(folder, manifest, StoreBudget(self.root, self._budget_bytes))
 
     def explain_miss(self, key: FeatureKey) -> str:
         """One line on why `key` is not stored: which parts differ from the nearest stored key."""
@@ -196,7 +155,8 @@ class FeatureStore:
 
     def ls(self) -> tuple[Stored, ...]:
         """Every key, most recently used first; reads no feature."""
-        return list_stored(self.root)
+        found = map(read_stored, key_folders(self.root))
+        return tuple(sorted(found, key=lambda stored: -stored.used_at))
 
     def verify(self) -> tuple[Damage, ...]:
         """Read every row of every key; gives each that is not what was written.
@@ -227,10 +187,10 @@ class FeatureStore:
         """
         stored = {entry.path: entry for entry in self.ls()}
         oldest = -math.inf if older_than_seconds is None else time.time() - older_than_seconds
-
-        def is_to_go(path: Path) -> bool:
-            return used_at(path) < oldest or (damaged and any(find_damage(path)))
-
-        most = math.inf if max_bytes is None else max_bytes
-        gone = remove_oldest(self.root, max_bytes=most, keep=keep, also=is_to_go)
+        gone = remove_oldest(
+            self.root,
+            max_bytes=math.inf if max_bytes is None else max_bytes,
+            keep=keep,
+            also=lambda path: used_at(path) < oldest or (damaged and any(find_damage(path))),
+        )
         return tuple(stored[path] for path in gone if path in stored)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final, final
 
@@ -16,7 +17,7 @@ from frostline.errors import StoreError
 from frostline.store.catalogue import Catalogue
 from frostline.store.layout import IN_USE, TURN
 from frostline.store.manifest import Manifest, settle
-from frostline.store.records import ID_BYTES, encode, record_dtype
+from frostline.store.records import ID_BYTES, encode
 from frostline.store.removal import StoreBudget
 from frostline.store.segments import OtherClaims, Segment, stored_or_kept
 
@@ -34,17 +35,14 @@ class Writer:
     def __init__(self, folder: Path, manifest: Manifest, budget: StoreBudget) -> None:
         self._folder, self._manifest, self._budget = folder, manifest, budget
         self._process, self._closed = os.getpid(), False
-        self._held = ExitStack()
         with stored_or_kept(folder), ExitStack() as undo:
-            undo.push(self._held)
-            self._held.enter_context(use_key(folder))
+            self._in_use = undo.enter_context(use_key(folder))
             with self._turn():
                 if settle(folder, manifest) is None:
                     manifest.write(folder)
                 self._segment = Segment.take(folder, manifest)
             undo.pop_all()
         self._catalogue = Catalogue(folder, manifest)
-        self._catalogue.refresh()
         self._claims = OtherClaims(folder, self._segment.folder)
         self._intact: set[bytes] = set()  # complete, and checked by this writer or its own
         self._claimed: set[bytes] = set()
@@ -61,22 +59,16 @@ class Writer:
             OutputError: the claim cannot be written.
         """
         self._check_process()
-        check_ids(row_ids)
-        first = self._settle_first(row_ids, limit)
-        with stored_or_kept(self._folder), self._turn():
-            self._catalogue.refresh(without=self._segment.folder)
-            self._claims.refresh()
-            chosen: dict[bytes, int] = {}
-            taken = (chosen, self._intact, self._claimed, self._catalogue, self._claims)
-            for position in range(first, len(row_ids)):
-                if len(chosen) >= limit:
-                    break
-                row_id = row_ids[position]
-                if not any(row_id in of_some for of_some in taken):
-                    chosen[row_id] = position
-            self._segment.claim(list(chosen))
+        positions = first_positions(row_ids)
+        self._catalogue.refresh()
+        self._settle(row_ids)
+        with self._turn_with_news():
+            taken = (self._intact, self._claimed, self._catalogue, self._claims)
+            free = (i for i in positions if not any(i in of_some for of_some in taken))
+            chosen = list(islice(free, limit))
+            self._segment.claim(chosen)
         self._claimed.update(chosen)
-        return list(chosen.values())
+        return [positions[row_id] for row_id in chosen]
 
     def put(self, row_ids: Sequence[bytes], values: Sequence[Tensor | Sequence[Tensor]]) -> None:
         """Store a batch; on return its rows are complete for every later reader.
@@ -91,23 +83,22 @@ class Writer:
             OutputError: the disk is full or a file too large. Complete rows are kept.
         """
         self._check_process()
-        self._check_batch(row_ids, values)
-        self._settle_known(row_ids)
-        wanted = {
-            row_id: at
-            for at, row_id in reversed(list(enumerate(row_ids)))
-            if row_id not in self._intact
-        }
-        if not wanted:
-            return
-        positions = sorted(wanted.values())
         specs = self._manifest.values
-        blocks = [encode(s, v, positions) for s, v in zip(specs, values, strict=True)]
-        new_bytes = sum(block.content.nbytes for block in blocks)
-        self._budget.make_room(new_bytes + len(positions) * record_dtype(specs).itemsize)
-        new_ids = [row_ids[at] for at in positions]
-        self._segment.append(new_ids, blocks)
-        self._intact.update(new_ids)
+        counts = [len(row_ids), *map(len, values)]
+        if len(values) != len(specs) or len(set(counts)) > 1:
+            raise StoreError(
+                f"{len(row_ids)} row ids, and {len(values)} values with {counts[1:]} rows were "
+                f"given; a row has {len(specs)} values. Give each value with one row for each id."
+            )
+        first = first_positions(row_ids)
+        self._settle(row_ids)
+        new = {row_id: at for row_id, at in first.items() if row_id not in self._intact}
+        if not new:
+            return
+        records, contents = encode(specs, row_ids, values, list(new.values()))
+        self._budget.make_room(records.nbytes + sum(content.nbytes for content in contents))
+        self._segment.append(records, contents)
+        self._intact.update(new)
         if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
             self._segment.flush()
             self._flushed_at = time.monotonic()
@@ -121,15 +112,12 @@ class Writer:
         self._check_process()
         end = time.monotonic() + timeout_seconds
         while True:
-            self._settle_known(row_ids)
-            with stored_or_kept(self._folder), self._turn():
-                self._catalogue.refresh(without=self._segment.folder)
-                self._claims.refresh()
-            missing = {i for i in row_ids if i not in self._catalogue and i not in self._intact}
-            others = missing - self._claimed
-            if not others or any(row_id not in self._claims for row_id in others):
-                return
-            if time.monotonic() >= end:
+            self._settle(row_ids)
+            with self._turn_with_news():
+                known = (self._catalogue, self._intact, self._claimed)
+                others = {i for i in row_ids if not any(i in of_some for of_some in known)}
+            free = any(row_id not in self._claims for row_id in others)
+            if not others or free or time.monotonic() >= end:
                 return
             time.sleep(POLL_SECONDS)
 
@@ -142,7 +130,7 @@ class Writer:
         if os.getpid() != self._process or self._closed:
             return
         self._closed = True
-        with self._held:
+        with self._in_use:
             try:
                 self._segment.flush()
             finally:
@@ -154,31 +142,19 @@ class Writer:
         assert held is not None  # it waits
         return held
 
-    def _settle_first(self, row_ids: Sequence[bytes], limit: int) -> int:
-        """Check what others stored among the ids up to the `limit`-th that nobody did.
+    @contextmanager
+    def _turn_with_news(self) -> Iterator[None]:
+        """The key's turn, once what others stored and claim is taken in."""
+        with stored_or_kept(self._folder), self._turn():
+            self._catalogue.refresh()
+            self._claims.refresh()
+            yield
 
-        Not in the key's turn: reading may take long. Gives the first position that may be free.
-        """
-        self._catalogue.refresh(without=self._segment.folder)
-        unknown, free, first = [], 0, len(row_ids)
-        intact, claimed = self._intact, self._claimed
-        for position, row_id in enumerate(row_ids):
-            if row_id in claimed or row_id in intact:
-                continue
-            first = min(first, position)
-            if row_id in self._catalogue:
-                unknown.append(row_id)
-            elif (free := free + 1) >= limit:
-                break
-        self._settle_known(unknown)
-        return first
-
-    def _settle_known(self, row_ids: Sequence[bytes]) -> None:
-        """Check rows that others say are complete, each once."""
+    def _settle(self, row_ids: Sequence[bytes]) -> None:
+        """Check rows that others say are complete, each once. Takes long: not in the key's turn."""
         new = {i for i in row_ids if i not in self._intact and i in self._catalogue}
-        if new:
-            self._catalogue.check(new)
-            self._intact.update(i for i in new if i in self._catalogue)
+        self._catalogue.check(new)
+        self._intact.update(i for i in new if i in self._catalogue)
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
@@ -187,39 +163,22 @@ class Writer:
                 f"in process {os.getpid()}. Open a writer of its own in each process."
             )
 
-    def _check_batch(
-        self, row_ids: Sequence[bytes], values: Sequence[Tensor | Sequence[Tensor]]
-    ) -> None:
-        counts = [len(row_ids), *map(len, values)]
-        if len(values) != len(self._manifest.values) or len(set(counts)) > 1:
-            raise StoreError(
-                f"{len(row_ids)} row ids, and {len(values)} values with "
-                f"{counts[1:]} rows were given; a row has {len(self._manifest.values)} values. "
-                "Give each value with one row for each id."
-            )
-        check_ids(row_ids)
 
-
-def check_ids(row_ids: Sequence[bytes]) -> None:
-    """Make sure that row ids are what they must be.
-
-    Raises:
-        StoreError: one is not 16 bytes long.
-    """
-    for row_id in row_ids:
+def first_positions(row_ids: Sequence[bytes]) -> dict[bytes, int]:
+    """Where each distinct id stands first, in order; refuses what is no id."""
+    found: dict[bytes, int] = {}
+    for position, row_id in enumerate(row_ids):
         if len(row_id) != ID_BYTES:
             raise StoreError(
                 f"a row id is {ID_BYTES} bytes, and one of {len(row_id)} was given: {row_id!r}. "
                 "Use a 128-bit hash of the sample and its view."
             )
+        found.setdefault(row_id, position)
+    return found
 
 
 def use_key(folder: Path) -> FileLock:
-    """Keep `folder`, made if need be, from being removed while it is used, and say it was used.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Keep `folder`, made if need be, from being removed while it is used, and say it was used."""
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from frostline.tasks.classification import ClassMetrics as ClassMetrics
 from frostline.tasks.classification import Evaluation as Evaluation
 from frostline.tasks.classification import class_metrics as class_metrics
 from frostline.tasks.classification import evaluate_logits as evaluate_logits
-from frostline.tasks.metrics import Better as Better
 from frostline.tasks.metrics import Metric as Metric
 from frostline.tasks.metrics import Metrics as Metrics
 from frostline.tasks.metrics import label as label

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from frostline.choices import HeadPlace
 from frostline.errors import DataError
-from frostline.models import Headed, logits_of, put_head
+from frostline.models import logits_of
 from frostline.recipe import Recipe
 from frostline.tasks.metrics import Metrics
 
@@ -40,7 +39,7 @@ class Task(Protocol):
     in float32, `(batch, ...)`.
 
     Attributes:
-        width: numbers that the model gives for each sample.
+        width: numbers that the model gives for each sample; a new head has as many.
         classes: names of the classes, for a task whose outputs are a logit for each; the report
             then shows what was confused with what. Kept with a run.
     """
@@ -110,17 +109,6 @@ class Task(Protocol):
         self.check(first.outputs, first.targets, first.names)
         del data, recipe
         return self
-
-    def head(
-        self,
-        model: nn.Module,
-        *,
-        hidden: Sequence[int] = (),
-        on: HeadPlace = "classifier",
-        seed: int | None = None,
-    ) -> Headed:
-        """Give `model` an output of this task's width; see `frostline.models.put_head`."""
-        return put_head(model, classes=self.width, hidden=hidden, on=on, seed=seed)
 
     def example_targets(self, outputs: Tensor) -> Tensor:
         """Targets that could belong to `outputs`, for a step of which only the cost counts."""

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from frostline.schemas import aliased, calls, schema_of
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -62,29 +64,6 @@ def draft_of(prefix: GraphModule) -> Draft:
     return Draft(graph, values)
 
 
-def arguments(node: Node) -> dict[str, Any]:
-    """The arguments of an aten call by the names in its schema, in order, defaults filled in."""
-    schema = schema_of(node)
-    if schema is None:
-        return {}
-    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
-    given.update(node.kwargs)
-    return {a.name: given.get(a.name, a.default_value) for a in schema.arguments}
-
-
-def schema_of(node: Node) -> torch.FunctionSchema | None:
-    """The schema of an aten call; `None` for any other node."""
-    if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema
-    return None
-
-
-def calls(node: object, *operators: str) -> bool:
-    """Whether `node` calls one of those aten operators, in any overload: `conv2d`, `view`."""
-    schema = schema_of(node) if isinstance(node, Node) else None
-    return schema is not None and schema.name.removeprefix("aten::") in operators
-
-
 def sample_of(node: object) -> Tensor | None:
     """The tensor without data that the export recorded for a node, if any."""
     value = node.meta.get("val") if isinstance(node, Node) else None
@@ -129,30 +108,14 @@ def _written_sources(draft: Draft) -> list[Node]:
             continue
         shared = [sources[before] for before in _aliased(node)]
         sources[node] = frozenset().union(*shared)
-        schema = schema_of(node)
-        for target in _arguments_marked(node, schema, only_written=True) if schema else ():
+        for target in aliased(node, written=True):
             written |= sources[target]
     return [node for node in draft.graph.nodes if node in written]
 
 
 def _aliased(node: Node) -> list[Node]:
     """Inputs of a node whose memory its result may share."""
-    schema = schema_of(node)
-    if schema is None:  # picking from a tuple, a higher-order operator, a module: it may be any
+    # What has no schema picks from a tuple, runs a graph or a module: it may be any.
+    if schema_of(node) is None or calls(node, *_UNDECLARED_ALIASES):
         return node.all_input_nodes
-    if calls(node, *_UNDECLARED_ALIASES):
-        return node.all_input_nodes
-    return _arguments_marked(node, schema, only_written=False)
-
-
-def _arguments_marked(
-    node: Node, schema: torch.FunctionSchema, *, only_written: bool
-) -> list[Node]:
-    marked: list[Node] = []
-    for position, argument in enumerate(schema.arguments):
-        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-        alias = argument.alias_info
-        if alias is not None and (alias.is_write or not only_written):
-            values = value if isinstance(value, list | tuple) else [value]
-            marked += [entry for entry in values if isinstance(entry, Node)]
-    return marked
+    return aliased(node)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_aggregate
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from frostline.tuning.drafts import Draft, arguments, calls, sample_of, use_instead
+from frostline.schemas import arguments, calls
+from frostline.tuning.drafts import Draft, sample_of, use_instead
 
 
 def cast(draft: Draft, dtype: torch.dtype) -> None:
@@ -27,9 +28,12 @@ def cast(draft: Draft, dtype: torch.dtype) -> None:
         if node.op == "get_attr"
         and all(calls(user, "batch_norm") and user.args[0] is not node for user in node.users)
     }
+    limit = torch.finfo(dtype).max
     for name, value in draft.values.items():
         if name not in kept and isinstance(value, Tensor) and value.dtype == torch.float32:
-            draft.values[name] = _in_range(value.detach(), dtype).to(dtype)
+            given = value.detach()
+            in_range = torch.where(given.isfinite(), given.clamp(-limit, limit), given)
+            draft.values[name] = in_range.to(dtype)
     for node in list(draft.graph.nodes):
         if node.op == "call_function":
             _cast_call(draft, node, dtype)
@@ -62,40 +66,15 @@ def _is_born_float32(node: Node) -> bool:
     return not any(s is not None and s.is_floating_point() for s in sources)
 
 
-def _in_range(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    limit = torch.finfo(dtype).max
-    low, high = torch.aminmax(tensor) if tensor.numel() else (torch.zeros(()), torch.zeros(()))
-    if -limit <= float(low) and float(high) <= limit:
-        return tensor
-    return torch.where(tensor.isfinite(), tensor.clamp(-limit, limit), tensor)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Foldable:
-    """A layer and the batch norm that is its only user, with their constants."""
-
-    layer: Node
-    norm: Node
-    weight: Tensor
-    bias: Tensor | None
-    mean: Tensor
-    variance: Tensor
-    scale: Tensor | None
-    shift: Tensor | None
-    epsilon: float
-
-
 def fold(draft: Draft) -> None:
     """Fold each batch norm whose statistics are constants into the layer before it.
 
     The sums are done in float64. A layer with a further user, a weight that is computed, or a norm
     over another dimension than the layer's outputs stays as it is.
     """
-    for node in list(draft.graph.nodes):
-        pair = _pair(draft, node)
-        if pair is not None:
-            _fold_one(draft, pair)
+    for norm in list(draft.graph.nodes):
+        if (layer := _layer_before(draft, norm)) is not None:
+            _fold_one(draft, layer, norm)
     for node in reversed(draft.graph.nodes):
         if node.op == "get_attr" and not node.users:
             draft.graph.erase_node(node)
@@ -103,10 +82,11 @@ def fold(draft: Draft) -> None:
 
 def count_foldable(draft: Draft) -> int:
     """How many batch norms `fold` would do away with."""
-    return sum(_pair(draft, node) is not None for node in draft.graph.nodes)
+    return sum(_layer_before(draft, node) is not None for node in draft.graph.nodes)
 
 
-def _pair(draft: Draft, norm: Node) -> _Foldable | None:
+def _layer_before(draft: Draft, norm: Node) -> Node | None:
+    """The layer that a norm can be folded into, if `norm` is one and there is such a layer."""
     if not calls(norm, "batch_norm"):
         return None
     of_norm = arguments(norm)
@@ -114,15 +94,10 @@ def _pair(draft: Draft, norm: Node) -> _Foldable | None:
     if of_norm["training"] or not _is_layer(layer) or list(layer.users) != [norm]:
         return None
     of_layer = arguments(layer)
-    weight = draft.constant(of_layer["weight"])
-    mean, variance = (draft.constant(of_norm[key]) for key in ("running_mean", "running_var"))
+    needed = [of_layer["weight"], of_norm["running_mean"], of_norm["running_var"]]
     optional = [of_layer["bias"], of_norm["weight"], of_norm["bias"]]
-    if weight is None or mean is None or variance is None:
-        return None
-    if any(given is not None and draft.constant(given) is None for given in optional):
-        return None
-    bias, scale, shift = (draft.constant(given) for given in optional)
-    return _Foldable(layer, norm, weight, bias, mean, variance, scale, shift, of_norm["eps"])
+    needed += [given for given in optional if given is not None]
+    return layer if all(draft.constant(given) is not None for given in needed) else None
 
 
 def _is_layer(node: object) -> bool:
@@ -132,32 +107,22 @@ def _is_layer(node: object) -> bool:
     return calls(node, "conv1d", "conv2d", "conv3d")
 
 
-def _fold_one(draft: Draft, pair: _Foldable) -> None:
-    weight, bias = _folded(pair)
-    name = pair.layer.name
-    weight_node = draft.add_constant(weight, f"folded_{name}_weight", before=pair.layer)
-    bias_node = draft.add_constant(bias, f"folded_{name}_bias", before=pair.layer)
-    given = arguments(pair.layer) | {"weight": weight_node, "bias": bias_node}
+def _fold_one(draft: Draft, layer: Node, norm: Node) -> None:
+    of_layer, of_norm = arguments(layer), arguments(norm)
+    given = (of_layer["weight"], of_layer["bias"], of_norm["running_mean"], of_norm["running_var"])
+    values: list[Any] = list(map(draft.constant, (*given, of_norm["weight"], of_norm["bias"])))
+    exact: list[Any] = [None if value is None else value.double() for value in values]
+    weight, bias, mean, variance, scale, shift = exact
+    # It is as right for a linear layer, whose weight has the outputs first as well.
+    both = fuse_conv_bn_weights(weight, bias, mean, variance, of_norm["eps"], scale, shift)
+    for name, value in zip(("weight", "bias"), both, strict=True):
+        made = value.detach().to(values[0].dtype)
+        of_layer[name] = draft.add_constant(made, f"folded_{layer.name}_{name}", before=layer)
     # `input` stays positional: torch's own passes over convolutions look for it there.
-    pair.layer.args = tuple(given.values())
-    pair.layer.kwargs = {}
-    pair.norm.replace_all_uses_with(pair.layer)
-    draft.graph.erase_node(pair.norm)
-
-
-def _folded(pair: _Foldable) -> tuple[Tensor, Tensor]:
-    factor = (pair.variance.detach().double() + pair.epsilon).rsqrt()
-    if pair.scale is not None:
-        factor = factor * pair.scale.detach().double()
-    centre = -pair.mean.detach().double()
-    if pair.bias is not None:
-        centre = centre + pair.bias.detach().double()
-    shift = centre * factor
-    if pair.shift is not None:
-        shift = shift + pair.shift.detach().double()
-    rows = factor.reshape(-1, *[1] * (pair.weight.ndim - 1))
-    weight = pair.weight.detach().double() * rows
-    return weight.to(pair.weight.dtype), shift.to(pair.weight.dtype)
+    layer.args = tuple(of_layer.values())
+    layer.kwargs = {}
+    norm.replace_all_uses_with(layer)
+    draft.graph.erase_node(norm)
 
 
 def lay_out_channels_last(draft: Draft) -> None:

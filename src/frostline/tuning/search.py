@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from frostline.choices import FloatName, PrefixPrecision
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, one_line
 from frostline.tuning.drafts import draft_of
 from frostline.tuning.forms import DTYPES, PLAIN, Form, fast_dtypes
 from frostline.tuning.realising import Realised, realise
@@ -137,12 +137,10 @@ def tune_and_realise(
     few = planned_samples is not None and planned_samples < _WORTH_SAMPLES
     if tolerance is None or few:
         return Tuned(PLAIN, 0.0, batch_size), None
-    device = samples[0].device
-    forms = candidates(prefix, device, tolerance=tolerance)
     plain = realise(prefix, PLAIN)
     bench = _Bench(prefix, tolerance, tuple(samples), plain, plain(*samples))
     trials: list[FormTrial] = []
-    for form in forms:
+    for form in candidates(prefix, samples[0].device, tolerance=tolerance):
         if any(trial.is_slow and trial.form.dtype == form.dtype for trial in trials):
             continue  # the machine was slow at this dtype: the rest of it is not tried
         trial, run = bench.attempt(form)
@@ -231,42 +229,37 @@ class _Bench:
                 error = relative_error(outputs, self.outputs)
             except ValueError as reason:
                 return FormTrial(form, refused=str(reason)), None
-            trial = self._held_to_tolerance(form, run, error)
-            return trial, None if trial.refused else run
+            if error > self.tolerance:
+                allowed = _percent(self.tolerance)
+                refused = f"relative error {_percent(error)} where {allowed} is allowed"
+                return FormTrial(form, None, error, refused), None
+            own, plain = self._side_by_side(run)
         except Exception as failure:  # whatever a form cannot do, plain float32 can
-            line = str(failure).strip().partition("\n")[0]
-            return FormTrial(form, refused=f"failed with {type(failure).__name__}: {line}"), None
-
-    def _held_to_tolerance(self, form: Form, run: Realised, error: float) -> FormTrial:
-        if error > self.tolerance:
-            allowed = _percent(self.tolerance)
-            reason = f"relative error {_percent(error)} where {allowed} is allowed"
-            return FormTrial(form, None, error, reason)
-        own, plain = self._side_by_side(run)
+            return FormTrial(form, refused=f"failed with {one_line(failure, first=True)}"), None
         is_slow = own > SLOW * plain
-        reason = f"{own / plain:.1f} times as slow as plain float32" if is_slow else ""
-        return FormTrial(form, own, error, reason, plain, is_slow)
+        refused = f"{own / plain:.1f} times as slow as plain float32" if is_slow else ""
+        return FormTrial(form, own, error, refused, plain, is_slow), None if is_slow else run
 
     def _side_by_side(self, run: Realised) -> tuple[float, float]:
         """Seconds per sample of a form and of plain float32, each the quickest of a few runs."""
         inputs = [tensor[:_TIMED_SAMPLES] for tensor in self.samples]
         own = plain = math.inf
         for _ in range(_PAIRS):
-            plain = min(plain, timed(self.plain, inputs)[1])
-            own = min(own, timed(run, inputs)[1])
+            plain = min(plain, seconds_of(self.plain, inputs))
+            own = min(own, seconds_of(run, inputs))
             if own <= plain and plain > _LONG_SECONDS:
                 break
         return own / len(inputs[0]), plain / len(inputs[0])
 
 
-def timed(run: Realised, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], float]:
-    """The outputs of one call and its wall-clock seconds, the device's work included."""
+def seconds_of(run: Realised, inputs: Sequence[Tensor]) -> float:
+    """The wall-clock seconds of one call, the device's work included."""
     device = inputs[0].device
     _wait_for(device)
     start = time.perf_counter()
-    outputs = run(*inputs)
+    run(*inputs)
     _wait_for(device)
-    return outputs, time.perf_counter() - start
+    return time.perf_counter() - start
 
 
 def _wait_for(device: torch.device) -> None:

@@ -9,14 +9,13 @@ group, layer and RMS norm, softmax, ELU, and fused attention.
 
 from __future__ import annotations
 
-from frostline.backward.rules import convolutions, dropouts, masks, norms, pools, smooth
+from frostline.backward.rules import activations, convolutions, dropouts, norms, pools
 from frostline.backward.tensors import Rules
 
 RULES: Rules = {
+    **activations.RULES,
     **convolutions.RULES,
     **dropouts.RULES,
-    **masks.RULES,
     **norms.RULES,
     **pools.RULES,
-    **smooth.RULES,
 }

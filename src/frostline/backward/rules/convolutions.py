@@ -14,24 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frostline.backward.recomputing import (
-    Remake,
-    is_cheap,
-    keeping,
-    layout_only,
-    note,
-    outer_hooks,
-    products_of,
-)
-from frostline.backward.tensors import (
-    MemoryLayout,
-    Rules,
-    Settings,
-    is_cast,
-    is_large,
-    is_ordinary,
-    wants,
-)
+from frostline.backward.recomputing import Remake, is_cheap, keeping, layout_only, note, outer_pack
+from frostline.backward.tensors import Layout, Rules, Settings, is_cast, may_spare, memory_of, wants
 
 _aten = torch.ops.aten
 
@@ -46,7 +30,7 @@ def convolution(
     **named: Any,
 ) -> Tensor | None:
     """`torch.conv1d`, `torch.conv_transpose2d`, `torch.convolution` and so on."""
-    if wants(weight) or not is_ordinary(input, weight, bias) or not is_large(input, settings):
+    if wants(weight) or not may_spare(settings, input, weight, bias):
         return None
     if not input.dim() == weight.dim() > 2:
         return None
@@ -59,18 +43,18 @@ def convolution(
     if is_cast(weight) and weight.dtype is not torch.float64:
         # As autocast does it with a frozen one; done here to know the weight below.
         weight = weight.to(torch.get_autocast_dtype(weight.device.type))
-    own = weight.untyped_storage()._cdata
+    own = memory_of(weight)
 
     def choose(kept: Tensor) -> Remake | None:
-        return None if kept.untyped_storage()._cdata == own else layout_only(kept)
+        return None if memory_of(kept) == own else layout_only(kept)
 
     # The kernel goes by the input's layout alone where no gradient of the weight is wanted. Hooks
     # go on the input alone if they may, since weight casting puts its own on the weight.
-    if outer_hooks() is not None:
+    if outer_pack() is not None:
         return keeping(lambda: make(input, weight, bias), choose)
     output = make(input, weight, bias)
     node: Any = output.grad_fn
-    node._raw_saved_input.register_hooks(MemoryLayout, MemoryLayout.stand_in)
+    node._raw_saved_input.register_hooks(Layout, Layout.stand_in)
     return output
 
 
@@ -94,6 +78,6 @@ def _made_of_the_batch(
     It is not kept for that alone, or a frozen prefix would hold the inputs of many layers at once.
     """
     output = make(input, weight, bias)
-    if input.nbytes < output.nbytes and is_cheap(products_of(output, weight)):
+    if input.nbytes < output.nbytes and is_cheap(output, weight):
         note(output, make, weakref.ref(input), weight, *(() if bias is None else (bias,)))
     return output

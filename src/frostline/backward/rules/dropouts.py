@@ -19,12 +19,13 @@ from torch.autograd import Function
 from frostline.backward.bits import is_dense, pack, unpack
 from frostline.backward.recomputing import Remake, keeping
 from frostline.backward.tensors import (
-    MemoryLayout,
+    Layout,
     Rules,
     Settings,
     is_large,
     is_ordinary,
     is_spared,
+    may_be_overwritten,
     wants,
 )
 
@@ -41,7 +42,7 @@ def dropout(
     """`torch.nn.functional.dropout`."""
     if not training or not 0 < p < 1 or not is_spared(input, settings) or not is_dense(input):
         return None
-    if inplace and (input.is_leaf or input._is_view() or input.is_cuda):
+    if inplace and (input.is_cuda or not may_be_overwritten(input)):
         return None
     output: Tensor = _Dropout.apply(input, p, inplace)
     return output
@@ -94,8 +95,7 @@ RULES: Rules = {
 class _Dropout(Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, p: float, inplace: bool) -> Tensor:
-        ctx.p = p
-        ctx.sizes, ctx.strides = input.shape, input.stride()
+        ctx.p, ctx.layout = p, Layout(input)
         if input.is_cuda:  # one kernel there, two operations elsewhere
             output, kept = torch.native_dropout(input, p, True)
             ctx.save_for_backward(pack(kept))
@@ -110,15 +110,15 @@ class _Dropout(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (bits,) = ctx.saved_tensors
-        kept = unpack(bits, ctx.sizes, ctx.strides)
-        if grads[0].is_cuda:
+        (bits,), (grad,) = ctx.saved_tensors, grads
+        if grad.is_cuda:
+            kept = unpack(bits, ctx.layout.sizes, ctx.layout.strides).bool()
             scale = 1.0 / (1.0 - ctx.p)
-            return _aten.native_dropout_backward.default(grads[0], kept.bool(), scale), None, None
-        noise = kept.to(grads[0].dtype).div_(1 - ctx.p)
-        fits = noise.stride() == grads[0].stride() and not torch.is_grad_enabled()
-        grad = noise.mul_(grads[0]) if fits else grads[0] * noise
-        return grad, None, None
+            return _aten.native_dropout_backward.default(grad, kept, scale), None, None
+        noise = _noise(ctx.layout, ctx.p, bits)
+        # Written over where the result is laid out so in any case, and nothing differentiates it.
+        fits = noise.stride() == grad.stride() and not torch.is_grad_enabled()
+        return noise.mul_(grad) if fits else grad * noise, None, None
 
 
 @final
@@ -139,15 +139,20 @@ class _Chain:
                 self._softmax = kept if is_large(kept, self._settings) else None
                 self._node = kept.grad_fn
             return None
-        layout = MemoryLayout(self._softmax)
+        layout = Layout(self._softmax)
+        noise = partial(_noise, layout, self._p)
         if self._bits is None:
             if not layout.is_of(kept) or kept.grad_fn is not None:
                 return None
             self._bits = pack(kept != 0)
-            return Remake(partial(_noise, layout, self._p), (self._bits,), layout)
+            return Remake(noise, (self._bits,), layout)
         if kept.numel() != self._softmax.numel() or not self._is_product(kept):
             return None
-        return Remake(partial(_dropped, layout, self._p), (self._softmax, self._bits), layout)
+
+        def dropped(softmax: Tensor, bits: Tensor) -> Tensor:
+            return noise(bits).mul_(softmax)
+
+        return Remake(dropped, (self._softmax, self._bits), layout)
 
     def _is_product(self, kept: Tensor) -> bool:
         """Whether it is the softmax times the noise, seen otherwise."""
@@ -160,13 +165,9 @@ class _Chain:
         return any(before is self._node for before, _ in node.next_functions)  # type: ignore[union-attr]
 
 
-def _noise(layout: MemoryLayout, p: float, bits: Tensor) -> Tensor:
+def _noise(layout: Layout, p: float, bits: Tensor) -> Tensor:
     """Zero where it was dropped, else what makes up for that, as dropout computes it."""
     return unpack(bits, layout.sizes, layout.strides).to(layout.dtype).div_(1 - p)
-
-
-def _dropped(layout: MemoryLayout, p: float, softmax: Tensor, bits: Tensor) -> Tensor:
-    return _noise(layout, p, bits).mul_(softmax)
 
 
 _HEADS = inspect.signature(F.multi_head_attention_forward)

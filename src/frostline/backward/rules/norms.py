@@ -15,15 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from frostline.backward.recomputing import Remake, keeping, note
-from frostline.backward.tensors import (
-    MemoryLayout,
-    Rules,
-    Settings,
-    is_cast,
-    is_large,
-    is_ordinary,
-    wants,
-)
+from frostline.backward.tensors import Layout, Rules, Settings, is_cast, may_spare, memory_of, wants
 
 _aten = torch.ops.aten
 
@@ -46,9 +38,8 @@ def batch_norm(
         return None
     if wants(weight) or not (wants(input) or wants(bias)) or input.dim() < 2:
         return None
-    if wants(running_mean) or wants(running_var) or not is_large(input, settings):
-        return None
-    if not is_ordinary(input, weight, bias, running_mean, running_var):
+    statistics = (running_mean, running_var)
+    if any(map(wants, statistics)) or not may_spare(settings, input, weight, bias, *statistics):
         return None
     output: Tensor = _GivenStatistics.apply(input, weight, bias, running_mean, running_var, eps)
     return output
@@ -107,9 +98,7 @@ def layer_norm(
     """`torch.nn.functional.layer_norm`: it keeps its input, so who is behind need keep nothing."""
     del cudnn_enable
     given = tuple(t for t in (input, weight, bias) if t is not None)
-    if not any(map(wants, given)) or not is_large(input, settings) or not is_ordinary(*given):
-        return None
-    if is_cast(input) or not (wants(input) or wants(weight)):
+    if not (wants(input) or wants(weight)) or not may_spare(settings, *given) or is_cast(input):
         return None
     shape, is_scaled = tuple(normalized_shape), weight is not None
 
@@ -130,24 +119,23 @@ def rms_norm(
     eps: float | None = None,
 ) -> Tensor | None:
     """`torch.nn.functional.rms_norm`: where it is a chain, the normed input follows from two."""
-    if not wants(weight) or not is_ordinary(input, weight) or not is_large(input, settings):
+    if weight is None or not wants(weight) or not may_spare(settings, input, weight):
         return None
-    assert weight is not None
-    own = weight.untyped_storage()._cdata
     rows: list[Tensor] = []
     scales: list[Tensor] = []
 
+    # The chain keeps the input and the scale of each row, both twice, before the normed input.
     def choose(kept: Tensor) -> Remake | None:
-        if kept.untyped_storage()._cdata == own:
+        if memory_of(kept) == memory_of(weight):
             return None
         if kept.shape != input.shape:
             scales.append(kept)
             return None
         rows.append(kept)
         first = rows[0]
-        if kept.untyped_storage()._cdata == first.untyped_storage()._cdata or len(scales) != 2:
+        if memory_of(kept) == memory_of(first) or len(scales) != 2:
             return None
-        return Remake(torch.mul, (first, scales[0]), MemoryLayout(kept))
+        return Remake(torch.mul, (first, scales[0]), Layout(kept))
 
     return keeping(lambda: F.rms_norm(input, [*normalized_shape], weight, eps), choose)
 
@@ -166,7 +154,7 @@ class _GivenStatistics(Function):
     def forward(ctx: Any, input: Tensor, *given: Any) -> Tensor:
         weight, bias, mean, var, eps = given
         ctx.save_for_backward(weight, mean, var)
-        ctx.layout = MemoryLayout(input)
+        ctx.layout = Layout(input)
         ctx.eps = eps
         on = torch.backends.cudnn.enabled
         return torch.batch_norm(input, weight, bias, mean, var, False, 0.0, eps, on)
@@ -180,8 +168,8 @@ class _GivenStatistics(Function):
         else:
             # The kernel reads an input, for a gradient that nobody wants: it gets the one that is
             # in the cache anyway.
-            layout: MemoryLayout = ctx.layout
-            read = grads[0] if layout.is_of(grads[0]) else layout.zeros()
+            layout: Layout = ctx.layout
+            read = grads[0] if layout.is_of(grads[0]) else layout.stand_in().zero_()
             input_grad, _, bias_grad = _aten.native_batch_norm_backward.default(
                 grads[0], read, weight, mean, var, None, None, False, ctx.eps, wanted
             )

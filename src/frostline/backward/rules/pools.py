@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frostline.backward.recomputing import Remake, keeping, layout_only
-from frostline.backward.tensors import MemoryLayout, Rules, Settings, is_spared
+from frostline.backward.tensors import Layout, Rules, Settings, is_spared
 
 Sizes = int | Sequence[int]
 _aten = torch.ops.aten
@@ -39,20 +39,7 @@ def maximum(
     windows = _windows(dims, input, *rest, **named)
     if windows is None or not is_spared(input, settings):
         return None
-    # Both cut to their lowest bits: the difference fits, so it is right, and quick.
-    small = _integer(windows.span())
-
-    def choose(kept: Tensor) -> Remake:
-        if kept.is_floating_point():
-            return layout_only(kept)
-        places = kept.to(small).sub_(windows.corners(kept).to(small))
-        return Remake(
-            lambda places: places.long().add_(windows.corners(places)),
-            (places,),
-            MemoryLayout(kept),
-        )
-
-    return keeping(lambda: run(input, *rest, **named), choose)
+    return keeping(lambda: run(input, *rest, **named), windows.choose)
 
 
 def adaptive_maximum(
@@ -66,14 +53,9 @@ def adaptive_maximum(
     """`torch.nn.functional.adaptive_max_pool2d` and so on, whose windows differ in size."""
     if return_indices or not is_spared(input, settings):
         return None
-    small = _integer(input.shape[-dims:].numel() - 1)
-
-    def choose(kept: Tensor) -> Remake:
-        if kept.is_floating_point():
-            return layout_only(kept)
-        return Remake(Tensor.long, (kept.to(small),), MemoryLayout(kept))
-
-    return keeping(lambda: run(input, output_size), choose)
+    sizes, none = [*input.shape[-dims:]], [0] * dims
+    whole = _Windows(sizes, sizes, none, none, [1] * dims)  # told from the input's first place
+    return keeping(lambda: run(input, output_size), whole.choose)
 
 
 _AVERAGES = (
@@ -107,6 +89,19 @@ class _Windows:
     paddings: list[int]
     dilations: list[int]
 
+    def choose(self, kept: Tensor) -> Remake:
+        """For `keeping`: places from each window's first, in the smallest type that holds them."""
+        if kept.is_floating_point():
+            return layout_only(kept)
+        span = 0
+        for size, length, dilation in zip(self.sizes, self.lengths, self.dilations, strict=True):
+            span = span * size + (length - 1) * dilation
+        types = (torch.uint8, torch.int16, torch.int32)
+        small = next((t for t in types if span <= torch.iinfo(t).max), torch.int64)
+        # Both cut to their lowest bits: the difference fits, so it is right, and quick.
+        places = kept.to(small).sub_(self.corners(kept).to(small))
+        return Remake(lambda p: p.long().add_(self.corners(p)), (places,), Layout(kept))
+
     def corners(self, output: Tensor) -> Tensor:
         """The index in the input of each window's first place; below zero where it is padding."""
         corners = torch.zeros((), dtype=torch.int64, device=output.device)
@@ -116,13 +111,6 @@ class _Windows:
             first = torch.arange(count, device=output.device) * step - padding
             corners = corners.unsqueeze(-1) * size + first
         return corners
-
-    def span(self) -> int:
-        """How far a place can be from its window's first."""
-        span = 0
-        for size, length, dilation in zip(self.sizes, self.lengths, self.dilations, strict=True):
-            span = span * size + (length - 1) * dilation
-        return span
 
 
 def _windows(
@@ -148,10 +136,3 @@ def _each(given: Sizes, dims: int) -> list[int]:
     if isinstance(given, int):
         return [given] * dims
     return [*given] if len(given) == dims else [given[0]] * dims
-
-
-def _integer(furthest: int) -> torch.dtype:
-    """The smallest type that holds it."""
-    if furthest < 2**8:
-        return torch.uint8
-    return torch.int16 if furthest < 2**15 else torch.int32 if furthest < 2**31 else torch.int64

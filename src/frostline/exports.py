@@ -9,17 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from frostline._files import check_new
 from frostline._tensor_files import save_tensors, save_torch
 from frostline.choices import Snapshot
 from frostline.deltas import Delta, load_delta, merge_tensors, read_delta
-from frostline.errors import ConfigError, OutputError
+from frostline.errors import ConfigError
 from frostline.models import load_model
 from frostline.models.state_files import read_state_dict
 from frostline.records import RunFolder
 from frostline.runs.finished import open_run
 
-_SAFE, _TORCH = (".safetensors",), (".pth", ".pt")
-_SUFFIXES = (*_SAFE, *_TORCH)
+_SAFE = ".safetensors"
+_SUFFIXES = (_SAFE, ".pth", ".pt")
 
 
 def merged(
@@ -56,7 +57,7 @@ def write_state_dict(tensors: Mapping[str, Tensor], path: Path) -> None:
         OutputError: the file is there already, or cannot be written.
     """
     check_checkpoint_path(path)
-    if path.suffix in _SAFE:
+    if path.suffix == _SAFE:
         # safetensors holds no shared tensors; each name gets its own.
         save_tensors({n: t.cpu().clone().contiguous() for n, t in tensors.items()}, path)
     else:
@@ -71,8 +72,7 @@ def check_checkpoint_path(path: Path) -> None:
     """
     if path.suffix not in _SUFFIXES:
         raise ConfigError(f"{path} does not end like a checkpoint. Use {', '.join(_SUFFIXES)}.")
-    if path.exists() or path.is_symlink():
-        raise OutputError(f"{path} is there already. Choose another --out, or remove it first.")
+    check_new(path)
 
 
 def _model_of(delta: Delta, file: Path) -> torch.nn.Module:

@@ -1,1 +1,0 @@
-"""What a run trained, for tools that know nothing of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import threading
@@ -30,6 +31,7 @@ def pytest_configure() -> None:
     Tensors of tests are small: two threads would wait for one another, the more so since other
     tests run beside this one. Bits depend on the number of threads, so children have the same.
     """
+    gc.set_threshold(20_000, 20, 50)  # a trace makes so many objects: few collections find any
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     if find_spec("hypothesis") is not None:  # the browser's tests do without
@@ -49,6 +51,26 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def permissions_hold() -> Iterator[None]:
+    """Also for root, as which containers run: Linux lets it past them by two capabilities."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "capset"):
+        pytest.skip("root may write anywhere here")
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the third version, this thread
+    effective_permitted_inherited = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, effective_permitted_inherited) == 0
+    before = effective_permitted_inherited[0]
+    effective_permitted_inherited[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, effective_permitted_inherited) == 0
+    yield
+    effective_permitted_inherited[0] = before
+    assert libc.capset(header, effective_permitted_inherited) == 0
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -470,7 +470,7 @@ def test_whatever_is_frozen_thawed_synced_saved_and_loaded_trains_as_if_alone(na
     run_state_machine_as_test(  # type: ignore[no-untyped-call]  # hypothesis has no types here
         seed(list(OPTIMIZERS).index(name))(partial(FreezingMachine, OPTIMIZERS[name])),
         settings=settings(
-            max_examples=8,
+            max_examples=5,
             stateful_step_count=30,
             database=None,  # with the seed: the same runs each time
             deadline=None,

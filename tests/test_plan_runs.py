@@ -330,13 +330,16 @@ STEPS = fl.Plan([fl.Phase(train="head", steps=5, lr=0.05), NECK, HEAD_AGAIN])
 
 
 @pytest.mark.usefixtures("saved_at_each_step")
-@pytest.mark.parametrize("features", ["off", "stored"])
 @pytest.mark.parametrize(
-    ("plan", "optimizer", "step"),
+    ("features", "plan", "optimizer", "step"),
     [
-        *((THREE, "adamw", step) for step in (1, 2, 4, 5, 8, 9, 11, 16, 17, 20)),
-        *((BEST, "sgd", step) for step in (3, 8, 9, 15)),
-        *((STEPS, "adam", step) for step in (4, 5, 6, 13)),
+        *(("off", THREE, "adamw", step) for step in (1, 2, 4, 5, 8, 9, 11, 16, 17, 20)),
+        *(("off", BEST, "sgd", step) for step in (3, 8, 9, 15)),
+        *(("off", STEPS, "adam", step) for step in (4, 5, 6, 13)),
+        # Within an epoch, at a phase's end and at its first step; with the best epoch's weights.
+        *(("stored", THREE, "adamw", step) for step in (2, 8, 9, 20)),
+        *(("stored", BEST, "sgd", step) for step in (8, 9)),
+        ("stored", STEPS, "adam", 6),
     ],
 )
 def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from rich.cells import cell_len
 
 from frostline.tables import Column, Table, visible
 from small_world import call, write_net, write_pictures
+from warm_process import Start
 
 COLOUR = re.compile(r"\x1b\[[\d;]*\b(3\d|4[0-8]|9\d|10[0-7])\b[\d;]*m")
 MOVES = ("\r", "\x1b[2K", "\x1b[1A", "━")  # of a bar that is drawn over
@@ -69,49 +69,54 @@ def test_a_pipe_gets_80_columns_without_colour_or_progress(
     assert not any(move in answer.out + answer.err for move in MOVES)
 
 
-def in_terminal(arguments: list[str], **environment: str) -> tuple[str, str]:
+ON_TERMINALS = """
+import os, sys
+for number, name in enumerate({names}, 1):
+    os.dup2(os.open(name, os.O_WRONLY | os.O_NOCTTY), number)
+sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+"""
+
+
+def in_terminal(start: Start, arguments: list[str], **environment: str) -> tuple[str, str]:
     """What comes out on standard output and standard error, each a terminal of 80 columns."""
-    ends = [pty.openpty() for _ in range(2)]
     own = {**os.environ, "COLUMNS": "80", "LINES": "40", "TERM": "xterm-256color", **environment}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "frostline", *arguments],
-        env=own,
-        stdin=subprocess.DEVNULL,
-        stdout=ends[0][1],
-        stderr=ends[1][1],
-    )
-    texts = [b"", b""]
-    for _, writer in ends:
-        os.close(writer)
-    for place, (reader, _) in enumerate(ends):
-        while chunk := _read(reader):
-            texts[place] += chunk
-        os.close(reader)
-    assert process.wait(timeout=60) == 0, texts[1].decode()
-    return texts[0].decode(), texts[1].decode()
+    ends = [pty.openpty() for _ in range(2)]
+    code = ON_TERMINALS.format(names=[os.ttyname(writer) for _, writer in ends])
+    with ThreadPoolExecutor(2) as reading:
+        texts = reading.map(_read, [reader for reader, _ in ends])
+        status = start(arguments, own, code=code).returncode
+        for _, writer in ends:
+            os.close(writer)
+        out, err = texts
+    assert status == 0, err
+    return out, err
 
 
-def _read(reader: int) -> bytes:
-    try:
-        return os.read(reader, 1 << 16)
-    except OSError:  # how Linux says that the other end was closed
-        return b""
+def _read(reader: int) -> str:
+    """All that is written to the other end until it is closed."""
+    text = b""
+    while True:
+        try:
+            text += os.read(reader, 1 << 16)
+        except OSError:  # how Linux says that it was
+            os.close(reader)
+            return text.decode()
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "inspect"])
 def test_no_colour_in_a_terminal_where_it_is_not_wanted(
-    verb: str, places: dict[str, str], tmp_path: Path
+    start: Start, verb: str, places: dict[str, str], tmp_path: Path
 ) -> None:
-    out, err = in_terminal(words(verb, places, tmp_path), NO_COLOR="1")
+    out, err = in_terminal(start, words(verb, places, tmp_path), NO_COLOR="1")
     assert not COLOUR.search(out + err)
     plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", out)
     assert [line for line in plain.splitlines() if is_wider(line, places)] == []
 
 
 def test_a_terminal_shows_progress_beside_the_result(
-    places: dict[str, str], tmp_path: Path
+    start: Start, places: dict[str, str], tmp_path: Path
 ) -> None:
-    out, err = in_terminal(words("train", places, tmp_path))
+    out, err = in_terminal(start, words("train", places, tmp_path))
     assert "━" in err
     assert "━" not in out
     assert "Best epoch" in out

@@ -20,6 +20,7 @@ from typing import Protocol
 FORKING = """
 import json, os, signal, sys, traceback
 import numpy, safetensors.torch, torch, torch.utils.tensorboard, torchvision.models
+import torch.export._trace  # by the first export otherwise, in each child anew
 import frostline.cli.train, frostline.models.torchvision_source, frostline.pages, frostline.runs
 from frostline.cli import main
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from warm_process import Start
 
 # Prints the largest memory of its own (not the page cache's, which the system takes back) in bytes.
 PROGRAM = """
 import json, re, sys
 import torch
 from torch import nn
-torch.set_num_threads(2)
 import frostline as fl
 from frostline.engine import Hook
 
@@ -53,22 +52,16 @@ before, most = own_bytes(), Most()
 run = fit(data, few, STORE + "/all", hooks=[most], precision="exact")
 stored = sum(entry.nbytes for entry in fl.FeatureStore(STORE + "/all").ls())
 print(json.dumps({"grown": most.most - before, "stored": stored, "computed": run.computed}))
+raise SystemExit
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own account")
 @pytest.mark.parametrize(("samples", "copies"), [(8_000, 1), (7_000, 5)])
 def test_a_process_holds_a_fraction_of_the_features_it_makes_and_reads(
-    tmp_path: Path, samples: int, copies: int
+    start: Start, tmp_path: Path, samples: int, copies: int
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(samples), str(copies), str(tmp_path)],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = start([samples, copies, tmp_path], dict(os.environ), code=PROGRAM)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     rows = samples // copies

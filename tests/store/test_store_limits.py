@@ -187,7 +187,7 @@ def test_a_file_system_without_locks_can_be_read(
         pass
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.usefixtures("permissions_hold")
 def test_a_folder_without_permission_can_be_read(tmp_path: Path) -> None:
     fill(opened(tmp_path), range(9))
     folders = [opened(tmp_path).path, *opened(tmp_path).path.glob("segment-*")]

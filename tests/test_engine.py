@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import frostline as fl
+from frostline.config import RunSettings
 from frostline.data import ImageDataset, read_set
 from frostline.engine import Hook, Training
 from frostline.fitting.fitting import fit
@@ -328,6 +329,14 @@ def test_a_run_that_was_over_is_only_loaded_by_a_resume(tmp_path: Path) -> None:
     fitted(first, out=tmp_path / "run")
     run = fitted(again, out=tmp_path / "run", resume=True)
     assert bits(again) == bits(first)
+    assert len(run.history) == 2
+
+
+def test_a_run_is_resumed_on_the_device_that_is_asked_for_then(tmp_path: Path) -> None:
+    fitted(out=tmp_path / "run")
+    file = tmp_path / "run" / "run.toml"
+    RunSettings.read(file).model_copy(update={"device": "cuda:77"}).write(file)
+    run = fitted(out=tmp_path / "run", resume=True)
     assert len(run.history) == 2
 
 

@@ -285,8 +285,8 @@ def test_the_optimizer_of_each_phase_holds_just_what_trains() -> None:
     net, seen = made(), []
 
     def look(training: Training) -> None:
-        assert training.optimizer is not None
-        seen.append(sorted(held(training.optimizer, net)))
+        assert training.session.optimizer is not None
+        seen.append(sorted(held(training.session.optimizer, net)))
 
     last = ended(net, HEAD, ALL, NECK, hooks=[Watch(epoch=look)])
     expected = [named(net, *phase) for phase in (("head",), ("",), ("neck", "head"))]
@@ -377,8 +377,8 @@ def test_between_phases_each_layer_keeps_its_own_state_and_no_others() -> None:
     seen: list[dict[str, dict[str, Tensor]]] = []
 
     def look(training: Training) -> None:
-        assert training.optimizer is not None
-        saved = fl.optimizer_state(training.optimizer, net)["parameters"]
+        assert training.session.optimizer is not None
+        saved = fl.optimizer_state(training.session.optimizer, net)["parameters"]
         seen.append({name: entry["state"] for name, entry in saved.items()})
 
     last = fl.Phase(train="body | head", epochs=1, lr=0.02)
@@ -453,8 +453,8 @@ def test_what_a_phase_thaws_follows_its_schedule_like_the_rest() -> None:
     seen: list[set[float]] = []
 
     def look(training: Training) -> None:
-        assert training.optimizer is not None
-        groups = training.optimizer.param_groups
+        assert training.session.optimizer is not None
+        groups = training.session.optimizer.param_groups
         seen.append({round(group["lr"] / group["base_lr"], 6) for group in groups})
 
     later = ALL.model_copy(update={"layer_decay": 0.5, "warmup": 0.0, "schedule": "cosine"})
@@ -551,8 +551,8 @@ def test_a_tied_head_is_frozen_thawed_and_saved_once_by_its_own_name(tmp_path: P
     seen, before = [], bits(net)
 
     def look(training: Training) -> None:
-        assert training.optimizer is not None
-        seen.append((sorted(held(training.optimizer, net)), moved(net, before)))
+        assert training.session.optimizer is not None
+        seen.append((sorted(held(training.session.optimizer, net)), moved(net, before)))
 
     options: Any = {"data": tokens(), "out": tmp_path / "run"}
     fitted(net, *phases, hooks=[Watch(epoch=look)], **options)

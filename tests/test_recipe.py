@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import frostline as fl
+from frostline.config import DataSettings
 from frostline.recipe import Recipe
 
 OUTSIDE = [
@@ -122,3 +123,10 @@ def test_an_unknown_option_comes_with_the_nearest_one() -> None:
         fl.ConfigError, match=r"^there is no option 'epoch' \(nearest: 'epochs'\)\.$"
     ):
         Recipe(epoch=1)
+
+
+def test_settings_out_of_their_range_are_refused_as_options_are() -> None:
+    with pytest.raises(fl.ConfigError, match=r"^epochs=0: input should be greater than or equal"):
+        fl.Recipe(epochs=0)
+    with pytest.raises(fl.ConfigError, match=r"^batch_size=0: input should be greater than or eq"):
+        DataSettings(batch_size=0)

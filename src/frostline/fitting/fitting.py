@@ -166,10 +166,10 @@ def fit(
             steps_per_epoch=len(plain[0]),
             world=world,
         )
-        settings = begun(folder, settings, session.planned, resume=resume)
+        written = begun(folder, settings, session.planned, resume=resume)
         saver = Saver(folder, about(settings), resume=resume, task=task, like=metrics)
         make = partial(session.data, *data, asked, plain=plain, example=first.inputs)
-        pipelines = PhasePipelines(make, settings, folder, journal, hooks)
+        pipelines = PhasePipelines(make, written, folder, journal, hooks)
         training = Training(session, Compute(settings.device, recipe.mixed))
         logs = folder and (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard))
         with _room_to_compile(settings):

@@ -202,7 +202,7 @@ def momentum_after_the_first_step(state: str) -> tuple[Tensor, Tensor]:
 
     def look(training: Training) -> None:
         if training.position.phase == 1 and training.position.phase_steps == 1:
-            state = training.optimizer.state
+            state = training.session.optimizer.state
             seen.extend(
                 state[p]["step"].clone()
                 for p in (training.model.head.weight, training.model.neck[0].weight)

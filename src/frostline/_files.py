@@ -205,15 +205,11 @@ def lock(path: Path, *, mode: LockMode = "exclusive", wait: bool = True) -> File
     """
     while True:
         handle = _open_lock(path, mode)
-        try:
-            taken = _lock_handle(handle, mode, wait)
-            current = taken and _stands_at(handle, path)
-        except BaseException:
-            os.close(handle)
-            raise
-        if current:
-            return FileLock(handle)
-        os.close(handle)
+        held = FileLock(handle)  # an error lets go of it
+        taken = _lock_handle(handle, mode, wait)
+        if taken and _stands_at(handle, path):
+            return held
+        held.release()
         if not taken:
             return None
 

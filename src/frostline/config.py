@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from frostline._files import checked, with_sum, write_text
 from frostline._version import __version__
@@ -14,15 +14,15 @@ from frostline.choices import BadImages, HeadPlace, NormPolicy, Storage
 from frostline.errors import ConfigError
 from frostline.plans import Phase, Plan
 from frostline.preprocessing import Preprocessing
-from frostline.recipe import Recipe, config_errors
+from frostline.recipe import Data, Recipe, config_errors
 from frostline.records import BY_MODEL
 from frostline.tuning import Form
 
 _FROM_PYTHON = "python:"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Section(Data):
+    __repr__ = BaseModel.__repr__  # none of these is a name of fl
 
 
 class ModelSettings(_Section):

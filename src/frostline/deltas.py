@@ -119,14 +119,16 @@ def save_delta(
     # A run that kept an earlier state proves the frozen part itself, and keeps what it trained.
     if content is None:
         _check_as_frozen(model, rest)
+    ranges = {name: [(r.start, r.stop) for r in held_rows(t)] for name, t in tensors.items()}
+    listed = unwrap(model).state_dict(keep_vars=True).keys()
     delta = Delta(
         trained,
         rest,
         dict(about or {}),
         trainable=tuple(name for name, tensor in tensors.items() if tensor.requires_grad),
-        held_rows=_rows_held(tensors),
+        held_rows={name: pairs for name, pairs in ranges.items() if pairs},
         tied=_tied_names(model),
-        unsaved=_unsaved_names(model, tensors),
+        unsaved=(*(name for name in tensors if name not in listed), *saved_besides(model)),
         kept={name: word for name, word in cast_dtypes(model).items() if name in rest.tensors},
     )
     try:
@@ -406,16 +408,6 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
     first, named = dict[int, str](), all_tensors(model, every_name=True).items()
     tied = {name: first.setdefault(id(tensor), name) for name, tensor in named}
     return {name: known for name, known in tied.items() if name != known}
-
-
-def _unsaved_names(model: nn.Module, tensors: Collection[str]) -> tuple[str, ...]:
-    saved = unwrap(model).state_dict(keep_vars=True).keys()
-    return (*(name for name in tensors if name not in saved), *saved_besides(model))
-
-
-def _rows_held(tensors: Mapping[str, Tensor]) -> dict[str, list[tuple[int, int]]]:
-    held = {name: held_rows(tensor) for name, tensor in tensors.items()}
-    return {name: [(r.start, r.stop) for r in ranges] for name, ranges in held.items() if ranges}
 
 
 def _check_says_what_trained(delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:

@@ -25,7 +25,7 @@ def refuse_truth(given: object) -> object:
 
 
 class Data(BaseModel):
-    """Abstract base of recipes and plans: frozen, checked when made, repr that reads back.
+    """Abstract base of recipes, plans and settings: frozen, checked when made.
 
     Raises:
         ConfigError: when one is made of options that are unknown, out of their range or at odds.

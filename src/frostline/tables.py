@@ -87,10 +87,11 @@ def visible(text: str) -> str:
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def columns(*headings: str, left: int = 1) -> tuple[Column, ...]:
-    """Columns of these headings: the first `left` stand to the left, numbers to the right."""
+def columns(*headings: str, left: int = 1, right: int | None = None) -> tuple[Column, ...]:
+    """Columns of these headings: `left` of words, `right` of numbers or all others, then words."""
+    numbers = range(left, len(headings) if right is None else left + right)
     return tuple(
-        Column(heading, "left" if place < left else "right")
+        Column(heading, "right" if place in numbers else "left")
         for place, heading in enumerate(headings)
     )
 
@@ -117,7 +118,7 @@ def _column_widths(
     cells = [
         (column.heading, *(row[number] for row in rows)) for number, column in enumerate(columns)
     ]
-    natural, words, names = (
+    widths, words, names = (
         [max(_longest_part(cell, breaks) for cell in own) for own in cells]
         for breaks in ((), _BREAKS[:1], _BREAKS)
     )
@@ -125,20 +126,13 @@ def _column_widths(
         least if column.justify == "right" else 1
         for column, least in zip(columns, names, strict=True)
     ]
-    widths = natural
     for least in (words, names, numbers, [1] * len(columns)):
-        widths = _shrunk(widths, least, room)
+        while sum(widths) > room:
+            slack = [(width, n) for n, width in enumerate(widths) if width > least[n]]
+            if not slack:
+                break
+            widths[max(slack)[1]] -= 1
     return widths
-
-
-def _shrunk(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
-    found = list(widths)
-    while sum(found) > room:
-        slack = [(width, n) for n, width in enumerate(found) if width > least[n]]
-        if not slack:
-            break
-        found[max(slack)[1]] -= 1
-    return found
 
 
 def _longest_part(text: str, breaks: Sequence[re.Pattern[str]]) -> int:

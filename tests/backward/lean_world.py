@@ -65,6 +65,11 @@ def check(model: nn.Module, inputs: Tensor, run: Run | None = None) -> tuple[int
     return plain.saved, leaned.saved
 
 
+def is_on() -> bool:
+    """Whether anything stands between this thread's calls and torch: lean does in a forward."""
+    return bool(torch._C._len_torch_function_stack())
+
+
 def same(left: Iterable[Tensor | None], right: Iterable[Tensor | None]) -> bool:
     """By value, NaN being like NaN: PyTorch 2.9's statistics of an empty batch are."""
     pairs = list(zip(left, right, strict=True))

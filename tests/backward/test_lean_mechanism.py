@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lean_world import check, same, step
+from lean_world import check, is_on, same, step
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import frostline as fl
 from frostline.backward import is_lean, saved_bytes, unlean
-from frostline.backward.entering import is_on
 
 lean_all = partial(fl.lean, at_least_bytes=0)
 

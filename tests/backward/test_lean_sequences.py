@@ -9,11 +9,10 @@ import weakref
 
 import pytest
 import torch
-from lean_world import same
+from lean_world import is_on, same
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.backward.entering import is_on
 
 
 def _net(number: int) -> nn.Module:

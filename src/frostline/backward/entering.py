@@ -97,7 +97,9 @@ def hook(model: nn.Module, settings: Settings) -> list[Callable[[], None]]:
     """Put one of both on every module; gives what takes each off again."""
     removals: list[Callable[[], None]] = []
     enter, leave = Enter(settings), Leave()
-    unhookable = _within_layers(model)
+    # A hook within such a layer would keep it from being run as one kernel.
+    layers = (m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer))
+    unhookable = {module for layer in layers for module in layer.modules()}
     for module in model.modules():
         if isinstance(module, _FUSED):
             fused = Fused(module, module.__dict__.get("forward"), settings)
@@ -125,11 +127,6 @@ def is_lean(module: nn.Module) -> bool:
     """Whether `module` is leaned."""
     ours = (*module._forward_pre_hooks.values(), *stand_ins(module, Fused.method))
     return any(isinstance(one, Enter | Fused) for one in ours)
-
-
-def is_on() -> bool:
-    """Whether rules apply in this thread now: a leaned module's forward is running."""
-    return bool(_thread.entries)
 
 
 class _Entry(NamedTuple):
@@ -228,9 +225,3 @@ def _is_plain() -> bool:
         and forward_ad._current_level < 0
         and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
     )
-
-
-def _within_layers(model: nn.Module) -> set[nn.Module]:
-    """Modules a hook on which would keep the layer around them from being run as one kernel."""
-    layers = (m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer))
-    return {module for layer in layers for module in layer.modules()}

@@ -116,10 +116,6 @@ class Layout:
         """
         return torch.empty_strided(self.sizes, self.strides, dtype=self.dtype, device=self.device)
 
-    def zeros(self) -> Tensor:
-        """The same where the kernel does read it, for a result that is not used."""
-        return self.stand_in().zero_()
-
     def is_of(self, tensor: Tensor) -> bool:
         """Whether the tensor is laid out so."""
         return (

@@ -112,7 +112,11 @@ class Saver(Hook):
         content = self._content(training)
         if is_best:
             self._best = self._moment(training, content, state=False)
-            self._judge(training)
+            found = training.found
+            if self._folder is not None and found is not None and self._task.classes:
+                self._judged = judged_of(
+                    found.outputs, found.targets, names=found.names, epoch=training.position.epochs
+                )
         if self._folder is not None:
             # Copies: an interrupt comes within a later epoch, when weights have moved on.
             self._last = self._moment(training, content)
@@ -140,12 +144,6 @@ class Saver(Hook):
             load_delta(model, self._folder.best)
         elif self._best is not None:
             put_tensors(model, self._best.content)
-
-    def _judge(self, training: Training) -> None:
-        found = training.found
-        if self._folder is not None and found is not None and self._task.classes:
-            epoch = training.position.epochs
-            self._judged = judged_of(found.outputs, found.targets, names=found.names, epoch=epoch)
 
     @property
     def _is_due(self) -> bool:
@@ -211,7 +209,12 @@ def _restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics)
     refusals: list[ConfigError | CorruptDelta] = []
     for file in (folder.last, *folder.earlier_ones()):
         try:
-            _check_plan(file, plan)
+            if read_delta(file).about.get("plan", "") != plan:
+                raise ConfigError(
+                    f"cannot resume by another plan: {file} was trained by the one in its notes, "
+                    "and run.toml or the plan given says another. Restore it, or start a new run "
+                    "with another --out."
+                )
             _restore_from(training, folder, file, like)
         except (ConfigError, CorruptDelta) as error:
             refusals.append(error)
@@ -264,12 +267,3 @@ def _check_state(file: Path) -> None:
         with ZipFile(file) as records:
             if (damaged := records.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} is not that of its content")
-
-
-def _check_plan(file: Path, plan: str) -> None:
-    if read_delta(file).about.get("plan", "") != plan:
-        raise ConfigError(
-            f"cannot resume by another plan: {file} was trained by the one in its notes, and "
-            "run.toml or the plan given says another. Restore it, or start a new run with another "
-            "--out."
-        )

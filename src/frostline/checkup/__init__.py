@@ -111,7 +111,7 @@ def _checkup(subject: Subject) -> Checkup:
         why = "they can neither be frozen nor given to an optimizer before the first call"
         seen = enumerated(shapeless, "parameter", "without a shape yet")
         return Checkup((Finding("lazy-module", "error", seen, why, fix, shapeless),))
-    with freezes_kept(subject.root) if subject.asks else nullcontext():
+    with freezes_kept(subject.root) if subject.asked or subject.plan else nullcontext():
         try:
             _freeze_as_asked(subject)
         except FreezeError as refusal:
@@ -147,13 +147,11 @@ def _freeze_as_asked(subject: Subject) -> None:
 def _optimizers(
     given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
 ) -> tuple[torch.optim.Optimizer, ...]:
-    if given is None:
-        return ()
-    found = tuple(given) if isinstance(given, list | tuple) else (given,)
+    found = given if isinstance(given, list | tuple) else [] if given is None else [given]
     for one in found:
         if not isinstance(one, torch.optim.Optimizer):
             raise ConfigError(
                 f"the optimizer is {type(one).__name__}, no torch.optim.Optimizer. Give the torch "
                 "optimizer, or a list of them."
             )
-    return found
+    return tuple(found)

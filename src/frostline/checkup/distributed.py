@@ -82,7 +82,7 @@ def ddp_plan(subject: Subject) -> Iterator[Finding]:
 @check("fsdp-flat")
 def fsdp_flat(subject: Subject) -> Iterator[Finding]:
     flat = tuple(path for path, unit in subject.sharded_units.items() if not unit._use_orig_params)
-    if flat and subject.asks:
+    if flat and (subject.asked or subject.plan):
         yield error(
             f"FullyShardedDataParallel with use_orig_params=False at {listed(flat)}",
             "all parameters of a unit are one flat tensor, which is frozen whole or not at all",

@@ -36,8 +36,10 @@ def no_gradient(subject: Subject) -> Iterator[Finding]:
     if not names:
         return
     cut = {path: subject.root.get_submodule(path) for path in subject.facts.watch.cut}
-    ends = [f"{path or '(model)'} ({_kind(module)})" for path, module in cut.items()]
-    quantised = [path for path, module in cut.items() if _wrapped_in(module)]
+    inside = {path: _wrapped_in(module) for path, module in cut.items()}
+    kinds = {path: ", ".join([type(cut[path]).__name__, *inside[path]]) for path in cut}
+    ends = [f"{path or '(model)'} ({kind})" for path, kind in kinds.items()]
+    quantised = [path for path in cut if inside[path]]
     wrapped = [name for name in names if is_wrapped(subject.parameters[name])]
     why = (
         "no path leads from the loss to them: they are not used in the forward, or something cuts "
@@ -67,10 +69,6 @@ def no_gradient(subject: Subject) -> Iterator[Finding]:
         fix,
         names,
     )
-
-
-def _kind(module: nn.Module) -> str:
-    return ", ".join([type(module).__name__, *_wrapped_in(module)])
 
 
 def _wrapped_in(module: nn.Module) -> list[str]:

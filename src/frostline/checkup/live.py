@@ -42,16 +42,12 @@ def moving_layers(path: str, part: nn.Module) -> Iterator[str]:
         if not module.training:
             continue
         momentum: Any = getattr(module, "momentum", None)  # a norm of one's own may lack it
+        kinds = {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
         moves = keeps_running_statistics(module) and not adapts(module)
         if moves and (momentum is None or momentum > 0):
             yield name
-        elif type(module).__name__ == "_SpectralNorm" or _has_spectral_hook(module):
+        elif type(module).__name__ == "_SpectralNorm" or "SpectralNorm" in kinds:
             yield name.removesuffix(".0").partition(".parametrizations")[0]
-
-
-def _has_spectral_hook(module: nn.Module) -> bool:
-    hooks = module._forward_pre_hooks.values()
-    return any(type(hook).__name__ == "SpectralNorm" for hook in hooks)
 
 
 def replaced_norms(root: nn.Module) -> dict[str, nn.Module]:

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from frostline.checkup.findings import Finding, error, listed, note
-from frostline.checkup.subject import Subject, check
-from frostline.checkup.trial import Step
+from frostline.checkup.subject import Check, Subject, check
 from frostline.errors import one_line
 from frostline.fingerprints.parts import is_finite
 
 
-@check("forward-failed")
-def forward_failed(subject: Subject) -> Iterator[Finding]:
-    yield from _failed(subject, "forward pass in train mode")
-    yield from _failed(subject, "forward pass in eval mode")
-
-
-@check("backward-failed")
-def backward_failed(subject: Subject) -> Iterator[Finding]:
-    yield from _failed(subject, "backward pass")
-
-
-def _failed(subject: Subject, step: Step) -> Iterator[Finding]:
-    failure = subject.facts.failure
-    if failure is not None and failure[0] == step:
+def _failed(pass_: str, subject: Subject) -> Iterator[Finding]:
+    step, failure = subject.facts.failure or ("", None)
+    if failure is not None and step.startswith(pass_):
         yield error(
-            f"the {step} on the example ended with {one_line(failure[1])}",
+            f"the {step} on the example ended with {one_line(failure)}",
             "training would end at its first batch; checks that need the pass were left out",
             "Fix the forward, or give the example as the model takes it: a tensor, a tuple of "
             "arguments, or a dict of named ones; with batch norm at least two samples.",
         )
+
+
+forward_failed = Check("forward-failed", partial(_failed, "forward pass"))
+backward_failed = Check("backward-failed", partial(_failed, "backward pass"))
 
 
 @check("not-finite")

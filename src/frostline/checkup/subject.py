@@ -51,11 +51,6 @@ class Subject:
         """The selector of what to freeze or to train, where one was given."""
         return self.train if self.freeze is None else self.freeze
 
-    @property
-    def asks(self) -> bool:
-        """Whether something is to be frozen for the checks."""
-        return self.asked is not None or self.plan is not None
-
     @cached_property
     def root(self) -> nn.Module:
         """The model inside its wrappers; frozen as asked while the checks run."""

@@ -101,7 +101,13 @@ class _Trial:
     def run(self) -> Facts:
         """All of them."""
         self.root.train()
-        silent = [path for path, part in frozen_parts(self.root) if _is_silent(path, part)]
+        # Frozen parts in train mode no layer of which says that this matters.
+        silent = [
+            path
+            for path, part in frozen_parts(self.root)
+            if any(module.training for module in part.modules())
+            and not [*random_layers(path, part), *moving_layers(path, part)]
+        ]
         with watching(self.root, silent) as watch:
             output = self._forward(seed=0)
         gradients = self._settled(self._gradients(output))
@@ -232,12 +238,6 @@ def _kind(gradient: Tensor | None) -> Gradient:
     if not is_finite(values, "a gradient"):
         return "not finite"
     return "some" if any(map(Tensor.any, plain_parts(values, "a gradient")[1])) else "zero"
-
-
-def _is_silent(path: str, part: nn.Module) -> bool:
-    """Whether a frozen part is in train mode, and no layer of it says that this matters."""
-    known = [*random_layers(path, part), *moving_layers(path, part)]
-    return any(module.training for module in part.modules()) and not known
 
 
 def _is_random(call: PartCall) -> bool:

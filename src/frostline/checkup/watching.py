@@ -69,7 +69,9 @@ class ForwardWatch:
         if owns_frozen and any(t.requires_grad for t in tensors) and path not in self.crossed:
             self.crossed.append(path)
         if tensors and _is_layer(module) and not isinstance(module, _TRANSPARENT):
-            self._readers[self._source(tensors[0])].append((path, module))
+            source = self._source(tensors[0])
+            if source in self._sources:  # else not held, and a later output may lie where it lay
+                self._readers[source].append((path, module))
 
     def leave(self, path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The module at `path` has given `output`."""

@@ -38,7 +38,7 @@ def demo() -> None:
     import frostline as fl
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import notes, output, say
-    from frostline.data import make_batches
+    from frostline.data import ImageDataset, make_batches, read_set
     from frostline.devices import Compute
     from frostline.engine import predict
     from frostline.tasks import evaluate_logits
@@ -48,7 +48,9 @@ def demo() -> None:
         pictures = Path(scratch) / "digits"
         write_digits(pictures)
         network, preprocessing = efficientnet()
-        train, val, test = (_dataset(pictures / part, preprocessing) for part in _PARTS)
+        digits = [str(n) for n in range(10)]
+        images = (read_set(pictures / part, classes=digits) for part in _PARTS)
+        train, val, test = (ImageDataset(part, preprocessing) for part in images)
         say(page, f"Data     scikit-learn's handwritten digits as {SIDE_PIXELS} px pictures:")
         say(page, f"         {len(train)} train, {len(val)} validate, {len(test)} held out")
         say(page, "Model    EfficientNet-Lite0 with its ImageNet weights, new head for 10 digits")
@@ -84,12 +86,6 @@ def put_new_head(network: nn.Module) -> None:
     from frostline.models import put_head
 
     put_head(network, classes=10, seed=0)
-
-
-def _dataset(folder: Path, preprocessing: Preprocessing) -> ImageDataset:
-    from frostline.data import ImageDataset, read_set
-
-    return ImageDataset(read_set(folder, classes=[str(n) for n in range(10)]), preprocessing)
 
 
 def _some_predictions(predicted: Predictions) -> Table:

@@ -236,10 +236,18 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
     except KeyboardInterrupt:
         say(aside, _interrupted(folder))
         raise typer.Exit(1) from None
-    if as_json:
-        print_json(_document(run, folder))
-    else:
+    if not as_json:
         _conclude(run, folder, page)
+        return
+    document = {
+        "run": str(folder),
+        "epoch": run.best.epoch,
+        **run.best.validation.as_dict(),
+        "history": [record.line() for record in run.history],
+        "phases": [asdict(record) for record in run.phases],
+        "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
+    }
+    print_json(document)
 
 
 def _check_apart(folder: Path, data: Path) -> None:
@@ -293,17 +301,6 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
     if run.folder is not None and run.folder.report.exists():
         say(page, f"Report: {run.folder.report}")
     say(page, f"Written to {folder}; next: frostline predict {quote(str(folder))} FILE...")
-
-
-def _document(run: Run, folder: Path) -> dict[str, object]:
-    return {
-        "run": str(folder),
-        "epoch": run.best.epoch,
-        **run.best.validation.as_dict(),
-        "history": [record.line() for record in run.history],
-        "phases": [asdict(record) for record in run.phases],
-        "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
-    }
 
 
 def _interrupted(folder: Path) -> str:

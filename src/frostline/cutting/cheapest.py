@@ -88,11 +88,7 @@ def _is_view(node: fx.Node, trial: Observed) -> bool:
 
 
 def _below(
-    swept: Swept,
-    trial: Observed,
-    layouts: Mapping[fx.Node, RowLayout],
-    *,
-    price: int,
+    swept: Swept, trial: Observed, layouts: Mapping[fx.Node, RowLayout], *, price: int
 ) -> frozenset[fx.Node]:
     import networkx
 

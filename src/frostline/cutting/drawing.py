@@ -25,12 +25,7 @@ from frostline.cutting.reasons import nothing_kept, why_there
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import InputSpec, Rebuild
 from frostline.cutting.sweep import sweep
-from frostline.cutting.tracing import (
-    Unfollowed,
-    forget_symbols,
-    operation,
-    trace,
-)
+from frostline.cutting.tracing import Unfollowed, forget_symbols, operation, trace
 from frostline.cutting.trial import Observed, rearrange, run_trial
 from frostline.errors import NothingFrozen, one_line
 from frostline.units import format_bytes

@@ -1,7 +1,8 @@
 """A graph without the model: it holds none of its tensors, and is handed them at each call.
 
 It can be pickled, and keeps nothing of its tracing: what torch.export notes on each node keeps
-alive the whole world of symbols it was traced in; of that a node keeps its value's form alone.
+alive the whole world of symbols it was traced in; of that a node keeps its value's form and its
+blocks alone.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 torch.export keeps such a block as one operation that runs a graph of its own. The frost line may
 run through the middle of it, so its operations are put into the graph itself, each with a note of
-the blocks that it stands in; the halves get their blocks back, each around what is left of it.
+the blocks that it stands in. Where a half's graph becomes code, the blocks are closed again, each
+around what is left of it.
 """
 
 from __future__ import annotations

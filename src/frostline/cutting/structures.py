@@ -63,23 +63,18 @@ def read_inputs(inputs: Inputs) -> tuple[InputSpec, list[Tensor]]:
     Raises:
         CutError: there is no tensor in them, or None stands for one.
     """
-    located, tree = pytree.tree_flatten_with_path(_arguments(inputs))
-    leaves = [leaf for _, leaf in located]
+    positional, named = _arguments(inputs)
+    leaves, tree = pytree.tree_flatten((positional, named))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if not tensors or any(leaf is None for leaf in leaves):
         raise CutError(
             f"a model cannot be cut on an example without tensors, or with None in it; found "
             f"{type(inputs).__name__}. Give one batch as the model takes it."
         )
-    alone = len(tensors) == 1
-    names = (_name(path[1], alone) for path, leaf in located if isinstance(leaf, Tensor))
+    word = "the input" if len(tensors) == 1 else "input {}"
+    parts = [*((word.format(i), part) for i, part in enumerate(positional)), *named.items()]
+    names = [n for n, part in parts for t in pytree.tree_leaves(part) if isinstance(t, Tensor)]
     return InputSpec(tree, _known(leaves), tuple(names)), tensors
-
-
-def _name(key: Any, alone: bool) -> str:
-    if isinstance(key, pytree.MappingKey):
-        return str(key.key)
-    return "the input" if alone else f"input {key.idx}"
 
 
 def _known(leaves: list[Any]) -> tuple[object, ...]:

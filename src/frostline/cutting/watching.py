@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
+from operator import eq, is_
 from typing import Any, final
 
 import xxhash
@@ -41,27 +43,33 @@ _LOCK = threading.RLock()  # for what is changed of torch's own class meanwhile
 Words = Mapping[str, str]
 
 
+# A dict, a key, and what it held there; a list or dict that may be filled otherwise, and a copy.
+_Item = tuple[dict[str, Any], str, object]
+_Content = tuple[object, object]
+
+
 @final
-@dataclass(frozen=True, slots=True)
 class Identities:
-    """Objects of a model that were seen: while they are the same, its structure is too.
+    """Objects of a model that were seen: while they are the same, its structure is too."""
 
-    Attributes:
-        items: what a dict held under a key.
-        contents: lists and dicts, each with a copy: they may be filled otherwise meanwhile.
-        kinds: modules with their class and its forward.
-    """
-
-    items: list[tuple[dict[str, Any], str, object]]
-    contents: list[tuple[object, object]]
-    kinds: list[tuple[nn.Module, type[nn.Module], object]]
+    def __init__(
+        self, items: list[_Item], contents: list[_Content], modules: list[nn.Module]
+    ) -> None:
+        # In columns, since each call waits for this and `map` takes no step of Python for each.
+        self._items = tuple(zip(*items, strict=True)) or ((), (), ())
+        self._contents = tuple(zip(*contents, strict=True)) or ((), ())
+        self._modules = modules
+        self._kinds = [type(module) for module in modules]
+        self._forwards = {kind: kind.forward for kind in self._kinds}
 
     def hold(self) -> bool:
         """Whether nothing is another object; where something is, an equal one may have come."""
+        owners, keys, values = self._items
         return (
-            all(owner.get(key, _ABSENT) is value for owner, key, value in self.items)
-            and all(now == before for now, before in self.contents)
-            and all(m.__class__ is kind and kind.forward is f for m, kind, f in self.kinds)
+            all(map(is_, map(dict.get, owners, keys, repeat(_ABSENT)), values))
+            and all(map(eq, *self._contents))
+            and all(map(is_, map(type, self._modules), self._kinds))
+            and all(kind.forward is forward for kind, forward in self._forwards.items())
         )
 
 
@@ -121,7 +129,7 @@ class Structure:
             if path not in modules:
                 raise changed(model, f"'{path}' is gone")
         now = _described(model, self.modules)
-        items, contents = list[tuple[dict[str, Any], str, object]](), list[tuple[object, object]]()
+        items, contents = list[_Item](), list[_Content]()
         for path, words in self.modules.items():
             if difference := _difference(path, words, now[path]):
                 raise changed(model, difference)
@@ -135,8 +143,7 @@ class Structure:
         for path in standing:
             up, _, leaf = path.rpartition(".")
             items.append((vars(modules[up])["_modules"], leaf, modules[path]))
-        seen = [modules[path] for path in {*self.modules, *standing}]
-        return Identities(items, contents, [(m, type(m), type(m).forward) for m in seen])
+        return Identities(items, contents, [modules[p] for p in {*self.modules, *standing}])
 
 
 def _described(model: nn.Module, names: Mapping[str, Iterable[str]]) -> dict[str, Words]:

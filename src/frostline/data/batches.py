@@ -99,23 +99,21 @@ class Order:
 
 
 @final
+@dataclass(eq=False)
 class SampleBatches:
     """The batches of samples, in an order of our making."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        order: Order,
-        *,
-        threads: int | None = None,
-        as_targets: AsTargets = class_targets,
-    ) -> None:
-        self._samples, self._order, self._threads = samples, order, threads
-        self._as_targets = as_targets
-        self._targets: Tensor | None = None  # where they come with their samples
-        if isinstance(samples.targets, Tensor | np.ndarray | list | tuple):
-            every = some_targets(samples.targets)
-            self._targets = as_targets(every, len(samples), samples.what)
+    _samples: Samples
+    _order: Order
+    _threads: int
+    _as_targets: AsTargets
+    _targets: Tensor | None = None  # unless they come with their samples
+
+    def __post_init__(self) -> None:
+        given = self._samples
+        if isinstance(given.targets, Tensor | np.ndarray | list | tuple):
+            every = some_targets(given.targets)
+            self._targets = self._as_targets(every, len(given), given.what)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -139,13 +137,12 @@ class SampleBatches:
                         f"{names[0]} to {names[-1]} of this batch do not fit together: {error}. "
                         "Make all items alike, or give a DataLoader with its own collate_fn."
                     ) from error
-                yield Batch(inputs, self._targets_at(places), names)
-
-    def _targets_at(self, places: Tensor) -> Tensor:
-        if self._targets is not None:
-            return self._targets[places]
-        raw = some_targets(self._samples.targets, places)
-        return self._as_targets(raw, len(places), self._samples.what)
+                if self._targets is not None:
+                    targets = self._targets[places]
+                else:
+                    raw = some_targets(samples.targets, places)
+                    targets = self._as_targets(raw, len(places), samples.what)
+                yield Batch(inputs, targets, names)
 
 
 @final
@@ -157,11 +154,22 @@ class GivenBatches:
     """
 
     def __init__(self, data: Any, as_targets: AsTargets = class_targets) -> None:
-        self._data = data
+        self._data, self._as_targets = data, as_targets
         self._what = type(data).__name__
-        self._as_targets = as_targets
         self._samples: int | None = None
-        _refuse_one_shot(data, self._what)
+        if isinstance(data, Iterator):
+            raise DataError(
+                f"the {self._what} can be gone through once only, and training takes many epochs. "
+                "Give a Dataset, a DataLoader or a list of batches."
+            )
+        if isinstance(data, IterableDataset):
+            raise DataError(
+                f"the {self._what} gives single samples. Wrap it: DataLoader(data, batch_size=32)."
+            )
+        if not hasattr(data, "__iter__"):
+            raise DataError(
+                f"{a_type(data)} is no data set. Give a Dataset, a DataLoader or a list of batches."
+            )
         try:
             self._count = len(self._data)
         except TypeError as error:
@@ -281,22 +289,6 @@ def batch_length(targets: object) -> int:
     if isinstance(targets, str) or getattr(targets, "ndim", 1) == 0:
         return 0
     return len(targets) if hasattr(targets, "__len__") else 0
-
-
-def _refuse_one_shot(data: object, what: str) -> None:
-    if isinstance(data, Iterator):
-        raise DataError(
-            f"the {what} can be gone through once only, and training takes many epochs. "
-            "Give a Dataset, a DataLoader or a list of batches."
-        )
-    if isinstance(data, IterableDataset):
-        raise DataError(
-            f"the {what} gives single samples. Wrap it: DataLoader(data, batch_size=32)."
-        )
-    if not hasattr(data, "__iter__"):
-        raise DataError(
-            f"{a_type(data)} is no data set. Give a Dataset, a DataLoader or a list of batches."
-        )
 
 
 def _known_samples(data: object) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
 from contextlib import closing
-from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
@@ -14,6 +14,7 @@ import PIL
 import torch
 import xxhash
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from frostline._files import file_digest
@@ -123,7 +124,7 @@ def make_batches(
     if isinstance(samples, GivenSamples):
         return GivenBatches(samples.data, as_targets)
     order = Order(len(samples), batch_size, shuffle, seed, world)
-    return SampleBatches(samples, order, threads=workers, as_targets=as_targets)
+    return SampleBatches(samples, order, workers, as_targets)
 
 
 def first_batch(samples: Samples, count: int, as_targets: AsTargets = class_targets) -> Batch:
@@ -141,13 +142,8 @@ def first_batch(samples: Samples, count: int, as_targets: AsTargets = class_targ
 
 def some_rows(inputs: Any, chosen: slice | Tensor) -> Any:
     """The chosen samples of a batch of inputs."""
-    if isinstance(inputs, Tensor):
-        return inputs[chosen if isinstance(chosen, slice) else chosen.to(inputs.device)]
-    if isinstance(inputs, Mapping):
-        return {name: some_rows(part, chosen) for name, part in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return type(inputs)([some_rows(part, chosen) for part in inputs])
-    return inputs
+    parts = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    return tree_map_only(Tensor, lambda tensor: tensor[chosen], parts)
 
 
 @final
@@ -159,8 +155,7 @@ class ImageSamples(Samples):
         self._data = data
         is_live = data.augment.kind == "live"
         if views is not None and views != data.augment.views and not is_live:
-            self._data = copy(data)
-            self._data.augment = Augment("views", views) if views > 1 else Augment()
+            self._data = replace(data, augment=Augment("views", views) if views > 1 else Augment())
         self.targets = data.labels
         self.views = 0 if is_live else self._data.augment.views
         # Another decoder may round otherwise; what a view shows is part of its seed.
@@ -187,9 +182,8 @@ class ImageSamples(Samples):
         return self._data.names[sample]
 
     def why_not_stored(self) -> str:
-        if self.views:
-            return ""
-        return "augment live makes a new view every epoch, so there is none to store."
+        live = "augment live makes a new view every epoch, so there is none to store."
+        return "" if self.views else live
 
     def _digest(self, path: Path) -> str:
         """Of the file's content, which is read once unless the file changed since."""

@@ -96,9 +96,9 @@ def read_set(path: str | os.PathLike[str], *, classes: Sequence[str]) -> ImageSe
         DataError: as `read_splits`, or a class that the run does not know; names the nearest.
     """
     root = _existing(path)
-    listing = _read_held_out(root, tuple(normal(name) for name in classes))
-    known = {normal(name): label for label, name in enumerate(classes)}
-    if unknown := sorted({item.name for item in listing.found} - known.keys()):
+    known = tuple(map(normal, classes))
+    listing = _read_held_out(root, known)
+    if unknown := sorted({item.name for item in listing.found}.difference(known)):
         near = ((name, nearest(name, classes, count=2)) for name in unknown[:5])
         described = [f"{name!r}" + (f" (nearest: {', '.join(c)})" if c else "") for name, c in near]
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
@@ -106,9 +106,7 @@ def read_set(path: str | os.PathLike[str], *, classes: Sequence[str]) -> ImageSe
             f"{root} has classes that the run does not know: {', '.join(described)}{more}. "
             f"The run knows {some_of(classes, most=10)}. Rename or remove them."
         )
-    samples = tuple(Sample(item.path, known[item.name]) for item in listing.found)
-    ordered = tuple(sorted(samples, key=lambda sample: sample.label))
-    return ImageSet(tuple(classes), ordered, listing.ignored)
+    return replace(_image_set(listing, known), classes=tuple(classes))
 
 
 def _read_parts(root: Path) -> tuple[dict[Role, Listing], str]:
@@ -167,7 +165,8 @@ def _divided(root: Path, listing: Listing, held: frozenset[int], how: str) -> Sp
 def _image_set(listing: Listing, classes: tuple[str, ...]) -> ImageSet:
     label = {name: index for index, name in enumerate(classes)}
     samples = (Sample(item.path, label[item.name]) for item in listing.found if item.name in label)
-    return ImageSet(classes, tuple(samples), listing.ignored)
+    in_order = sorted(samples, key=lambda sample: sample.label)
+    return ImageSet(classes, tuple(in_order), listing.ignored)
 
 
 def _unknown(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Literal, Self, final
 
@@ -129,6 +129,7 @@ _PLAIN = Augment()
 
 
 @final
+@dataclass(eq=False, repr=False)
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Map-style: `dataset[i]` is `(float32 (3, height, width), label)`.
 
@@ -146,23 +147,17 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         digests: content digests of files, as `Audit.digests`; other files are read for theirs.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        preprocessing: Preprocessing,
-        *,
-        augment: Augment = _PLAIN,
-        seed: int = 0,
-        digests: Mapping[Path, str] | None = None,
-    ) -> None:
-        self.images = images
-        self.preprocessing = preprocessing
-        self.augment = augment
-        self.seed = seed
-        self.digests = digests or {}
-        self.classes = images.classes
-        self.labels = tuple(sample.label for sample in images.samples)
-        self.names = tuple(str(sample.path) for sample in images.samples)
+    images: ImageSet
+    preprocessing: Preprocessing
+    _: KW_ONLY
+    augment: Augment = _PLAIN
+    seed: int = 0
+    digests: Mapping[Path, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.classes = self.images.classes
+        self.labels = tuple(sample.label for sample in self.images.samples)
+        self.names = tuple(str(sample.path) for sample in self.images.samples)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -96,7 +96,7 @@ class _Loop:
         )
         training.session.tick()
         training.sums.spent.validation_seconds += time.perf_counter() - trained
-        rates = {float(group["lr"]) for group in training.optimizer.param_groups}
+        rates = {float(group["lr"]) for group in training.session.optimizer.param_groups}
         metrics = summarised(self.task, found)
         training.end_epoch(tuple(sorted(rates, reverse=True)), metrics, trained - start)
         training.found = found

@@ -27,7 +27,7 @@ class Stepper:
     """Steps of one phase, by the session's optimizer."""
 
     def __init__(self, training: Training, task: Task) -> None:
-        groups = training.optimizer.param_groups
+        groups = training.session.optimizer.param_groups
         self._training = training
         self._task = task
         self._names = [name for group in groups for name in group["param_names"]]
@@ -55,7 +55,7 @@ class Stepper:
             return value, self._task.sums(outputs.detach(), targets)
 
     def _update(self, loss: Tensor, batch: Batch) -> float:
-        training, value = self._training, loss.item()
+        compute, session, value = self._training.compute, self._training.session, loss.item()
         if not math.isfinite(value):
             raise _non_finite(f"the loss became {value}", batch.names)
         if not loss.requires_grad:
@@ -64,11 +64,11 @@ class Stepper:
                 "learned. Check that what you train is used in the model's forward, and that no "
                 "reentrant checkpointing stands around it (use_reentrant=False)."
             )
-        training.compute.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's
+        compute.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's
         if self.unreached is None:
             pairs = zip(self._names, self._trainable, strict=True)
             self.unreached = tuple(name for name, p in pairs if p.grad is None)
-        training.compute.step(training.optimizer, clip_norm=training.session.recipe.clip_norm)
+        compute.step(session.optimizer, clip_norm=session.recipe.clip_norm)
         for parameter in self._trainable:
             parameter.grad = None
         return value

@@ -61,11 +61,6 @@ class Training:
         return self.session.position
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of the present phase."""
-        return self.session.optimizer
-
-    @property
     def planned_epochs(self) -> int | None:
         """Epochs of the whole run at most, counting what has ended; None where no one knows."""
         at, each = self.position, self.session.steps_per_epoch or 1

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 from typing import Any, final
 
@@ -80,8 +79,12 @@ def measure_step(
         within: seconds after which no other step is begun; at least one is timed.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    forward = partial(_forward, model, inputs, task or Classification(), targets, precision)
     given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+
+    def forward() -> Tensor:
+        with autocast(model, precision):
+            return step_loss(task or Classification(), call_with(model, inputs), targets)
+
     with _left_as_it_was(model, parameters):
         model.train()
         made = still_optimizer(optimizer, parameters or [torch.zeros(())])
@@ -92,7 +95,8 @@ def measure_step(
         start, times = time.perf_counter(), [_step(forward, made)]
         while len(times) < repeats and time.perf_counter() - start < within:
             times.append(_step(forward, made))
-    state = sum(_tensor_bytes(kept) for kept in made.state.values())
+    kept = pytree.tree_leaves(list(made.state.values()))
+    state = sum(value.nbytes for value in kept if isinstance(value, Tensor))
     # The earlier ones still get their memory from the system, the later from the process.
     spent = [median(some) for some in zip(*times[len(times) // 2 :], strict=True)]
     return StepCost(spent[0], spent[1], spent[2], saved, size, state)
@@ -143,17 +147,6 @@ def _step(
     return times[1] - times[0], times[2] - times[1], times[3] - times[2]
 
 
-def _forward(
-    model: nn.Module, inputs: Any, task: Task, targets: Tensor | None, precision: str
-) -> Tensor:
-    with autocast(model, precision):
-        return step_loss(task, call_with(model, inputs), targets)
-
-
 def _backward(loss: Tensor) -> None:
     if loss.requires_grad:  # not where nothing trains
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
-
-
-def _tensor_bytes(kept: Any) -> int:
-    return sum(t.nbytes for t in pytree.tree_leaves(kept) if isinstance(t, Tensor))

@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 
 from frostline.estimates.measuring import StepCost
-from frostline.tables import Column, Table, columns, hanging
+from frostline.tables import Table, columns, hanging
 from frostline.units import format_bytes, format_count, format_seconds
 
 # Blocks that the allocator keeps, and what kernels pack into: three steps of seven networks on
@@ -274,7 +274,7 @@ def _memory_table(found: Estimate) -> Table:
         f"{f'; scaled by real steps of {step.measured_on}' if step.measured_on else ''}."
     )
     notes = tuple(hanging(note, indent=0).splitlines())
-    return Table((Column("memory"), Column("", "right")), rows, title, notes)
+    return Table(columns("memory", ""), rows, title, notes)
 
 
 def _layer_table(step: Step) -> Table:

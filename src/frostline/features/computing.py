@@ -148,8 +148,13 @@ class Computing:
         parts = {**self.cut.key, "form": str(self.tuned.form), "torch": torch.__version__}
         if self.tuned.form == PLAIN:
             # Bits are promised, and kernels are chosen by what the processor can do.
-            capability = torch.backends.cpu.get_cpu_capability()
-            parts["kernels"] = f"{self.device.type} {capability} {_settings(self.device)}"
+            device, capability = self.device.type, torch.backends.cpu.get_cpu_capability()
+            # The user's settings of kernels; "none" was never set, and means IEEE's float32.
+            settings = attrgetter(*(_CUDA_SETTINGS if device == "cuda" else _CPU_SETTINGS))(
+                torch.backends
+            )
+            named = " ".join(str(setting).replace("none", "ieee") for setting in settings)
+            parts["kernels"] = f"{device} {capability} {named}"
             if torch.is_autocast_enabled(self.device.type):  # around the caller; forms shut it out
                 parts["autocast"] = str(torch.get_autocast_dtype(self.device.type))
         if self.training:
@@ -263,17 +268,9 @@ def difference_by_place(compute: Computing, inputs: Any) -> float:
         inputs: a whole batch of samples.
     """
     whole = compute(inputs)
-    turned = torch.arange(len(whole[0]), device=whole[0].device).flip(0)
+    turned = torch.arange(len(whole[0])).flip(0)
     found = compute(some_rows(inputs, turned))
     return _difference(tuple(value[turned] for value in found), whole)
-
-
-def _settings(device: torch.device) -> str:
-    """What the user set that decides which kernels run and how they multiply float32."""
-    names = _CUDA_SETTINGS if device.type == "cuda" else _CPU_SETTINGS
-    found = attrgetter(*names)(torch.backends)
-    # "none" is what was never set, and means IEEE's float32.
-    return " ".join(str(setting).replace("none", "ieee") for setting in found)
 
 
 def _difference(few: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> float:

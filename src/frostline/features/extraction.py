@@ -200,7 +200,10 @@ class _Extraction:
     ) -> None:
         """Compute those of the missing rows that no other process is computing."""
         batches = self._claimed(writer, missing, found)
-        beside = _is_worth_doing_beside(self._compute)
+        # Better one to a thread than one over all threads; but not in plain float32, whose last
+        # bits may depend on the number of threads.
+        on_cpu = self._compute.device.type == "cpu" and self._compute.tuned.form != PLAIN
+        beside = on_cpu and 1 < torch.get_num_threads() <= count_threads(None)
         computed = self._side_by_side(batches) if beside else self._overlapping(batches)
         with closing(computed), _Publisher(self._compute.cut, writer) as publisher:
             for rows, values in computed:
@@ -292,29 +295,20 @@ def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, .
     )
 
 
-def _is_worth_doing_beside(compute: Computing) -> bool:
-    """Whether batches are better computed one to a thread than one over all threads.
-
-    Not for plain float32, whose last bits may depend on the number of threads.
-    """
-    cores = torch.get_num_threads()
-    on_cpu = compute.device.type == "cpu" and compute.tuned.form != PLAIN
-    return on_cpu and 1 < cores <= count_threads(None)
-
-
 @final
+@dataclass
 class _Publisher:
     """Computed rows, visible in groups, each once the cut is proven to be the one of its key.
 
     At the end of its block, and where that fails, what waits is published.
     """
 
-    def __init__(self, cut: Cut, writer: Writer) -> None:
-        self._cut, self._writer = cut, writer
-        self._waiting: list[tuple[list[bytes], Sequence[Tensor]]] = []
-        self._bytes = 0
-        self._proof_seconds = 0.0
-        self._proven_at = time.perf_counter()
+    _cut: Cut
+    _writer: Writer
+    _waiting: list[tuple[list[bytes], Sequence[Tensor]]] = field(default_factory=list)
+    _bytes: int = 0
+    _proof_seconds: float = 0.0
+    _proven_at: float = field(default_factory=time.perf_counter)
 
     def __enter__(self) -> Self:
         return self

@@ -9,45 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
-
-from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
+from frostline.config import RunSettings
 from frostline.devices import resolve_device
 from frostline.errors import ConfigError, DriftError
 from frostline.plans import Phase
-from frostline.recipe import Recipe, config_errors
 from frostline.records import BY_MODEL, RunFolder
 from frostline.session import Survey
 from frostline.tuning import PLAIN
 
 
-def settings_from_python(
-    model: nn.Module,
-    recipe: Recipe,
-    batch_size: int,
-    device: str,
-    features: str | Path,
-    forms: Sequence[str],
-    compile_suffix: bool,
-) -> RunSettings:
-    """The settings of a run whose model was handed over as an object.
-
-    Raises:
-        ConfigError: a form cannot be read.
-    """
-    with config_errors():
-        given = (forms,) if isinstance(forms, str) else tuple(forms)
-        kept = FeatureSettings(store=str(features), compile=compile_suffix, forms=given)
-    return RunSettings(
-        model=ModelSettings.from_python(type(model).__name__),
-        data=DataSettings(batch_size=batch_size),
-        training=recipe,
-        features=kept,
-        device=device,
-    )
-
-
-def check_settings(settings: RunSettings, phases: int) -> None:
+def check_settings(settings: RunSettings) -> None:
     """Refuse what would not be heeded, or only after hours.
 
     Raises:
@@ -55,6 +26,7 @@ def check_settings(settings: RunSettings, phases: int) -> None:
             round where nothing is to be.
     """
     device, features = resolve_device(settings.device), settings.features
+    phases = len(settings.plan) or 1
     if len(features.forms) > phases:
         raise ConfigError(
             f"got {len(features.forms)} forms for {phases} phase{'s' if phases > 1 else ''}. Give "

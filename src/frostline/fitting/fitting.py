@@ -14,18 +14,12 @@ from torch import nn
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
-from frostline.config import RunSettings
+from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
 from frostline.data import open_data
 from frostline.devices import Compute, resolve_device
 from frostline.engine import Hook, Training, train_phases
 from frostline.errors import ConfigError, TrainingError
-from frostline.fitting.beginning import (
-    about,
-    begun,
-    check_settings,
-    run_folder,
-    settings_from_python,
-)
+from frostline.fitting.beginning import about, begun, check_settings, run_folder
 from frostline.fitting.first_samples import FirstSamples
 from frostline.fitting.phases import PhasePipelines
 from frostline.freezing import Proof
@@ -121,6 +115,7 @@ def fit(
             `run.toml`; by default in what the machine is best at within the precision.
         compile: compile what is trained with `torch.compile`.
         hooks: called by the loop, besides those that save and log.
+        settings: of a run that was prepared; in place of all that they hold.
         world: who else trains this model; one process for now.
 
     Raises:
@@ -134,20 +129,26 @@ def fit(
         DriftError: something frozen moved; what was trained is kept in `out`.
     """
     # Over 40 lines, since each step needs what those before it made.
-    recipe = _recipe(recipe, options, plan)
-    settings = settings or settings_from_python(
-        model, recipe, batch_size, device, features, forms, compile
+    forms = (forms,) if isinstance(forms, str) else tuple(forms)
+    settings = settings or RunSettings(
+        model=ModelSettings.from_python(type(model).__name__),
+        data=DataSettings(batch_size=batch_size),
+        training=_recipe(recipe, options, plan),
+        features=FeatureSettings(store=str(features), compile=compile, forms=forms),
+        plan=plan.phases if plan else (),
+        device=device,
     )
-    check_settings(settings, len(plan) if plan else 1)
+    check_settings(settings)
+    plan = settings.as_plan()
     inventory(model)  # refuses lazy layers, which the first samples would give a shape
     if plan is None:
         param_groups(model, lr=1.0)  # refuses one in which nothing trains
     data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
     task = _task(task, classes)
-    first = FirstSamples.of(model, data[1], task, Compute(device), judged=judged)
-    task = task.completed(first.found, data=train, recipe=recipe)
+    first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
+    task = task.completed(first.found, data=train, recipe=settings.training)
     metrics = task.summarise(first.found.outputs, first.found.targets)
-    settings = _completed(settings, task, plan, metrics)
+    settings = _completed(settings, task, metrics)
     recipe = settings.training
     asked = _pipeline_options(settings, task, first, world)
     plain = asked.plain(*data)
@@ -161,7 +162,7 @@ def fit(
             model,
             plan,
             recipe=recipe,
-            measure=(lambda: batch_size * first.step_seconds(model, task)) if plan else None,
+            measure=(lambda: asked.batch_size * first.step_seconds(model, task)) if plan else None,
             steps_per_epoch=len(plain[0]),
             world=world,
         )
@@ -169,7 +170,7 @@ def fit(
         saver = Saver(folder, about(settings), resume=resume, task=task, like=metrics)
         make = partial(session.data, *data, asked, plain=plain, example=first.inputs)
         pipelines = PhasePipelines(make, settings, folder, journal, hooks)
-        training = Training(session, Compute(device, recipe.mixed))
+        training = Training(session, Compute(settings.device, recipe.mixed))
         logs = folder and (MetricsLog(folder.metrics), TensorBoardLog(folder.tensorboard))
         with _room_to_compile(settings):
             called = (saver, *(logs or ()), pipelines, *hooks)
@@ -246,15 +247,15 @@ def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None
     return recipe_from(recipe, options)
 
 
-def _completed(settings: RunSettings, task: Task, plan: Plan | None, like: Metrics) -> RunSettings:
-    """With the plan, the classes that were found, and a metric of the task to monitor."""
-    recipe, phases = settings.training, plan.phases if plan else ()
+def _completed(settings: RunSettings, task: Task, like: Metrics) -> RunSettings:
+    """With the classes that were found, and a metric of the task to monitor."""
+    recipe = settings.training
     if "monitor" not in recipe.model_fields_set:
         recipe = recipe.model_copy(update={"monitor": like.metric().name})
-    for name in (recipe.monitor, *(phase.until.monitor for phase in phases if phase.until)):
+    for name in (recipe.monitor, *(one.until.monitor for one in settings.plan if one.until)):
         like.metric(name)  # refuses one that the task has not
     data = settings.data.model_copy(update={"classes": task.classes})
-    return settings.model_copy(update={"data": data, "plan": phases, "training": recipe})
+    return settings.model_copy(update={"data": data, "training": recipe})
 
 
 def _task(task: Task | str | None, classes: Sequence[str] | None) -> Task:

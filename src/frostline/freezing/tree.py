@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from frostline.freezing.modes import adapts, held_though_trainable, is_held
 from frostline.freezing.rows import held_numel
 from frostline.selectors.inventory import inventory
-from frostline.tables import Column, Table
+from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_count, some_of
 from frostline.wrappers import unwrap
 
@@ -65,13 +65,7 @@ class Summary:
         share = total.trainable / total.parameters if total.parameters else 0.0
         held = some_of([name or "(model)" for name in self.held_though_trainable], most=5)
         return Table(
-            columns=(
-                Column("module"),
-                Column("type"),
-                Column("parameters", "right"),
-                Column("gradients"),
-                Column("mode"),
-            ),
+            columns("module", "type", "parameters", "gradients", "mode", left=2, right=1),
             rows=tuple(map(_cells, self.rows)),
             notes=(
                 f"{format_count(total.trainable)} of {format_count(total.parameters)} parameters "

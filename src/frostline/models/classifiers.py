@@ -138,18 +138,13 @@ def _as_timm_names_it(model: nn.Module) -> tuple[str, ...]:
 
 def _last_layer(model: nn.Module) -> str | None:
     """Path of the last module that has parameters of its own, in the order of definition."""
-    paths = [
-        path
-        for path, module in model.named_modules(remove_duplicate=False)
-        if path and "parametrizations" not in path.split(".") and _has_own_parameters(module)
-    ]
-    return paths[-1] if paths else None
-
-
-def _has_own_parameters(module: nn.Module) -> bool:
-    # A parametrized layer (weight norm) keeps its weight below itself.
-    own = next(module.parameters(recurse=False), None) is not None
-    return own or isinstance(module, nn.Linear | nn.Conv2d)
+    for path, module in reversed(list(model.named_modules(remove_duplicate=False))):
+        # A parametrized layer (weight norm) keeps its weight below itself.
+        may_be_bare = isinstance(module, nn.Linear | nn.Conv2d)
+        own = may_be_bare or any(True for _ in module.parameters(recurse=False))
+        if own and "parametrizations" not in path.split("."):
+            return path or None
+    return None
 
 
 def _is_logit_layer(module: nn.Module) -> bool:

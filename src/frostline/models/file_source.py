@@ -95,7 +95,7 @@ def _load(path: Path, spec: ModelSpec) -> ModuleType:
         del sys.modules[name]
         raise ModelError(
             f"cannot import {path.name}{line_in(path, error)}: {one_line(error)}. "
-            f"Mend the file; python {path.name} shows more."
+            f"Fix the file; python {path.name} shows more."
         ) from error
     except BaseException:
         del sys.modules[name]

@@ -89,7 +89,8 @@ def load_weights(
     held = {id(wanted[name]) for name in taken}
     missing = [name for name in wanted if name not in found and id(wanted[name]) not in held]
     strange = [*(n for n in shared if n not in taken), *(n for n in found if n not in wanted)]
-    excused = {name for name in (*missing, *strange) if _is_under(name, (*replaced, *removed))}
+    gone = tuple(f"{path}." for path in (*replaced, *removed))
+    excused = {name for name in (*missing, *strange) if f"{name}.".startswith(gone)}
     excused.update(filter(_is_counter, missing))
     _check_kinds(path, taken)
     lacking, odd = ([n for n in names if n not in excused] for names in (missing, strange))
@@ -110,10 +111,6 @@ def load_weights(
         ignored=tuple(strange),
         digest=file_digest(path),
     )
-
-
-def _is_under(name: str, paths: Iterable[str]) -> bool:
-    return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 def _wanted(model: nn.Module) -> dict[str, Tensor]:

@@ -98,9 +98,9 @@ def line_chart(
     )
 
 
-def nice_ticks(low: float, high: float, *, about: int = 4) -> Iterator[float]:
+def nice_ticks(low: float, high: float) -> Iterator[float]:
     """Round numbers, multiples of 1, 2 or 5 times a power of ten, from `low` to `high`."""
-    step = _round_step((high - low) / about or 1.0)
+    step = _round_step((high - low) / 4 or 1.0)
     start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     for count in range(start, max(end, start + 1) + 1):
         yield count * step

@@ -9,7 +9,7 @@ from torch import nn
 from frostline.plans.parts import Part, parts
 from frostline.plans.phases import Phase, Until
 from frostline.recipe import Recipe
-from frostline.tables import Column, Table, columns
+from frostline.tables import Table, columns
 from frostline.units import format_count
 
 _SETTINGS = ("layer_decay", "weight_decay", "schedule", "warmup")
@@ -17,7 +17,7 @@ _SETTINGS = ("layer_decay", "weight_decay", "schedule", "warmup")
 
 def plan_table(phases: Sequence[Phase]) -> Table:
     """What trains when, for how long and how; one row for each phase."""
-    heads = columns("phase", "trains", "length", "lr", left=3)
+    heads = columns("phase", "trains", "length", "lr", "settings", left=3, right=1)
     rows = tuple(
         (
             phase.label(number),
@@ -28,7 +28,7 @@ def plan_table(phases: Sequence[Phase]) -> Table:
         )
         for number, phase in enumerate(phases, start=1)
     )
-    return Table((*heads, Column("settings")), rows)
+    return Table(heads, rows)
 
 
 def model_table(model: nn.Module, phases: Sequence[Phase]) -> Table:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self, final
 
 from pydantic import AliasChoices, Field, TypeAdapter
 
-from frostline.tables import Column, Table, columns
+from frostline.tables import Table, columns
 from frostline.tasks import Metrics
 from frostline.units import format_count, format_seconds
 
@@ -152,7 +152,7 @@ class PhaseRecord:
 
 def phase_table(records: Sequence[PhaseRecord]) -> Table:
     """What each phase trained, took and gave."""
-    heads = columns("phase", "trained", "epochs", "features", "epochs' time", "best")
+    names = ("phase", "trained", "epochs", "features", "epochs' time", "best", "ended by")
     rows = tuple(
         (
             f"{record.phase} {record.name}",
@@ -165,4 +165,4 @@ def phase_table(records: Sequence[PhaseRecord]) -> Table:
         )
         for record in records
     )
-    return Table((*heads, Column("ended by")), rows)
+    return Table(columns(*names, right=5), rows)

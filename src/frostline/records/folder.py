@@ -203,15 +203,14 @@ class RunFolder:
         """
         if self.has_trained:
             return
-        noted = (
-            *(self.metrics, self.trained_on, self.validated_on, self.frozen),
-            *(self.data, self.plan, self.course),
+        started = (
+            *(self.last, self.state("0"), self.metrics, self.trained_on, self.validated_on),
+            *(self.frozen, self.data, self.plan, self.course),
+            *self.tensorboard.glob("events.out.tfevents.*"),
+            self.settings,  # last: as long as they are there, it is seen to be a run
         )
-        started = (self.last, self.state("0"), *noted)
-        curves = self.tensorboard.glob("events.out.tfevents.*")
         with contextlib.suppress(OSError):
-            # The settings last: as long as they are there, it is seen to be a run.
-            for file in (*started, *curves, self.settings):
+            for file in started:
                 file.unlink(missing_ok=True)
         for folder in (self.last.parent, self.tensorboard, self.root):
             with contextlib.suppress(OSError):  # something else lies in it
@@ -221,7 +220,7 @@ class RunFolder:
         try:
             # A run that was killed while it wrote its first file left that file's beginning.
             left = (path for path in self.root.iterdir() if path != self.lock_file)
-            return self.root.is_dir() and all(map(_is_cut_short, left))
+            return self.root.is_dir() and all(path.match(".*.tmp") for path in left)
         except OSError as error:
             raise OutputError(
                 f"cannot look into {self.root}: {error.strerror}. Choose another --out."
@@ -287,10 +286,6 @@ class RunFolder:
     def read_validated_on(self) -> tuple[str, ...]:
         """The same of the files it was judged by."""
         return _lines(self.validated_on)
-
-
-def _is_cut_short(file: Path) -> bool:
-    return file.name.startswith(".") and file.name.endswith(".tmp")
 
 
 def _lines(file: Path) -> tuple[str, ...]:

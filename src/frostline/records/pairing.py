@@ -55,11 +55,9 @@ def compared(one: Side, other: Side) -> Paired | None:
     if one.classes != other.classes:
         return None
     hits, others = _hits(one), _hits(other)
-    seen = one.trained_on | other.trained_on
-    shared = [key for key in hits if key in others and key not in seen]
     pairs = [
         pair
-        for key in shared
+        for key in (hits.keys() & others.keys()) - one.trained_on - other.trained_on
         # A content that is there twice has the same answer each time.
         for pair in zip(hits[key], others[key], strict=False)
     ]
@@ -75,9 +73,10 @@ def _hits(side: Side) -> dict[str, list[bool]]:
     judged, digests = side.records.judged, side.records.validated_on
     if judged is None:
         return {}
-    by_digest = len(digests) == len(judged)
-    keys = digests if by_digest else tuple(f"name {name}" for name in judged.names)
+    if len(digests) != len(judged):
+        named = zip(judged.names, judged.targets.tolist(), strict=True)
+        digests = tuple(f"name {name} {target}" for name, target in named)
     found: defaultdict[str, list[bool]] = defaultdict(list)
-    for key, hit, target in zip(keys, judged.hits.tolist(), judged.targets.tolist(), strict=True):
-        found[key if by_digest else f"{key} {target}"].append(hit)
-    return dict(found)
+    for key, hit in zip(digests, judged.hits.tolist(), strict=True):
+        found[key].append(hit)
+    return found

@@ -86,10 +86,8 @@ def _plain(records: RunRecords) -> float | None:
         spent = line.spent or Spent()
         if facts is None or (facts.stored_samples and not facts.plain_seconds_per_sample):
             return None
-        seconds += spent.step_seconds + spent.validation_seconds
-        seconds += spent.prefix_seconds  # computed as batches came, as a plain loop does
-        if facts.stored_samples:
-            seconds += facts.plain_seconds_per_sample * facts.stored_samples
-        else:
-            seconds += spent.idle_seconds
+        stored = facts.plain_seconds_per_sample * facts.stored_samples
+        # Prefixes computed as batches came are what a plain loop does too.
+        seconds += spent.step_seconds + spent.validation_seconds + spent.prefix_seconds
+        seconds += stored if facts.stored_samples else spent.idle_seconds
     return seconds

@@ -238,7 +238,7 @@ def _frozen_share(folder: RunFolder, records: RunRecords) -> float | None:
 
 
 def _differing(settings: Sequence[RunSettings]) -> dict[str, tuple[str, ...]]:
-    flat = [dict(flat_settings(one)) for one in settings]
+    flat = [flat_settings(one) for one in settings]
     for one, content in zip(settings, flat, strict=True):
         if one.plan:
             content["plan"] = "; ".join(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from frostline.pages.charts import BESIDE, HEIGHT, Bar, LineChart, line_chart, upright_bars
 from frostline.pages.rendering import render, save_page
-from frostline.records import EpochLine, PhaseRecord, ResultNotes, RunRecords
+from frostline.records import EpochLine, ResultNotes, RunRecords
 from frostline.records.certainty import Calibration, accuracy_interval, calibration
 from frostline.records.spending import PARTS, is_plain, spending
 from frostline.tasks import ClassMetrics, class_metrics, label
@@ -71,7 +71,7 @@ class RunReport:
     Attributes:
         name: the run folder's.
         made: when this report was made, for people.
-        settings: what was asked, as word and value.
+        settings: what was asked, by the setting's word.
         freezing: how the frozen part was chosen, in words.
         frozen: how many tensors stayed frozen in all phases, by module.
         trained: what the delta holds, by name.
@@ -84,7 +84,7 @@ class RunReport:
     folder: str
     made: str
     classes: tuple[str, ...]
-    settings: tuple[tuple[str, str], ...]
+    settings: Mapping[str, str]
     freezing: tuple[str, ...]
     promise: Promise
     records: RunRecords
@@ -113,8 +113,8 @@ class RunReport:
             best=records.best,
             # Not by jinja's sum(attribute=...), which would first take the word for an index.
             trained_nbytes=sum(tensor.nbytes for tensor in self.trained.values()),
-            charts=_charts(records.epochs, records.result.phases if records.result else ()),
-            epochs=_some(records.epochs),
+            charts=_charts(records),
+            epochs=_some(records),
             trained=tuple(dict.fromkeys(name for line in records.epochs for name in line.train)),
             validated=tuple(dict.fromkeys(n for line in records.epochs for n in line.validation)),
             nan=math.nan,
@@ -167,12 +167,12 @@ def _from_predictions(report: RunReport) -> ResultNotes | None:
     return ResultNotes(best.epoch, best.validation, len(judged), per_class, counts)
 
 
-def _charts(epochs: Sequence[EpochLine], phases: Sequence[PhaseRecord]) -> list[LineChart]:
+def _charts(records: RunRecords) -> list[LineChart]:
     """Metrics and learning rate."""
+    epochs, marks = records.epochs, _marks(records)
     if not epochs:
         return []
     numbers = [line.epoch for line in epochs]
-    marks = _marks(epochs, phases)
     made = [line_chart(title, numbers, series, marks=marks) for title, series in _courses(epochs)]
     rates = [("highest", "a", [max(line.lrs) for line in epochs])]
     if any(len(line.lrs) > 1 for line in epochs):
@@ -198,28 +198,22 @@ def _courses(
         yield title[:1].upper() + title[1:], known
 
 
-def _marks(
-    epochs: Sequence[EpochLine], phases: Sequence[PhaseRecord]
-) -> list[tuple[float, str, str]]:
+def _marks(records: RunRecords) -> list[tuple[float, str, str]]:
+    phases = records.result.phases if records.result else ()
     names = {phase.phase: phase.name for phase in phases}
     marks = [
         (after.epoch - 0.5, names.get(after.phase, f"phase {after.phase}"), "phase")
-        for before, after in pairwise(epochs)
+        for before, after in pairwise(records.epochs)
         if before.phase != after.phase
     ]
-    best = [line for line in epochs if line.best]
-    return [*marks, (best[-1].epoch, "best", "best")] if best else marks
+    return [*marks, (records.best.epoch, "best", "best")] if records.best else marks
 
 
-def _some(epochs: Sequence[EpochLine]) -> tuple[EpochLine, ...]:
+def _some(records: RunRecords) -> list[EpochLine]:
     """All epochs, or of many the best, the last and some between."""
-    every = -(-len(epochs) // _TABLE_EPOCHS)
-    best = [line.epoch for line in epochs if line.best][-1:]
-    return tuple(
-        line
-        for place, line in enumerate(epochs)
-        if place % max(1, every) == 0 or line.epoch in best or line is epochs[-1]
-    )
+    every = max(1, -(-len(records.epochs) // _TABLE_EPOCHS))
+    kept = (records.best, *records.epochs[-1:])
+    return [line for n, line in enumerate(records.epochs) if n % every == 0 or line in kept]
 
 
 def _confused_pairs(result: ResultNotes) -> list[tuple[str, str, int, float]]:

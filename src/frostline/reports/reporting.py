@@ -33,6 +33,10 @@ from frostline.reports.report import Promise, RunReport, Shown
 from frostline.units import format_bytes
 
 _PICTURES = 12
+_NORMS = {
+    "hold": "frozen norms hold their statistics",
+    "adapt": "statistics of frozen norms follow the data",
+}
 _SIDE, _QUALITY = 128, 78  # pixels and JPEG quality of a picture: about 4 KB
 _MODULE_PARTS = 2  # of a tensor's name, by which frozen ones are counted
 
@@ -48,7 +52,7 @@ def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> R
         folder=str(root),
         made=now_in_words(),
         classes=settings.data.classes,
-        settings=tuple(flat_settings(settings)),
+        settings=flat_settings(settings),
         freezing=tuple(_freezing(settings)),
         promise=promise,
         records=records,
@@ -100,22 +104,21 @@ def promise_at_end(proof: Proof) -> Promise:
 def read_fitting(folder: RunFolder, settings: RunSettings) -> RunRecords:
     """A run's records, without predictions of other classes or of another than the best epoch."""
     records, classes = read_records(folder), len(settings.data.classes)
+    judged, best, file = records.judged, records.best, "best/predictions.safetensors"
     if not classes:  # of a task that has none, of which no predictions are kept
-        file = str(folder.predictions.relative_to(folder.root))
         lacks = tuple(line for line in records.lacks if not line.startswith(file))
         return replace(records, judged=None, lacks=lacks)
-    judged, best = records.judged, records.best
     if judged is None:
         return records
-    highest = max(int(judged.ranked.max()), int(judged.targets.max()))
-    if highest < classes and (best is None or best.epoch == judged.epoch):
+    if max(int(judged.ranked.max()), int(judged.targets.max())) >= classes:
+        why = f"{file} is of other classes than the run's, and is not used."
+    elif best is not None and best.epoch != judged.epoch:
+        why = (
+            f"{file} is of epoch {judged.epoch}, not of the best one: nothing is known of single "
+            "validation samples."
+        )
+    else:
         return records
-    why = (
-        f"best/predictions.safetensors is of epoch {judged.epoch}, not of the best one: nothing is "
-        "known of single validation samples."
-        if highest < classes
-        else "best/predictions.safetensors is of other classes than the run's, and is not used."
-    )
     return replace(records, judged=None, lacks=(*records.lacks, why))
 
 
@@ -200,7 +203,7 @@ def _freezing(settings: RunSettings) -> list[str]:
     if settings.plan:
         return [
             f"Phase {number}, {phase.label(number)}: {_chosen(phase.freeze, phase.train)}; "
-            f"{_norms(phase.norm)}."
+            f"{_NORMS[phase.norm]}."
             for number, phase in enumerate(settings.plan, start=1)
         ]
     asked = settings.freeze
@@ -208,8 +211,8 @@ def _freezing(settings: RunSettings) -> list[str]:
         return ["As the model was frozen when it was handed over in Python."]
     if asked.freeze is None and asked.train is None:
         head = settings.model.head or "the head"
-        return [f"Everything but the new head at {head}; {_norms(asked.norm)}."]
-    return [f"Chosen by selector: {_chosen(asked.freeze, asked.train)}; {_norms(asked.norm)}."]
+        return [f"Everything but the new head at {head}; {_NORMS[asked.norm]}."]
+    return [f"Chosen by selector: {_chosen(asked.freeze, asked.train)}; {_NORMS[asked.norm]}."]
 
 
 def _chosen(freeze: str | None, train: str | None) -> str:
@@ -218,25 +221,18 @@ def _chosen(freeze: str | None, train: str | None) -> str:
     return "frozen as before it" if train is None else f"trained is {train}, the rest is frozen"
 
 
-def _norms(norm: str) -> str:
-    return {
-        "hold": "frozen norms hold their statistics",
-        "adapt": "statistics of frozen norms follow the data",
-    }[norm]
-
-
-def flat_settings(settings: RunSettings) -> list[tuple[str, str]]:
-    """Each setting as a word and a value."""
+def flat_settings(settings: RunSettings) -> dict[str, str]:
+    """Each setting by its word, but for empty ones."""
     content = settings.model_dump(mode="json", exclude_none=True, exclude={"plan"})
     content["data"]["classes"] = f"{len(settings.data.classes)} classes"
-    flat = []
+    flat: dict[str, object] = {}
     for section, values in content.items():
         if isinstance(values, dict):
-            flat += [(f"{section}.{key}", _shown_value(value)) for key, value in values.items()]
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
         else:
-            flat.append((section, _shown_value(values)))
-    return [(word, value) for word, value in flat if value]
-
-
-def _shown_value(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            flat[section] = values
+    shown = {
+        word: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for word, value in flat.items()
+    }
+    return {word: value for word, value in shown.items() if value}

@@ -56,7 +56,7 @@ class Prepared:
             ModelError: the forward of the user's own model raised RuntimeError, as where shapes
                 do not fit.
         """
-        settings, splits, folder = self.settings, self.data.splits, RunFolder(Path(out))
+        splits, folder = self.data.splits, RunFolder(Path(out))
         train_set, val_set = self.datasets()
         trained_on, validated_on = (
             tuple(self.data.digests[sample.path] for sample in part.samples)
@@ -73,13 +73,9 @@ class Prepared:
                 train_set,
                 val_set,
                 out=out,
-                plan=settings.as_plan(),
-                recipe=settings.training,
-                batch_size=settings.data.batch_size,
-                device=settings.device,
                 resume=resume,
                 hooks=(_Noting(folder, trained_on, validated_on, notes), *hooks),
-                settings=settings,
+                settings=self.settings,
             )
         except RuntimeError as error:
             if _is_of_own_forward(error, self.loaded):
@@ -121,7 +117,7 @@ def prepare(
     """
     data = settings.data
     Augment.parse(data.augment)
-    check_settings(settings, len(settings.plan) or 1)
+    check_settings(settings)
     splits, mapping = splits_of(settings), ""
     loaded, frozen = build(settings, Classification(splits.train.classes))
     if settings.model.on == "keep":

@@ -21,7 +21,7 @@ from frostline.selectors.pieces import Rows, cut_at, joined, refined, row_terms
 from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.stages import stages as stages
 from frostline.selectors.terms import Selector as Selector
-from frostline.tables import Column, Table
+from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_count
 
 SelectorLike = (
@@ -155,7 +155,7 @@ class Selection:
         total = len({id(entry.tensor) for entry in self.inventory.entries if entry.is_parameter})
         return Table(
             title=f"{self.selector} in {self.inventory.title}",
-            columns=(Column("parameter"), Column("shape"), Column("numbers", "right")),
+            columns=columns("parameter", "shape", "numbers", left=2),
             rows=rows,
             notes=(
                 f"{len(self.parameters)} of {total} parameters, {format_count(self.numel)} "

@@ -132,15 +132,14 @@ class PhasedOptimizer:
             even_out(self.present, group)  # one may get its first gradient later than others
 
 
-def make_optimizer(groups: Sequence[ParamGroup | Group], recipe: Recipe) -> Optimizer:
+def make_optimizer(groups: list[Group], recipe: Recipe) -> Optimizer:
     """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
     fused = all(p.is_floating_point() for group in groups for p in group["params"])
     options: Group = {"fused": fused or None}
-    plain = [dict(group) for group in groups]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(plain, momentum=recipe.momentum, **options)
+        return torch.optim.SGD(groups, momentum=recipe.momentum, **options)
     adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return adam(plain, **options)
+    return adam(groups, **options)
 
 
 def _move_to_rates(optimizer: Optimizer, model: nn.Module, options: Group) -> None:

@@ -130,13 +130,12 @@ class Catalogue:
         pending = [row_id for row_id in row_ids if row_id in self._place]
         while pending:
             found = self._damaged(pending)
+            flaws |= found
             for row_id in found:
-                others = self._others.get(row_id)
-                if others:
+                if others := self._others.get(row_id):
                     self._place[row_id] = others.pop()
                 else:
                     del self._place[row_id]
-            flaws |= found
             pending = [row_id for row_id in found if row_id in self._place]
         return [flaw for row_id, flaw in flaws.items() if row_id not in self._place]
 

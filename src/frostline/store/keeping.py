@@ -13,13 +13,13 @@ from typing import Final, final
 import numpy as np
 
 from frostline.errors import StoreError
-from frostline.store.catalogue import Catalogue, SegmentRows
+from frostline.store.catalogue import Catalogue
 from frostline.store.keys import ValueSpec
 from frostline.store.layout import header_fits, value_name
 from frostline.store.manifest import read_manifest
 from frostline.store.records import unit_totals
 from frostline.store.removal import folder_bytes, used_at
-from frostline.tables import Column, Table
+from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_count
 
 _SHOWN_PARTS: Final = 20
@@ -98,8 +98,23 @@ def find_damage(folder: Path) -> Iterator[Damage]:
     if isinstance(catalogue, str):
         yield Damage(folder, "", b"", catalogue)
         return
+    values = catalogue.manifest.values
     for segment in catalogue.segments:
-        yield from _segment_damage(folder, segment, catalogue.manifest.values)
+        where = segment.folder.name
+        for at in np.flatnonzero(~segment.log.sound).tolist():
+            if any(segment.log.records[at].tobytes()):  # zeros say nothing, and are no damage
+                what = f"record {at} of {where} does not match its checksum"
+                yield Damage(folder, "", b"", what)
+        totals = unit_totals(values, segment.log)
+        for number, (value, units) in enumerate(zip(values, totals, strict=True)):
+            path = segment.folder / value_name(number)
+            with suppress(OSError):  # a data file that is gone shows in its rows
+                if segment.log.sound.any() and not header_fits(path, value, units):
+                    what = (
+                        f"the header of {where}/{path.name} is not what was written; "
+                        "Frostline does not use it, but other programs would misread the file"
+                    )
+                    yield Damage(folder, value.name, b"", what)
     for flaw in catalogue.check(catalogue.row_ids()):
         what = f"its bytes in {flaw.segment.name} do not match their checksum"
         yield Damage(folder, flaw.value, flaw.row_id, what)
@@ -107,13 +122,7 @@ def find_damage(folder: Path) -> Iterator[Damage]:
 
 def stored_table(stored: Sequence[Stored]) -> Table:
     """What a store holds, as a table."""
-    columns = (
-        Column("Key"),
-        Column("Rows", "right"),
-        Column("Size", "right"),
-        Column("Last used"),
-        Column("Holds"),
-    )
+    heads = columns("Key", "Rows", "Size", "Last used", "Holds", right=2)
     rows = tuple(
         (
             entry.digest[:12],
@@ -125,7 +134,7 @@ def stored_table(stored: Sequence[Stored]) -> Table:
         for entry in stored
     )
     total = sum(entry.nbytes for entry in stored)
-    return Table(columns, rows, notes=(f"{len(rows)} keys, {format_bytes(total)}",))
+    return Table(heads, rows, notes=(f"{len(rows)} keys, {format_bytes(total)}",))
 
 
 def _look_into(folder: Path) -> Catalogue | str:
@@ -139,25 +148,6 @@ def _look_into(folder: Path) -> Catalogue | str:
         "the manifest is gone, so its rows cannot be checked. Opening the store for writing with "
         "the same key repairs it; or delete the folder"
     )
-
-
-def _segment_damage(
-    folder: Path, segment: SegmentRows, values: Sequence[ValueSpec]
-) -> Iterator[Damage]:
-    for at in np.flatnonzero(~segment.log.sound).tolist():
-        if any(segment.log.records[at].tobytes()):  # zeros say nothing, and are no damage
-            what = f"record {at} of {segment.folder.name} does not match its checksum"
-            yield Damage(folder, "", b"", what)
-    units = unit_totals(values, segment.log)
-    for number, value in enumerate(values):
-        path = segment.folder / value_name(number)
-        with suppress(OSError):  # a data file that is gone shows in its rows
-            if segment.log.sound.any() and not header_fits(path, value, units[number]):
-                what = (
-                    f"the header of {segment.folder.name}/{path.name} is not what was written; "
-                    "Frostline does not use it, but other programs would misread the file"
-                )
-                yield Damage(folder, value.name, b"", what)
 
 
 def _when(seconds: float) -> str:

@@ -29,26 +29,20 @@ _ASKED_EVERY = 4  # batches
 
 
 @final
+@dataclass(eq=False, repr=False)
 class StoredRows:
     """A read-only view of stored rows in a fixed order; a row may be there several times.
 
     It pickles as the place of the rows: another process, as a worker of a `DataLoader`, finds and
-    checks them anew, by calling `again`.
+    checks them anew, by calling `_again`.
     """
 
-    def __init__(
-        self,
-        columns: Sequence[ValueColumn],
-        count: int,
-        maps: Sequence[mmap.mmap],
-        held: FileLock | None,
-        again: Callable[[], StoredRows],
-    ) -> None:
-        self._columns, self._count, self._maps = columns, count, maps
-        self._again = again
-        self._held = held  # keeps `prune` away as long as these rows live
-        self._mapped_bytes = sum(map(len, maps))
-        self._gathers = 0
+    _columns: Sequence[ValueColumn]
+    _count: int
+    _maps: Sequence[mmap.mmap]
+    _held: FileLock | None  # keeps `prune` away as long as these rows live
+    _again: Callable[[], StoredRows]
+    _gathers: int = 0
 
     def __len__(self) -> int:
         return self._count
@@ -67,13 +61,15 @@ class StoredRows:
         """
         found = tuple(column.gather(indices) for column in self._columns)
         self._gathers += 1
-        if self._mapped_bytes > RESIDENT_BYTES and self._gathers % _ASKED_EVERY == 0:
+        if self._gathers % _ASKED_EVERY == 0 and sum(map(len, self._maps)) > RESIDENT_BYTES:
             self._give_back()
         return found
 
     def shapes(self, value: int = 0) -> Tensor:
         """Each row's own shape of a value, `(rows, dimensions)` int64."""
-        return self._columns[value].shapes()
+        column = self._columns[value]
+        fixed = torch.tensor([column.spec.unit_shape], dtype=torch.int64).repeat(self._count, 1)
+        return torch.cat([column.leading, fixed], dim=1)
 
     def _give_back(self) -> None:
         """Give pages back to the system, so that a store larger than memory does not fill it.
@@ -140,11 +136,6 @@ class ValueColumn:
             here = (segments == number).nonzero().squeeze(1)
             found[here] = units.index_select(0, offsets[here])
         return found.view(torch.uint8)
-
-    def shapes(self) -> Tensor:
-        """Each row's own shape."""
-        fixed = torch.tensor([self.spec.unit_shape], dtype=torch.int64).repeat(len(self.offsets), 1)
-        return torch.cat([self.leading, fixed], dim=1)
 
 
 def map_rows(

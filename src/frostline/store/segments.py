@@ -13,6 +13,7 @@ import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Final, Self, final
@@ -49,12 +50,13 @@ CLAIM_TOKEN_BYTES: Final = 16  # at the head of the file: another token, another
 
 
 @final
+@dataclass
 class OtherClaims:
     """What the other writers of a key claim, read on as they go."""
 
-    def __init__(self, folder: Path, own: Path) -> None:
-        self._folder, self._own = folder, own
-        self._read: dict[Path, tuple[bytes, set[bytes]]] = {}
+    _folder: Path
+    _own: Path
+    _read: dict[Path, tuple[bytes, set[bytes]]] = field(default_factory=dict)
 
     def refresh(self) -> None:
         """Drop claims of writers that ended, take in new ones. In the key's turn."""

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -24,6 +25,7 @@ from frostline.store.writing import Writer, first_positions
 
 
 @final
+@dataclass(frozen=True)
 class Features:
     """What is stored under one key. Nothing is on disk before the first `writer`.
 
@@ -31,9 +33,9 @@ class Features:
         path: the key's folder.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, budget: StoreBudget) -> None:
-        self.path = path
-        self._manifest, self._budget = manifest, budget
+    path: Path
+    _manifest: Manifest
+    _budget: StoreBudget
 
     @property
     def nbytes(self) -> int:

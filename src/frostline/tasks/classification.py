@@ -119,7 +119,7 @@ class Classification(Task):
     """
 
     def __init__(self, classes: Sequence[str] | int | None = None) -> None:
-        self.classes = _names(classes) or ()
+        self.classes = () if classes is None else _names(classes)
         self.width = len(self.classes)
         self._is_open = classes is None
         self._smoothing = 0.0
@@ -177,8 +177,8 @@ class Classification(Task):
         """
         outputs = first.outputs
         count = outputs.shape[1] if outputs.dim() == 2 else 0
-        known = _names(getattr(data, "classes", None)) if self._is_open else self.classes
-        classes = known if known is not None else _names(count) or ()
+        known = getattr(data, "classes", None) if self._is_open else self.classes
+        classes = _names(count if known is None else known)
         if count != len(classes) or outputs.dim() != 2:
             raise ModelError(
                 f"the model gives logits of shape {tuple(outputs.shape)} for {len(outputs)} "
@@ -207,13 +207,9 @@ def _is_of_tokens(outputs: Tensor, targets: Tensor) -> bool:
     return outputs.dim() == 3 and targets.shape == outputs.shape[:2]
 
 
-def _names(classes: Sequence[str] | int | None) -> tuple[str, ...] | None:
+def _names(classes: Sequence[str] | int) -> tuple[str, ...]:
     """Some data sets say how many classes there are, not which."""
-    return (
-        None
-        if classes is None
-        else tuple(map(str, range(classes) if isinstance(classes, int) else classes))
-    )
+    return tuple(map(str, range(classes) if isinstance(classes, int) else classes))
 
 
 def _weights(data: object, count: int) -> Tensor:
@@ -234,7 +230,7 @@ def evaluate_logits(logits: Tensor, targets: Tensor, *, classes: Sequence[str] |
     anything to count is 0, and a class with no sample and no prediction counts in no mean. Counted
     here in a millisecond: torchmetrics took seconds to import and 20 ms for each epoch.
     """
-    names = _names(classes) or ()
+    names = _names(classes)
     count = len(names)
     predicted = logits.argmax(dim=1)
     confusion = torch.bincount(targets * count + predicted, minlength=count**2).view(count, count)

@@ -28,9 +28,12 @@ def cast(draft: Draft, dtype: torch.dtype) -> None:
         if node.op == "get_attr"
         and all(calls(user, "batch_norm") and user.args[0] is not node for user in node.users)
     }
+    limit = torch.finfo(dtype).max
     for name, value in draft.values.items():
         if name not in kept and isinstance(value, Tensor) and value.dtype == torch.float32:
-            draft.values[name] = _in_range(value.detach(), dtype).to(dtype)
+            given = value.detach()
+            in_range = torch.where(given.isfinite(), given.clamp(-limit, limit), given)
+            draft.values[name] = in_range.to(dtype)
     for node in list(draft.graph.nodes):
         if node.op == "call_function":
             _cast_call(draft, node, dtype)
@@ -61,11 +64,6 @@ def _is_born_float32(node: Node) -> bool:
         return False
     sources = [sample_of(source) for source in node.all_input_nodes]
     return not any(s is not None and s.is_floating_point() for s in sources)
-
-
-def _in_range(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    limit = torch.finfo(dtype).max
-    return torch.where(tensor.isfinite(), tensor.clamp(-limit, limit), tensor)
 
 
 def fold(draft: Draft) -> None:

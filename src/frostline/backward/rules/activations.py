@@ -249,13 +249,15 @@ class _LatePacking:
         # one's turn comes next. A forward inside a backward (checkpoints) has its own number.
         self._task = torch._C._current_graph_task_id()
         self._stream = torch.cuda.current_stream(output.device) if output.is_cuda else None
-        me = weakref.ref(self)
-        self._output = weakref.ref(output, lambda _: _died(me))
+        pack = weakref.WeakMethod(self.output_died)
+        self._output = weakref.ref(output, lambda _: (alive := pack()) and alive())
 
     def output_died(self) -> None:
         """Pack, unless nobody waits for the bits or somebody else holds the memory."""
         alias = self._alias()
-        if alias is None or torch._C._current_graph_task_id() != self._task:
+        if sys.is_finalizing() or alias is None:
+            return
+        if torch._C._current_graph_task_id() != self._task:
             return
         # Alone are the alias and the output that is about to go.
         if torch._C._storage_Use_Count(memory_of(alias)) > _ALONE:
@@ -263,12 +265,6 @@ class _LatePacking:
         stream = torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
         with torch._C.DisableTorchFunction(), torch.no_grad(), stream:
             alias.data = pack_where(self._passes, alias)
-
-
-def _died(reference: weakref.ref[_LatePacking]) -> None:
-    packing = reference()
-    if packing is not None and not sys.is_finalizing():
-        packing.output_died()
 
 
 def _count_when_alone() -> int:

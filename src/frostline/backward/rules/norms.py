@@ -169,7 +169,7 @@ class _GivenStatistics(Function):
             # The kernel reads an input, for a gradient that nobody wants: it gets the one that is
             # in the cache anyway.
             layout: Layout = ctx.layout
-            read = grads[0] if layout.is_of(grads[0]) else layout.zeros()
+            read = grads[0] if layout.is_of(grads[0]) else layout.stand_in().zero_()
             input_grad, _, bias_grad = _aten.native_batch_norm_backward.default(
                 grads[0], read, weight, mean, var, None, None, False, ctx.eps, wanted
             )

@@ -132,7 +132,7 @@ class PhasedOptimizer:
             even_out(self.present, group)  # one may get its first gradient later than others
 
 
-def make_optimizer(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(groups: list[Group], recipe: Recipe) -> Optimizer:
     """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
     fused = all(p.is_floating_point() for group in groups for p in group["params"])
     options: Group = {"fused": fused or None}

@@ -11,6 +11,7 @@ from torch import Tensor
 # Times this, the lowest bits of eight bytes are the highest byte, the first byte's bit lowest.
 _GATHER = 0x0102040810204080
 _PIECE = 1 << 22  # a multiple of eight
+_is_dense = torch.ops.aten.is_non_overlapping_and_dense.default
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -51,16 +52,8 @@ def unpack(bits: Tensor, like: torch.Size, strides: tuple[int, ...]) -> Tensor:
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether its elements fill one piece of memory, each once, in whatever order."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+    # The first answers most, without a dispatch.
+    return tensor.is_contiguous() or bool(_is_dense(tensor))
 
 
 def in_memory_order(tensor: Tensor) -> Tensor:

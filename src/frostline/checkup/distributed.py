@@ -10,6 +10,7 @@ from frostline.checkup.findings import Finding, counted, enumerated, error, list
 from frostline.checkup.subject import Subject, check
 from frostline.wrappers import reduced, wrappers
 
+_DDP = "DistributedDataParallel"
 _WAITS = "it waits for their gradients: the second step raises, or hangs"
 
 
@@ -23,14 +24,14 @@ def ddp_changed(subject: Subject) -> Iterator[Finding]:
         fix = "model = torch.nn.parallel.DistributedDataParallel(model.module)  # after each freeze"
     if thawed := tuple(name for name in subject.trainable if name not in averaged):
         yield error(
-            enumerated(thawed, "parameter", "thawed after wrapping in DistributedDataParallel"),
+            enumerated(thawed, "parameter", f"thawed after wrapping in {_DDP}"),
             "their gradients are never averaged, so each process trains a model of its own",
             fix,
             thawed,
         )
     if frozen := tuple(name for name in subject.frozen if name in averaged):
         yield error(
-            enumerated(frozen, "parameter", "frozen after wrapping in DistributedDataParallel"),
+            enumerated(frozen, "parameter", f"frozen after wrapping in {_DDP}"),
             _WAITS,
             fix,
             frozen,
@@ -39,14 +40,11 @@ def ddp_changed(subject: Subject) -> Iterator[Finding]:
 
 @check("ddp-unused")
 def ddp_unused(subject: Subject) -> Iterator[Finding]:
-    names = subject.facts.with_gradient("none")
-    wrapper = subject.wrapper
+    names, wrapper = subject.facts.with_gradient("none"), subject.wrapper
     searches = wrapper is None or wrapper.static_graph or wrapper.find_unused_parameters
     if names and not searches:
         yield error(
-            enumerated(
-                names, "trainable parameter", "without a gradient under DistributedDataParallel"
-            ),
+            enumerated(names, "trainable parameter", f"without a gradient under {_DDP}"),
             _WAITS,
             f"fl.freeze(model.module, {list(names[:5])!r})  # then wrap; or find_unused_parameters"
             "=True",

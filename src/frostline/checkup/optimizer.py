@@ -152,8 +152,8 @@ def learning_rate(subject: Subject) -> Iterator[Finding]:
 def _too_high(subject: Subject, groups: list[Any], kind: str) -> Iterator[Finding]:
     found: dict[str, tuple[float, list[str]]] = {}
     for group in groups:
-        members = [subject.names.get(id(p), "") for p in group["params"] if p.requires_grad]
-        members = [name for name in members if name]
+        wanted = (subject.names.get(id(p)) for p in group["params"] if p.requires_grad)
+        members = [name for name in wanted if name is not None]
         part = "pretrained layers" if subject.frozen else "the whole model"
         if subject.in_last_stage.issuperset(members):
             part = "the head"

@@ -83,7 +83,7 @@ def audit(
             images, samples=tuple(s for s in images.samples if s.path not in broken)
         )
     )
-    left_out = list(_broken_images(broken, bad_images))
+    left_out = [_broken_images(broken, bad_images)] if broken else []
     errors = [*(left_out if bad_images == "error" else ()), *_errors(clean)]
     if len(errors) > 1:
         lines = "".join(f"\n- {message}" for message in errors)
@@ -133,9 +133,7 @@ def _verdict(path: Path) -> str | ImageError:
         return error
 
 
-def _broken_images(broken: Mapping[Path, ImageError], bad_images: BadImages) -> Iterator[str]:
-    if not broken:
-        return
+def _broken_images(broken: Mapping[Path, ImageError], bad_images: BadImages) -> str:
     lines = "".join(f"\n  {error}" for error in list(broken.values())[:_NAMED])
     more = f"\n  and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
     do = (
@@ -143,7 +141,7 @@ def _broken_images(broken: Mapping[Path, ImageError], bad_images: BadImages) -> 
         if bad_images == "error"
         else " and will be left out"
     )
-    yield f"{_plural(len(broken), 'image', 'images')} cannot be read{do}:{lines}{more}"
+    return f"{_plural(len(broken), 'image', 'images')} cannot be read{do}:{lines}{more}"
 
 
 def _errors(splits: Splits) -> Iterator[str]:

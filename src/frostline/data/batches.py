@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sized
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, starmap
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -253,10 +253,9 @@ def holds_batches(data: Any) -> bool:
     except (KeyError, TypeError, NotImplementedError):
         return True  # not indexed by number
     pairs = [entry for entry in entries if isinstance(entry, tuple | list) and len(entry) == 2]
-    counts = [_batch_count(*pair) for pair in pairs]
-    if not all(counts) or not pairs or pairs[0] is not entries[0]:
+    if not pairs or pairs[0] is not entries[0] or not all(starmap(_may_be_batch, pairs)):
         return False
-    count, *others = counts
+    count, *others = (batch_length(targets) for _, targets in pairs)
     if not others or (set(others[:-1]) <= {count} and others[-1] < count):
         return True
     inputs, targets = _shapes(pairs[0][0]), _shapes(pairs[0][1]) or [(count,)]
@@ -270,11 +269,9 @@ def holds_batches(data: Any) -> bool:
     return True
 
 
-def _batch_count(inputs: Any, targets: Any) -> int:
-    """How many samples a pair may be a batch of; 0 where it can be none."""
-    count = batch_length(targets)
+def _may_be_batch(inputs: Any, targets: Any) -> bool:
     found = {shape[0] for shape in _shapes(inputs)} or {batch_length(inputs)}
-    return count if found == {count} else 0
+    return found == {batch_length(targets)} != {0}
 
 
 def _shapes(given: Any) -> list[tuple[int, ...]]:

@@ -78,7 +78,7 @@ def _scaled(
 
 
 _ORIENTATION = 0x0112
-_SHORT, _LONG = 3, 4
+_FORMS = {3: "H", 4: "I"}  # a short or a long number
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -96,18 +96,12 @@ def upright(image: Image.Image, *, by: Image.Image) -> Image.Image:
 
     Never fails: a damaged or missing tag means the picture is upright as stored.
     """
-    turn = _TURNS.get(orientation(by))
-    return image if turn is None else image.transpose(turn)
-
-
-def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1, upright, where it is missing or makes no sense."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns a TIFF itself when it loads it
-    value = _from_exif(_exif_block(image))
+    if by.format == "TIFF":
+        return image  # Pillow turns a TIFF itself when it loads it
+    value = _from_exif(_exif_block(by))
     if value is None:
-        value = _from_xmp(image)
-    return value if value in _TURNS else 1
+        value = _from_xmp(by)
+    return image.transpose(_TURNS[value]) if value in _TURNS else image
 
 
 def _exif_block(image: Image.Image) -> bytes:
@@ -134,9 +128,8 @@ def _from_exif(block: bytes) -> int | None:
         (count,) = struct.unpack_from(f"{order}H", block, start)
         for entry in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(f"{order}HH", block, entry)
-            if tag == _ORIENTATION and kind in (_SHORT, _LONG):
-                form = "H" if kind == _SHORT else "I"
-                return int(struct.unpack_from(f"{order}{form}", block, entry + 8)[0])
+            if tag == _ORIENTATION and kind in _FORMS:
+                return int(struct.unpack_from(order + _FORMS[kind], block, entry + 8)[0])
     except struct.error:
         return None  # cut off or pointing outside itself
     return None

@@ -63,8 +63,7 @@ class Samples(Protocol):
 
     def collate(self, loaded: Sequence[Any]) -> Any:
         """Single samples -> a batch as the model takes it."""
-        same = isinstance(loaded[0], Tensor)
-        return torch.stack(list(loaded)) if same else default_collate(list(loaded))
+        return default_collate(list(loaded))
 
     def why_not_stored(self) -> str:
         """Why there is nothing fixed whose features could be stored; empty where there is."""

@@ -13,7 +13,7 @@ from frostline.engine.steps import Stepper, predict, summarised
 from frostline.engine.training import Hook, Training
 from frostline.freezing.modes import modes_kept
 from frostline.records import Spent
-from frostline.session import Pipeline, random_state_kept
+from frostline.session import Pipeline, random_state, set_random_state
 from frostline.tasks import Task
 
 _NAMED_AT_MOST = 3
@@ -44,7 +44,8 @@ def train_phases(
         DriftError: something frozen moved in a phase.
     """
     loop = _Loop(training, pipeline, task, tuple(hooks))
-    with modes_kept(training.model), random_state_kept(), ExitStack() as stack:
+    with modes_kept(training.model), ExitStack() as stack:
+        stack.callback(set_random_state, random_state())
         for hook in reversed(loop.hooks):  # each is called, also where another fails
             stack.callback(hook.on_end)
         stack.callback(training.session.close)

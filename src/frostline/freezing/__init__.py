@@ -80,8 +80,13 @@ def freeze(
     check_words(norm=norm, leaving=leaving)
     cast_to = asked_dtype(dtype, example)
     selection = non_empty(select(model, selector), "freeze")
-    if leaving == "something":
-        _check_leaves_something(selection)
+    title, trained = selection.inventory.title, selection.inventory.indices(trains)
+    if leaving == "something" and selection.parameters and trained <= selection.picked:
+        raise FreezeError(
+            f"freezing '{selection.selector}' would leave nothing trainable in {title}. Add the "
+            "new head first, or choose less; to freeze it whole all the same, as before putting "
+            "a head on it: fl.freeze(model, ..., leaving='nothing')."
+        )
     with restoring(selection, only_on_error=True):
         switch_off(selection, norm=norm)
         check_as_wrapped(selection)
@@ -143,12 +148,11 @@ def frozen_part(model: nn.Module) -> Frozen:
     check_unwrapped(model)
     whole = inventory(model)
     stock = cut_at(whole, {id(e.tensor): held_rows(e.tensor) for e in whole.entries})
-    off = {index for index, entry in enumerate(stock.entries) if is_off(entry)}
-    marked = {index for index, entry in enumerate(stock.entries) if is_marked(entry)}
-    by_hand = Selection(nothing, stock, frozenset(off - marked))
+    off, marked = stock.indices(is_off), stock.indices(is_marked)
+    by_hand = Selection(nothing, stock, off - marked)
     with restoring(by_hand, only_on_error=True):
         switch_off(by_hand, norm="hold")
-        return Frozen.of(Selection(nothing, stock, frozenset(off | marked)), norm="hold")
+        return Frozen.of(Selection(nothing, stock, off | marked), norm="hold")
 
 
 @contextmanager
@@ -177,15 +181,3 @@ def freezes_kept(model: nn.Module) -> Iterator[None]:
     stock = inventory(model)
     with restoring(Selection(everything, stock, everything.pick(stock))), passing():
         yield
-
-
-def _check_leaves_something(selection: Selection) -> None:
-    entries = enumerate(selection.inventory.entries)
-    left = (entry for index, entry in entries if index not in selection.picked)
-    if selection.parameters and not any(trains(entry) for entry in left):
-        title = selection.inventory.title
-        raise FreezeError(
-            f"freezing '{selection.selector}' would leave nothing trainable in {title}. Add the "
-            "new head first, or choose less; to freeze it whole all the same, as before putting "
-            "a head on it: fl.freeze(model, ..., leaving='nothing')."
-        )

@@ -67,24 +67,16 @@ def not_covered_text(names: tuple[str, ...]) -> str:
 @final
 @dataclass(frozen=True, slots=True)
 class UnlistedRecord:
-    """What one held module had beside its parameters and buffers when it was frozen.
-
-    It is asked as long as the module is held.
-
-    Attributes:
-        module, path: whose it is, and where that is.
-        saved, loose: records by full names.
-        objects: the loose tensors themselves, to tell one that was written from one put in its
-            place, as forwards do that put results aside.
-        unseen: full names of what cannot be looked at, with what it is.
-    """
+    """What one held module had beside parameters and buffers when it was frozen, by full names."""
 
     module: nn.Module
-    path: str
+    path: str  # of the module
     saved: Mapping[str, Record]
     loose: Mapping[str, Record]
+    # The loose tensors themselves, to tell one that was written from one put in its place, as
+    # forwards do that put results aside.
     objects: Mapping[str, Tensor]
-    unseen: tuple[str, ...]
+    unseen: tuple[str, ...]  # full names of what cannot be looked at, with what it is
 
     @classmethod
     def of(cls, module: nn.Module, path: str, listed: Collection[int]) -> Self:
@@ -106,26 +98,19 @@ class UnlistedRecord:
             if is_kept and words:
                 yield Drift(name, words)
 
-    def proved(self) -> dict[str, Record]:
-        """What is as it was, once `drifts` found nothing."""
-        replaced = self._replaced()
-        return {
-            n: record for n, record in {**self.saved, **self.loose}.items() if n not in replaced
-        }
-
-    def not_covered(self) -> tuple[str, ...]:
-        """Names that no proof covers, with the reason."""
-        return (*self.unseen, *(f"{name} (replaced since)" for name in self._replaced()))
-
-    def _now(self) -> dict[str, Tensor]:
-        found = unlisted(self.module, self.path, ())
-        return {**found.loose, **found.saved}
-
-    def _replaced(self) -> set[str]:
+    def replaced(self) -> set[str]:
         """Loose tensors in whose place there is another object with other bits, or none."""
         now = self._now()
         others = {name for name, was in self.objects.items() if now.get(name) is not was}
         return {n for n in others if n not in now or self.loose[n].moved(now[n], name=n)}
+
+    def not_covered(self) -> tuple[str, ...]:
+        """Names that no proof covers, with the reason."""
+        return (*self.unseen, *(f"{name} (replaced since)" for name in self.replaced()))
+
+    def _now(self) -> dict[str, Tensor]:
+        found = unlisted(self.module, self.path, ())
+        return {**found.loose, **found.saved}
 
 
 @final
@@ -219,14 +204,23 @@ class Frozen:
             due = self._still_frozen(name, record)
             drifts += self._drifts(name, due)
             proved |= due
+        beside: dict[str, Record] = {}
         for one in self._beside():
             drifts += one.drifts()
+            replaced = one.replaced()
+            beside |= {n: r for n, r in {**one.saved, **one.loose}.items() if n not in replaced}
         for path, module in self.model.named_modules():
             if is_held(module) and module.training:
                 drifts.append(Drift(path or "(model)", "was put in train mode behind the freeze"))
         if drifts:
-            raise _drift_error(self.model, drifts)
-        beside = {name: r for one in self._beside() for name, r in one.proved().items()}
+            count = "one thing" if len(drifts) == 1 else f"{len(drifts)} things"
+            lines = "".join(f"\n  {drift}" for drift in drifts)
+            raise DriftError(
+                f"{count} that {type(self.model).__name__} was to keep frozen did not stay as it "
+                f"was:{lines}\nLook for code that writes these after the freeze; load weights "
+                "before freezing.",
+                drifts,
+            )
         saved = {name for one in self.unlisted for name in one.saved}
         hashed = {**proved, **{name: r for name, r in beside.items() if name in saved}}
         return Proof(
@@ -255,10 +249,8 @@ class Frozen:
         return [one for one in self.unlisted if is_held(one.module)]
 
     def _still_frozen(self, name: str, record: Record) -> dict[str, Record]:
-        """What is frozen still of what was recorded: all of it, rows of it, or nothing.
-
-        Rows that a later thaw of their neighbours left are recorded as their hold keeps them.
-        """
+        """What is frozen still of what was recorded: all of it, rows of it, or nothing."""
+        # Rows that a later thaw of their neighbours left are recorded as their hold keeps them.
         owner, place, leaf = self._home(name, record)
         mark, hold = mark_of(owner), holds_of(owner).get(leaf)
         if leaf in owner._buffers:
@@ -321,13 +313,3 @@ def _stands_at(module: nn.Module, root: nn.Module, place: str) -> bool:
         return root.get_submodule(place.rpartition(".")[0]) is module
     except AttributeError:
         return False
-
-
-def _drift_error(model: nn.Module, drifts: list[Drift]) -> DriftError:
-    lines = "".join(f"\n  {drift}" for drift in drifts)
-    count = "one thing" if len(drifts) == 1 else f"{len(drifts)} things"
-    return DriftError(
-        f"{count} that {type(model).__name__} was to keep frozen did not stay as it was:{lines}\n"
-        "Look for code that writes these after the freeze; load weights before freezing.",
-        drifts,
-    )

@@ -23,6 +23,7 @@ from torch import nn
 
 from frostline.choices import NormPolicy
 from frostline.freezing.held_layers import equip, pack_where_whole, strip
+from frostline.selectors.inventory import paths_above
 from frostline.selectors.kinds import keeps_running_statistics
 from frostline.standins import StandIn
 
@@ -30,28 +31,22 @@ from frostline.standins import StandIn
 @final
 @dataclass(frozen=True, slots=True)
 class FrozenMark:
-    """Which of a module's own tensors Frostline froze, and with which norm policy.
+    """Which of a module's own tensors Frostline froze, and with which norm policy."""
 
-    Attributes:
-        names: those that are frozen whole.
-        partly: those of which some rows are frozen (see rows.py), the others trained.
-        contents: dtype and digest of each parameter of `names` as the last freeze found it; they go
-            along with a copy, so that a delta of one whose frozen weights moved can be refused.
-    """
-
-    names: frozenset[str]
+    names: frozenset[str]  # of those that are frozen whole
     norm: NormPolicy = "hold"
-    partly: frozenset[str] = frozenset()
+    partly: frozenset[str] = frozenset()  # of those frozen in some rows (see rows.py)
+    # Dtype and digest of each parameter of `names` as the last freeze found it; they go along with
+    # a copy, so that a delta of one whose frozen weights moved can be refused.
     contents: Mapping[str, tuple[torch.dtype, str]] = field(default_factory=dict, compare=False)
 
 
 @final
 class Hold(StandIn):
-    """Stands in for `module.train`: the module stays in eval, its children get the call.
+    """Stands in for `module.train`: the module stays in eval, its children get the call."""
 
-    Held children ignore it likewise; a norm layer left to adapt follows it. `former` is the mode
-    that the module had before it was held.
-    """
+    # Held children ignore it likewise; a norm layer left to adapt follows it. `former` is the mode
+    # that the module had before it was held.
 
     __slots__ = ("former",)
     method = "train"
@@ -97,9 +92,8 @@ def note_content(module: nn.Module, leaf: str, content: tuple[torch.dtype, str] 
     if mark is None or leaf not in mark.names or leaf not in module._parameters:
         return
     others = {name: known for name, known in mark.contents.items() if name != leaf}
-    set_mark(
-        module, replace(mark, contents=others if content is None else {**others, leaf: content})
-    )
+    noted = {} if content is None else {leaf: content}
+    set_mark(module, replace(mark, contents={**others, **noted}))
 
 
 def is_held(module: nn.Module) -> bool:
@@ -121,10 +115,8 @@ def is_random_in_training(module: nn.Module) -> bool:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever the block does, afterwards every module has the mode of its own that it had before.
-
-    One that is held then is in eval, and gets that mode when it is thawed.
-    """
+    """Whatever the block does, afterwards every module has the mode of its own that it had."""
+    # One that is held then is in eval, and gets that mode when it is thawed.
     holds = ((module, module.__dict__.get("train")) for module in model.modules())
     before = [(m, h.former if isinstance(h, Hold) else m.training) for m, h in holds]
     try:
@@ -138,10 +130,8 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def settle(model: nn.Module) -> None:
-    """Hold every module that the marks below `model` say is wholly frozen, release the others.
-
-    A released module gets back the mode it had before it was held.
-    """
+    """Hold every module that the marks below `model` say is wholly frozen, release the others."""
+    # A released module gets back the mode it had before it was held.
     due = set(_due(model))
     for module in model.modules():
         if module in due and not is_held(module):
@@ -159,25 +149,21 @@ def settle(model: nn.Module) -> None:
 
 
 def held_though_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The outermost modules that are held although something unfroze them behind the freeze.
-
-    They train with dropout and statistics off until `fl.thaw` (or another freeze) settles them.
-    """
-    due, above = set(_due(model)), None
-    for path, module in model.named_modules():  # a module before those below it
-        if above is not None and (not above or path.startswith(f"{above}.")):
-            continue
-        if is_held(module) and module not in due:
-            above = path
+    """The outermost modules that are held although something unfroze them behind the freeze."""
+    # They train with dropout and statistics off until `fl.thaw` (or another freeze) settles them.
+    due = set(_due(model))
+    stray = {path: m for path, m in model.named_modules() if is_held(m) and m not in due}
+    for path, module in stray.items():
+        if stray.keys().isdisjoint(paths_above(path)):
             yield path, module
 
 
 def _due(model: nn.Module) -> Iterator[nn.Module]:
     """The modules to be held: wholly frozen subtrees, and norms frozen in part."""
-    for root in _frozen_roots(model):
-        yield from (module for module in root.modules() if not adapts(module))
     for module in model.modules():
-        if _is_frozen_in_part(module) and keeps_running_statistics(module) and not adapts(module):
+        if _is_wholly_frozen(module):
+            yield from (below for below in module.modules() if not adapts(below))
+        elif keeps_running_statistics(module) and not adapts(module) and _is_frozen_in_part(module):
             yield module
 
 
@@ -188,14 +174,6 @@ def _is_frozen_in_part(module: nn.Module) -> bool:
     own = {**module._parameters, **module._buffers}
     frozen = (tensor for name in mark.names if (tensor := own.get(name)) is not None)
     return bool(mark.partly) or not all(tensor.requires_grad for tensor in frozen)
-
-
-def _frozen_roots(module: nn.Module) -> Iterator[nn.Module]:
-    if _is_wholly_frozen(module):
-        yield module
-    else:
-        for child in module.children():
-            yield from _frozen_roots(child)
 
 
 def _is_wholly_frozen(root: nn.Module) -> bool:

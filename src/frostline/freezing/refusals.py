@@ -60,12 +60,6 @@ def check_as_wrapped(selection: Selection) -> None:
         )
 
 
-def check_can_stay(selection: Selection) -> None:
-    """Refuse layers that no switch keeps as they are."""
-    for _, why, fix in unholdable(selection):
-        raise FreezeError(f"{why} {fix}")
-
-
 def unholdable(selection: Selection) -> Iterator[tuple[str, str, str]]:
     """Names of selected tensors that no switch keeps as they are, with why and what to do."""
     for place in (place for entry in selection.entries for place in entry.occurrences):
@@ -87,13 +81,6 @@ def unholdable(selection: Selection) -> Iterator[tuple[str, str, str]]:
                 "Scale the rows once, then take it off: "
                 f"model.get_submodule({path!r}).max_norm = None.",
             )
-
-
-def check_can_learn(selection: Selection) -> None:
-    """Refuse to thaw weights that would want a gradient and never get one."""
-    places = ((p.name, p.owner) for entry in selection.entries for p in entry.occurrences)
-    if why := why_inert(places, asked=str(selection.selector)):
-        raise FreezeError(why)
 
 
 def check_words(*, norm: str, leaving: str = "something") -> None:
@@ -127,9 +114,7 @@ def check_shared(root: nn.Module) -> None:
 def why_inert(places: Iterable[tuple[str, nn.Module]], *, asked: str) -> str:
     """Why the first frozen weight that takes no gradient cannot train, and what to do; or nothing.
 
-    Args:
-        places: dotted names of tensors, each with the module that owns it.
-        asked: the selector that is to train them.
+    Places are tensors' dotted names with their owners; `asked` is the selector to train them.
     """
     for name, owner in places:
         leaf = name.rpartition(".")[2]
@@ -144,11 +129,9 @@ def why_inert(places: Iterable[tuple[str, nn.Module]], *, asked: str) -> str:
 
 
 def _inert(owner: nn.Module, leaf: str) -> Tensor | None:
-    """The weight, where the layer's function on one sample gives it no part in the graph.
-
-    Asked of layers whose function is known. A class does not say: of some quantised weights the
-    library gives a gradient itself, others are wrapped floats.
-    """
+    """The weight, where the layer's function on one sample gives it no part in the graph."""
+    # Asked of layers whose function is known. A class does not say: of some quantised weights the
+    # library gives a gradient itself, others are wrapped floats.
     is_known = isinstance(owner, nn.Linear | nn.Embedding) and leaf == "weight"
     weight = owner._parameters.get(leaf) if is_known else None
     if weight is None or weight.requires_grad or not is_wrapped(weight):

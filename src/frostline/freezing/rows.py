@@ -65,10 +65,11 @@ def hold(tensor: Tensor, places: Sequence[Occurrence], kept: Iterable[Kept]) -> 
     # A module that got a new tensor since has its hold all the same.
     hanging = (holds_of(place.owner).get(place.own_name) for place in places)
     for one in {id(one): one for one in (*_holds_on(tensor), *hanging) if one}.values():
-        if pieces:
-            one.keep(pieces)
-        else:
+        one.kept = pieces
+        if not pieces:
             one.release()
+        elif one.tensor is not None:
+            one.attend(one.tensor)
     for place in places if pieces else ():
         if place.own_name not in (holds := holds_of(place.owner)):
             made = RowHold(place.owner, place.own_name, place.name, pieces, tensor)
@@ -97,12 +98,7 @@ class RowHold:
     __slots__ = ("__weakref__", "_handle", "_module", "kept", "leaf", "name")
 
     def __init__(
-        self,
-        module: nn.Module,
-        leaf: str,
-        name: str,
-        kept: tuple[Kept, ...],
-        tensor: Tensor | None,
+        self, module: nn.Module, leaf: str, name: str, kept: tuple[Kept, ...], tensor: Tensor | None
     ) -> None:
         # Weak, since a cycle would keep a dropped model's memory until the next collection.
         self._module = weakref.ref(module)
@@ -131,12 +127,6 @@ class RowHold:
         found: Tensor | None = own.get(self.leaf)
         return found
 
-    def keep(self, kept: tuple[Kept, ...]) -> None:
-        """Hold these rows from now on."""
-        self.kept = kept
-        if (tensor := self.tensor) is not None:
-            self.attend(tensor)
-
     def release(self) -> None:
         """Hold nothing any more, and leave no trace on module and tensor."""
         _forget(id(self))
@@ -163,7 +153,11 @@ class RowHold:
         """Zero the gradient of the held rows, in place."""
         gradient = tensor.grad
         if gradient is not None and gradient.is_sparse:
-            _clear_sparse(gradient, union(piece.rows for piece in self.kept))
+            # What it lists may list a row twice.
+            edges = [edge for piece in self.kept for edge in (piece.rows.start, piece.rows.stop)]
+            listed, device = gradient._indices()[0].contiguous(), gradient.device
+            places = torch.searchsorted(torch.tensor(edges, device=device), listed, right=True)
+            gradient._values()[places % 2 == 1] = 0
         elif gradient is not None:
             for piece in self.kept:
                 piece.of(gradient).zero_()
@@ -252,13 +246,6 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: 
         for one, tensor in _moved_by(optimizer):
             for piece in one.kept:
                 piece.of(tensor).copy_(piece.values)
-
-
-def _clear_sparse(gradient: Tensor, rows: Ranges) -> None:
-    """Zero what a sparse gradient holds of these rows; what it lists may list a row twice."""
-    edges = torch.tensor([e for r in rows for e in (r.start, r.stop)], device=gradient.device)
-    inside = torch.searchsorted(edges, gradient._indices()[0].contiguous(), right=True) % 2 == 1
-    gradient._values()[inside] = 0
 
 
 @final

@@ -17,7 +17,7 @@ from frostline.casting import cast_of, set_cast
 from frostline.choices import NormPolicy
 from frostline.errors import FreezeError
 from frostline.freezing.modes import FrozenMark, mark_of, set_mark, settle
-from frostline.freezing.refusals import check_can_learn, check_can_stay, check_shared
+from frostline.freezing.refusals import check_shared, unholdable, why_inert
 from frostline.freezing.rows import (
     Kept,
     check_holdable,
@@ -34,7 +34,8 @@ from frostline.selectors.ranges import Ranges, all_rows, common, covers, union, 
 
 def switch_off(selection: Selection, *, norm: NormPolicy) -> None:
     """Freeze what is selected, as it is now, without stale gradients; raises as `freeze`."""
-    check_can_stay(selection)
+    for _, why, fix in unholdable(selection):
+        raise FreezeError(f"{why} {fix}")
     for entry, rows in _by_tensor(selection):
         if rows is None or covers([*_frozen_rows(entry), *rows], entry.tensor):
             if entry.tensor.requires_grad:
@@ -51,7 +52,9 @@ def switch_off(selection: Selection, *, norm: NormPolicy) -> None:
 
 def switch_on(selection: Selection) -> None:
     """Thaw what is selected, the other rows of its tensors stay as they are; raises as `thaw`."""
-    check_can_learn(selection)
+    places = ((p.name, p.owner) for entry in selection.entries for p in entry.occurrences)
+    if why := why_inert(places, asked=str(selection.selector)):
+        raise FreezeError(why)
     for entry, rows in _by_tensor(selection):
         left = () if rows is None else without(_frozen_rows(entry), rows)
         kept = kept_within(held(entry.tensor), left)
@@ -84,11 +87,9 @@ def trains(entry: Entry) -> bool:
 
 @contextmanager
 def restoring(selection: Selection, *, only_on_error: bool = False) -> Iterator[None]:
-    """After the block all that the selection touches is as before it, or only if the block fails.
-
-    That are gradient switches, gradients, marks, held rows and dtypes; modes follow the marks. What
-    was cast in the block is widened again, with rounded values.
-    """
+    """After the block all that the selection touches is as before, or only if the block fails."""
+    # That are gradient switches, gradients, marks, held rows and dtypes; modes follow the marks.
+    # What was cast in the block is widened again, with rounded values.
     tensors = {id(entry.tensor): entry for entry in selection.entries}.values()
     owners = {place.owner for entry in tensors for place in entry.occurrences}
     marks = [(owner, mark_of(owner)) for owner in owners]

@@ -66,7 +66,7 @@ class Summary:
         held = some_of([name or "(model)" for name in self.held_though_trainable], most=5)
         return Table(
             columns("module", "type", "parameters", "gradients", "mode", left=2, right=1),
-            rows=tuple(_cells(row) for row in self.rows),
+            rows=tuple(map(_cells, self.rows)),
             notes=(
                 f"{format_count(total.trainable)} of {format_count(total.parameters)} parameters "
                 f"trainable ({share:.2%}), {format_bytes(total.nbytes)} in all",

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from frostline.errors import ConfigError
 from frostline.selectors import inventory
@@ -40,7 +41,7 @@ def model_params(model: nn.Module) -> ModelParams:
 def check_optimizer(optimizer: object) -> None:
     """Raises ConfigError for what is no torch optimizer, wraps one, or keeps one state over all."""
     kind = type(optimizer).__name__
-    if not isinstance(optimizer, torch.optim.Optimizer) or "param_groups" not in vars(optimizer):
+    if not isinstance(optimizer, Optimizer) or "param_groups" not in vars(optimizer):
         raise ConfigError(
             f"{kind} is no torch.optim.Optimizer with groups of its own. Pass the torch optimizer "
             "inside it, often `optimizer.optimizer`. A wrapper that keeps something of each "
@@ -68,15 +69,13 @@ def check_optimizer(optimizer: object) -> None:
         )
 
 
-def keeper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer that keeps the states: this one, or one inside that has the same groups.
-
-    timm's Lookahead shares its list of groups with the optimizer it wraps, and has no state.
-    """
+def keeper(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that keeps the states: this one, or one inside that has the same groups."""
+    # timm's Lookahead shares its list of groups with the optimizer it wraps, and has no state.
     inside = (
         value
         for value in vars(optimizer).values()
-        if isinstance(value, torch.optim.Optimizer) and value.param_groups is optimizer.param_groups
+        if isinstance(value, Optimizer) and value.param_groups is optimizer.param_groups
     )
     return next(inside, optimizer)
 
@@ -100,8 +99,6 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
         if not all(isinstance(value, torch.Tensor | float | int) for value in (one, other)):
             return False
-        first, second = (
-            torch.as_tensor(v, dtype=torch.float64).cpu().ravel() for v in (one, other)
-        )
-        return torch.equal(first, second)
+        pair = [torch.as_tensor(v, dtype=torch.float64).cpu().ravel() for v in (one, other)]
+        return torch.equal(*pair)
     return bool(one == other)

@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from frostline.errors import ConfigError
-from frostline.optimizer_sync.members import (
-    Group,
-    check_optimizer,
-    groups_of_model,
-    keeper,
-    model_params,
-    same,
-)
-from frostline.optimizer_sync.states import (
-    State,
-    begun,
-    check_even,
-    check_fit,
-    copied,
-    even_out,
-    outgrown,
-    placed,
-)
-from frostline.selectors.inventory import Entry
+from frostline.optimizer_sync import members, states
+from frostline.optimizer_sync.members import Group, keeper, same
+from frostline.optimizer_sync.states import State, copied
+from frostline.selectors import Entry
 from frostline.units import some_of
-
-Missing = Literal["refuse", "fresh"]
-Hyperparameters = Literal["saved", "own"]
 
 _FORMAT = "frostline optimizer state 2"
 _BEFORE = "frostline optimizer state 1"  # knew of parameters' states and groups only
 _NOT_SAVED = frozenset({"params", "param_names"})
-_some = partial(some_of, most=3)
 
 
 class NamedParameter(TypedDict):
@@ -66,7 +47,7 @@ class OptimizerState(TypedDict):
     further: dict[str, Any]
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> OptimizerState:
+def optimizer_state(optimizer: Optimizer, model: nn.Module) -> OptimizerState:
     """The optimizer's state and hyperparameters of the parameters of `model`, by name.
 
     Everything in it is a copy: all that the optimizer's own `state_dict()` holds, but for
@@ -76,20 +57,26 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optim
         ConfigError: the optimizer keeps no state by parameter, keeps more than names can find
             again, holds nothing of the model, or a state of another shape than its parameter.
     """
-    check_optimizer(optimizer)
-    params = model_params(model)
-    groups = groups_of_model(optimizer.param_groups, params)
+    members.check_optimizer(optimizer)
+    params = members.model_params(model)
+    groups = members.groups_of_model(optimizer.param_groups, params)
     shared, further = _beside_parameters(optimizer)
-    states = keeper(optimizer).state
+    known = keeper(optimizer).state
     parameters: dict[str, NamedParameter] = {}
     for index, group in enumerate(groups):
         for entry in params.of_group(group):
-            _check_not_outgrown(optimizer, entry, group)
+            if (key := states.outgrown(optimizer, entry.tensor, group)) is not None:
+                shape = tuple(known[entry.tensor][key].shape)
+                raise ConfigError(
+                    f"{entry.name} has the shape {tuple(entry.tensor.shape)}, but the optimizer "
+                    f"keeps '{key}' of it with {shape}: its data were resized since. Let it begin "
+                    "again: fl.sync(optimizer, model)."
+                )
             parameters[entry.name] = NamedParameter(
                 shape=list(entry.tensor.shape),
                 dtype=str(entry.tensor.dtype),
                 group=index,
-                state=copied(states.get(entry.tensor, {})),
+                state=copied(known.get(entry.tensor, {})),
             )
     return OptimizerState(
         format=_FORMAT,
@@ -105,18 +92,19 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optim
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     model: nn.Module,
     state: Mapping[str, Any],
     *,
-    missing: Missing = "refuse",
-    hyperparameters: Hyperparameters = "saved",
+    missing: Literal["refuse", "fresh"] = "refuse",
+    hyperparameters: Literal["saved", "own"] = "saved",
 ) -> None:
     """Load what `optimizer_state` gave, by name; training goes on bit for bit.
 
     Groups may be other in number and order. Tensors are copied and placed as the optimizer's own
-    `load_state_dict` does, but keep their bits where the parameter has the dtype it had. Other
-    models' parameters in the optimizer keep their state; what it keeps for all is taken over.
+    `load_state_dict` does, but keep their bits: only what had its parameter's dtype follows it to
+    another. Other models' parameters in the optimizer keep their state; what it keeps for all is
+    taken over.
 
     Args:
         missing: "refuse" asks that the saved parameters be those that the optimizer holds of
@@ -130,9 +118,9 @@ def load_optimizer_state(
             refuses it. Nothing has been changed then.
     """
     _check_choices(missing, hyperparameters)
-    check_optimizer(optimizer)
-    params, groups = model_params(model), optimizer.param_groups
-    own = groups_of_model(groups, params)
+    members.check_optimizer(optimizer)
+    params, groups = members.model_params(model), optimizer.param_groups
+    own = members.groups_of_model(groups, params)
     _check_format(state, optimizer)
     shared, further = _beside_parameters(optimizer)
     if state["format"] == _FORMAT:
@@ -144,56 +132,52 @@ def load_optimizer_state(
     found = {key: saved[known[0]] for key, known in names.items() if known}
     if missing == "refuse":
         _check_names(params.title, entries, found, saved)
-    for key, one in found.items():
-        _check_shape(optimizer, entries[key], one)
     with_groups = found if hyperparameters == "saved" else {}
     settings = [_settings(params.of_group(g), with_groups, state["groups"]) for g in groups]
-    states = keeper(optimizer).state
-    to_be = {p: states.get(p, {}) for g in groups for p in g["params"]}  # of other models as it is
+    known = keeper(optimizer).state
+    to_be = {p: known.get(p, {}) for g in groups for p in g["params"]}  # of other models as it is
     for group, chosen in zip(groups, settings, strict=True):
+        now = {**group, **chosen}
         for entry in (held := params.of_group(group)):
-            saved_of = found.get(id(entry.tensor))
-            now = {**group, **chosen}
-            to_be[entry.tensor] = _placed(saved_of, entry.tensor, now) if saved_of else {}
+            to_be[entry.tensor] = _begun(optimizer, entry, found.get(id(entry.tensor)), now)
         if held:
-            check_even(optimizer, {**group, **chosen}, [to_be[p] for p in group["params"]])
+            states.check_even(optimizer, now, [to_be[p] for p in group["params"]])
     packed = optimizer.state_dict()
     shared |= {at: to_be[p] for at, p in _positions(optimizer, packed).items() if to_be[p]}
     merged = [{**p, **chosen} for p, chosen in zip(packed["param_groups"], settings, strict=True)]
     _load(optimizer, {**further, "state": shared, "param_groups": merged})
-    states = keeper(optimizer).state
     # Again, since torch's casts every float but `step` to the parameter's dtype, and breaks texts.
-    states.update({parameter: one for parameter, one in to_be.items() if one})
+    keeper(optimizer).state.update({p: its for p, its in to_be.items() if its})
     for group in optimizer.param_groups:
-        for entry in (held := params.of_group(group)):
-            begin = None if to_be[entry.tensor] else begun(optimizer, entry.tensor, group)
-            states.update({} if begin is None else {entry.tensor: begin})
-        if held:
-            even_out(optimizer, group)
+        if params.of_group(group):
+            states.even_out(optimizer, group)
 
 
-def _placed(saved: NamedParameter, parameter: Tensor, group: Group) -> State:
-    """A copy of the saved state for the parameter as it is now."""
+def _begun(optimizer: Optimizer, entry: Entry, saved: NamedParameter | None, group: Group) -> State:
+    """A copy of the saved state for the parameter as it is now, or what it begins with."""
+    if saved is None:
+        return states.begun(optimizer, entry.tensor, group) or {}
+    before, now = tuple(saved["shape"]), tuple(entry.tensor.shape)
+    if before != now:
+        raise ConfigError(
+            f"{entry.name} was saved with the shape {before}, but has {now} in this model. "
+            "Load into the model that was trained."
+        )
+    states.check_fit(optimizer, entry, saved["state"])
     tensors = (v for v in saved["state"].values() if isinstance(v, Tensor) and v.dim())
     # The format before did not say which dtype the parameter had; most of its state has the same.
-    known = saved.get("dtype") or str(next((v.dtype for v in tensors), parameter.dtype))
+    known = saved.get("dtype") or str(next((v.dtype for v in tensors), entry.tensor.dtype))
     former: torch.dtype = getattr(torch, known.removeprefix("torch."))
-    return placed(saved["state"], parameter, group, former, counters="go along")
+    return states.placed(saved["state"], entry.tensor, group, former, counters="go along")
 
 
-def _beside_parameters(
-    optimizer: torch.optim.Optimizer,
-) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """A copy of what the optimizer keeps for no single parameter: `shared` and `further`.
-
-    Raises:
-        ConfigError: its `state_dict()` has another form, keeps parameters' states elsewhere, or
-            something in it goes by the parameters' positions, which a name cannot find again.
-    """
+def _beside_parameters(optimizer: Optimizer) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """A copy of what the optimizer keeps for no single parameter: `shared` and `further`."""
+    # Refused is what a name could not find again, as what goes by the positions of parameters.
     packed = optimizer.state_dict()
     positions = _positions(optimizer, packed)
-    states = keeper(optimizer).state
-    if any(packed["state"].get(at) and not states.get(p) for at, p in positions.items()):
+    known = keeper(optimizer).state
+    if any(packed["state"].get(at) and not known.get(p) for at, p in positions.items()):
         raise _refused(optimizer, "keeps its parameters' states in another object")
     shared = {key: value for key, value in packed["state"].items() if key not in positions}
     further = {key: v for key, v in packed.items() if key not in ("state", "param_groups")}
@@ -203,9 +187,7 @@ def _beside_parameters(
     return copied(shared), copied(further)
 
 
-def _positions(
-    optimizer: torch.optim.Optimizer, packed: Mapping[str, Any]
-) -> dict[Any, nn.Parameter]:
+def _positions(optimizer: Optimizer, packed: Mapping[str, Any]) -> dict[Any, nn.Parameter]:
     """What stands for each parameter in what torch's `load_state_dict` reads."""
     groups = packed.get("param_groups")
     if "state" not in packed or groups is None or len(groups) != len(optimizer.param_groups):
@@ -221,29 +203,18 @@ def _positions(
 def _goes_by_position(value: Any) -> bool:
     """Whether a mapping in it has other keys than names, as positions or parameters."""
     if isinstance(value, Mapping):
-        named = all(isinstance(key, str) for key in value)
-        return not named or any(_goes_by_position(inner) for inner in value.values())
+        return any(not isinstance(k, str) or _goes_by_position(v) for k, v in value.items())
     if isinstance(value, list | tuple):
         return any(_goes_by_position(inner) for inner in value)
     return isinstance(value, nn.Parameter)
 
 
-def _refused(optimizer: torch.optim.Optimizer, why: str) -> ConfigError:
+def _refused(optimizer: Optimizer, why: str) -> ConfigError:
     return ConfigError(
         f"{type(optimizer).__name__} {why}, so none of it has a parameter's name. Save "
         "optimizer.state_dict() and load it into an optimizer made the same way; or save the "
         "state of the optimizer inside."
     )
-
-
-def _check_not_outgrown(optimizer: torch.optim.Optimizer, entry: Entry, group: Group) -> None:
-    if (key := outgrown(optimizer, entry.tensor, group)) is not None:
-        shape = tuple(keeper(optimizer).state[entry.tensor][key].shape)
-        raise ConfigError(
-            f"{entry.name} has the shape {tuple(entry.tensor.shape)}, but the optimizer keeps "
-            f"'{key}' of it with {shape}: its data were resized since. Let it begin again: "
-            "fl.sync(optimizer, model)."
-        )
 
 
 def _check_choices(missing: str, hyperparameters: str) -> None:
@@ -255,7 +226,7 @@ def _check_choices(missing: str, hyperparameters: str) -> None:
             raise ConfigError(f"{name} is {value!r}; it is {known[0]!r} or {known[1]!r}.")
 
 
-def _check_format(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+def _check_format(state: Mapping[str, Any], optimizer: Optimizer) -> None:
     if not isinstance(state, Mapping) or state.get("format") not in (_FORMAT, _BEFORE):
         raise ConfigError(
             "this is no optimizer state by name that this version reads. Pass what "
@@ -276,27 +247,17 @@ def _check_names(
     unknown = [entry.name for key, entry in entries.items() if key not in found]
     if unknown:
         raise ConfigError(
-            f"the saved state knows nothing of {_some(unknown)} of {title}. To let what it "
-            'does not know begin without state: fl.load_optimizer_state(..., missing="fresh").'
+            f"the saved state knows nothing of {some_of(unknown, most=3)} of {title}. To let what "
+            'it does not know begin without state: fl.load_optimizer_state(..., missing="fresh").'
         )
     held = {name for entry in entries.values() for name in entry.names}
     absent = [name for name in saved if name not in held]
     if absent:
         raise ConfigError(
-            f"the saved state holds {_some(absent)}, which this optimizer does not. Thaw it and "
-            "fl.sync(optimizer, model) before loading; or leave it out: "
+            f"the saved state holds {some_of(absent, most=3)}, which this optimizer does not. Thaw "
+            "it and fl.sync(optimizer, model) before loading; or leave it out: "
             'fl.load_optimizer_state(..., missing="fresh").'
         )
-
-
-def _check_shape(optimizer: torch.optim.Optimizer, entry: Entry, saved: NamedParameter) -> None:
-    before, now = tuple(saved["shape"]), tuple(entry.tensor.shape)
-    if before != now:
-        raise ConfigError(
-            f"{entry.name} was saved with the shape {before}, but has {now} in this model. "
-            "Load into the model that was trained."
-        )
-    check_fit(optimizer, entry, saved["state"])
 
 
 def _settings(
@@ -311,7 +272,10 @@ def _settings(
         if id(entry.tensor) not in found:
             continue
         settings = saved_groups[found[id(entry.tensor)]["group"]]
-        if first and (key := _difference(chosen, settings)) is not None:
+        keys = dict.fromkeys([*chosen, *settings])
+        both = chosen.keys() & settings.keys()
+        other = (k for k in keys if k not in both or not same(chosen[k], settings[k]))
+        if first and (key := next(other, None)) is not None:
             raise ConfigError(
                 f"{first} and {entry.name} stand in one group, but were saved with {key} "
                 f"{chosen.get(key)} and {settings.get(key)}. Make the groups as they were, or "
@@ -321,19 +285,9 @@ def _settings(
     return {key: copied(value) for key, value in chosen.items()}
 
 
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """The first key whose value differs."""
-    keys = dict.fromkeys([*one, *other])
-    return next(
-        (k for k in keys if k not in one or k not in other or not same(one[k], other[k])), None
-    )
-
-
-def _load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """By the optimizer's own `load_state_dict`; if it refuses, the optimizer stays as it was.
-
-    torch's makes new groups and states, so that the old ones can be put back.
-    """
+def _load(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """By the optimizer's own `load_state_dict`; if it refuses, the optimizer stays as it was."""
+    # torch's makes new groups and states, so that the old ones can be put back.
     before = [(one, dict(vars(one))) for one in (optimizer, keeper(optimizer))]
     try:
         optimizer.load_state_dict(state)

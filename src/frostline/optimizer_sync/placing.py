@@ -52,10 +52,8 @@ def base_key(group: Group) -> str:
 
 
 def has_rate(group: Group) -> bool:
-    """Whether the group has a learning rate at all.
-
-    transformers' Adafactor has `lr=None` where it finds the rate itself; others have no `lr`.
-    """
+    """Whether the group has a learning rate at all."""
+    # transformers' Adafactor has `lr=None` where it finds the rate itself; others have no `lr`.
     return group.get(base_key(group)) is not None
 
 
@@ -69,13 +67,12 @@ def highest(groups: Sequence[Group]) -> Group:
     return max(groups, key=lambda group: base_of(group) if has_rate(group) else -math.inf)
 
 
-def rates_of_trainable(
+def due_rates(
     model: nn.Module, groups: Sequence[Group], options: Options
 ) -> dict[int, BaseAndDecay]:
-    """What each trainable parameter of `model` is to have, by `id()`; raises as `param_groups`.
+    """What each trainable parameter is to have, by `id()`; raises as `param_groups`.
 
-    Args:
-        groups: those that hold parameters of the model.
+    `groups` are those that hold parameters of the model.
     """
     reference = highest(groups)
     rules = (group["rule"] for group in [reference, *groups] if has_rule(group))
@@ -106,21 +103,18 @@ def rates_of_trainable(
     }
 
 
-def has(group: Group, wanted: BaseAndDecay) -> bool:
-    """Whether the group has what is wanted."""
+def fits(group: Group, wanted: BaseAndDecay, like: Group, defaults: Mapping[str, Any]) -> bool:
+    """Whether the group has what is wanted and is otherwise as `like`; labels do not count."""
     decay = group.get("weight_decay")
     if (None if decay is None else float(decay)) != wanted.decay:
         return False
-    if wanted.base is None or not has_rate(group):
-        return wanted.base is None and not has_rate(group)
-    return math.isclose(base_of(group), wanted.base, rel_tol=1e-6)
-
-
-def alike(one: Group, other: Group, defaults: Mapping[str, Any]) -> bool:
-    """Whether every other hyperparameter is the same; a label is none."""
-    keys = (one.keys() | other.keys()) - _OWN_KEYS
-    hyper = [k for k in keys if k in defaults or not isinstance(one.get(k, other.get(k)), str)]
-    return all(k in one and k in other and same(one[k], other[k]) for k in hyper)
+    if has_rate(group) != (wanted.base is not None):
+        return False
+    if wanted.base is not None and not math.isclose(base_of(group), wanted.base, rel_tol=1e-6):
+        return False
+    keys = (group.keys() | like.keys()) - _OWN_KEYS
+    hyper = [k for k in keys if k in defaults or not isinstance(group.get(k, like.get(k)), str)]
+    return all(k in group and k in like and same(group[k], like[k]) for k in hyper)
 
 
 def has_rule(group: Group) -> bool:
@@ -129,17 +123,15 @@ def has_rule(group: Group) -> bool:
     return isinstance(rule, dict) and rule.keys() == Rule.__required_keys__
 
 
-def new_group(reference: Group, wanted: BaseAndDecay, lr: float | None) -> Group:
-    """A group without parameters that has what is wanted, in everything else as `reference`;
-    its `lr` is where the schedule stands for that base, None without one.
-    """
-    scale = scale_of(reference, wanted)
-    group = {key: copy.deepcopy(v) for key, v in reference.items() if key != "params"}
+def new_group(like: Group, wanted: BaseAndDecay, lr: float | None) -> Group:
+    """A group without parameters that has what is wanted, now at `lr`, and is else as `like`."""
+    scale = scale_of(like, wanted)
+    group = {key: copy.deepcopy(v) for key, v in like.items() if key != "params"}
     for key in (*_BASE_KEYS, "min_lr"):
         if key in group:
             group[key] = in_kind_of(group[key], float(group[key]) * scale)
     if wanted.base is not None and lr is not None:
-        key = base_key(reference)
+        key = base_key(like)
         group[key] = in_kind_of(group[key], wanted.base)
         group["lr"] = in_kind_of(group["lr"], lr)
     if wanted.decay is not None:
@@ -186,10 +178,8 @@ def _visible(groups: Sequence[Group], reference: Group) -> Rule:
 def _to_base(
     groups: Sequence[Group], reference: Group, *, rescaled: bool
 ) -> Callable[[float], float | None]:
-    """A function from the rule's learning rate to a group's base; None where it has none.
-
-    They differ where the user, or a one-cycle schedule, set other rates than `param_groups` did.
-    """
+    """A function from the rule's learning rate to a group's base; None where it has none."""
+    # They differ where the user, or a one-cycle schedule, set other rates than `param_groups` did.
     if not has_rate(reference):
         return lambda _: None
     if not rescaled or "base_lr" not in reference:

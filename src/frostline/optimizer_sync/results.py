@@ -11,8 +11,6 @@ import torch
 from frostline.errors import ConfigError
 from frostline.units import format_count
 
-_NAMES_SHOWN = 3
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -84,4 +82,4 @@ def _counted(names: tuple[str, ...]) -> str:
 
 
 def _first(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:_NAMES_SHOWN]) + ", ..." * (len(names) > _NAMES_SHOWN)
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)

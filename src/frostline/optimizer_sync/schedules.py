@@ -11,15 +11,23 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeGuard, final
+from typing import Any, TypeGuard
 
-import torch
+from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 
 from frostline.errors import ConfigError
 from frostline.optimizer_sync.members import Group
-from frostline.optimizer_sync.placing import base_key, base_of, has_rate, in_kind_of
+from frostline.optimizer_sync.placing import (
+    BaseAndDecay,
+    Options,
+    base_key,
+    base_of,
+    has_rate,
+    in_kind_of,
+    new_group,
+    scale_of,
+)
 
 Scheduler = torch_schedulers.LRScheduler
 NewValues = tuple[Scheduler, dict[str, Any]]  # of a scheduler's own attributes
@@ -41,73 +49,67 @@ _WAY_OUT = (
 )
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Schedules:
-    """The schedulers of one optimizer and the group by which their present stand is read."""
+def new_groups(
+    optimizer: Optimizer,
+    schedulers: Sequence[Scheduler],
+    like: Group,
+    fresh: list[BaseAndDecay],
+    options: Options,
+) -> tuple[list[Group], list[NewValues]]:
+    """Groups that have these and are else as `like`, and what the schedulers are to know of them.
 
-    optimizer: torch.optim.Optimizer
-    schedulers: tuple[Scheduler, ...]
-    group: Group
-
-    @property
-    def _index(self) -> int:
-        groups = enumerate(self.optimizer.param_groups)
-        return next(index for index, group in groups if group is self.group)
-
-    def present_lr(self, scale: float) -> float | None:
-        """Where a group with `scale` times the reference's base stands now; None without one."""
-        if not has_rate(self.group):
-            return None
-        lr = float(self.group["lr"])
-        if scale == 1.0:
-            return lr
-        fixed, base = self._line()
-        floor = min((float(s.min_lrs[0]) for s in self.schedulers if _is_plateau(s)), default=0.0)
-        if (fixed and base == fixed) or (scale > 1.0 and lr <= floor < base):
-            raise ConfigError(
-                f"the group to go by stands at {lr:g}, the lowest rate of its schedule, and does "
-                f"not show where a group with another base stands. {_WAY_OUT}"
-            )
-        if fixed:
-            return fixed + (lr - fixed) * ((base * scale - fixed) / (base - fixed))
-        # A reduction stops at the floor, but never lifts what began below it.
-        return max(lr * scale, min(base * scale, floor))
-
-    def new_values(self, scales: Sequence[float]) -> list[NewValues]:
-        """What the schedulers are to know of new groups with these scales, in their order."""
-        lrs = [lr for scale in scales if (lr := self.present_lr(scale)) is not None]
-        count = len(self.optimizer.param_groups) + len(scales)
-        made: list[NewValues] = []
-        for scheduler in _all(self.schedulers):
-            own, values = vars(scheduler), dict[str, Any]()
-            values["_last_lr"] = [
-                *own["_last_lr"],
-                *(in_kind_of(self.group["lr"], lr) for lr in lrs),
-            ]
-            if "base_lrs" in own:
-                base = own["base_lrs"][self._index]
-                bases = [in_kind_of(base, float(base) * scale) for scale in scales]
-                values["base_lrs"] = [*own["base_lrs"], *bases]
-            for name in own.keys() & {"lr_lambdas", "min_lrs"}:
-                values[name] = [*own[name], *([own[name][0]] * (count - len(own[name])))]
-            made.append((scheduler, values))
-        return made
-
-    def _line(self) -> tuple[float, float]:
-        """The fixed point, and the reference's base in the scheduler that it belongs to."""
-        for leaf in map(_leaf, self.schedulers):
-            if fixed := _fixed_point(leaf):
-                return fixed, float(leaf.base_lrs[self._index])
-        return 0.0, base_of(self.group)
+    Raises ConfigError where a scheduler cannot take them in, or their rate now is not known.
+    """
+    if not fresh:
+        return [], []
+    _check_can_take_in(optimizer, schedulers)
+    if "lr" in options:
+        _check_plateaus(schedulers, like)
+    index = next(at for at, group in enumerate(optimizer.param_groups) if group is like)
+    scales = [scale_of(like, due) for due in fresh]
+    lrs = [_present_lr(schedulers, like, index, scale) for scale in scales]
+    known: list[NewValues] = []
+    for scheduler in _all(schedulers):
+        own = vars(scheduler)
+        last = [in_kind_of(like["lr"], lr) for lr in lrs if lr is not None]
+        values = {"_last_lr": [*own["_last_lr"], *last]}
+        if "base_lrs" in own:
+            base = own["base_lrs"][index]
+            bases = [in_kind_of(base, float(base) * scale) for scale in scales]
+            values["base_lrs"] = [*own["base_lrs"], *bases]
+        for name in own.keys() & {"lr_lambdas", "min_lrs"}:
+            missing = len(optimizer.param_groups) + len(fresh) - len(own[name])
+            values[name] = [*own[name], *([own[name][0]] * missing)]
+        known.append((scheduler, values))
+    return [new_group(like, due, lr) for due, lr in zip(fresh, lrs, strict=True)], known
 
 
-def check_schedules(
-    optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduler], reference: Group
-) -> Schedules:
-    """Raises ConfigError where one cannot take in a new group or was not handed over."""
-    found = Schedules(optimizer, tuple(schedulers), reference)
-    for scheduler in _all(found.schedulers):
+def _present_lr(
+    schedulers: Sequence[Scheduler], like: Group, index: int, scale: float
+) -> float | None:
+    """Where a group with `scale` times the base of `like` stands now; None without a rate."""
+    if not has_rate(like):
+        return None
+    lr, fixed, base = float(like["lr"]), 0.0, base_of(like)
+    if scale == 1.0:
+        return lr
+    for leaf in map(_leaf, schedulers):
+        if not fixed and _fixed_point(leaf):
+            fixed, base = _fixed_point(leaf), float(leaf.base_lrs[index])
+    floor = min((float(s.min_lrs[0]) for s in schedulers if _is_plateau(s)), default=0.0)
+    if (fixed and base == fixed) or (scale > 1.0 and lr <= floor < base):
+        raise ConfigError(
+            f"the group to go by stands at {lr:g}, the lowest rate of its schedule, and does "
+            f"not show where a group with another base stands. {_WAY_OUT}"
+        )
+    if fixed:
+        return fixed + (lr - fixed) * ((base * scale - fixed) / (base - fixed))
+    # A reduction stops at the floor, but never lifts what began below it.
+    return max(lr * scale, min(base * scale, floor))
+
+
+def _check_can_take_in(optimizer: Optimizer, schedulers: Sequence[Scheduler]) -> None:
+    for scheduler in _all(schedulers):
         if type(scheduler) not in _KNOWN:
             raise ConfigError(
                 f"{type(scheduler).__name__} cannot take in a new group: what it makes of another "
@@ -121,22 +123,19 @@ def check_schedules(
             until_now = scheduler._schedulers[: _active(scheduler) + 1]
             if isinstance(until_now[-1], torch_schedulers.MultiplicativeLR):
                 _check_together(until_now)
-    _check_together(found.schedulers)
+    _check_together(schedulers)
     marked = any("initial_lr" in group for group in optimizer.param_groups)
-    if marked and all(_is_plateau(scheduler) for scheduler in found.schedulers):
+    if marked and all(_is_plateau(scheduler) for scheduler in schedulers):
         raise ConfigError(
             "a scheduler was made for this optimizer (its groups hold 'initial_lr'), and a new "
             "group has to join it. Hand it over: fl.sync(optimizer, model, schedulers=[...]); if "
             "it is no longer used: for group in optimizer.param_groups: group.pop('initial_lr')."
         )
-    return found
 
 
-def check_plateaus(schedulers: Sequence[Scheduler], reference: Group) -> None:
-    """Raises ConfigError where a plateau may have lowered a rate that has no base beside it.
-
-    ReduceLROnPlateau lowers `lr` and keeps no note of what it was.
-    """
+def _check_plateaus(schedulers: Sequence[Scheduler], reference: Group) -> None:
+    """Raises ConfigError where a plateau may have lowered a rate that has no base beside it."""
+    # ReduceLROnPlateau lowers `lr` and keeps no note of what it was.
     for scheduler in _all(schedulers):
         may_have = _is_plateau(scheduler) and scheduler.last_epoch > scheduler.patience
         if may_have and base_key(reference) == "lr":
@@ -149,7 +148,7 @@ def check_plateaus(schedulers: Sequence[Scheduler], reference: Group) -> None:
             )
 
 
-def check_schedulers(optimizer: torch.optim.Optimizer, schedulers: Sequence[Scheduler]) -> None:
+def check_schedulers(optimizer: Optimizer, schedulers: Sequence[Scheduler]) -> None:
     """Raises ConfigError unless these are schedulers of this optimizer."""
     if not isinstance(schedulers, Sequence):
         raise ConfigError(

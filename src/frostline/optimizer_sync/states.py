@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from frostline.errors import ConfigError
 from frostline.optimizer_sync.members import Group, keeper
@@ -22,28 +23,28 @@ _VIEWS: tuple[Callable[[torch.Size], torch.Size], ...] = (
 )
 
 
-def copied(value: Any) -> Any:
-    """`value` with every tensor in it detached and cloned."""
+def copied(
+    value: Any, put: Callable[[Tensor, str], Tensor] = lambda own, _: own, key: str = ""
+) -> Any:
+    """`value` with every tensor in it detached, cloned and `put` by the key that it stands at."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return put(value.detach().clone(), key)
     if isinstance(value, Mapping):
-        return {key: copied(inner) for key, inner in value.items()}
+        return {name: copied(inner, put, name) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        items = [copied(inner) for inner in value]
+        items = [copied(inner, put) for inner in value]
         return items if isinstance(value, list) else tuple(items)
     return copy.deepcopy(value)
 
 
-def goes_by_shape(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a state's shape tells whose it is: so in torch's own optimizers.
-
-    Others keep factors, flattened or selected numbers, and only their own step can tell; torch's
-    fused kernels would read past the end of what is too short.
-    """
+def goes_by_shape(optimizer: Optimizer) -> bool:
+    """Whether a state's shape tells whose it is: so in torch's own optimizers."""
+    # Others keep factors, flattened or selected numbers, and only their own step can tell; torch's
+    # fused kernels would read past the end of what is too short.
     return type(keeper(optimizer)).step.__module__.startswith("torch.optim.")
 
 
-def check_fit(optimizer: torch.optim.Optimizer, entry: Entry, state: Mapping[str, Any]) -> None:
+def check_fit(optimizer: Optimizer, entry: Entry, state: Mapping[str, Any]) -> None:
     """Raises ConfigError where a tensor of `state` has a shape that cannot be the parameter's."""
     for key, value in state.items() if goes_by_shape(optimizer) else ():
         if isinstance(value, Tensor) and not _fits(value, entry.tensor):
@@ -54,14 +55,10 @@ def check_fit(optimizer: torch.optim.Optimizer, entry: Entry, state: Mapping[str
             )
 
 
-def check_keys(
-    optimizer: torch.optim.Optimizer, entry: Entry, state: Mapping[str, Any], beside: Group
-) -> None:
-    """Raises ConfigError where `state` is of another optimizer than the states of `beside`'s.
-
-    Optimizers that are not torch's own, and those around them, may keep other numbers from some
-    step on, or of other shapes: theirs is only refused if it shares no key with that of its like.
-    """
+def check_keys(optimizer: Optimizer, entry: Entry, state: Mapping[str, Any], beside: Group) -> None:
+    """Raises ConfigError where `state` is of another optimizer than the states of `beside`'s."""
+    # Optimizers that are not torch's own, and those around them, may keep other numbers from some
+    # step on, or of other shapes: theirs is only refused if it shares no key with that of its like.
     is_matrix = entry.tensor.dim() > 1  # Adafactor keeps other numbers of a vector
     states = keeper(optimizer).state
     others = [p for p in beside["params"] if (p.dim() > 1) == is_matrix]
@@ -77,13 +74,11 @@ def check_keys(
         )
 
 
-def outgrown(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Group) -> str | None:
-    """The key of a state that was kept for another shape of this parameter; None where all fit.
-
-    A parameter gets another shape where its data are replaced, as transformers'
-    `resize_token_embeddings` does. Where shapes do not tell, those of the parameter's like in its
-    group do: what stands in one relation to the shape of each of them is to do so here.
-    """
+def outgrown(optimizer: Optimizer, parameter: Tensor, group: Group) -> str | None:
+    """The key of a state that was kept for another shape of this parameter; None where all fit."""
+    # A parameter gets another shape where its data are replaced, as transformers'
+    # `resize_token_embeddings` does. Where shapes do not tell, those of the parameter's like in its
+    # group do: what stands in one relation to the shape of each of them is to do so here.
     states = keeper(optimizer).state
     for key, value in states.get(parameter, {}).items():
         if not isinstance(value, Tensor) or _fits(value, parameter):
@@ -110,22 +105,12 @@ def placed(
 
     Tensors of more than one number go to the parameter's device, `step` under fused or capturable
     kernels too, which read it beside the parameter. A dtype stays, as some optimizers keep more
-    or fewer bits than the parameter has; only what had the parameter's own goes along where that
-    has changed since.
-
-    Args:
-        former: the dtype that the parameter had when this was its state, if that is known.
-        counters: whether other single numbers stay where they are, or go to the parameter's
-            device too, as torch's `load_state_dict` has it: a file may have moved them.
+    or fewer bits than the parameter has; only what had the parameter's own (`former`, if known)
+    goes along where that has changed. Other single numbers stay, or go along to the device as
+    torch's `load_state_dict` has it, since a file may have moved them.
     """
 
-    def put(value: Any, key: str) -> Any:
-        if isinstance(value, Mapping):
-            return {inner: put(v, inner) for inner, v in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(put(inner, "") for inner in value)
-        if not isinstance(value, Tensor):
-            return value
+    def put(value: Tensor, key: str) -> Tensor:
         if key == "step":
             is_beside = group.get("fused") or group.get("capturable")
             return value.to(parameter.device, torch.float32) if is_beside else value
@@ -134,18 +119,14 @@ def placed(
             return value.to(device=parameter.device, dtype=dtype)
         return value if counters == "stay" else value.to(parameter.device)
 
-    return {key: put(value, key) for key, value in copied(state).items()}
+    return dict(copied(state, put))
 
 
-def begun_by_group(
-    optimizer: torch.optim.Optimizer, parameter: Tensor, group: Group
-) -> State | None:
-    """The state that an optimizer makes where a group is added, for a parameter that is in none.
-
-    Those that write `add_param_group` anew may make states there, as masks of what is to train,
-    and do not find them missing later.
-    """
-    if type(optimizer).add_param_group is torch.optim.Optimizer.add_param_group:
+def begun_by_group(optimizer: Optimizer, parameter: Tensor, group: Group) -> State | None:
+    """The state that an optimizer makes where a group is added, for a parameter that is in none."""
+    # Those that write `add_param_group` anew may make states there, as masks of what is to train,
+    # and do not find them missing later.
+    if type(optimizer).add_param_group is Optimizer.add_param_group:
         return None
     states, count = keeper(optimizer).state, len(optimizer.param_groups)
     stale = states.pop(parameter, None)
@@ -161,11 +142,9 @@ def begun_by_group(
     return made or None
 
 
-def begun(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Group) -> State | None:
-    """The state a parameter begins with; None where the optimizer makes it at the first step.
-
-    Adagrad makes its states when it is made; it finds one missing only from some torch on.
-    """
+def begun(optimizer: Optimizer, parameter: Tensor, group: Group) -> State | None:
+    """The state a parameter begins with; None where the optimizer makes it at the first step."""
+    # Adagrad makes its states when it is made; it finds one missing only from some torch on.
     inner = keeper(optimizer)
     if not isinstance(inner, torch.optim.Adagrad):
         return None
@@ -180,30 +159,21 @@ def begun(optimizer: torch.optim.Optimizer, parameter: Tensor, group: Group) -> 
     return state
 
 
-def even_out(optimizer: torch.optim.Optimizer, group: Group) -> None:
-    """Give all of the group a momentum buffer where some have one and the kernel wants all or none.
-
-    Fused SGD leaves a parameter without a buffer where it is if others have theirs (torch 2.15).
-    Zeros are what the first step would begin from, but for `dampening`: see `check_even`.
-    """
+def even_out(optimizer: Optimizer, group: Group) -> None:
+    """Give all of the group a momentum buffer if some have one and the kernel wants all or none."""
+    # Fused SGD leaves a parameter without a buffer where it is if others have theirs (torch 2.15).
+    # Zeros are what the first step would begin from, but for `dampening`: see `check_even`.
     if not _wants_even(optimizer, group):
         return
     states = keeper(optimizer).state
-    buffers = [states.get(p, {}).get("momentum_buffer") for p in group["params"]]
-    if all(buffer is None for buffer in buffers):
-        return
-    for parameter, buffer in zip(group["params"], buffers, strict=True):
-        if buffer is None:
-            zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            states[parameter]["momentum_buffer"] = zeros.detach()
+    without = [p for p in group["params"] if states.get(p, {}).get("momentum_buffer") is None]
+    for parameter in without if len(without) < len(group["params"]) else ():
+        zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        states[parameter]["momentum_buffer"] = zeros.detach()
 
 
-def check_even(
-    optimizer: torch.optim.Optimizer, group: Group, states: Sequence[Mapping[str, Any]]
-) -> None:
-    """Raises ConfigError where some of `states`, as they are to be in `group`, begin while others
-    go on, and fused SGD would dampen their first step as well.
-    """
+def check_even(optimizer: Optimizer, group: Group, states: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ConfigError where some of `states` are empty and fused SGD would dampen these too."""
     if not (_wants_even(optimizer, group) and group["dampening"]):
         return
     have = [state.get("momentum_buffer") is not None for state in states]
@@ -216,7 +186,7 @@ def check_even(
         )
 
 
-def _wants_even(optimizer: torch.optim.Optimizer, group: Group) -> bool:
+def _wants_even(optimizer: Optimizer, group: Group) -> bool:
     is_sgd = isinstance(keeper(optimizer), torch.optim.SGD)
     return bool(is_sgd and group.get("fused") and group["momentum"])
 

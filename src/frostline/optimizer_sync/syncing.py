@@ -11,49 +11,24 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from frostline.errors import ConfigError, FreezeError
 from frostline.freezing.modes import held_though_trainable
-from frostline.optimizer_sync.members import (
-    Group,
-    ModelParams,
-    check_optimizer,
-    groups_of_model,
-    keeper,
-    model_params,
-)
+from frostline.optimizer_sync import members, schedules, states
+from frostline.optimizer_sync.members import Group, keeper
 from frostline.optimizer_sync.placing import (
     BaseAndDecay,
     Options,
-    alike,
-    has,
+    due_rates,
+    fits,
     has_rule,
     highest,
-    new_group,
-    rates_of_trainable,
-    scale_of,
 )
 from frostline.optimizer_sync.results import Former, Kept, Synced, as_synced
-from frostline.optimizer_sync.schedules import (
-    NewValues,
-    Scheduler,
-    check_plateaus,
-    check_schedulers,
-    check_schedules,
-)
-from frostline.optimizer_sync.states import (
-    State,
-    begun,
-    begun_by_group,
-    check_even,
-    check_fit,
-    check_keys,
-    even_out,
-    outgrown,
-    placed,
-)
-from frostline.selectors import SelectorLike
-from frostline.selectors.inventory import Entry
+from frostline.optimizer_sync.schedules import NewValues, Scheduler
+from frostline.optimizer_sync.states import State
+from frostline.selectors import Entry, SelectorLike
 from frostline.units import some_of
 from frostline.wrappers import strays
 
@@ -62,7 +37,7 @@ _MADE_ONCE = frozenset({"timm.optim.adahessian.Adahessian"})
 
 
 def sync(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     model: nn.Module,
     *,
     schedulers: Sequence[Scheduler] = (),
@@ -105,8 +80,8 @@ def sync(
             changed then.
         SelectorError: a selector cannot be read or matches nothing.
     """
-    check_optimizer(optimizer)
-    check_schedulers(optimizer, schedulers)
+    members.check_optimizer(optimizer)
+    schedules.check_schedulers(optimizer, schedulers)
     if names := strays(model):
         raise FreezeError(
             "the DistributedDataParallel around the model was made before "
@@ -130,7 +105,7 @@ def sync(
 class _Changes:
     """What is to be done."""
 
-    params: ModelParams
+    params: members.ModelParams
     leavers: list[tuple[Entry, int]]  # each with the index of its group
     joiners: list[tuple[Entry, Group]]  # the group is a new one, or was there before
     new_groups: list[Group]  # to append, filled
@@ -141,27 +116,29 @@ class _Changes:
 
 
 def _planned(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     model: nn.Module,
     schedulers: Sequence[Scheduler],
     kept: Synced,
     options: Options,
 ) -> _Changes:
     """Work out who joins and leaves, and what that asks of groups, states and schedulers."""
-    params, groups = model_params(model), optimizer.param_groups
+    params, groups = members.model_params(model), optimizer.param_groups
     if not any(entry.tensor.requires_grad for entry in params.by_id.values()):
         raise FreezeError(
             f"nothing in {params.title} is trainable, so the optimizer would have nothing to do. "
             "Thaw something before the sync: fl.thaw(model, ...) or fl.train_only(model, ...)."
         )
-    own = groups_of_model(groups, params)
+    own = members.groups_of_model(groups, params)
     inside = {id(parameter) for group in groups for parameter in group["params"]}
     joining = [e for key, e in params.by_id.items() if e.tensor.requires_grad and key not in inside]
     _check_can_begin(optimizer, joining, kept.states)
-    due = rates_of_trainable(model, own, options) if joining else {}
+    due = due_rates(model, own, options) if joining else {}
     found = _groups_found(optimizer, own, joining, due, {} if options else kept.groups)
     fresh = list(dict.fromkeys(due[key] for key, group in found.items() if group is None))
-    new, scheduler_values = _new_groups(optimizer, schedulers, highest(own), fresh, options)
+    new, scheduler_values = schedules.new_groups(
+        optimizer, schedulers, highest(own), fresh, options
+    )
     joiners: list[tuple[Entry, Group]] = []
     first_states: dict[Tensor, State | None] = {}
     for entry in joining:
@@ -175,17 +152,17 @@ def _planned(
             _join(group, entry)
     held = [(e, index) for index, group in enumerate(groups) for e in params.of_group(group)]
     leavers = [(entry, index) for entry, index in held if not entry.tensor.requires_grad]
-    resized = [(e, groups[at]) for e, at in held if outgrown(optimizer, e.tensor, groups[at])]
-    first_states |= {e.tensor: begun(optimizer, e.tensor, group) for e, group in resized}
-    dropped = [entry for entry, _ in resized]
+    dropped: list[Entry] = []
+    for entry, index in held:
+        if states.outgrown(optimizer, entry.tensor, groups[index]):
+            first_states[entry.tensor] = states.begun(optimizer, entry.tensor, groups[index])
+            dropped.append(entry)
     changes = _Changes(params, leavers, joiners, new, scheduler_values, dropped, first_states)
     _check_first_steps(optimizer, changes)
     return changes
 
 
-def _check_can_begin(
-    optimizer: torch.optim.Optimizer, joining: list[Entry], states: Mapping[str, Any]
-) -> None:
+def _check_can_begin(optimizer: Optimizer, joining: list[Entry], kept: Mapping[str, Any]) -> None:
     kind = type(keeper(optimizer))
     odd = [entry for entry in joining if entry.tensor.dim() != 2]
     if odd and issubclass(kind, torch.optim.Muon):
@@ -194,7 +171,7 @@ def _check_can_begin(
             f"{tuple(odd[0].tensor.shape)}. Thaw only matrices and give what else is trainable "
             "to a second optimizer, each with a submodule of its own."
         )
-    new = [entry for entry in joining if entry.name not in states]
+    new = [entry for entry in joining if entry.name not in kept]
     if new and f"{kind.__module__}.{kind.__name__}" in _MADE_ONCE:
         raise ConfigError(
             f"{kind.__name__} prepares its parameters when it is made and takes in none later, as "
@@ -203,7 +180,7 @@ def _check_can_begin(
 
 
 def _groups_found(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     own: list[Group],
     joining: list[Entry],
     due: Mapping[int, BaseAndDecay],
@@ -214,64 +191,46 @@ def _groups_found(
     vacant = (g for g in groups if not g["params"] and g.get("rule") == like.get("rule"))
     its = {id(group) for group in (*own, *vacant)}
     candidates = {index: group for index, group in enumerate(groups) if id(group) in its}
-    fitting = [g for g in candidates.values() if alike(g, like, optimizer.defaults)]
     found: dict[int, Group | None] = {}
     for entry in joining:
         left = None if has_rule(like) else candidates.get(former.get(entry.name, -1))
         wanted = due[id(entry.tensor)]
-        found[id(entry.tensor)] = left or next((g for g in fitting if has(g, wanted)), None)
+        fitting = (g for g in candidates.values() if fits(g, wanted, like, optimizer.defaults))
+        found[id(entry.tensor)] = left or next(fitting, None)
     return found
 
 
-def _new_groups(
-    optimizer: torch.optim.Optimizer,
-    schedulers: Sequence[Scheduler],
-    like: Group,
-    fresh: list[BaseAndDecay],
-    options: Options,
-) -> tuple[list[Group], list[NewValues]]:
-    """The groups to append, and what the schedulers are to know of them."""
-    if not fresh:
-        return [], []
-    schedules = check_schedules(optimizer, schedulers, like)
-    if "lr" in options:
-        check_plateaus(schedulers, like)
-    scales = [scale_of(like, due) for due in fresh]
-    made = zip(fresh, map(schedules.present_lr, scales), strict=True)
-    return [new_group(like, due, lr) for due, lr in made], schedules.new_values(scales)
-
-
 def _first_state(
-    optimizer: torch.optim.Optimizer, entry: Entry, group: Group, beside: Group, kept: Synced
+    optimizer: Optimizer, entry: Entry, group: Group, beside: Group, kept: Synced
 ) -> State | None:
     """What a joiner of `group` begins with; None where the optimizer makes it at the first step."""
     state, former = kept.states.get(entry.name), kept.formers.get(entry.name)
     if state is None:
-        begin = begun(optimizer, entry.tensor, group)
-        return begin or begun_by_group(optimizer, entry.tensor, group)
+        begin = states.begun(optimizer, entry.tensor, group)
+        return begin or states.begun_by_group(optimizer, entry.tensor, group)
     now = tuple(entry.tensor.shape)
     if former is not None and former.shape != now:
         raise ConfigError(
             f"{entry.name} left with the shape {former.shape}, but has {now} now, so the kept "
             "state is no longer its own. Leave it out, and the parameter begins fresh."
         )
-    check_fit(optimizer, entry, state)
-    check_keys(optimizer, entry, state, beside)
-    return placed(state, entry.tensor, group, former and former.dtype)
+    states.check_fit(optimizer, entry, state)
+    states.check_keys(optimizer, entry, state, beside)
+    return states.placed(state, entry.tensor, group, former and former.dtype)
 
 
-def _check_first_steps(optimizer: torch.optim.Optimizer, changes: _Changes) -> None:
+def _check_first_steps(optimizer: Optimizer, changes: _Changes) -> None:
     """See to it that who begins in a group gets a whole first step beside those who go on."""
-    states = {**keeper(optimizer).state, **changes.first_states}
+    known = {**keeper(optimizer).state, **changes.first_states}
     for group in (*optimizer.param_groups, *changes.new_groups):
         joining = [entry.tensor for entry, its in changes.joiners if its is group]
         if changes.params.of_group(group) or joining:
             stay = [p for p in group["params"] if p.requires_grad]
-            due = {id(p): states.get(p) or {} for p in (*stay, *joining)}
-            check_even(optimizer, group, list(due.values()))
+            due = {id(p): known.get(p) or {} for p in (*stay, *joining)}
+            states.check_even(optimizer, group, list(due.values()))
 
 
-def _made(optimizer: torch.optim.Optimizer, changes: _Changes, model: nn.Module) -> Synced:
+def _made(optimizer: Optimizer, changes: _Changes, model: nn.Module) -> Synced:
     """Make the changes."""
     before = list(optimizer.param_groups)
     try:
@@ -286,18 +245,18 @@ def _made(optimizer: torch.optim.Optimizer, changes: _Changes, model: nn.Module)
         gradient = entry.tensor.grad
         if gradient is not None and gradient.shape != entry.tensor.shape:
             entry.tensor.grad = None
-    states = keeper(optimizer).state
+    known = keeper(optimizer).state
     for parameter, state in changes.first_states.items():
-        states.pop(parameter, None)
+        known.pop(parameter, None)
         if state is not None:
-            states[parameter] = state
+            known[parameter] = state
     left, formers = _let_go(optimizer, changes)
     for entry, group in changes.joiners:
         if any(group is one for one in before):
             _join(group, entry)
     for group in optimizer.param_groups:
         if changes.params.of_group(group):
-            even_out(optimizer, group)
+            states.even_out(optimizer, group)
     return Synced(
         joined=tuple(entry.name for entry, _ in changes.joiners),
         left=tuple(entry.name for entry, _ in changes.leavers),
@@ -310,25 +269,23 @@ def _made(optimizer: torch.optim.Optimizer, changes: _Changes, model: nn.Module)
     )
 
 
-def _let_go(
-    optimizer: torch.optim.Optimizer, changes: _Changes
-) -> tuple[dict[str, State], dict[str, Former]]:
+def _let_go(optimizer: Optimizer, changes: _Changes) -> tuple[dict[str, State], dict[str, Former]]:
     """Take out what leaves, and the gradient and state of all that is frozen; gives the states."""
     gone = {id(entry.tensor) for entry, _ in changes.leavers}
     for group in optimizer.param_groups:
         stays = [id(parameter) not in gone for parameter in group["params"]]
         for key in group.keys() & {"params", "param_names"}:  # the lists stay the same objects
             group[key][:] = [thing for thing, stay in zip(group[key], stays, strict=True) if stay]
-    states: dict[str, State] = {}
+    gone_states: dict[str, State] = {}
     formers: dict[str, Former] = {}
     for entry in changes.params.by_id.values():
         parameter = entry.tensor
         if not parameter.requires_grad:
             parameter.grad = None
             if state := keeper(optimizer).state.pop(parameter, None):
-                states[entry.name] = state
+                gone_states[entry.name] = state
                 formers[entry.name] = Former(tuple(parameter.shape), parameter.dtype)
-    return states, formers
+    return gone_states, formers
 
 
 def _join(group: Group, entry: Entry) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import accumulate
+from operator import or_
 from typing import Any
 
 from torch import nn
@@ -19,6 +21,7 @@ from frostline.errors import SelectorError
 from frostline.estimates.ledger import Ledger
 from frostline.pages.rendering import render_page
 from frostline.selectors import Inventory, inventory, parse, select_whole, stages
+from frostline.selectors.inventory import paths_above
 from frostline.selectors.kinds import KINDS, class_names, keeps_running_statistics
 from frostline.selectors.stages import stage_paths
 from frostline.selectors.terms import Path, Stage
@@ -80,15 +83,10 @@ def _places(stock: Inventory) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {path: [] for path in stock.modules if path}
     for index, entry in enumerate(stock.entries):
         names = {n for place in entry.occurrences for n in (place.name, place.plain)}
-        for path in dict.fromkeys(path for name in sorted(names) for path in _upwards(name)):
+        paths = (path for name in sorted(names) for path in (name, *paths_above(name)) if path)
+        for path in dict.fromkeys(paths):
             found.setdefault(path, []).append(index)
     return {str(Path(path)): members for path, members in found.items() if members}
-
-
-def _upwards(name: str) -> Iterator[str]:
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
 
 
 def _matches(stock: Inventory) -> dict[str, Collection[int]]:
@@ -109,16 +107,12 @@ def _matches(stock: Inventory) -> dict[str, Collection[int]]:
 def _spans(stock: Inventory) -> dict[str, Collection[int]]:
     """Each stage, all up to it and all from it, counted from either end."""
     groups = stages(stock, by_any_name=True)
+    before = accumulate(groups, or_)
+    after = [*accumulate(reversed(groups), or_)][::-1]
     found: dict[str, Collection[int]] = {}
-    for at, group in enumerate(groups):
-        before = frozenset[int]().union(*groups[: at + 1])
-        after = frozenset[int]().union(*groups[at:])
+    for at, (group, below, above) in enumerate(zip(groups, before, after, strict=True)):
         for n in (at, at - len(groups)):
-            found |= {
-                str(Stage(n, n)): group,
-                str(Stage(0, n)): before,
-                str(Stage(n, -1)): after,
-            }
+            found |= {str(Stage(n, n)): group, str(Stage(0, n)): below, str(Stage(n, -1)): above}
     return {text: members for text, members in found.items() if members}
 
 

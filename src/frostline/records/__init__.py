@@ -14,7 +14,6 @@ from frostline.records.journal import BY_MODEL as BY_MODEL
 from frostline.records.journal import Journal as Journal
 from frostline.records.journal import PipelineFacts as PipelineFacts
 from frostline.records.journal import RunPart as RunPart
-from frostline.records.journal import read_sessions as read_sessions
 from frostline.records.journal import write_sessions as write_sessions
 from frostline.records.predictions import Judged as Judged
 from frostline.records.predictions import judged_of as judged_of

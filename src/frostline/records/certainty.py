@@ -15,7 +15,7 @@ from frostline.records.predictions import Judged
 _Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
 _RESAMPLES = 20_000
 _EXACT_UP_TO = 2_000  # samples on which two runs differ; beyond, the normal distribution will do
-BINS = 15  # of a reliability diagram
+_BINS = 15  # of a reliability diagram
 
 
 def share_interval(hits: int, samples: int) -> tuple[float, float]:
@@ -59,11 +59,11 @@ class Paired:
     p_value: float
 
 
-def paired(gained: int, lost: int, samples: int, *, seed: int = 0) -> Paired:
+def paired(gained: int, lost: int, samples: int) -> Paired:
     """Compare two runs by the samples on which one is right and the other wrong."""
     shares = np.array([gained, lost, samples - gained - lost]) / samples
     # How often each kind of sample is drawn anew is multinomial, so it is drawn at once.
-    drawn = np.random.default_rng(seed).multinomial(samples, shares, size=_RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(samples, shares, size=_RESAMPLES)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / samples, [0.025, 0.975]).tolist()
     difference = (gained - lost) / samples
     return Paired(samples, gained, lost, difference, low, high, mcnemar(gained, lost))
@@ -105,7 +105,7 @@ class Calibration:
     mean_confidence: float
 
 
-def calibration(judged: Judged, *, bins: int = BINS) -> Calibration:
+def calibration(judged: Judged) -> Calibration:
     """Whether probabilities mean what they say: how far confidence and accuracy lie apart.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks": 15 bins of equal width
@@ -113,19 +113,15 @@ def calibration(judged: Judged, *, bins: int = BINS) -> Calibration:
     between a bin's accuracy and its mean probability, each bin weighted by its samples.
     """
     confidence, hits = judged.confidence, judged.hits.double()
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    edges = torch.linspace(0, 1, _BINS + 1, dtype=torch.float64)
     place = torch.bucketize(confidence, edges[1:-1])  # (low, high]
     count, sure, right = (
-        torch.zeros(bins, dtype=torch.float64).index_add_(0, place, values)
+        torch.zeros(_BINS, dtype=torch.float64).index_add_(0, place, values)
         for values in (torch.ones_like(hits), confidence, hits)
     )
     some = count.clamp(min=1)
     means, shares = sure / some, right / some
     error = float(((means - shares).abs() * count).sum() / len(judged))
-    rows = zip(edges[:-1], edges[1:], count, means, shares, strict=True)
-    found = (tuple(part.item() for part in row) for row in rows)
-    return Calibration(
-        tuple(Bin(low, high, int(n), mean, share) for low, high, n, mean, share in found),
-        error,
-        float(confidence.mean()),
-    )
+    parts = (edges[:-1], edges[1:], count.int(), means, shares)
+    found = tuple(Bin(*row) for row in zip(*(part.tolist() for part in parts), strict=True))
+    return Calibration(found, error, float(confidence.mean()))

@@ -250,20 +250,15 @@ class FinishedRun:
     def _check_base(self, expected: Fingerprint) -> tuple[str, ...]:
         """Compare the base built again; names what of it no file shows."""
         try:
-            model = self._base().model
-            planned = survey(model, self.settings.plan)
-            found = planned.untouched
+            planned = survey(self._base().model, self.settings.plan)
         except WeightsError:
             if Path(self.settings.model.weights).is_file():
                 self._check_weights()  # says more than that a changed file cannot be read
             raise
         for file in (self.folder.best, self.folder.last):
             _check_trained(read_delta(file), planned, file)
-        moved = [
-            name
-            for name in dict.fromkeys([*expected.tensors, *found.tensors])
-            if found.tensors.get(name) != expected.tensors.get(name)
-        ]
+        before, now = expected.tensors, planned.untouched.tensors
+        moved = [n for n in dict.fromkeys([*before, *now]) if now.get(n) != before.get(n)]
         if moved:
             raise _drift(f"the base built again from {self.settings.model.weights}", moved)
         self._check_weights()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from frostline.errors import SelectorError
+from frostline.selectors import terms
 from frostline.selectors.grammar import parse as parse
 from frostline.selectors.inventory import Entry as Entry
 from frostline.selectors.inventory import Inventory as Inventory
@@ -19,21 +20,6 @@ from frostline.selectors.inventory import paths_above
 from frostline.selectors.pieces import Rows, cut_at, joined, refined, row_terms
 from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.stages import stages as stages
-from frostline.selectors.terms import (
-    Depth,
-    Everything,
-    Exactly,
-    Glob,
-    Kind,
-    Nothing,
-    OfType,
-    Or,
-    Path,
-    Predicate,
-    Regex,
-    Stage,
-    Where,
-)
 from frostline.selectors.terms import Selector as Selector
 from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_count
@@ -43,24 +29,24 @@ SelectorLike = (
     | str
     | nn.Module
     | Tensor
-    | Predicate
+    | terms.Predicate
     | Iterable["str | Selector | nn.Module | Tensor"]
 )
 
-path, glob, regex, kind, depth, rows = Path, Glob, Regex, Kind, Depth, Rows
-where, exactly = Where, Exactly
-everything: Selector = Everything()
-nothing: Selector = Nothing()
+path, glob, regex, kind, depth = terms.Path, terms.Glob, terms.Regex, terms.Kind, terms.Depth
+rows, where, exactly = Rows, terms.Where, terms.Exactly
+everything: Selector = terms.Everything()
+nothing: Selector = terms.Nothing()
 
 
 def of_type(name: str | type[nn.Module]) -> Selector:
     """At or below a module of that class, by name; base classes count."""
-    return OfType(name if isinstance(name, str) else name.__name__)
+    return terms.OfType(name if isinstance(name, str) else name.__name__)
 
 
 def stage(first: int, last: int | None = None) -> Selector:
     """The model's stages `first` to `last` inclusive, in forward order; negative from the end."""
-    return Stage(first, first if last is None else last)
+    return terms.Stage(first, first if last is None else last)
 
 
 def as_selector(value: SelectorLike) -> Selector:
@@ -70,17 +56,17 @@ def as_selector(value: SelectorLike) -> Selector:
     if isinstance(value, str):
         return parse(value)
     if isinstance(value, nn.Module | Tensor):
-        return Exactly(value)
+        return terms.Exactly(value)
     if isinstance(value, type):
         raise SelectorError(
             f"the class {value.__name__} is no selector. To select the layers of a class, write "
             f"fl.of_type({value.__name__})."
         )
     if callable(value):
-        return Where(value)
+        return terms.Where(value)
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        if terms := [as_selector(item) for item in value]:
-            return Or.of(*terms)
+        if items := [as_selector(item) for item in value]:
+            return terms.Or.of(*items)
         raise SelectorError("the list of selectors is empty. To select nothing, write 'none'.")
     raise SelectorError(
         f"a selector is text, fl.path(...) and the like, a module, a parameter, a function or a "
@@ -202,12 +188,8 @@ def select(model: nn.Module, selector: SelectorLike) -> Selection:
 def select_whole(
     model: nn.Module, selector: SelectorLike, *, kinds_may_miss: bool = False
 ) -> Selection:
-    """As `select`, for what holds for whole tensors only; raises SelectorError for rows too.
-
-    Args:
-        kinds_may_miss: a `kind:` that the model does not have is fine, as in a rule for whatever
-            there is.
-    """
+    """As `select`, for what holds for whole tensors only; raises SelectorError for rows too."""
+    # With `kinds_may_miss` a `kind:` that the model lacks is fine, as in a rule for what there is.
     normal = as_selector(selector)
     if term := next(row_terms(normal), None):
         raise SelectorError(
@@ -226,14 +208,13 @@ def common(selection: Selection, other: Selection) -> Selection:
         if key in theirs
     }
     finer = cut_at(selection.inventory, both)
-    picked = (
-        index
-        for index, entry in enumerate(finer.entries)
+
+    def is_in_both(entry: Entry) -> bool:
+        rows = both.get(id(entry.tensor))
         # A single number has no rows to share.
-        if (rows := both.get(id(entry.tensor))) is not None
-        and (not entry.span or common_rows([entry.span], rows))
-    )
-    return Selection(other.selector, finer, frozenset(picked))
+        return rows is not None and (not entry.span or bool(common_rows([entry.span], rows)))
+
+    return Selection(other.selector, finer, finer.indices(is_in_both))
 
 
 def _select(stock: Inventory, selector: Selector) -> Selection:

@@ -24,34 +24,19 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from frostline.errors import SelectorError, nearest, shortened
+from frostline.selectors import terms
 from frostline.selectors.patterns import is_pattern
 from frostline.selectors.pieces import Rows
-from frostline.selectors.terms import (
-    And,
-    Depth,
-    Everything,
-    Glob,
-    Kind,
-    Nothing,
-    OfType,
-    Or,
-    Path,
-    Regex,
-    Selector,
-    Stage,
-)
+from frostline.selectors.terms import Selector
 
-_NAMED: dict[str, Callable[[str], Selector]] = {
-    "re": Regex,
-    "type": OfType,
-    "kind": Kind,
-    "glob": Glob,
-}
+_MAKERS = (terms.Regex, terms.OfType, terms.Kind, terms.Glob)
+_NAMED: dict[str, Callable[[str], Selector]] = {make.prefix: make for make in _MAKERS}
 _PREFIXES = ("re", "type", "kind", "stage", "depth", "glob", "rows")
 _STAGE = re.compile(r"(-?\d{1,9})(?:\.\.(-?\d{1,9}))?")
 _DEPTH = re.compile(r"(\d+(?:\.\d+)?)%")
 _SPAN = re.compile(r"\s*(?:(-?\d{1,18})|(-?\d{1,18})?\s*:\s*(-?\d{1,18})?)\s*")
 _OPERATORS = "&|~()"
+_REGEX_PART = re.compile(r"\\.?|\[(?:\\.|[^\\\]])*\]?|.", re.DOTALL)  # a sign or a class
 _WORD = re.compile(r"[^\s&|~()]+")
 _QUOTES = ("'", '"')
 _LONGEST = 1_000_000  # characters
@@ -90,13 +75,20 @@ class _Reader:
         return self.text[self.at : self.at + 1]
 
     def either(self) -> Selector:
-        return Or.of(*self._joined("|", lambda: And.of(*self._joined("&", self._negated))))
+        return terms.Or.of(*self._joined("|", self._both))
+
+    def _both(self) -> Selector:
+        return terms.And.of(*self._joined("&", self._negated))
 
     def content(self, *, is_regex: bool = False) -> str:
         """What stands in quotes, or up to the next space or operator."""
-        if self.text[self.at : self.at + 1] in _QUOTES:
-            return self._quoted()
-        start = self.at
+        start, quote = self.at, self.text[self.at : self.at + 1]
+        if quote in _QUOTES:
+            whole = re.compile(f"{quote}((?:[^{quote}]|{quote}{quote})*+){quote}")
+            if (found := whole.match(self.text, start)) is None:
+                self.refuse(start, f"the quote {quote} is never closed")
+            self.at = found.end()
+            return found[1].replace(quote * 2, quote)
         if is_regex:
             self.at = _regex_end(self.text, start)
         elif found := _WORD.match(self.text, start):
@@ -153,15 +145,15 @@ class _Reader:
                 return self._prefixed(prefix, start)
         text = self.content()
         if sign in _QUOTES:
-            return Path(text)
+            return terms.Path(text)
         if text in {"all", "none"}:
-            return Everything() if text == "all" else Nothing()
+            return terms.Everything() if text == "all" else terms.Nothing()
         if ":" in text:
             prefix, known = text.partition(":")[0], ", ".join(f"{p}:" for p in _PREFIXES)
             near = nearest(prefix[:_SHOWN], _PREFIXES, count=1)
             hint = f"; did you mean '{near[0]}:'?" if near else ""
             self.refuse(start, f"there is no '{shortened(prefix)}:'{hint} (there are {known})")
-        return Glob(text) if is_pattern(text) else Path(text)
+        return terms.Glob(text) if is_pattern(text) else terms.Path(text)
 
     def _prefixed(self, prefix: str, start: int) -> Selector:
         if prefix == "rows":
@@ -176,10 +168,10 @@ class _Reader:
                 self.refuse(
                     start, "a stage is a number or a range, as stage:0, stage:-1, stage:1..3"
                 )
-            return Stage(int(found[1]), int(found[2] or found[1]))
+            return terms.Stage(int(found[1]), int(found[2] or found[1]))
         if (found := _DEPTH.fullmatch(text)) is None:
             self.refuse(start, "a depth is a percentage, as depth:60%")
-        return Depth(float(found[1]))
+        return terms.Depth(float(found[1]))
 
     def _rows(self, start: int) -> Selector:
         """A name, bare or quoted, and spans in the brackets behind it."""
@@ -197,7 +189,7 @@ class _Reader:
         self.at = close + 1
         if not name:
             self.refuse(start, "'rows:' names nothing")
-        return Or.of(*(self._span(name, span, start) for span in spans))
+        return terms.Or.of(*(self._span(name, span, start) for span in spans))
 
     def _span(self, name: str, span: str, start: int) -> Selector:
         found = _SPAN.fullmatch(span)
@@ -212,32 +204,16 @@ class _Reader:
             return Rows(name, first or 0, stop)
         return Rows(name, single, None if single == -1 else single + 1)
 
-    def _quoted(self) -> str:
-        quote = self.text[self.at]
-        whole = re.compile(f"{quote}((?:[^{quote}]|{quote}{quote})*+){quote}")
-        if (found := whole.match(self.text, self.at)) is None:
-            self.refuse(self.at, f"the quote {quote} is never closed")
-        self.at = found.end()
-        return found[1].replace(quote * 2, quote)
-
 
 def _regex_end(text: str, at: int) -> int:
     """Where a bare regular expression ends: at a space or operator outside its own brackets."""
-    open_groups, in_class = 0, False
-    while at < len(text):
-        sign = text[at]
-        inside = in_class or open_groups > 0
-        if sign == "\\":
-            at += 1
-        elif in_class:
-            in_class = sign != "]"
-        elif sign == "[":
-            in_class = True
-        elif sign == "(":
+    open_groups = 0
+    for found in _REGEX_PART.finditer(text, at):
+        part = found[0]
+        if part == "(":
             open_groups += 1
-        elif sign == ")" and open_groups > 0:
+        elif part == ")" and open_groups:
             open_groups -= 1
-        elif not inside and (sign.isspace() or sign in _OPERATORS):
-            break
-        at += 1
-    return min(at, len(text))
+        elif not open_groups and (part.isspace() or part in _OPERATORS):
+            return found.start()
+    return len(text)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -20,18 +20,13 @@ _WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp
 
 @dataclass(frozen=True, slots=True)
 class Occurrence:
-    """One place where a tensor hangs in the module tree.
+    """One place where a tensor hangs in the module tree."""
 
-    Attributes:
-        name: dotted name as in `named_parameters()`.
-        plain: the name a person would use: without wrapper segments, and with a parametrized or
-            weight-normed tensor under its own name (`conv.weight`).
-        owners: the modules above it, the root first, its direct owner last.
-    """
-
-    name: str
+    name: str  # dotted, as in `named_parameters()`
+    # The name a person would use: without wrapper segments, and with a parametrized or
+    # weight-normed tensor under its own name (`conv.weight`).
     plain: str
-    owners: tuple[nn.Module, ...]
+    owners: tuple[nn.Module, ...]  # the modules above it, the root first, its direct owner last
 
     @property
     def owner(self) -> nn.Module:
@@ -61,17 +56,12 @@ class Occurrence:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One parameter, or one buffer of a module that has no parameter, under each of its names.
-
-    Attributes:
-        rows: where the tensor is cut into pieces, the rows (indices of its first dimension) of
-            this piece.
-    """
+    """One parameter, or one buffer of a module that has no parameter, under each of its names."""
 
     tensor: Tensor
     occurrences: tuple[Occurrence, ...]
     is_parameter: bool
-    rows: range | None = None
+    rows: range | None = None  # of this piece (indices of dimension 0), where the tensor is cut
 
     @property
     def name(self) -> str:
@@ -97,20 +87,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All that selectors can match in one model.
+    """All that selectors can match in one model."""
 
-    Attributes:
-        model: the model itself, without compile or data-parallel wrapper.
-        entries: every parameter once, and the buffers of modules without parameters; in the
-            order of the module tree. A parameter that is cut is there piece by piece, in the
-            order of its rows.
-        kinds_may_miss: a `kind:` term that matches nothing is fine (for policies such as "no
-            decay on norms", which hold for whatever norms there are).
-    """
-
-    model: nn.Module
+    model: nn.Module  # itself, without compile or data-parallel wrapper
+    # Every parameter once, and the buffers of modules without parameters; in the order of the
+    # module tree. A parameter that is cut is there piece by piece, in the order of its rows.
     entries: tuple[Entry, ...]
-    kinds_may_miss: bool = field(default=False)
+    # A `kind:` term that matches nothing is fine (for policies such as "no decay on norms", which
+    # hold for whatever norms there are).
+    kinds_may_miss: bool = False
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
@@ -132,6 +117,10 @@ class Inventory:
             for name in {n for place in entry.occurrences for n in place.both_names}:
                 found.setdefault(name, []).append(index)
         return {name: tuple(indices) for name, indices in found.items()}
+
+    def indices(self, matches: Callable[[Entry], bool]) -> frozenset[int]:
+        """Of the entries that match."""
+        return frozenset(index for index, entry in enumerate(self.entries) if matches(entry))
 
     @property
     def title(self) -> str:

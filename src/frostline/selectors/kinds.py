@@ -55,12 +55,10 @@ def is_norm_layer(module: nn.Module) -> bool:
 
 
 def keeps_running_statistics(module: nn.Module) -> bool:
-    """Whether training moves statistics of the module: batch and instance norms of any class.
-
-    One of a class of its own is known by a tensor that is called as torch calls them
-    (`running_mean`) or as many write them (`moving_var`). The batch norms that are called frozen
-    (torchvision's `FrozenBatchNorm2d`) have them as constants.
-    """
+    """Whether training moves statistics of the module: batch and instance norms of any class."""
+    # One of a class of its own is known by a tensor that is called as torch calls them
+    # (`running_mean`) or as many write them (`moving_var`). The batch norms that are called frozen
+    # (torchvision's `FrozenBatchNorm2d`) have them as constants.
     tensors = (module._buffers, module._parameters, module.__dict__)
     named = (name for own in tensors for name, value in own.items() if isinstance(value, Tensor))
     return any(map(_STATISTIC.fullmatch, named)) and not is_called(module, "frozen")

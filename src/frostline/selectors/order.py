@@ -18,10 +18,8 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def used_order(module: nn.Module) -> tuple[str, ...]:
-    """Names of the children, first used first; those that are not seen to be used keep their place.
-
-    A child whose layers stand inside another one too comes before that where it is used earlier.
-    """
+    """Names of the children, first used first; those not seen to be used keep their place."""
+    # A child whose layers stand inside another one too comes before that where it is used earlier.
     children = dict(module.named_children())
     names = tuple(children)
     if isinstance(module, CONTAINERS) or len(names) < 2:
@@ -78,7 +76,9 @@ def _visit(node: object, this: str) -> Iterator[tuple[str, bool]]:
             for one in node:
                 yield from _visit(one, this)
         case ast.If(test=test) | ast.IfExp(test=test):
-            yield from _called(test, this)
+            # What a condition calls; that it only asks whether a child is there uses none.
+            calls = (part for part in ast.walk(test) if isinstance(part, ast.Call))
+            yield from _visit(list(calls), this)
             yield from _visit(list(ast.iter_child_nodes(node))[1:], this)
         case ast.Call(func=func, args=args, keywords=keywords):
             if not (isinstance(func, ast.Name) and func.id in {"hasattr", "isinstance", "len"}):
@@ -94,10 +94,3 @@ def _visit(node: object, this: str) -> Iterator[tuple[str, bool]]:
             yield from _visit([*node.generators, node.elt], this)
         case ast.AST():
             yield from _visit(list(ast.iter_child_nodes(node)), this)
-
-
-def _called(test: ast.expr, this: str) -> Iterator[tuple[str, bool]]:
-    """What a condition calls; that it only asks whether a child is there uses none."""
-    for node in ast.walk(test):
-        if isinstance(node, ast.Call):
-            yield from _visit(node, this)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NoReturn, final
+from typing import final
 
 from frostline.errors import SelectorError, nearest
 from frostline.selectors.inventory import Entry, Inventory
@@ -58,7 +58,14 @@ class Rows(Selector):
         indices = inventory.indices_by_name.get(self.name, ())
         entries = [inventory.entries[index] for index in indices]
         if not any(entry.is_parameter for entry in entries):
-            self._refuse_name(inventory)
+            names = [p.plain for e in inventory.entries if e.is_parameter for p in e.occurrences]
+            below = [name for name in names if name.startswith(f"{self.name}.")]
+            near = below[:3] or nearest(self.name, names)
+            hint = f" Nearest: {', '.join(near)}." if near else ""
+            raise SelectorError(
+                f"'{self}' names no parameter of {inventory.title}; rows: takes a parameter's full "
+                f"name.{hint} See all: print(fl.select(model, 'all'))."
+            )
         if any(place.own_name != place.leaf for place in entries[0].occurrences):
             raise SelectorError(
                 f"'{self}' names rows of a tensor that {inventory.title} computes from others "
@@ -82,16 +89,6 @@ class Rows(Selector):
         raise SelectorError(
             f"'{self}' asks for rows from {start} to before {stop}, but {self.name} of "
             f"{inventory.title} has {count}. Stay within [0:{count}], the lower end first."
-        )
-
-    def _refuse_name(self, inventory: Inventory) -> NoReturn:
-        names = [p.plain for e in inventory.entries if e.is_parameter for p in e.occurrences]
-        below = [name for name in names if name.startswith(f"{self.name}.")]
-        near = below[:3] or nearest(self.name, names)
-        hint = f" Nearest: {', '.join(near)}." if near else ""
-        raise SelectorError(
-            f"'{self}' names no parameter of {inventory.title}; rows: takes a parameter's full "
-            f"name.{hint} See all: print(fl.select(model, 'all'))."
         )
 
     def __str__(self) -> str:

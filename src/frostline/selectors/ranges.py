@@ -21,10 +21,8 @@ def union(rows: Iterable[range], others: Iterable[range] = ()) -> Ranges:
 
 
 def overlaps(rows: Sequence[range], others: Sequence[range]) -> Iterator[tuple[int, range]]:
-    """What each of `rows` shares with each of `others`, beside the index of the former.
-
-    Both are sorted, and their ranges lie apart.
-    """
+    """What each of `rows` shares with each of `others`, beside the index of the former."""
+    # Both are sorted, and their ranges lie apart.
     mine = theirs = 0
     while mine < len(rows) and theirs < len(others):
         one, other = rows[mine], others[theirs]

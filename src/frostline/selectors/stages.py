@@ -46,10 +46,8 @@ class _Unit:
 
 
 def stages(inventory: Inventory, *, by_any_name: bool = False) -> tuple[frozenset[int], ...]:
-    """The entries of each stage, as indices into `inventory.entries`; every entry is in one.
-
-    A tied parameter is in the stage of its first name, or in that of each of its names.
-    """
+    """The entries of each stage, as indices into `inventory.entries`; every entry is in one."""
+    # A tied parameter is in the stage of its first name, or in that of each of its names.
     paths = stage_paths(inventory.model)
     stage_of = {path: number for number, group in enumerate(paths) for path in group}
     members: list[set[int]] = [set() for _ in paths] or [set()]
@@ -80,10 +78,8 @@ def stage_paths(model: nn.Module) -> tuple[tuple[str, ...], ...]:
 
 
 def _head_last(top: _Unit, children: list[_Unit]) -> list[_Unit]:
-    """The children with the one registered last at the end, if small ones alone are used later.
-
-    An auxiliary head may be used behind the head.
-    """
+    """The children with the one registered last at the end, if small ones alone are used later."""
+    # An auxiliary head may be used behind the head.
     last = next(u for name in reversed(top.module._modules) for u in children if u.name == name)
     place = children.index(last)
     size = _layer_count(last.module)

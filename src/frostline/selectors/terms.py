@@ -303,10 +303,9 @@ class Where(Selector):
     predicate: Predicate
 
     def pick(self, inventory: Inventory) -> Picked:
-        picked = frozenset(
-            index
-            for index, entry in enumerate(inventory.entries)
-            if any(self.predicate(p.name, entry.tensor, p.owner) for p in entry.occurrences)
+        ask = self.predicate
+        picked = inventory.indices(
+            lambda entry: any(ask(p.name, entry.tensor, p.owner) for p in entry.occurrences)
         )
         if picked:
             return picked
@@ -341,10 +340,8 @@ class Exactly(Selector):
 
     def _pick_one(self, thing: nn.Module | Tensor, inventory: Inventory) -> Picked:
         inner = unwrap(thing) if isinstance(thing, nn.Module) else thing
-        picked = frozenset(
-            index
-            for index, entry in enumerate(inventory.entries)
-            if entry.tensor is thing or any(inner is o for p in entry.occurrences for o in p.owners)
+        picked = inventory.indices(
+            lambda e: any(inner is one for p in e.occurrences for one in (e.tensor, *p.owners))
         )
         if picked:
             return picked
@@ -455,11 +452,7 @@ def _grouped(term: Selector, inside: Selector, show: Callable[[Selector], str]) 
 
 def _matching(inventory: Inventory, matches: Callable[[Occurrence], bool]) -> Picked:
     """The entries of which any place matches."""
-    return frozenset(
-        index
-        for index, entry in enumerate(inventory.entries)
-        if any(matches(place) for place in entry.occurrences)
-    )
+    return inventory.indices(lambda entry: any(map(matches, entry.occurrences)))
 
 
 def _refuse(term: Selector, inventory: Inventory, asked: str, known: Sequence[str]) -> NoReturn:

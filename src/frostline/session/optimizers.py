@@ -7,16 +7,17 @@ from typing import Any, final
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from frostline.groups import ParamGroup, default_lr, param_groups
 from frostline.optimizer_sync import even_out, load_optimizer_state, optimizer_state, sync
 from frostline.optimizer_sync.placing import (
     BaseAndDecay,
     base_of,
+    due_rates,
     has_rate,
     in_kind_of,
     new_group,
-    rates_of_trainable,
 )
 from frostline.plans import Phase
 from frostline.recipe import Recipe
@@ -24,7 +25,7 @@ from frostline.recipe import Recipe
 Group = dict[str, Any]
 _LISTS = frozenset({"params", "param_names"})
 _RATES = ("lr", "weight_decay", "layer_decay")
-MakeOptimizer = Callable[[list[Group]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[list[Group]], Optimizer]
 
 
 @final
@@ -40,15 +41,15 @@ class PhasedOptimizer:
         self,
         model: nn.Module,
         recipe: Recipe,
-        given: torch.optim.Optimizer | MakeOptimizer | None,
+        given: Optimizer | MakeOptimizer | None,
         schedulers: Sequence[Any],
     ) -> None:
         self._model = model
         self._recipe = recipe
         self._schedulers = tuple(schedulers)
         self._make: MakeOptimizer | None = None
-        self.present: torch.optim.Optimizer | None = None
-        if isinstance(given, torch.optim.Optimizer):
+        self.present: Optimizer | None = None
+        if isinstance(given, Optimizer):
             self.present = given
         else:
             self._make = given or (lambda groups: make_optimizer(groups, recipe))
@@ -92,7 +93,7 @@ class PhasedOptimizer:
             lr_mult=filled.lr_mult,
         )
 
-    def _sync(self, optimizer: torch.optim.Optimizer, phases: Sequence[Phase]) -> None:
+    def _sync(self, optimizer: Optimizer, phases: Sequence[Phase]) -> None:
         """Bring the optimizer that is kept to the last of these phases.
 
         Its own rates and decays stay, but for what an option of the session or a phase said last.
@@ -141,14 +142,14 @@ def make_optimizer(groups: list[Group], recipe: Recipe) -> torch.optim.Optimizer
     return adam(groups, **options)
 
 
-def _move_to_rates(optimizer: torch.optim.Optimizer, model: nn.Module, options: Group) -> None:
+def _move_to_rates(optimizer: Optimizer, model: nn.Module, options: Group) -> None:
     """Give those who stayed the rates that joiners get; a group whose members differ is split."""
     own = {id(parameter) for parameter in model.parameters()}
     rated = [group for group in optimizer.param_groups if has_rate(group)]
     groups = [group for group in rated if any(id(p) in own for p in group["params"])]
     if not groups:
         return
-    due = rates_of_trainable(model, groups, options)  # type: ignore[arg-type]  # keys of Options
+    due = due_rates(model, groups, options)  # type: ignore[arg-type]  # keys of Options
     for group in groups:
         parts: dict[BaseAndDecay | None, set[int]] = {}
         for parameter in group["params"]:

@@ -140,11 +140,6 @@ class PipelineOptions:
         )
         return made(train, shuffle=True), made(val, shuffle=False)
 
-    def store(self) -> FeatureStore:
-        """The store to use."""
-        root = default_store() if self.features == "auto" else Path(self.features).expanduser()
-        return FeatureStore(root, budget_bytes=self.budget_bytes or DEFAULT_BUDGET_BYTES)
-
 
 def pipeline(
     model: nn.Module,
@@ -233,7 +228,9 @@ class _Making:
     def __init__(self, options: PipelineOptions, sides: tuple[_Side, ...]) -> None:
         self._options = options
         self._train, self._validation = sides
-        self._store = options.store()
+        auto, budget = options.features == "auto", options.budget_bytes or DEFAULT_BUDGET_BYTES
+        root = default_store() if auto else Path(options.features).expanduser()
+        self._store = FeatureStore(root, budget_bytes=budget)
         self._stored: list[FeatureData] = []
         self._notes: list[str] = []
 

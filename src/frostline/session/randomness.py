@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,13 +42,3 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Whatever the block draws and seeds, afterwards all is as it was before."""
-    before = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(before)

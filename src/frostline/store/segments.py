@@ -84,13 +84,11 @@ class OtherClaims:
 
 def is_live(segment: Path) -> bool:
     """Whether a living writer holds the segment. In the key's turn."""
-    try:
+    with suppress(OSError):
         held = lock(segment / SEGMENT_LOCK, mode="shared", wait=False)
-    except OSError:
-        return False
-    if held is None:
-        return True
-    held.release()
+        if held is None:
+            return True
+        held.release()
     return False
 
 

@@ -183,12 +183,10 @@ def use_key(folder: Path) -> FileLock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held = lock(folder / IN_USE, mode="shared")
-        except FileNotFoundError:  # removed by `prune` in between
-            continue
-        except FileExistsError:  # a file; or a folder that `prune` removed before it was looked at
+        except (FileNotFoundError, FileExistsError):
             if folder.is_file():
                 raise
-            continue
+            continue  # `prune` removed it in between, or before `mkdir` looked at what it had met
         assert held is not None  # it waits
         with suppress(OSError):
             os.utime(folder / IN_USE)

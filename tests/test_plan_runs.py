@@ -365,6 +365,18 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
     assert all(torch.equal(last[0].tensors[n], last[1].tensors[n]) for n in last[0].tensors)
 
 
+@pytest.mark.usefixtures("saved_at_each_step")
+def test_a_run_stopped_behind_a_best_epoch_starts_the_next_phase_from_it(tmp_path: Path) -> None:
+    long = fl.Phase(train="head", epochs=6, lr=4.0, schedule="constant")
+    plan = fl.Plan([long, fl.Phase(train="neck", epochs=1, start="best", lr=0.01)])
+    whole = fitted(plan=plan)
+    assert whole.phases[0].best_epoch < 6, "the last epoch was the best one: this tells nothing"
+    with pytest.raises(Stop):
+        fitted(plan=plan, out=tmp_path / "cut", hooks=[stopped_at(5 * 4 + 2)])
+    resumed = fitted(plan=plan, out=tmp_path / "cut", resume=True)
+    assert figures(resumed) == figures(whole)
+
+
 class Jittered(Dataset[tuple[Tensor, int]]):
     """Draws from Python's and numpy's generators, as augmentations of many libraries do."""
 

@@ -118,6 +118,7 @@ def test_a_terminal_shows_progress_beside_the_result(
 ) -> None:
     out, err = in_terminal(start, words("train", places, tmp_path))
     assert "━" in err
+    assert COLOUR.search(err), "where it is wanted there is none either"
     assert "━" not in out
     assert "Best epoch" in out
 

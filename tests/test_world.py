@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 import frostline as fl
 from frostline.data import Order, make_batches
 from frostline.devices import Compute
-from frostline.engine.steps import predictions
+from frostline.engine.steps import predict
 from frostline.world import ALONE, World, gathered, gathered_names
 
 
@@ -132,7 +132,7 @@ def test_an_evaluation_is_of_the_samples_of_all_ranks() -> None:
     def judged(world: World) -> Any:
         model = deepcopy(whole)
         batches = make_batches(rows(), batch_size=2, shuffle=False, seed=0, world=world)
-        found = predictions(model, batches, Compute("cpu"), model, (), world=world)
+        found = predict(model, batches, Compute("cpu"), world=world)
         assert sorted(found.names) == sorted(f"sample {number}" for number in range(11))
         return task.summarise(found.outputs, found.targets)
 

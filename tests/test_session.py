@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import frostline as fl
 from frostline.engine import Hook, Training
@@ -337,18 +339,68 @@ def test_a_session_that_was_not_entered_or_is_over_says_so() -> None:
         session.enter()
 
 
+@pytest.mark.parametrize(
+    ("asked", "call"),
+    [
+        ("data", lambda session: session.data(rows(8), rows(8))),
+        ("epoch", lambda session: next(session.epoch([]))),
+        ("end_epoch", lambda session: session.end_epoch()),
+    ],
+)
+def test_what_needs_a_phase_says_so_outside_of_one(
+    asked: str, call: Callable[[fl.Session], object]
+) -> None:
+    session = fl.Session(net(), fl.Plan([HEAD]), optimizer=SGD)
+    refusal = rf"^session\.{asked}\(\) was called in no phase\. Enter a phase first"
+    with pytest.raises(fl.ConfigError, match=refusal):
+        call(session)
+    session.enter()
+    session.leave()
+    with pytest.raises(fl.ConfigError, match=refusal):
+        call(session)
+    assert session.position.epochs == 0
+
+
+def test_a_loader_of_ones_own_is_not_taken_for_the_sessions_batches() -> None:
+    session = fl.Session(net(), fl.Plan([HEAD]), optimizer=SGD)
+    session.enter()
+    with pytest.raises(fl.DataError, match=r"got a DataLoader\. Pass the loader to session\.data"):
+        next(session.epoch(DataLoader(rows(8))))  # type: ignore[arg-type]  # that is the mistake
+
+
+def test_an_epochs_metric_may_be_a_tensor_and_is_kept_as_a_number() -> None:
+    session = fl.Session(net(), fl.Plan([HEAD]), optimizer=SGD)
+    session.enter()
+    session.end_epoch({"accuracy": torch.tensor(0.5)})
+    assert (session.position.best_figure, type(session.position.best_figure)) == (0.5, float)
+    for value in ("good", torch.ones(2)):
+        with pytest.raises(
+            fl.ConfigError, match=r"^the metric accuracy of the epoch is a \w+\. Give"
+        ):
+            session.end_epoch({"accuracy": value})
+    assert session.position.epochs == 1
+
+
+def test_a_plan_that_is_none_and_steps_of_no_batch_are_refused() -> None:
+    for plan, found in ((HEAD, "a Phase"), ("plan.toml", "a str"), ([HEAD], "a list")):
+        with pytest.raises(fl.ConfigError, match=rf"^the plan is {found}\. Give fl\.Plan\("):
+            fl.Session(net(), plan)  # type: ignore[arg-type]  # that is the mistake
+    with pytest.raises(fl.ConfigError, match=r"^asked for steps of 0 batches\. Use 1 or more"):
+        fl.Session(net(), fl.Plan([HEAD]), accumulate=0)
+
+
 def test_a_step_that_belongs_to_no_phase_is_refused(tmp_path: Path) -> None:
     session = fl.Session(net(), THREE, optimizer=SGD)
-    with pytest.raises(fl.ConfigError, match=r"made in no phase.*Enter a phase first: session\.e"):
+    with pytest.raises(fl.ConfigError, match=r"after_step\(\) was called in no phase\. Enter a"):
         session.after_step()
     trained(session, stop_after=3)
     saved(session, tmp_path / "state.pt")
     again = loaded(session, tmp_path / "state.pt")
-    with pytest.raises(fl.ConfigError, match="made in no phase"):
+    with pytest.raises(fl.ConfigError, match="in no phase"):
         again.after_step()
     again.enter()
     again.leave()
-    with pytest.raises(fl.ConfigError, match="made in no phase"):
+    with pytest.raises(fl.ConfigError, match="in no phase"):
         again.after_step()
     assert again.position.phase_steps == 3
 

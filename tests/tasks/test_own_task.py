@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,38 @@ def test_a_phase_ends_where_its_metric_falls_to_the_target() -> None:
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(fl.ConfigError, match=r"^there is no task 'regresion'\. Use 'classificat"):
         fitted(task="regresion")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [(Regression, "the class Regression"), (nn.L1Loss(), "a L1Loss"), (3, "an")]
+)
+def test_what_is_no_task_is_refused(given: Any, found: str) -> None:
+    with pytest.raises(fl.ConfigError, match=rf"^the task is {found}.*inherits fl\.Task\.$"):
+        fitted(task=given)
+
+
+@pytest.mark.parametrize(
+    ("mean", "found"), [(float, "a float"), (torch.abs, r"a Tensor of shape \(\d+,\)")]
+)
+def test_a_loss_that_is_no_number_to_minimise_is_refused(
+    mean: Callable[[Tensor], Any], found: str
+) -> None:
+    class Wrong(Regression):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Any:
+            errors = outputs[:, 0] - targets
+            return mean(errors.sum() if mean is float else errors)
+
+    with pytest.raises(fl.ConfigError, match=rf"^the loss of Wrong gave {found} for a batch, not"):
+        fitted(task=Wrong())
+
+
+def test_metrics_of_another_kind_are_refused_before_training() -> None:
+    class Wrong(Regression):
+        def summarise(self, outputs: Tensor, targets: Tensor) -> Any:
+            return super().summarise(outputs, targets).headline()
+
+    with pytest.raises(fl.ConfigError, match=r"^summarise of Wrong gave a dict\. Return fl\.Met"):
+        fitted(task=Wrong())
 
 
 def test_classes_beside_another_task_are_refused() -> None:

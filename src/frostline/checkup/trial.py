@@ -20,7 +20,7 @@ from frostline.checkup.live import frozen_parts, moving_layers, random_layers
 from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, versions_in, watching
 from frostline.errors import DataError
 from frostline.fingerprints.parts import is_finite, is_wrapped, plain_parts, same_bits
-from frostline.tasks import Classification, Task
+from frostline.tasks import Classification, Task, step_loss
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 Step = Literal[
@@ -197,7 +197,7 @@ class _Trial:
                 with suppress(DataError):
                     self.task.check(logits.detach(), targets, names)
                     fitted = targets.to(fitted)
-        return self.task.loss(logits.float(), fitted)
+        return step_loss(self.task, logits, fitted)
 
     def _in_eval(self) -> tuple[tuple[str, ...], bool]:
         """Buffers that change in two passes (the first may fill what is made when needed), and

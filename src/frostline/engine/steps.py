@@ -18,7 +18,7 @@ from frostline.errors import FreezeError, NonFiniteLoss, TrainingError
 from frostline.freezing.modes import modes_kept
 from frostline.models import logits_of
 from frostline.session import Forward
-from frostline.tasks import Metrics, Predictions, Task
+from frostline.tasks import Metrics, Predictions, Task, step_loss
 from frostline.world import ALONE, World, gathered, gathered_names
 
 
@@ -49,7 +49,7 @@ class Stepper:
                 outputs = _call(forward, batch.inputs, compute)
                 if check:
                     self._task.check(outputs.detach(), batch.targets, batch.names)
-                loss = self._task.loss(outputs.float(), targets)
+                loss = step_loss(self._task, outputs, targets)
             value = self._update(loss, batch)
         with torch.no_grad():
             return value, self._task.sums(outputs.detach(), targets)

@@ -18,7 +18,7 @@ from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSe
 from frostline.data import open_data
 from frostline.devices import Compute, resolve_device
 from frostline.engine import Hook, Training, train_phases
-from frostline.errors import ConfigError, TrainingError
+from frostline.errors import ConfigError, TrainingError, a_type
 from frostline.fitting.beginning import about, begun, check_settings, run_folder
 from frostline.fitting.first_samples import FirstSamples
 from frostline.fitting.phases import PhasePipelines
@@ -148,6 +148,11 @@ def fit(
     first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
     task = task.completed(first.found, data=train, recipe=settings.training)
     metrics = task.summarise(first.found.outputs, first.found.targets)
+    if not isinstance(metrics, Metrics):
+        raise ConfigError(
+            f"summarise of {type(task).__name__} gave {a_type(metrics)}. Return fl.Metrics, as "
+            "fl.Metrics((fl.Metric('error', value, better='lower'),), samples=len(targets))."
+        )
     settings = _completed(settings, task, metrics)
     recipe = settings.training
     asked = _pipeline_options(settings, task, first, world)

@@ -10,12 +10,13 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from frostline.backward import Lean, is_lean, lean
 from frostline.data import Batch, Batches, open_data
 from frostline.deltas import all_tensors, delta_content, put_tensors
 from frostline.devices import device_of
-from frostline.errors import ConfigError, DriftError
+from frostline.errors import ConfigError, DataError, DriftError, a_type
 from frostline.freezing import Frozen, Proof
 from frostline.freezing.modes import is_held
 from frostline.plans import Phase, Plan
@@ -86,6 +87,13 @@ class Session:
         world: World = ALONE,
         **options: object,
     ) -> None:
+        if plan is not None and not isinstance(plan, Plan):
+            raise ConfigError(
+                f"the plan is {a_type(plan)}. Give fl.Plan([fl.Phase(...), ...]), or "
+                "fl.Plan.load(file)."
+            )
+        if accumulate < 1:
+            raise ConfigError(f"asked for steps of {accumulate} batches. Use 1 or more.")
         self.model = model
         self.recipe = recipe_from(recipe, options)
         self._plan = plan.phases if plan is not None else (Phase(epochs=self.recipe.epochs),)
@@ -227,9 +235,11 @@ class Session:
             changes: fields of the options, as `batch_size=64, features="folder/"`.
 
         Raises:
+            ConfigError: no phase was entered, or it was left.
             DataError: there is no data, or of another kind.
             OutputError, StoreError: the store that was named cannot be used.
         """
+        self._check_entered("data")
         recipe, phase, samples = self.recipe, self.phase, (open_data(train), open_data(val))
         by_recipe = PipelineOptions(
             device=device_of(self.model),
@@ -250,7 +260,18 @@ class Session:
 
         Random numbers of an epoch depend on the recipe's seed and the epoch alone, so that a
         session which was restored goes on to the same bits.
+
+        Raises:
+            ConfigError: no phase was entered, or it was left.
+            DataError: these are batches of something else than `data`.
         """
+        self._check_entered("epoch")
+        if isinstance(batches, DataLoader):
+            raise DataError(
+                "session.epoch goes through what session.data(...) gave, as data.train, and got a "
+                "DataLoader. Pass the loader to session.data; or go through it yourself, with "
+                "before_step() and after_step() around each step."
+            )
         at, whole = self.position, len(batches)
         self.steps_per_epoch = -(-whole // self._accumulate)
         seed_epoch(self.recipe.seed, at.epochs)
@@ -293,12 +314,15 @@ class Session:
         Raises:
             ConfigError: no phase was entered, or it was left.
         """
-        if self._frozen is None or self._is_left:
-            raise ConfigError(f"a step was made in no phase, so it counts for none. {_ENTER}")
+        self._check_entered("after_step")
         at = self.position
         at.phase_steps += 1
         at.batches = self._batches = max(self._batches, at.batches + 1)
         self.tick()
+
+    def _check_entered(self, asked: str) -> None:
+        if self._frozen is None or self._is_left:
+            raise ConfigError(f"session.{asked}() was called in no phase. {_ENTER}")
 
     def tick(self) -> None:
         """Count the wall clock since the last tick, or the phase's first batch."""
@@ -313,10 +337,13 @@ class Session:
         Of metrics by name alone, those that end in `loss` are better where they are lower.
 
         Raises:
-            ConfigError: the metric that the phase's `until` watches is not among them.
+            ConfigError: no phase was entered, or it was left; a value is no number; or the metric
+                that the phase's `until` watches is not among them.
         """
+        self._check_entered("end_epoch")
+        found = _by_name(metrics)
         self.tick()
-        at, until, found = self.position, self.phase.until, _by_name(metrics)
+        at, until = self.position, self.phase.until
         at.epochs, at.phase_epochs = at.epochs + 1, at.phase_epochs + 1
         at.batches, self._batches, at.epoch_seconds = 0, 0, 0.0
         metric = found.get(self.recipe.monitor)
@@ -418,10 +445,16 @@ class Session:
 def _by_name(metrics: Metrics | Mapping[str, float] | None) -> dict[str, Metric]:
     if isinstance(metrics, Metrics):
         return {metric.name: metric for metric in metrics.metrics}
-    return {
-        name: Metric(name, value, "lower" if name.endswith("loss") else "higher")
-        for name, value in (metrics or {}).items()
-    }
+    found = {}
+    for name, value in (metrics or {}).items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"the metric {name} of the epoch is {a_type(value)}. Give a number."
+            ) from error
+        found[name] = Metric(name, number, "lower" if name.endswith("loss") else "higher")
+    return found
 
 
 _ENTER = "Enter a phase first: session.enter()."

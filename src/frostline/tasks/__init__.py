@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, a_type
 from frostline.tasks.classification import Classification as Classification
 from frostline.tasks.classification import ClassMetrics as ClassMetrics
 from frostline.tasks.classification import Evaluation as Evaluation
@@ -21,7 +21,7 @@ def task_of(given: Task | str | None) -> Task:
     """A task from its name; None is classification, and a task is itself.
 
     Raises:
-        ConfigError: there is no task of that name.
+        ConfigError: there is no task of that name, or it is no task.
     """
     if given is None or given == "classification":
         return Classification()
@@ -30,4 +30,7 @@ def task_of(given: Task | str | None) -> Task:
             f"there is no task {given!r}. Use 'classification', or give a task of your own: a "
             "class that inherits fl.Task and writes loss and summarise."
         )
+    if Task not in type(given).__mro__:
+        name = f"the class {given.__name__}" if isinstance(given, type) else a_type(given)
+        raise ConfigError(f"the task is {name}. Give an object of a class that inherits fl.Task.")
     return given

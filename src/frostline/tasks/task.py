@@ -10,7 +10,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from frostline.errors import DataError
+from frostline.errors import ConfigError, DataError, a_type
 from frostline.models import logits_of
 from frostline.recipe import Recipe
 from frostline.tasks.metrics import Metrics
@@ -122,6 +122,15 @@ def step_loss(task: Task, output: Any, targets: Tensor | None = None) -> Tensor:
         targets: on the model's device; without them, the task's example targets.
     Raises:
         ModelError: the output holds no tensor where logits are looked for.
+        ConfigError: the task's loss is no number to go backwards from.
     """
     outputs = logits_of(output).float()
-    return task.loss(outputs, task.example_targets(outputs) if targets is None else targets)
+    loss = task.loss(outputs, task.example_targets(outputs) if targets is None else targets)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+        raise ConfigError(
+            f"the loss of {type(task).__name__} gave {a_type(loss)}{shape} for a batch, not one "
+            "number to minimise. Return a scalar tensor computed from the outputs, as their "
+            "mean error: errors.mean()."
+        )
+    return loss

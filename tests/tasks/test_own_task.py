@@ -167,7 +167,7 @@ def test_what_is_no_task_is_refused(given: Any, found: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "found"), [(float, "a float"), (torch.abs, r"a Tensor of shape \(\d+,\)")]
+    ("mean", "found"), [(Tensor.item, "a float"), (torch.abs, r"a Tensor of shape \(\d+,\)")]
 )
 def test_a_loss_that_is_no_number_to_minimise_is_refused(
     mean: Callable[[Tensor], Any], found: str
@@ -175,7 +175,7 @@ def test_a_loss_that_is_no_number_to_minimise_is_refused(
     class Wrong(Regression):
         def loss(self, outputs: Tensor, targets: Tensor) -> Any:
             errors = outputs[:, 0] - targets
-            return mean(errors.sum() if mean is float else errors)
+            return mean(errors.sum() if mean is Tensor.item else errors)
 
     with pytest.raises(fl.ConfigError, match=rf"^the loss of Wrong gave {found} for a batch, not"):
         fitted(task=Wrong())

@@ -117,6 +117,7 @@ def load_optimizer_state(
             its hyperparameters do not fit these groups, or the optimizer's own `load_state_dict`
             refuses it. Nothing has been changed then.
     """
+    # Long since all is found before anything is changed: what is refused leaves all as it was.
     _check_choices(missing, hyperparameters)
     members.check_optimizer(optimizer)
     params, groups = members.model_params(model), optimizer.param_groups

@@ -123,6 +123,7 @@ def _planned(
     options: Options,
 ) -> _Changes:
     """Work out who joins and leaves, and what that asks of groups, states and schedulers."""
+    # Long since all is found before anything is changed: what is refused leaves all as it was.
     params, groups = members.model_params(model), optimizer.param_groups
     if not any(entry.tensor.requires_grad for entry in params.by_id.values()):
         raise FreezeError(

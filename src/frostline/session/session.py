@@ -87,16 +87,11 @@ class Session:
         world: World = ALONE,
         **options: object,
     ) -> None:
-        if plan is not None and not isinstance(plan, Plan):
-            raise ConfigError(
-                f"the plan is {a_type(plan)}. Give fl.Plan([fl.Phase(...), ...]), or "
-                "fl.Plan.load(file)."
-            )
         if accumulate < 1:
             raise ConfigError(f"asked for steps of {accumulate} batches. Use 1 or more.")
         self.model = model
         self.recipe = recipe_from(recipe, options)
-        self._plan = plan.phases if plan is not None else (Phase(epochs=self.recipe.epochs),)
+        self._plan = _phases(plan, self.recipe)
         self._plan_text = Plan(self._plan).dumps()
         self.phases = tuple(phase.completed(self.recipe) for phase in self._plan)
         self.planned = survey(model, self.phases, measure=measure)
@@ -440,6 +435,16 @@ class Session:
         self._restored, self._random, self._frozen = state, state["random"], None
         self._phase_best = dict(state["phase_best"])
         self._batches, self._is_left, self._clock = self.position.batches, False, None
+
+
+def _phases(plan: Plan | None, recipe: Recipe) -> tuple[Phase, ...]:
+    if plan is None:
+        return (Phase(epochs=recipe.epochs),)
+    if not isinstance(plan, Plan):
+        raise ConfigError(
+            f"the plan is {a_type(plan)}. Give fl.Plan([fl.Phase(...)]), or fl.Plan.load(file)."
+        )
+    return plan.phases
 
 
 def _by_name(metrics: Metrics | Mapping[str, float] | None) -> dict[str, Metric]:

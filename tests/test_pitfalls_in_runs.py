@@ -112,7 +112,7 @@ def test_evaluation_is_in_eval_mode_whatever_the_mode_before(net: Net) -> None:
 def test_a_loader_that_was_numbered_is_refused(net: Net) -> None:
     """Pitfall 22: `for data, target in enumerate(loader)` binds an index and a batch."""
     loader = torch.utils.data.DataLoader(data(), batch_size=8)
-    with pytest.raises(fl.DataError, match="the targets of batch 0 of the list are list"):
+    with pytest.raises(fl.DataError, match="the targets of the list are list, not numbers"):
         fl.fit(net, list(enumerate(loader)), loader, epochs=1)
 
 

@@ -32,8 +32,10 @@ def cast(draft: Draft, dtype: torch.dtype) -> None:
     for name, value in draft.values.items():
         if name not in kept and isinstance(value, Tensor) and value.dtype == torch.float32:
             given = value.detach()
-            in_range = torch.where(given.isfinite(), given.clamp(-limit, limit), given)
-            draft.values[name] = in_range.to(dtype)
+            # Where all are in range, as almost always, that is seen in one pass without a copy.
+            if given.numel() and not all(-limit <= end <= limit for end in given.aminmax()):
+                given = torch.where(given.isfinite(), given.clamp(-limit, limit), given)
+            draft.values[name] = given.to(dtype)
     for node in list(draft.graph.nodes):
         if node.op == "call_function":
             _cast_call(draft, node, dtype)

@@ -993,6 +993,34 @@ def test_a_forward_that_chooses_by_torchs_cond_is_refused_and_cut_behind_a_submo
     assert cut(net, torch.randn(4, 6), at="below").error == 0
 
 
+def test_a_cond_whose_value_nobody_uses_is_refused_too() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
+            self.register_buffer("seen", torch.zeros(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            torch.cond(x.sum() > 0, lambda x: self.seen.add_(1) + x, lambda x: x + 0, (x,))
+            out: Tensor = self.head(self.below(x))
+            return out
+
+    net = Counting()
+    fl.freeze(net, "below")
+    with pytest.raises(fl.CutError, match=r"Counting chooses or repeats .* by torch's cond, "):
+        cut(net, torch.ones(4, 6))
+
+
+def test_a_model_that_answers_with_a_conjugate_view_is_cut() -> None:
+    class Spectrum(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.rfft(super().forward(x)).conj()
+
+    net = Spectrum(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8))
+    fl.freeze(net, "0")
+    assert cut(net, torch.randn(4, 6)).error == 0
+
+
 def test_a_named_submodule_is_cut_behind_where_export_fails() -> None:
     net = Branching()
     fl.freeze(net, "backbone")

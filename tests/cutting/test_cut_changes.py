@@ -101,6 +101,10 @@ CHANGES: dict[str, tuple[Callable[[Net], Any], str]] = {
         lambda m: m.scaled.scaling.update(default=3.0),
         "'scaled' has scaling = {default: 3.0}, and had {default: 2.0}",
     ),
+    "adapter rescaled by a tensor": (
+        lambda m: m.scaled.scaling.update(default=torch.ones(12)),
+        "'scaled' has scaling = {default: a tensor}, and had {default: 2.0}",
+    ),
     "other function": (lambda m: setattr(m.scaled, "act", torch.tanh), "'scaled' has act = "),
     "other attribute tensor": (
         lambda m: setattr(m.scaled, "shift", torch.zeros(12)),

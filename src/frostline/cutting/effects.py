@@ -46,15 +46,15 @@ def is_pure(node: fx.Node) -> bool:
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether the operation draws random numbers, given its arguments."""
+    """Whether the operation draws random numbers, given its arguments, or may do so."""
     if node.op != "call_function":
         return False
     target: Any = node.target
     if not isinstance(target, torch._ops.OpOverload):
-        # Arithmetic on numbers and sizes, or an element of a tuple.
+        # Arithmetic on numbers and sizes, or an element of a tuple; of anything else, as what runs
+        # a graph of its own, it is not known.
         plain = target.__module__ in (operator.__name__, "_operator", "math", "builtins")
-        symbolic = str(getattr(target, "__name__", "")).startswith("sym_")
-        return not (plain or symbolic or isinstance(target, torch._ops.HigherOrderOperator))
+        return not (plain or str(getattr(target, "__name__", "")).startswith("sym_"))
     if torch.Tag.nondeterministic_seeded not in target.tags:
         return False
     # Dropout carries the tag in evaluation and with p = 0 too.

@@ -15,7 +15,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from frostline.fingerprints.parts import plain_parts
+from frostline.fingerprints.parts import bytes_of, plain_parts
 from frostline.fingerprints.unlisted import saved_state
 from frostline.selectors import Selection, SelectorLike, everything, select
 from frostline.selectors.ranges import suffix
@@ -106,8 +106,7 @@ def digest(tensor: Tensor, *, name: str = "tensor") -> str:
         if kind:  # a plain tensor has its hash of old
             state.update(f"{kind} {part.dtype} {tuple(part.shape)}".encode())
         if part.numel():
-            dense = part.detach().cpu().resolve_conj().resolve_neg().contiguous()
-            state.update(dense.flatten().view(torch.uint8).numpy().data)
+            state.update(bytes_of(part.cpu()).numpy().data)
     return state.hexdigest()
 
 

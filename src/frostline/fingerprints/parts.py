@@ -78,12 +78,14 @@ def same_bits(tensor: Tensor, other: Tensor) -> bool:
         return False
     (kind, parts), (other_kind, others) = (plain_parts(t, "a tensor") for t in (tensor, other))
     shapes = [part.shape for part in parts] == [part.shape for part in others]
-    return kind == other_kind and shapes and all(map(torch.equal, _bytes(parts), _bytes(others)))
+    same = map(torch.equal, map(bytes_of, parts), map(bytes_of, others))
+    return kind == other_kind and shapes and all(same)
 
 
-def _bytes(parts: list[Tensor]) -> Iterator[Tensor]:
-    for part in parts:
-        yield part.contiguous().flatten().view(torch.uint8)
+def bytes_of(part: Tensor) -> Tensor:
+    """All bits of a plain dense tensor, in one dimension of bytes."""
+    dense = part.detach().resolve_conj().resolve_neg().contiguous()
+    return dense.flatten().view(torch.uint8)
 
 
 def is_wrapped(tensor: Tensor) -> bool:

@@ -371,6 +371,16 @@ def test_a_forward_that_asks_for_numbers_is_refused_with_the_reason() -> None:
         estimated(Asking(), torch.randn(2, 4))
 
 
+def test_a_refused_estimate_leaves_the_model_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Asking())
+    for options in ({"train": "0"}, {"stages": True}):
+        with pytest.raises(fl.ConfigError, match="asks for values"):
+            estimated(model, torch.randn(2, 4), **options)
+        gc.collect()  # what the error's traceback kept goes after the estimate
+        assert all(p.requires_grad for p in model.parameters())
+        assert all(module.train().training for module in model.modules())
+
+
 def test_an_example_without_samples_is_refused() -> None:
     with pytest.raises(fl.ConfigError, match="no tensor with an axis over samples"):
         estimated(nn.Linear(4, 2), {"x": 3})

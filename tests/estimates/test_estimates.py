@@ -222,7 +222,9 @@ def test_without_time_or_memory_no_real_step_runs(monkeypatch: pytest.MonkeyPatc
 
 def test_a_real_step_takes_any_example_and_precision() -> None:
     ids = torch.randint(0, 40, (3, 7))
-    found = calibrated(Reader(), {"ids": ids}, batch_size=5, precision="bf16", check=True)
+    has_half = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # else torch's LSTM refuses bfloat16
+    precision = "bf16" if has_half else "fp32"
+    found = calibrated(Reader(), {"ids": ids}, batch_size=5, precision=precision, check=True)
     assert found.check is not None
     assert found.check.gradient_bytes == found.step.memory.gradients
     assert found.check.saved_bytes == pytest.approx(found.step.memory.saved, rel=0.05)

@@ -1,4 +1,4 @@
-"""The ledger of a deep network takes work and room in proportion to its layers."""
+"""The ledger of a network: all that is kept, and work and room in proportion to its layers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import frostline as fl
 from frostline.estimates import ledger as ledgers
 from frostline.pages.inspection import inspect_page
 
@@ -65,3 +66,24 @@ def test_each_layer_more_adds_as_much_as_the_one_before(monkeypatch: pytest.Monk
     assert small["calls"] == middle["calls"] == large["calls"]  # alike ones are one object
     # Numbers in the page have more digits where there are more of them.
     assert large["page"] - middle["page"] < 2.2 * (middle["page"] - small["page"])
+
+
+class Scaled(nn.Module):
+    """Keeps a tensor that is neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.above = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.scale = torch.rand(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.above(self.below(x) * self.scale)
+        return out
+
+
+def test_a_constant_of_the_models_own_is_kept_as_by_an_estimate() -> None:
+    model, x = Scaled(), torch.randn(2, 4)
+    found = ledgers.ledger(model, x, batch_size=5, calibration_seconds=0)
+    kept = {place for turn in found.turns for place in turn["saved"].get("7", ())}
+    step = fl.estimate(model, x, batch_size=5, calibration_seconds=0).step
+    assert sum(found.storages[place]["nbytes"] for place in kept) == step.memory.saved

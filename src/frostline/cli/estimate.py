@@ -67,9 +67,8 @@ def estimate(
     within = None if budget is None else options.size_in_bytes(budget, "--budget")
     setup = set_up(model, weights, on=on, head=head, data=data, classes=classes)
     if freeze is None and train is None:
-        train_only(
-            setup.loaded.model, setup.loaded.head
-        )  # also what a plan's first phase may go on with
+        # Also what a plan's first phase may go on with.
+        train_only(setup.loaded.model, setup.loaded.head)
     found = work_out(
         setup.loaded.model,
         setup.example,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from math import ceil
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -40,6 +40,7 @@ _LARGEST_BATCH = 1 << 20
 _SECOND_BATCH = 16  # beside a batch of one, to see how memory grows
 
 Freezing = Callable[[], object]  # freezes the model in some way
+_Found = TypeVar("_Found")
 
 
 # Long by its arguments and by those of what it gives.
@@ -109,8 +110,8 @@ def estimate(
         depths = _depths(model) if stages or budget is not None else []
         ways = list(_phase_freezes(model, phases))
         deeper = [partial(train_only, model, thawed) for _, thawed in depths]
-        traces = [setup.trace() for _ in _each(model, ways)]
-        deep = [setup.trace() for _ in _each(model, deeper)]
+        traces = _each(model, ways, setup.trace)
+        deep = _each(model, deeper, setup.trace)
         start = time.perf_counter()
         prices = measure_prices(
             (op for trace in (*traces, *(deep if stages else ())) for op in trace.ops),
@@ -121,10 +122,8 @@ def estimate(
         steps = _steps(setup, ways, traces, prices, rest)
         deep_steps = _steps(setup, deeper, deep, prices, rest) if stages else []
         seconds = time.perf_counter() - start
-        costs = tuple(
-            _phase_cost(setup, phase, step, counts, epochs)
-            for phase, step, _ in zip(phases, steps, _each(model, ways), strict=True)
-        )
+        cost_of = partial(_phase_cost, setup, counts=counts, epochs=epochs)
+        costs = tuple(_each(model, ways, cost_of, phases, steps))
         ways[0]()
         return Estimate(
             type(model).__name__,
@@ -151,10 +150,11 @@ def _steps(
     seconds: float,
 ) -> list[Step]:
     """A step of each way to freeze, scaled by real ones that take about `seconds` in all."""
-    return [
-        setup.step(trace, calibrated(prices, setup, trace, seconds / len(traces)))
-        for trace, _ in zip(traces, _each(setup.model, ways), strict=True)
-    ]
+
+    def step(trace: StepTrace) -> Step:
+        return setup.step(trace, calibrated(prices, setup, trace, seconds / len(traces)))
+
+    return _each(setup.model, ways, step, traces)
 
 
 def _check_asked(optimizer: str, batch_size: int, precision: str) -> None:
@@ -174,12 +174,22 @@ def _phase_freezes(model: nn.Module, phases: Sequence[Phase]) -> Iterator[Freezi
         yield partial(freeze_for, model, phases, number) if named else lambda: None
 
 
-def _each(model: nn.Module, ways: Sequence[Freezing]) -> Iterator[None]:
-    """The model frozen in each of these ways in turn, and afterwards as before."""
+def _each(
+    model: nn.Module,
+    ways: Sequence[Freezing],
+    work: Callable[..., _Found],
+    *given: Sequence[object],
+) -> list[_Found]:
+    """What `work` gives, of one of each of `given`, in each way to freeze; then all is as before.
+
+    No generator: one that an error leaves open would put its own "before" back long afterwards.
+    """
+    found = []
     with freezes_kept(model):
-        for freeze in ways:
+        for freeze, *one in zip(ways, *given, strict=True):
             freeze()
-            yield
+            found.append(work(*one))
+    return found
 
 
 def _phase_cost(

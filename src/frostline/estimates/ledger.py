@@ -31,7 +31,6 @@ _VALUES, _WEIGHTS, _VECTORS = 1, 2, 4  # who wants a gradient; a case is their s
 # What one turn gives to later ones: the turn that wrote it, its storage and its shape.
 Value = tuple[int, Key, tuple[int, ...]]
 
-
 _BATCH: Value = (-1, (-1, 0, 0), ())
 
 # Each case is who wants a gradient, and `e` in eval mode: in that a module is while all of it is
@@ -190,9 +189,11 @@ class _Turns(OpRecorder):  # type: ignore[no-untyped-call]  # torch's own
 
     def settle(self) -> None:
         for reference, turn in self.packed:
-            name = None if (tensor := reference()) is None else tensor.untyped_storage()._cdata
-            if name in self.made:
-                self.turns[turn].kept.add(self.made[name])
+            if (tensor := reference()) is not None:
+                storage = tensor.untyped_storage()
+                self._count(storage)  # a constant of the model's own: no operation made it
+                if storage._cdata in self.made:
+                    self.turns[turn].kept.add(self.made[storage._cdata])
         super().settle()
 
     def free(self, name: int) -> None:

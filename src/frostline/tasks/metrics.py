@@ -157,8 +157,8 @@ class Best:
 
         A tie goes to the lower loss, and then to the earlier epoch. Of a few samples most
         differences are ties: where no metric was asked for, accuracies within half a standard
-        error of the best one are equal. By accuracy alone, luck keeps an early epoch of a run
-        that goes on to learn (`benchmarks/kept_epoch.py`).
+        error of the best one, or one sample, are equal. By accuracy alone, luck keeps an early
+        epoch of a run that goes on to learn (`benchmarks/kept_epoch.py`).
 
         Args:
             min_change: what makes a value better, with which none is a tie.
@@ -172,7 +172,7 @@ class Best:
         top = metric.value if metric.beats(self.top) else self.top
         if min_change is None:
             is_noisy = monitor == AUTO_MONITOR and metric.name == "accuracy" and loss is not None
-            reach = _half_error(top, found.samples) if is_noisy else 0.0
+            reach = _reach(top, found.samples) if is_noisy else 0.0
             was_near, is_near = (abs(top - value) <= reach for value in (self.value, metric.value))
             is_better = is_near and (not was_near or _is_lower(loss, self.loss))
         else:
@@ -184,9 +184,11 @@ class Best:
         )
 
 
-def _half_error(share: float, samples: int) -> float:
-    """Half the standard error of a share of `samples`."""
-    return math.sqrt(share * (1 - share) / samples) / 2 if samples else 0.0
+def _reach(share: float, samples: int) -> float:
+    """Half the standard error of a share of `samples`, or one of them; exact but for rounding."""
+    if not samples:
+        return 0.0
+    return max(math.sqrt(share * (1 - share) / samples) / 2, 1 / samples + 1e-9)
 
 
 def _is_lower(loss: float | None, before: float | None) -> bool:

@@ -380,11 +380,12 @@ def test_the_model_ends_with_the_best_epochs_weights() -> None:
 
 
 @pytest.mark.parametrize("monitor", ["accuracy", "macro_f1", "loss"])
-def test_the_best_epoch_has_the_best_figure(monitor: str) -> None:
+def test_the_best_epoch_has_the_best_value_and_of_ties_the_lowest_loss(monitor: str) -> None:
     run = fitted(epochs=5, lr=0.3, schedule="constant", monitor=monitor)
-    found = [record.validation.headline()[monitor] for record in run.history]
-    best = min(found) if monitor == "loss" else max(found)
-    assert run.best.epoch == found.index(best) + 1
+    found = [record.validation.headline() for record in run.history]
+    sign = 1 if monitor == "loss" else -1
+    order = [(sign * values[monitor], values["loss"]) for values in found]
+    assert run.best.epoch == order.index(min(order)) + 1
 
 
 def test_clipping_bounds_the_step_of_plain_sgd() -> None:

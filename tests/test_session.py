@@ -372,7 +372,7 @@ def test_an_epochs_metric_may_be_a_tensor_and_is_kept_as_a_number() -> None:
     session = fl.Session(net(), fl.Plan([HEAD]), optimizer=SGD)
     session.enter()
     session.end_epoch({"accuracy": torch.tensor(0.5)})
-    assert (session.position.best_figure, type(session.position.best_figure)) == (0.5, float)
+    assert (session.position.best.value, type(session.position.best.value)) == (0.5, float)
     for value in ("good", torch.ones(2)):
         with pytest.raises(
             fl.ConfigError, match=r"^the metric accuracy of the epoch is a \w+\. Give"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+AUTO_MONITOR = "auto"
+"""What a recipe monitors where it names no metric: the task's first, with its noise."""
+
 BadImages = Literal["skip", "error"]
 HeadPlace = Literal["classifier", "logits", "keep"]
 FloatName = Literal["float32", "bfloat16", "float16"]

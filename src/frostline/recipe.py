@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
-from frostline.choices import OptimizerName, Schedule, StepPrecision
+from frostline.choices import AUTO_MONITOR, OptimizerName, Schedule, StepPrecision
 from frostline.errors import ConfigError, nearest, shortened
 
 _SHOWN = 80  # characters of a value in a message
@@ -109,9 +109,10 @@ class Recipe(Data):
         "the same in float32.",
     )
     monitor: str = Field(
-        "accuracy",
-        description="Validation metric that decides the best epoch: accuracy, macro_f1 or loss; of "
-        "a task of your own by default its first.",
+        AUTO_MONITOR,
+        description="Validation metric that decides the best epoch: accuracy, macro_f1 or loss, or "
+        "one of your task; ties go to the lower loss. auto: the first, and accuracies that so few "
+        "samples cannot tell apart are ties.",
     )
     patience: int | None = Field(
         None, ge=1, description="Stop after this many epochs without a better metric."

@@ -225,7 +225,7 @@ def test_the_recipe_fills_in_what_the_phase_leaves_open() -> None:
         weight_decay=0.5,
         schedule="constant",
         warmup=2.0,
-        until=fl.Until(patience=4, monitor="accuracy"),
+        until=fl.Until(patience=4, monitor="auto"),
     )
 
 

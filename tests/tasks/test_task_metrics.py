@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import frostline as fl
-from frostline.tasks import evaluate_logits
+from frostline.tasks import Best, evaluate_logits
 
 
 def accuracy(value: float) -> fl.Metric:
@@ -96,3 +96,46 @@ def test_metrics_read_back_as_they_were_written() -> None:
 )
 def test_a_value_for_people_loses_no_small_number(name: str, value: float, text: str) -> None:
     assert fl.Metrics((fl.Metric(name, value),), 1).line() == f"{name} {text}"
+
+
+def kept(
+    epochs: list[tuple[float, float]], *, samples: int = 50, monitor: str = "auto"
+) -> list[int]:
+    """The best epoch after each one, from their accuracies and losses."""
+    best, found = Best(), []
+    for epoch, (share, cost) in enumerate(epochs, start=1):
+        best = best.after(epoch, fl.Metrics((accuracy(share), loss(cost)), samples), monitor)
+        found.append(best.epoch)
+    return found
+
+
+@pytest.mark.parametrize("monitor", ["auto", "accuracy"])
+def test_a_tie_in_accuracy_goes_to_the_lower_loss_and_then_to_the_earlier_epoch(
+    monitor: str,
+) -> None:
+    assert kept([(0.9, 0.5), (0.9, 0.4), (0.9, 0.4), (0.9, 0.6)], monitor=monitor) == [1, 2, 2, 2]
+
+
+def test_accuracies_that_few_samples_cannot_tell_apart_are_ties_where_no_metric_was_asked_for() -> (
+    None
+):
+    epochs = [(0.96, 0.5), (0.94, 0.3)]  # one sample of 50 is 0.02, half a standard error 0.014
+    assert kept(epochs) == [1, 2]
+    assert kept([(0.96, 0.5), (0.92, 0.3)]) == [1, 1]
+    assert kept(epochs, samples=5000) == [1, 1]
+    assert kept(epochs, monitor="accuracy") == [1, 1]
+
+
+def test_ties_do_not_lead_step_by_step_away_from_the_best_accuracy() -> None:
+    assert kept([(0.96, 0.5), (0.94, 0.4), (0.92, 0.3)]) == [1, 2, 2]
+
+
+def test_a_much_better_accuracy_is_kept_whatever_its_loss() -> None:
+    assert kept([(0.8, 0.3), (0.9, 0.5), (math.nan, 0.1)]) == [1, 2, 2]
+
+
+def test_without_a_loss_there_are_no_ties() -> None:
+    best = Best()
+    for epoch, share in enumerate((0.95, 0.96, 0.96), start=1):
+        best = best.after(epoch, fl.Metrics((accuracy(share),), 50), "auto")
+    assert (best.epoch, best.value) == (2, 0.96)

@@ -29,7 +29,6 @@ from frostline.deltas import delta_content, load_delta, put_tensors, read_delta,
 from frostline.engine import Hook, Sums, Training
 from frostline.errors import ConfigError, CorruptDelta, OutputError, one_line
 from frostline.records import EpochRecord, Judged, PhaseRecord, RunFolder, judged_of, write_judged
-from frostline.session import Position
 from frostline.tasks import Metrics, Task
 
 _PROGRESS = TypeAdapter(tuple[Sums, list[dict[str, Any]], list[PhaseRecord]])
@@ -253,7 +252,7 @@ def _as_of_now(
     """A state of version 0.1, whose position was in its progress, with fewer facts."""
     before = json.loads(state["progress"])[0]
     sums.of_task = {"accuracy": before["correct"]}
-    position = {name: before[name] for name in asdict(Position()) if name in before}
+    position = dict(before)  # what is no part of it is not read
     until = training.session.phases[position["phase"]].until
     if history and until is not None and until.target is not None:
         watched = history[-1].validation.metric(until.monitor)

@@ -110,7 +110,7 @@ class Training:
             validation=found,
             seconds=seconds,
             samples_per_second=samples / train_seconds,
-            best=at.best_epoch == at.epochs,
+            best=at.best.epoch == at.epochs,
             phase=at.phase + 1,
             rates=rates,
             spent=sums.spent,
@@ -133,8 +133,8 @@ class Training:
                 seconds=at.phase_seconds,
                 plain_step_seconds=self.session.planned.step_seconds[at.phase],
                 ended=self.session.phase_end,
-                best_epoch=at.phase_best_epoch,
-                best_metric=at.phase_best_figure,
+                best_epoch=at.phase_best.epoch,
+                best_metric=at.phase_best.value,
                 frozen=Proven(proof.tensors, proof.nbytes, str(proof.fingerprint)),
             )
         ]

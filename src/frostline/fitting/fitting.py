@@ -33,6 +33,7 @@ from frostline.session import PipelineOptions, Session
 from frostline.tasks import Classification, Metrics, Task, task_of
 from frostline.world import ALONE, World
 
+_MANY_EPOCHS = 5  # after which it is worth saying that the first one was the best
 _COMPILED = 10**6  # variants of one code: more than a process will make
 
 
@@ -159,7 +160,8 @@ def fit(
     plain = asked.plain(*data)
     hooks, kept = tuple(hooks), out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
-    for warning in plan.check(model, recipe=recipe) if plan else ():
+    by_name = {"monitor": metrics.metric(recipe.monitor).name}  # checks know some directions
+    for warning in plan.check(model, recipe=recipe.model_copy(update=by_name)) if plan else ():
         for say in (journal.notice, *(hook.on_notice for hook in hooks)):
             say(f"Warning   {warning}")
     with run_folder(kept, resume=resume) as folder:
@@ -211,13 +213,20 @@ def _ended(
 ) -> Run:
     """Prove the whole run, put the best weights, and write result and report."""
     proof = training.session.verify()
-    if not training.position.best_epoch:
+    best_epoch, epochs = training.position.best.epoch, len(training.history)
+    if not best_epoch:
+        monitor = training.history[-1].validation.metric(training.session.recipe.monitor)
         raise TrainingError(
-            f"the validation {training.session.recipe.monitor} was never a number, so no epoch is "
+            f"the validation {monitor.name} was never a number, so no epoch is "
             "the best. Look at the metrics; lower the learning rate (--lr)."
         )
     saver.put_best(training.model)
-    best = training.history[training.position.best_epoch - 1]
+    best = training.history[best_epoch - 1]
+    if best_epoch == 1 and epochs >= _MANY_EPOCHS:
+        pipelines.say(
+            f"Note      the first of {epochs} epochs was the best, and is kept: what came after "
+            "did not help these validation samples. Try a lower learning rate, or validate on more."
+        )
     phases = tuple(training.phase_history)
     if folder:
         frozen = {
@@ -253,14 +262,11 @@ def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None
 
 
 def _completed(settings: RunSettings, task: Task, like: Metrics) -> RunSettings:
-    """With the classes that were found, and a metric of the task to monitor."""
-    recipe = settings.training
-    if "monitor" not in recipe.model_fields_set:
-        recipe = recipe.model_copy(update={"monitor": like.metric().name})
-    for name in (recipe.monitor, *(one.until.monitor for one in settings.plan if one.until)):
+    """With the classes that were found, and only metrics of the task to monitor."""
+    for name in (settings.training.monitor, *(p.until.monitor for p in settings.plan if p.until)):
         like.metric(name)  # refuses one that the task has not
     data = settings.data.model_copy(update={"classes": task.classes})
-    return settings.model_copy(update={"data": data, "training": recipe})
+    return settings.model_copy(update={"data": data})
 
 
 def _task(task: Task | str | None, classes: Sequence[str] | None) -> Task:

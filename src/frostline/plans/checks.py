@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 
 from torch import nn
 
+from frostline.choices import AUTO_MONITOR
 from frostline.groups import Rate
 from frostline.plans.parts import Part, parts
 from frostline.plans.phases import Phase
@@ -21,6 +22,8 @@ _LENGTH = ("name", "epochs", "steps", "until")
 
 def check(model: nn.Module, phases: Sequence[Phase], *, recipe: Recipe) -> tuple[str, ...]:
     """Sentences on what the plan hardly means in `model`, phase by phase; see `Plan.check`."""
+    if recipe.monitor == AUTO_MONITOR:  # of classification, which is the task without another
+        recipe = recipe.model_copy(update={"monitor": "accuracy"})
     found = parts(model, phases, recipe)
     return (
         *_met_before(found),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+from frostline.choices import AUTO_MONITOR
 from frostline.plans.parts import Part, parts
 from frostline.plans.phases import Phase, Until
 from frostline.recipe import Recipe
@@ -73,7 +74,7 @@ def _counted(count: int | None, unit: str) -> str:
 
 
 def _until(until: Until) -> str:
-    monitor = until.monitor or "the metric"
+    monitor = "the metric" if until.monitor in (None, AUTO_MONITOR) else until.monitor
     ends = []
     if until.target is not None:
         ends.append(f"{monitor} {until.target:g}")

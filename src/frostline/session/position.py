@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, Self, final
+
+from pydantic import TypeAdapter
+
+from frostline.tasks import Best
+
+_NONE = Best()
 
 
 @final
@@ -19,10 +26,8 @@ class Position:
         phase_seconds: of wall clock in this phase's epochs.
         batches: done of the epoch that is under way.
         epoch_seconds: of that epoch.
-        best_epoch: of all phases, with the value of `monitor` by which it is the best; 0 before
-            the first.
-        phase_best_epoch: the same of this phase.
-        plateau_epoch: the last epoch that was better as the phase's `until` counts it.
+        best: the best epoch of all phases, `phase_best` that of this phase.
+        plateau: the last epoch that was better as the phase's `until` counts it.
         is_reached: whether the last epoch met the target of the phase's `until`.
         moved: parameters and buffers that may have moved until now.
         frozen: content hash of the frozen part when this phase began.
@@ -35,15 +40,27 @@ class Position:
     phase_seconds: float = 0.0
     batches: int = 0
     epoch_seconds: float = 0.0
-    best_epoch: int = 0
-    best_figure: float | None = None
-    phase_best_epoch: int = 0
-    phase_best_figure: float | None = None
-    plateau_epoch: int = 0
-    plateau_figure: float | None = None
+    best: Best = _NONE
+    phase_best: Best = _NONE
+    plateau: Best = _NONE
     is_reached: bool = False
     moved: tuple[str, ...] = ()
     frozen: str = ""
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Self:
+        """From what `asdict` gave; also as version 0.1 wrote it, with each best as two fields.
+
+        Raises:
+            ValueError: something is of another kind.
+        """
+        given = dict(content)
+        for name in ("best", "phase_best", "plateau"):
+            if f"{name}_epoch" in given:
+                epoch, value = given.pop(f"{name}_epoch"), given.pop(f"{name}_figure")
+                given[name] = {"epoch": epoch, "value": value, "top": value}
+        found: Self = TypeAdapter(cls).validate_python(given)
+        return found
 
     @property
     def mark(self) -> str:
@@ -55,7 +72,6 @@ class Position:
         return Position(
             phase=self.phase + 1,
             epochs=self.epochs,
-            best_epoch=self.best_epoch,
-            best_figure=self.best_figure,
+            best=self.best,
             moved=self.moved,
         )

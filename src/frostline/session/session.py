@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from frostline.backward import Lean, is_lean, lean
+from frostline.choices import AUTO_MONITOR
 from frostline.data import Batch, Batches, open_data
 from frostline.deltas import all_tensors, delta_content, put_tensors
 from frostline.devices import device_of
@@ -26,7 +27,7 @@ from frostline.session.pipelines import Pipeline, PipelineOptions, pipeline
 from frostline.session.position import Position
 from frostline.session.randomness import random_state, seed_epoch, set_random_state
 from frostline.session.survey import freeze_for, survey
-from frostline.tasks import Metric, Metrics
+from frostline.tasks import RESERVED, Metric, Metrics
 from frostline.world import ALONE, World
 
 _FORMAT = "frostline session 1"
@@ -156,10 +157,10 @@ class Session:
         if until.minutes is not None and at.phase_seconds >= 60 * until.minutes:
             return f"{until.minutes:g} minutes"
         if at.is_reached:
-            return f"{until.monitor} reached {until.target:g}"
-        waited = at.epochs - at.plateau_epoch
-        if until.patience is not None and at.plateau_epoch and waited >= until.patience:
-            return f"no better {until.monitor} for {waited} epoch{'s' if waited > 1 else ''}"
+            return f"{at.plateau.metric} reached {until.target:g}"
+        waited = at.epochs - at.plateau.epoch
+        if until.patience is not None and at.plateau.epoch and waited >= until.patience:
+            return f"no better {at.plateau.metric} for {waited} epoch{'s' if waited > 1 else ''}"
         return ""
 
     @property
@@ -329,38 +330,40 @@ class Session:
     def end_epoch(self, metrics: Metrics | Mapping[str, float] | None = None) -> None:
         """Count an epoch with its validation metrics, by which a phase may end or be the best.
 
-        Of metrics by name alone, those that end in `loss` are better where they are lower.
+        Of metrics by name alone, those that end in `loss` are better where they are lower, and
+        accuracy or else the first decides where the recipe's `monitor` names none.
 
         Raises:
             ConfigError: no phase was entered, or it was left; a value is no number; or the metric
                 that the phase's `until` watches is not among them.
         """
         self._check_entered("end_epoch")
-        found = _by_name(metrics)
+        found = _metrics(metrics)
         self.tick()
         at, until = self.position, self.phase.until
         at.epochs, at.phase_epochs = at.epochs + 1, at.phase_epochs + 1
         at.batches, self._batches, at.epoch_seconds = 0, 0, 0.0
-        metric = found.get(self.recipe.monitor)
-        if metric is not None and metric.beats(at.best_figure):
-            at.best_epoch, at.best_figure = at.epochs, metric.value
-        if metric is not None and metric.beats(at.phase_best_figure):
-            at.phase_best_epoch, at.phase_best_figure = at.epochs, metric.value
-            if any(phase.start == "best" for phase in self.phases[at.phase + 1 :][:1]):
-                self._phase_best = delta_content(self.model, also=at.moved)
+        monitor = self.recipe.monitor
+        if found.has(monitor):
+            at.best = at.best.after(at.epochs, found, monitor)
+            at.phase_best = at.phase_best.after(at.epochs, found, monitor)
+        is_wanted = any(phase.start == "best" for phase in self.phases[at.phase + 1 :][:1])
+        if is_wanted and at.phase_best.epoch == at.epochs:
+            self._phase_best = delta_content(self.model, also=at.moved)
         if until is None or (until.target is None and until.patience is None):
             return
-        watched = until.monitor or self.recipe.monitor
-        if watched not in found:
+        watched = until.monitor or monitor
+        if not found.has(watched):
+            given = ", ".join(found.headline()) or "no metrics"
+            name = "accuracy" if watched == AUTO_MONITOR else watched
             raise ConfigError(
-                f"{self.phase.label(at.phase + 1)} watches {watched}, and the epoch ended with "
-                f"{', '.join(found) or 'no metrics'}. Give it: session.end_epoch({{'{watched}': "
-                "...}})."
+                f"{self.phase.label(at.phase + 1)} watches {name}, and the epoch ended with "
+                f"{given}. Give it: session.end_epoch({{'{name}': ...}})."
             )
-        seen = found[watched]
-        at.is_reached = until.target is not None and seen.reaches(until.target)
-        if seen.beats(at.plateau_figure, min_change=until.min_change):
-            at.plateau_epoch, at.plateau_figure = at.epochs, seen.value
+        at.is_reached = until.target is not None and found.metric(watched).reaches(until.target)
+        is_strict = watched != AUTO_MONITOR or until.min_change > 0
+        change = until.min_change if is_strict else None
+        at.plateau = at.plateau.after(at.epochs, found, watched, min_change=change)
 
     def leave(self) -> Proof:
         """End the phase: prove that what was frozen in it did not move.
@@ -429,9 +432,7 @@ class Session:
             raise ConfigError(
                 "the state is of another plan. Give Session the plan that it was saved with."
             )
-        self.position = Position(
-            **{**state["position"], "moved": tuple(state["position"]["moved"])}
-        )
+        self.position = Position.read(state["position"])
         self._restored, self._random, self._frozen = state, state["random"], None
         self._phase_best = dict(state["phase_best"])
         self._batches, self._is_left, self._clock = self.position.batches, False, None
@@ -447,10 +448,10 @@ def _phases(plan: Plan | None, recipe: Recipe) -> tuple[Phase, ...]:
     return plan.phases
 
 
-def _by_name(metrics: Metrics | Mapping[str, float] | None) -> dict[str, Metric]:
+def _metrics(metrics: Metrics | Mapping[str, float] | None) -> Metrics:
     if isinstance(metrics, Metrics):
-        return {metric.name: metric for metric in metrics.metrics}
-    found = {}
+        return metrics
+    found = []
     for name, value in (metrics or {}).items():
         try:
             number = float(value)
@@ -458,8 +459,10 @@ def _by_name(metrics: Metrics | Mapping[str, float] | None) -> dict[str, Metric]
             raise ConfigError(
                 f"the metric {name} of the epoch is {a_type(value)}. Give a number."
             ) from error
-        found[name] = Metric(name, number, "lower" if name.endswith("loss") else "higher")
-    return found
+        if name not in RESERVED:
+            found.append(Metric(name, number, "lower" if name.endswith("loss") else "higher"))
+    found.sort(key=lambda metric: metric.name != "accuracy")
+    return Metrics(tuple(found), samples=0)
 
 
 _ENTER = "Enter a phase first: session.enter()."

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, final
 
 from pydantic import TypeAdapter
 
+from frostline.choices import AUTO_MONITOR
 from frostline.errors import ConfigError, nearest
 from frostline.tables import Table
 
@@ -17,7 +18,7 @@ Better = Literal["higher", "lower"]
 
 _LABELS = {"macro_f1": "macro F1"}  # where another spelling than the name's own is usual
 # Beside which metrics stand in a run's result.
-_RESERVED = ("epoch", "samples", "per_class", "confusion", "frozen", "phases")
+RESERVED = ("epoch", "samples", "per_class", "confusion", "frozen", "phases")
 
 
 @final
@@ -74,9 +75,9 @@ class Metrics:
 
     def __post_init__(self) -> None:
         for name in (metric.name for metric in self.metrics):
-            if not name or name in _RESERVED:
+            if not name or name in RESERVED:
                 raise ConfigError(
-                    f"a metric is named {name!r}. Give it another name: {', '.join(_RESERVED)} "
+                    f"a metric is named {name!r}. Give it another name: {', '.join(RESERVED)} "
                     "stand beside metrics in a run's files."
                 )
 
@@ -90,11 +91,15 @@ class Metrics:
             ConfigError: the task has no such metric; names the nearest.
         """
         for metric in self.metrics:
-            if name in (None, metric.name):
+            if name in (None, AUTO_MONITOR, metric.name):
                 return metric
         known = [metric.name for metric in self.metrics]
         close = ", ".join(nearest(name or "", known) or known)
         raise ConfigError(f"the task has no metric {name!r}. Nearest: {close or 'it has none'}.")
+
+    def has(self, name: str) -> bool:
+        """Whether `metric` would give one."""
+        return any(name in (AUTO_MONITOR, metric.name) for metric in self.metrics)
 
     def headline(self) -> dict[str, float]:
         """All values by name."""
@@ -125,6 +130,69 @@ class Metrics:
         kind: Any = type(self)
         found: Self = _reader(kind).validate_python({**own, "metrics": metrics})
         return found
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best epoch so far.
+
+    Attributes:
+        epoch: counted from 1; 0 before the first.
+        metric: name of the metric that decides.
+        value: of that metric, and `loss` that of the epoch, where there is one.
+        top: the best value of any epoch, which need not be of this one.
+    """
+
+    epoch: int = 0
+    metric: str = ""
+    value: float | None = None
+    loss: float | None = None
+    top: float | None = None
+
+    def after(
+        self, epoch: int, found: Metrics, monitor: str, *, min_change: float | None = None
+    ) -> Best:
+        """The best one once `epoch` gave `found`; itself, where that has no number to go by.
+
+        A tie goes to the lower loss, and then to the earlier epoch. Of a few samples most
+        differences are ties: where no metric was asked for, accuracies within half a standard
+        error of the best one, or one sample, are equal. By accuracy alone, luck keeps an early
+        epoch of a run that goes on to learn (`benchmarks/kept_epoch.py`).
+
+        Args:
+            min_change: what makes a value better, with which none is a tie.
+        """
+        metric = found.metric(monitor)
+        if math.isnan(metric.value):
+            return self
+        loss = next((m.value for m in found.metrics if m.name == "loss"), None)
+        if self.value is None or self.top is None:
+            return Best(epoch, metric.name, metric.value, loss, metric.value)
+        top = metric.value if metric.beats(self.top) else self.top
+        if min_change is None:
+            is_noisy = monitor == AUTO_MONITOR and metric.name == "accuracy" and loss is not None
+            reach = _reach(top, found.samples) if is_noisy else 0.0
+            was_near, is_near = (abs(top - value) <= reach for value in (self.value, metric.value))
+            is_better = is_near and (not was_near or _is_lower(loss, self.loss))
+        else:
+            is_better = metric.beats(self.value, min_change=min_change)
+        return (
+            Best(epoch, metric.name, metric.value, loss, top)
+            if is_better
+            else replace(self, top=top)
+        )
+
+
+def _reach(share: float, samples: int) -> float:
+    """Half the standard error of a share of `samples`, or one of them; exact but for rounding."""
+    if not samples:
+        return 0.0
+    return max(math.sqrt(share * (1 - share) / samples) / 2, 1 / samples + 1e-9)
+
+
+def _is_lower(loss: float | None, before: float | None) -> bool:
+    return loss is not None and before is not None and loss < before
 
 
 def _own_fields(kind: type[Metrics]) -> list[str]:

@@ -371,3 +371,24 @@ def test_a_held_instance_norm_keeps_the_bits_of_its_statistics(
     fl.thaw(model, "0")
     model.train()(inputs)
     assert not torch.equal(norm.running_mean, held.running_mean)
+
+
+def test_an_instance_norm_switched_to_its_batch_still_goes_by_it_when_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(held_layers, "writes_in_eval", lambda: True)
+    norm = nn.InstanceNorm1d(3, affine=True, track_running_stats=True)
+    norm.track_running_stats = False
+    model, inputs = nn.Sequential(norm, nn.Linear(5, 2)), torch.randn(3, 3, 5)
+    expected = copy.deepcopy(norm)(inputs)
+    frozen = fl.freeze(model, "0")
+    assert torch.equal(norm(inputs), expected)
+    frozen.verify()
+
+
+def test_an_instance_norm_is_frozen_in_inference_mode_too() -> None:
+    held_layers.writes_in_eval.cache_clear()
+    model = nn.Sequential(nn.InstanceNorm1d(3, affine=True), nn.Linear(5, 2))
+    with torch.inference_mode():
+        fl.freeze(model, "0").verify()
+    assert not model.train()[0].training

@@ -238,6 +238,8 @@ def test_a_gradient_with_a_graph_keeps_it_and_is_zero_in_frozen_rows() -> None:
     assert gradient is not None
     assert gradient.requires_grad
     assert not gradient[:4].any()
+    (further,) = torch.autograd.grad(gradient[:4].sum(), net.head.weight, materialize_grads=True)
+    assert not further.any()
     net.embed.weight.grad = None  # ends the cycle, and with it the network
 
 

@@ -226,3 +226,11 @@ def test_all_begin_whole_where_none_has_momentum_yet() -> None:
     optimizer = fused(net)
     switch(net[0], on=True)
     assert fl.sync(optimizer, net).joined == ("0.weight", "0.bias")
+
+
+def test_a_group_that_nothing_leaves_may_keep_its_parameters_in_a_tuple() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.SGD([{"params": list(layer.parameters())} for layer in model], lr=0.1)
+    optimizer.param_groups[1]["params"] = tuple(optimizer.param_groups[1]["params"])
+    fl.freeze(model, "0.bias")
+    assert fl.sync(optimizer, model).left == ("0.bias",)

@@ -107,10 +107,11 @@ def _is_reset(name: str, tensor: Tensor) -> bool:
 @cache
 def writes_in_eval() -> bool:
     """Whether this torch writes into an instance norm's statistics in eval mode."""
-    mean, var = torch.ones(1), torch.ones(1)
-    before = mean._version
-    instance_norm(torch.ones(1, 1, 2), mean, var, use_input_stats=False)
-    return mean._version != before
+    with torch.inference_mode(False):  # where tensors count what is written to them
+        mean, var = torch.ones(1, device="cpu"), torch.ones(1, device="cpu")
+        before = mean._version
+        instance_norm(torch.ones(1, 1, 2, device="cpu"), mean, var, use_input_stats=False)
+        return mean._version != before
 
 
 @final
@@ -126,8 +127,9 @@ class _OnCopies(StandIn):
             output: Tensor = self.original(inputs)
             return output
         mean, var = module.running_mean.clone(), module.running_var.clone()
+        by_batch = not module.track_running_stats  # switched off once there were statistics
         return instance_norm(
-            inputs, mean, var, module.weight, module.bias, use_input_stats=False, eps=module.eps
+            inputs, mean, var, module.weight, module.bias, by_batch, eps=module.eps
         )
 
 

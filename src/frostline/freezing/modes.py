@@ -132,7 +132,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 def settle(model: nn.Module) -> None:
     """Hold every module that the marks below `model` say is wholly frozen, release the others."""
     # A released module gets back the mode it had before it was held.
-    due = set(_due(model))
+    due = _due(model)
     for module in model.modules():
         if module in due and not is_held(module):
             Hold.put(module, module.training)
@@ -151,20 +151,22 @@ def settle(model: nn.Module) -> None:
 def held_though_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The outermost modules that are held although something unfroze them behind the freeze."""
     # They train with dropout and statistics off until `fl.thaw` (or another freeze) settles them.
-    due = set(_due(model))
+    due = _due(model)
     stray = {path: m for path, m in model.named_modules() if is_held(m) and m not in due}
     for path, module in stray.items():
         if stray.keys().isdisjoint(paths_above(path)):
             yield path, module
 
 
-def _due(model: nn.Module) -> Iterator[nn.Module]:
+def _due(model: nn.Module) -> set[nn.Module]:
     """The modules to be held: wholly frozen subtrees, and norms frozen in part."""
-    for module in model.modules():
-        if _is_wholly_frozen(module):
-            yield from (below for below in module.modules() if not adapts(below))
-        elif keeps_running_statistics(module) and not adapts(module) and _is_frozen_in_part(module):
-            yield module
+    due: set[nn.Module] = set()
+    for module in model.modules():  # a frozen root comes before what is in it
+        if module not in due and _is_wholly_frozen(module):
+            due.update(module.modules())
+        elif keeps_running_statistics(module) and _is_frozen_in_part(module):
+            due.add(module)
+    return {module for module in due if not adapts(module)}
 
 
 def _is_frozen_in_part(module: nn.Module) -> bool:

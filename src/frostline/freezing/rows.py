@@ -159,8 +159,8 @@ class RowHold:
             places = torch.searchsorted(torch.tensor(edges, device=device), listed, right=True)
             gradient._values()[places % 2 == 1] = 0
         elif gradient is not None:
-            for piece in self.kept:
-                piece.of(gradient).zero_()
+            for piece in self.kept:  # not detached: a gradient may have a graph of its own
+                gradient[piece.rows.start : piece.rows.stop].zero_()
 
     def check(self, tensor: Tensor) -> None:
         """Raises DriftError if something wrote to the held rows since they were last put back."""

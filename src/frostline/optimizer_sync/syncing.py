@@ -273,7 +273,7 @@ def _made(optimizer: Optimizer, changes: _Changes, model: nn.Module) -> Synced:
 def _let_go(optimizer: Optimizer, changes: _Changes) -> tuple[dict[str, State], dict[str, Former]]:
     """Take out what leaves, and the gradient and state of all that is frozen; gives the states."""
     gone = {id(entry.tensor) for entry, _ in changes.leavers}
-    for group in optimizer.param_groups:
+    for group in (optimizer.param_groups[at] for at in {at for _, at in changes.leavers}):
         stays = [id(parameter) not in gone for parameter in group["params"]]
         for key in group.keys() & {"params", "param_names"}:  # the lists stay the same objects
             group[key][:] = [thing for thing, stay in zip(group[key], stays, strict=True) if stay]

@@ -140,6 +140,18 @@ def test_a_session_that_was_restored_goes_on_to_the_same_bits(
     assert bits(resumed) == bits(whole)
 
 
+def test_a_restored_session_that_is_saved_before_it_enters_loses_nothing(tmp_path: Path) -> None:
+    whole, model = net(), net()
+    trained(fl.Session(whole, THREE, optimizer=SGD))
+    session = fl.Session(model, THREE, optimizer=SGD)
+    trained(session, stop_after=3)
+    saved(session, tmp_path / "first.pt")
+    saved(loaded(fl.Session(net(), THREE, optimizer=SGD), tmp_path / "first.pt"), tmp_path / "2.pt")
+    resumed = loaded(fl.Session(net(), THREE, optimizer=SGD), tmp_path / "2.pt")
+    trained(resumed)
+    assert bits(resumed.model) == bits(whole)
+
+
 def test_an_optimizer_that_is_kept_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     def made(model: nn.Module) -> fl.Session:
         return fl.Session(model, THREE, optimizer=ADAM(fl.param_groups(model, lr=0.1)))

@@ -405,6 +405,8 @@ class Session:
 
         Plain data and tensors, which `torch.load(weights_only=True)` reads.
         """
+        if self._restored is not None:  # nothing has happened since
+            return dict(self._restored)
         return {
             "format": _FORMAT,
             "plan": self._plan_text,

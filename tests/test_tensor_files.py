@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,6 +49,15 @@ def test_safetensors_on_a_full_disk_are_an_output_error(tmp_path: Path) -> None:
     with files_of_at_most(9_000), pytest.raises(OutputError, match=FULL):
         save_tensors({"a": torch.zeros(50_000)}, tmp_path / "delta.safetensors", header={})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("save", [save_tensors, save_torch])
+def test_tensors_are_readable_by_whom_the_mask_allows(
+    tmp_path: Path, save: Callable[[dict[str, torch.Tensor], Path], None]
+) -> None:
+    (tmp_path / "plain").touch()
+    save({"a": torch.zeros(3)}, tmp_path / "tensors")
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_other_errors_of_torch_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:

@@ -43,10 +43,12 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
     try:
         with output_errors(path):
             yield temporary
             _flush(temporary)
+            temporary.chmod(mode)  # of a new file; safetensors puts a private one in its place
             temporary.replace(path)
             _flush(path.parent)
     finally:

@@ -182,7 +182,7 @@ def test_a_missing_function_is_told_with_the_nearest(tmp_path: Path) -> None:
 def test_a_module_in_place_of_a_function_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "from torch import nn\nbuild = nn.Linear(1, 1)\nfive = 5")
     assert "build is a Linear, not a function. Write a function" in refusal(path)
-    assert "five is a int, not a function" in refusal(path, "five")
+    assert "five is an int, not a function" in refusal(path, "five")
 
 
 def test_a_function_that_needs_arguments_is_refused_with_the_name(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_function_that_fails_is_quoted_with_its_line(tmp_path: Path) -> None:
     ("returned", "said"),
     [
         ("None", "returned None. Return a torch.nn.Module"),
-        ("5", "returned a int"),
+        ("5", "returned an int"),
         ("(5, 6)", "returned a tuple of int, int"),
         ("()", "returned a tuple of nothing"),
     ],

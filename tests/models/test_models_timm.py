@@ -164,6 +164,21 @@ def test_the_second_file_name_is_tried_where_the_first_is_absent(
     assert (tmp_path / "pytorch_model.bin").is_file()
 
 
+def test_a_download_that_breaks_off_is_not_taken_for_a_file_that_is_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def fetch(_: str, name: str, **__: Any) -> str:
+        raise LocalEntryNotFoundError(f"no connection while {name} was fetched")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    with pytest.raises(WeightsError, match=r"no connection while model\.safetensors was"):
+        build(spec("test_resnet.r160_in1k"), weights="DEFAULT")
+
+
 def test_a_file_loads_into_a_timm_model_and_its_classifier_is_replaced(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_vit", num_classes=9).state_dict(), tmp_path / "w.pth")
     loaded = load_model("timm:test_vit", weights=str(tmp_path / "w.pth"), classes=4)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from made_rows import assert_holds, batch, files_of, fill, opened, row_ids
 
-from frostline import StoreError
+from frostline import OutputError, StoreError
 from frostline.store import FeatureStore
 
 NUMBERS = range(8)
@@ -179,3 +179,9 @@ def test_a_store_may_lie_behind_a_link_and_be_copied(tmp_path: Path) -> None:
         writer.put(row_ids([20]), batch([20]))
     FeatureStore(tmp_path / "store").prune(max_bytes=0)
     assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_a_store_behind_a_link_to_nothing_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to(tmp_path / "gone")
+    with pytest.raises(OutputError, match=r"cannot write features to .*File exists"):
+        fill(opened(tmp_path / "store"), NUMBERS)

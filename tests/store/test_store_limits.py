@@ -27,6 +27,7 @@ from made_rows import (
 
 from frostline import OutputError, StoreError
 from frostline.store import FeatureKey, Features, FeatureStore, ValueSpec, segments, stored_table
+from frostline.store.records import record_dtype
 from frostline.store.removal import folder_bytes
 
 NUMBERS = range(200)
@@ -108,7 +109,9 @@ def test_rows_whose_records_got_through_before_the_disk_was_full_are_never_overw
             with pytest.raises(OutputError, match="No space left on device"):
                 writer.put(row_ids(range(10)), batch(range(10)))
         assert stored_numbers(opened(tmp_path), range(10)) == list(range(5))
-        if goes_on:  # over the record that was torn; else it is there when the segment is opened
+        (log,) = opened(tmp_path).path.glob("segment-*/rows")
+        assert log.stat().st_size == 5 * record_dtype(VALUES).itemsize  # the torn one is gone
+        if goes_on:
             writer.put(row_ids(range(20, 30)), batch(range(20, 30)))
             assert_holds(opened(tmp_path), [*range(5), *range(20, 30)])
     assert FeatureStore(tmp_path).verify() == ()

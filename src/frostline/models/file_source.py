@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 from torch import nn
 
-from frostline.errors import ModelError, nearest, one_line
+from frostline.errors import ModelError, a_type, nearest, one_line
 from frostline.models._built import LoadedModel
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.transforms import from_timm
@@ -127,7 +127,7 @@ def _function(module: ModuleType, spec: ModelSpec) -> Callable[[], object]:
         raise ModelError(f"{spec}: the file has no function {spec.name!r}. {found}")
     if not callable(function) or isinstance(function, nn.Module):
         raise ModelError(
-            f"{spec}: {spec.name} is a {type(function).__name__}, not a function. "
+            f"{spec}: {spec.name} is {a_type(function)}, not a function. "
             "Write a function without arguments that returns the model."
         )
     with suppress(ValueError):  # some built-in callables have none; calling it will tell
@@ -160,7 +160,7 @@ def _model_and_preprocessing(
 def _described(value: object) -> str:
     if isinstance(value, tuple):
         return f"a tuple of {', '.join(type(part).__name__ for part in value) or 'nothing'}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else a_type(value)
 
 
 def _own_preprocessing(model: nn.Module) -> Preprocessing:

@@ -11,7 +11,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from frostline.choices import HeadPlace
-from frostline.errors import ConfigError, ModelError
+from frostline.errors import ConfigError, ModelError, a_type
 from frostline.models._built import seeded
 from frostline.models.classifiers import find_classifier, logit_layer, model_width, widths
 
@@ -247,7 +247,7 @@ def _update_counts(model: nn.Module, path: str, classes: int) -> None:
 
 def _described(output: object) -> str:
     if isinstance(output, Mapping):
-        return f"a {type(output).__name__} with the keys {', '.join(map(str, output)) or '(none)'}"
+        return f"{a_type(output)} with the keys {', '.join(map(str, output)) or '(none)'}"
     if isinstance(output, tuple | list):
-        return f"a {type(output).__name__} of {', '.join(type(x).__name__ for x in output) or '0'}"
-    return f"a {type(output).__name__}"
+        return f"{a_type(output)} of {', '.join(type(x).__name__ for x in output) or '0'}"
+    return a_type(output)

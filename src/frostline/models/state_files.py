@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from frostline.errors import WeightsError, nearest, one_line
+from frostline.errors import WeightsError, a_type, nearest, one_line
 from frostline.models.spec import WEIGHT_SUFFIXES
 
 # Under these, training scripts keep the model beside the optimizer, the epoch and so on.
@@ -131,4 +131,4 @@ def _described(content: object) -> str:
     if isinstance(content, Mapping):
         keys = ", ".join(str(key) for key in list(content)[:5])
         return f"a dictionary with the keys {keys}" if keys else "an empty dictionary"
-    return f"a {type(content).__name__}"
+    return a_type(content)

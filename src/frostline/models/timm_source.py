@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from torch import nn
@@ -128,16 +128,13 @@ def _hub_file(config: Any) -> str:
         if isinstance(cached, str):
             return cached
 
-    def fetched(name: str) -> str:
+    for name in names:
         # Asked directly, the hub's client does not retry.
         url = hf_hub_url(repository, name, revision=revision)
-        get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
-        return str(hf_hub_download(repository, name, revision=revision))
-
-    for name in names[:-1]:
-        with suppress(EntryNotFoundError):
-            return fetched(name)
-    return fetched(names[-1])
+        with suppress(EntryNotFoundError) if name != names[-1] else nullcontext():
+            get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS)
+            break
+    return str(hf_hub_download(repository, name, revision=revision))
 
 
 def _classes(model: nn.Module) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from frostline._files import file_digest
-from frostline.errors import ModelError, WeightsError, nearest
+from frostline.errors import ModelError, WeightsError, a_type, nearest
 from frostline.models.state_files import read_state_dict
 from frostline.units import format_count
 
@@ -189,7 +189,7 @@ def _check_kinds(path: Path, taken: Mapping[str, Tensor]) -> None:
         elif tensor.layout is not torch.strided or tensor.is_nested:
             kind = f"of the layout {tensor.layout}"
         elif type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
-            kind = f"a {type(tensor).__name__}"
+            kind = a_type(tensor)
         else:
             continue
         raise WeightsError(

@@ -154,9 +154,9 @@ class Segment:
                 self._write_headers(ends)
                 _write_at(self._log, self._count * records.itemsize, records.tobytes())
             except OSError:
-                # Rows whose records got through stay. A torn record is shorter than one, so that
-                # nobody reads it, the next append goes over all of it, and a repair cuts it off.
-                self._count_rows()
+                self._count_rows()  # rows whose records got through stay, a torn record goes
+                with suppress(OSError):
+                    self._log.truncate(self._count * records.itemsize)
                 raise
         self._count += len(records)
         self._units = ends

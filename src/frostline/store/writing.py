@@ -180,8 +180,9 @@ def first_positions(row_ids: Sequence[bytes]) -> dict[bytes, int]:
 def use_key(folder: Path) -> FileLock:
     """Keep `folder`, made if need be, from being removed while it is used, and say it was used."""
     while True:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
             held = lock(folder / IN_USE, mode="shared")
         except (FileNotFoundError, FileExistsError):
             if folder.is_file():

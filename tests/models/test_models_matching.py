@@ -146,6 +146,16 @@ def test_two_copies_of_one_network_are_one(tiny_net: Net, tmp_path: Path) -> Non
     assert "loaded from net;" in loads(tiny_net(), state, content, tmp_path)
 
 
+@pytest.mark.parametrize("change", [Tensor.half, lambda value: value.to("meta")])
+def test_a_copy_of_which_the_numbers_differ_or_lack_is_another_network(
+    tiny_net: Net, tmp_path: Path, change: Callable[[Tensor], Tensor]
+) -> None:
+    state = tiny_net().state_dict()
+    content = {"a": state, "b": {name: change(value) for name, value in state.items()}}
+    with pytest.raises(WeightsError, match="2 networks that fit, behind a and b"):
+        loads(tiny_net(), state, content, tmp_path)
+
+
 def test_what_methods_train_beside_the_network_is_left(tiny_net: Net, tmp_path: Path) -> None:
     state = tiny_net().state_dict()
     beside = {

@@ -177,4 +177,7 @@ def _the_one(fitting: list[Match], file: str) -> Match:
 
 
 def _equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+    try:
+        return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+    except RuntimeError:  # sparse, quantised, or without data
+        return False

@@ -13,8 +13,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from frostline.errors import FrostlineError
+from frostline.models import ModelSpec, build
 from small_world import Answer, call, without_sum, write_net, write_picture, write_pictures
 from warm_process import Start
 
@@ -177,6 +179,31 @@ def test_a_wide_head_on_the_logits_leaves_the_network_whole(world: World) -> Non
     settings = tomllib.loads((world.run / "run.toml").read_text())
     assert (settings["model"]["on"], settings["model"]["hidden"]) == ("logits", [100])
     assert call("verify", world.run).status == 0
+
+
+def test_a_grey_network_from_one_place_in_a_file_of_two_is_trained_and_opened(
+    world: World,
+) -> None:
+    file = world.root / "small_net.py"
+    of_one = file.read_text().replace("Conv2d(3,", "Conv2d(1,")
+    file.write_text(of_one.replace("crop=(16, 16))", "crop=(16, 16), mean=(0.5,), std=(0.5,))"))
+    built = build(ModelSpec.parse(world.model), weights="none").model
+    student = {f"module.{name}": tensor + 1 for name, tensor in built.state_dict().items()}
+    both = world.root / "both.pth.tar"
+    torch.save({"student": student, "teacher": built.state_dict()}, both)
+    answer = world.train("--weights", both)
+    assert answer.status == 1
+    assert "Say which, as in --weights both.pth.tar:teacher." in answer.message.replace("\n", " ")
+    answer = world.train("--weights", f"{both}:student")
+    assert answer.status == 0, answer.err
+    assert "tensors loaded from student.module" in answer.out
+    assert call("verify", world.run).status == 0
+    picture = next((world.photos / "val").rglob("*.png"))
+    assert call("predict", world.run, picture).status == 0
+    both.write_bytes(both.read_bytes() + b"x")
+    answer = call("verify", world.run)
+    assert answer.status == 3
+    assert "both.pth.tar is not the file that" in answer.message
 
 
 def test_views_are_noted_in_the_settings(world: World) -> None:

@@ -457,7 +457,7 @@ def test_shapes_that_do_not_fit_are_told_as_the_models_own_error(world: World) -
         Answer(answer.status, "", answer.err),
         "small_net.py:net: the model's own forward failed on pictures of shape (batch, 3, 224, 22",
         "mat1 and mat2 shapes cannot be multiplied",
-        "return (model, Preprocessing) with the size that they take",
+        "return (model, Preprocessing) with the size and channels that they take",
     )
     assert untouched(world)
 

@@ -18,6 +18,7 @@ from frostline.errors import ConfigError, DataError, DriftError, WeightsError
 from frostline.fingerprints import Fingerprint
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
+from frostline.models.spec import file_and_place
 from frostline.records import RunFolder
 from frostline.reports import RunReport, make_report, promise_of
 from frostline.runs.preparing import build, splits_of
@@ -229,7 +230,7 @@ class FinishedRun:
                 f"({model.name}), so the command line cannot build it. In Python: "
                 f"fl.load_delta(model, '{self.folder.best}')."
             )
-        if model.weights_digest and not Path(model.weights).is_file():
+        if model.weights_digest and not file_and_place(model.weights)[0].is_file():
             raise WeightsError(
                 f"the weights that {self.folder.root} was trained on are no longer at "
                 f"{model.weights}. Put them back; or change `weights` in its run.toml to where "
@@ -241,9 +242,10 @@ class FinishedRun:
     def _check_weights(self) -> None:
         """The weights' file is the one that the run was trained on, byte for byte."""
         model = self.settings.model
-        if model.weights_digest and file_digest(Path(model.weights)) != model.weights_digest:
+        file, _ = file_and_place(model.weights)
+        if model.weights_digest and file_digest(file) != model.weights_digest:
             raise DriftError(
-                f"{model.weights} is not the file that {self.folder.root} was trained on: its "
+                f"{file} is not the file that {self.folder.root} was trained on: its "
                 "content has changed. Restore it."
             )
 
@@ -252,7 +254,7 @@ class FinishedRun:
         try:
             planned = survey(self._base().model, self.settings.plan)
         except WeightsError:
-            if Path(self.settings.model.weights).is_file():
+            if file_and_place(self.settings.model.weights)[0].is_file():
                 self._check_weights()  # says more than that a changed file cannot be read
             raise
         for file in (self.folder.best, self.folder.last):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frostline.data import ImageSet, Splits, read_set, read_splits
-from frostline.data.folder import hold_out, hold_out_fold
+from frostline.data.division import hold_out, hold_out_fold
 from frostline.data.listing import Found, natural
 from frostline.errors import ConfigError, DataError
 

@@ -68,7 +68,16 @@ BatchSize = Annotated[int, typer.Option(help="Samples in a step.", min=1)]
 Data = Annotated[
     Path,
     typer.Argument(
-        help="A folder of class folders (or train/ and val/), or a CSV.", metavar="DATA"
+        help="A folder of class folders (or train/ and val/), or a CSV or TSV.", metavar="DATA"
+    ),
+]
+FileColumn = Annotated[str, typer.Option(help="A table's column of pictures.", metavar="NAME")]
+LabelColumn = Annotated[str, typer.Option(help="A table's column of classes.", metavar="NAME")]
+SplitColumn = Annotated[
+    str,
+    typer.Option(
+        help="A table's column of train, val and test; by default split or is_valid, if there.",
+        metavar="NAME",
     ),
 ]
 Classes = Annotated[int, typer.Option("--classes", help="How many, without --data.", min=1)]

@@ -10,7 +10,15 @@ from typing import final
 
 from frostline._files import file_digest
 from frostline.config import RunSettings
-from frostline.data import ImageDataset, ImageSet, Sample, make_batches, read_files, read_set
+from frostline.data import (
+    ImageDataset,
+    ImageSet,
+    Sample,
+    make_batches,
+    read_files,
+    read_set,
+    without,
+)
 from frostline.deltas import Delta, load_delta, read_delta
 from frostline.devices import Compute
 from frostline.engine import Hook, predict, summarised
@@ -154,7 +162,7 @@ class FinishedRun:
         Raises:
             DataError: there is no such data, a class is unknown to the run, or nothing is left.
         """
-        images = self._read(data)
+        images = self._read(data, progress)
         digests, broken = read_files((s.path for s in images.samples), progress=progress)
         images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
         if not images.samples:
@@ -264,13 +272,21 @@ class FinishedRun:
         self._check_weights()
         return planned.not_covered
 
-    def _read(self, data: Path) -> ImageSet:
+    def _read(self, data: Path, progress: Callable[[int, int], None] | None) -> ImageSet:
         own = self.settings.data
-        images = read_set(data, classes=own.classes)
-        if not own.path or data.resolve() != Path(own.path).resolve():
-            return images
-        splits = splits_of(self.settings)
-        return splits.test or splits.val
+        if own.path and data.resolve() == Path(own.path).resolve():
+            splits = splits_of(self.settings)
+            if splits.division is not None:  # drawn among the pictures that can be read
+                every = (s.path for part in splits.sets.values() for s in part.samples)
+                splits = without(splits, read_files(every, progress=progress)[1])
+            return splits.test or splits.val
+        return read_set(
+            data,
+            classes=own.classes,
+            file_column=own.file_column,
+            label_column=own.label_column,
+            split_column=own.split_column,
+        )
 
 
 def open_run(path: str | Path) -> FinishedRun:

@@ -41,9 +41,7 @@ def doctor(
     label_column: options.LabelColumn = "label",
     split_column: options.SplitColumn = "",
     classes: options.Classes = 10,
-    lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate that AdamW would have.")
-    ] = None,
+    lr: Annotated[float | None, options.number("Peak learning rate that AdamW would have.")] = None,
     json: options.Json = False,
 ) -> None:
     """Say what is wrong with a set-up, the worst first, without training.

@@ -36,7 +36,7 @@ _INTO_THE_PLAN = ", or write it into the plan"
 
 
 ValFraction = Annotated[
-    float, typer.Option(help="Share of each class to hold out where data is undivided.")
+    float, options.number("Share of each class to hold out where data is undivided.")
 ]
 Folds = Annotated[int | None, typer.Option(help="Divide into this many folds instead.")]
 OnBadImages = Annotated[BadImages, typer.Option(help="What to do about broken pictures.")]

@@ -10,6 +10,7 @@ import typer
 from frostline.choices import OptimizerName, StepPrecision
 from frostline.cli import _options as options
 from frostline.cli._set_up import check_one_of, set_up, splits_of
+from frostline.tables import hanging
 
 Data = Annotated[
     Path | None, typer.Option(help="Pictures to count and to cut on, as `train` takes them.")
@@ -92,8 +93,7 @@ def estimate(
     )
     parts = list(found.tables())
     if splits:
-        parts += [
-            f"Counted {len(splits.train):,} and {len(splits.val):,} pictures by name; "
-            f"looked into {len(setup.example)} of them. `frostline doctor` reads them all.",
-        ]
+        counts = f"{len(splits.train):,} and {len(splits.val):,}"
+        counted = f"Counted {counts} pictures by their names; opened {len(setup.example)} of them"
+        parts += [hanging(f"{counted}. `frostline doctor` reads them all.", indent=2)]
     show(found.as_dict(), parts, as_json=json)

@@ -143,11 +143,11 @@ def _used_columns(path: Path, header: list[str], columns: Columns, rows: _Rows) 
 
 
 def _no_column(path: Path, header: list[str], missing: dict[str, str], rows: _Rows) -> str:
-    meant = [word for name in missing.values() for word in nearest(name, header, count=1)]
-    hint = f" (did you mean {', '.join(dict.fromkeys(meant))}?)" if meant else ""
-    named = dict.fromkeys(missing, "NAME")
-    if "file" in missing and (column := _column_of_files(path, header, rows)):
-        named["file"] = column
+    column = _column_of_files(path, header, rows) if "file" in missing else ""
+    named = dict.fromkeys(missing, "NAME") | ({"file": column} if column else {})
+    unknown = [name for kind, name in missing.items() if named[kind] == "NAME"]
+    meant = [word for name in unknown for word in nearest(name, header, count=1)]
+    hint = f" (did you mean {', '.join(meant)}?)" if meant else ""
     options = " ".join(f"--{kind}-column {name}" for kind, name in named.items())
     return (
         f"{path} has no column {' and no column '.join(missing.values())}; "
@@ -156,10 +156,12 @@ def _no_column(path: Path, header: list[str], missing: dict[str, str], rows: _Ro
 
 
 def _column_of_files(path: Path, header: list[str], rows: _Rows) -> str:
-    """The column whose first name is that of a picture; empty where there is none."""
+    """The first column whose cells are names of pictures, each another; empty without one."""
     known = _pictures_by_name(path.parent)
-    for column, cell in zip(header, rows[0][1] if rows else [], strict=False):
-        if cell and (_plain(path.parent, cell).is_file() or Path(cell).name in known):
+    first = [row for _, row in rows[:_LOOKED_AT]]
+    for column, *cells in zip(header, *first, strict=False):
+        there = (_plain(path.parent, c).is_file() or Path(c).name in known for c in cells if c)
+        if cells and len(set(cells)) == len(cells) and all(there):
             return column
     return ""
 
@@ -264,6 +266,7 @@ def _fitting(path: Path, name: str, files: list[Path]) -> list[Path]:
 
 
 _SPLITS = ("split", "is_valid")  # read as the division where there is one
+_LOOKED_AT = 20  # rows in which names of pictures are searched
 _YES = {"true", "yes", "1"}
 _NO = {"false", "no", "0"}
 _TELLING = re.compile(r"label|class|categor|target|fold|split|valid|train|test|subset")

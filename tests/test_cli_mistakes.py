@@ -248,6 +248,17 @@ def test_a_table_is_written_over_its_own_kind_alone(finished: World, tmp_path: P
         assert mine.read_text().startswith("file,true_class")
 
 
+@pytest.mark.parametrize("option", ["--csv", "--report"])
+def test_a_file_that_cannot_be_written_is_told_before_the_pictures_are_read(
+    finished: World, tmp_path: Path, option: str
+) -> None:
+    photos = shutil.copytree(finished.photos / "val", tmp_path / "photos")
+    (photos / "dark" / "text.png").write_text("this is text")
+    answer = call("evaluate", finished.run, photos, option, photos / "dark" / "0.png" / "out")
+    refused(answer, "cannot write", "Choose a folder you can write to")
+    assert "left out" not in answer.err
+
+
 @pytest.mark.parametrize("verb", ["plan", "merge"])
 def test_plans_and_checkpoints_are_written_over_no_file(
     finished: World, tmp_path: Path, verb: str

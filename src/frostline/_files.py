@@ -90,6 +90,7 @@ def check_own(path: Path, marks: Sequence[bytes], *, kind: str, force: bool = Fa
             not given.
     """
     check_replaceable(path)
+    check_writable(path.parent)
     if force or not path.exists():
         return
     with output_errors(path), path.open("rb") as content:

@@ -223,13 +223,14 @@ def test_a_folder_that_is_no_run_is_refused(world: World, verb: str) -> None:
     refused(call(verb, world.photos, *more), "is no run: it has no run.toml")
 
 
-@pytest.mark.parametrize("verb", ["report", "compare", "inspect"])
+@pytest.mark.parametrize("verb", ["report", "compare", "inspect", "evaluate"])
 def test_a_page_is_written_over_no_other_file(finished: World, tmp_path: Path, verb: str) -> None:
     other = shutil.copytree(finished.run, tmp_path / "other")
     arguments = {
         "report": ["report", finished.run, "--out"],
         "compare": ["compare", finished.run, other, "--html"],
         "inspect": ["inspect", finished.model, "--html"],
+        "evaluate": ["evaluate", finished.run, finished.photos, "--report"],
     }[verb]
     mine = tmp_path / "run.toml"
     mine.write_text("my own")
@@ -241,6 +242,29 @@ def test_a_page_is_written_over_no_other_file(finished: World, tmp_path: Path, v
     assert call(*arguments, mine, "--force").status == 0
     assert mine.read_text().startswith("<!doctype html>")
     assert call(*arguments, mine).status == 0  # over its own
+
+
+def test_a_table_is_written_over_its_own_kind_alone(finished: World, tmp_path: Path) -> None:
+    evaluate = ["evaluate", finished.run, finished.photos, "--csv"]
+    mine = tmp_path / "labels.csv"
+    mine.write_text("file,label\n0.png,dark\n")
+    refused(call(*evaluate, mine), "is no table that Frostline wrote, so it was not overwritten")
+    refused(call(*evaluate, tmp_path), "is a folder, so it was not overwritten. Name a file")
+    assert mine.read_text() == "file,label\n0.png,dark\n"
+    for more in (["--force"], []):
+        assert call(*evaluate, mine, *more).status == 0
+        assert mine.read_text().startswith("file,true_class")
+
+
+@pytest.mark.parametrize("option", ["--csv", "--report"])
+def test_a_file_that_cannot_be_written_is_told_before_the_pictures_are_read(
+    finished: World, tmp_path: Path, option: str
+) -> None:
+    photos = shutil.copytree(finished.photos / "val", tmp_path / "photos")
+    (photos / "dark" / "text.png").write_text("this is text")
+    answer = call("evaluate", finished.run, photos, option, photos / "dark" / "0.png" / "out")
+    refused(answer, "cannot write", "Choose a folder you can write to")
+    assert "left out" not in answer.err
 
 
 @pytest.mark.parametrize("verb", ["plan", "merge"])

@@ -27,8 +27,8 @@ from frostline.fingerprints import Fingerprint
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
 from frostline.models.spec import file_and_place
-from frostline.records import RunFolder
-from frostline.reports import RunReport, make_report, promise_of
+from frostline.records import RunFolder, judged_of
+from frostline.reports import Judgement, RunReport, make_report, promise_of
 from frostline.runs.preparing import build, splits_of
 from frostline.session import Survey, prefixed, survey
 from frostline.tasks import Classification, Metrics, Predictions
@@ -65,10 +65,14 @@ class HeldOut:
     Attributes:
         images: those that can be read.
         notes: what to know: which were left out, how many the run was trained on.
+        data: where they were found.
+        digests: of the content of each.
     """
 
     images: ImageSet
     notes: tuple[str, ...]
+    data: Path
+    digests: tuple[str, ...]
 
 
 @final
@@ -115,6 +119,29 @@ class FinishedRun:
         """
         found = self._predictions(images, device, hooks)
         return summarised(Classification(self.settings.data.classes), found)
+
+    def judge(
+        self, held: HeldOut, *, device: str = "auto", hooks: Iterable[Hook] = ()
+    ) -> Judgement:
+        """Metrics on `held`, and what each picture was taken for.
+
+        `.save_table(path)` writes a CSV with a row for each picture, `.save(path)` a page.
+
+        Raises:
+            ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
+        """
+        found = self._predictions(held.images, device, hooks)
+        epoch = int(read_delta(self.folder.best).about.get("epoch", "0"))
+        judged = judged_of(found.outputs, found.targets, names=found.names, epoch=epoch)
+        return Judgement(
+            self.folder.root,
+            self.settings.data,
+            held.data,
+            held.digests,
+            held.notes,
+            summarised(Classification(self.settings.data.classes), found),
+            judged,
+        )
 
     def predict(
         self,
@@ -192,7 +219,8 @@ class FinishedRun:
                 f"{known} of {len(digests)} pictures have the content of one that the run was "
                 "trained on; the metrics are better than they would be on new data"
             )
-        return HeldOut(images, tuple(notes))
+        kept = tuple(digests[sample.path] for sample in images.samples)
+        return HeldOut(images, tuple(notes), data, kept)
 
     def verify(self) -> Verdict:
         """Prove that what was to stay frozen did, from the files alone.

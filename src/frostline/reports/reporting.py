@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from frostline._files import file_digest
-from frostline.config import RunSettings
-from frostline.data.images import open_image
+from frostline.config import DataSettings, RunSettings
+from frostline.data import Levels, open_image
 from frostline.deltas import read_delta
 from frostline.errors import (
     BrokenPromise,
@@ -45,7 +45,7 @@ def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> R
     """The report of a run, from what its folder holds; what is missing is named on it."""
     records = read_fitting(folder, settings)
     below = _folder_of(settings.data.path)
-    mistakes, doubts = _samples(records, settings.data.classes, below)
+    mistakes, doubts = _samples(records, settings.data, below)
     root = folder.root.resolve()
     return RunReport(
         name=root.name,
@@ -130,7 +130,7 @@ def _folder_of(data: str) -> str:
 
 
 def _samples(
-    records: RunRecords, classes: Sequence[str], below: str
+    records: RunRecords, data: DataSettings, below: str
 ) -> tuple[tuple[Shown, ...], tuple[Shown, ...]]:
     """The most confident mistakes, and the least confident hits."""
     judged = records.judged
@@ -145,13 +145,13 @@ def _samples(
         file = judged.names[place]
         picture, why_not = "", "what it looked like was not recorded"
         if digests:
-            picture, why_not = _thumbnail(Path(file), digests[place])
+            picture, why_not = _thumbnail(Path(file), digests[place], data.levels)
         return Shown(
             file.removeprefix(f"{below}{os.sep}") if below else file,
             picture,
             why_not,
-            classes[int(judged.targets[place])],
-            classes[int(judged.predicted[place])],
+            data.classes[int(judged.targets[place])],
+            data.classes[int(judged.predicted[place])],
             float(judged.confidence[place]),
             float(judged.target_chance[place]),
         )
@@ -163,7 +163,7 @@ def _samples(
     return mistakes, doubts
 
 
-def _thumbnail(path: Path, digest: str) -> tuple[str, str]:
+def _thumbnail(path: Path, digest: str, levels: Levels | None) -> tuple[str, str]:
     """A data URI of the picture at `path`, or why there is none; one of the two is empty.
 
     A file of another content than `digest`, which the run saw, is not shown.
@@ -171,7 +171,7 @@ def _thumbnail(path: Path, digest: str) -> tuple[str, str]:
     try:
         if file_digest(path) != digest:
             return "", "the file is not the one that the run saw"
-        image = open_image(path)
+        image = open_image(path, levels)
         image.thumbnail((_SIDE, _SIDE))
         content = io.BytesIO()
         image.save(content, "JPEG", quality=_QUALITY, optimize=True)

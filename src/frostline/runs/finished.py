@@ -10,7 +10,15 @@ from typing import final
 
 from frostline._files import file_digest
 from frostline.config import RunSettings
-from frostline.data import ImageDataset, ImageSet, Sample, make_batches, read_files, read_set
+from frostline.data import (
+    ImageDataset,
+    ImageSet,
+    Sample,
+    make_batches,
+    read_files,
+    read_set,
+    run_notes,
+)
 from frostline.deltas import Delta, load_delta, read_delta
 from frostline.devices import Compute
 from frostline.engine import Hook, predict, summarised
@@ -134,7 +142,7 @@ class FinishedRun:
     def _predictions(self, images: ImageSet, device: str, hooks: Iterable[Hook]) -> Predictions:
         """By the frozen part in the form that the run was trained and judged with."""
         settings = self.settings
-        data = ImageDataset(images, self.loaded.preprocessing)
+        data = ImageDataset(images, self.loaded.preprocessing, levels=settings.data.levels)
         batches = make_batches(data, batch_size=settings.data.batch_size, shuffle=False, seed=0)
         phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
         form = forms[phase] if phase < len(forms) else ""
@@ -155,12 +163,15 @@ class FinishedRun:
             DataError: there is no such data, a class is unknown to the run, or nothing is left.
         """
         images = self._read(data)
-        digests, broken = read_files((s.path for s in images.samples), progress=progress)
+        levels = self.settings.data.levels
+        files = (sample.path for sample in images.samples)
+        digests, broken, values = read_files(files, levels=levels, progress=progress)
         images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
         if not images.samples:
             raise DataError(f"{data} has no picture left to evaluate on. Point at other data.")
         seen = set(self.folder.read_trained_on())
         notes = [f"left out: {error}" for error in broken.values()]
+        notes += run_notes(values.values(), levels)
         if known := sum(1 for digest in digests.values() if digest in seen):
             notes.append(
                 f"{known} of {len(digests)} pictures have the content of one that the run was "

@@ -107,8 +107,8 @@ def _coloured(bands: NDArray[Any], alpha: NDArray[Any] | None = None, **about: A
 def _check_bands(count: int, beside: str = "") -> None:
     if count not in (1, 3, 4):
         raise RefusedError(
-            f"it has {count} bands{beside}, and frostline takes 1, 3 or 4: write the three to use to "
-            "a new file"
+            f"it has {count} bands{beside}, and frostline takes 1, 3 or 4: write the three to use "
+            "to a new file"
         )
 
 
@@ -167,7 +167,7 @@ class TiffLayout:
             kind={1: "u", 2: "i", 3: "f", 4: "u"}.get(max(tags.get(_FORMAT, (1,))), "c"),
             samples=samples,
             photometric=int(tags.get(_PHOTOMETRIC, 0)),
-            planar=tags.get(_PLANAR, 1) == 2 and samples > 1,
+            planar=tags.get(_PLANAR, 1) == 2,
             extras=tuple(tags.get(_EXTRAS, ())),
             orientation=int(tags.get(_ORIENTATION, 1)),
             swapped=tags.prefix == b"MM" and tags.get(_COMPRESSION, 1) != 1,
@@ -180,15 +180,16 @@ class TiffLayout:
 
         Measured with Pillow 13.0 against tifffile on all types, photometrics and band counts.
         """
-        if self.samples > 6:
-            return False  # it logs an error
-        is_unsigned = self.kind == "u" and self.bits <= 16
+        if self.kind != "u" or self.bits > 16:
+            return self.samples == 1 and self.bits in (16, 32) and not (self.swapped or self.planar)
+        if self.photometric == _RGB:
+            # A band of which nothing is said would be taken for transparency.
+            said, plain = len(self.extras) == self.samples - 3 <= 3, self.bits <= 8
+            return said and not (self.planar and (self.extras or not plain))
         if self.samples == 1:
-            return is_unsigned or (self.bits in (16, 32) and not self.swapped)
-        if self.planar:
-            return is_unsigned and self.bits <= 8 and self.photometric == _RGB and not self.extras
+            return self.bits <= 8 or not self.planar
         # Of grey with other bands than transparency Pillow takes the first without a word.
-        return is_unsigned and (self.photometric not in _GREY or self.extras in ((1,), (2,)))
+        return not self.planar and (self.photometric not in _GREY or self.extras in ((1,), (2,)))
 
     @property
     def is_deep_colour(self) -> bool:
@@ -254,8 +255,8 @@ def read_tiff(file: IO[bytes], layout: TiffLayout) -> Values:
     layout.check_readable()
     check_size(*layout.size)
     numbers = {"u": "", "i": "signed ", "f": "float "}[layout.kind]
-    what = (
-        f"a TIFF of {layout.samples} x {layout.bits} {numbers}bits" + ", in planes" * layout.planar
+    what = f"a TIFF of {layout.samples} x {layout.bits} {numbers}bits" + ", in planes" * (
+        layout.planar and layout.samples > 1
     )
     tifffile = library("tifffile", f"{what}, which Pillow does not read", "tiff")
     file.seek(0)
@@ -265,8 +266,8 @@ def read_tiff(file: IO[bytes], layout: TiffLayout) -> Values:
             raise RefusedError(
                 f"it is a volume of {page.imagedepth} layers; write one to a new file"
             )
-        array = page.asarray()
-    if layout.planar:
+        array = page.asarray(maxworkers=1)  # pictures are read beside each other
+    if array.ndim == 3 and layout.planar:
         array = np.moveaxis(array, 0, -1)
     array, alpha = array.reshape(*array.shape[:2], -1), None
     if layout.alpha_at is not None:

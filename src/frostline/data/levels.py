@@ -90,33 +90,36 @@ def set_text(pictures: Iterable[Seen], levels: Levels) -> str:
     deep = [seen for seen in pictures if seen.kind]
     found = levels_text((min(seen.low for seen in deep), max(seen.high for seen in deep)))
     beyond = sum(1 for seen in deep if not seen.within(levels))
-    clipped = f" {beyond:,} of them go beyond it and are clipped." if beyond else ""
+    clipped = f" {_have(beyond)} values beyond that, which are clipped." if beyond else ""
     is_mixed = len({seen.kind for seen in deep}) > 1
-    mixed = " Integers and floats share it; convert one kind to the other." if is_mixed else ""
+    mixed = " Integers and floats share this; convert one kind to the other." if is_mixed else ""
     return (
-        f"{len(deep):,} pictures have more than 8 bits, with values in {found}: "
-        f"{levels_text(levels)} becomes 0..255 in each of them.{clipped}{mixed}"
+        f"{_have(len(deep))} more than 8 bits, with values in {found}: {levels_text(levels)} "
+        f"becomes 0..255 in every one.{clipped}{mixed}"
     )
 
 
 def run_notes(pictures: Iterable[Seen], levels: Levels | None) -> list[str]:
     """What is odd about pictures for a run that was trained by `levels`."""
     deep = [seen for seen in pictures if seen.kind]
-    if not deep:
-        return []
-    high = max(seen.high for seen in deep)
     if levels is None:
-        return [
-            f"{len(deep):,} pictures have more than 8 bits (values up to {high:.6g}), and the run "
-            f"was trained on none: {levels_text(FULL)} becomes 0..255, of floats {levels_text(UNIT)}"
-        ]
-    text = levels_text(levels)
-    notes = []
-    if beyond := sum(1 for seen in deep if not seen.within(levels)):
-        notes.append(f"{beyond:,} pictures have values beyond the run's {text}; they are clipped")
-    if high < levels[0] + (levels[1] - levels[0]) / 16:
+        high = max((seen.high for seen in deep), default=0)
+        known = f"{levels_text(FULL)} becomes 0..255, of floats {levels_text(UNIT)}"
+        note = f"more than 8 bits, with values up to {high:.6g}, and the run was trained on none: "
+        return [f"{_have(len(deep))} {note}{known}"] if deep else []
+    low, high = levels
+    beyond = sum(1 for seen in deep if not seen.within(levels))
+    dark = [seen for seen in deep if seen.high < low + (high - low) / 16]
+    trained = f"{levels_text(levels)}, which the run was trained on"
+    notes = [f"{_have(beyond)} values beyond {trained}; they are clipped"] if beyond else []
+    if 2 * len(dark) > len(deep):
+        top = max(seen.high for seen in dark)
         notes.append(
-            f"the values of {len(deep):,} pictures end at {high:.6g}, and the run was trained on "
-            f"{text}: they are nearly black. Store them as the training pictures were"
+            f"{_have(len(dark))} no value above {top:.6g} of {trained}, and will be nearly black. "
+            "Store them as the training pictures were"
         )
     return notes
+
+
+def _have(count: int) -> str:
+    return "1 picture has" if count == 1 else f"{count:,} pictures have"

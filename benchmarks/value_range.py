@@ -1,6 +1,6 @@
 """Does it matter in which numbers a grey picture is stored? One network, six ways, in one run.
 
-    python benchmarks/value_range.py [--epochs 25] [--json FILE]
+    python benchmarks/value_range.py [--ways "8 bits" ...] [--epochs 25] [--json FILE]
 
 hymenoptera in grey, 256 pixels on the shorter side, written as TIFF: in 8 bits, and the same
 pictures in numbers that are wider than their values. `set` is the validation accuracy with the one
@@ -35,11 +35,12 @@ WAYS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.generic]]] = {
 
 
 def main() -> None:
-    chosen = options(__doc__, epochs=25)
+    chosen = options(__doc__, ways=tuple(WAYS), epochs=25)
     threads()
     rows = [("stored as", "range", "set", "type")]
     result: dict[str, object] = {"epochs": chosen.epochs}
-    for name, way in WAYS.items():
+    for name in chosen.ways:
+        way = WAYS[name]
         with tempfile.TemporaryDirectory() as folder:
             splits = read_splits(DATA / "hymenoptera")
             splits = splits.each(lambda images, to=Path(folder), way=way: stored(images, to, way))

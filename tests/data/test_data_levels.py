@@ -148,6 +148,15 @@ def test_transparency_that_a_tiff_states_is_put_on_white(
     assert np.array_equal(pixels(path), np.where(alpha[..., None] > 0, COLOURS, 255))
 
 
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_inks_in_planes_are_left_to_pillow(tmp_path: Path, planar: str) -> None:
+    path = tmp_path / "inks.tif"
+    inks = np.dstack([COLOURS, GREY])
+    stored = inks if planar == "contig" else np.moveaxis(inks, -1, 0)
+    tifffile.imwrite(path, stored, photometric="separated", planarconfig=planar)
+    assert np.array_equal(pixels(path), np.asarray(Image.fromarray(inks, "CMYK").convert("RGB")))
+
+
 @pytest.mark.parametrize("bands", [2, 6, 13])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 def test_bands_that_are_no_picture_are_refused_by_their_number(
@@ -374,7 +383,7 @@ def test_a_heif_photo_is_read_and_turned_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "package", "reason"),
     [
-        ("planes.tif", "tifffile", "a TIFF of 3 x 16 bits, in planes, which Pillow does not read"),
+        ("planes.tif", "tifffile", "it is a TIFF of 3 x 16 bits, in planes, which needs tifffile"),
         ("scan.dcm", "pydicom", "it is a DICOM image, which needs pydicom"),
         ("phone.heic", "pillow_heif", "it is a HEIF photo, which needs pillow_heif"),
     ],
@@ -492,7 +501,8 @@ def test_stored_features_are_kept_apart_by_the_range_and_no_others(make_set: Mak
 
     before = key(None)
     assert key((0, 65535)) == before
-    assert key((0, 4095))[0] == f"{before[0]}, levels (0, 4095)"
+    assert key((0, 4095))[0] == f"{before[0]}, levels [0.0, 4095.0]"
+    assert key((0.0, 4095.0)) == key((0, 4095))  # as a run's settings give them back
 
 
 def test_stored_features_of_what_was_read_wrongly_are_not_taken(tmp_path: Path) -> None:

@@ -184,12 +184,12 @@ class TiffLayout:
             return self.samples == 1 and self.bits in (16, 32) and not (self.swapped or self.planar)
         if self.photometric == _RGB:
             # A band of which nothing is said would be taken for transparency.
-            said, plain = len(self.extras) == self.samples - 3 <= 3, self.bits <= 8
-            return said and not (self.planar and (self.extras or not plain))
-        if self.samples == 1:
-            return self.bits <= 8 or not self.planar
-        # Of grey with other bands than transparency Pillow takes the first without a word.
-        return not self.planar and (self.photometric not in _GREY or self.extras in ((1,), (2,)))
+            is_said = len(self.extras) == self.samples - 3 <= 3
+            return is_said and not (self.planar and (self.extras or self.bits > 8))
+        if self.samples > 1 and self.photometric in _GREY:
+            # Of other bands than transparency Pillow takes the first without a word.
+            return self.extras in ((1,), (2,)) and not self.planar
+        return self.bits <= 8 or not self.planar
 
     @property
     def is_deep_colour(self) -> bool:
@@ -258,7 +258,7 @@ def read_tiff(file: IO[bytes], layout: TiffLayout) -> Values:
     what = f"a TIFF of {layout.samples} x {layout.bits} {numbers}bits" + ", in planes" * (
         layout.planar and layout.samples > 1
     )
-    tifffile = library("tifffile", f"{what}, which Pillow does not read", "tiff")
+    tifffile = library("tifffile", what, "tiff")
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first

@@ -94,7 +94,9 @@ def audit(
         )
     )
     left_out = [_broken_images(broken, bad_images)] if broken else []
-    errors = [*(left_out if bad_images == "error" else ()), *_errors(clean)]
+    errors = list(_errors(clean))
+    if errors or bad_images == "error":
+        errors = [*left_out, *errors]
     if len(errors) > 1:
         lines = "".join(f"\n- {message}" for message in errors)
         raise DataError(f"the data set cannot be trained on, for {len(errors)} reasons:{lines}")

@@ -163,7 +163,7 @@ class ImageSamples(Samples):
         # Another decoder may round otherwise; what a view shows is part of its seed.
         self.transform = f"{data.preprocessing!r}, Pillow {PIL.__version__}"
         if data.levels not in (None, FULL):
-            self.transform += f", levels {data.levels}"
+            self.transform += f", levels {[float(end) for end in data.levels]}"
         self._digests: dict[Path, tuple[object, str]] = {}  # with what the file was like then
 
     def __len__(self) -> int:

@@ -27,8 +27,8 @@ from frostline.errors import FrostlineError
 WAYS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.generic]]] = {
     "8 bits": lambda grey: grey,
     "8 bits in 16": lambda grey: grey.astype(np.uint16),
-    "12 bits in 16": lambda grey: np.round(grey * (4095 / 255)).astype(np.uint16),
-    "12 bits in int32": lambda grey: np.round(grey * (4095 / 255)).astype(np.int32),
+    "12 bits in 16": lambda grey: grey.astype(np.uint16) * 16,
+    "12 bits in int32": lambda grey: grey.astype(np.int32) * 16,
     "float 0..3000": lambda grey: (grey * (3000 / 255)).astype(np.float32),
     "float to 1.02": lambda grey: (grey * (1.02 / 255)).astype(np.float32),
 }
@@ -46,7 +46,9 @@ def main() -> None:
             splits = splits.each(lambda images, to=Path(folder), way=way: stored(images, to, way))
             found = audit(splits, bad_images="error")
             by_set = accuracy(found.splits.sets.values(), found.levels, chosen.epochs)
-            by_type = accuracy(found.splits.sets.values(), None, chosen.epochs)
+            by_type = by_set
+            if found.levels is not None:
+                by_type = accuracy(found.splits.sets.values(), None, chosen.epochs)
         result[name] = {"levels": found.levels, "set": by_set, "type": by_type}
         rows.append((name, str(found.levels or ""), *(f"{one:.3f}" for one in (by_set, by_type))))
     table(rows)

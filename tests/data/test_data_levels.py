@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLossless
 
 from frostline.data import (
     Audit,
@@ -293,10 +294,12 @@ def test_without_levels_values_beyond_the_type_are_refused(tmp_path: Path) -> No
     assert pixels(path, (0, 2**30))[..., 0].tolist() == [[0, 255]]
 
 
-def write_dicom(path: Path, array: Array, photometric: str, **tags: Any) -> None:
+def write_dicom(
+    path: Path, array: Array, photometric: str, syntax: UID = ExplicitVRLittleEndian, **tags: Any
+) -> None:
     image = Dataset()
     image.file_meta = FileMetaDataset()
-    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.file_meta.TransferSyntaxUID = syntax
     image.SOPClassUID, image.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
     image.Rows, image.Columns = array.shape[:2]
     image.SamplesPerPixel = 1 if array.ndim == 2 else 3
@@ -333,6 +336,9 @@ def test_dicom_that_holds_no_picture_is_refused(tmp_path: Path) -> None:
     del image.PixelData
     pydicom.dcmwrite(path, image)
     assert "it is DICOM without a picture" in refusal(path)
+    frames = encapsulate([GREY.tobytes()])
+    write_dicom(path, GREY, "MONOCHROME2", PixelData=frames, syntax=JPEGLossless)
+    assert "pydicom cannot decode its JPEG Lossless, Non-Hierarchical (Process 14)" in refusal(path)
     write_dicom(path, GREY, "MONOCHROME2", Rows=40_000, Columns=40_000)
     assert "40000 x 40000 pixels, more than 178,956,970" in refusal(path)
 
@@ -472,6 +478,21 @@ def test_the_audit_warns_of_transparency_that_looks_like_a_band(make_set: MakeSe
     assert f"looks like a picture: {odd}. Write files without it" in finding.message
 
 
+def test_colours_that_need_a_package_for_their_range_name_it_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    for part, name in itertools.product(("train", "val"), ("dark", "light")):
+        path = tmp_path / "set" / part / name / "0.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(imagecodecs.png_encode(COLOURS.astype(np.uint16) * 16))
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(
+        ImageError, match=r"which needs imagecodecs: pip install 'frostline\[tiff\]'"
+    ):
+        audit(read_splits(tmp_path / "set"), bad_images="skip")
+
+
 def test_files_are_checked_by_the_range_of_the_run(make_set: MakeSet) -> None:
     folder = make_set(lambda level: np.full((18, 18), level, np.float32))
     files = sorted(folder.rglob("*.tif"))
@@ -505,10 +526,18 @@ def test_stored_features_are_kept_apart_by_the_range_and_no_others(make_set: Mak
     assert key((0.0, 4095.0)) == key((0, 4095))  # as a run's settings give them back
 
 
-def test_stored_features_of_what_was_read_wrongly_are_not_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"photometric": "rgb", "planarconfig": "separate"},
+        {"photometric": "miniswhite", "metadata": None},
+    ],
+)
+def test_stored_features_of_what_was_read_wrongly_are_not_taken(
+    tmp_path: Path, stored: dict[str, Any]
+) -> None:
     path = tmp_path / "planes.tif"
-    planes = np.zeros((3, SIDE, SIDE), np.uint16)
-    tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(path, np.zeros((3, SIDE, SIDE), np.uint16), **stored)
     digests = read_files([path]).digests
     images = ImageSet(("all",), (Sample(path, 0),))
     plain = tmp_path / "planes.bin"

@@ -75,7 +75,11 @@ def _read_dicom(file: IO[bytes]) -> Values:
     if "PixelData" not in image:
         raise RefusedError("it is DICOM without a picture")
     check_size(image.Columns, image.Rows)
-    array = pixels.pixel_array(image, index=0)
+    try:
+        array = pixels.pixel_array(image, index=0)
+    except (RuntimeError, NotImplementedError) as error:
+        kind = image.file_meta.TransferSyntaxUID.name
+        raise RefusedError(f"pydicom cannot decode its {kind} here; decompress it first") from error
     if image.PhotometricInterpretation == "PALETTE COLOR":
         array = pixels.apply_color_lut(array, image)
     elif image.SamplesPerPixel == 1:
@@ -190,6 +194,11 @@ class TiffLayout:
             # Of other bands than transparency Pillow takes the first without a word.
             return self.extras in ((1,), (2,)) and not self.planar
         return self.bits <= 8 or not self.planar
+
+    @property
+    def is_read_as_before(self) -> bool:
+        """Whether the first releases, which left all TIFF to Pillow, gave what is given now."""
+        return self.is_right_in_pillow and not (self.bits > 8 and self.photometric == 0)
 
     @property
     def is_deep_colour(self) -> bool:

@@ -196,7 +196,7 @@ def _is_deep_colour(file: IO[bytes], layout: TiffLayout | None) -> bool:
 
 
 def reading_of(path: Path) -> str:
-    """What of a file's reading its content does not tell: TIFF that Pillow read wrongly before.
+    """What of a file's reading its content does not tell: whether features of before are wrong.
 
     Raises:
         OSError: there is no such file.
@@ -205,7 +205,7 @@ def reading_of(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         layout = _tiff_layout(file)
-    return "" if layout is None or layout.is_right_in_pillow else " by its values"
+    return "" if layout is None or layout.is_read_as_before else " by its values"
 
 
 def _identify(file: IO[bytes], levels: Levels | None = None) -> ImageFile | Values:

@@ -157,13 +157,13 @@ class TiffLayout:
     next: int
 
     @classmethod
-    def of(cls, file: IO[bytes], *, at: int | None = None) -> Self:
-        """Read the tags of the first page, or of the one at an offset.
+    def of(cls, file: IO[bytes]) -> Self:
+        """Read the tags of the first page.
 
         Raises:
             Exception: of any kind, as Pillow raises them on damaged tags.
         """
-        tags = _tags(file, at)
+        tags = _tags(file)
         samples, bits = int(tags.get(_SAMPLES, 1)), tags.get(_BITS, (1,))
         return cls(
             size=(int(tags[_WIDTH]), int(tags[_HEIGHT])),

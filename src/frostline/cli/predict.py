@@ -38,18 +38,21 @@ def predict(
     same, and the exit status is 1.
     """
     from frostline.callbacks.progress import BatchBar
-    from frostline.cli._terminal import notes, output, print_json, say
-    from frostline.data import read_files
+    from frostline.cli._terminal import notes, output, print_json, say, warn
+    from frostline.data import read_files, run_notes
     from frostline.runs import open_run
 
     if json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv.")
     opened, aside = open_run(run), notes()
     asked = list(_expanded(files))
-    digests, broken = read_files(asked)
+    levels = opened.settings.data.levels
+    digests, broken, values = read_files(asked, levels=levels)
     good = [file for file in asked if file in digests]
     for error in broken.values():
         say(aside, f"Error: {error}", style="red")
+    for note in run_notes(values.values(), levels):
+        warn(note)
     bar = BatchBar(aside, samples_per_batch=opened.settings.data.batch_size)
     named = sys.maxsize if json else top
     found = opened.predict(good, top=named, device=device, hooks=(bar,)) if good else []

@@ -17,6 +17,7 @@ from frostline.data import (
     make_batches,
     read_files,
     read_set,
+    run_notes,
     without,
 )
 from frostline.deltas import Delta, load_delta, read_delta
@@ -170,7 +171,7 @@ class FinishedRun:
     def _predictions(self, images: ImageSet, device: str, hooks: Iterable[Hook]) -> Predictions:
         """By the frozen part in the form that the run was trained and judged with."""
         settings = self.settings
-        data = ImageDataset(images, self.loaded.preprocessing)
+        data = ImageDataset(images, self.loaded.preprocessing, levels=settings.data.levels)
         batches = make_batches(data, batch_size=settings.data.batch_size, shuffle=False, seed=0)
         phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
         form = forms[phase] if phase < len(forms) else ""
@@ -208,12 +209,15 @@ class FinishedRun:
                 label_column=label_column or own.label_column,
                 split_column=split_column or own.split_column,
             )
-        digests, broken = read_files((s.path for s in images.samples), progress=progress)
+        levels = self.settings.data.levels
+        files = (sample.path for sample in images.samples)
+        digests, broken, values = read_files(files, levels=levels, progress=progress)
         images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
         if not images.samples:
             raise DataError(f"{data} has no picture left to evaluate on. Point at other data.")
         seen = set(self.folder.read_trained_on())
         notes = [f"left out: {error}" for error in broken.values()]
+        notes += run_notes(values.values(), levels)
         if known := sum(1 for digest in digests.values() if digest in seen):
             notes.append(
                 f"{known} of {len(digests)} pictures have the content of one that the run was "
@@ -323,7 +327,9 @@ class FinishedRun:
         splits = splits_of(self.settings)
         if splits.division is not None:  # it was drawn among the pictures that can be read
             every = (s.path for part in splits.sets.values() for s in part.samples)
-            splits = without(splits, read_files(every, progress=progress)[1])
+            levels = self.settings.data.levels
+            found = read_files(every, levels=levels, progress=progress)
+            splits = without(splits, found.broken)
         return splits.test or splits.val
 
 

@@ -96,7 +96,10 @@ class Prepared:
         splits, seed = self.data.splits, self.settings.training.seed
         augment = Augment.parse(self.settings.data.augment)
         made = partial(
-            ImageDataset, preprocessing=self.loaded.preprocessing, digests=self.data.digests
+            ImageDataset,
+            preprocessing=self.loaded.preprocessing,
+            digests=self.data.digests,
+            levels=self.data.levels,
         )
         return made(splits.train, augment=augment, seed=seed), made(splits.val)
 
@@ -124,8 +127,14 @@ def prepare(
         classes = splits.train.classes
         order = classes if classes == data.classes else own_order(classes, loaded.classes)
         splits, mapping = in_order(splits, order), mapping_words(order, loaded.classes)
-    found = audit(splits, bad_images=data.bad_images, progress=progress)
-    completed = _completed(settings, loaded, found.splits.train.classes)
+    found = audit(
+        splits,
+        bad_images=data.bad_images,
+        levels=data.levels,
+        prefer_default=settings.preprocessing is not None and data.levels is None,  # resumed
+        progress=progress,
+    )
+    completed = _completed(settings, loaded, found)
     return Prepared(completed, loaded, found, frozen, mapping)
 
 
@@ -201,7 +210,7 @@ def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> 
     return train_only(loaded.model, path(loaded.head), norm=asked.norm)
 
 
-def _completed(settings: RunSettings, loaded: LoadedModel, classes: tuple[str, ...]) -> RunSettings:
+def _completed(settings: RunSettings, loaded: LoadedModel, found: Audit) -> RunSettings:
     """With what was found, and files by absolute paths, so that any folder will do."""
     spec, digest, weights = loaded.spec, loaded.weights.digest, settings.model.weights
     model = {
@@ -210,7 +219,8 @@ def _completed(settings: RunSettings, loaded: LoadedModel, classes: tuple[str, .
         "weights": _absolute(weights) if digest else weights,
         "weights_digest": digest,
     }
-    data = {"path": _absolute(settings.data.path), "classes": classes}
+    classes = found.splits.train.classes
+    data = {"path": _absolute(settings.data.path), "classes": classes, "levels": found.levels}
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(update=model),

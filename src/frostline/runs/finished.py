@@ -75,6 +75,11 @@ class FinishedRun:
     folder: RunFolder
     settings: RunSettings
 
+    @property
+    def batch_size(self) -> int:
+        """Pictures that are predicted together."""
+        return self.settings.data.batch_size
+
     @cached_property
     def loaded(self) -> LoadedModel:
         """The model with the best epoch's weights, in eval mode, frozen as it was.
@@ -122,20 +127,14 @@ class FinishedRun:
             ImageError: a file is no picture.
         """
         classes = self.settings.data.classes
-        images = ImageSet(classes, tuple(Sample(file, 0) for file in files))
-        found = self._predictions(images, device, hooks)
-        ranked = found.outputs.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
-        chances, places = (part[:, :top].tolist() for part in ranked)
-        return [
-            Prediction(name, tuple(zip((classes[i] for i in best), values, strict=True)))
-            for name, best, values in zip(found.names, places, chances, strict=True)
-        ]
+        found = self._predictions(files_as_set(files, classes), device, hooks)
+        return ranked(found, classes, top=top)
 
     def _predictions(self, images: ImageSet, device: str, hooks: Iterable[Hook]) -> Predictions:
         """By the frozen part in the form that the run was trained and judged with."""
         settings = self.settings
         data = ImageDataset(images, self.loaded.preprocessing)
-        batches = make_batches(data, batch_size=settings.data.batch_size, shuffle=False, seed=0)
+        batches = make_batches(data, batch_size=self.batch_size, shuffle=False, seed=0)
         phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
         form = forms[phase] if phase < len(forms) else ""
         compute = Compute(device, settings.training.mixed)
@@ -282,6 +281,21 @@ def open_run(path: str | Path) -> FinishedRun:
     folder = RunFolder(Path(path))
     folder.check_is_run()
     return FinishedRun(folder, RunSettings.read(folder.settings))
+
+
+def files_as_set(files: Iterable[Path], classes: tuple[str, ...]) -> ImageSet:
+    """Pictures whose class is not known, to predict it."""
+    return ImageSet(classes, tuple(Sample(file, 0) for file in files))
+
+
+def ranked(found: Predictions, classes: Sequence[str], *, top: int) -> list[Prediction]:
+    """The `top` most probable classes of each sample, from its logits."""
+    order = found.outputs.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    chances, places = (part[:, :top].tolist() for part in order)
+    return [
+        Prediction(name, tuple(zip((classes[i] for i in best), values, strict=True)))
+        for name, best, values in zip(found.names, places, chances, strict=True)
+    ]
 
 
 def _check_left_out(delta: Delta, frozen: Fingerprint, file: Path) -> None:

@@ -58,10 +58,21 @@ def write_state_dict(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     check_checkpoint_path(path)
     if path.suffix == _SAFE:
-        # safetensors holds no shared tensors; each name gets its own.
-        save_tensors({n: t.cpu().clone().contiguous() for n, t in tensors.items()}, path)
+        write_safetensors(tensors, path)
     else:
         save_torch(dict(tensors), path)
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, texts: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors, each name its own, since safetensors holds no shared ones; and texts.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    whole = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+    save_tensors(whole, path, header=texts)
 
 
 def check_checkpoint_path(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 BadImages = Literal["skip", "error"]
+ExportFormat = Literal["safetensors", "pt2", "onnx"]
 HeadPlace = Literal["classifier", "logits", "keep"]
 FloatName = Literal["float32", "bfloat16", "float16"]
 PrefixPrecision = Literal["exact", "auto"] | float

@@ -35,6 +35,7 @@ def predict(
     ],
     *,
     top: Annotated[int, typer.Option(help="How many classes to name.", min=1)] = 1,
+    weights: options.RunWeights = None,
     device: options.Device = "auto",
     json: options.Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
@@ -50,7 +51,7 @@ def predict(
 
     if json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv.")
-    opened, aside = _opened(run, device), notes()
+    opened, aside = _opened(run, weights, device), notes()
     asked = list(expanded(files))
     digests, broken = read_files(asked)
     good = [file for file in asked if file in digests]
@@ -71,13 +72,14 @@ def predict(
         raise typer.Exit(1)
 
 
-def _opened(path: Path, device: str) -> FinishedRun | ExportedModel:
-    if not path.is_file():
-        from frostline.runs import open_run
+def _opened(path: Path, weights: Path | None, device: str) -> FinishedRun | ExportedModel:
+    from frostline.exports import EXPORTED, open_export
+    from frostline.runs import open_run
 
-        return open_run(path)
-    from frostline.exports import open_export
-
+    if path.is_dir() or not (path.is_file() or path.suffix in EXPORTED):
+        return open_run(path, weights=weights)
+    if weights is not None:
+        raise typer.BadParameter("an exported file holds all weights.", param_hint="--weights")
     if device not in ("auto", "cpu"):
         raise typer.BadParameter("an exported file is computed on the CPU.", param_hint="--device")
     return open_export(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import Final, final
 import torch
 
 from frostline._files import check_new, replacing
+from frostline.choices import ExportFormat
 from frostline.data import Batch, ImageSet, read_files
 from frostline.deltas import read_delta
 from frostline.devices import Compute
 from frostline.engine import Hook, predict
 from frostline.errors import ConfigError, DataError, OutputError
-from frostline.exports.formats import FORMATS, Format, FormatName
+from frostline.exports.formats import FORMATS, Format
 from frostline.exports.notes import Checked, Head, Notes
 from frostline.exports.opened import ExportedModel, optional
 from frostline.models import ModelSpec
@@ -50,7 +51,7 @@ class Exported:
 
 def export(
     run: FinishedRun,
-    to: FormatName,
+    to: ExportFormat,
     out: Path,
     *,
     fold: bool = False,
@@ -101,7 +102,7 @@ def export(
     return Exported(out, checked, _as_recorded(run, found, shown))
 
 
-def check_export(to: FormatName, out: Path, *, fold: bool) -> None:
+def check_export(to: ExportFormat, out: Path, *, fold: bool) -> None:
     """Make sure that such a file can be written, before anything is read for it.
 
     Raises:
@@ -114,7 +115,7 @@ def check_export(to: FormatName, out: Path, *, fold: bool) -> None:
     check_new(out)
 
 
-def check_fold(to: FormatName, *, fold: bool) -> None:
+def check_fold(to: ExportFormat, *, fold: bool) -> None:
     """Refuse to fold norms in a format that has the model's own layers.
 
     Raises:
@@ -171,7 +172,7 @@ def _pictures(run: FinishedRun, given: Sequence[Path]) -> _Shown:
     return _Shown("noise, since the validation pictures are gone (--pictures gives others)")
 
 
-def _validation_files(run: FinishedRun) -> Mapping[Path, str]:
+def _validation_files(run: FinishedRun) -> dict[Path, str]:
     """Files where the validation pictures were, evenly spread, and the digests of their content."""
     try:
         files = [sample.path for sample in splits_of(run.settings).val.samples]

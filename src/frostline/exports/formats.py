@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, fx, nn
 
+from frostline.choices import ExportFormat
 from frostline.cutting.structures import read_inputs
 from frostline.cutting.tracing import trace
 from frostline.errors import ConfigError, CutError, ModelError
@@ -27,7 +28,6 @@ from frostline.models import logits_of
 from frostline.tuning.drafts import draft_of
 from frostline.tuning.rewriting import fold
 
-FormatName = Literal["safetensors", "pt2", "onnx"]
 Writer = Callable[[Path, Mapping[str, str]], None]
 _ONNX_BYTES = 2**31 - 2**20  # that a protobuf holds, less room for the graph
 
@@ -93,7 +93,7 @@ def _onnx(model: nn.Module, example: Tensor, folded: bool) -> Writer:
     return write
 
 
-FORMATS: Final[dict[FormatName, Format]] = {
+FORMATS: Final[dict[ExportFormat, Format]] = {
     "safetensors": Format(_safetensors, read_safetensors, has_graph=False),
     "pt2": Format(_pt2, read_pt2),
     "onnx": Format(_onnx, read_onnx, needs=("onnx", "onnxscript", "onnxruntime")),

@@ -76,6 +76,8 @@ def open_export(path: Path) -> ExportedModel:
         ConfigError: it is another file, cannot be read, or what reads it is not installed.
         ModelError, WeightsError: the model of a safetensors file cannot be built or filled.
     """
+    if not path.exists():
+        raise ConfigError(f"there is no file {path}. Give one that `frostline export` wrote.")
     if path.suffix == ".pt2":
         raise ConfigError(
             f"{path}: torch.export.load runs whatever program a .pt2 file brings, so Frostline "
@@ -138,6 +140,7 @@ def read_onnx(path: Path) -> tuple[Notes, Forward]:
     return Notes.read(texts, path), forward
 
 
+EXPORTED = (".safetensors", ".pt2", ".onnx")
 NOTES_FILE = "frostline.json"  # in a .pt2 archive
 _READERS: dict[str, Reader] = {".safetensors": read_safetensors, ".onnx": read_onnx}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -329,8 +330,10 @@ def ranked(found: Predictions, classes: Sequence[str], *, top: int) -> list[Pred
 
 def _beside(folder: RunFolder, name: str) -> Iterator[Path]:
     """Files of weights in a run's folder and in the one that it lies in; those of `name` first."""
-    root = folder.root.absolute()
-    there = [file for place in (root, root.parent) for file in sorted(place.iterdir())]
+    root, there = folder.root.absolute(), list[Path]()
+    for place in (root, root.parent):
+        with suppress(OSError):  # it may not be read
+            there += sorted(place.iterdir())
     for file in sorted(there, key=lambda file: file.name != name):
         if file.suffix.lower() in WEIGHT_SUFFIXES and file.is_file() and os.access(file, os.R_OK):
             yield file

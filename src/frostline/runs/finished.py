@@ -103,7 +103,8 @@ class FinishedRun:
         _check_left_out(delta, planned.untouched, self.folder.best)
         load_delta(loaded.model, self.folder.best)
         loaded.model.eval()
-        return loaded
+        # As it was then: an own file or a later library may come with another one.
+        return replace(loaded, preprocessing=self.settings.preprocessing or loaded.preprocessing)
 
     def evaluate(
         self, images: ImageSet, *, device: str = "auto", hooks: Iterable[Hook] = ()

@@ -130,8 +130,10 @@ def prepare(
         splits, mapping = in_order(splits, order), mapping_words(order, loaded.classes)
     found = audit(splits, bad_images=data.bad_images, progress=progress)
     completed = _completed(settings, loaded, found.splits.train.classes)
-    if weights:
-        completed = completed.model_copy(update={"model": settings.model})
+    if weights:  # a file of weights may come with other preprocessing than the published ones
+        kept = {"model": settings.model, "preprocessing": settings.preprocessing}
+        completed = completed.model_copy(update=kept)
+        loaded = replace(loaded, preprocessing=settings.preprocessing or loaded.preprocessing)
     return Prepared(completed, loaded, found, frozen, mapping)
 
 
@@ -173,9 +175,6 @@ def build(
         on=model.on,
         seed=settings.training.seed,
     )
-    # As it was then: an own file, a later library or a file of weights may come with another one.
-    prepared = (weights and settings.preprocessing) or loaded.preprocessing
-    loaded = replace(loaded, preprocessing=prepared)
     frozen = _freeze_as_asked(loaded, settings, phase)
     if model.on != "keep":
         _check_head_trains(loaded, settings)

@@ -38,7 +38,7 @@ __all__ = ["Estimate", "estimate"]
 _PRECISIONS = get_args(StepPrecision)
 _LARGEST_BATCH = 1 << 20
 _SECOND_BATCH = 16  # beside a batch of one, to see how memory grows
-_DEPTHS = 12  # stages up to which all is frozen in the table; each costs a trace of the model
+_DEPTHS = 10  # stages up to which all is frozen in the table; each costs a trace of the model
 
 Freezing = Callable[[], object]  # freezes the model in some way
 _Found = TypeVar("_Found")
@@ -87,7 +87,7 @@ def estimate(
         plan: its phases, each with its own freeze.
         epochs: of a run without a plan, or of a phase that does not say.
         samples: to train on, or (to train on, to validate on): for the time of epochs.
-        stages: also a step with everything up to each stage frozen, for at most 12 stages evenly
+        stages: also a step with everything up to each stage frozen, for at most 10 stages evenly
             from none to all but the last. Of these, less that trains is never said to take longer:
             seconds that noise has put the other way round are pooled.
         budget: bytes: the largest batch and the deepest thaw that fit.
@@ -116,7 +116,7 @@ def estimate(
         shown = evenly(depths(model), _DEPTHS) if stages else []
         ways = list(_phase_freezes(model, phases))
         deeper = [partial(train_only, model, thawed) for _, thawed in shown]
-        done = counted(progress, 3 * len(ways) + len(deeper) + 2)
+        done = counted(progress, 3 * len(ways) + len(deeper))
         traces = _each(model, ways, done(setup.trace))
         deep = _each(model, deeper, done(setup.trace))
         watch = Stopwatch()
@@ -132,7 +132,7 @@ def estimate(
         stage_rows: tuple[StageCost, ...] = ()
         if deep:
             known = list(zip(traces, own, strict=True))
-            each = _stage_prices(setup, deeper, deep, done(calibrate), known)
+            each = _stage_prices(setup, deeper, deep, calibrate, known)
             found = _each(model, deeper, setup.step, deep, each)
             stage_rows = tuple(rows([frozen for frozen, _ in shown], found))
             steps = [

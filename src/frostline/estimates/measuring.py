@@ -158,7 +158,7 @@ def counted(progress: Progress | None, parts: int) -> Callable[[_Work], _Work]:
         def telling(*given: Any, **named: Any) -> Any:
             found = work(*given, **named)
             if progress is not None:
-                progress(min(next(done), parts), parts)
+                progress(next(done), parts)
             return found
 
         return cast(_Work, telling)

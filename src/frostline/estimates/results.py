@@ -329,7 +329,14 @@ def _stage_table(stages: tuple[StageCost, ...]) -> Table:
         for stage in stages
     )
     heads = columns("frozen", "trainable", "memory", "step", "on features")
-    return Table(heads, rows, "What freezing saves")
+    last = stages[-1].frozen
+    left = (
+        int(last.rpartition(".")[2].removeprefix("stage:")) + 2 - len(stages)
+        if last != "none"
+        else 0
+    )
+    notes = (f"and {left} stages between; ask for one with --freeze",)
+    return Table(heads, rows, "What freezing saves", notes if left else ())
 
 
 def _phase_table(found: Estimate) -> Table | str:

@@ -152,7 +152,7 @@
     byId("terms").replaceChildren(...options);
     try {
       const picked = Selectors.parse(data, text);
-      trainable = byId("mode").value === "freeze" ? Selectors.complement(data, picked) : picked;
+      trainable = byId("mode").value === "freeze" ? Selectors.complement(data, picked) : new Set(picked);
       said = { mode: byId("mode").value, text: text.trim(), picked };
       wrong("");
       update();

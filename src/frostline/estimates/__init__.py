@@ -113,7 +113,8 @@ def estimate(
             freeze_part(model, freeze)
         elif train is not None:
             train_only(model, train)
-        shown = evenly(depths(model), _DEPTHS) if stages else []
+        choices = depths(model)
+        shown = evenly(choices, _DEPTHS) if stages else []
         ways = list(_phase_freezes(model, phases))
         deeper = [partial(train_only, model, thawed) for _, thawed in shown]
         done = counted(progress, 3 * len(ways) + len(deeper))
@@ -151,10 +152,11 @@ def estimate(
             phases=costs,
             samples=counts,
             stages=stage_rows,
-            budget=None if budget is None else _budget_fit(setup, budget, depths(model)),
+            budget=None if budget is None else _budget_fit(setup, budget, choices),
             check=_real_step(setup) if check else None,
             measured_seconds=watch.seconds,
             core_share=watch.core_share,
+            stages_left=len(choices) - len(shown) if shown else 0,
         )
 
 

@@ -192,6 +192,7 @@ class Estimate:
         samples: that an epoch trains on, and validates on; 0 where not known.
         stages: everything up to each stage frozen, from nothing to all but the head.
         measured_seconds: that calibrating took on this machine.
+        stages_left: how many between have no row.
         core_share: of a processor core that the process had meanwhile, from 0 to 1: on a machine
             that is busy otherwise all seconds are too long.
     """
@@ -207,6 +208,7 @@ class Estimate:
     check: StepCost | None = None
     measured_seconds: float = 0.0
     core_share: float = 1.0
+    stages_left: int = 0
 
     @property
     def step(self) -> Step:
@@ -247,7 +249,7 @@ class Estimate:
         yield _memory_table(self)
         yield _layer_table(self.step)
         if self.stages:
-            yield _stage_table(self.stages)
+            yield _stage_table(self.stages, self.stages_left)
         yield _phase_table(self)
         if self.check is not None:
             yield _check_table(self.step, self.check)
@@ -317,7 +319,7 @@ def _layer_table(step: Step) -> Table:
     return Table(heads, rows, "Layers that take or keep the most", notes if left else ())
 
 
-def _stage_table(stages: tuple[StageCost, ...]) -> Table:
+def _stage_table(stages: tuple[StageCost, ...], left: int) -> Table:
     rows = tuple(
         (
             stage.frozen,
@@ -329,12 +331,6 @@ def _stage_table(stages: tuple[StageCost, ...]) -> Table:
         for stage in stages
     )
     heads = columns("frozen", "trainable", "memory", "step", "on features")
-    last = stages[-1].frozen
-    left = (
-        int(last.rpartition(".")[2].removeprefix("stage:")) + 2 - len(stages)
-        if last != "none"
-        else 0
-    )
     notes = (f"and {left} stages between; ask for one with --freeze",)
     return Table(heads, rows, "What freezing saves", notes if left else ())
 

@@ -297,10 +297,18 @@ def test_the_preprocessing_is_that_of_training_whatever_the_file_says_now(world:
 
 def test_moved_weights_say_where_they_were(world: World) -> None:
     run = world.run()
-    world.weights.rename(world.root / "moved.safetensors")
-    with pytest.raises(fl.WeightsError, match=r"no longer at .*weights\.safetensors\. Put them ba"):
+    (world.root / "far").mkdir()
+    moved = world.weights.rename(world.root / "far" / "moved.safetensors")
+    with pytest.raises(fl.WeightsError, match=r"no longer at .*weights\.safetensors, and no file"):
         _ = open_run(run).loaded
-    edit(run / "run.toml", lambda text: text.replace("weights.safetensors", "moved.safetensors"))
+    assert open_run(run, weights=moved).verify().tensors == 7
+
+
+def test_weights_that_were_moved_beside_the_run_are_found_by_their_content(world: World) -> None:
+    run = world.run()
+    moved = world.weights.rename(world.root / "moved.safetensors")
+    save_file({"other": torch.zeros(1)}, world.weights.with_name("a.safetensors"))
+    assert open_run(run).base_weights == str(moved)
     assert open_run(run).verify().tensors == 7
 
 

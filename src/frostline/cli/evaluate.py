@@ -16,6 +16,7 @@ def evaluate(
         Path, typer.Argument(help="A folder of class folders, or a CSV.", metavar="DATA")
     ],
     *,
+    weights: options.RunWeights = None,
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
@@ -28,7 +29,7 @@ def evaluate(
     from frostline.cli._terminal import counting, notes, show, warn
     from frostline.runs import open_run
 
-    opened = open_run(run)
+    opened = open_run(run, weights=weights)
     with counting("checking pictures") as progress:
         held = opened.held_out(data, progress=progress)
     for note in held.notes:

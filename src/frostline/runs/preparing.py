@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -102,13 +102,17 @@ class Prepared:
 
 
 def prepare(
-    settings: RunSettings, *, progress: Callable[[int, int], None] | None = None
+    settings: RunSettings,
+    *,
+    weights: str = "",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Read the data, build the model, load its weights, put the head, freeze.
 
     What is quick to check is checked first, so that a mistake shows before any long work.
 
     Args:
+        weights: what to build the base of an earlier run from, if not from what its settings say.
         progress: called with (done, total) while the pictures are checked.
 
     Raises:
@@ -119,13 +123,15 @@ def prepare(
     Augment.parse(data.augment)
     check_settings(settings)
     splits, mapping = splits_of(settings), ""
-    loaded, frozen = build(settings, Classification(splits.train.classes))
+    loaded, frozen = build(settings, Classification(splits.train.classes), weights=weights)
     if settings.model.on == "keep":
         classes = splits.train.classes
         order = classes if classes == data.classes else own_order(classes, loaded.classes)
         splits, mapping = in_order(splits, order), mapping_words(order, loaded.classes)
     found = audit(splits, bad_images=data.bad_images, progress=progress)
     completed = _completed(settings, loaded, found.splits.train.classes)
+    if weights:
+        completed = completed.model_copy(update={"model": settings.model})
     return Prepared(completed, loaded, found, frozen, mapping)
 
 
@@ -142,13 +148,16 @@ def splits_of(settings: RunSettings) -> Splits:
     )
 
 
-def build(settings: RunSettings, task: Task, *, phase: int = 0) -> tuple[LoadedModel, Frozen]:
+def build(
+    settings: RunSettings, task: Task, *, phase: int = 0, weights: str = ""
+) -> tuple[LoadedModel, Frozen]:
     """The model of `settings` with its weights and a head for `task`, frozen as asked.
 
     That is by the settings' selector or as in a phase; by default everything but the head.
 
     Args:
         phase: of the settings' plan, from 0.
+        weights: as for `prepare`.
 
     Raises:
         ModelError, WeightsError: as `load_model`.
@@ -158,12 +167,15 @@ def build(settings: RunSettings, task: Task, *, phase: int = 0) -> tuple[LoadedM
     model = settings.model
     loaded = load_model(
         model.name,
-        weights=model.weights,
+        weights=weights or model.weights,
         classes=task.width,
         hidden=model.hidden,
         on=model.on,
         seed=settings.training.seed,
     )
+    # As it was then: an own file, a later library or a file of weights may come with another one.
+    prepared = (weights and settings.preprocessing) or loaded.preprocessing
+    loaded = replace(loaded, preprocessing=prepared)
     frozen = _freeze_as_asked(loaded, settings, phase)
     if model.on != "keep":
         _check_head_trains(loaded, settings)

@@ -12,7 +12,15 @@ from typing import final
 
 from frostline._files import file_digest
 from frostline.config import RunSettings
-from frostline.data import ImageDataset, ImageSet, Sample, make_batches, read_files, read_set
+from frostline.data import (
+    ImageDataset,
+    ImageSet,
+    Sample,
+    make_batches,
+    read_files,
+    read_set,
+    without,
+)
 from frostline.deltas import Delta, load_delta, read_delta
 from frostline.devices import Compute
 from frostline.engine import Hook, predict, summarised
@@ -147,17 +155,34 @@ class FinishedRun:
         return predict(model, given, compute, forward=forward, hooks=tuple(hooks))
 
     def held_out(
-        self, data: Path, *, progress: Callable[[int, int], None] | None = None
+        self,
+        data: Path,
+        *,
+        file_column: str = "",
+        label_column: str = "",
+        split_column: str = "",
+        progress: Callable[[int, int], None] | None = None,
     ) -> HeldOut:
         """Pictures of `data` that the run may be judged on.
 
         The folder that the run itself divided gives the part that it held out; any other data
-        set gives its test/ or val/ part, or all of it where it is not divided.
+        set gives its test/ or val/ part, or all of it where it is not divided. The columns of a
+        table are by default those of the run.
 
         Raises:
             DataError: there is no such data, a class is unknown to the run, or nothing is left.
         """
-        images = self._read(data)
+        own = self.settings.data
+        if own.path and data.resolve() == Path(own.path).resolve():
+            images = self._own_held_out(progress)
+        else:
+            images = read_set(
+                data,
+                classes=own.classes,
+                file_column=file_column or own.file_column,
+                label_column=label_column or own.label_column,
+                split_column=split_column or own.split_column,
+            )
         digests, broken = read_files((s.path for s in images.samples), progress=progress)
         images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
         if not images.samples:
@@ -289,12 +314,11 @@ class FinishedRun:
         self._check_weights()
         return planned.not_covered
 
-    def _read(self, data: Path) -> ImageSet:
-        own = self.settings.data
-        images = read_set(data, classes=own.classes)
-        if not own.path or data.resolve() != Path(own.path).resolve():
-            return images
+    def _own_held_out(self, progress: Callable[[int, int], None] | None) -> ImageSet:
         splits = splits_of(self.settings)
+        if splits.division is not None:  # it was drawn among the pictures that can be read
+            every = (s.path for part in splits.sets.values() for s in part.samples)
+            splits = without(splits, read_files(every, progress=progress)[1])
         return splits.test or splits.val
 
 

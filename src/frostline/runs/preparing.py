@@ -136,7 +136,7 @@ def prepare(
 
 
 def splits_of(settings: RunSettings) -> Splits:
-    """The run's pictures, divided as it divides them."""
+    """The run's pictures, divided as it divides them where all can be read."""
     data = settings.data
     return read_splits(
         data.path,
@@ -145,6 +145,9 @@ def splits_of(settings: RunSettings) -> Splits:
         fold=data.fold,
         seed=settings.training.seed,
         classes=data.classes,
+        file_column=data.file_column,
+        label_column=data.label_column,
+        split_column=data.split_column,
     )
 
 

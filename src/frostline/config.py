@@ -103,6 +103,8 @@ class FeatureSettings(_Section):
 class RunSettings(_Section):
     """Everything about a run.
 
+    `length_changes` is where it was given another number of epochs while it ran.
+
     Raises:
         ConfigError: from `read`, when the file is missing, damaged or from a later version.
     """
@@ -116,6 +118,7 @@ class RunSettings(_Section):
     plan: tuple[Phase, ...] = ()
     device: str = "auto"
     preprocessing: Preprocessing | None = None
+    length_changes: tuple[str, ...] = ()
 
     def as_plan(self) -> Plan | None:
         """The plan of the run; None where it has none."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 # All that may stand beside `--resume RUN`; the rest is in the run's settings.
-_BESIDE_RESUME = frozenset({"data", "out", "resume", "weights", "device", "json"})
+_BESIDE_RESUME = frozenset({"data", "out", "resume", "epochs", "weights", "device", "json"})
 # What each phase of a plan says for itself.
 _IN_A_PLAN = ("freeze", "train", "norm", "epochs")
 _INTO_THE_PLAN = ", or write it into the plan"
@@ -61,7 +61,11 @@ Compile = Annotated[
     bool, typer.Option("--compile", help="Compile what is trained with torch.compile.")
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run in --out (or DATA, if it is one).")
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in --out (or DATA, if it is one); with more --epochs, for longer.",
+    ),
 ]
 
 
@@ -104,11 +108,15 @@ def train(
     metrics of each epoch and all that is needed to repeat the run.
     """
     from frostline import config
+    from frostline.fitting import lengthened
     from frostline.plans import Plan
+    from frostline.records import RunFolder
 
     check_one_of(freeze=freeze, train=train)
-    if plan is not None:
-        _refuse(context, _IN_A_PLAN, "a plan's phases say this for themselves", _INTO_THE_PLAN)
+    phases = Plan.load(plan).phases if plan is not None else ()
+    if phases:
+        names = _IN_A_PLAN if (phases[0].freeze or phases[0].train) is not None else ("epochs",)
+        _refuse(context, names, "a plan's phases say this for themselves", _INTO_THE_PLAN)
     if resume and not model:
         others = [name for name in context.params if name not in _BESIDE_RESUME]
         _refuse(context, others, "--resume goes on with the run's own settings")
@@ -116,11 +124,15 @@ def train(
         settings, base = _stored(out or data, None if out is None else data, moved)
         if _given(context, ["device"]):
             settings = settings.model_copy(update={"device": device})
+        if _given(context, ["epochs"]):
+            before, training = settings, settings.training
+            training = training.model_copy(update={"epochs": recipe["epochs"]})
+            settings = settings.model_copy(update={"training": training})
+            lengthened(RunFolder(out or data), before, settings)  # refuses it before any work
         return _go(settings, out or data, resume=True, as_json=json, base=base)
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
     _check_fold(folds, fold)
-    phases = Plan.load(plan).phases if plan is not None else ()
     # A folder by its absolute path, so that the run can be resumed from anywhere.
     is_word = features in ("auto", "off")
     store = features if is_word else str(Path(features).expanduser().resolve())

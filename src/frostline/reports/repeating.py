@@ -48,7 +48,13 @@ def repeat_notes(settings: RunSettings, folder: RunFolder) -> tuple[str, ...]:
         )
     if settings.features.budget_bytes:
         notes.append(f"The feature store was held to {settings.features.budget_bytes:,} bytes.")
-    if not settings.model.is_from_python:
+    if settings.length_changes:
+        notes.append(
+            "Its number of epochs was changed while it ran "
+            f"({', '.join(settings.length_changes)}), and learning rates with it, so a run from "
+            "the start gives other numbers."
+        )
+    elif not settings.model.is_from_python:
         notes.append(
             "On the same machine, with the same versions and number of threads, it gives the same "
             "bits."

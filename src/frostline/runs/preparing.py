@@ -198,11 +198,12 @@ def _check_head_trains(loaded: LoadedModel, settings: RunSettings) -> None:
 def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> Frozen:
     asked = settings.freeze
     if settings.plan:
-        if asked != FreezeSettings():
+        first = settings.plan[0]
+        if asked != FreezeSettings() and (first.freeze or first.train) is not None:
             raise ConfigError(
                 "got a plan and --freeze, --train or --norm beside it. Write them into its phases."
             )
-        train_only(loaded.model, path(loaded.head))  # for a first phase that names nothing
+        _freeze_as_asked(loaded, settings.model_copy(update={"plan": ()}), 0)
         return freeze_for(loaded.model, settings.plan, phase)
     if asked.freeze is not None and asked.train is not None:
         raise ConfigError("got both --freeze and --train. Give one; the other is the rest.")

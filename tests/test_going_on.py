@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import frostline as fl
 from frostline.config import RunSettings
+from frostline.deltas import read_delta
+from frostline.models import load_model
 from frostline.runs import open_run, prepare
-from small_world import call
+from small_world import Answer, call, write_picture
 from test_runs import StopAfter, World, metrics, weights
 
 
@@ -109,7 +115,7 @@ def test_the_command_line_trains_longer_and_says_how(run: Path) -> None:
     answer = call("train", "--resume", run, "--epochs", 4)
     assert answer.status == 0, answer.err
     told = " ".join(answer.out.split())
-    assert "Length 3 epochs are done; 1 more go on from the last weights" in told
+    assert "Length 4 epochs, of which 3 are done: the others go on from the last weights" in told
     assert "trains the same as" not in told
     assert "learning-rate schedule of their own" in (run / "report.html").read_text()
     words = ["Phase 1, phase 1: chosen by selector: frozen is features;", "Phase 2, longer"]
@@ -180,3 +186,170 @@ def test_more_epochs_or_phases_go_on_with_a_run_in_python(tmp_path: Path) -> Non
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     with pytest.raises(fl.ConfigError, match="the plan was"):
         python_run(tmp_path / "b", plan=fl.Plan([plan[1]]), resume=True)
+
+
+# Another run's weights to begin with
+
+
+class Grown:
+    """A run of two classes, and the same pictures with another class and one picture more."""
+
+    def __init__(self, root: Path) -> None:
+        self.world = World(root)
+        self.store = root / "store"
+        self.run = root / "first"
+        self.more = Path(shutil.copytree(self.world.photos, root / "more"))
+        for part in ("train", "val"):
+            for number in range(4):
+                write_picture(self.more / part / "amber" / f"{number}.png", 120, seed=len(part))
+        write_picture(self.more / "train" / "dark" / "new.png", 50, seed=7)
+        answer = call("train", self.world.photos, "--model", self.world.model, "--out", self.run,
+            "--weights", self.world.weights, "--train", "middle | head", "--features", self.store,
+            "--precision", "exact", "--device", "cpu", "--batch-size", 6, "--lr", 0.02,
+            "--epochs", 2)  # fmt: skip
+        assert answer.status == 0, answer.err
+        self.next = root / "next"
+        self.answer = self.begin(self.next)
+        assert self.answer.status == 0, self.answer.err
+
+    def begin(self, out: Path, *options: object, data: Path | None = None) -> Answer:
+        """A new run from the first one."""
+        return call("train", data or self.more, "--from", self.run, "--out", out, *options)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Grown:
+    """Read it only."""
+    return Grown(tmp_path_factory.mktemp("grown"))
+
+
+def test_a_run_from_another_tells_what_changed(grown: Grown) -> None:
+    told = " ".join(grown.answer.out.split())
+    assert f"Start the best weights of {grown.run.resolve()}, of epoch " in told
+    assert "Classes 2 -> 3; new amber, with fresh weights in the head" in told
+    assert "Pictures 33: 24 that it knew, 9 new" in told
+    assert "Features 24 of 33 rows were in the store; 9 rows computed in" in told
+
+
+def test_a_run_from_another_begins_with_its_best_weights_and_settings(grown: Grown) -> None:
+    first, then = open_run(grown.run), open_run(grown.next)
+    assert then.settings.training == first.settings.training
+    assert then.settings.freeze == first.settings.freeze
+    assert then.settings.preprocessing == first.settings.preprocessing
+    assert then.settings.data.batch_size == 6
+    assert then.settings.data.classes == ("amber", "dark", "light")
+    best, start = (read_delta(run.folder.root / file).tensors for run, file in (
+        (first, "best/delta.safetensors"), (then, "start.safetensors")))  # fmt: skip
+    assert best.keys() == start.keys()
+    for name in best.keys() - {"head.weight", "head.bias"}:
+        assert torch.equal(best[name], start[name])
+    for name in ("head.weight", "head.bias"):
+        assert torch.equal(best[name], start[name][1:])
+    fresh = load_model(grown.world.model, weights="none", classes=3).model.head
+    assert torch.equal(start["head.weight"][0], fresh.weight[0])
+
+
+def test_a_run_from_another_is_verified_evaluated_and_trained_longer(
+    grown: Grown, tmp_path: Path
+) -> None:
+    for verb in (["verify", grown.next], ["evaluate", grown.next, grown.more, "--json"]):
+        answer = call(*verb)
+        assert answer.status == 0, answer.err
+    found = json.loads((grown.next / "result.json").read_text())
+    assert answer.json["accuracy"] == found["accuracy"]
+    run = Path(shutil.copytree(grown.next, tmp_path / "run"))
+    settings = resumed(run, 3)
+    assert settings.plan[-1].epochs == 1
+    assert open_run(run).verify().tensors == 7
+
+
+def test_a_run_from_another_that_was_stopped_resumes_to_the_same_bits(
+    grown: Grown, tmp_path: Path
+) -> None:
+    settings = open_run(grown.next).settings
+    settings = settings.model_copy(
+        update={"data": settings.data.model_copy(update={"classes": ()})}
+    )
+    start = open_run(grown.run).as_start()
+    with pytest.raises(KeyboardInterrupt):
+        prepare(settings, start=start).run(tmp_path / "run", hooks=[StopAfter(1)])
+    answer = call("train", "--resume", tmp_path / "run")
+    assert answer.status == 0, answer.err
+    assert weights(tmp_path / "run") == weights(grown.next)
+
+
+def test_its_report_says_how_to_train_it_again(grown: Grown, tmp_path: Path) -> None:
+    report = open_run(grown.next).report()
+    words = shlex.split(report.repeat.replace("\\\n", " "))
+    assert words[words.index("--from") + 1] == str(grown.run.resolve())
+    assert "start.safetensors" in " ".join(report.repeat_notes)
+    again = [*words[1 : words.index("--out")], "--out", tmp_path / "again"]
+    answer = call(*again)
+    assert answer.status == 0, answer.err
+    assert weights(tmp_path / "again") == weights(grown.next)
+
+
+def test_what_only_the_first_run_trained_stays_as_it_left_it(grown: Grown, tmp_path: Path) -> None:
+    """More is frozen than in the first run: the base is then its own, with what it began with."""
+    run = tmp_path / "head"
+    answer = grown.begin(run, "--train", "head", "--epochs", 1, data=grown.world.photos)
+    assert answer.status == 0, answer.err
+    assert "Classes the same 2" in " ".join(answer.out.split())
+    assert open_run(run).verify().tensors == 14
+    best = read_delta(grown.run / "best" / "delta.safetensors").tensors
+    weight = open_run(run).loaded.model.middle[0].weight
+    assert torch.equal(weight, best["middle.0.weight"])
+    assert "start.safetensors" in call("verify", run).out
+    start = run / "start.safetensors"
+    kept = load_file(start)
+    kept["middle.0.weight"] += 1
+    with safe_open(start, framework="pt") as content:
+        header = content.metadata()
+    save_file(kept, start, metadata=header)
+    assert call("verify", run).status == 3
+    start.unlink()
+    assert "began with. Restore it" in " ".join(call("verify", run).message.split())
+
+
+def test_a_class_that_is_gone_is_left_out_and_told(grown: Grown, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(grown.more, tmp_path / "data"))
+    for part in ("train", "val"):
+        shutil.rmtree(data / part / "dark")
+    answer = grown.begin(tmp_path / "run", data=data)
+    told = " ".join(answer.out.split())
+    assert "2 -> 2; new amber, with fresh weights in the head; gone dark, with their" in told
+    assert "12 of its 24 are not here" in told
+    start = read_delta(tmp_path / "run" / "start.safetensors").tensors["head.bias"]
+    best = read_delta(grown.run / "best" / "delta.safetensors").tensors["head.bias"]
+    assert start[1] == best[1]
+    assert start[0] == 0
+
+
+def test_pictures_that_the_first_run_was_trained_on_are_no_fair_judges(
+    grown: Grown, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(grown.world.photos, tmp_path / "data"))
+    shutil.copy(data / "train" / "dark" / "0.png", data / "val" / "dark" / "known.png")
+    (data / "train" / "dark" / "0.png").unlink()
+    answer = grown.begin(tmp_path / "run", "--epochs", 1, data=data)
+    told = " ".join(answer.err.split())
+    assert "1 of the 9 pictures to validate on were trained on by" in told
+    later = call("evaluate", tmp_path / "run", data)
+    assert "1 of 9 pictures have the content of one that the run was" in " ".join(later.err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--model", "alexnet"], 2, "takes the model and the head of that run"),
+        (["--resume"], 2, "--resume goes on with the run's own settings; leave out --from"),
+        (["--plan", "no.toml"], 1, "no.toml"),
+    ],
+)
+def test_what_a_run_from_another_cannot_heed_is_refused(
+    grown: Grown, tmp_path: Path, options: list[str], status: int, words: str
+) -> None:
+    answer = grown.begin(tmp_path / "run", *options)
+    assert answer.status == status
+    assert words in " ".join(answer.err.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()

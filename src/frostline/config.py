@@ -29,7 +29,7 @@ class ModelSettings(_Section):
     """Which network, with which weights and head.
 
     `weights` is `DEFAULT`, `none`, a published entry or an absolute path; `weights_digest` is the
-    xxh3_128 of that file.
+    xxh3_128 of that file. `start` is the run whose best weights were put into it, if any.
     """
 
     name: str
@@ -38,6 +38,7 @@ class ModelSettings(_Section):
     on: HeadPlace = "classifier"
     hidden: tuple[int, ...] = ()
     head: str = ""
+    start: str = ""
 
     @property
     def is_from_python(self) -> bool:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from frostline.config import RunSettings
     from frostline.fitting import Run
-    from frostline.runs import Prepared
+    from frostline.runs import FinishedRun, Prepared, Start
 
 
 # All that may stand beside `--resume RUN`; the rest is in the run's settings.
@@ -67,6 +67,14 @@ Resume = Annotated[
         help="Go on with the run in --out (or DATA, if it is one); with more --epochs, for longer.",
     ),
 ]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        help="Begin with a run's best weights and its settings, on more pictures or classes.",
+        metavar="RUN",
+    ),
+]
 
 
 # Long since each option has a line here and one in the settings that it becomes.
@@ -98,6 +106,7 @@ def train(
     form: Forms = None,
     compile_: Compile = False,
     device: options.Device = "auto",
+    from_: From = None,
     resume: Resume = False,
     json: options.Json = False,
     **recipe: Any,
@@ -111,6 +120,7 @@ def train(
     from frostline.fitting import lengthened
     from frostline.plans import Plan
     from frostline.records import RunFolder
+    from frostline.runs import open_run
 
     check_one_of(freeze=freeze, train=train)
     phases = Plan.load(plan).phases if plan is not None else ()
@@ -130,6 +140,12 @@ def train(
             settings = settings.model_copy(update={"training": training})
             lengthened(RunFolder(out or data), before, settings)  # refuses it before any work
         return _go(settings, out or data, resume=True, as_json=json, base=base)
+    earlier = None
+    if from_ is not None:
+        names = ("model", "head", "on", "resume")
+        _refuse(context, names, "--from takes the model and the head of that run, for a new one")
+        earlier = open_run(from_, weights=weights if _given(context, ["weights"]) else None)
+        model = earlier.settings.model.name
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
     _check_fold(folds, fold)
@@ -163,8 +179,13 @@ def train(
             ),
             device=device,
         )
+    if earlier is not None:
+        given = [name for name in context.params if _given(context, [name])]
+        with options.usage_errors():
+            settings = earlier.settings_to_begin(settings, given)
     _check_storage(settings)
-    return _go(settings, out or _free_folder(model), resume=resume, as_json=json)
+    folder = out or _free_folder(model)
+    return _go(settings, folder, resume=resume, as_json=json, earlier=earlier)
 
 
 def _check_storage(settings: RunSettings) -> None:
@@ -234,7 +255,13 @@ def _free_folder(model: str) -> Path:
 
 
 def _go(
-    settings: RunSettings, folder: Path, *, resume: bool, as_json: bool, base: str = ""
+    settings: RunSettings,
+    folder: Path,
+    *,
+    resume: bool,
+    as_json: bool,
+    base: str = "",
+    earlier: FinishedRun | None = None,
 ) -> None:
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import counting, notes, output, print_json, say
@@ -245,17 +272,21 @@ def _go(
     files.check_idle()
     if resume:
         # With the run's own order of classes: runs of before counted numbers as text.
-        classes = open_run(folder).settings.data.classes
+        opened = open_run(folder)
+        classes, start = opened.settings.data.classes, opened.began_with
         data = settings.data.model_copy(update={"classes": classes})
         settings = settings.model_copy(update={"data": data})
     else:
         _check_apart(folder, Path(settings.data.path))
         files.check_free()
+        start = earlier.as_start() if earlier else None
     aside = notes()
     page = aside if as_json else output()
     with counting("checking pictures") as progress:
-        prepared = prepare(settings, weights=base, progress=progress)
+        prepared = prepare(settings, weights=base, start=start, progress=progress)
     _describe(prepared, page, aside)
+    if earlier is not None and start is not None:
+        _describe_start(start, prepared, page)
     bar = BatchBar(aside, samples_per_batch=settings.data.batch_size)
     try:
         run = prepared.run(folder, resume=resume, hooks=(EpochTable(page), bar))
@@ -306,6 +337,14 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
     if plan := prepared.settings.as_plan():
         page.print(plan.table(prepared.loaded.model))
         page.print()
+
+
+def _describe_start(start: Start, prepared: Prepared, page: Console) -> None:
+    from frostline.cli._terminal import say
+
+    for line in start.changes(prepared.data):
+        say(page, hanging(line, indent=9))
+    page.print()
 
 
 def _conclude(run: Run, folder: Path, page: Console) -> None:

@@ -97,20 +97,20 @@ def run_folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | 
 
 def continued(
     folder: RunFolder | None, settings: RunSettings, *, resume: bool
-) -> tuple[RunSettings, str]:
+) -> tuple[RunSettings, tuple[str, ...]]:
     """The settings; of a resumed run as they were written, with the length that is asked for now.
 
     Returns:
-        Beside them a line for people where the length is another.
+        Beside them lines for people where the length is another.
     Raises:
         ConfigError: the run has other settings, or has done more epochs already.
     """
     if folder is None or not resume:
-        return settings, ""
+        return settings, ()
     stored = RunSettings.read(folder.settings)
     found, line = lengthened(folder, stored, settings)
     check_same_settings(stored if stored.plan == settings.plan else found, settings)
-    return found, line
+    return found, (line,) if line else ()
 
 
 def begun(

@@ -161,13 +161,14 @@ def fit(
     hooks, kept = tuple(hooks), out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
     with run_folder(kept, resume=resume) as folder:
-        written, length = continued(folder, settings, resume=resume)
+        written, lines = continued(folder, settings, resume=resume)
         plan = written.as_plan()
         recipe = recipe.model_copy(update={"epochs": written.training.epochs})
-        by_name = {"monitor": metrics.metric(recipe.monitor).name}  # checks know some directions
-        by_name = recipe.model_copy(update=by_name)
-        found = plan.check(model, recipe=by_name) if plan and not resume else ()
-        for line in (*filter(None, [length]), *(f"Warning   {warning}" for warning in found)):
+        if plan and not resume:
+            by_name = {"monitor": metrics.metric(recipe.monitor).name}  # checks know directions
+            found = plan.check(model, recipe=recipe.model_copy(update=by_name))
+            lines = tuple(f"Warning   {warning}" for warning in found)
+        for line in lines:
             for say in (journal.notice, *(hook.on_notice for hook in hooks)):
                 say(line)
         session = Session(

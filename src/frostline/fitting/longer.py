@@ -29,7 +29,7 @@ def lengthened(
     if asked == stored.training.epochs:
         if plan and len(given.plan) > len(plan) == _shared(plan, given.plan):
             more = len(given.plan) - len(plan)
-            line = f"Length    {more} phase{'s' if more > 1 else ''} more than the run had before"
+            line = f"Length    {len(given.plan)} phases, {more} more than before"
             return stored.model_copy(update={"plan": given.plan}), line
         return stored, ""
     phases = plan or (Phase(epochs=stored.training.epochs),)
@@ -52,8 +52,8 @@ def lengthened(
             forms = (*features.forms, *features.forms[-1:])[: len(phases)]
             features = features.model_copy(update={"forms": forms})
             line = (
-                f"Length    {done} epochs are done; {asked - done} more go on from the last "
-                "weights, with a learning-rate schedule of their own"
+                f"Length    {asked} epochs, of which {done} are done: the others go on from the "
+                "last weights, with a learning-rate schedule of their own"
             )
     else:
         phases = (*phases[:-1], last.model_copy(update={"epochs": size}))

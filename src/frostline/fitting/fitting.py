@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -160,17 +160,15 @@ def fit(
     plain = asked.plain(*data)
     hooks, kept = tuple(hooks), out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
+    said_to = (journal.notice, *(hook.on_notice for hook in hooks))
+    if (plan := settings.as_plan()) and not resume:
+        by_name = {"monitor": metrics.metric(recipe.monitor).name}  # checks know some directions
+        found = plan.check(model, recipe=recipe.model_copy(update=by_name))
+        _say(said_to, *(f"Warning   {warning}" for warning in found))
     with run_folder(kept, resume=resume) as folder:
         written, lines = continued(folder, settings, resume=resume)
+        _say(said_to, *lines)
         plan = written.as_plan()
-        recipe = recipe.model_copy(update={"epochs": written.training.epochs})
-        if plan and not resume:
-            by_name = {"monitor": metrics.metric(recipe.monitor).name}  # checks know directions
-            found = plan.check(model, recipe=recipe.model_copy(update=by_name))
-            lines = tuple(f"Warning   {warning}" for warning in found)
-        for line in lines:
-            for say in (journal.notice, *(hook.on_notice for hook in hooks)):
-                say(line)
         session = Session(
             model,
             plan,
@@ -254,6 +252,12 @@ def _ended(
         pipelines.computed,
         phases,
     )
+
+
+def _say(said_to: Iterable[Callable[[str], None]], *lines: str) -> None:
+    for line in lines:
+        for say in said_to:
+            say(line)
 
 
 def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None) -> Recipe:

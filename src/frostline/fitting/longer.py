@@ -38,10 +38,10 @@ def lengthened(
     last = phases[-1]
     size = (last.epochs or 0) + asked - planned
     if asked < done or (asked == done and mark != str(done)) or size < 1:
-        more = " and a part of the next" if mark != str(done) else ""
+        part = " and a part of the next" if mark != str(done) else ""
         raise ConfigError(
             f"cannot train for {asked} epochs in all: {folder.root} has done {done} of {planned}"
-            f"{more}. Ask for more, or start a new run with another --out."
+            f"{part}. Ask for more, or start a new run with another --out."
         )
     features, changes = stored.features, stored.length_changes
     if at == len(phases) and (folder.result.exists() or done >= planned):

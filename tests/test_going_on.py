@@ -353,3 +353,42 @@ def test_what_a_run_from_another_cannot_heed_is_refused(
     assert answer.status == status
     assert words in " ".join(answer.err.replace("│", " ").split())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_from_another_that_fails_before_its_first_epoch_leaves_nothing(
+    grown: Grown, tmp_path: Path
+) -> None:
+    settings = open_run(grown.run).settings
+    prepared = prepare(settings, start=open_run(grown.run).as_start())
+    with pytest.raises(ValueError, match="^$"):
+        prepared.run(tmp_path / "run", hooks=[StopAfter(0, ValueError)])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_classifier_that_was_kept_takes_no_other_classes(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for name in ("a", "b", "c"):
+        for part in ("train", "val"):
+            shutil.copytree(world.photos / part / "dark", world.photos / part / name)
+    run = world.run(model={"on": "keep"}, recipe={"epochs": 1})
+    more = Path(shutil.copytree(world.photos, tmp_path / "more"))
+    for part in ("train", "val"):
+        (more / part / "a").rename(more / part / "new")
+    answer = call("train", more, "--from", run, "--out", tmp_path / "next")
+    told = " ".join(answer.message.split())
+    assert "kept the network's own classifier, whose classes stay as they are" in told
+    assert "here they change: 5 -> 5; new new; gone a. Give the same classes" in told
+    answer = call("train", world.photos, "--from", run, "--out", tmp_path / "same")
+    assert answer.status == 0, answer.err
+    assert "Classes the same 5" in " ".join(answer.out.split())
+
+
+def test_a_run_that_patience_ended_goes_on_with_patience_anew(world: World) -> None:
+    patient = {"patience": 1, "monitor": "loss", "epochs": 9, "lr": 4.0, "optimizer": "sgd"}
+    run = world.run("patient", recipe=patient)
+    done = len(metrics(run))
+    assert done < 9
+    settings = resumed(run, 10)
+    assert [phase.epochs for phase in settings.plan] == [9, 10 - done]
+    assert done < len(metrics(run))
+    assert metrics(run)[done]["phase"] == 2

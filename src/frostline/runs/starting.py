@@ -78,13 +78,15 @@ class Start:
     def changes(self, found: Audit) -> tuple[str, ...]:
         """Lines for people: what is new and what is gone since that run."""
         splits, before = found.splits, self.trained_on | self.validated_on
+        gets, loses = ", with fresh weights in the head", ", with their weights"
+        classes = _class_changes(self.classes, splits.train.classes, gets=gets, loses=loses)
         here = [found.digests[s.path] for part in splits.sets.values() for s in part.samples]
         new = sum(digest not in before for digest in here)
         gone = len(before - set(here))
         lost = f"; {gone} of its {len(before)} are not here" if gone else ""
         return (
             f"Start    the best weights of {self.run}, of epoch {self.epoch}",
-            f"Classes  {_class_changes(self.classes, splits.train.classes)}",
+            f"Classes  {classes}",
             f"Pictures {len(here)}: {len(here) - new} that it knew, {new} new{lost}",
         )
 
@@ -161,13 +163,14 @@ def check_kept(start: Start, classes: Sequence[str]) -> None:
         )
 
 
-def _class_changes(before: Sequence[str], now: Sequence[str]) -> str:
+def _class_changes(
+    before: Sequence[str], now: Sequence[str], *, gets: str = "", loses: str = ""
+) -> str:
+    """`2 -> 3; new wasp`, with what becomes of the weights."""
     added, gone = ([c for c in a if c not in b] for a, b in ((now, before), (before, now)))
     words = [f"{len(before)} -> {len(now)}"] if added or gone else [f"the same {len(now)}"]
-    if added:
-        words.append(f"new {some_of(added, most=5)}, with fresh weights in the head")
-    if gone:
-        words.append(f"gone {some_of(gone, most=5)}, with their weights")
+    words += [f"new {some_of(added, most=5)}{gets}"] if added else []
+    words += [f"gone {some_of(gone, most=5)}{loses}"] if gone else []
     return "; ".join(words)
 
 

@@ -174,6 +174,58 @@ def test_a_damaged_file_is_no_traceback(world: World, tmp_path: Path) -> None:
         assert "cannot be read" in answer.message
 
 
+ODD = """
+import torch
+from torch import nn
+
+from frostline.preprocessing import Preprocessing
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(768, 8), nn.Linear(8, 5)
+
+
+class Branching(Net):
+    def forward(self, x):
+        seen = self.body(x.flatten(1))
+        return self.head(seen * 2 if float(seen.abs().sum()) > 1e9 else seen)
+
+
+class Rare(Net):
+    def forward(self, x):
+        seen = self.body(x.flatten(1))
+        return {"seen": seen, "logits": self.head(torch.special.bessel_j0(seen))}
+
+
+def branching():
+    return Branching(), Preprocessing(resize=16, crop=(16, 16))
+
+
+def rare():
+    return Rare(), Preprocessing(resize=16, crop=(16, 16))
+"""
+
+
+def test_a_model_that_a_format_cannot_hold_is_told_with_one_that_can(
+    world: World, tmp_path: Path
+) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    for name, form, message, other in (
+        ("branching", "pt2", "torch.export cannot follow Branching", "safetensors"),
+        ("rare", "onnx", "torch.onnx cannot write Rare", "pt2"),
+    ):
+        run, own = tmp_path / name, ["--model", f"{tmp_path}/odd.py:{name}", "--weights", "none"]
+        options = ["--train", "head", "--epochs", 1, "--device", "cpu", "--out", run]
+        assert call("train", world.photos, *own, *options).status == 0
+        answer = call("export", run, "--to", form)
+        assert message in answer.message
+        assert f"Use --to {other}" in answer.message
+        assert call("export", run, "--to", other).status == 0
+    assert (tmp_path / "rare" / "model.pt2").stat().st_size < 100_000
+
+
 def test_norms_are_folded_on_request(world: World, tmp_path: Path) -> None:
     file = tmp_path / "folded.pt2"
     found = call("export", world.run, "--to", "pt2", "--fold", "--out", file, "--json").json

@@ -360,7 +360,7 @@ def test_a_run_from_another_that_fails_before_its_first_epoch_leaves_nothing(
 ) -> None:
     settings = open_run(grown.run).settings
     prepared = prepare(settings, start=open_run(grown.run).as_start())
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         prepared.run(tmp_path / "run", hooks=[StopAfter(0, ValueError)])
     assert not (tmp_path / "run").exists()
 

@@ -295,6 +295,15 @@ def test_the_preprocessing_is_that_of_training_whatever_the_file_says_now(world:
     assert open_run(run).loaded.preprocessing.crop == (16, 16)
 
 
+def test_a_base_from_elsewhere_is_resumed_with_the_preprocessing_of_training(world: World) -> None:
+    settings = open_run(world.run()).settings
+    edit(world.root / "small_net.py", lambda text: text.replace("crop=(16, 16)", "crop=(8, 8)"))
+    moved = world.weights.rename(world.root / "moved.safetensors")
+    prepared = prepare(settings, weights=str(moved))
+    assert prepared.loaded.preprocessing.crop == (16, 16)
+    assert prepared.settings == settings
+
+
 def test_moved_weights_say_where_they_were(world: World) -> None:
     run = world.run()
     (world.root / "far").mkdir()

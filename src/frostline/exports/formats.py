@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from frostline.choices import ExportFormat
-from frostline.cutting.structures import read_inputs
-from frostline.cutting.tracing import trace
-from frostline.errors import ConfigError, CutError, ModelError
+from frostline.cutting.structures import Rebuild, read_inputs
+from frostline.cutting.tracing import own_name, trace
+from frostline.errors import ConfigError, CutError, ModelError, one_line
 from frostline.exports.merging import write_safetensors
 from frostline.exports.opened import (
     NOTES_FILE,
@@ -25,7 +25,7 @@ from frostline.exports.opened import (
     read_safetensors,
 )
 from frostline.models import logits_of
-from frostline.tuning.drafts import draft_of
+from frostline.tuning.drafts import Draft, draft_of
 from frostline.tuning.rewriting import fold
 
 Writer = Callable[[Path, Mapping[str, str]], None]
@@ -58,6 +58,7 @@ def _safetensors(model: nn.Module, _example: Tensor, _folded: bool) -> Writer:
 
 def _pt2(model: nn.Module, example: Tensor, folded: bool) -> Writer:
     program = _program(model, example, folded)
+    program.example_inputs = None  # they would go along, a megabyte
 
     def write(path: Path, texts: Mapping[str, str]) -> None:
         content = io.BytesIO()
@@ -74,14 +75,21 @@ def _onnx(model: nn.Module, example: Tensor, folded: bool) -> Writer:
             f"one ONNX file holds 2 GB, and this model has {size / 1e9:.1f} GB of weights. Use "
             "--to pt2 or --to safetensors."
         )
-    made: Any = torch.onnx.export(
-        _program(model, example, folded),
-        dynamo=True,
-        verbose=False,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: "batch"},),
-    )
+    program = _program(model, example, folded)
+    try:
+        made: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: "batch"},),
+        )
+    except Exception as error:  # whatever its many steps raise
+        why = one_line(error.__cause__ or error)
+        raise ModelError(
+            f"torch.onnx cannot write {type(model).__name__}: {why}. Use --to pt2."
+        ) from error
 
     for node in made.model.graph:
         node.metadata_props.clear()
@@ -100,18 +108,6 @@ FORMATS: Final[dict[ExportFormat, Format]] = {
 }
 
 
-@final
-class _Logits(nn.Module):
-    """The model with its logits alone as output."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return logits_of(self.model(images))
-
-
 def _program(model: nn.Module, example: Tensor, folded: bool) -> torch.export.ExportedProgram:
     """The model's forward for any number of pictures, under the model's own names.
 
@@ -119,16 +115,14 @@ def _program(model: nn.Module, example: Tensor, folded: bool) -> torch.export.Ex
         ModelError: torch.export cannot follow it.
     """
     try:
-        traced = trace(_Logits(model), *read_inputs(example))
+        traced = trace(model, *read_inputs(example))
     except CutError as error:
         raise ModelError(f"{error} Use --to safetensors, which needs no graph.") from error
     draft = draft_of(traced.module)
     if folded:
         fold(draft)
     program = torch.export.export(
-        _named(draft.values, draft.graph),
-        (example,),
-        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+        _named(draft, traced.rebuild), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
     )
     for node in program.graph.nodes:
         # They would go into the file: lines of source, with their paths on this machine.
@@ -137,13 +131,15 @@ def _program(model: nn.Module, example: Tensor, folded: bool) -> torch.export.Ex
     return program
 
 
-def _named(values: Mapping[str, Any], graph: fx.Graph) -> fx.GraphModule:
-    """The graph with `images` as input, a tensor as output, and tensors by the model's names."""
-    own = {name: name.removeprefix("model.").removeprefix("model.") for name in values}
-    for node in graph.find_nodes(op="get_attr"):
-        node.target = own[str(node.target)]
-    (entry,), output = graph.find_nodes(op="placeholder"), graph.output_node()
+def _named(draft: Draft, rebuild: Rebuild) -> fx.GraphModule:
+    """The draft with `images` as input, the logits as output, and tensors by the model's names."""
+    values = {own_name(name): value for name, value in draft.values.items()}
+    for node in draft.graph.find_nodes(op="get_attr"):
+        node.target = own_name(node.target)
+    (entry,), output = draft.graph.find_nodes(op="placeholder"), draft.graph.output_node()
     entry.target = entry.name = "images"
     made: Any = output.args[0]
-    output.args = (made[0],)
-    return fx.GraphModule({own[name]: value for name, value in values.items()}, graph)
+    shown = [node.meta["val"] for node in made]
+    logits = logits_of(rebuild(iter(shown)))
+    output.args = (next(node for node, seen in zip(made, shown, strict=True) if seen is logits),)
+    return fx.GraphModule(values, draft.graph)

@@ -65,9 +65,10 @@ class Checked:
         return self.difference <= tolerance * max(1.0, self.output)
 
     def __str__(self) -> str:
+        how = f"differ by at most {self.difference:.1e}" if self.difference else "are equal"
         return (
-            f"on {self.which}: outputs up to {self.output:.3g} differ by at most "
-            f"{self.difference:.1e}; the same class on {self.same_class} of {self.pictures}"
+            f"on {self.which}: outputs up to {self.output:.3g} {how}; the same class on "
+            f"{self.same_class} of {self.pictures}"
         )
 
 

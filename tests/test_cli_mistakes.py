@@ -144,6 +144,14 @@ def test_a_selector_that_cannot_be_read_is_refused(world: World) -> None:
     assert untouched(world)
 
 
+@pytest.mark.parametrize("option", ["--lr", "--val-fraction"])
+def test_a_decimal_comma_is_answered_with_the_point(world: World, option: str) -> None:
+    answer = world.train(option, "0,01")
+    refused(answer, f"'{option}'", "'0,01' is no number; write the decimal point, 0.01", status=2)
+    refused(world.train(option, "much"), "'much' is no number.", status=2)
+    assert untouched(world)
+
+
 def test_freezing_all_leaves_nothing_to_train(world: World) -> None:
     refused(world.train("--freeze", "all"), "would leave nothing trainable")
     assert untouched(world)

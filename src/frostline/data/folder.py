@@ -44,16 +44,21 @@ def read_splits(
     """Read a data set for training.
 
     Args:
-        path: a folder with train/ and val/ (or valid/, validation/; or test/, which then is the
-            validation set), each a folder of class folders; or one folder of class folders; or a
-            CSV with the columns `file,label` and perhaps `split`.
+        path: a folder with train/ and val/ (or training_set/, valid/ and the like; or test/, which
+            then is the validation set), each a folder of class folders; or one folder of class
+            folders; or a CSV or TSV; or a folder with train.csv and val.csv. The one folder that
+            holds all of it is entered.
         val_fraction: part of each class to hold out where the data are not divided already.
         folds: divide each class into this many parts instead, and hold out part `fold`.
         seed: of the division, which depends on it and on the file names below `path` only.
         classes: the order in which labels count the classes, where these are the names that are
             found; else numbers count as numbers, if all are, and other names as text.
+        file_column, label_column: of a table: the pictures, as they count from its folder, and
+            their classes.
+        split_column: of a table: train, val or test, or for `is_valid` true or false; by default
+            `split` or `is_valid`, if there is one.
     Returns:
-        The splits. No image has been opened: `audit` does that.
+        The splits, with notes on what was left out. No image has been opened: `audit` does that.
     Raises:
         DataError: the path is missing or is none of the above; names what was found there.
         ConfigError: `val_fraction`, `folds` or `fold` out of range.
@@ -97,6 +102,7 @@ def read_set(
             is never read); or a CSV, of which the test or else the val rows are read, or all rows
             if it has no split column.
         classes: the run's class names in its order.
+        file_column, label_column, split_column: of a table, as for `read_splits`.
     Raises:
         DataError: as `read_splits`, or a class that the run does not know; names the nearest.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import final
 
@@ -67,7 +68,8 @@ def data_folder(root: Path) -> Path:
         folders = subfolders(root)
         if by_role(root, folders) or _tables(root) or _pictures_in(root):
             break
-        full = [folder for folder in folders if any(map(is_picture, files_below(folder)))]
+        # Two are enough to know: each is read whole before its first file is given.
+        full = list(islice((f for f in folders if any(map(is_picture, files_below(f)))), 2))
         if len(full) != 1 or not subfolders(full[0]):
             break
         (root,) = full
@@ -150,14 +152,18 @@ def _of_classes(root: Path, base: Path) -> Parts:
             f"lists the classes, give it: {tables[0]}."
         )
         listing = replace(listing, ignored=tuple(p for p in listing.ignored if p not in tables))
-    inside = [{normal(inner.name) for inner in subfolders(folder)} for folder in classes]
-    if len(classes) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+    inside = _names_in(classes[0])
+    if len(classes) > 1 and len(inside) > 1 and all(_names_in(f) == inside for f in classes):
         notes.append(
             f"{few(classes)} are taken for the classes, and each holds the folders "
-            f"{some_of(sorted(inside[0]), most=3)}. If these are the classes, give one folder: "
+            f"{some_of(sorted(inside), most=3)}. If these are the classes, give one folder: "
             f"{classes[0]}."
         )
     return Parts({"all": listing}, "" if base == root else f" of {base.name}/", tuple(notes))
+
+
+def _names_in(folder: Path) -> set[str]:
+    return {normal(inner.name) for inner in subfolders(folder)}
 
 
 def _check_no_table(base: Path, pictures: Path) -> None:

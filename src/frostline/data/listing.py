@@ -134,9 +134,10 @@ def normal(name: str) -> str:
 
 def key_below(root: Path, path: Path) -> str:
     """The path as it counts from `root`, with `/`, in one spelling."""
-    inner, start = os.path.normpath(path), os.path.normpath(root) + os.sep
-    # A relative path takes ten times as long to find, and there may be millions.
-    below = inner[len(start) :] if inner.startswith(start) else os.path.relpath(inner, root)
+    inner, start = str(path), f"{root}{os.sep}"
+    # `relpath` takes ten times as long, and there may be millions.
+    is_plain = inner.startswith(start) and ".." not in inner
+    below = inner[len(start) :] if is_plain else os.path.relpath(inner, root)
     return normal(below.replace(os.sep, "/"))
 
 
@@ -212,7 +213,8 @@ def _flat(root: Path, images: list[Path]) -> str:
     elif begin:
         do = f"Their names begin with {begin}. If these are the classes: s{_DO[1:]}"
     elif not is_split and _siblings(here):
-        do = f"If {here.name} is one class of several, give the folder above: {here.parent}."
+        above = f"If {here.name} is one class of several, give the folder above: {here.parent}"
+        do = f"{above}. Else s{_DO[1:]}"
     count = "image" if len(images) == 1 else "images"
     lie = "lies" if len(images) == 1 else "lie"
     return (

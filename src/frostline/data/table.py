@@ -158,10 +158,10 @@ def _no_column(path: Path, header: list[str], missing: dict[str, str], rows: _Ro
 def _column_of_files(path: Path, header: list[str], rows: _Rows) -> str:
     """The first column whose cells are names of pictures, each another; empty without one."""
     known = _pictures_by_name(path.parent)
-    first = [row for _, row in rows[:_LOOKED_AT]]
-    for column, *cells in zip(header, *first, strict=False):
+    by_column = zip(*(row for _, row in rows[:_LOOKED_AT]), strict=False)
+    for column, cells in zip(header, by_column, strict=False):
         there = (_plain(path.parent, c).is_file() or Path(c).name in known for c in cells if c)
-        if cells and len(set(cells)) == len(cells) and all(there):
+        if len(set(cells)) == len(cells) and all(there):
             return column
     return ""
 

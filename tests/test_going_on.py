@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -20,7 +21,8 @@ from frostline.deltas import read_delta
 from frostline.models import load_model
 from frostline.runs import open_run, prepare
 from small_world import Answer, call, write_picture
-from test_runs import StopAfter, World, metrics, weights
+from test_runs import KILL_AT_RENAME, StopAfter, World, metrics, weights
+from warm_process import Start
 
 
 @pytest.fixture(scope="module")
@@ -392,3 +394,27 @@ def test_a_run_that_patience_ended_goes_on_with_patience_anew(world: World) -> N
     assert [phase.epochs for phase in settings.plan] == [9, 10 - done]
     assert done < len(metrics(run))
     assert metrics(run)[done]["phase"] == 2
+
+
+# The renames: run.toml, plan.toml; metrics, data; run.toml with a form; then states and deltas.
+@pytest.mark.parametrize(
+    ("number", "after"), [(1, False), (1, True), (2, True), (7, False), (8, True), (12, False)]
+)
+def test_a_run_killed_while_its_length_is_written_goes_on_to_the_same_bits(
+    start: Start, world: World, run: Path, number: int, after: bool
+) -> None:
+    whole = world.root / "whole"
+    if not whole.exists():
+        resumed(Path(shutil.copytree(run, whole)), 5)
+    code = (
+        "from frostline.callbacks import saving; saving.SAVE_SECONDS = 0.0\n"
+        f"{KILL_AT_RENAME.format(number=number, after=after)}"
+    )
+    killed = start(["train", "--resume", run, "--epochs", 5], dict(os.environ), code=code)
+    assert killed.returncode == -9, killed.stderr
+    resumed(run, 5)
+    assert weights(run) == weights(whole)
+    assert metrics(run) == metrics(whole)
+    assert (run / "plan.toml").read_bytes() == (whole / "plan.toml").read_bytes()
+    assert open_run(run).settings == open_run(whole).settings
+    assert open_run(run).verify().tensors == 7

@@ -124,8 +124,9 @@ def begun(
     if folder is None:
         return
     if not resume:
-        _write_settings(folder, settings)
+        settings.write(folder.settings)
         folder.write_frozen(planned.untouched)
+        _write_plan(folder, settings)
         return
     if not folder.frozen.exists() and not folder.has_trained:  # killed between the two files
         folder.write_frozen(planned.untouched)
@@ -138,12 +139,12 @@ def begun(
             "Give the same weights, model and selector."
         )
     if settings != RunSettings.read(folder.settings):
-        _write_settings(folder, settings)
         folder.result.unlink(missing_ok=True)  # of the end that is none now
+        settings.write(folder.settings)
+    _write_plan(folder, settings)  # which a kill may have left as it was
 
 
-def _write_settings(folder: RunFolder, settings: RunSettings) -> None:
-    settings.write(folder.settings)
+def _write_plan(folder: RunFolder, settings: RunSettings) -> None:
     if plan := settings.as_plan():
         plan.save(folder.plan)
 

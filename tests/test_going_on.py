@@ -390,8 +390,10 @@ def test_a_run_that_patience_ended_goes_on_with_patience_anew(world: World) -> N
     run = world.run("patient", recipe=patient)
     done = len(metrics(run))
     assert done < 9
-    settings = resumed(run, 10)
-    assert [phase.epochs for phase in settings.plan] == [9, 10 - done]
+    with pytest.raises(KeyboardInterrupt):
+        resumed(run, 10, stop=done + 1)
+    settings = resumed(run, 12)
+    assert [phase.epochs for phase in settings.plan] == [9, 12 - done]
     assert done < len(metrics(run))
     assert metrics(run)[done]["phase"] == 2
 

@@ -8,7 +8,7 @@ from frostline.config import RunSettings
 from frostline.deltas import read_delta
 from frostline.errors import ConfigError
 from frostline.plans import Phase
-from frostline.records import RunFolder
+from frostline.records import RunFolder, read_records
 
 _NAME = "longer"
 
@@ -33,42 +33,48 @@ def lengthened(
             return stored.model_copy(update={"plan": given.plan}), line
         return stored, ""
     phases = plan or (Phase(epochs=stored.training.epochs),)
-    planned = sum(_epochs(folder, phase, number, asked) for number, phase in enumerate(phases, 1))
+    *before, own = (_epochs(folder, phase, n, asked) for n, phase in enumerate(phases, 1))
     done, mark, at = _position(folder)
-    last = phases[-1]
-    size = (last.epochs or 0) + asked - planned
+    earlier = sum(before)
+    if at == len(phases) > 1:  # those before it may have ended early
+        earlier = sum(line.phase < at for line in read_records(folder).epochs[:done])
+    planned, size = earlier + own, asked - earlier
     if asked < done or (asked == done and mark != str(done)) or size < 1:
         part = " and a part of the next" if mark != str(done) else ""
         raise ConfigError(
             f"cannot train for {asked} epochs in all: {folder.root} has done {done} of {planned}"
             f"{part}. Ask for more, or start a new run with another --out."
         )
-    features, changes = stored.features, stored.length_changes
+    stored = stored.model_copy(
+        update={"training": stored.training.model_copy(update={"epochs": asked})}
+    )
     if at == len(phases) and (folder.result.exists() or done >= planned):
-        line = f"Length    all of {asked} epochs are done already"
-        if asked > done:
-            phases = (*phases, _following(last, asked - done))
-            # In the form of the phase that it goes on with: that one's features are stored.
-            forms = (*features.forms, *features.forms[-1:])[: len(phases)]
-            features = features.model_copy(update={"forms": forms})
-            line = (
-                f"Length    {asked} epochs, of which {done} are done: the others go on from the "
-                "last weights, with a learning-rate schedule of their own"
-            )
-    else:
-        phases = (*phases[:-1], last.model_copy(update={"epochs": size}))
-        line = (
-            f"Length    {asked} epochs in all, not {planned}: from epoch {mark} on the learning "
-            "rate follows its schedule over that length"
-        )
-        if at == len(phases) and mark != "0":
-            changes = (*changes, f"{planned} -> {asked} after epoch {mark}")
-    changed = {
-        "plan": phases if plan or len(phases) > 1 else (),
-        "training": stored.training.model_copy(update={"epochs": asked}),
-        "features": features,
-        "length_changes": changes,
-    }
+        return _followed(stored, phases, done)
+    phases = (*phases[:-1], phases[-1].model_copy(update={"epochs": size}))
+    changed: dict[str, object] = {"plan": phases if plan else ()}
+    if at == len(phases) and mark != "0":
+        change = f"{planned} -> {asked} after epoch {mark}"
+        changed["length_changes"] = (*stored.length_changes, change)
+    line = (
+        f"Length    {asked} epochs in all, not {planned}: from epoch {mark} on the learning rate "
+        "follows its schedule over that length"
+    )
+    return stored.model_copy(update=changed), line
+
+
+def _followed(stored: RunSettings, phases: tuple[Phase, ...], done: int) -> tuple[RunSettings, str]:
+    """As `lengthened`, of a run that has ended with these phases."""
+    asked, features = stored.training.epochs, stored.features
+    if asked == done:
+        return stored, f"Length    all of {asked} epochs are done already"
+    phases = (*phases, _following(phases[-1], asked - done))
+    # In the form of the phase that it goes on with: that one's features are stored.
+    forms = (*features.forms, *features.forms[-1:])[: len(phases)]
+    changed = {"plan": phases, "features": features.model_copy(update={"forms": forms})}
+    line = (
+        f"Length    {asked} epochs, of which {done} are done: the others go on from the last "
+        "weights, with a learning-rate schedule of their own"
+    )
     return stored.model_copy(update=changed), line
 
 

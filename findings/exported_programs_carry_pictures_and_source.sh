@@ -6,6 +6,9 @@
 # the lines too.
 # Seen with torch 2.15.0, onnx 1.23.2, onnxscript 0.7.2, CPU:
 #   weights: 0.01 MB
+#   .pt2: 4.83 MB, has the example: True, the comment: True
+#   .pt2 without example_inputs: 0.02 MB, has the example: False, the comment: True
+#   .onnx: 0.01 MB, has the example: False, the comment: True
 . "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6 onnx==1.23.2 onnxscript==0.7.2
 cat >model.py <<'EOF'
 import torch

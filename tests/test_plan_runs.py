@@ -176,6 +176,7 @@ def test_a_phase_may_start_from_the_best_epoch_of_the_phase_before() -> None:
     run = fitted(
         plan=fl.Plan([long, frozen_head]),
         hooks=[Watch(at_step, lambda t: kept.update({t.position.epochs: bits(t.model)}))],
+        monitor="accuracy",
     )
     best = run.phases[0].best_epoch
     assert best < 6, "the last epoch was the best one, and the test tells nothing"
@@ -369,11 +370,11 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(
 def test_a_run_stopped_behind_a_best_epoch_starts_the_next_phase_from_it(tmp_path: Path) -> None:
     long = fl.Phase(train="head", epochs=6, lr=4.0, schedule="constant")
     plan = fl.Plan([long, fl.Phase(train="neck", epochs=1, start="best", lr=0.01)])
-    whole = fitted(plan=plan)
+    whole = fitted(plan=plan, monitor="accuracy")
     assert whole.phases[0].best_epoch < 6, "the last epoch was the best one: this tells nothing"
     with pytest.raises(Stop):
-        fitted(plan=plan, out=tmp_path / "cut", hooks=[stopped_at(5 * 4 + 2)])
-    resumed = fitted(plan=plan, out=tmp_path / "cut", resume=True)
+        fitted(plan=plan, monitor="accuracy", out=tmp_path / "cut", hooks=[stopped_at(5 * 4 + 2)])
+    resumed = fitted(plan=plan, monitor="accuracy", out=tmp_path / "cut", resume=True)
     assert figures(resumed) == figures(whole)
 
 

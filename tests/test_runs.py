@@ -567,8 +567,8 @@ def test_an_empty_folder_may_be_written_to(world: World) -> None:
     ("changes", "message"),
     [
         (
-            {"recipe": {"lr": 0.5, "epochs": 9}},
-            r"training\.epochs was 3 and is 9; training\.lr was",
+            {"recipe": {"lr": 0.5, "momentum": 0.5}},
+            r"training\.lr was 0.02 and is 0.5; training\.momentum was",
         ),
         ({"data": {"batch_size": 3}}, r"data\.batch_size was 6 and is 3"),
         ({"freeze": {"freeze": "features | middle"}}, r"freeze\.freeze was 'features' and is 'fe"),

@@ -30,7 +30,7 @@ class ModelSettings(_Section):
     """Which network, with which weights and head.
 
     `weights` is `DEFAULT`, `none`, a published entry or an absolute path; `weights_digest` is the
-    xxh3_128 of that file.
+    xxh3_128 of that file. `start` is the run whose best weights were put into it, if any.
     """
 
     name: str
@@ -39,6 +39,7 @@ class ModelSettings(_Section):
     on: HeadPlace = "classifier"
     hidden: tuple[int, ...] = ()
     head: str = ""
+    start: str = ""
 
     @property
     def is_from_python(self) -> bool:
@@ -113,6 +114,8 @@ class FeatureSettings(_Section):
 class RunSettings(_Section):
     """Everything about a run.
 
+    `length_changes` is where it was given another number of epochs while it ran.
+
     Raises:
         ConfigError: from `read`, when the file is missing, damaged or from a later version.
     """
@@ -126,6 +129,7 @@ class RunSettings(_Section):
     plan: tuple[Phase, ...] = ()
     device: str = "auto"
     preprocessing: Preprocessing | None = None
+    length_changes: tuple[str, ...] = ()
 
     def as_plan(self) -> Plan | None:
         """The plan of the run; None where it has none."""

@@ -28,7 +28,9 @@ from frostline._tensor_files import save_torch
 from frostline.deltas import delta_content, load_delta, put_tensors, read_delta, save_delta
 from frostline.engine import Hook, Sums, Training
 from frostline.errors import ConfigError, CorruptDelta, OutputError, one_line
+from frostline.plans import Phase, Plan
 from frostline.records import EpochRecord, Judged, PhaseRecord, RunFolder, judged_of, write_judged
+from frostline.session import goes_on
 from frostline.tasks import Metrics, Task
 
 _PROGRESS = TypeAdapter(tuple[Sums, list[dict[str, Any]], list[PhaseRecord]])
@@ -208,7 +210,7 @@ def _restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics)
     refusals: list[ConfigError | CorruptDelta] = []
     for file in (folder.last, *folder.earlier_ones()):
         try:
-            if read_delta(file).about.get("plan", "") != plan:
+            if not _goes_on(read_delta(file).about.get("plan", ""), plan):
                 raise ConfigError(
                     f"cannot resume by another plan: {file} was trained by the one in its notes, "
                     "and run.toml or the plan given says another. Restore it, or start a new run "
@@ -220,6 +222,15 @@ def _restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics)
         else:
             return
     raise refusals[0]
+
+
+def _goes_on(before: str, now: str) -> bool:
+    """Of plans as the notes have them: a run without one is a phase that names nothing."""
+    if before == now or not now:
+        return before == now
+    phases = Plan.loads(now).phases
+    first = (Phase(epochs=phases[0].epochs or 1),)
+    return goes_on(Plan.loads(before).phases if before else first, phases)
 
 
 def _restore_from(training: Training, folder: RunFolder, file: Path, like: Metrics) -> None:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from frostline.config import RunSettings
     from frostline.fitting import Run
-    from frostline.runs import Prepared
+    from frostline.runs import FinishedRun, Prepared, Start
 
 
 # All that may stand beside `--resume RUN`; the rest is in the run's settings.
-_BESIDE_RESUME = frozenset({"data", "out", "resume", "weights", "device", "json"})
+_BESIDE_RESUME = frozenset({"data", "out", "resume", "epochs", "weights", "device", "json"})
 # What each phase of a plan says for itself.
 _IN_A_PLAN = ("freeze", "train", "norm", "epochs")
 _INTO_THE_PLAN = ", or write it into the plan"
@@ -61,7 +61,19 @@ Compile = Annotated[
     bool, typer.Option("--compile", help="Compile what is trained with torch.compile.")
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run in --out (or DATA, if it is one).")
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in --out (or DATA, if it is one); with more --epochs, for longer.",
+    ),
+]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        help="Begin with a run's best weights and its settings, on more pictures or classes.",
+        metavar="RUN",
+    ),
 ]
 
 
@@ -94,6 +106,7 @@ def train(
     form: Forms = None,
     compile_: Compile = False,
     device: options.Device = "auto",
+    from_: From = None,
     resume: Resume = False,
     json: options.Json = False,
     **recipe: Any,
@@ -104,11 +117,16 @@ def train(
     metrics of each epoch and all that is needed to repeat the run.
     """
     from frostline import config
+    from frostline.fitting import lengthened
     from frostline.plans import Plan
+    from frostline.records import RunFolder
+    from frostline.runs import open_run
 
     check_one_of(freeze=freeze, train=train)
-    if plan is not None:
-        _refuse(context, _IN_A_PLAN, "a plan's phases say this for themselves", _INTO_THE_PLAN)
+    phases = Plan.load(plan).phases if plan is not None else ()
+    if phases:
+        names = _IN_A_PLAN if (phases[0].freeze or phases[0].train) is not None else ("epochs",)
+        _refuse(context, names, "a plan's phases say this for themselves", _INTO_THE_PLAN)
     if resume and not model:
         others = [name for name in context.params if name not in _BESIDE_RESUME]
         _refuse(context, others, "--resume goes on with the run's own settings")
@@ -116,11 +134,21 @@ def train(
         settings, base = _stored(out or data, None if out is None else data, moved)
         if _given(context, ["device"]):
             settings = settings.model_copy(update={"device": device})
+        if _given(context, ["epochs"]):
+            before, training = settings, settings.training
+            training = training.model_copy(update={"epochs": recipe["epochs"]})
+            settings = settings.model_copy(update={"training": training})
+            lengthened(RunFolder(out or data), before, settings)  # refuses it before any work
         return _go(settings, out or data, resume=True, as_json=json, base=base)
+    earlier = None
+    if from_ is not None:
+        names = ("model", "head", "on", "resume")
+        _refuse(context, names, "--from takes the model and the head of that run, for a new one")
+        earlier = open_run(from_, weights=weights if _given(context, ["weights"]) else None)
+        model = earlier.settings.model.name
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
     _check_fold(folds, fold)
-    phases = Plan.load(plan).phases if plan is not None else ()
     # A folder by its absolute path, so that the run can be resumed from anywhere.
     is_word = features in ("auto", "off")
     store = features if is_word else str(Path(features).expanduser().resolve())
@@ -151,8 +179,13 @@ def train(
             ),
             device=device,
         )
+    if earlier is not None:
+        given = [name for name in context.params if _given(context, [name])]
+        with options.usage_errors():
+            settings = earlier.settings_to_begin(settings, given)
     _check_storage(settings)
-    return _go(settings, out or _free_folder(model), resume=resume, as_json=json)
+    folder = out or _free_folder(model)
+    return _go(settings, folder, resume=resume, as_json=json, earlier=earlier)
 
 
 def _check_storage(settings: RunSettings) -> None:
@@ -222,7 +255,13 @@ def _free_folder(model: str) -> Path:
 
 
 def _go(
-    settings: RunSettings, folder: Path, *, resume: bool, as_json: bool, base: str = ""
+    settings: RunSettings,
+    folder: Path,
+    *,
+    resume: bool,
+    as_json: bool,
+    base: str = "",
+    earlier: FinishedRun | None = None,
 ) -> None:
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import counting, notes, output, print_json, say
@@ -233,17 +272,21 @@ def _go(
     files.check_idle()
     if resume:
         # With the run's own order of classes: runs of before counted numbers as text.
-        classes = open_run(folder).settings.data.classes
+        opened = open_run(folder)
+        classes, start = opened.settings.data.classes, opened.began_with
         data = settings.data.model_copy(update={"classes": classes})
         settings = settings.model_copy(update={"data": data})
     else:
         _check_apart(folder, Path(settings.data.path))
         files.check_free()
+        start = earlier.as_start() if earlier else None
     aside = notes()
     page = aside if as_json else output()
     with counting("checking pictures") as progress:
-        prepared = prepare(settings, weights=base, progress=progress)
+        prepared = prepare(settings, weights=base, start=start, progress=progress)
     _describe(prepared, page, aside)
+    if earlier is not None and start is not None:
+        _describe_start(start, prepared, page)
     bar = BatchBar(aside, samples_per_batch=settings.data.batch_size)
     try:
         run = prepared.run(folder, resume=resume, hooks=(EpochTable(page), bar))
@@ -294,6 +337,14 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
     if plan := prepared.settings.as_plan():
         page.print(plan.table(prepared.loaded.model))
         page.print()
+
+
+def _describe_start(start: Start, prepared: Prepared, page: Console) -> None:
+    from frostline.cli._terminal import say
+
+    for line in start.changes(prepared.data):
+        say(page, hanging(line, indent=9))
+    page.print()
 
 
 def _conclude(run: Run, folder: Path, page: Console) -> None:

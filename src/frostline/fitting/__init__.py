@@ -3,3 +3,5 @@
 from frostline.fitting.beginning import check_settings as check_settings
 from frostline.fitting.fitting import Run as Run
 from frostline.fitting.fitting import fit as fit
+from frostline.fitting.longer import is_length_alone as is_length_alone
+from frostline.fitting.longer import lengthened as lengthened

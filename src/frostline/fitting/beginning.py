@@ -12,6 +12,7 @@ from pathlib import Path
 from frostline.config import RunSettings
 from frostline.devices import resolve_device
 from frostline.errors import ConfigError, DriftError
+from frostline.fitting.longer import is_length_alone, lengthened
 from frostline.plans import Phase
 from frostline.records import BY_MODEL, RunFolder
 from frostline.session import Survey
@@ -94,26 +95,39 @@ def run_folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | 
             raise
 
 
-def begun(
-    folder: RunFolder | None, settings: RunSettings, planned: Survey, *, resume: bool
-) -> RunSettings:
-    """Write down settings and frozen part; or make sure that a resumed run has the same.
+def continued(
+    folder: RunFolder | None, settings: RunSettings, *, resume: bool
+) -> tuple[RunSettings, tuple[str, ...]]:
+    """The settings; of a resumed run as they were written, with the length that is asked for now.
 
     Returns:
-        The settings, of a resumed run as they were written, with the forms of its phases.
+        Beside them lines for people where the length is another.
     Raises:
-        ConfigError, DriftError: it has others.
+        ConfigError: the run has other settings, or has done more epochs already.
+    """
+    if folder is None or not resume:
+        return settings, ()
+    stored = RunSettings.read(folder.settings)
+    found, line = lengthened(folder, stored, settings)
+    check_same_settings(stored if stored.plan == settings.plan else found, settings)
+    return found, (line,) if line else ()
+
+
+def begun(
+    folder: RunFolder | None, settings: RunSettings, planned: Survey, *, resume: bool
+) -> None:
+    """Write down settings and frozen part; of a resumed run, what `continued` made of them.
+
+    Raises:
+        DriftError: a resumed run has another frozen part.
     """
     if folder is None:
-        return settings
+        return
     if not resume:
         settings.write(folder.settings)
         folder.write_frozen(planned.untouched)
-        if plan := settings.as_plan():
-            plan.save(folder.plan)
-        return settings
-    stored = RunSettings.read(folder.settings)
-    check_same_settings(stored, settings)
+        _write_plan(folder, settings)
+        return
     if not folder.frozen.exists() and not folder.has_trained:  # killed between the two files
         folder.write_frozen(planned.untouched)
     before, found = folder.read_frozen(), planned.untouched
@@ -124,24 +138,33 @@ def begun(
             f"{len(moved)} tensors differ, first {', '.join(moved[:3]) or 'in what is frozen'}. "
             "Give the same weights, model and selector."
         )
-    return stored
+    if settings != RunSettings.read(folder.settings):
+        folder.result.unlink(missing_ok=True)  # of the end that is none now
+        settings.write(folder.settings)
+    _write_plan(folder, settings)  # which a kill may have left as it was
+
+
+def _write_plan(folder: RunFolder, settings: RunSettings) -> None:
+    if plan := settings.as_plan():
+        plan.save(folder.plan)
 
 
 def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
-    """Make sure a resumed run is the same run; the device and Frostline's version may differ.
+    """Make sure a resumed run is the same run, but for its device, length and Frostline's version.
 
     Raises:
         ConfigError: names each setting that differs.
     """
     before, now = stored.model_dump(), given.model_dump()
-    now["training"]["keep"] = before["training"]["keep"]  # no matter how many were kept before
+    # No matter how many were kept before; its length was looked at by `lengthened`.
+    now["training"] |= {name: before["training"][name] for name in ("keep", "epochs")}
     differing = [
         f"{section}.{key} was {before[section].get(key)!r} and is {now[section].get(key)!r}"
         for section in ("model", "data", "freeze", "training")
         for key in sorted({*before[section], *now[section]})
         if before[section].get(key) != now[section].get(key)
     ]
-    if stored.plan != given.plan:
+    if stored.plan != given.plan and (given.plan or not is_length_alone(stored.plan)):
         differing.append(f"the plan was {_short(stored.plan)} and is {_short(given.plan)}")
     if differing:
         raise ConfigError(

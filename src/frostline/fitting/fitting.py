@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from frostline.data import open_data
 from frostline.devices import Compute, resolve_device
 from frostline.engine import Hook, Training, train_phases
 from frostline.errors import ConfigError, TrainingError, a_type
-from frostline.fitting.beginning import about, begun, check_settings, run_folder
+from frostline.fitting.beginning import about, begun, check_settings, continued, run_folder
 from frostline.fitting.first_samples import FirstSamples
 from frostline.fitting.phases import PhasePipelines
 from frostline.freezing import Proof
@@ -109,7 +109,8 @@ def fit(
         task: what targets are, what is minimised and measured; by default `classification`, with
             class indices as targets and cross-entropy.
         classes: names of the classes; by default `train.classes`, else their numbers.
-        resume: go on with the run in `out` from where it was last written.
+        resume: go on with the run in `out` from where it was last written. With more epochs than
+            it had, or a plan that begins with its phases, it is trained for longer.
         features: folder of the feature store; `auto` is one in the user's cache folder, `off` is
             the plain loop.
         forms: how the frozen part is computed in each phase, as another run recorded it in its
@@ -140,9 +141,8 @@ def fit(
         device=device,
     )
     check_settings(settings)
-    plan = settings.as_plan()
     inventory(model)  # refuses lazy layers, which the first samples would give a shape
-    if plan is None:
+    if not settings.plan:
         param_groups(model, lr=1.0)  # refuses one in which nothing trains
     data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
     task = _task(task, classes)
@@ -160,11 +160,15 @@ def fit(
     plain = asked.plain(*data)
     hooks, kept = tuple(hooks), out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
-    by_name = {"monitor": metrics.metric(recipe.monitor).name}  # checks know some directions
-    for warning in plan.check(model, recipe=recipe.model_copy(update=by_name)) if plan else ():
-        for say in (journal.notice, *(hook.on_notice for hook in hooks)):
-            say(f"Warning   {warning}")
+    said_to = (journal.notice, *(hook.on_notice for hook in hooks))
+    if (plan := settings.as_plan()) and not resume:
+        by_name = {"monitor": metrics.metric(recipe.monitor).name}  # checks know some directions
+        found = plan.check(model, recipe=recipe.model_copy(update=by_name))
+        _say(said_to, *(f"Warning   {warning}" for warning in found))
     with run_folder(kept, resume=resume) as folder:
+        written, lines = continued(folder, settings, resume=resume)
+        _say(said_to, *lines)
+        plan = written.as_plan()
         session = Session(
             model,
             plan,
@@ -173,8 +177,8 @@ def fit(
             steps_per_epoch=len(plain[0]),
             world=world,
         )
-        written = begun(folder, settings, session.planned, resume=resume)
-        saver = Saver(folder, about(settings), resume=resume, task=task, like=metrics)
+        begun(folder, written, session.planned, resume=resume)
+        saver = Saver(folder, about(written), resume=resume, task=task, like=metrics)
         make = partial(session.data, *data, asked, plain=plain, example=first.inputs)
         pipelines = PhasePipelines(make, written, folder, journal, hooks)
         training = Training(session, Compute(settings.device, recipe.mixed))
@@ -248,6 +252,12 @@ def _ended(
         pipelines.computed,
         phases,
     )
+
+
+def _say(said_to: Iterable[Callable[[str], None]], *lines: str) -> None:
+    for line in lines:
+        for say in said_to:
+            say(line)
 
 
 def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None) -> Recipe:

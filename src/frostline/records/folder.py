@@ -9,6 +9,8 @@ plan.toml                    the plan, where there is one, to repeat the run wit
 metrics.jsonl                one line for each epoch
 course.json                  what was said, and how long it took beside the epochs
 base.safetensors             weights of the base, where they were asked for
+start.safetensors            what the run began with, where that are the weights of another run
+seen_before.txt              content digest of each file that those were trained on
 best/delta.safetensors       what was trained, at the best epoch
 best/predictions.safetensors what that epoch made of each validation sample
 last/delta.safetensors       the same where the run was last written
@@ -53,7 +55,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # The beginning of a file of a run, as `replacing` names it.
 _OWN_FILE = re.compile(
     r"\.(run\.toml|plan\.toml|report\.html|(frozen|data|course|result)\.json|metrics\.jsonl"
-    r"|(trained|validated)_on\.txt|(base|predictions)\.safetensors|delta[-.\d]*\.safetensors"
+    r"|((trained|validated)_on|seen_before)\.txt|(base|start|predictions)\.safetensors|delta[-.\d]*\.safetensors"
     r"|state-[\d.]+\.pt)\.[^.]+\.tmp$"
 )
 _TRIES, _TRY_SECONDS = 10, 0.02  # who only looks whether a run is going holds the lock for a moment
@@ -86,6 +88,8 @@ class RunFolder:
     metrics = _File("metrics.jsonl")
     course = _File("course.json")
     base = _File("base.safetensors")
+    start = _File("start.safetensors")
+    seen_before = _File("seen_before.txt")
     best = _File("best/delta.safetensors")
     predictions = _File("best/predictions.safetensors")
     last = _File("last/delta.safetensors")
@@ -208,7 +212,7 @@ class RunFolder:
             return
         started = (
             *(self.last, self.state("0"), self.metrics, self.trained_on, self.validated_on),
-            *(self.frozen, self.data, self.plan, self.course),
+            *(self.frozen, self.data, self.plan, self.course, self.start, self.seen_before),
             *self.tensorboard.glob("events.out.tfevents.*"),
             self.settings,  # last: as long as they are there, it is seen to be a run
         )
@@ -277,6 +281,14 @@ class RunFolder:
         """Note the content of the training and validation files."""
         for file, digests in ((self.trained_on, trained_on), (self.validated_on, validated_on)):
             write_text(file, with_sum("".join(f"{digest}\n" for digest in digests)))
+
+    def write_seen_before(self, digests: Iterable[str]) -> None:
+        """Note the content of the files that the weights it begins with were trained on."""
+        write_text(self.seen_before, with_sum("".join(f"{digest}\n" for digest in digests)))
+
+    def read_seen_before(self) -> tuple[str, ...]:
+        """Content digests of these; raises as `read_trained_on`."""
+        return _lines(self.seen_before)
 
     def read_trained_on(self) -> tuple[str, ...]:
         """Content digests of the files the run has trained on, in the order of the data.

@@ -48,7 +48,18 @@ def repeat_notes(settings: RunSettings, folder: RunFolder) -> tuple[str, ...]:
         )
     if settings.features.budget_bytes:
         notes.append(f"The feature store was held to {settings.features.budget_bytes:,} bytes.")
-    if not settings.model.is_from_python:
+    if settings.model.start:
+        notes.append(
+            f"It began with the best weights of {settings.model.start} as they were then; "
+            f"{folder.start.name} in its folder keeps them."
+        )
+    if settings.length_changes:
+        notes.append(
+            "Its number of epochs was changed while it ran "
+            f"({', '.join(settings.length_changes)}), and learning rates with it, so a run from "
+            "the start gives other numbers."
+        )
+    elif not settings.model.is_from_python:
         notes.append(
             "On the same machine, with the same versions and number of threads, it gives the same "
             "bits."
@@ -85,16 +96,20 @@ def use_python(settings: RunSettings, folder: RunFolder) -> str:
 
 def _options(settings: RunSettings, folder: RunFolder) -> Iterator[str]:
     model = settings.model
-    yield from ("--model", model.name, "--weights", model.weights)
-    if model.on != "classifier":
-        yield from ("--on", model.on)
-    if model.hidden:
-        yield from ("--head", ",".join(map(str, model.hidden)))
+    if model.start:
+        yield from ("--from", model.start, "--weights", model.weights)
+    else:
+        yield from ("--model", model.name, "--weights", model.weights)
+        if model.on != "classifier":
+            yield from ("--on", model.on)
+        if model.hidden:
+            yield from ("--head", ",".join(map(str, model.hidden)))
     if settings.plan:
         yield from ("--plan", str(folder.plan.resolve()))
     no_option = _NO_OPTION | ({"epochs"} if settings.plan else set())  # its phases have their own
     for section in (settings.freeze, settings.data, settings.training, settings.features):
-        for name, value in _changed(section):
+        # What is not given would be that of the run it began with, not the default.
+        for name, value in _given(section) if model.start else _changed(section):
             if name not in no_option:
                 for one in value if isinstance(value, tuple) else (value,):
                     yield from _option(_OPTION_OF.get(name, name), one)
@@ -111,6 +126,11 @@ def _changed(section: BaseModel) -> Iterator[tuple[str, object]]:
     """What differs from the defaults, in the fields' order."""
     usual = type(section)().__dict__
     return ((name, value) for name, value in section if value != usual[name])
+
+
+def _given(section: BaseModel) -> Iterator[tuple[str, object]]:
+    """What an option can say: all but nothing and no."""
+    return ((name, v) for name, v in section if v is not None and v is not False and v != "")
 
 
 def _wrapped(words: list[str]) -> str:

@@ -198,11 +198,16 @@ def read_trained(folder: RunFolder) -> Mapping[str, Tensor]:
 
 def _freezing(settings: RunSettings) -> list[str]:
     if settings.plan:
-        return [
+        words = [
             f"Phase {number}, {phase.label(number)}: {_chosen(phase.freeze, phase.train)}; "
             f"{_NORMS[phase.norm]}."
             for number, phase in enumerate(settings.plan, start=1)
         ]
+        first = settings.plan[0]
+        if first.freeze is first.train is None:
+            (as_asked,) = _freezing(settings.model_copy(update={"plan": ()}))
+            words[0] = f"Phase 1, {first.label(1)}: {as_asked[0].lower()}{as_asked[1:]}"
+        return words
     asked = settings.freeze
     if settings.model.is_from_python:
         return ["As the model was frozen when it was handed over in Python."]

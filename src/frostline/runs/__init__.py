@@ -5,3 +5,4 @@ from frostline.runs.finished import Prediction as Prediction
 from frostline.runs.finished import open_run as open_run
 from frostline.runs.preparing import Prepared as Prepared
 from frostline.runs.preparing import prepare as prepare
+from frostline.runs.starting import Start as Start

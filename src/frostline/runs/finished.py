@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,7 +22,7 @@ from frostline.data import (
     run_notes,
     without,
 )
-from frostline.deltas import Delta, load_delta, read_delta
+from frostline.deltas import Delta, all_tensors, load_delta, read_delta
 from frostline.devices import Compute
 from frostline.engine import Hook, predict, summarised
 from frostline.errors import ConfigError, DataError, DriftError, WeightsError
@@ -34,6 +34,7 @@ from frostline.models.state_files import weights_digest
 from frostline.records import RunFolder, judged_of
 from frostline.reports import Judgement, RunReport, make_report, promise_of
 from frostline.runs.preparing import build, splits_of
+from frostline.runs.starting import Start, settings_of_start
 from frostline.session import Survey, prefixed, survey
 from frostline.tasks import Classification, Metrics, Predictions
 from frostline.units import some_of
@@ -122,8 +123,7 @@ class FinishedRun:
         _check_left_out(delta, planned.untouched, self.folder.best)
         load_delta(loaded.model, self.folder.best)
         loaded.model.eval()
-        # As it was then: an own file or a later library may come with another one.
-        return replace(loaded, preprocessing=self.settings.preprocessing or loaded.preprocessing)
+        return loaded
 
     def evaluate(
         self, images: ImageSet, *, device: str = "auto", hooks: Iterable[Hook] = ()
@@ -224,7 +224,7 @@ class FinishedRun:
         images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
         if not images.samples:
             raise DataError(f"{data} has no picture left to evaluate on. Point at other data.")
-        seen = set(self.folder.read_trained_on())
+        seen = {*self.folder.read_trained_on(), *self.folder.read_seen_before()}
         notes = [f"left out: {error}" for error in broken.values()]
         notes += run_notes(values.values(), levels)
         if known := sum(1 for digest in digests.values() if digest in seen):
@@ -262,7 +262,9 @@ class FinishedRun:
             )
         else:
             not_covered = self._check_base(expected)
-            checks.append("the base, built again from its weights, has the same frozen tensors")
+            start = self.folder.start.name if self.settings.model.start else ""
+            source = f"its weights and {start}" if start else "its weights"
+            checks.append(f"the base, built again from {source}, has the same frozen tensors")
         return Verdict(len(expected.tensors), expected, tuple(checks), not_covered)
 
     def report(self) -> RunReport:
@@ -304,6 +306,52 @@ class FinishedRun:
             "where they are: --weights FILE."
         )
 
+    @property
+    def began_with(self) -> Start | None:
+        """The weights of another run that this one began with, if any.
+
+        Raises:
+            ConfigError: it was stopped before it wrote them.
+            DeltaError: they are damaged.
+        """
+        then, file = self.settings.model, self.folder.start
+        if not then.start:
+            return None
+        if not file.exists():
+            raise ConfigError(
+                f"{self.folder.root} has no {file.name}, the weights of {then.start} that it began "
+                "with. Restore it; if the run was stopped before its first epoch, delete its "
+                "folder and start it again."
+            )
+        kept = read_delta(file)
+        epoch = int(kept.about.get("epoch", "0"))
+        seen = frozenset(self.folder.read_seen_before())
+        return Start(then.start, epoch, self.settings.data.classes, kept.tensors, seen)
+
+    def settings_to_begin(self, now: RunSettings, given: Collection[str]) -> RunSettings:
+        """The settings of a run that begins with this one: see `settings_of_start`."""
+        place = str(self.folder.root.resolve())
+        changes = {"weights": self.base_weights, "start": place}
+        model = self.settings.model.model_copy(update=changes)
+        return settings_of_start(self.settings.model_copy(update={"model": model}), now, given)
+
+    def as_start(self) -> Start:
+        """What this run has learnt, for another one to begin with.
+
+        Raises:
+            ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
+        """
+        earlier, best, folder = self.began_with, read_delta(self.folder.best), self.folder
+        tensors, held = all_tensors(self.loaded.model), earlier.tensors if earlier else {}
+        return Start(
+            str(folder.root.resolve()),
+            int(best.about.get("epoch", "0")),
+            self.settings.data.classes,
+            {name: tensors[name].detach() for name in dict.fromkeys([*held, *best.tensors])},
+            frozenset((*folder.read_trained_on(), *folder.read_seen_before())),
+            frozenset(folder.read_validated_on()),
+        )
+
     def built_for(self, delta: Delta) -> LoadedModel:
         """The base, frozen as when `delta` was saved.
 
@@ -323,7 +371,8 @@ class FinishedRun:
                 f"fl.load_delta(model, '{self.folder.best}')."
             )
         task = Classification(self.settings.data.classes)
-        return build(self.settings, task, phase=phase, weights=self.base_weights)[0]
+        weights, start = self.base_weights, self.began_with
+        return build(self.settings, task, phase=phase, weights=weights, start=start)[0]
 
     def _check_weights(self) -> None:
         """The weights' file is the one that the run was trained on, byte for byte.

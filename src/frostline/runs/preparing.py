@@ -12,7 +12,7 @@ from typing import final
 
 from frostline.config import FreezeSettings, RunSettings
 from frostline.data import Audit, Augment, ImageDataset, Splits, audit, in_order, read_splits
-from frostline.engine import Hook
+from frostline.engine import Hook, Training
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
 from frostline.fitting import Run, check_settings, fit
 from frostline.freezing import Frozen, freeze, train_only
@@ -20,6 +20,7 @@ from frostline.models import LoadedModel, load_model
 from frostline.models.classifiers import mapping_words, own_order
 from frostline.models.file_source import line_in
 from frostline.records import DataNotes, RunFolder, write_data_notes
+from frostline.runs.starting import Start, check_kept
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
 from frostline.tasks import Classification, Task
@@ -35,6 +36,7 @@ class Prepared:
         loaded: the model with weights and head, frozen as asked.
         data: the pictures after the audit, and its findings.
         frozen: handle of the frozen part.
+        start: weights of another run that it begins with.
         mapping: which class of the data each logit of a kept classifier is taken for, for people;
             empty where the head is new.
     """
@@ -43,6 +45,7 @@ class Prepared:
     loaded: LoadedModel
     data: Audit
     frozen: Frozen
+    start: Start | None = None
     mapping: str = ""
 
     def run(self, out: str | Path, *, resume: bool = False, hooks: Iterable[Hook] = ()) -> Run:
@@ -74,7 +77,7 @@ class Prepared:
                 val_set,
                 out=out,
                 resume=resume,
-                hooks=(_Noting(folder, trained_on, validated_on, notes), *hooks),
+                hooks=(_Noting(self, folder, trained_on, validated_on, notes), *hooks),
                 settings=self.settings,
             )
         except RuntimeError as error:
@@ -108,6 +111,7 @@ def prepare(
     settings: RunSettings,
     *,
     weights: str = "",
+    start: Start | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Read the data, build the model, load its weights, put the head, freeze.
@@ -116,6 +120,7 @@ def prepare(
 
     Args:
         weights: what to build the base of an earlier run from, if not from what its settings say.
+        start: weights of another run to begin with.
         progress: called with (done, total) while the pictures are checked.
 
     Raises:
@@ -126,10 +131,14 @@ def prepare(
     Augment.parse(data.augment)
     check_settings(settings)
     splits, mapping = splits_of(settings), ""
-    loaded, frozen = build(settings, Classification(splits.train.classes), weights=weights)
+    classes = splits.train.classes
+    if start is not None and settings.model.on == "keep":
+        check_kept(start, classes)
+        classes = start.classes
+    loaded, frozen = build(settings, Classification(classes), weights=weights, start=start)
     if settings.model.on == "keep":
-        classes = splits.train.classes
-        order = classes if classes == data.classes else own_order(classes, loaded.classes)
+        known = start.classes if start else data.classes
+        order = classes if classes == known else own_order(classes, loaded.classes)
         splits, mapping = in_order(splits, order), mapping_words(order, loaded.classes)
     found = audit(
         splits,
@@ -138,12 +147,11 @@ def prepare(
         prefer_default=settings.preprocessing is not None and data.levels is None,  # resumed
         progress=progress,
     )
+    found = start.audited(found) if start else found
     completed = _completed(settings, loaded, found)
-    if weights:  # a file of weights may come with other preprocessing than the published ones
-        kept = {"model": settings.model, "preprocessing": settings.preprocessing}
-        completed = completed.model_copy(update=kept)
-        loaded = replace(loaded, preprocessing=settings.preprocessing or loaded.preprocessing)
-    return Prepared(completed, loaded, found, frozen, mapping)
+    if weights:
+        completed = completed.model_copy(update={"model": settings.model})
+    return Prepared(completed, loaded, found, frozen, start, mapping)
 
 
 def splits_of(settings: RunSettings) -> Splits:
@@ -163,7 +171,12 @@ def splits_of(settings: RunSettings) -> Splits:
 
 
 def build(
-    settings: RunSettings, task: Task, *, phase: int = 0, weights: str = ""
+    settings: RunSettings,
+    task: Task,
+    *,
+    phase: int = 0,
+    weights: str = "",
+    start: Start | None = None,
 ) -> tuple[LoadedModel, Frozen]:
     """The model of `settings` with its weights and a head for `task`, frozen as asked.
 
@@ -171,10 +184,10 @@ def build(
 
     Args:
         phase: of the settings' plan, from 0.
-        weights: as for `prepare`.
+        weights, start: as for `prepare`.
 
     Raises:
-        ModelError, WeightsError: as `load_model`.
+        ModelError, WeightsError: as `load_model`, or the start is another model's.
         SelectorError, FreezeError: the selector does not fit the model, or leaves nothing.
         ConfigError: two things to freeze or train by are given.
     """
@@ -187,6 +200,11 @@ def build(
         on=model.on,
         seed=settings.training.seed,
     )
+    if start is not None:
+        start.put(loaded, task.classes)
+    # As it was then: an own file, a later library or a file of weights may come with another one.
+    prepared = settings.preprocessing or loaded.preprocessing
+    loaded = replace(loaded, preprocessing=prepared)
     frozen = _freeze_as_asked(loaded, settings, phase)
     if model.on != "keep":
         _check_head_trains(loaded, settings)
@@ -206,11 +224,12 @@ def _check_head_trains(loaded: LoadedModel, settings: RunSettings) -> None:
 def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> Frozen:
     asked = settings.freeze
     if settings.plan:
-        if asked != FreezeSettings():
+        first = settings.plan[0]
+        if asked != FreezeSettings() and (first.freeze or first.train) is not None:
             raise ConfigError(
                 "got a plan and --freeze, --train or --norm beside it. Write them into its phases."
             )
-        train_only(loaded.model, path(loaded.head))  # for a first phase that names nothing
+        _freeze_as_asked(loaded, settings.model_copy(update={"plan": ()}), 0)
         return freeze_for(loaded.model, settings.plan, phase)
     if asked.freeze is not None and asked.train is not None:
         raise ConfigError("got both --freeze and --train. Give one; the other is the rest.")
@@ -270,12 +289,16 @@ def _own_error(error: BaseException, loaded: LoadedModel) -> ModelError:
 class _Noting(Hook):
     """Notes at the start which pictures the run sees."""
 
+    prepared: Prepared
     folder: RunFolder
     trained_on: tuple[str, ...]
     validated_on: tuple[str, ...]
     notes: DataNotes
 
-    def on_start(self, training: object) -> None:  # noqa: ARG002 - the hook's signature
+    def on_start(self, training: Training) -> None:
+        start, classes = self.prepared.start, self.prepared.settings.data.classes
+        if start is not None and not self.folder.start.exists():
+            start.keep(training.model, classes, self.folder)
         self.folder.write_data(self.trained_on, self.validated_on)
         with suppress(OutputError):  # for the report alone
             write_data_notes(self.notes, self.folder.data)

@@ -334,11 +334,12 @@ class _Making:
 
     def _says(self, made: Cut, compute: Computing, facts: PipelineFacts) -> Iterator[str]:
         yield f"Frost     {made.why}"
-        how = (
-            f"{facts.computed} rows computed in {format_seconds(facts.seconds)}"
-            if facts.computed
-            else "all in the store, no forward pass of the frozen part"
-        )
+        rows, took = sum(len(d) * d.views for d in self._stored), format_seconds(facts.seconds)
+        how = f"{facts.computed} rows computed in {took}"
+        if not facts.computed:
+            how = "all in the store, no forward pass of the frozen part"
+        elif facts.computed < rows:
+            how = f"{rows - facts.computed} of {rows} rows were in the store; {how}"
         if facts.nbytes:
             yield f"Features  {how}; {format_bytes(facts.nbytes)}"
         yield f"          {compute.words}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, final
 
 from pydantic import TypeAdapter
 
+from frostline.plans import Phase
 from frostline.tasks import Best
 
 _NONE = Best()
@@ -75,3 +76,14 @@ class Position:
             best=self.best,
             moved=self.moved,
         )
+
+
+def goes_on(before: Sequence[Phase], now: Sequence[Phase]) -> bool:
+    """Whether one may go on by `now` where one was in `before`.
+
+    The last of these phases may have another number of epochs, and more may follow it.
+    """
+    *earlier, last = before
+    here = now[: len(before)]
+    same = [*here[:-1]] == earlier and len(here) == len(before)
+    return same and here[-1].model_copy(update={"epochs": last.epochs}) == last

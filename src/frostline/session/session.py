@@ -24,7 +24,7 @@ from frostline.plans import Phase, Plan
 from frostline.recipe import Recipe, recipe_from
 from frostline.session.optimizers import MakeOptimizer, PhasedOptimizer
 from frostline.session.pipelines import Pipeline, PipelineOptions, pipeline
-from frostline.session.position import Position
+from frostline.session.position import Position, goes_on
 from frostline.session.randomness import random_state, seed_epoch, set_random_state
 from frostline.session.survey import freeze_for, survey
 from frostline.tasks import RESERVED, Metric, Metrics
@@ -420,7 +420,8 @@ class Session:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken; call `enter` next.
 
-        The model has the weights of that moment already, from wherever the loop keeps them.
+        The model has the weights of that moment already, from wherever the loop keeps them. The
+        plan may have grown: its last phase may have other epochs, and more may follow it.
 
         Raises:
             ConfigError: it is no such state, or one of another plan.
@@ -430,9 +431,10 @@ class Session:
                 "this is no state of a session that this version reads. Pass what "
                 "session.state_dict() gave."
             )
-        if state["plan"] != self._plan_text:
+        if not goes_on(Plan.loads(state["plan"]).phases, self._plan):
             raise ConfigError(
-                "the state is of another plan. Give Session the plan that it was saved with."
+                "the state is of another plan. Give Session the plan that it was saved with; only "
+                "its last phase may have other epochs, and phases may follow."
             )
         self.position = Position.read(state["position"])
         self._restored, self._random, self._frozen = state, state["random"], None

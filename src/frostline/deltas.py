@@ -112,6 +112,11 @@ def save_delta(
             moved since they were frozen, as in an average whose steps rounded them; or a tensor is
             of a dtype that safetensors lacks, as complex128.
         OutputError: the file cannot be written.
+
+    Example:
+        >>> fl.save_delta(model, "delta.safetensors")
+        >>> print(fl.load_delta(model, "delta.safetensors"))
+        2 tensors, 72 B, on base xxh3:...
     """
     tensors = all_tensors(model)
     trained = delta_content(model, base=base) if content is None else content
@@ -185,6 +190,12 @@ def load_delta(
         DeltaError: the file is no delta, the model is another one (names the first tensors that
             differ), or shapes do not fit. The model is as it was.
         CorruptDelta: the file is damaged; likewise.
+
+    Example:
+        >>> fl.save_delta(model, "delta.safetensors")
+        >>> delta = fl.load_delta(model, "delta.safetensors")
+        >>> list(delta.tensors)
+        ['head.2.bias', 'head.2.weight']
     """
     if freeze not in _FREEZES:
         known = " or ".join(f"freeze={word!r}" for word in _FREEZES)

@@ -89,6 +89,11 @@ def param_groups(
         FreezeError: nothing is trainable.
         ConfigError: a number is out of its range.
         SelectorError: a selector cannot be read or a term matches nothing.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW(fl.param_groups(model, lr=1e-3))
+        >>> [(group["param_names"], group["weight_decay"]) for group in optimizer.param_groups]
+        [(['head.2.weight'], 0.01), (['head.2.bias'], 0.0)]
     """
     factors = dict(lr_mult or {})
     rates = rates_by_rule(

@@ -78,6 +78,13 @@ def doctor(
         ConfigError: two of freeze, train and plan are given, or an optimizer is none.
         SelectorError: `model` is no module, or a selector cannot be read; one that matches
             nothing is a finding.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.backbone.parameters(), lr=0.1)
+        >>> print(fl.doctor(model, images, targets=labels, optimizer=optimizer))
+        error: not-in-optimizer
+          2 trainable parameters in no optimizer: head.2.weight, head.2.bias
+        ...
     """
     check_alone(freeze=freeze, train=train, plan=plan)
     if not isinstance(model, nn.Module):

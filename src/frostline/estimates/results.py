@@ -192,6 +192,15 @@ class Estimate:
         samples: that an epoch trains on, and validates on; 0 where not known.
         stages: everything up to each stage frozen, from nothing to all but the head.
         measured_seconds: that calibrating took on this machine.
+
+    Example:
+        >>> print(fl.estimate(model, images, batch_size=64, calibration_seconds=0))
+        A step of Sequential: batch 64, adamw, fp32
+        memory
+        ───────────────────────────────────────────────────────
+        weights and buffers                              1.1 KB
+        batch                                           49.2 KB
+        ...
     """
 
     model: str

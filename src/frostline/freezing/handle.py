@@ -128,6 +128,11 @@ class Frozen:
             them and the output.
         unlisted: of held modules, what they have beside parameters and buffers.
         leaned: with `lean=True`, the handle that makes the model plain again.
+
+    Example:
+        >>> frozen = fl.freeze(model, "backbone")
+        >>> print(frozen.verify())
+        7 frozen tensors (1.03 KB) are bit for bit as they were
     """
 
     model: nn.Module = field(repr=False)

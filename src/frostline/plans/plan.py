@@ -30,8 +30,6 @@ _MOST_PHASES = 1000
 class Plan(Data):
     """What is trainable when: one or more phases, trained one after the other.
 
-        plan = fl.Plan([fl.Phase(train="stage:-1", epochs=5), fl.Phase(train="all", epochs=10)])
-
     `print(plan)` shows its table, `plan[0]` is its first phase, equal plans are equal.
 
     Attributes:
@@ -39,6 +37,14 @@ class Plan(Data):
 
     Raises:
         ConfigError: there is no phase, or one of them cannot be.
+
+    Example:
+        >>> plan = fl.Plan([fl.Phase(train="head", epochs=5), fl.Phase(train="all", epochs=10, lr=1e-4)])
+        >>> print(plan)
+        phase     trains   length           lr   settings
+        ─────────────────────────────────────────────────
+        phase 1   head     5 epochs    default
+        phase 2   all      10 epochs    0.0001
     """
 
     phases: tuple[Phase, ...]

@@ -278,6 +278,11 @@ def open_run(path: str | Path) -> FinishedRun:
 
     Raises:
         ConfigError: there is no run at `path`, or its settings are damaged.
+
+    Example:
+        >>> run = fl.fit(model, data, data, epochs=2, out="run")
+        >>> fl.open_run("run").settings.training
+        fl.Recipe(epochs=2)
     """
     folder = RunFolder(Path(path))
     folder.check_is_run()

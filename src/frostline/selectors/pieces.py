@@ -21,7 +21,12 @@ from frostline.selectors.terms import Picked, Selector
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Rows(Selector):
-    """Rows `start` to before `stop` of the parameter of that full name; negative from the end."""
+    """Rows `start` to before `stop` of the parameter of that full name; negative from the end.
+
+    Example:
+        >>> fl.select(model, fl.rows("head.2.weight", 0, 1)).names
+        ('head.2.weight[0:1]',)
+    """
 
     name: str
     start: int = 0

@@ -73,8 +73,8 @@ class Run:
         found, many = self.best.validation, "s" if len(self.history) > 1 else ""
         return "\n".join(
             (
-                f"Run of {type(self.model).__name__}, {len(self.history)} epoch{many}; kept is epoch "
-                f"{self.best.epoch}: {found.line()} on {found.samples} samples",
+                f"Run of {type(self.model).__name__}, {len(self.history)} epoch{many}; "
+                f"kept is epoch {self.best.epoch}: {found.line()} on {found.samples} samples",
                 f"Verified  {self.proof}",
                 *self.says,
                 *([f"Written   to {self.folder.root}"] if self.folder else []),

@@ -39,12 +39,12 @@ class Plan(Data):
         ConfigError: there is no phase, or one of them cannot be.
 
     Example:
-        >>> plan = fl.Plan([fl.Phase(train="head", epochs=5), fl.Phase(train="all", epochs=10, lr=1e-4)])
+        >>> plan = fl.Plan([fl.Phase(train="head", epochs=5), fl.Phase(train="all", epochs=10)])
         >>> print(plan)
         phase     trains   length           lr   settings
         ─────────────────────────────────────────────────
         phase 1   head     5 epochs    default
-        phase 2   all      10 epochs    0.0001
+        phase 2   all      10 epochs   default
     """
 
     phases: tuple[Phase, ...]

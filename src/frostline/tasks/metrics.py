@@ -74,9 +74,9 @@ class Metrics:
         ConfigError: a metric has no name, or one that files use for something else.
 
     Example:
-        >>> metrics = fl.Metrics((fl.Metric("f1", 0.5), fl.Metric("error", 0.7, better="lower")), samples=16)
+        >>> metrics = fl.Metrics((fl.Metric("f1", 0.5), fl.Metric("recall", 0.7)), samples=16)
         >>> metrics.headline()
-        {'f1': 0.5, 'error': 0.7}
+        {'f1': 0.5, 'recall': 0.7}
     """
 
     metrics: tuple[Metric, ...]

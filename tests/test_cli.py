@@ -13,8 +13,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from frostline.errors import FrostlineError
+from frostline.models import ModelSpec, build
+from report_world import page_of
 from small_world import Answer, call, without_sum, write_net, write_picture, write_pictures
 from warm_process import Start
 
@@ -177,6 +180,31 @@ def test_a_wide_head_on_the_logits_leaves_the_network_whole(world: World) -> Non
     settings = tomllib.loads((world.run / "run.toml").read_text())
     assert (settings["model"]["on"], settings["model"]["hidden"]) == ("logits", [100])
     assert call("verify", world.run).status == 0
+
+
+def test_a_grey_network_from_one_place_in_a_file_of_two_is_trained_and_opened(
+    world: World,
+) -> None:
+    file = world.root / "small_net.py"
+    of_one = file.read_text().replace("Conv2d(3,", "Conv2d(1,")
+    file.write_text(of_one.replace("crop=(16, 16))", "crop=(16, 16), mean=(0.5,), std=(0.5,))"))
+    built = build(ModelSpec.parse(world.model), weights="none").model
+    student = {f"module.{name}": tensor + 1 for name, tensor in built.state_dict().items()}
+    both = world.root / "both.pth.tar"
+    torch.save({"student": student, "teacher": built.state_dict()}, both)
+    answer = world.train("--weights", both)
+    assert answer.status == 1
+    assert "Say which, as in --weights both.pth.tar:teacher." in answer.message.replace("\n", " ")
+    answer = world.train("--weights", f"{both}:student")
+    assert answer.status == 0, answer.err
+    assert "tensors loaded from student.module" in answer.out
+    assert call("verify", world.run).status == 0
+    picture = next((world.photos / "val").rglob("*.png"))
+    assert call("predict", world.run, picture).status == 0
+    both.write_bytes(both.read_bytes() + b"x")
+    answer = call("verify", world.run)
+    assert answer.status == 3
+    assert "both.pth.tar is not the file that" in answer.message
 
 
 def test_views_are_noted_in_the_settings(world: World) -> None:
@@ -347,6 +375,70 @@ def test_evaluate_warns_of_pictures_that_were_trained_on(finished: World) -> Non
     assert answer.json["samples"] == 16
 
 
+def test_the_table_of_evaluate_has_the_surest_mistakes_first_and_the_surest_hits_last(
+    finished: World, tmp_path: Path
+) -> None:
+    swapped = tmp_path / "swapped"  # half of the pictures under the other class
+    for part, name in (("dark", "dark"), ("light", "dark"), ("light", "light")):
+        for file in sorted((finished.photos / "val" / part).iterdir())[:3]:
+            write = swapped / name / f"{part}, {file.name}"
+            write.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, write)
+    answer = call("evaluate", finished.run, swapped, "--csv", tmp_path / "é.csv", "--json")
+    assert answer.json["csv"] == str(tmp_path / "é.csv")
+    text = (tmp_path / "é.csv").read_text(encoding="ascii")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    wrong = [row["result"] == "wrong" for row in rows]
+    assert len(rows) == answer.json["samples"] == 9
+    assert wrong == [True] * 3 + [False] * 6
+    assert wrong.count(False) / 9 == answer.json["accuracy"]
+    sureness = [float(row["predicted_probability"]) for row in rows]
+    assert sureness[:3] == sorted(sureness[:3], reverse=True)
+    assert sureness[3:] == sorted(sureness[3:])
+    predicted = call("predict", finished.run, *(row["file"] for row in rows), "--json").json
+    for row, entry in zip(rows, predicted, strict=True):
+        assert row["true_class"] == Path(row["file"]).parent.name
+        assert row["predicted_class"] == entry["class"]
+        chances = (row["true_probability"], row["predicted_probability"])
+        expected = (entry["probabilities"][row["true_class"]], entry["probability"])
+        assert tuple(map(float, chances)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_table_of_names_beyond_ascii_says_that_it_is_utf_8(
+    finished: World, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.photos / "val", tmp_path / "蚂 “蚁”")
+    table = tmp_path / "table.csv"
+    assert call("evaluate", finished.run, tmp_path / "蚂 “蚁”", "--csv", table).status == 0
+    assert table.read_bytes().startswith(b"\xef\xbb\xbffile,true_class,")
+    rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8-sig"))))
+    assert all(Path(row["file"]).is_file() for row in rows)
+
+
+def test_the_page_of_evaluate_shows_the_mistakes_and_what_was_left_out(
+    finished: World, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "photos" / "dark" / "<script>.png"
+    wrong.parent.mkdir(parents=True)
+    shutil.copy(finished.photos / "val" / "light" / "0.png", wrong)
+    shutil.copy(finished.photos / "train" / "dark" / "0.png", wrong.with_name("seen.png"))
+    wrong.with_name("text.png").write_text("this is text")
+    file = tmp_path / "page.html"
+    answer = call("evaluate", finished.run, tmp_path / "photos", "--report", file)
+    assert answer.out.endswith(f"Written to {file}\n")
+    page = page_of(file)
+    assert "script" not in page.tags
+    assert "Accuracy 50.0 %" in page.text
+    assert "text.png: it is not an image" in page.text
+    assert "1 of 2 pictures have the content of one" in page.text
+    mistakes = page.text[page.text.index("Most confident mistakes") :]
+    mistakes = mistakes[: mistakes.index("Least confident hits")]
+    assert "is dark" in mistakes
+    assert "<script>.png" in mistakes
+    assert "seen.png" not in mistakes
+    assert len([tag for tag, _ in page.elements if tag == "img"]) == 2
+
+
 def test_verify_says_what_was_proven(finished: World) -> None:
     answer = call("verify", finished.run)
     assert answer.status == 0
@@ -425,6 +517,14 @@ def test_predict_tells_the_classes_it_was_taught(finished: World) -> None:
     assert all(f"/{entry['class']}/" in entry["file"] for entry in found)
 
 
+def test_json_of_predict_names_the_probabilities_of_all_classes(finished: World) -> None:
+    for entry in call("predict", finished.run, finished.photos / "val", "--json").json:
+        assert len(entry["top"]) == 1
+        assert set(entry["probabilities"]) == {"dark", "light"}
+        assert sum(entry["probabilities"].values()) == pytest.approx(1)
+        assert max(entry["probabilities"].values()) == entry["probability"]
+
+
 def test_predict_takes_files_and_folders_in_the_order_given(finished: World) -> None:
     one = finished.photos / "val" / "light" / "2.png"
     found = call("predict", finished.run, one, finished.photos / "val" / "dark", "--json").json
@@ -455,7 +555,7 @@ def test_csv_of_predict_quotes_what_needs_it(finished: World, tmp_path: Path) ->
     write_picture(odd, 60)
     answer = call("predict", finished.run, odd, "--csv", "--top", 2)
     rows = list(csv.reader(io.StringIO(answer.out)))
-    assert rows[0] == ["file", "class_1", "probability_1", "class_2", "probability_2"]
+    assert rows[0] == ["file", "class_1", "probability_1", "class_2", "probability_2", "error"]
     assert rows[1][0] == str(odd)
     assert float(rows[1][2]) + float(rows[1][4]) == pytest.approx(1.0, abs=1e-5)
 
@@ -467,7 +567,7 @@ def test_csv_of_more_places_than_classes_has_no_empty_headings(finished: World) 
 
 def test_csv_of_one_class_has_plain_headings(finished: World) -> None:
     answer = call("predict", finished.run, finished.photos / "val", "--csv")
-    assert answer.out.splitlines()[0] == "file,class,probability"
+    assert answer.out.splitlines()[0] == "file,class,probability,error"
     assert len(answer.out.splitlines()) == 9
 
 
@@ -481,8 +581,25 @@ def test_one_broken_picture_does_not_stop_the_others(
     answer = call("predict", finished.run, good[0], broken, *good[1:], form)
     assert answer.status == 1
     assert "1.jpg" in answer.message
-    assert "1.jpg" not in answer.out
     assert sum(answer.out.count(f"{n}.png") for n in range(3)) == 3
+    if form == "--json":
+        assert "1.jpg" not in answer.out
+        return
+    rows = list(csv.DictReader(io.StringIO(answer.out)))
+    assert [row["file"] for row in rows] == [str(f) for f in (good[0], broken, *good[1:])]
+    assert [bool(row["class"]) for row in rows] == [True, False, True, True]
+    assert [row["error"] for row in rows if not row["class"]] == [
+        answer.message.removeprefix("Error: ").rstrip()
+    ]
+    assert not any(row["error"] for row in rows if row["class"])
+
+
+def test_csv_of_files_of_which_none_can_be_read_has_a_row_for_each(finished: World) -> None:
+    answer = call("predict", finished.run, "a.jpg", "b.jpg", "--csv", "--top", 2)
+    rows = list(csv.reader(io.StringIO(answer.out)))
+    assert answer.status == 1
+    assert [row[:-1] for row in rows[1:]] == [[name, "", "", "", ""] for name in ("a.jpg", "b.jpg")]
+    assert all("there is no such file" in row[-1] for row in rows[1:])
 
 
 def test_a_table_of_long_paths_fits_80_columns(finished: World, tmp_path: Path) -> None:

@@ -144,6 +144,14 @@ def test_a_selector_that_cannot_be_read_is_refused(world: World) -> None:
     assert untouched(world)
 
 
+@pytest.mark.parametrize("option", ["--lr", "--val-fraction"])
+def test_a_decimal_comma_is_answered_with_the_point(world: World, option: str) -> None:
+    answer = world.train(option, "0,01")
+    refused(answer, f"'{option}'", "'0,01' is no number; write the decimal point, 0.01", status=2)
+    refused(world.train(option, "much"), "'much' is no number.", status=2)
+    assert untouched(world)
+
+
 def test_freezing_all_leaves_nothing_to_train(world: World) -> None:
     refused(world.train("--freeze", "all"), "would leave nothing trainable")
     assert untouched(world)
@@ -215,13 +223,14 @@ def test_a_folder_that_is_no_run_is_refused(world: World, verb: str) -> None:
     refused(call(verb, world.photos, *more), "is no run: it has no run.toml")
 
 
-@pytest.mark.parametrize("verb", ["report", "compare", "inspect"])
+@pytest.mark.parametrize("verb", ["report", "compare", "inspect", "evaluate"])
 def test_a_page_is_written_over_no_other_file(finished: World, tmp_path: Path, verb: str) -> None:
     other = shutil.copytree(finished.run, tmp_path / "other")
     arguments = {
         "report": ["report", finished.run, "--out"],
         "compare": ["compare", finished.run, other, "--html"],
         "inspect": ["inspect", finished.model, "--html"],
+        "evaluate": ["evaluate", finished.run, finished.photos, "--report"],
     }[verb]
     mine = tmp_path / "run.toml"
     mine.write_text("my own")
@@ -233,6 +242,29 @@ def test_a_page_is_written_over_no_other_file(finished: World, tmp_path: Path, v
     assert call(*arguments, mine, "--force").status == 0
     assert mine.read_text().startswith("<!doctype html>")
     assert call(*arguments, mine).status == 0  # over its own
+
+
+def test_a_table_is_written_over_its_own_kind_alone(finished: World, tmp_path: Path) -> None:
+    evaluate = ["evaluate", finished.run, finished.photos, "--csv"]
+    mine = tmp_path / "labels.csv"
+    mine.write_text("file,label\n0.png,dark\n")
+    refused(call(*evaluate, mine), "is no table that Frostline wrote, so it was not overwritten")
+    refused(call(*evaluate, tmp_path), "is a folder, so it was not overwritten. Name a file")
+    assert mine.read_text() == "file,label\n0.png,dark\n"
+    for more in (["--force"], []):
+        assert call(*evaluate, mine, *more).status == 0
+        assert mine.read_text().startswith("file,true_class")
+
+
+@pytest.mark.parametrize("option", ["--csv", "--report"])
+def test_a_file_that_cannot_be_written_is_told_before_the_pictures_are_read(
+    finished: World, tmp_path: Path, option: str
+) -> None:
+    photos = shutil.copytree(finished.photos / "val", tmp_path / "photos")
+    (photos / "dark" / "text.png").write_text("this is text")
+    answer = call("evaluate", finished.run, photos, option, photos / "dark" / "0.png" / "out")
+    refused(answer, "cannot write", "Choose a folder you can write to")
+    assert "left out" not in answer.err
 
 
 @pytest.mark.parametrize("verb", ["plan", "merge"])
@@ -457,7 +489,7 @@ def test_shapes_that_do_not_fit_are_told_as_the_models_own_error(world: World) -
         Answer(answer.status, "", answer.err),
         "small_net.py:net: the model's own forward failed on pictures of shape (batch, 3, 224, 22",
         "mat1 and mat2 shapes cannot be multiplied",
-        "return (model, Preprocessing) with the size that they take",
+        "return (model, Preprocessing) with the size and channels that they take",
     )
     assert untouched(world)
 

@@ -266,6 +266,43 @@ def test_the_held_out_part_of_an_undivided_folder_is_what_evaluate_takes(world: 
     assert (found.loss, found.accuracy) == (result["loss"], result["accuracy"])
 
 
+def test_a_part_drawn_among_what_can_be_read_is_drawn_so_by_evaluate(world: World) -> None:
+    flat = world.photos / "train"
+    for name in ("0.png", "1.png", "2.png"):
+        (flat / "dark" / name).write_bytes(b"no picture")
+    run = world.run(data={"path": str(flat), "val_fraction": 0.4})
+    held = open_run(run).held_out(flat)
+    assert (len(held.images), held.notes) == (5, ())
+    found = open_run(run).evaluate(held.images, device="cpu")
+    assert found.loss == json.loads((run / "result.json").read_text())["loss"]
+    assert metrics(world.run(resume=True, data={"path": str(flat), "val_fraction": 0.4}))
+
+
+def test_the_columns_of_a_table_are_kept_for_resume_and_evaluate(world: World) -> None:
+    table = world.root / "labels.csv"
+    pictures = sorted((world.photos / "train").rglob("*.png"))
+    rows = [
+        f"{path.relative_to(world.root)},{path.parent.name},{path.stem > '5'}" for path in pictures
+    ]
+    table.write_text("\n".join(["Image,dx,is_test", *rows]))
+    columns = ("--file-column", "image", "--label-column", "dx", "--split-column", "is_test")
+    out = world.root / "run"
+    arguments = ("--model", world.model, "--weights", "none", "--epochs", 1, "--batch-size", 6)
+    answer = call("train", table, *arguments, *columns, "--out", out)
+    assert answer.status == 0, answer.err
+    assert "the is_test column of labels.csv; 2 classes: dark, light" in answer.out
+    assert call("train", "--resume", out).status == 0
+    result = json.loads((out / "result.json").read_text())
+    assert call("evaluate", out, table, "--json").json["loss"] == result["loss"]
+    other = world.root / "other.csv"
+    other.write_text(table.read_text().replace("Image,dx", "file,label"))
+    assert "no column image and no column dx; it has file" in call("evaluate", out, other).message
+    found = call(
+        "evaluate", out, other, *columns[4:], "--file-column=file", "--label-column=label", "--json"
+    )
+    assert found.json["loss"] == result["loss"]
+
+
 def test_pictures_that_were_trained_on_are_counted_in_other_data(finished: World) -> None:
     held = open_run(finished.root / "run").held_out(finished.photos / "train")
     assert len(held.images) == 16

@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -25,6 +25,8 @@ import xxhash
 from frostline.errors import OutputError
 
 LockMode = Literal["exclusive", "shared"]
+
+_HEAD_BYTES = 1 << 16
 
 
 @contextmanager
@@ -77,6 +79,29 @@ def check_new(path: Path) -> None:
     """
     if path.exists() or path.is_symlink():
         raise OutputError(f"{path} is there already. Choose another --out, or remove it first.")
+
+
+def check_own(path: Path, marks: Sequence[bytes], *, kind: str, force: bool = False) -> None:
+    """Make sure that a `kind` may be written to `path`: over an older one, but over no other file.
+
+    Args:
+        marks: what the beginning of an older one holds one of.
+
+    Raises:
+        OutputError: it cannot be written, is no file, or another file is there and `force` is
+            not given.
+    """
+    check_replaceable(path)
+    check_writable(path.parent)
+    if force or not path.exists():
+        return
+    with output_errors(path), path.open("rb") as content:
+        head = content.read(_HEAD_BYTES)
+    if not any(mark in head for mark in marks):
+        raise OutputError(
+            f"{path} is there already and is no {kind} that Frostline wrote, so it was not "
+            "overwritten. Choose another file, or give --force (in Python force=True)."
+        )
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -51,9 +51,15 @@ class ModelSettings(_Section):
 
 
 class DataSettings(_Section):
-    """Which pictures, how they were divided, and what the labels mean."""
+    """Which pictures, how they were divided, and what the labels mean.
+
+    The columns are those of a table; `split_column` is empty for `split` or `is_valid`, if there.
+    """
 
     path: str = ""
+    file_column: str = Field("file", min_length=1)
+    label_column: str = Field("label", min_length=1)
+    split_column: str = ""
     val_fraction: float = Field(0.2, gt=0, lt=1)
     folds: int | None = Field(None, ge=2)
     fold: int = Field(0, ge=0)

@@ -79,6 +79,21 @@ def test_a_broken_promise_is_the_first_thing_seen(sized: Any, run: Path, tmp_pat
     assert sized.execute_script(top) < 300
 
 
+def test_the_page_of_an_evaluation_is_silent_and_fits(
+    sized: Any, run: Path, tmp_path: Path
+) -> None:
+    from frostline.runs import open_run
+
+    opened = open_run(run)
+    opened.judge(opened.held_out(run.parent / "photos" / "train")).save(tmp_path / "page.html")
+    found = looked_at(sized, tmp_path / "page.html")
+    assert found["wide"] <= 0
+    assert found["scripts"] == found["handlers"] == 0
+    assert found["title"].endswith("Frostline evaluation")
+    assert found["images"]
+    assert found["charts"] == 1
+
+
 def test_a_comparison_is_silent_and_fits(sized: Any, run: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "<script>document.title='ran'<script>"))
     compare_runs([run, other]).save(tmp_path / "page.html")

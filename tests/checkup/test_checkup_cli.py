@@ -147,7 +147,36 @@ def test_validation_pictures_in_the_training_data_are_named(net: str, tmp_path: 
 def test_pictures_that_cannot_be_read_are_passed_over(net: str, tmp_path: Path) -> None:
     data = write_pictures(tmp_path / "data")
     (data / "train" / "dark" / "0.png").write_bytes(b"no picture")
-    assert "on 8 pictures of" in call("doctor", net, "--data", data).out
+    answer = call("doctor", net, "--data", data, "--json")
+    assert answer.json["example"].startswith("8 pictures of")
+    assert [finding["code"] for finding in answer.json["data"]] == ["broken-image"]
+    assert "Warning: 1 image cannot be read and will be left out:" in answer.err
+
+
+def test_data_that_training_would_refuse_is_refused(net: str, tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data")
+    for picture in (data / "train" / "dark").iterdir():
+        picture.write_bytes(b"no picture")
+    answer = call("doctor", net, "--data", data)
+    assert answer.status == 1
+    assert "no usable training images of dark" in answer.message
+
+
+def test_a_table_is_read_by_the_columns_given(net: str, tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data")
+    pictures = sorted((data / "train").rglob("*.png"))
+    rows = [f"train/{path.parent.name}/{path.name},{path.parent.name}" for path in pictures]
+    (data / "labels.csv").write_text("\n".join(["image,dx", *rows]))
+    columns = ("--file-column", "image", "--label-column", "dx")
+    answer = call("doctor", net, "--data", data / "labels.csv", *columns, "--json")
+    assert answer.status == 0, answer.err
+
+
+@pytest.mark.parametrize("verb", ["doctor", "estimate"])
+def test_columns_without_data_are_wrong_usage(net: str, verb: str) -> None:
+    answer = call(verb, net, "--label-column", "dx")
+    assert answer.status == 2
+    assert "columns are those of a table; give it with --data" in " ".join(answer.err.split())
 
 
 def test_data_without_a_readable_picture_is_an_error(net: str, tmp_path: Path) -> None:

@@ -104,6 +104,49 @@ def test_class_whose_images_are_all_broken_is_an_error(make_folder: MakeFolder) 
         audit(read_splits(root), bad_images="skip")
 
 
+def test_reasons_are_told_where_no_image_of_a_class_can_be_read(make_folder: MakeFolder) -> None:
+    root = make_folder({**GOOD, "train/ants": 19})
+    for path in [*(root / "train").rglob("*.png")]:
+        if path.parent.name == "bees" or path.stem != "7":
+            path.write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"no usable training images of bees.*\n.*bees/.*zero bytes"
+    ):
+        audit(read_splits(root), bad_images="skip")
+
+
+@pytest.mark.parametrize("options", [{"val_fraction": 0.5}, {"folds": 3, "fold": 1}])
+def test_the_held_out_part_is_drawn_among_what_can_be_read(
+    make_folder: MakeFolder, options: dict[str, float]
+) -> None:
+    root = make_folder({"ants": 12, "bees": 12})
+    before = read_splits(root, **options)  # type: ignore[arg-type]  # numbers by name
+    for sample in before.val.samples[::2]:
+        sample.path.write_bytes(b"")
+    found = audit(before, bad_images="skip").splits
+    assert len(found.train) + len(found.val) == 24 - len(before.val.samples[::2])
+    for sample in before.val.samples[::2]:
+        sample.path.unlink()
+    assert found == read_splits(root, **options)  # type: ignore[arg-type]  # numbers by name
+
+
+def test_a_part_that_was_given_is_not_drawn(make_folder: MakeFolder) -> None:
+    root = make_folder(GOOD)
+    (root / "val/ants/0.png").write_bytes(b"")
+    found = audit(read_splits(root), bad_images="skip").splits
+    assert (len(found.train), len(found.val)) == (12, 3)
+
+
+def test_what_was_said_in_reading_is_a_finding(make_folder: MakeFolder) -> None:
+    result = audit(read_splits(make_folder({"Ants": 8, "ants": 8})), bad_images="skip")
+    assert "differ in capitals only" in message(result, "layout")
+
+
+def test_pictures_beside_the_class_folders_are_reported(make_folder: MakeFolder) -> None:
+    result = audit(read_splits(make_folder({**GOOD, "train": 2})), bad_images="skip")
+    assert "left out 2 pictures beside the class folders: " in message(result, "no-class")
+
+
 def test_unknown_class_in_test_is_an_error(make_folder: MakeFolder) -> None:
     root = make_folder({**GOOD, "test/moths": 1})
     with pytest.raises(DataError, match=r"the test split has the class 'moths' \(1 image\)"):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -291,6 +292,11 @@ class Unsized(Dataset[Any]):
         (list, "the list holds no samples"),
         (dict, "the dict holds no samples"),
         (lambda: Items(torch.zeros(2)), "item 0 of the Items is a Tensor, not a pair"),
+        (
+            lambda: (torch.zeros(2, 3), torch.zeros(2)),
+            r"tuple holds two Tensors.*TensorDataset\(X, y",
+        ),
+        (lambda: [np.zeros((2, 3)), np.zeros(2)], r"two ndarrays.*TensorDataset\(torch.from_numpy"),
         (lambda: Items((1, 2, 3)), "item 0 of the Items is a tuple of 3, not a pair"),
         (lambda: Items({"x": 1, "y": 2}), r"is a mapping with x, y, not a pair\. Return \(inputs"),
         (lambda: TensorDataset(torch.zeros(3)), "the TensorDataset has 1 tensors. Give it two"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frostline.data import ImageSet, Splits, read_set, read_splits
-from frostline.data.folder import hold_out, hold_out_fold
+from frostline.data.division import hold_out, hold_out_fold
 from frostline.data.listing import Found, natural
 from frostline.errors import ConfigError, DataError
 
@@ -272,6 +273,169 @@ def test_folder_that_is_no_data_set_is_refused(
     root.mkdir(exist_ok=True)
     with pytest.raises(DataError, match=message):
         read_splits(root)
+
+
+# As archives unpack
+
+
+def classes_in(*folders: str) -> dict[str, int]:
+    return {f"{folder}/{name}": 3 for folder in folders for name in ("cats", "dogs")}
+
+
+@pytest.mark.parametrize(
+    ("folders", "how"),
+    [
+        (classes_in("training_set", "test_set"), "training_set/ and test_set/ folders"),
+        (classes_in("seg_train/seg_train", "seg_test"), "seg_train/ and seg_test/ folders"),
+        (classes_in("trainData", "TestData"), "trainData/ and TestData/ folders"),
+        (classes_in("TRAIN", "Valid", "Test"), "TRAIN/ and Valid/ folders, Test/ kept apart"),
+        (classes_in("Training", "Testing"), "Training/ and Testing/ folders"),
+        (classes_in("dataset/train", "dataset/val"), "train/ and val/ folders"),
+        (classes_in("a/b/c/train2017", "a/b/c/val2017"), "train2017/ and val2017/ folders"),
+    ],
+)
+def test_split_folders_are_known_by_any_of_their_names(
+    make_folder: MakeFolder, folders: dict[str, int], how: str
+) -> None:
+    root = make_folder({**folders, "__MACOSX/train/cats": 1})
+    splits = read_splits(root)
+    assert splits.how == how
+    assert splits.train.counts == {"cats": 3, "dogs": 3}
+    assert len(splits.val) == 6
+    assert splits.notes == ()
+    assert len(read_set(root, classes=["cats", "dogs"])) == 6
+
+
+@pytest.mark.parametrize(
+    "names", [("train station", "test tube"), ("train", "bus"), ("tested", "b")]
+)
+def test_classes_that_hold_a_word_of_splits_stay_classes(
+    make_folder: MakeFolder, names: tuple[str, str]
+) -> None:
+    splits = read_splits(make_folder(dict.fromkeys(names, 3)))
+    assert splits.train.classes == tuple(sorted(names))
+    assert splits.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("folders", "how"),
+    [
+        ({"Plants/a": 3, "Plants/b": 3}, "20 % of each class of Plants/ held out (seed 0)"),
+        (
+            {"birds/images/a": 3, "birds/images/b": 3, "birds/attributes": 0, "birds/parts": 0},
+            "20 % of each class of images/ held out (seed 0)",
+        ),
+    ],
+)
+def test_the_one_folder_that_holds_pictures_is_entered(
+    make_folder: MakeFolder, folders: dict[str, int], how: str
+) -> None:
+    root = make_folder(folders)
+    splits = read_splits(root)
+    assert (splits.how, splits.train.classes) == (how, ("a", "b"))
+    assert keys(splits.val, root) == keys(
+        read_splits(splits.train.samples[0].path.parents[1]).val, root
+    )
+
+
+@pytest.mark.parametrize(
+    ("folders", "note"),
+    [
+        (
+            {**classes_in("train"), "test": 2},
+            r"test holds 2 pictures and no class folders: not used",
+        ),
+        (
+            {**classes_in("train"), "unlabelled": 2},
+            r"unlabelled in .*: not used, as its other folders are the splits",
+        ),
+        (
+            {"cats": 3, "dogs": 3, "test_set": 2},
+            r"test_set in .*: not used, as by its name it is no class",
+        ),
+    ],
+)
+def test_pictures_without_class_folders_are_left_out_and_named(
+    make_folder: MakeFolder, folders: dict[str, int], note: str
+) -> None:
+    splits = read_splits(make_folder(folders))
+    assert splits.train.counts == {"cats": 2, "dogs": 2}
+    assert splits.val.counts == {"cats": 1, "dogs": 1}
+    (said,) = splits.notes
+    assert re.search(note, said)
+
+
+def test_folders_that_hold_the_same_folders_are_classes_with_a_note(
+    make_folder: MakeFolder,
+) -> None:
+    splits = read_splits(make_folder(classes_in("color", "grayscale")))
+    assert splits.train.classes == ("color", "grayscale")
+    (said,) = splits.notes
+    assert re.search(r"each holds the folders cats, dogs.* give one folder: .*/color\.", said)
+
+
+def test_a_table_beside_class_folders_is_named(make_folder: MakeFolder) -> None:
+    root = make_folder({"part_1": 3, "part_2": 3})
+    (root / "labels.csv").write_text("file,label\n")
+    splits = read_splits(root)
+    assert splits.train.ignored == ()
+    (said,) = splits.notes
+    assert re.search(r"labels.csv in .*: not used.* give it: .*labels.csv", said)
+
+
+def test_classes_that_differ_in_capitals_only_are_named(make_folder: MakeFolder) -> None:
+    (said,) = read_splits(make_folder({"Ant": 3, "ant": 3, "bee": 3})).notes
+    assert "the classes 'Ant' and 'ant' differ in capitals only and count as 2" in said
+
+
+@pytest.mark.parametrize(
+    ("folders", "inside", "message"),
+    [
+        (
+            {"cats": 3, "dogs": 3},
+            "cats",
+            r"If cats is one class of several, give .* above: .*set\.",
+        ),
+        (
+            {"images/train": 3, "labels/train": 0},
+            "",
+            r"set has images/ and labels/, as sets for det",
+        ),
+        ({"images/train": 3, "labels/train": 0}, "images/train", r"set has images/ and labels/"),
+        ({"train/images": 3, "train/labels": 0, "val/images": 3}, "", r"train has images/ and lab"),
+        ({"images": 3, "masks": 3}, "", r"images/ and masks/, as sets for detection or segm"),
+        ({"trainA": 3, "testA": 3, "trainB": 3, "testB": 3}, "", r"is divided in several ways: "),
+    ],
+)
+def test_pictures_without_classes_are_refused_with_what_they_may_be(
+    make_folder: MakeFolder, folders: dict[str, int], inside: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read_splits(make_folder(folders) / inside)
+
+
+def test_classes_in_the_names_of_flat_pictures_are_named(
+    tmp_path: Path, make_image: Callable[..., Path]
+) -> None:
+    for name in ("cat.0.png", "cat.1.png", "dog_1.png", "dog_2.png"):
+        make_image(tmp_path / "train" / name)
+    with pytest.raises(DataError, match=r"Their names begin with cat \(2\), dog \(2\)\. If these"):
+        read_splits(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["images", "train"])
+def test_a_table_beside_flat_pictures_is_to_be_given(make_folder: MakeFolder, folder: str) -> None:
+    root = make_folder({folder: 3})
+    (root / "labels.csv").write_text("id,breed\n")
+    with pytest.raises(DataError, match=r"give it: .*set/labels.csv\."):
+        read_splits(root)
+
+
+def test_columns_of_a_folder_are_refused(make_folder: MakeFolder) -> None:
+    with pytest.raises(
+        DataError, match=r"asked for columns of a table, and .* is a folder without"
+    ):
+        read_splits(make_folder({"a": 2, "b": 2}), label_column="dx")
 
 
 def test_folder_of_other_files_is_refused_by_naming_them(tmp_path: Path) -> None:

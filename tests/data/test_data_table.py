@@ -138,3 +138,93 @@ def test_training_rows_are_never_evaluated(folder: Path) -> None:
     path = write(folder, "file,label,split\nphotos/1.png,a,train\n")
     with pytest.raises(DataError, match=r"has train rows only. Evaluate on rows with split val"):
         read_set(path, classes=["a"])
+
+
+# Tables of other people
+
+
+def test_columns_are_named_in_any_capitals(folder: Path) -> None:
+    rows = [f"{row},{'train' if index < 6 else 'val'}" for index, row in enumerate(ROWS)]
+    path = write(folder, "\n".join(["Path,DX,Part", *rows]))
+    splits = read_splits(path, file_column="path", label_column="dx", split_column="part")
+    assert (len(splits.train), len(splits.val)) == (6, 2)
+    assert splits.how == "the part column of labels.csv"
+    assert len(read_set(path, classes=["ant", "bee"], file_column="path", label_column="dx")) == 8
+
+
+def test_a_column_that_names_pictures_is_offered(folder: Path) -> None:
+    path = write(folder, "lesion,image_id,dx\n1,0,ant\n1,1,bee\n")
+    with pytest.raises(
+        DataError, match=r"no column label.*--file-column image_id --label-column N"
+    ):
+        read_splits(path)
+
+
+def test_names_without_ending_are_looked_for_below(folder: Path) -> None:
+    path = write(folder, "file,label\n" + "".join(f"{n},{'ab'[n % 2]}\n" for n in range(8)))
+    splits = read_splits(path)
+    assert {s.path.name for s in splits.val.samples} < {f"{n}.png" for n in range(8)}
+    (said,) = splits.notes
+    assert said.endswith(f"looked for below {folder}: 0 is photos/0.png.")
+    whole = write(
+        folder, "file,label\n" + "".join(f"photos/{n}.png,{'ab'[n % 2]}\n" for n in range(8))
+    )
+    assert read_splits(whole).val == splits.val
+
+
+def test_a_name_that_fits_two_files_is_refused(folder: Path, make_image: MakeImage) -> None:
+    make_image(folder / "more" / "0.png", 5)
+    text = "file,label\n0,a\n1,b\n"
+    with pytest.raises(DataError, match=r"names 0, which may be .*more/0.png or .*photos/0.png"):
+        read_splits(write(folder, text))
+    photos = folder / "photos.csv"  # of the name of their folder
+    photos.write_text(text + "2,a\n3,b\n")
+    assert len(read_set(photos, classes=["a", "b"])) == 4
+
+
+@pytest.mark.parametrize("words", [("False", "True"), ("0", "1"), ("no", "yes")])
+def test_is_valid_divides(folder: Path, words: tuple[str, str]) -> None:
+    rows = [f"{row},{words[index > 5]}" for index, row in enumerate(ROWS)]
+    splits = read_splits(write(folder, "\n".join(["file,label,is_valid", *rows])))
+    assert (len(splits.train), len(splits.val)) == (6, 2)
+    assert splits.how == "the is_valid column of labels.csv"
+
+
+def test_columns_that_may_have_been_meant_are_named(folder: Path) -> None:
+    rows = [f"{row},x,{index % 3},7" for index, row in enumerate(ROWS)]
+    (said,) = read_splits(write(folder, "\n".join(["file,label,label2,fold,age", *rows]))).notes
+    assert said.startswith("labels.csv: the columns label2, fold are not used.")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("file,label,label\nphotos/1.png,a,b\n", {}, "2 columns label. Give them different names"),
+        ("file,label\nphotos/1.png,a\n", {"split_column": "part"}, "no column part; it has file"),
+        ("file,label,is_valid\nphotos/1.png,a,maybe\n", {}, "unknown is_valid 'maybe'. Use true"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_refused(
+    folder: Path, text: str, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read_splits(write(folder, text), **options)  # type: ignore[arg-type]  # texts by name
+
+
+def test_tab_separated_values_may_hold_commas(folder: Path) -> None:
+    path = folder / "labels.tsv"
+    path.write_text("file\tlabel\tnote, or, more\nphotos/1.png\tx\tred, blue\n")
+    assert read_set(path, classes=["x"]).samples[0].path == folder / "photos" / "1.png"
+
+
+def test_a_table_for_each_split_divides(folder: Path) -> None:
+    (folder / "train.csv").write_text("\n".join(["file,label", *ROWS[:6]]))
+    (folder / "val.tsv").write_text(
+        "\n".join(["file\tlabel", *(r.replace(",", "\t") for r in ROWS[6:])])
+    )
+    (folder / "test.csv").write_text("file\nphotos/1.png\n")
+    splits = read_splits(folder)
+    assert (len(splits.train), len(splits.val), splits.test) == (6, 2, None)
+    assert splits.how == "train.csv and val.tsv"
+    assert splits.notes == ("test.csv has no column label: not used.",)
+    assert len(read_set(folder, classes=["ant", "bee"])) == 2

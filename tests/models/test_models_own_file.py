@@ -11,8 +11,9 @@ from textwrap import dedent
 
 import pytest
 import torch
+from PIL import Image
 
-from frostline.errors import ModelError
+from frostline.errors import ConfigError, ModelError
 from frostline.models import LoadedModel, build, load_model
 from frostline.models.spec import ModelSpec
 from frostline.preprocessing import Preprocessing
@@ -213,3 +214,53 @@ def test_an_entry_s_name_is_refused_as_weights(tmp_path: Path) -> None:
     path = write(tmp_path, NET)
     with pytest.raises(ModelError, match="has no weights 'IMAGENET1K_V1': it brings its own"):
         build(ModelSpec.parse(f"{path}:build"), weights="IMAGENET1K_V1")
+
+
+GREY = """
+    from torch import nn
+    import timm
+    from frostline.preprocessing import Preprocessing
+
+    def plain():
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def stated():
+        return plain(), Preprocessing(resize=8, crop=(8, 8), mean=(0.5,), std=(0.25,))
+
+    def of_timm():
+        return timm.create_model("test_resnet", in_chans=1)
+
+    def two_means():
+        return plain(), Preprocessing(mean=(0.5,), std=(0.25, 0.2, 0.1))
+"""
+
+
+@pytest.mark.parametrize("function", ["plain", "stated", "of_timm"])
+def test_a_network_of_one_channel_gets_grey_pictures(tmp_path: Path, function: str) -> None:
+    (tmp_path / "grey.py").write_text(dedent(GREY))
+    loaded = build(ModelSpec.parse(f"{tmp_path}/grey.py:{function}"), weights="none")
+    preprocessing = loaded.preprocessing
+    assert preprocessing.channels == 1
+    picture = Image.new("RGB", (40, 40), (77, 77, 77))
+    pixels = preprocessing(picture)
+    assert pixels.shape == (1, *preprocessing.crop)
+    (mean,), (std,) = preprocessing.mean, preprocessing.std
+    assert torch.allclose(pixels, torch.tensor((77 / 255 - mean) / std))
+    loaded.model.eval()(pixels[None])
+
+
+def test_grey_comes_out_as_it_was_stored_and_colour_as_pillow_weighs_it() -> None:
+    bare = Preprocessing(resize=16, crop=(16, 16), mean=(0.0,), std=(1.0,))
+    levels = Image.frombytes("L", (16, 16), bytes(range(256)))
+    assert torch.equal(bare(levels.convert("RGB")) * 255, torch.arange(256.0).view(1, 16, 16))
+    assert torch.equal(bare.to_tensor(levels), bare.to_tensor(levels.convert("RGB")))
+    red = Image.new("RGB", (16, 16), (255, 0, 0))
+    assert round(bare(red)[0, 0, 0].item() * 255) == red.convert("L").getpixel((0, 0))
+
+
+def test_means_and_deviations_for_other_numbers_of_channels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"for 2 and 2 channels\. Give three .* or one each for"):
+        Preprocessing(mean=(0.5, 0.5), std=(0.2, 0.2))
+    (tmp_path / "grey.py").write_text(dedent(GREY))
+    with pytest.raises(ModelError, match=r"two_means: the function failed .*for 1 and 3 channels"):
+        build(ModelSpec.parse(f"{tmp_path}/grey.py:two_means"), weights="none")

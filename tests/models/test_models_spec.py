@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from frostline.errors import ModelError
 from frostline.models import ModelSpec
-from frostline.models.spec import WeightsChoice
+from frostline.models.spec import WeightsChoice, file_and_place
 
 
 def test_a_bare_name_means_torchvision() -> None:
@@ -67,6 +67,9 @@ def test_an_unknown_source_is_refused_with_the_known_ones() -> None:
         ("none", "none"),
         ("net.safetensors", "file"),
         ("folder/net", "file"),
+        ("net.pth.tar", "file"),
+        ("net.pth:teacher", "file"),
+        ("model.safetensors.index.json", "file"),
     ],
 )
 def test_weights_are_told_apart_by_their_form(text: str, kind: str) -> None:
@@ -79,3 +82,12 @@ def test_an_existing_file_is_a_file_whatever_its_ending(
     (tmp_path / "IMAGENET").touch()
     monkeypatch.chdir(tmp_path)
     assert WeightsChoice.parse("IMAGENET").kind == "file"
+
+
+def test_a_place_stands_behind_a_file_s_ending(tmp_path: Path) -> None:
+    assert file_and_place("a/net.pth:teacher.net") == (Path("a/net.pth"), "teacher.net")
+    assert file_and_place("net.PTH.tar") == (Path("net.PTH.tar"), "")
+    assert file_and_place("C:/net.pth") == (Path("C:/net.pth"), "")
+    odd = tmp_path / "net.pth:teacher"
+    odd.touch()
+    assert file_and_place(str(odd)) == (odd, "")

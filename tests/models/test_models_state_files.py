@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
-from pathlib import Path
+import tarfile
+from collections import defaultdict
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from frostline.errors import WeightsError
 from frostline.models import read_state_dict
+from frostline.models.state_files import read_tensors
 
 TENSORS = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2)}
 
@@ -88,9 +94,136 @@ def test_a_plain_malicious_pickle_runs_nothing_and_is_refused(
 
 
 def test_a_checkpoint_with_other_objects_names_the_one_it_wants(tmp_path: Path) -> None:
-    torch.save({"model": TENSORS, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"wants to run argparse\.Namespace"):
+    torch.save({"model": TENSORS, "args": SimpleNamespace(lr=1)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"wants to run types\.SimpleNamespace"):
         read_state_dict(tmp_path / "w.pth")
+
+
+HARMLESS = {
+    "args": argparse.Namespace(lr=1, data=Path("photos"), more=argparse.Namespace(a=[1])),
+    "best": np.float64(0.5),
+    "step": np.int64(3),
+    "path": PureWindowsPath("c:/photos"),
+    "history": defaultdict(list, {"loss": [1.0, np.float32(2)]}),
+    "counts": defaultdict(int, {"ant": 2}),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_options_paths_and_numpy_numbers_beside_the_weights_do_no_harm(
+    tmp_path: Path, zipped: bool
+) -> None:
+    content = {"model": TENSORS, **HARMLESS}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    before = set(torch.serialization.get_safe_globals())
+    assert equal(read_state_dict(tmp_path / "w.pth"), TENSORS)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_names_that_other_systems_and_versions_write_are_known(tmp_path: Path) -> None:
+    path, content = (
+        tmp_path / "w.bin",
+        {"none": {}, "best": np.float64(1), "at": PurePosixPath("x")},
+    )
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    pickled = path.read_bytes()
+    for old, new in (
+        (b"numpy._core.multiarray", b"numpy.core.multiarray"),
+        (b"pathlib\nPurePosixPath", b"pathlib\nWindowsPath"),
+        (b"pathlib\nPurePosixPath", b"pathlib._local\nPosixPath"),
+    ):
+        assert old in pickled
+        path.write_bytes(pickled.replace(old, new))
+        with pytest.raises(WeightsError, match="keys none, best, at, not named tensors"):
+            read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda bad: argparse.Namespace(x=bad),
+        lambda bad: defaultdict(list, {"x": [bad]}),
+        lambda bad: {"x": np.float64(1), "y": bad},
+    ],
+)
+def test_what_is_hidden_in_a_harmless_object_is_not_run(tmp_path: Path, hide: Any) -> None:
+    torch.save({"model": TENSORS, "args": hide(Mischief(tmp_path / "ran"))}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"wants to run \S*mkdir"):
+        read_tensors(tmp_path / "w.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_that_fills_a_function_wrongly_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").write_bytes(b"\x80\x02ctorch\nSize\nX\x01\x00\x00\x00x\x85R.")
+    with pytest.raises(WeightsError, match=r"^[^\n]*damaged or no file of weights[^\n]*$"):
+        read_state_dict(tmp_path / "w.bin")
+
+
+def test_a_dictionary_that_holds_itself_is_read(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"fc": dict(TENSORS)}
+    content["again"] = content
+    torch.save(content, tmp_path / "w.pth")
+    assert "fc.fc.weight" in read_tensors(tmp_path / "w.pth")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # files of it stay around
+def test_compiled_and_exported_models_are_called_so(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"is a TorchScript archive.*torch\.jit\.load\(FILE\)"):
+        read_state_dict(tmp_path / "w.pt")
+    exported = torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),))
+    torch.export.save(exported, tmp_path / "w.pt2")
+    with pytest.raises(WeightsError, match=r"is an exported program .*torch\.export\.load\(FILE\)"):
+        read_state_dict(tmp_path / "w.pt2")
+
+
+def test_a_checkpoint_named_tar_is_read_and_a_real_tar_archive_is_called_so(tmp_path: Path) -> None:
+    torch.save({"epoch": 1, "state_dict": TENSORS}, tmp_path / "w.pth.tar")
+    assert equal(read_state_dict(tmp_path / "w.pth.tar"), TENSORS)
+    with tarfile.open(tmp_path / "many.tar", "w") as archive:
+        archive.add(tmp_path / "w.pth.tar", "w.pth")
+    with pytest.raises(WeightsError, match=r"is a tar archive of files. Unpack it"):
+        read_state_dict(tmp_path / "many.tar")
+
+
+def sharded(folder: Path, suffix: str = "safetensors") -> Path:
+    """`TENSORS` in two files and their index."""
+    save: Any = save_file if suffix == "safetensors" else torch.save
+    places = {"fc.weight": f"m-00001-of-00002.{suffix}", "fc.bias": f"m-00002-of-00002.{suffix}"}
+    for name, file in places.items():
+        save({name: TENSORS[name]}, folder / file)
+    index = folder / f"m.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 32}, "weight_map": places}, indent=1))
+    return index
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_weights_in_several_files_are_read_by_their_index(tmp_path: Path, suffix: str) -> None:
+    found = read_state_dict(sharded(tmp_path, suffix))
+    assert equal(dict(sorted(found.items(), reverse=True)), TENSORS)
+
+
+def test_several_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    index = sharded(tmp_path)
+    second = tmp_path / "m-00002-of-00002.safetensors"
+    save_file({"fc.scale": torch.ones(1)}, second)
+    with pytest.raises(
+        WeightsError, match=r"m-00002\S* is not the file that m\S*json describes: fc"
+    ):
+        read_state_dict(index)
+    second.unlink()
+    with pytest.raises(WeightsError, match=r"there is no file .*m-00002-of-00002"):
+        read_state_dict(index)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "[1]", "not json", '{"weight_map": {"a": 1}}', '{"weight_map": {}}', "[" * 9999],
+)
+def test_an_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "m.index.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"no index of weights|not named tensors"):
+        read_tensors(tmp_path / "m.index.json")
 
 
 def test_a_missing_file_is_told_with_the_nearest(tmp_path: Path) -> None:

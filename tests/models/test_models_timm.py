@@ -49,7 +49,7 @@ def test_preprocessing_equals_timm_s_bit_for_bit(photo: Image.Image) -> None:
     [
         ({"crop_mode": "border"}, "a square crop in mode 'border'"),
         ({"input_size": (3, 224, 320)}, "an oblong crop in mode 'center'"),
-        ({"input_size": (1, 28, 28)}, r"input of size \(1, 28, 28\)"),
+        ({"input_size": (4, 28, 28)}, r"input of size \(4, 28, 28\)"),
         ({"interpolation": "random"}, "interpolation 'random'"),
         ({"mean": (0.5,)}, r"mean \(0\.5,\), which is not three numbers"),
         ({"std": ("a", "b", "c")}, "'a' where a number belongs"),

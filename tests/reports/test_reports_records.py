@@ -45,6 +45,14 @@ def test_of_two_alike_the_one_that_accuracy_counts_comes_first() -> None:
     assert all(len(set(row)) == 5 for row in found.ranked.tolist())
 
 
+def test_mistakes_come_first_by_how_sure_they_are_and_hits_after_them_from_the_least_sure() -> None:
+    logits = torch.tensor([[9.0, 0], [1, 0], [0, 1], [0, 9], [2, 0], [torch.inf, torch.inf]])
+    targets = torch.tensor([0, 0, 0, 0, 1, 0])
+    found = judged_of(logits, targets, names=["x"] * 6, epoch=1)
+    assert found.hits.tolist() == [True, True, False, False, False, True]
+    assert found.worst_first.tolist() == [3, 4, 2, 5, 1, 0]
+
+
 def test_names_that_are_no_text_are_kept(tmp_path: Path) -> None:
     names = ["/a/\udcff.png", "/a/<b>.png", "/a/\n.png"]
     judged = judged_of(torch.randn(3, 2), torch.zeros(3, dtype=torch.long), names=names, epoch=1)

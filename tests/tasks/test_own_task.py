@@ -16,6 +16,7 @@ import frostline as fl
 from frostline.engine import Hook, Training
 from frostline.models import put_head
 from frostline.reports.comparing import compare_runs
+from small_world import call
 
 
 class Regression(fl.Task):
@@ -110,9 +111,19 @@ def test_the_report_and_a_comparison_show_its_metrics_and_no_classes(tmp_path: P
     assert "<dt>Mae</dt>" in page
     assert "<dt>Worst</dt>" in page
     assert "Class by class" not in page
+    assert "The task has no classes, so there is no confusion" in page
     found = compare_runs([tmp_path / "one", tmp_path / "other"])
     assert [c.heading for c in found.metrics().columns][:3] == ["run", "mae", "worst"]
     assert "Validation mae" in found.page()
+
+
+def test_evaluating_a_run_without_classes_says_what_it_lacks(tmp_path: Path) -> None:
+    fitted(out=tmp_path / "run")
+    for more in ([], ["--csv", tmp_path / "table.csv"], ["--report", tmp_path / "page.html"]):
+        answer = call("evaluate", tmp_path / "run", tmp_path, *more)
+        assert answer.status == 1
+        assert "was trained on a task without classes" in answer.message
+    assert list(tmp_path.glob("*.*")) == []
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:

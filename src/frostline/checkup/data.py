@@ -152,8 +152,8 @@ def input_range(subject: Subject) -> Iterator[Finding]:
         seen,
         "the weights were trained on pictures less the mean and divided by the deviation of each "
         "channel; others shift every layer",
-        f"example = (example - torch.tensor({list(theirs.mean)}).view(3, 1, 1)) / "
-        f"torch.tensor({list(theirs.std)}).view(3, 1, 1)  # of pictures in 0..1",
+        f"example = (example - torch.tensor({list(theirs.mean)}).view(-1, 1, 1)) / "
+        f"torch.tensor({list(theirs.std)}).view(-1, 1, 1)  # of pictures in 0..1",
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -14,6 +15,9 @@ from frostline.choices import HeadPlace, NormPolicy
 from frostline.errors import ConfigError, SelectorError
 from frostline.recipe import Recipe, config_errors
 from frostline.units import parse_bytes
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -53,6 +57,21 @@ def _augment(text: str) -> str:
     return text
 
 
+def _number(text: str) -> float:
+    """Refuse what is no number, and say so of a decimal comma."""
+    try:
+        return float(text)
+    except ValueError:
+        point = text.replace(",", ".")
+        hint = f"; write the decimal point, {point}" if re.fullmatch(r"\d*,\d+", text) else ""
+        raise typer.BadParameter(f"'{text}' is no number{hint}.") from None
+
+
+def number(description: str) -> Any:
+    """An option that takes a number."""
+    return typer.Option(help=description, parser=_number, metavar="NUMBER")
+
+
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", callback=_device)]
 Augment = Annotated[str, typer.Option(help="none, views:K or live.", callback=_augment)]
 _MODELS = "alexnet, torchvision:NAME, timm:NAME or file.py:function."
@@ -68,7 +87,16 @@ BatchSize = Annotated[int, typer.Option(help="Samples in a step.", min=1)]
 Data = Annotated[
     Path,
     typer.Argument(
-        help="A folder of class folders (or train/ and val/), or a CSV.", metavar="DATA"
+        help="A folder of class folders (or train/ and val/), or a CSV or TSV.", metavar="DATA"
+    ),
+]
+FileColumn = Annotated[str, typer.Option(help="A table's column of pictures.", metavar="NAME")]
+LabelColumn = Annotated[str, typer.Option(help="A table's column of classes.", metavar="NAME")]
+SplitColumn = Annotated[
+    str,
+    typer.Option(
+        help="A table's column of train, val and test; by default split or is_valid, if there.",
+        metavar="NAME",
     ),
 ]
 Classes = Annotated[int, typer.Option("--classes", help="How many, without --data.", min=1)]
@@ -148,7 +176,7 @@ def with_recipe(function: _Function) -> _Function:
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=field.default,
-            annotation=Annotated[field.annotation, typer.Option(help=field.description)],
+            annotation=Annotated[field.annotation, _option(field)],
         )
         for name, field in Recipe.model_fields.items()
     ]
@@ -156,3 +184,9 @@ def with_recipe(function: _Function) -> _Function:
     function.__dict__["__signature__"] = signature.replace(parameters=parameters)
     function.__annotations__ = {p.name: p.annotation for p in parameters}
     return function
+
+
+def _option(field: FieldInfo) -> Any:
+    is_number = float in (field.annotation, *get_args(field.annotation))
+    text = str(field.description)
+    return number(text) if is_number else typer.Option(help=text)

@@ -33,26 +33,44 @@ class ModelSetup:
     """
 
     loaded: LoadedModel
-    splits: Splits | None
     example: Tensor
     targets: Tensor | None
     about: str
 
 
-def set_up(
-    name: str, weights: str, *, on: HeadPlace, head: str, data: Path | None, classes: int
-) -> ModelSetup:
-    """Build the model as `frostline train` would, and pictures for it: of the data, or noise."""
+def splits_of(data: Path | None, *, file: str, label: str, split: str) -> Splits | None:
+    """The pictures of `--data`, divided as `frostline train` does; None without it.
+
+    Args:
+        file, label, split: the columns of a table.
+    """
     from frostline.data import read_splits
 
-    splits = None if data is None else read_splits(data)
+    if data is None:
+        if (file, label, split) != ("file", "label", ""):
+            raise typer.BadParameter("columns are those of a table; give it with --data.")
+        return None
+    return read_splits(data, file_column=file, label_column=label, split_column=split)
+
+
+def set_up(
+    name: str,
+    weights: str,
+    *,
+    on: HeadPlace,
+    head: str,
+    classes: int,
+    data: Path | None = None,
+    splits: Splits | None = None,
+) -> ModelSetup:
+    """Build the model as `frostline train` would, and pictures for it: of the data, or noise."""
     wanted = classes if splits is None else len(splits.train.classes)
     loaded = build_model(name, weights, on=on, head=head, classes=wanted)
     if splits is None:
         noise = _noise(loaded.preprocessing)
-        return ModelSetup(loaded, None, noise, None, f"{_NOISE} pictures of noise")
+        return ModelSetup(loaded, noise, None, f"{_NOISE} pictures of noise")
     example, targets = _pictures(splits, loaded.preprocessing)
-    return ModelSetup(loaded, splits, example, targets, f"{len(example)} pictures of {data}")
+    return ModelSetup(loaded, example, targets, f"{len(example)} pictures of {data}")
 
 
 def build_model(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from frostline.cli import _options as options
-from frostline.cli._set_up import check_one_of, freeze_as_asked, set_up
+from frostline.cli._set_up import check_one_of, freeze_as_asked, set_up, splits_of
 from frostline.errors import FreezeError, SelectorError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from frostline.data import DataFinding, Splits
 
 
 # Long since each option has a line here and one in the call.
@@ -35,20 +37,21 @@ def doctor(
             metavar="DATA",
         ),
     ] = None,
+    file_column: options.FileColumn = "file",
+    label_column: options.LabelColumn = "label",
+    split_column: options.SplitColumn = "",
     classes: options.Classes = 10,
-    lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate that AdamW would have.")
-    ] = None,
+    lr: Annotated[float | None, options.number("Peak learning rate that AdamW would have.")] = None,
     json: options.Json = False,
 ) -> None:
     """Say what is wrong with a set-up, the worst first, without training.
 
     The model is built, given a head and frozen as `frostline train` would do it with the same
-    options; by default everything but the head. A few pictures go through it and back. Exit
-    status 1 where a finding is an error, else 0.
+    options; by default everything but the head. Every picture is read; a few go through the model
+    and back. Exit status 1 where a finding is an error, else 0.
     """
     from frostline.checkup import doctor as check
-    from frostline.cli._terminal import show
+    from frostline.cli._terminal import show, warn
     from frostline.data import ImageDataset
     from frostline.freezing import train_only
     from frostline.plans import Plan
@@ -58,8 +61,10 @@ def doctor(
         raise typer.BadParameter("a plan's phases have rates of their own; leave out --lr.")
     if lr is not None and not 0 < lr < float("inf"):
         raise typer.BadParameter("a learning rate is above 0, as 1e-3.", param_hint="--lr")
-    setup = set_up(model, weights, on=on, head=head, data=data, classes=classes)
-    network, splits, preprocessing = setup.loaded.model, setup.splits, setup.loaded.preprocessing
+    splits = splits_of(data, file=file_column, label=label_column, split=split_column)
+    setup = set_up(model, weights, on=on, head=head, classes=classes, data=data, splits=splits)
+    splits, odd = _audited(splits)
+    network, preprocessing = setup.loaded.model, setup.loaded.preprocessing
     if freeze is None and train is None:
         train_only(network, setup.loaded.head)  # also what a plan's first phase may go on with
     found = check(
@@ -76,10 +81,26 @@ def doctor(
     )
     wanting = {"--data": splits, "--lr": lr if plan is None else plan}
     found = replace(found, not_given=tuple(n for n, value in wanting.items() if value is None))
-    document = {"model": model, "example": setup.about, **found.as_dict()}
+    for finding in odd:
+        warn(finding.message)
+    about_data = {"example": setup.about, "data": [asdict(finding) for finding in odd]}
+    document = {"model": model, **about_data, **found.as_dict()}
     show(document, [f"{model}, on {setup.about}", str(found)], as_json=json)
     if not found.ok:
         raise typer.Exit(1)
+
+
+def _audited(splits: Splits | None) -> tuple[Splits | None, list[DataFinding]]:
+    """Every picture read, as `frostline train` does before it begins, and what is odd."""
+    from frostline.cli._terminal import counting
+    from frostline.data import audit
+
+    if splits is None:
+        return None, []
+    with counting("checking pictures") as progress:
+        found = audit(splits, bad_images="skip", progress=progress)
+    # What is in both splits is a finding of the checkup already.
+    return found.splits, [f for f in found.findings if f.code != "train-val-overlap"]
 
 
 def _optimizer(

@@ -9,7 +9,8 @@ import typer
 
 from frostline.choices import OptimizerName, StepPrecision
 from frostline.cli import _options as options
-from frostline.cli._set_up import check_one_of, set_up
+from frostline.cli._set_up import check_one_of, set_up, splits_of
+from frostline.tables import hanging
 
 Data = Annotated[
     Path | None, typer.Option(help="Pictures to count and to cut on, as `train` takes them.")
@@ -39,6 +40,9 @@ def estimate(
     head: options.Head = "",
     on: options.On = "classifier",
     data: Data = None,
+    file_column: options.FileColumn = "file",
+    label_column: options.LabelColumn = "label",
+    split_column: options.SplitColumn = "",
     classes: options.Classes = 10,
     samples: Samples = 0,
     epochs: Epochs = 10,
@@ -65,7 +69,8 @@ def estimate(
     if data is not None and samples:
         raise typer.BadParameter("--data says how many samples there are; leave out --samples.")
     within = None if budget is None else options.size_in_bytes(budget, "--budget")
-    setup = set_up(model, weights, on=on, head=head, data=data, classes=classes)
+    splits = splits_of(data, file=file_column, label=label_column, split=split_column)
+    setup = set_up(model, weights, on=on, head=head, classes=classes, data=data, splits=splits)
     if freeze is None and train is None:
         # Also what a plan's first phase may go on with.
         train_only(setup.loaded.model, setup.loaded.head)
@@ -80,9 +85,14 @@ def estimate(
         train=train,
         plan=Plan.load(plan) if plan is not None else None,
         epochs=epochs,
-        samples=(len(setup.splits.train), len(setup.splits.val)) if setup.splits else samples,
+        samples=(len(splits.train), len(splits.val)) if splits else samples,
         stages=True,
         budget=within,
         check=calibrate,
     )
-    show(found.as_dict(), found.tables(), as_json=json)
+    parts = list(found.tables())
+    if splits:
+        counts = f"{len(splits.train):,} and {len(splits.val):,}"
+        counted = f"Counted {counts} pictures by their names; opened {len(setup.example)} of them"
+        parts += [hanging(f"{counted}. `frostline doctor` reads them all.", indent=2)]
+    show(found.as_dict(), parts, as_json=json)

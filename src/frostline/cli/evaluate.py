@@ -8,32 +8,72 @@ from typing import Annotated
 import typer
 
 from frostline.cli import _options as options
+from frostline.errors import ConfigError
 
 
 def evaluate(
     run: options.Run,
     data: Annotated[
-        Path, typer.Argument(help="A folder of class folders, or a CSV.", metavar="DATA")
+        Path, typer.Argument(help="A folder of class folders, or a CSV or TSV.", metavar="DATA")
     ],
     *,
+    file_column: options.FileColumn = "",
+    label_column: options.LabelColumn = "",
+    split_column: options.SplitColumn = "",
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a row for each picture, the surest mistakes first.", metavar="FILE"
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with the mistakes on these data.", metavar="FILE"),
+    ] = None,
+    force: options.Force = False,
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
     """Accuracy, loss, F1 and metrics of each class of a run on data it was not trained on.
 
     Of a divided folder the test/ or else the val/ part is taken; of the folder that the run
-    divided itself, the part that it held out.
+    divided itself, the part that it held out. A table's columns are by default the run's.
     """
     from frostline.callbacks.progress import BatchBar
     from frostline.cli._terminal import counting, notes, show, warn
+    from frostline.pages.rendering import check_page_path
+    from frostline.reports import check_table_path
     from frostline.runs import open_run
 
     opened = open_run(run)
+    if not opened.settings.data.classes:
+        raise ConfigError(
+            f"{run} was trained on a task without classes, so no picture has a right or a wrong "
+            f"one. The metrics of its own validation data: frostline report {run}"
+        )
+    if csv:
+        check_table_path(csv, force=force)
+    if report:
+        check_page_path(report, force=force)
     with counting("checking pictures") as progress:
-        held = opened.held_out(data, progress=progress)
+        held = opened.held_out(
+            data,
+            file_column=file_column,
+            label_column=label_column,
+            split_column=split_column,
+            progress=progress,
+        )
     for note in held.notes:
         warn(note)
     bar = BatchBar(notes(), samples_per_batch=opened.settings.data.batch_size)
-    found = opened.evaluate(held.images, device=device, hooks=(bar,))
-    line = f"{found.line()} on {found.samples} pictures"
-    show(found.as_dict(), [*found.tables(), line], as_json=json)
+    judgement = opened.judge(held, device=device, hooks=(bar,))
+    found, written = judgement.metrics, dict[str, str]()
+    if csv:
+        judgement.save_table(csv, force=force)
+        written["csv"] = str(csv)
+    if report:
+        judgement.save(report, force=force)
+        written["report"] = str(report)
+    lines = [f"{found.line()} on {found.samples} pictures"]
+    lines += [f"Written to {file}" for file in written.values()]
+    show({**found.as_dict(), **written}, [*found.tables(), "\n".join(lines)], as_json=json)

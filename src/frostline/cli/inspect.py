@@ -90,7 +90,7 @@ def inspect(
 
     _check_page(html, freeze or train, force=force)
     place, batch = on or "classifier", batch_size or 32
-    setup = set_up(model, weights, on=place, head=head, data=None, classes=classes)
+    setup = set_up(model, weights, on=place, head=head, classes=classes)
     mode, selector = ("train", train or setup.loaded.head) if freeze is None else ("freeze", freeze)
     select(setup.loaded.model, selector)  # before it takes seconds
     page = inspect_page(

@@ -38,7 +38,7 @@ Epochs = Annotated[
 ]
 PeakRate = Annotated[
     float | None,
-    typer.Option(help="Peak learning rate of the last phase; gradual: of all but the first."),
+    options.number("Peak learning rate of the last phase; gradual: of all but the first."),
 ]
 NewFile = Annotated[
     Path | None, typer.Option(help="File to write the plan to; a new one.", metavar="FILE")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ from frostline.cli import _options as options
 from frostline.tables import Table, columns
 
 if TYPE_CHECKING:
+    from frostline.errors import ImageError
     from frostline.runs import Prediction
 
 
@@ -50,11 +51,12 @@ def predict(
     for error in broken.values():
         say(aside, f"Error: {error}", style="red")
     bar = BatchBar(aside, samples_per_batch=opened.settings.data.batch_size)
-    found = opened.predict(good, top=top, device=device, hooks=(bar,)) if good else []
+    named = sys.maxsize if json else top
+    found = opened.predict(good, top=named, device=device, hooks=(bar,)) if good else []
     if json:
-        print_json([_document(prediction) for prediction in found])
+        print_json([_document(prediction, top) for prediction in found])
     elif as_csv:
-        _print_csv(found, top)
+        _print_csv(asked, found, broken, top)
     elif found:
         rows = (
             (p.file, ", ".join(f"{name} {share:.3f}" for name, share in p.classes)) for p in found
@@ -85,18 +87,34 @@ def _expanded(files: Sequence[str]) -> Iterator[Path]:
             yield Path(name)
 
 
-def _document(prediction: Prediction) -> dict[str, object]:
+def _document(prediction: Prediction, top: int) -> dict[str, object]:
     label, probability = prediction.classes[0]
-    ranked = [{"class": name, "probability": p} for name, p in prediction.classes]
-    return {"file": prediction.file, "class": label, "probability": probability, "top": ranked}
+    return {
+        "file": prediction.file,
+        "class": label,
+        "probability": probability,
+        "top": [{"class": name, "probability": p} for name, p in prediction.classes[:top]],
+        "probabilities": dict(prediction.classes),
+    }
 
 
-def _print_csv(predictions: Sequence[Prediction], top: int) -> None:
+def _print_csv(
+    asked: Sequence[Path],
+    predictions: Sequence[Prediction],
+    broken: Mapping[Path, ImageError],
+    top: int,
+) -> None:
+    """A row for each file in the order asked for; of one that cannot be read it has the reason."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     most = max((len(prediction.classes) for prediction in predictions), default=top)
     places = [""] if top == 1 else [f"_{place}" for place in range(1, most + 1)]
     heads = [f"{word}{place}" for place in places for word in ("class", "probability")]
-    writer.writerow(["file", *heads])
-    for prediction in predictions:
-        cells = [cell for name, p in prediction.classes for cell in (name, f"{p:.6f}")]
-        writer.writerow([prediction.file, *cells])
+    writer.writerow(["file", *heads, "error"])
+    rest = iter(predictions)
+    for file in asked:
+        if error := broken.get(file):
+            writer.writerow([file, *[""] * len(heads), error])
+            continue
+        classes = next(rest).classes
+        cells = [cell for name, p in classes for cell in (name, f"{p:.6f}")]
+        writer.writerow([file, *cells, ""])

@@ -36,7 +36,7 @@ _INTO_THE_PLAN = ", or write it into the plan"
 
 
 ValFraction = Annotated[
-    float, typer.Option(help="Share of each class to hold out where data is undivided.")
+    float, options.number("Share of each class to hold out where data is undivided.")
 ]
 Folds = Annotated[int | None, typer.Option(help="Divide into this many folds instead.")]
 OnBadImages = Annotated[BadImages, typer.Option(help="What to do about broken pictures.")]
@@ -82,6 +82,9 @@ def train(
     on: options.On = "classifier",
     batch_size: options.BatchSize = 32,
     augment: options.Augment = "none",
+    file_column: options.FileColumn = "file",
+    label_column: options.LabelColumn = "label",
+    split_column: options.SplitColumn = "",
     val_fraction: ValFraction = 0.2,
     folds: Folds = None,
     fold: Annotated[int, typer.Option(help="Which fold to hold out, from 0.")] = 0,
@@ -126,6 +129,9 @@ def train(
             model=config.ModelSettings(name=model, weights=weights, on=on, hidden=hidden),
             data=config.DataSettings(
                 path=str(data),
+                file_column=file_column,
+                label_column=label_column,
+                split_column=split_column,
                 val_fraction=val_fraction,
                 folds=folds,
                 fold=fold,

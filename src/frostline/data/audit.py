@@ -6,15 +6,17 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import xxhash
 
 from frostline.choices import BadImages
+from frostline.data.division import without
 from frostline.data.image_sets import Splits
 from frostline.data.images import check, opened
+from frostline.data.listing import is_picture
 from frostline.data.ordered import count_threads, ordered_map
 from frostline.errors import DataError, ImageError
 from frostline.units import some_of
@@ -78,13 +80,12 @@ def audit(
     """
     paths = [sample.path for images in splits.sets.values() for sample in images.samples]
     digests, broken = read_files(paths, threads=threads, progress=progress)
-    clean = splits.each(
-        lambda images: replace(
-            images, samples=tuple(s for s in images.samples if s.path not in broken)
-        )
-    )
+    clean = without(splits, broken)
     left_out = [_broken_images(broken, bad_images)] if broken else []
-    errors = [*(left_out if bad_images == "error" else ()), *_errors(clean)]
+    errors = [
+        *(left_out if bad_images == "error" else ()),
+        *_errors(splits, clean, {} if bad_images == "error" else broken),
+    ]
     if len(errors) > 1:
         lines = "".join(f"\n- {message}" for message in errors)
         raise DataError(f"the data set cannot be trained on, for {len(errors)} reasons:{lines}")
@@ -92,8 +93,9 @@ def audit(
         raise DataError(errors[0])
     # What trains, but perhaps not what was meant; worst first.
     odd = [*_doubles(clean, digests), *_classes(clean), *_ignored(clean)]
-    broken_images = [("broken-image", message) for message in left_out]
-    findings = tuple(DataFinding("warning", *each) for each in [*broken_images, *odd])
+    first = [("broken-image", message) for message in left_out]
+    first += [("layout", note) for note in clean.notes]
+    findings = tuple(DataFinding("warning", *each) for each in [*first, *odd])
     return Audit(clean, findings, digests)
 
 
@@ -144,8 +146,12 @@ def _broken_images(broken: Mapping[Path, ImageError], bad_images: BadImages) -> 
     return f"{_plural(len(broken), 'image', 'images')} cannot be read{do}:{lines}{more}"
 
 
-def _errors(splits: Splits) -> Iterator[str]:
-    """What makes training pointless: one class, a class or a split without images, a new class."""
+def _errors(given: Splits, splits: Splits, broken: Mapping[Path, ImageError]) -> Iterator[str]:
+    """What makes training pointless: one class, a class or a split without images, a new class.
+
+    Args:
+        given: with the images that cannot be read, for the reasons in `broken`.
+    """
     classes = splits.train.classes
     names = some_of(classes, most=_NAMED)
     for unknown in splits.unknown:
@@ -160,9 +166,11 @@ def _errors(splits: Splits) -> Iterator[str]:
             "Add a folder for each further class."
         )
     if empty := [name for name, count in splits.train.counts.items() if not count]:
+        lost = [s.path for s in given.train.samples if given.train.classes[s.label] in empty]
+        why = "".join(f"\n  {broken[path]}" for path in lost[:_NAMED] if path in broken)
         yield (
             f"no usable training images of {some_of(empty, most=_NAMED)}. Add images, or remove "
-            "the class."
+            f"the class.{why}"
         )
     if not splits.val.samples:
         yield f"no usable image is left to validate on ({splits.how}). Add validation images."
@@ -222,8 +230,14 @@ def _classes(splits: Splits) -> Iterator[tuple[str, str]]:
 
 
 def _ignored(splits: Splits) -> Iterator[tuple[str, str]]:
-    ignored = [path for images in splits.sets.values() for path in images.ignored]
-    if ignored:
+    every = [path for images in splits.sets.values() for path in images.ignored]
+    if loose := [path for path in every if is_picture(path)]:
+        yield (
+            "no-class",
+            f"left out {_plural(len(loose), 'picture', 'pictures')} beside the class folders: "
+            f"{some_of(loose, most=_PAIRS)}. Move them into one of them.",
+        )
+    if ignored := [path for path in every if not is_picture(path)]:
         yield (
             "not-images",
             f"left out {_plural(len(ignored), 'entry that is', 'entries that are')} no image by "

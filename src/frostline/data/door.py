@@ -10,6 +10,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeGuard, final
 
+import numpy as np
 import PIL
 import torch
 import xxhash
@@ -68,6 +69,7 @@ def open_data(data: object, *, views: int | None = None) -> Samples:
         )
     if isinstance(data, GivenSamples):
         return data
+    _check_not_two_arrays(data)
     if not _is_samples(data) and not _is_indexed(data):
         return GivenSamples(data)
     count = len(data) if isinstance(data, Sized) else None
@@ -331,6 +333,19 @@ class _LoadedTargets(Sequence[Any]):
         if index not in self._samples.known_targets:
             self._samples.load(range(len(self))[index])
         return self._samples.known_targets[index]
+
+
+def _check_not_two_arrays(data: object) -> None:
+    """Refuse `(X, y)`, which other libraries take, by saying what to make of it."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return
+    if all(isinstance(part, Tensor | np.ndarray) for part in data):
+        kind = type(data[0]).__name__
+        made = "X, y" if kind == "Tensor" else "torch.from_numpy(X), torch.from_numpy(y)"
+        raise DataError(
+            f"the {type(data).__name__} holds two {kind}s, the inputs and the targets of all "
+            f"samples. Give torch.utils.data.TensorDataset({made})."
+        )
 
 
 def _is_samples(data: object) -> TypeGuard[Samples]:

@@ -51,6 +51,21 @@ class UnknownClass:
 
 
 @dataclass(frozen=True, slots=True)
+class Division:
+    """How a part is held out: `fraction` of each class, or part `fold` of `folds`.
+
+    Attributes:
+        root: the folder below which a file's path is its name in the draw.
+    """
+
+    root: Path
+    fraction: float
+    folds: int | None
+    fold: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Splits:
     """A data set, divided.
 
@@ -60,6 +75,8 @@ class Splits:
         test: kept apart where the data have both a validation and a test split.
         how: one line for people, such as `20 % of each class held out (seed 0)`.
         unknown: classes of val or test that train lacks; their samples are in no set.
+        division: how `val` was drawn, where it was drawn here.
+        notes: what was found beside, or taken for something; `audit` reports each as a warning.
     """
 
     train: ImageSet
@@ -67,6 +84,8 @@ class Splits:
     test: ImageSet | None
     how: str
     unknown: tuple[UnknownClass, ...] = ()
+    division: Division | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def sets(self) -> dict[str, ImageSet]:

@@ -11,6 +11,7 @@ from frostline.errors import ModelError
 from frostline.models._built import LoadedModel as LoadedModel
 from frostline.models._built import Source, seeded
 from frostline.models.classifiers import find_classifier as find_classifier
+from frostline.models.classifiers import logit_layer
 from frostline.models.file_source import build_from_file
 from frostline.models.heads import Headed as Headed
 from frostline.models.heads import Stacked as Stacked
@@ -20,9 +21,11 @@ from frostline.models.heads import logits_of as logits_of
 from frostline.models.heads import put_head as put_head
 from frostline.models.heads import replace_classifier as replace_classifier
 from frostline.models.heads import stack_head as stack_head
+from frostline.models.matching import find_match
 from frostline.models.spec import ModelSpec as ModelSpec
-from frostline.models.spec import SourceName, WeightsChoice
+from frostline.models.spec import SourceName, WeightsChoice, file_and_place
 from frostline.models.state_files import read_state_dict as read_state_dict
+from frostline.models.state_files import read_tensors
 from frostline.models.timm_source import build_timm
 from frostline.models.torchvision_source import build_torchvision
 from frostline.models.weights import WeightsReport as WeightsReport
@@ -41,11 +44,13 @@ def load_model(
     """Build a model, load its weights and give it a head for `classes` classes.
 
     Weights from a file must fit name for name, except under the classifier that `on="classifier"`
-    replaces: there the file may lack tensors or have another number of classes.
+    replaces: there the file may lack tensors or have another number of classes. A classifier of
+    torchvision's or timm's that stays gets as many outputs as the file has for it.
 
     Args:
         model: `alexnet`, `torchvision:NAME`, `timm:NAME` or `path/to/file.py:function`.
-        weights: `DEFAULT`, `none`, a file, or the name of torchvision's entry.
+        weights: `DEFAULT`, `none`, a file, `FILE:PLACE` where it holds several networks that fit,
+            or the name of torchvision's entry.
         hidden, on: as for `put_head`.
         seed: of every random value; None draws from torch's generator.
 
@@ -68,7 +73,7 @@ def build(
 
     Args:
         weights: `DEFAULT`, the name of an entry such as `IMAGENET1K_V1` (torchvision), `none`, or
-            a file, which must fit name for name.
+            a file, which must fit name for name; see `load_model`.
         seed: random values depend on it alone and torch's generator is left as it was; None
             draws from that generator.
         replaced: the classifier is going to be; a file need not fit there.
@@ -83,14 +88,39 @@ def build(
             "file.py:function."
         )
     choice = WeightsChoice.parse(weights)
-    file = Path(choice.name).expanduser() if choice.kind == "file" else None
+    is_file = choice.kind == "file"
     with seeded(seed):
-        built = _SOURCES[spec.source](spec, WeightsChoice("none", "none") if file else choice)
-    if file is None:
+        built = _SOURCES[spec.source](spec, WeightsChoice("none", "none") if is_file else choice)
+    if not is_file:
         return built
+    file, place = file_and_place(choice.name)
+    if not replaced and spec.source != "file":
+        with seeded(seed):
+            _take_width(built, file, place)
     paths = find_classifier(built.model) if replaced else ()
-    report = load_weights(built.model, file, replaced=paths, removed=built.removed)
+    report = load_weights(built.model, file, replaced=paths, removed=built.removed, within=place)
     return replace(built, weights=report)
+
+
+def _take_width(built: LoadedModel, file: Path, place: str) -> None:
+    """Give the classifier as many outputs as the file has for it, where all else fits."""
+    try:
+        path = find_classifier(built.model)[0]
+    except ModelError:
+        return
+    match = find_match(
+        read_tensors(file),
+        built.model.state_dict(),
+        excused=(path, *built.removed),
+        within=place,
+        file=file.name,
+    )
+    stored = match.found.get(f"{path}.weight")
+    layer = logit_layer(built.model, path)
+    if match.misfits or stored is None or stored.shape[1:] != layer.weight.shape[1:]:
+        return  # loading says what does not fit
+    if len(stored) != len(layer.weight):
+        replace_classifier(built.model, classes=len(stored), path=path)
 
 
 _SOURCES: dict[SourceName, Source] = {

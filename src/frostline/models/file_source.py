@@ -19,7 +19,7 @@ from torch import nn
 from frostline.errors import ModelError, a_type, nearest, one_line
 from frostline.models._built import LoadedModel
 from frostline.models.spec import ModelSpec, WeightsChoice
-from frostline.models.transforms import from_timm
+from frostline.models.transforms import from_timm, in_grey
 from frostline.models.weights import WeightsReport
 from frostline.preprocessing import Preprocessing
 
@@ -164,9 +164,14 @@ def _described(value: object) -> str:
 
 
 def _own_preprocessing(model: nn.Module) -> Preprocessing:
-    """From the attribute that timm's models and their imitators carry, else ImageNet's."""
-    for attribute in ("pretrained_cfg", "default_cfg"):
+    """From the attribute that timm's models and their imitators carry, else ImageNet's.
+
+    For one grey channel where the first convolution takes one.
+    """
+    found = Preprocessing()
+    for attribute in ("default_cfg", "pretrained_cfg"):
         config: Any = getattr(model, attribute, None)
         if isinstance(config, Mapping) and "input_size" in config:
-            return from_timm(config)
-    return Preprocessing()
+            found = from_timm(config)
+    first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
+    return in_grey(found) if first is not None and first.in_channels == 1 else found

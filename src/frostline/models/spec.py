@@ -13,7 +13,8 @@ from frostline.errors import ModelError
 SourceName = Literal["torchvision", "timm", "hf", "file"]
 WeightsKind = Literal["published", "none", "file"]
 
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+INDEX_SUFFIX = ".index.json"  # of weights in several files
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", INDEX_SUFFIX)
 
 _FILE_AND_FUNCTION = re.compile(r"(?P<path>.+\.py)(?::(?P<function>.*))?")
 _PREFIXES: dict[str, SourceName] = {name: name for name in get_args(SourceName) if name != "file"}
@@ -81,7 +82,7 @@ class WeightsChoice:
 
     @classmethod
     def parse(cls, text: str) -> WeightsChoice:
-        """Read `DEFAULT`, `none`, a file's path or the name of an entry.
+        """Read `DEFAULT`, `none`, a file's path, `FILE:PLACE` in it, or the name of an entry.
 
         A path has a folder or the ending of a weight file, or is a file that exists.
         """
@@ -90,7 +91,19 @@ class WeightsChoice:
             return cls("none", "none")
         if name.lower() == "default":
             return cls("published", "DEFAULT")
-        file = Path(name)
+        file, _ = file_and_place(name)
         has_folder = any(separator in name for separator in ("/", os.sep))
-        is_path = has_folder or file.suffix.lower() in WEIGHT_SUFFIXES or file.is_file()
+        is_path = has_folder or _is_weights(str(file)) or file.is_file()
         return cls("file" if is_path else "published", name)
+
+
+def file_and_place(weights: str) -> tuple[Path, str]:
+    """`dino.pth:teacher` -> the file and the place in it; `dino.pth` -> the file and nothing."""
+    file, _, place = weights.rpartition(":")
+    if _is_weights(file) and not Path(weights).is_file():
+        return Path(file).expanduser(), place
+    return Path(weights).expanduser(), ""
+
+
+def _is_weights(name: str) -> bool:
+    return name.lower().endswith(WEIGHT_SUFFIXES)

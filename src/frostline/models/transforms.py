@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import cast, get_args
 
 from frostline.errors import ModelError
@@ -29,8 +30,8 @@ def from_torchvision(transforms: object) -> Preprocessing:
     return Preprocessing(
         resize=sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1]),
         crop=(crop[0], crop[-1]),
-        mean=_three(transforms.mean, "mean"),
-        std=_three(transforms.std, "std"),
+        mean=_numbers(transforms.mean, "mean", 3),
+        std=_numbers(transforms.std, "std", 3),
         interpolation=_interpolation(transforms.interpolation.value),
     )
 
@@ -47,8 +48,8 @@ def from_timm(config: Mapping[str, object]) -> Preprocessing:
     """
     size = config.get("input_size", (3, 224, 224))
     sides = [int(side) for side in size] if isinstance(size, list | tuple) else []
-    if len(sides) != 3 or sides[0] != 3:
-        raise _inexpressible(f"input of size {size}, which is not (3, height, width)")
+    if len(sides) != 3 or sides[0] not in (1, 3):
+        raise _inexpressible(f"input of size {size}, which is not (3 or 1, height, width)")
     # timm's own default and `floor`; rounding to nearest is off by one pixel at times.
     crop_fraction = _number(config.get("crop_pct") or 0.875)
     height, width = (math.floor(side / crop_fraction) for side in sides[1:])
@@ -59,17 +60,24 @@ def from_timm(config: Mapping[str, object]) -> Preprocessing:
     return Preprocessing(
         resize=(height, width) if mode == "squash" else height,
         crop=(sides[1], sides[2]),
-        mean=_three(config.get("mean") or (0.485, 0.456, 0.406), "mean"),
-        std=_three(config.get("std") or (0.229, 0.224, 0.225), "std"),
+        mean=_numbers(config.get("mean") or (0.485, 0.456, 0.406), "mean", sides[0]),
+        std=_numbers(config.get("std") or (0.229, 0.224, 0.225), "std", sides[0]),
         interpolation=_interpolation(config.get("interpolation") or "bicubic"),
     )
 
 
-def _three(values: object, what: str) -> tuple[float, float, float]:
-    numbers = [_number(value) for value in values] if isinstance(values, Iterable) else []
-    if len(numbers) != 3:
-        raise _inexpressible(f"{what} {values}, which is not three numbers")
-    return numbers[0], numbers[1], numbers[2]
+def in_grey(preprocessing: Preprocessing) -> Preprocessing:
+    """The same for one grey channel: by the mean of the means and that of the deviations."""
+    mean, std = (sum(of) / len(of) for of in (preprocessing.mean, preprocessing.std))
+    return replace(preprocessing, mean=(round(mean, 6),), std=(round(std, 6),))
+
+
+def _numbers(values: object, what: str, count: int) -> tuple[float, ...]:
+    numbers = tuple(_number(value) for value in values) if isinstance(values, Iterable) else ()
+    if len(numbers) != count:
+        wanted = "three numbers" if count == 3 else "one number"
+        raise _inexpressible(f"{what} {values}, which is not {wanted}")
+    return numbers
 
 
 def _number(value: object) -> float:

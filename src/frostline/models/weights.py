@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import filterfalse
+from itertools import filterfalse, takewhile
 from pathlib import Path
 
 import torch
@@ -14,15 +13,11 @@ from torch.nn.parameter import is_lazy
 
 from frostline._files import file_digest
 from frostline.errors import ModelError, WeightsError, a_type, nearest
-from frostline.models.state_files import read_state_dict
+from frostline.models.matching import Match, find_match, is_counter
+from frostline.models.spec import INDEX_SUFFIX
+from frostline.models.state_files import read_tensors
 from frostline.units import format_count
 
-# Names in published torchvision files that its models have since changed.
-_RENAMED = (
-    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
-    (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
-    (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
-)
 _SHOWN = 5
 
 
@@ -36,6 +31,8 @@ class WeightsReport:
         missing: names in the model for which the file had nothing, and which may be missing.
         ignored: names in the file that were not taken over, and need not be.
         digest: xxh3_128 of the file's content, hexadecimal; empty where there was no file.
+        prefix: what stands in the file before the model's names, with its last dot.
+        beside: names in the file that are none of the network's.
     """
 
     source: str
@@ -43,6 +40,8 @@ class WeightsReport:
     missing: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     digest: str = ""
+    prefix: str = ""
+    beside: tuple[str, ...] = ()
 
     @classmethod
     def none(cls) -> WeightsReport:
@@ -54,9 +53,9 @@ class WeightsReport:
             return "no weights loaded: the values are random"
         if not self.loaded and not self.digest:
             return f"weights as {self.source} made them"
-        return "; ".join(
-            [f"{self.source}: {format_count(self.loaded)} tensors loaded", *_notes(self)]
-        )
+        place = f" from {self.prefix[:-1]}" if self.prefix else ""
+        loaded = f"{self.source}: {format_count(self.loaded)} tensors loaded{place}"
+        return "; ".join([loaded, *_notes(self)])
 
 
 def load_weights(
@@ -65,40 +64,41 @@ def load_weights(
     *,
     replaced: Collection[str] = (),
     removed: Collection[str] = (),
+    within: str = "",
 ) -> WeightsReport:
     """Copy the tensors of a file into `model`, which keeps its devices and dtypes.
 
     Every name and shape must fit, but for `num_batches_tracked`, which old files lack, and for
-    tied tensors, of which one name is enough. On an error the model is as it was.
+    tied tensors, of which one name is enough. In the file the names may stand behind one prefix,
+    with whatever else beside it (`find_match`). On an error the model is as it was.
 
     Args:
         replaced: module paths that are going to be replaced; what is missing, unknown or of
             another shape under these is left out and reported.
         removed: module paths that the model no longer has; what the file holds for them is left
             out and reported.
+        within: part of the prefix, where the file holds several networks that fit.
 
     Raises:
-        WeightsError: the file cannot be read, does not fit, or holds NaN in a parameter.
+        WeightsError: the file cannot be read, does not fit or fits in several ways, or holds NaN
+            in a parameter.
         ModelError: the model has lazy layers, which have no shapes yet.
     """
     wanted = _wanted(model)
-    found = _modern(read_state_dict(path), wanted)
-    shared = [name for name in wanted if name in found]
-    taken = {name: found[name] for name in shared if found[name].shape == wanted[name].shape}
-    # A tied tensor is there if it came under any of its names.
-    held = {id(wanted[name]) for name in taken}
-    missing = [name for name in wanted if name not in found and id(wanted[name]) not in held]
-    strange = [*(n for n in shared if n not in taken), *(n for n in found if n not in wanted)]
-    gone = tuple(f"{path}." for path in (*replaced, *removed))
-    excused = {name for name in (*missing, *strange) if f"{name}.".startswith(gone)}
-    excused.update(filter(_is_counter, missing))
+    match = find_match(
+        read_tensors(path),
+        wanted,
+        excused=(*replaced, *removed),
+        within=within,
+        file=path.name,
+    )
+    taken = match.taken
     _check_kinds(path, taken)
-    lacking, odd = ([n for n in names if n not in excused] for names in (missing, strange))
-    if problems := _problems(lacking, odd, found, wanted):
+    if problems := _problems(match, wanted):
         advice = "" if replaced else "; if only its classifier differs, use --on classifier"
         raise WeightsError(
             f"{path.name} does not fit {type(model).__name__}: {'; '.join(problems)}. "
-            f"Use other weights, made for this network{advice}."
+            f"{_whole(path)}Use other weights, made for this network{advice}."
         )
     _check_no_nan(path, taken, wanted)
     with torch.no_grad():
@@ -107,9 +107,11 @@ def load_weights(
     return WeightsReport(
         source=path.name,
         loaded=len(taken),
-        missing=tuple(missing),
-        ignored=tuple(strange),
+        missing=match.missing,
+        ignored=match.strange,
         digest=file_digest(path),
+        prefix=match.prefix,
+        beside=match.beside,
     )
 
 
@@ -125,28 +127,10 @@ def _wanted(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in entries if isinstance(value, Tensor)}
 
 
-def _modern(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Old names of torchvision's layers -> today's, where the model has today's."""
-    named = {}
-    for name, value in found.items():
-        new = name
-        for pattern, replacement in _RENAMED:
-            new = pattern.sub(replacement, new)
-        named[new if name not in wanted and new in wanted else name] = value
-    return named
-
-
-def _is_counter(name: str) -> bool:
-    return name.rpartition(".")[2] == "num_batches_tracked"
-
-
-def _problems(
-    missing: Sequence[str],
-    strange: Sequence[str],
-    found: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
-) -> list[str]:
+def _problems(match: Match, wanted: Mapping[str, Tensor]) -> list[str]:
     """One clause for each kind of misfit, with the first five of each."""
+    missing = [name for name in match.missing if name in match.misfits]
+    strange = [name for name in match.strange if name in match.misfits]
     unknown = [name for name in strange if name not in wanted]
     misshapen = [name for name in strange if name in wanted]
     known = missing or tuple(wanted)
@@ -162,16 +146,25 @@ def _problems(
             "of another shape are",
             misshapen,
             [
-                f"{n} is {tuple(found[n].shape)} in the file and {tuple(wanted[n].shape)} here"
+                f"{n} is {tuple(match.found[n].shape)} in the file and {tuple(wanted[n].shape)} "
+                "here"
                 for n in misshapen[:_SHOWN]
             ],
         ),
     )
-    return [
+    behind = [f"of its names, those behind {match.prefix} are nearest"] if match.prefix else []
+    found = [
         f"{what} {format_count(len(names))}: {_listed(shown, len(names))}"
         for what, names, shown in clauses
         if names
     ]
+    return [*behind, *found] if found else []
+
+
+def _whole(path: Path) -> str:
+    """Advice for one file of several that hold a model's weights together."""
+    index = next(path.parent.glob(f"*{INDEX_SUFFIX}"), None) if "-of-" in path.name else None
+    return f"It is one file of several: give {index.name} instead. " if index else ""
 
 
 def _listed(shown: Sequence[str], count: int) -> str:
@@ -210,17 +203,28 @@ def _check_no_nan(path: Path, taken: Mapping[str, Tensor], wanted: Mapping[str, 
 
 
 def _notes(report: WeightsReport) -> list[str]:
-    counters = list(filter(_is_counter, report.missing))
-    lacking = _owners(filterfalse(_is_counter, report.missing))
+    counters = list(filter(is_counter, report.missing))
+    lacking = _owners(filterfalse(is_counter, report.missing))
     left_out = _owners(report.ignored)
     notes = []
     for what, owners in (("no weights for", lacking), ("not used of the file:", left_out)):
         reason = "it is replaced" if len(owners) == 1 else "they are replaced or taken out"
         if owners:
             notes.append(f"{what} {_listed(owners[:3], len(owners))} ({reason})")
+    if beside := list(dict.fromkeys(_parts_beside(report))):
+        notes.append(f"beside them in the file: {_listed(beside[:3], len(beside))}")
     if counters:
         notes.append(f"{format_count(len(counters))} batch counters start at their present value")
     return notes
+
+
+def _parts_beside(report: WeightsReport) -> Iterator[str]:
+    """What stands in the file beside the network, each part by one name."""
+    prefix = report.prefix.split(".")
+    for name in report.beside:
+        parts = name.split(".")
+        shared = takewhile(lambda pair: pair[0] == pair[1], zip(prefix, parts, strict=False))
+        yield parts[min(sum(1 for _ in shared), len(parts) - 1)]
 
 
 def _owners(names: Iterable[str]) -> list[str]:

@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from frostline._files import check_replaceable, output_errors, write_bytes
-from frostline.errors import OutputError
+from frostline._files import check_own, write_bytes
 from frostline.tables import visible
 from frostline.tasks import label, shown
 from frostline.units import format_bytes, format_count, format_seconds
@@ -25,7 +24,6 @@ _MARKS = (
 )
 # What could end the script element, or a line of script, is spelt as an escape that JSON knows.
 _ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
-_HEAD_BYTES = 1 << 16
 
 
 def render(template: str, **values: Any) -> str:
@@ -62,17 +60,7 @@ def check_page_path(path: str | Path, *, force: bool = False) -> None:
     Raises:
         OutputError: as `save_page`.
     """
-    file = Path(path)
-    check_replaceable(file)
-    if force or not file.exists():
-        return
-    with output_errors(file), file.open("rb") as content:
-        head = content.read(_HEAD_BYTES)
-    if not any(mark in head for mark in _MARKS):
-        raise OutputError(
-            f"{file} is there already and is no page that Frostline wrote, so it was not "
-            "overwritten. Choose another file, or give --force (in Python force=True)."
-        )
+    check_own(Path(path), _MARKS, kind="page", force=force)
 
 
 def now_in_words() -> str:

@@ -72,6 +72,12 @@ class Judged:
         """Whether each sample was taken for what it is."""
         return self.predicted == self.targets
 
+    @property
+    def worst_first(self) -> Tensor:
+        """Places of the samples: the surest mistakes, then the others, then hits, surest last."""
+        badness = torch.where(self.hits, -self.confidence, 1 + self.confidence)
+        return badness.argsort(descending=True, stable=True)
+
     def confusion(self, classes: int) -> Tensor:
         """Counts, `(classes, classes)`: rows are true classes, columns predicted ones."""
         places = self.targets.long() * classes + self.predicted

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from frostline.pages.charts import BESIDE, HEIGHT, Bar, LineChart, line_chart, upright_bars
 from frostline.pages.rendering import render, save_page
-from frostline.records import EpochLine, ResultNotes, RunRecords
+from frostline.records import EpochLine, Judged, ResultNotes, RunRecords
 from frostline.records.certainty import Calibration, accuracy_interval, calibration
 from frostline.records.spending import PARTS, is_plain, spending
 from frostline.tasks import ClassMetrics, class_metrics, label
@@ -102,14 +102,14 @@ class RunReport:
     def page(self) -> str:
         """The report as one HTML page that needs no other file, below 5 MB for any run."""
         records = self.records
-        result = records.result or _from_predictions(self)
-        found = calibration(records.judged) if records.judged else None
         return render(
             "report.html",
             report=self,
             records=records,
-            result=result,
-            interval=accuracy_interval(result.metrics, result.samples) if result else None,
+            **judged_parts(records.result or _from_predictions(self), records.judged),
+            pictures_in=self.pictures_in,
+            mistakes=self.mistakes,
+            doubts=self.doubts,
             best=records.best,
             # Not by jinja's sum(attribute=...), which would first take the word for an index.
             trained_nbytes=sum(tensor.nbytes for tensor in self.trained.values()),
@@ -118,10 +118,6 @@ class RunReport:
             trained=tuple(dict.fromkeys(name for line in records.epochs for name in line.train)),
             validated=tuple(dict.fromkeys(n for line in records.epochs for n in line.validation)),
             nan=math.nan,
-            pairs=_confused_pairs(result) if result else (),
-            classes=_worst_first(result) if result else (),
-            calibration=found,
-            reliability=_reliability(found) if found else (),
             spent=spending(records),
             spent_words=PARTS,
             is_plain=is_plain(records),
@@ -156,15 +152,34 @@ class RunReport:
         }
 
 
+def judged_parts(result: ResultNotes | None, judged: Judged | None) -> dict[str, object]:
+    """What a page says of metrics, classes and single samples, for `judged.html`."""
+    found = calibration(judged) if judged else None
+    return {
+        "result": result,
+        "interval": accuracy_interval(result.metrics, result.samples) if result else None,
+        "pairs": _confused_pairs(result) if result else (),
+        "classes": _worst_first(result) if result else (),
+        "calibration": found,
+        "reliability": _reliability(found) if found else (),
+        "wrong": int((~judged.hits).sum()) if judged else 0,
+    }
+
+
 def _from_predictions(report: RunReport) -> ResultNotes | None:
     """Metrics of a run that has not ended, from what its best epoch made of each sample."""
     judged, best = report.records.judged, report.records.best
     if judged is None or best is None or judged.epoch != best.epoch:
         return None
-    confusion = judged.confusion(len(report.classes))
-    per_class = class_metrics(confusion, report.classes)[1]
+    return result_of(judged, best.validation, report.classes)
+
+
+def result_of(judged: Judged, metrics: Mapping[str, float], classes: Sequence[str]) -> ResultNotes:
+    """`metrics`, and what single predictions make of the classes."""
+    confusion = judged.confusion(len(classes))
+    per_class = class_metrics(confusion, classes)[1]
     counts = tuple(map(tuple, confusion.tolist()))
-    return ResultNotes(best.epoch, best.validation, len(judged), per_class, counts)
+    return ResultNotes(judged.epoch, metrics, len(judged), per_class, counts)
 
 
 def _charts(records: RunRecords) -> list[LineChart]:

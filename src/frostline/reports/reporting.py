@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from frostline._files import file_digest
-from frostline.config import RunSettings
+from frostline.config import DataSettings, RunSettings
 from frostline.data.images import open_image
 from frostline.deltas import read_delta
 from frostline.errors import (
@@ -44,8 +43,8 @@ _MODULE_PARTS = 2  # of a tensor's name, by which frozen ones are counted
 def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> RunReport:
     """The report of a run, from what its folder holds; what is missing is named on it."""
     records = read_fitting(folder, settings)
-    below = _folder_of(settings.data.path)
-    mistakes, doubts = _samples(records, settings.data.classes, below)
+    below = folder_of(settings.data.path)
+    mistakes, doubts = shown_samples(records, settings.data, below)
     root = folder.root.resolve()
     return RunReport(
         name=root.name,
@@ -122,23 +121,21 @@ def read_fitting(folder: RunFolder, settings: RunSettings) -> RunRecords:
     return replace(records, judged=None, lacks=(*records.lacks, why))
 
 
-def _folder_of(data: str) -> str:
+def folder_of(data: str) -> str:
     """The folder in which the pictures of `data`, a folder or a table, are named."""
     if not data:
         return ""
     return str(Path(data) if Path(data).is_dir() else Path(data).parent)
 
 
-def _samples(
-    records: RunRecords, classes: Sequence[str], below: str
+def shown_samples(
+    records: RunRecords, data: DataSettings, below: str, *, most: int = _PICTURES
 ) -> tuple[tuple[Shown, ...], tuple[Shown, ...]]:
-    """The most confident mistakes, and the least confident hits."""
+    """The `most` most confident mistakes, and the least confident hits."""
     judged = records.judged
     if judged is None:
         return (), ()
-    wrong, right = (torch.nonzero(which)[:, 0] for which in (~judged.hits, judged.hits))
-    surest_wrong = wrong[judged.confidence[wrong].argsort(descending=True, stable=True)]
-    least_sure_right = right[judged.confidence[right].argsort(stable=True)]
+    order, wrong = judged.worst_first, int((~judged.hits).sum())
     digests = records.validated_on if len(records.validated_on) == len(judged) else ()
 
     def shown(place: int) -> Shown:
@@ -150,15 +147,15 @@ def _samples(
             file.removeprefix(f"{below}{os.sep}") if below else file,
             picture,
             why_not,
-            classes[int(judged.targets[place])],
-            classes[int(judged.predicted[place])],
+            data.classes[int(judged.targets[place])],
+            data.classes[int(judged.predicted[place])],
             float(judged.confidence[place]),
             float(judged.target_chance[place]),
         )
 
     mistakes, doubts = (
-        tuple(map(shown, places[:_PICTURES].tolist()))
-        for places in (surest_wrong, least_sure_right)
+        tuple(map(shown, places.tolist()))
+        for places in (order[:wrong][:most], order[wrong:][:_PICTURES])
     )
     return mistakes, doubts
 

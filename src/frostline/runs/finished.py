@@ -10,7 +10,15 @@ from typing import final
 
 from frostline._files import file_digest
 from frostline.config import RunSettings
-from frostline.data import ImageDataset, ImageSet, Sample, make_batches, read_files, read_set
+from frostline.data import (
+    ImageDataset,
+    ImageSet,
+    Sample,
+    make_batches,
+    read_files,
+    read_set,
+    without,
+)
 from frostline.deltas import Delta, load_delta, read_delta
 from frostline.devices import Compute
 from frostline.engine import Hook, predict, summarised
@@ -18,8 +26,9 @@ from frostline.errors import ConfigError, DataError, DriftError, WeightsError
 from frostline.fingerprints import Fingerprint
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
-from frostline.records import RunFolder
-from frostline.reports import RunReport, make_report, promise_of
+from frostline.models.spec import file_and_place
+from frostline.records import RunFolder, judged_of
+from frostline.reports import Judgement, RunReport, make_report, promise_of
 from frostline.runs.preparing import build, splits_of
 from frostline.session import Survey, prefixed, survey
 from frostline.tasks import Classification, Metrics, Predictions
@@ -56,10 +65,14 @@ class HeldOut:
     Attributes:
         images: those that can be read.
         notes: what to know: which were left out, how many the run was trained on.
+        data: where they were found.
+        digests: of the content of each.
     """
 
     images: ImageSet
     notes: tuple[str, ...]
+    data: Path
+    digests: tuple[str, ...]
 
 
 @final
@@ -107,6 +120,29 @@ class FinishedRun:
         found = self._predictions(images, device, hooks)
         return summarised(Classification(self.settings.data.classes), found)
 
+    def judge(
+        self, held: HeldOut, *, device: str = "auto", hooks: Iterable[Hook] = ()
+    ) -> Judgement:
+        """Metrics on `held`, and what each picture was taken for.
+
+        `.save_table(path)` writes a CSV with a row for each picture, `.save(path)` a page.
+
+        Raises:
+            ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
+        """
+        found = self._predictions(held.images, device, hooks)
+        epoch = int(read_delta(self.folder.best).about.get("epoch", "0"))
+        judged = judged_of(found.outputs, found.targets, names=found.names, epoch=epoch)
+        return Judgement(
+            self.folder.root,
+            self.settings.data,
+            held.data,
+            held.digests,
+            held.notes,
+            summarised(Classification(self.settings.data.classes), found),
+            judged,
+        )
+
     def predict(
         self,
         files: Sequence[Path],
@@ -144,17 +180,34 @@ class FinishedRun:
         return predict(model, given, compute, forward=forward, hooks=tuple(hooks))
 
     def held_out(
-        self, data: Path, *, progress: Callable[[int, int], None] | None = None
+        self,
+        data: Path,
+        *,
+        file_column: str = "",
+        label_column: str = "",
+        split_column: str = "",
+        progress: Callable[[int, int], None] | None = None,
     ) -> HeldOut:
         """Pictures of `data` that the run may be judged on.
 
         The folder that the run itself divided gives the part that it held out; any other data
-        set gives its test/ or val/ part, or all of it where it is not divided.
+        set gives its test/ or val/ part, or all of it where it is not divided. The columns of a
+        table are by default those of the run.
 
         Raises:
             DataError: there is no such data, a class is unknown to the run, or nothing is left.
         """
-        images = self._read(data)
+        own = self.settings.data
+        if own.path and data.resolve() == Path(own.path).resolve():
+            images = self._own_held_out(progress)
+        else:
+            images = read_set(
+                data,
+                classes=own.classes,
+                file_column=file_column or own.file_column,
+                label_column=label_column or own.label_column,
+                split_column=split_column or own.split_column,
+            )
         digests, broken = read_files((s.path for s in images.samples), progress=progress)
         images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
         if not images.samples:
@@ -166,7 +219,8 @@ class FinishedRun:
                 f"{known} of {len(digests)} pictures have the content of one that the run was "
                 "trained on; the metrics are better than they would be on new data"
             )
-        return HeldOut(images, tuple(notes))
+        kept = tuple(digests[sample.path] for sample in images.samples)
+        return HeldOut(images, tuple(notes), data, kept)
 
     def verify(self) -> Verdict:
         """Prove that what was to stay frozen did, from the files alone.
@@ -229,7 +283,7 @@ class FinishedRun:
                 f"({model.name}), so the command line cannot build it. In Python: "
                 f"fl.load_delta(model, '{self.folder.best}')."
             )
-        if model.weights_digest and not Path(model.weights).is_file():
+        if model.weights_digest and not file_and_place(model.weights)[0].is_file():
             raise WeightsError(
                 f"the weights that {self.folder.root} was trained on are no longer at "
                 f"{model.weights}. Put them back; or change `weights` in its run.toml to where "
@@ -241,9 +295,10 @@ class FinishedRun:
     def _check_weights(self) -> None:
         """The weights' file is the one that the run was trained on, byte for byte."""
         model = self.settings.model
-        if model.weights_digest and file_digest(Path(model.weights)) != model.weights_digest:
+        file, _ = file_and_place(model.weights)
+        if model.weights_digest and file_digest(file) != model.weights_digest:
             raise DriftError(
-                f"{model.weights} is not the file that {self.folder.root} was trained on: its "
+                f"{file} is not the file that {self.folder.root} was trained on: its "
                 "content has changed. Restore it."
             )
 
@@ -252,7 +307,7 @@ class FinishedRun:
         try:
             planned = survey(self._base().model, self.settings.plan)
         except WeightsError:
-            if Path(self.settings.model.weights).is_file():
+            if file_and_place(self.settings.model.weights)[0].is_file():
                 self._check_weights()  # says more than that a changed file cannot be read
             raise
         for file in (self.folder.best, self.folder.last):
@@ -264,12 +319,11 @@ class FinishedRun:
         self._check_weights()
         return planned.not_covered
 
-    def _read(self, data: Path) -> ImageSet:
-        own = self.settings.data
-        images = read_set(data, classes=own.classes)
-        if not own.path or data.resolve() != Path(own.path).resolve():
-            return images
+    def _own_held_out(self, progress: Callable[[int, int], None] | None) -> ImageSet:
         splits = splits_of(self.settings)
+        if splits.division is not None:  # it was drawn among the pictures that can be read
+            every = (s.path for part in splits.sets.values() for s in part.samples)
+            splits = without(splits, read_files(every, progress=progress)[1])
         return splits.test or splits.val
 
 

@@ -130,7 +130,7 @@ def prepare(
 
 
 def splits_of(settings: RunSettings) -> Splits:
-    """The run's pictures, divided as it divides them."""
+    """The run's pictures, divided as it divides them where all can be read."""
     data = settings.data
     return read_splits(
         data.path,
@@ -139,6 +139,9 @@ def splits_of(settings: RunSettings) -> Splits:
         fold=data.fold,
         seed=settings.training.seed,
         classes=data.classes,
+        file_column=data.file_column,
+        label_column=data.label_column,
+        split_column=data.split_column,
     )
 
 
@@ -232,11 +235,12 @@ def _is_of_own_forward(error: BaseException, loaded: LoadedModel) -> bool:
 
 def _own_error(error: BaseException, loaded: LoadedModel) -> ModelError:
     file = Path(_absolute(loaded.spec.path))
-    shape = ", ".join(map(str, ("batch", 3, *loaded.preprocessing.crop)))
+    made = loaded.preprocessing
+    shape = ", ".join(map(str, ("batch", made.channels, *made.crop)))
     return ModelError(
         f"{loaded.spec}: the model's own forward failed{line_in(file, error)} on pictures of shape "
         f"({shape}): {one_line(error)}. Make its layers fit that shape, or let the function return "
-        "(model, Preprocessing) with the size that they take."
+        "(model, Preprocessing) with the size and channels that they take."
     )
 
 

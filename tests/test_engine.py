@@ -519,7 +519,7 @@ def test_an_output_of_nan_in_validation_names_the_samples_and_is_no_best_epoch()
 
 def test_a_single_sample_at_the_end_says_what_to_do_about_batch_norm() -> None:
     with pytest.raises(
-        fl.TrainingError, match=r"holds 1 sample, but a trainable batch norm.*-batc"
+        fl.TrainingError, match=r"holds 1 sample, but a trainable batch norm.*`batc"
     ):
         fitted(batch_size=25)
 
@@ -553,7 +553,7 @@ def test_a_batch_beyond_the_devices_memory_says_what_to_do(where: str) -> None:
     torch.manual_seed(0)
     model = Large()
     fl.freeze(model, "body")
-    with pytest.raises(fl.TrainingError, match=r"batch of 8 samples does not fit .*--batch-size"):
+    with pytest.raises(fl.TrainingError, match=r"batch of 8 samples does not fit .*`batch_size`"):
         fitted(model)
 
 

@@ -46,6 +46,7 @@ from frostline.freezing.modes import is_held, mark_of, note_content
 from frostline.freezing.rows import held_rows
 from frostline.selectors import exactly, inventory, rows
 from frostline.units import format_bytes, some_of
+from frostline.wording import either
 from frostline.wrappers import unwrap
 
 FORMAT = "frostline-delta"
@@ -265,8 +266,8 @@ def read_delta(path: str | Path) -> Delta:
     if not file.is_file():
         raise DeltaError(
             f"there is no delta at {file}. A run keeps its own in best/ and last/, from its first "
-            "epochs on: wait for one that is going; one that was stopped goes on by `frostline "
-            "train --resume`."
+            "epochs on: wait for one that is going; one that was stopped goes on by "
+            f"{either('fl.fit(..., resume=True)', '`frostline train --resume`')}."
         )
     try:
         with safe_open(file, framework="pt") as content:
@@ -288,7 +289,8 @@ def read_delta(path: str | Path) -> Delta:
             "take another copy, or train again."
         ) from error
     if header.get("format") != FORMAT:
-        raise DeltaError(f"{file} is no Frostline delta. Load a full checkpoint with --weights.")
+        load = either("model.load_state_dict", "--weights")
+        raise DeltaError(f"{file} is no Frostline delta. Load a full checkpoint with {load}.")
     if header.get("version") not in _READ:
         raise DeltaError(
             f"{file} has delta version {header.get('version')}, this Frostline reads {VERSION}. "

@@ -22,6 +22,7 @@ from frostline.selectors import (
     select_whole,
     stages,
 )
+from frostline.wording import either
 
 DEFAULT_NO_DECAY = "kind:bias | kind:norm"
 
@@ -169,7 +170,8 @@ def rates_by_rule(
     if not rates:
         raise FreezeError(
             f"nothing in {stock.title} is trainable, so an optimizer would have nothing to do. "
-            "Thaw something: fl.thaw(model, ...) or fl.train_only(model, ...)."
+            "Thaw something: "
+            + either("fl.thaw(model, ...) or fl.train_only(model, ...).", "--train SEL.")
         )
     return tuple(rates)
 

@@ -22,6 +22,7 @@ from frostline.plans import Plan
 from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike, as_selector
 from frostline.tasks import Task, task_of
+from frostline.wording import either
 
 __all__ = ["CODES", "Checkup", "Finding", "Level", "doctor"]
 
@@ -123,7 +124,8 @@ def _checkup(subject: Subject) -> Checkup:
             _freeze_as_asked(subject)
         except FreezeError as refusal:
             why = "what was asked for would be refused; the other checks saw the model as it is"
-            fix = "Choose another selector; fl.select(model, ...) shows what one matches."
+            shows = either("fl.select(model, ...)", "`frostline inspect MODEL --train SEL`")
+            fix = f"Choose another selector; {shows} shows what one matches."
             found.append(Finding("cannot-freeze", "error", str(refusal), why, fix))
         except SelectorError:
             pass  # the checks of selection and plan say why

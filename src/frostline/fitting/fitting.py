@@ -31,6 +31,7 @@ from frostline.reports import make_report, promise_at_end
 from frostline.selectors import inventory
 from frostline.session import PipelineOptions, Session
 from frostline.tasks import Classification, Metrics, Task, task_of
+from frostline.wording import either, option
 from frostline.world import ALONE, World
 
 _Kind = TypeVar("_Kind")
@@ -245,7 +246,7 @@ def _ended(
         monitor = training.history[-1].validation.metric(training.session.recipe.monitor)
         raise TrainingError(
             f"the validation {monitor.name} was never a number, so no epoch is "
-            "the best. Look at the metrics; lower the learning rate (--lr)."
+            f"the best. Look at the metrics; lower the learning rate ({option('lr')})."
         )
     saver.put_best(training.model)
     best = training.history[best_epoch - 1]
@@ -334,5 +335,6 @@ def _write_report(folder: RunFolder, proof: Proof, pipelines: PhasePipelines) ->
     except Exception as error:
         pipelines.say(
             f"Warning   the run is whole, but its report was not written: {error}. "
-            f"`frostline report {folder.root}` tries again."
+            + either("fl.open_run(...).report().save(path)", f"`frostline report {folder.root}`")
+            + " tries again."
         )

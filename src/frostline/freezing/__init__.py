@@ -28,6 +28,7 @@ from frostline.freezing.rows import held_rows
 from frostline.freezing.switches import is_marked, is_off, restoring, switch_off, switch_on, trains
 from frostline.selectors import Selection, SelectorLike, everything, inventory, nothing, select
 from frostline.selectors.pieces import cut_at
+from frostline.wording import either
 
 
 def freeze(
@@ -93,8 +94,12 @@ def freeze(
     if leaving == "something" and selection.parameters and trained <= selection.picked:
         raise FreezeError(
             f"freezing '{selection.selector}' would leave nothing trainable in {title}. Add the "
-            "new head first, or choose less; to freeze it whole all the same, as before putting "
-            "a head on it: fl.freeze(model, ..., leaving='nothing')."
+            "new head first, or choose less"
+            + either(
+                "; to freeze it whole all the same, as before putting a head on it: "
+                "fl.freeze(model, ..., leaving='nothing').",
+                ".",
+            )
         )
     with restoring(selection, only_on_error=True):
         switch_off(selection, norm=norm)

@@ -19,6 +19,7 @@ from frostline.recipe import Data, Recipe
 from frostline.selectors import Selector, inventory, select, select_whole
 from frostline.selectors import stages as stages_of
 from frostline.tables import Table
+from frostline.wording import either
 
 Head = str | Selector
 _HEAD = "stage:-1"
@@ -163,7 +164,7 @@ class Plan(Data):
             raise ConfigError(
                 f"stages={asked} asks for what {type(model).__name__} does not have: it has "
                 f"{count}, the head among them. Ask for 1 to {count}; see them: "
-                "print(fl.summary(model))."
+                + either("print(fl.summary(model)).", "`frostline inspect MODEL`.")
             )
         first = _head(model, head, epochs_each)
         thawed = (

@@ -12,6 +12,7 @@ import tomli_w
 from frostline.errors import ConfigError, nearest, shortened
 from frostline.plans.parts import naming
 from frostline.plans.phases import Phase, Until
+from frostline.wording import either
 
 _COMPARED = 200  # characters of a key that are held against the known ones
 
@@ -54,8 +55,12 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
-            f"there is no plan at {path}.{_neighbours(path)} `frostline plan MODEL --kind lp_ft "
-            "--out FILE` writes one."
+            f"there is no plan at {path}.{_neighbours(path)} "
+            + either(
+                "fl.Plan([fl.Phase(...)]).save(path)",
+                "`frostline plan MODEL --kind lp_ft --out FILE`",
+            )
+            + " writes one."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Give a plan's TOML file.") from error

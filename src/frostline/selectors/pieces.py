@@ -16,6 +16,7 @@ from frostline.selectors.inventory import Entry, Inventory
 from frostline.selectors.patterns import word
 from frostline.selectors.ranges import covers, union
 from frostline.selectors.terms import Picked, Selector
+from frostline.wording import either
 
 
 @final
@@ -69,7 +70,8 @@ class Rows(Selector):
             hint = f" Nearest: {', '.join(near)}." if near else ""
             raise SelectorError(
                 f"'{self}' names no parameter of {inventory.title}; rows: takes a parameter's full "
-                f"name.{hint} See all: print(fl.select(model, 'all'))."
+                f"name.{hint} See all: "
+                + either("print(fl.select(model, 'all')).", "`frostline inspect MODEL`.")
             )
         if any(place.own_name != place.leaf for place in entries[0].occurrences):
             raise SelectorError(

@@ -21,6 +21,7 @@ from frostline.selectors.inventory import Inventory, Occurrence, plain_name
 from frostline.selectors.kinds import KINDS, class_names
 from frostline.selectors.patterns import glob_rule, is_bare_glob, quoted, regex_rule, word
 from frostline.selectors.stages import stages
+from frostline.wording import either
 from frostline.wrappers import unwrap
 
 Picked = frozenset[int]
@@ -513,5 +514,5 @@ def _refuse(term: Selector, inventory: Inventory, asked: str, known: Sequence[st
         hint = " That module has none, so there is nothing to switch; leave it out."
     raise SelectorError(
         f"'{shortened(term)}' matches no parameter of {inventory.title}.{hint} "
-        "See all: print(fl.summary(model)) or `frostline inspect MODEL`."
+        f"See all: {either('print(fl.summary(model))', '`frostline inspect MODEL`')}."
     )

@@ -409,7 +409,7 @@ def test_a_head_that_is_kept_may_stay_frozen(world: World) -> None:
 def test_an_existing_run_is_not_overwritten(finished: World) -> None:
     before = {p: p.read_bytes() for p in (finished.root / "run").rglob("*") if p.is_file()}
     with pytest.raises(
-        fl.OutputError, match=r"already holds a run; nothing was overwritten\. --re"
+        fl.OutputError, match=r"already holds a run; nothing was overwritten\. resume=True"
     ):
         finished.run()
     assert {p: p.read_bytes() for p in before} == before
@@ -437,7 +437,9 @@ def test_what_failed_after_an_epoch_is_kept(world: World) -> None:
     with pytest.raises(MemoryError):
         world.run(stop=1, error=MemoryError)
     assert weights(world.root / "run", "best")
-    with pytest.raises(fl.OutputError, match=r"already holds a run; .* --resume goes on with it"):
+    with pytest.raises(
+        fl.OutputError, match=r"already holds a run; .* resume=True goes on with it"
+    ):
         world.run()
 
 

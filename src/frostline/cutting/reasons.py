@@ -79,7 +79,7 @@ def _advice(model: nn.Module, node: fx.Node, traced: Traced) -> str:
         )
     return (
         "It works on the input itself, and nothing below it is frozen. Freeze from the input "
-        "upwards, as " + either("fl.train_only(model, 'stage:-1').", "--train 'stage:-1'.")
+        "upwards, as " + either('fl.train_only(model, "stage:-1").', "--train 'stage:-1'.")
     )
 
 
@@ -89,7 +89,7 @@ def _held(model: nn.Module, path: str) -> str:
     if root and not is_held(model.get_submodule(path)):
         return (
             f"The parameters of {root} are frozen, but its mode is not: "
-            + either(f"fl.freeze(model, {root!r})", f"--freeze {root}")
+            + either(f'fl.freeze(model, "{root}")', f"--freeze {root}")
             + " holds its dropout and norms in eval."
         )
     return "Nothing below it is frozen; without it, or with it in eval, more may be."
@@ -105,7 +105,7 @@ def offer(model: nn.Module, cut_behind: Callable[[str], object]) -> str:
         with suppress(Exception):  # whatever a forward raises that was not made for this
             cut_behind(path)
             return either(
-                f" A frozen submodule to cut behind: fl.cut(model, example, at={path!r}).", ""
+                f' A frozen submodule to cut behind: fl.cut(model, example, at="{path}").', ""
             )
     return ""
 

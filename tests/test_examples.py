@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from small_world import write_pictures
+from small_world import call, write_net, write_pictures
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -74,6 +74,42 @@ def test_two_threads_share_an_epoch_as_two_processes_would(
     runpy.run_path(str(EXAMPLES / "05_world_of_two.py"), run_name="__main__")
     out = capsys.readouterr().out
     assert out == "of 11 samples this process had 6; 4 right in all\neach once: True\n"
+
+
+@pytest.mark.parametrize(
+    ("form", "model"),
+    [
+        ("safetensors", "shufflenet_v2_x0_5"),
+        ("pt2", "small_net.py:net"),
+        ("onnx", "small_net.py:net"),
+    ],
+)
+def test_an_exported_file_predicts_without_frostline_as_the_run_does(
+    form: str,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photos, run, file = (
+        write_pictures(tmp_path / "photos", train=2, val=2),
+        tmp_path / "run",
+        f"model.{form}",
+    )
+    write_net(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    options = ["--weights", "none", "--epochs", 1, "--precision", "exact", "--device", "cpu"]
+    assert call("train", photos, "--model", model, *options, "--out", run).status == 0
+    assert call("export", run, "--to", form, "--out", file).status == 0
+    pictures = sorted((photos / "val").rglob("*.png"))
+    expected = call("predict", run, *pictures, "--json").json
+    monkeypatch.setattr(sys, "argv", ["", file, *map(str, pictures)])
+    monkeypatch.setitem(sys.modules, "frostline", None)  # importing it is an error
+    runpy.run_path(str(EXAMPLES / "06_exported_files.py"), run_name="__main__")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(file, name) for file, name, _ in lines] == [(p["file"], p["class"]) for p in expected]
+    shares = [p["probability"] for p in expected]
+    assert [float(share) for *_, share in lines] == pytest.approx(shares, abs=6e-4)
 
 
 def test_every_example_is_run_by_a_test() -> None:

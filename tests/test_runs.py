@@ -332,12 +332,29 @@ def test_the_preprocessing_is_that_of_training_whatever_the_file_says_now(world:
     assert open_run(run).loaded.preprocessing.crop == (16, 16)
 
 
+def test_a_base_from_elsewhere_is_resumed_with_the_preprocessing_of_training(world: World) -> None:
+    settings = open_run(world.run()).settings
+    edit(world.root / "small_net.py", lambda text: text.replace("crop=(16, 16)", "crop=(8, 8)"))
+    moved = world.weights.rename(world.root / "moved.safetensors")
+    prepared = prepare(settings, weights=str(moved))
+    assert prepared.loaded.preprocessing.crop == (16, 16)
+    assert prepared.settings == settings
+
+
 def test_moved_weights_say_where_they_were(world: World) -> None:
     run = world.run()
-    world.weights.rename(world.root / "moved.safetensors")
-    with pytest.raises(fl.WeightsError, match=r"no longer at .*weights\.safetensors\. Put them ba"):
+    (world.root / "far").mkdir()
+    moved = world.weights.rename(world.root / "far" / "moved.safetensors")
+    with pytest.raises(fl.WeightsError, match=r"no longer at .*weights\.safetensors, and no file"):
         _ = open_run(run).loaded
-    edit(run / "run.toml", lambda text: text.replace("weights.safetensors", "moved.safetensors"))
+    assert open_run(run, weights=moved).verify().tensors == 7
+
+
+def test_weights_that_were_moved_beside_the_run_are_found_by_their_content(world: World) -> None:
+    run = world.run()
+    moved = world.weights.rename(world.root / "moved.safetensors")
+    save_file({"other": torch.zeros(1)}, world.weights.with_name("a.safetensors"))
+    assert open_run(run).base_weights == str(moved)
     assert open_run(run).verify().tensors == 7
 
 

@@ -30,6 +30,7 @@ VERBS = {
     "report": "report {run}",
     "compare": "compare {run} {root}/second",
     "merge": "merge {run} --out {root}/whole.pth",
+    "export": "export {run} --to safetensors --out {root}/m.safetensors --with-base",
     "features": "features ls {root}/features",
 }
 
@@ -48,7 +49,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def words(verb: str, places: dict[str, str], tmp_path: Path) -> list[str]:
-    own = {**places, "root": str(tmp_path)} if verb in ("train", "merge") else places
+    own = {**places, "root": str(tmp_path)} if verb in ("train", "merge", "export") else places
     return [word.format(**own) for word in VERBS[verb].split()]
 
 

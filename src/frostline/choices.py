@@ -8,6 +8,7 @@ AUTO_MONITOR = "auto"
 """What a recipe monitors where it names no metric: the task's first, with its noise."""
 
 BadImages = Literal["skip", "error"]
+ExportFormat = Literal["safetensors", "pt2", "onnx"]
 HeadPlace = Literal["classifier", "logits", "keep"]
 FloatName = Literal["float32", "bfloat16", "float16"]
 PrefixPrecision = Literal["exact", "auto"] | float

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, field_validator
 from frostline._files import checked, with_sum, write_text
 from frostline._version import __version__
 from frostline.choices import BadImages, HeadPlace, NormPolicy, Storage
+from frostline.data import Levels
 from frostline.errors import ConfigError
 from frostline.plans import Phase, Plan
 from frostline.preprocessing import Preprocessing
@@ -55,6 +56,7 @@ class DataSettings(_Section):
     """Which pictures, how they were divided, and what the labels mean.
 
     The columns are those of a table; `split_column` is empty for `split` or `is_valid`, if there.
+    `levels` is what became black and white in pictures of more than 8 bits, where there are such.
     """
 
     path: str = ""
@@ -68,6 +70,14 @@ class DataSettings(_Section):
     augment: str = "none"
     batch_size: int = Field(32, ge=1)
     classes: tuple[str, ...] = ()
+    levels: Levels | None = None
+
+    @field_validator("levels")
+    @classmethod
+    def _rising_levels(cls, given: Levels | None) -> Levels | None:
+        if given is not None and not given[0] < given[1]:
+            raise ValueError(f"levels are black and white, the lower first, not {given}")
+        return given
 
 
 class FreezeSettings(_Section):

@@ -100,8 +100,10 @@ def test_class_whose_images_are_all_broken_is_an_error(make_folder: MakeFolder) 
     root = make_folder(GOOD)
     for path in (root / "train/bees").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="no usable training images of bees"):
+    with pytest.raises(DataError, match="no usable training images of bees") as caught:
         audit(read_splits(root), bad_images="skip")
+    assert "bees/0.png: it has zero bytes" in str(caught.value)
+    assert "train/bees/0.png: it has zero bytes" in str(caught.value)
 
 
 def test_reasons_are_told_where_no_image_of_a_class_can_be_read(make_folder: MakeFolder) -> None:

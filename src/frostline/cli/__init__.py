@@ -28,7 +28,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-_VERBS = "demo inspect doctor estimate plan train evaluate predict verify report compare merge"
+_VERBS = (
+    "demo inspect doctor estimate plan train evaluate predict verify report compare merge export"
+)
 for _verb in _VERBS.split():  # each a function in the module of its name
     app.command()(getattr(import_module(f"frostline.cli.{_verb}"), _verb))
 app.add_typer(features, name="features")

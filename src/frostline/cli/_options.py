@@ -133,6 +133,11 @@ Head = Annotated[
 ]
 Run = Annotated[Path, typer.Argument(help="A folder that `frostline train` wrote.", metavar="RUN")]
 
+RunWeights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="The base's weights, if they were moved.", metavar="FILE"),
+]
+
 
 def hidden_widths(text: str, *, on: HeadPlace) -> tuple[int, ...]:
     """`"256,64"` -> `(256, 64)`; wrong usage where these are no widths, or no new head is put."""

@@ -132,11 +132,13 @@ def _pictures(splits: Splits, preprocessing: Preprocessing) -> tuple[Tensor, Ten
     """A few training pictures from all over the set; those that cannot be read are passed over."""
     import torch
 
-    from frostline.data import ImageDataset
+    from frostline.data import ImageDataset, levels_of
 
-    dataset = ImageDataset(splits.train, preprocessing)
-    step = max(1, len(dataset) // _PICTURES)
-    order = [*range(0, len(dataset), step), *range(len(dataset))]
+    samples = splits.train.samples
+    step = max(1, len(samples) // _PICTURES)
+    order = [*range(0, len(samples), step), *range(len(samples))]
+    levels = levels_of(samples[index].path for index in order[:_PICTURES])
+    dataset = ImageDataset(splits.train, preprocessing, levels=levels)
     found: dict[int, tuple[Tensor, int]] = {}
     for index in order:
         if len(found) == min(_PICTURES, len(dataset)):

@@ -31,6 +31,7 @@ def evaluate(
         typer.Option(help="Write a page with the mistakes on these data.", metavar="FILE"),
     ] = None,
     force: options.Force = False,
+    weights: options.RunWeights = None,
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
@@ -45,7 +46,7 @@ def evaluate(
     from frostline.reports import check_table_path
     from frostline.runs import open_run
 
-    opened = open_run(run)
+    opened = open_run(run, weights=weights)
     if not opened.settings.data.classes:
         raise ConfigError(
             f"{run} was trained on a task without classes, so no picture has a right or a wrong "

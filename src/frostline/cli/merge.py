@@ -21,7 +21,12 @@ def merge(
     ],
     base: Annotated[
         Path | None,
-        typer.Option(help="The base's weights, where they cannot be had as then.", metavar="FILE"),
+        typer.Option(
+            "--weights",
+            "--base",
+            help="The base's weights, where they cannot be had as then.",
+            metavar="FILE",
+        ),
     ] = None,
     which: Annotated[Snapshot, typer.Option(help="Which delta of the run.")] = "best",
     json: options.Json = False,

@@ -15,19 +15,28 @@ from frostline.tables import Table, columns
 
 if TYPE_CHECKING:
     from frostline.errors import ImageError
-    from frostline.runs import Prediction
+    from frostline.exports import ExportedModel
+    from frostline.runs import FinishedRun, Prediction
 
 
 def predict(
-    run: options.Run,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder that `frostline train` wrote, or a .onnx or .safetensors file that "
+            "`frostline export` did.",
+            metavar="RUN|FILE",
+        ),
+    ],
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Pictures, folders, or - for a list on standard input.", metavar="FILE..."
+            help="Pictures, folders, or - for a list on standard input.", metavar="PICTURE..."
         ),
     ],
     *,
     top: Annotated[int, typer.Option(help="How many classes to name.", min=1)] = 1,
+    weights: options.RunWeights = None,
     device: options.Device = "auto",
     json: options.Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
@@ -38,19 +47,20 @@ def predict(
     same, and the exit status is 1.
     """
     from frostline.callbacks.progress import BatchBar
-    from frostline.cli._terminal import notes, output, print_json, say
-    from frostline.data import read_files
-    from frostline.runs import open_run
+    from frostline.cli._terminal import notes, output, print_json, say, warn
+    from frostline.data import read_files, run_notes
 
     if json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv.")
-    opened, aside = open_run(run), notes()
-    asked = list(_expanded(files))
-    digests, broken = read_files(asked)
+    opened, aside = _opened(run, weights, device), notes()
+    asked = list(expanded(files))
+    digests, broken, values = read_files(asked, levels=opened.levels)
     good = [file for file in asked if file in digests]
     for error in broken.values():
         say(aside, f"Error: {error}", style="red")
-    bar = BatchBar(aside, samples_per_batch=opened.settings.data.batch_size)
+    for note in run_notes(values.values(), opened.levels):
+        warn(note)
+    bar = BatchBar(aside, samples_per_batch=opened.batch_size)
     named = sys.maxsize if json else top
     found = opened.predict(good, top=named, device=device, hooks=(bar,)) if good else []
     if json:
@@ -66,7 +76,20 @@ def predict(
         raise typer.Exit(1)
 
 
-def _expanded(files: Sequence[str]) -> Iterator[Path]:
+def _opened(path: Path, weights: Path | None, device: str) -> FinishedRun | ExportedModel:
+    from frostline.exports import EXPORTED, open_export
+    from frostline.runs import open_run
+
+    if path.is_dir() or not (path.is_file() or path.suffix in EXPORTED):
+        return open_run(path, weights=weights)
+    if weights is not None:
+        raise typer.BadParameter("an exported file holds all weights.", param_hint="--weights")
+    if device not in ("auto", "cpu"):
+        raise typer.BadParameter("an exported file is computed on the CPU.", param_hint="--device")
+    return open_export(path)
+
+
+def expanded(files: Sequence[str]) -> Iterator[Path]:
     """The pictures meant: folders give what lies in them, `-` a line each of standard input."""
     from frostline.data import IMAGE_SUFFIXES
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 # All that may stand beside `--resume RUN`; the rest is in the run's settings.
-_BESIDE_RESUME = frozenset({"data", "out", "resume", "device", "json"})
+_BESIDE_RESUME = frozenset({"data", "out", "resume", "weights", "device", "json"})
 # What each phase of a plan says for itself.
 _IN_A_PLAN = ("freeze", "train", "norm", "epochs")
 _INTO_THE_PLAN = ", or write it into the plan"
@@ -112,10 +112,11 @@ def train(
     if resume and not model:
         others = [name for name in context.params if name not in _BESIDE_RESUME]
         _refuse(context, others, "--resume goes on with the run's own settings")
-        settings = _stored(out or data, None if out is None else data)
+        moved = weights if _given(context, ["weights"]) else None
+        settings, base = _stored(out or data, None if out is None else data, moved)
         if _given(context, ["device"]):
             settings = settings.model_copy(update={"device": device})
-        return _go(settings, out or data, resume=True, as_json=json)
+        return _go(settings, out or data, resume=True, as_json=json, base=base)
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
     _check_fold(folds, fold)
@@ -190,11 +191,15 @@ def _given(context: typer.Context, names: Iterable[str]) -> list[str]:
     return [f"--{name.strip('_').replace('_', '-')}" for name in given]
 
 
-def _stored(folder: Path, data: Path | None) -> RunSettings:
-    """The settings of a run; `data`, if given, must be what it was trained on."""
+def _stored(folder: Path, data: Path | None, weights: str | None) -> tuple[RunSettings, str]:
+    """The settings of a run, and its base's weights if they are not where these say.
+
+    `data`, if given, must be what it was trained on.
+    """
     from frostline.runs import open_run
 
-    settings = open_run(folder).settings
+    run = open_run(folder, weights=weights)
+    settings = run.settings
     if settings.model.is_from_python:
         raise ConfigError(
             f"{folder} was trained on a model handed over in Python ({settings.model.name}). "
@@ -205,7 +210,8 @@ def _stored(folder: Path, data: Path | None) -> RunSettings:
             f"cannot resume with other data: {folder} was trained on {settings.data.path}, not on "
             f"{data}. Give that, or start a new run with another --out."
         )
-    return settings
+    base = run.base_weights
+    return settings, "" if base == settings.model.weights else base
 
 
 def _free_folder(model: str) -> Path:
@@ -215,7 +221,9 @@ def _free_folder(model: str) -> Path:
     return next(folder for folder in folders if not folder.exists())
 
 
-def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> None:
+def _go(
+    settings: RunSettings, folder: Path, *, resume: bool, as_json: bool, base: str = ""
+) -> None:
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import counting, notes, output, print_json, say
     from frostline.records import RunFolder
@@ -234,7 +242,7 @@ def _go(settings: RunSettings, folder: Path, *, resume: bool, as_json: bool) -> 
     aside = notes()
     page = aside if as_json else output()
     with counting("checking pictures") as progress:
-        prepared = prepare(settings, progress=progress)
+        prepared = prepare(settings, weights=base, progress=progress)
     _describe(prepared, page, aside)
     bar = BatchBar(aside, samples_per_batch=settings.data.batch_size)
     try:

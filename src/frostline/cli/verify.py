@@ -5,13 +5,15 @@ from __future__ import annotations
 from frostline.cli import _options as options
 
 
-def verify(run: options.Run, *, json: options.Json = False) -> None:
+def verify(
+    run: options.Run, *, weights: options.RunWeights = None, json: options.Json = False
+) -> None:
     """Prove from the run and its base that no frozen bit moved; exit status 3 if one did."""
     from frostline.cli._terminal import show
     from frostline.freezing import not_covered_text
     from frostline.runs import open_run
 
-    opened = open_run(run)
+    opened = open_run(run, weights=weights)
     verdict = opened.verify()
     document = {
         "verified": True,

@@ -3,6 +3,7 @@
 from frostline.data.audit import Audit as Audit
 from frostline.data.audit import DataFinding as DataFinding
 from frostline.data.audit import audit as audit
+from frostline.data.audit import levels_of as levels_of
 from frostline.data.audit import read_files as read_files
 from frostline.data.batches import AsTargets as AsTargets
 from frostline.data.batches import Batch as Batch
@@ -25,6 +26,8 @@ from frostline.data.image_sets import in_order as in_order
 from frostline.data.images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from frostline.data.images import check_image as check_image
 from frostline.data.images import open_image as open_image
+from frostline.data.levels import Levels as Levels
+from frostline.data.levels import run_notes as run_notes
 from frostline.data.ordered import count_threads as count_threads
 from frostline.data.ordered import ordered_map as ordered_map
 from frostline.data.samples import Samples as Samples

@@ -7,15 +7,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal, NamedTuple
 
 import xxhash
 
 from frostline.choices import BadImages
 from frostline.data.division import without
 from frostline.data.image_sets import Splits
-from frostline.data.images import check, opened
+from frostline.data.images import check, check_image, look, opened
+from frostline.data.levels import FULL, Levels, Seen, common_levels, set_text
 from frostline.data.listing import is_picture
 from frostline.data.ordered import count_threads, ordered_map
 from frostline.errors import DataError, ImageError
@@ -34,12 +36,12 @@ class DataFinding:
     """One thing to know before training.
 
     Attributes:
-        level: how grave it is; what stops training is raised.
+        level: how grave it is; a note says what is done, and what stops training is raised.
         code: stable name of the kind of finding, for machines.
         message: what was found and what to do, for people.
     """
 
-    level: Literal["warning"]
+    level: Literal["warning", "note"]
     code: str
     message: str
 
@@ -52,17 +54,22 @@ class Audit:
         splits: as given, without the images that cannot be read.
         findings: what to know before training, worst first; empty if nothing is odd.
         digests: content digest (XXH3, 128 bits, hexadecimal) of every file in `splits`.
+        levels: what becomes black and white in pictures of more than 8 bits, by those of the train
+            split; None where it has none such.
     """
 
     splits: Splits
     findings: tuple[DataFinding, ...]
     digests: Mapping[Path, str]
+    levels: Levels | None = None
 
 
 def audit(
     splits: Splits,
     *,
     bad_images: BadImages,
+    levels: Levels | None = None,
+    prefer_default: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
@@ -71,6 +78,9 @@ def audit(
     Args:
         bad_images: what to do about images that cannot be read: leave them out with a warning, or
             refuse the data set.
+        levels: as a run has them already, where they are not to be found.
+        prefer_default: leave the levels at the default of each type where that holds all values,
+            as runs did before they kept levels.
         threads: decoding threads; by default one for each core.
         progress: called in this thread with (images done, images in all) after each image.
     Raises:
@@ -79,7 +89,7 @@ def audit(
             test class that training lacks. One message holds all that was found.
     """
     paths = [sample.path for images in splits.sets.values() for sample in images.samples]
-    digests, broken = read_files(paths, threads=threads, progress=progress)
+    digests, broken, seen = _read_all(paths, look, threads=threads, progress=progress)
     clean = without(splits, broken)
     left_out = [_broken_images(broken, bad_images)] if broken else []
     errors = [
@@ -92,45 +102,81 @@ def audit(
     if errors:
         raise DataError(errors[0])
     # What trains, but perhaps not what was meant; worst first.
-    odd = [*_doubles(clean, digests), *_classes(clean), *_ignored(clean)]
+    alphas = _odd_alphas(seen)
+    odd = [*_doubles(clean, digests), *_classes(clean), *alphas, *_ignored(clean)]
     first = [("broken-image", message) for message in left_out]
     first += [("layout", note) for note in clean.notes]
-    findings = tuple(DataFinding("warning", *each) for each in [*first, *odd])
-    return Audit(clean, findings, digests)
+    findings = [DataFinding("warning", *each) for each in [*first, *odd]]
+    if prefer_default and all(one.within(one.usual) for one in seen.values()):
+        levels = None
+    else:
+        trained = (seen[sample.path] for sample in clean.train.samples)
+        levels = levels or common_levels(trained) or common_levels(seen.values())
+    findings += [DataFinding("note", *each) for each in _values(seen, levels)]
+    return Audit(clean, tuple(findings), digests, levels)
+
+
+def levels_of(files: Iterable[Path]) -> Levels | None:
+    """The levels that `audit` would find if these were the training images."""
+    return common_levels(_read_all(files, look).seen.values())
+
+
+class FilesRead(NamedTuple):
+    """Images that were read to their last byte, by path, in the order in which they were given.
+
+    Attributes:
+        digests: content digests of those that decode.
+        broken: the errors of the others.
+        seen: the values of those that decode.
+    """
+
+    digests: dict[Path, str]
+    broken: dict[Path, ImageError]
+    seen: dict[Path, Seen]
 
 
 def read_files(
     files: Iterable[Path],
     *,
+    levels: Levels | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[Path, str], dict[Path, ImageError]]:
-    """Content digests of the images that decode and the errors of the others, in their order.
+) -> FilesRead:
+    """Whether images can be opened by `levels`, which are as for `open_image`.
 
     Args:
         threads, progress: as for `audit`.
     """
+    return _read_all(files, partial(check, levels=levels), threads=threads, progress=progress)
+
+
+def _read_all(
+    files: Iterable[Path],
+    read: Callable[[IO[bytes]], Seen],
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> FilesRead:
     paths = list(dict.fromkeys(files))
-    digests: dict[Path, str] = {}
-    broken: dict[Path, ImageError] = {}
-    workers = count_threads(threads)
-    with closing(ordered_map(_verdict, paths, threads=workers, ahead=4 * workers)) as verdicts:
-        for done, (path, verdict) in enumerate(zip(paths, verdicts, strict=True), start=1):
-            if isinstance(verdict, str):
-                digests[path] = verdict
+    found = FilesRead({}, {}, {})
+    workers, verdict = count_threads(threads), partial(_verdict, read)
+    with closing(ordered_map(verdict, paths, threads=workers, ahead=4 * workers)) as verdicts:
+        for done, (path, one) in enumerate(zip(paths, verdicts, strict=True), start=1):
+            if isinstance(one, ImageError):
+                found.broken[path] = one
             else:
-                broken[path] = verdict
+                found.digests[path], found.seen[path] = one
             if progress is not None:
                 progress(done, len(paths))
-    return digests, broken
+    return found
 
 
-def _verdict(path: Path) -> str | ImageError:
+def _verdict(read: Callable[[IO[bytes]], Seen], path: Path) -> tuple[str, Seen] | ImageError:
     try:
         with opened(path) as file:
-            check(file)
+            seen = read(file)
             file.seek(0)
-            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest(), seen
     except ImageError as error:
         return error
 
@@ -242,6 +288,36 @@ def _ignored(splits: Splits) -> Iterator[tuple[str, str]]:
             "not-images",
             f"left out {_plural(len(ignored), 'entry that is', 'entries that are')} no image by "
             f"name: {some_of(ignored, most=_PAIRS)}. Convert them if they are pictures.",
+        )
+
+
+def _odd_alphas(seen: Mapping[Path, Seen]) -> Iterator[tuple[str, str]]:
+    if odd := [str(path) for path, one in seen.items() if one.odd_alpha]:
+        yield (
+            "odd-transparency",
+            "the band after the colours is said to be transparency in "
+            f"{_plural(len(odd), 'image', 'images')}, so it is put on white, but it looks like a "
+            f"picture: {some_of(odd, most=_PAIRS)}. Write files without it if it is near infrared.",
+        )
+
+
+def _values(seen: Mapping[Path, Seen], levels: Levels | None) -> Iterator[tuple[str, str]]:
+    """What is done about values of more than 8 bits, and about further pages.
+
+    Raises:
+        ImageError: what reads colours of 16 bits by these levels is not installed.
+    """
+    if levels is not None:
+        yield "value-range", set_text(seen.values(), levels)
+    if levels not in (None, FULL):
+        for path in [path for path, one in seen.items() if one.is_coarse][:1]:
+            check_image(path, levels)
+    if more := [str(path) for path, one in seen.items() if one.more_pages]:
+        files = _plural(len(more), "file has", "files have")
+        yield (
+            "more-pages",
+            f"{files} more than one page, of which the first is used: "
+            f"{some_of(more, most=_PAIRS)}.",
         )
 
 

@@ -29,6 +29,8 @@ from frostline.data.batches import (
     as_pair,
     holds_batches,
 )
+from frostline.data.images import reading_of
+from frostline.data.levels import FULL
 from frostline.data.ordered import count_threads, ordered_map
 from frostline.data.samples import Samples, class_targets, content_id, inputs_of, some_targets
 from frostline.data.views import Augment, ImageDataset
@@ -167,6 +169,8 @@ class ImageSamples(Samples):
         self.views = 0 if is_live else self._data.augment.views
         # Another decoder may round otherwise; what a view shows is part of its seed.
         self.transform = f"{data.preprocessing!r}, Pillow {PIL.__version__}"
+        if data.levels not in (None, FULL):
+            self.transform += f", levels {[float(end) for end in data.levels]}"
         self._digests: dict[Path, tuple[object, str]] = {}  # with what the file was like then
 
     def __len__(self) -> int:
@@ -199,9 +203,9 @@ class ImageSamples(Samples):
             stamp = (now.st_mtime_ns, now.st_size, now.st_ino)
             known = self._digests.get(path)
             if known is None and path in self._data.digests:
-                known = (stamp, self._data.digests[path])
+                known = (stamp, self._data.digests[path] + reading_of(path))
             if known is None or known[0] != stamp:
-                known = (stamp, file_digest(path))
+                known = (stamp, file_digest(path) + reading_of(path))
         except OSError as error:
             raise DataError(
                 f"{path} cannot be read: {error.strerror or error}. Restore it, or leave it out."

@@ -6,6 +6,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
 from typing import IO
@@ -14,44 +15,67 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from frostline.data.pixels import to_rgb, upright
+from frostline.data.arrays import (
+    TiffLayout,
+    array_reader,
+    check_size,
+    has_more_pages,
+    library,
+    read_png,
+    read_tiff,
+)
+from frostline.data.levels import FULL, Levels, Seen
+from frostline.data.pixels import (
+    RefusedError,
+    Values,
+    deep_grey,
+    high_bytes,
+    looks_like_a_band,
+    rgb_of,
+    to_rgb,
+    turned,
+    upright,
+)
 from frostline.errors import ImageError
 
 IMAGE_SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib", ".tif"),
         *(".tiff", ".webp", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl", ".ico"),
-        *(".pbm", ".pgm", ".ppm", ".pnm", ".pcx", ".qoi", ".sgi"),
+        *(".pbm", ".pgm", ".ppm", ".pnm", ".pcx", ".qoi", ".sgi", ".dcm", ".dicom"),
     }
 )
-"""Lower-case endings of the files that count as pictures; HEIF and JXL need a Pillow plugin."""
-
-MAX_PIXELS = 178_956_970
-"""Width times height above which a picture is refused; where Pillow itself stops by default."""
+"""Lower-case endings of the files that count as pictures; HEIF and DICOM need an extra, JXL a
+Pillow plugin. A `.npy` may hold anything, so it counts only where it is named."""
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, levels: Levels | None = None) -> Image.Image:
     """Decode a picture: mode RGB, 8 bits, turned as its EXIF orientation says.
 
-    Transparency is put on white, 16-bit grey is scaled from 0..65535, and of an animation the
-    first frame is taken. Safe to call from several threads; no setting of Pillow is changed.
+    Transparency is put on white, and of an animation or a stack the first picture is taken. Safe to
+    call from several threads; no setting of Pillow is changed.
 
+    Args:
+        levels: the values that become black and white where there are more than 8 bits, the same
+            for all pictures that are compared. By default the ends of the type: 0..65535 for
+            integers, 0..1 for floats. NaN becomes black.
     Raises:
-        ImageError: the file is missing, a folder, empty, no picture, truncated or broken, or has
-            more than `MAX_PIXELS` pixels.
+        ImageError: the file is missing, a folder, empty, no picture, truncated or broken, has more
+            than `MAX_PIXELS` pixels, needs an extra that is not installed, or has values beyond the
+            default where no levels are given.
     """
     with opened(path) as file:
-        return _decode(file)
+        return _decode(file, levels)
 
 
-def check_image(path: Path) -> None:
+def check_image(path: Path, levels: Levels | None = None) -> None:
     """Raise what `open_image` would raise, at a fraction of its cost for JPEG.
 
     Raises:
         ImageError: as `open_image`.
     """
     with opened(path) as file:
-        check(file)
+        check(file, levels)
 
 
 @contextmanager
@@ -103,58 +127,118 @@ _FORMATS = (
     *("PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000"),
     *("ICO", "PCX", "QOI", "SGI", "HEIF", "JXL"),
 )
+_HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _decode(file: IO[bytes]) -> Image.Image:
-    image = _identify(file)
-    _load(image)
-    try:
-        return upright(to_rgb(image), by=image)
-    except ValueError as error:
-        raise _BadImageError(str(error)) from error
+def _decode(file: IO[bytes], levels: Levels | None) -> Image.Image:
+    image = _identify(file, levels)
+    with _refusals():
+        if isinstance(image, Values):
+            return turned(rgb_of(image, levels), image.orientation)
+        image.load()
+        return upright(to_rgb(image, levels), by=image)
 
 
-def check(file: IO[bytes]) -> None:
-    """As `check_image`; within `opened`, which names the file in the error."""
+def check(file: IO[bytes], levels: Levels | None) -> Seen:
+    """As `check_image`, within `opened`; what was seen of the values."""
+    seen = look(file)
+    if seen.kind:
+        _decode(file, levels)
+    return seen
+
+
+def look(file: IO[bytes]) -> Seen:
+    """Read a picture, within `opened`, to its last byte; whatever levels it will be given."""
     image = _identify(file)
     if isinstance(image, _Jpeg):
         # At an eighth of its size a JPEG is still read to its last byte, but hardly computed.
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         try:
-            _load(image)
-            return
-        except _BadImageError:
-            pass  # the full decode below has the last word, and gives the reason
-    _decode(file)
+            with _refusals():
+                image.load()
+            return Seen()
+        except _BadImageError:  # the full decode has the last word, and gives the reason
+            image = _identify(file)
+    layout = _tiff_layout(file)
+    with _refusals():
+        seen = image.seen() if isinstance(image, Values) else _seen_by_pillow(image, file, layout)
+    return replace(seen, more_pages=True) if layout and has_more_pages(file, layout) else seen
 
 
-def _identify(file: IO[bytes]) -> ImageFile:
-    """The picture with only its header read.
+def _seen_by_pillow(image: ImageFile, file: IO[bytes], layout: TiffLayout | None) -> Seen:
+    image.load()
+    if (grey := deep_grey(image)) is not None:
+        return grey.seen()
+    upright(to_rgb(image), by=image)
+    seen = high_bytes(image) if _is_deep_colour(file, layout) else Seen()
+    return replace(seen, odd_alpha=layout is not None and looks_like_a_band(image))
+
+
+def _tiff_layout(file: IO[bytes]) -> TiffLayout | None:
+    """Of a TIFF; None where Pillow has the say, as it has on damage."""
+    file.seek(0)
+    if file.read(4) not in _TIFF:
+        return None
+    try:
+        return TiffLayout.of(file)
+    except Exception:  # Pillow's readers raise anything on a broken file
+        return None
+
+
+def _is_deep_colour(file: IO[bytes], layout: TiffLayout | None) -> bool:
+    """Whether it has colours of 16 bits, of which Pillow gives the high bytes."""
+    if layout is not None:
+        return layout.is_deep_colour
+    file.seek(0)
+    start = file.read(26)
+    return start.startswith(b"\x89PNG") and start[24] == 16 and start[25] in (2, 4, 6)
+
+
+def reading_of(path: Path) -> str:
+    """What of a file's reading its content does not tell: whether features of before are wrong.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return ""
+    with path.open("rb") as file:
+        layout = _tiff_layout(file)
+    return "" if layout is None or layout.is_read_as_before else " by its values"
+
+
+def _identify(file: IO[bytes], levels: Levels | None = None) -> ImageFile | Values:
+    """The picture: Pillow's, with only its header read, or the values where it is not Pillow's.
 
     The same search as `Image.open`, without its warning above half of `MAX_PIXELS`: a warning can
     only be silenced for all threads at once.
     """
     file.seek(0)
-    prefix = file.read(16).ljust(16, b"\0")  # readers unpack it without asking for its length
-    reason = _no_picture(prefix)
-    for name, factory in _candidates(prefix):
-        if isinstance(factory, str):
-            reason = factory
-            continue
-        file.seek(0)
-        try:
-            image = factory(file, "")
-        except (SyntaxError, IndexError, TypeError, struct.error) as error:
-            reason = f"its {name} header is broken ({error})"
-            continue
-        except Exception as error:
-            raise _BadImageError(_broken(error)) from error
-        if image.width * image.height > MAX_PIXELS:
-            raise _BadImageError(
-                f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,} "
-                "(a decompression bomb, or a scan to be cut into tiles)"
-            )
-        return image
+    prefix = file.read(132).ljust(16, b"\0")  # readers unpack it without asking for its length
+    file.seek(0)
+    with _refusals():
+        if reader := array_reader(prefix):
+            return reader(file)
+        layout = _tiff_layout(file)
+        fine = levels not in (None, FULL) and _is_deep_colour(file, layout)
+        if layout and (fine or not layout.is_right_in_pillow):
+            return read_tiff(file, layout)
+        reason = _no_picture(prefix)
+        for name, factory in _candidates(prefix):
+            if isinstance(factory, str):
+                reason = factory
+                continue
+            file.seek(0)
+            try:
+                image = factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                if layout:
+                    return read_tiff(file, layout)
+                reason = f"its {name} header is broken ({error})"
+                continue
+            check_size(image.width, image.height)
+            return read_png(file) if fine else image
     raise _BadImageError(reason)
 
 
@@ -172,14 +256,24 @@ def _candidates(prefix: bytes) -> Iterator[tuple[str, _Factory | str]]:
         verdict = accept is not None and accept(prefix)
         if verdict:
             yield name, verdict if isinstance(verdict, str) else factory
+    if _is_heif(prefix) and "HEIF" not in Image.OPEN:
+        yield "HEIF", library("pillow_heif", "a HEIF photo", "heif").HeifImageFile
 
 
-def _load(image: ImageFile) -> None:
+def _is_heif(prefix: bytes) -> bool:
+    return prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Whatever readers raise becomes the reason why the picture is refused."""
     try:
-        image.load()
-    except MemoryError:
+        yield
+    except (MemoryError, _BadImageError):
         raise
-    except Exception as error:  # Pillow's readers raise anything on a broken file
+    except RefusedError as refusal:
+        raise _BadImageError(str(refusal)) from refusal
+    except Exception as error:  # readers raise anything on a broken file
         raise _BadImageError(_broken(error)) from error
 
 
@@ -196,5 +290,7 @@ def _no_picture(prefix: bytes) -> str:
     if prefix.lstrip().startswith(b"<"):
         return "it is not an image but HTML, XML or SVG text"
     if prefix[4:8] == b"ftyp":
-        return "it is a HEIF photo or a video, which this Pillow cannot read; convert it to JPEG"
+        if prefix[8:12] in (b"avif", b"avis"):
+            return "it is an AVIF picture, which Pillow reads from 11.3: pip install -U Pillow"
+        return "it is a video; extract the pictures to be used"
     return "it is not an image in a format that Pillow can read"

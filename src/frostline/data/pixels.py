@@ -1,34 +1,74 @@
-"""Pixels of any of Pillow's modes -> upright 8-bit RGB, however a file stores them."""
+"""Pixels of any of Pillow's modes, or values of any type -> upright 8-bit RGB."""
 
 from __future__ import annotations
 
 import re
 import struct
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from frostline.data.levels import FULL, Kind, Levels, Seen, outside_text
+
+
+class RefusedError(ValueError):
+    """Why a sound picture is refused."""
+
 
 _PLAIN = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+@dataclass(frozen=True, slots=True)
+class Values:
+    """A picture as a file stores it.
+
+    Attributes:
+        pixels: grey `(height, width)` or colours `(height, width, 3)`, of any type of numbers.
+        is_negative: whether the least value is white.
+        alpha: `(height, width)`, 0 where the picture is transparent to 1; None where it nowhere is.
+        premultiplied: whether the colours are multiplied by `alpha` already.
+        orientation: as EXIF numbers it.
+        more_pages: whether the file has pages after this one.
+    """
+
+    pixels: NDArray[Any]
+    is_negative: bool = False
+    alpha: NDArray[np.floating] | None = None
+    premultiplied: bool = False
+    orientation: int = 1
+    more_pages: bool = False
+
+    def seen(self) -> Seen:
+        """What levels depend on."""
+        odd = self.alpha is not None and _is_mostly_partial(self.alpha, 1)
+        if self.pixels.dtype == np.uint8:
+            return Seen(more_pages=self.more_pages, odd_alpha=odd)
+        kind: Kind = "float" if self.pixels.dtype.kind == "f" else "integer"
+        known = self.pixels[np.isfinite(self.pixels)] if kind == "float" else self.pixels
+        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+        return Seen(kind, low, high, more_pages=self.more_pages, odd_alpha=odd)
+
+
+def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
     """The loaded `image` in mode RGB, 8 bits a channel.
 
-    Grey of 16 or more bits is scaled: 0..65535 to 0..255 where the values fit that range, else
-    their own range to 0..255. Floats take the smallest of 0..1, 0..255 and 0..65535 that holds
-    them, else their own range; NaN becomes black.
-
+    Args:
+        levels: as for `rgb_of`, which takes grey of 16 or more bits; other modes have 8.
     Raises:
-        ValueError: a mode that has no agreed way to RGB, such as LAB.
+        RefusedError: a mode that has no agreed way to RGB, such as LAB; or as `rgb_of`.
     """
-    if image.mode.startswith("I") or image.mode == "F":
-        return _grey(image).convert("RGB")
+    if (values := deep_grey(image)) is not None:
+        return rgb_of(values, levels)
     if image.has_transparency_data:
         return _on_white(image)
     if image.mode not in _PLAIN:
-        raise ValueError(f"its pixels are stored as {image.mode}; save it as RGB")
+        raise RefusedError(f"its pixels are stored as {image.mode}; save it as RGB")
     return image.convert("RGB")
 
 
@@ -45,36 +85,84 @@ def _on_white(image: Image.Image) -> Image.Image:
     return paper
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if values.dtype.kind == "f":
-        return Image.fromarray(_scaled(values, *_float_range(values)))
-    if values.size and (values.min() < 0 or values.max() > 65535):
-        return Image.fromarray(_scaled(values, int(values.min()), int(values.max())))
-    levels = np.round(np.arange(65536) / 257).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int) and 0 <= transparent < 65536:
-        levels[transparent] = 255  # the one level that a 16-bit PNG calls transparent, on white
-    return Image.fromarray(levels[values])
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of a TIFF
 
 
-def _float_range(values: np.ndarray[Any, np.dtype[Any]]) -> tuple[float, float]:
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return 0.0, 1.0
-    low, high = float(finite.min()), float(finite.max())
-    for usual in (1.0, 255.0, 65535.0):
-        if low >= 0 and high <= usual:
-            return 0.0, usual
-    return low, high
+def deep_grey(image: Image.Image) -> Values | None:
+    """The values of a loaded image of grey in 16 or more bits; None of any other."""
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return None
+    values, is_negative = np.asarray(image), False
+    if isinstance(image, TiffImageFile):
+        is_negative = image.tag_v2.get(_PHOTOMETRIC) == 0
+        if image.mode == "I" and image.tag_v2.get(_SAMPLE_FORMAT, (1,)) == (1,):
+            values = values.view(np.uint32)  # which Pillow has no mode for
+    transparent = image.info.get("transparency")  # the one level that a PNG calls so
+    alpha = (values != transparent).astype(np.float32) if isinstance(transparent, int) else None
+    return Values(values, is_negative, alpha)
 
 
-def _scaled(
-    values: np.ndarray[Any, np.dtype[Any]], low: float, high: float
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    known = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
-    levels: np.ndarray[Any, np.dtype[Any]] = (known - low) * (255 / ((high - low) or 1.0))
-    return np.round(levels).astype(np.uint8)
+def high_bytes(image: Image.Image) -> Seen:
+    """What levels depend on, by colours of 16 bits of which Pillow gave the high bytes."""
+    found = np.asarray(image.convert("RGB"))
+    low, high = int(found.min()), int(found.max())
+    return Seen("integer", 256 * low, 256 * high + 255, is_coarse=True)
+
+
+def looks_like_a_band(image: Image.Image) -> bool:
+    """Whether the transparency of a picture is partial in most of it, as another band would be."""
+    return image.mode == "RGBA" and _is_mostly_partial(np.asarray(image.getchannel("A")), 255)
+
+
+def _is_mostly_partial(alpha: NDArray[Any], opaque: int) -> bool:
+    return bool(np.mean((alpha > 0) & (alpha < opaque)) > 0.5)
+
+
+def rgb_of(values: Values, levels: Levels | None = None) -> Image.Image:
+    """The picture in mode RGB, transparency put on white; not turned.
+
+    Args:
+        levels: what becomes black and what white where the values have more than 8 bits; by default
+            0..65535 for integers and 0..1 for floats. NaN becomes black.
+    Raises:
+        RefusedError: values lie beyond the default.
+    """
+    pixels = values.pixels
+    if pixels.dtype != np.uint8:
+        if levels is None:
+            levels = (seen := values.seen()).usual
+            if not seen.within(levels):
+                raise RefusedError(outside_text(seen))
+        pixels = _scaled(pixels, levels)
+    if values.is_negative:
+        pixels = 255 - pixels
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    if values.alpha is not None:
+        shown = values.alpha[..., None].astype(np.float64)
+        colours = pixels if values.premultiplied else pixels * shown
+        pixels = np.round(np.minimum(colours + 255 * (1 - shown), 255)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _scaled(pixels: NDArray[Any], levels: Levels) -> NDArray[np.uint8]:
+    if pixels.dtype.newbyteorder("=") == np.uint16:
+        if pixels.ndim == 3 and levels == FULL:
+            return np.asarray(pixels >> 8, np.uint8)  # as Pillow reads colours of 16 bits
+        return np.asarray(_table(*levels)[pixels])
+    return _in_bytes(pixels, *levels)
+
+
+@lru_cache(maxsize=4)
+def _table(low: float, high: float) -> NDArray[np.uint8]:
+    """What each of 65536 levels becomes: looked up in a fraction of the time of computing it."""
+    return _in_bytes(np.arange(65536), low, high)
+
+
+def _in_bytes(pixels: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    known = np.nan_to_num(pixels.astype(np.float64), nan=low, posinf=high, neginf=low)
+    parts = (known - low) * (255 / (high - low))
+    return np.round(np.clip(parts, 0, 255)).astype(np.uint8)
 
 
 _ORIENTATION = 0x0112
@@ -99,9 +187,12 @@ def upright(image: Image.Image, *, by: Image.Image) -> Image.Image:
     if by.format == "TIFF":
         return image  # Pillow turns a TIFF itself when it loads it
     value = _from_exif(_exif_block(by))
-    if value is None:
-        value = _from_xmp(by)
-    return image.transpose(_TURNS[value]) if value in _TURNS else image
+    return turned(image, _from_xmp(by) if value is None else value)
+
+
+def turned(image: Image.Image, orientation: int | None) -> Image.Image:
+    """`image` turned and mirrored by a value of the EXIF orientation; as it is by any other."""
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _exif_block(image: Image.Image) -> bytes:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from frostline.data.image_sets import ImageSet
 from frostline.data.images import open_image
+from frostline.data.levels import Levels
 from frostline.errors import ConfigError
 from frostline.preprocessing import Preprocessing
 
@@ -133,8 +134,8 @@ _PLAIN = Augment()
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Map-style: `dataset[i]` is `(float32 (3, height, width), label)`.
 
-    What a sample looks like depends on its file, `preprocessing`, `augment`, `seed`, its class and
-    file name, and the epoch; on nothing else. Reading is safe from several threads.
+    What a sample looks like depends on its file, `levels`, `preprocessing`, `augment`, `seed`, its
+    class and file name, and the epoch; on nothing else. Reading is safe from several threads.
 
     Attributes:
         images: the samples, in the order of the indices.
@@ -145,6 +146,8 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         labels: one per sample.
         names: path of each sample, for messages.
         digests: content digests of files, as `Audit.digests`; other files are read for theirs.
+        levels: what becomes black and white in pictures of more than 8 bits, as `Audit.levels`; by
+            default 0..65535 of integers and 0..1 of floats.
     """
 
     images: ImageSet
@@ -153,6 +156,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     augment: Augment = _PLAIN
     seed: int = 0
     digests: Mapping[Path, str] = field(default_factory=dict)
+    levels: Levels | None = None
 
     def __post_init__(self) -> None:
         self.classes = self.images.classes
@@ -173,7 +177,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             ImageError: the file is gone or broken; names it.
         """
         sample = self.images.samples[index]
-        image = open_image(sample.path)
+        image = open_image(sample.path, self.levels)
         seed = self.view_seed(index, epoch)
         if seed is None:
             return self.preprocessing(image), sample.label

@@ -8,6 +8,7 @@ data.json                    how the pictures were divided, how many of each cla
 plan.toml                    the plan, where there is one, to repeat the run with
 metrics.jsonl                one line for each epoch
 course.json                  what was said, and how long it took beside the epochs
+base.safetensors             weights of the base, where they were asked for
 best/delta.safetensors       what was trained, at the best epoch
 best/predictions.safetensors what that epoch made of each validation sample
 last/delta.safetensors       the same where the run was last written
@@ -16,6 +17,7 @@ last/state-N.pt              optimizer and position after epoch N, to resume fro
 last/delta-N.safetensors     earlier ones, with their states, where several are kept
 result.json                  metrics of the best epoch, and the proof
 report.html                  all of it on one page
+model.safetensors, .pt2, .onnx  the model, exported; of no use to Frostline
 run.lock                     while a run is going here
 tensorboard/                 curves, where tensorboard is installed
 """
@@ -52,7 +54,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # The beginning of a file of a run, as `replacing` names it.
 _OWN_FILE = re.compile(
     r"\.(run\.toml|plan\.toml|report\.html|(frozen|data|course|result)\.json|metrics\.jsonl"
-    r"|(trained|validated)_on\.txt|predictions\.safetensors|delta[-.\d]*\.safetensors"
+    r"|(trained|validated)_on\.txt|(base|predictions)\.safetensors|delta[-.\d]*\.safetensors"
     r"|state-[\d.]+\.pt)\.[^.]+\.tmp$"
 )
 _TRIES, _TRY_SECONDS = 10, 0.02  # who only looks whether a run is going holds the lock for a moment
@@ -84,6 +86,7 @@ class RunFolder:
     plan = _File("plan.toml")
     metrics = _File("metrics.jsonl")
     course = _File("course.json")
+    base = _File("base.safetensors")
     best = _File("best/delta.safetensors")
     predictions = _File("best/predictions.safetensors")
     last = _File("last/delta.safetensors")

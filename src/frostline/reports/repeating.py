@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from frostline.config import RunSettings
 from frostline.records import RunFolder
 
-_NO_OPTION = {"path", "classes", "budget_bytes"}
+_NO_OPTION = {"path", "classes", "levels", "budget_bytes"}
 _OPTION_OF = {"store": "features", "forms": "form"}  # where a setting's name is another
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from frostline._files import file_digest
 from frostline.config import DataSettings, RunSettings
-from frostline.data.images import open_image
+from frostline.data import Levels, open_image
 from frostline.deltas import read_delta
 from frostline.errors import (
     BrokenPromise,
@@ -142,7 +142,7 @@ def shown_samples(
         file = judged.names[place]
         picture, why_not = "", "what it looked like was not recorded"
         if digests:
-            picture, why_not = _thumbnail(Path(file), digests[place])
+            picture, why_not = _thumbnail(Path(file), digests[place], data.levels)
         return Shown(
             file.removeprefix(f"{below}{os.sep}") if below else file,
             picture,
@@ -160,7 +160,7 @@ def shown_samples(
     return mistakes, doubts
 
 
-def _thumbnail(path: Path, digest: str) -> tuple[str, str]:
+def _thumbnail(path: Path, digest: str, levels: Levels | None) -> tuple[str, str]:
     """A data URI of the picture at `path`, or why there is none; one of the two is empty.
 
     A file of another content than `digest`, which the run saw, is not shown.
@@ -168,7 +168,7 @@ def _thumbnail(path: Path, digest: str) -> tuple[str, str]:
     try:
         if file_digest(path) != digest:
             return "", "the file is not the one that the run saw"
-        image = open_image(path)
+        image = open_image(path, levels)
         image.thumbnail((_SIDE, _SIDE))
         content = io.BytesIO()
         image.save(content, "JPEG", quality=_QUALITY, optimize=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,10 +15,12 @@ from frostline.config import RunSettings
 from frostline.data import (
     ImageDataset,
     ImageSet,
+    Levels,
     Sample,
     make_batches,
     read_files,
     read_set,
+    run_notes,
     without,
 )
 from frostline.deltas import Delta, load_delta, read_delta
@@ -26,7 +30,7 @@ from frostline.errors import ConfigError, DataError, DriftError, WeightsError
 from frostline.fingerprints import Fingerprint
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
-from frostline.models.spec import file_and_place
+from frostline.models.spec import WEIGHT_SUFFIXES, file_and_place
 from frostline.records import RunFolder, judged_of
 from frostline.reports import Judgement, RunReport, make_report, promise_of
 from frostline.runs.preparing import build, splits_of
@@ -83,10 +87,22 @@ class FinishedRun:
     Attributes:
         folder: its files.
         settings: what it was trained with.
+        weights: a file of the base's weights, where it is not to be looked for.
     """
 
     folder: RunFolder
     settings: RunSettings
+    weights: str = ""
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that are predicted together."""
+        return self.settings.data.batch_size
+
+    @property
+    def levels(self) -> Levels | None:
+        """What becomes black and white in pictures of more than 8 bits; see `open_image`."""
+        return self.settings.data.levels
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -158,20 +174,14 @@ class FinishedRun:
             ImageError: a file is no picture.
         """
         classes = self.settings.data.classes
-        images = ImageSet(classes, tuple(Sample(file, 0) for file in files))
-        found = self._predictions(images, device, hooks)
-        ranked = found.outputs.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
-        chances, places = (part[:, :top].tolist() for part in ranked)
-        return [
-            Prediction(name, tuple(zip((classes[i] for i in best), values, strict=True)))
-            for name, best, values in zip(found.names, places, chances, strict=True)
-        ]
+        found = self._predictions(files_as_set(files, classes), device, hooks)
+        return ranked(found, classes, top=top)
 
     def _predictions(self, images: ImageSet, device: str, hooks: Iterable[Hook]) -> Predictions:
         """By the frozen part in the form that the run was trained and judged with."""
         settings = self.settings
-        data = ImageDataset(images, self.loaded.preprocessing)
-        batches = make_batches(data, batch_size=settings.data.batch_size, shuffle=False, seed=0)
+        data = ImageDataset(images, self.loaded.preprocessing, levels=self.levels)
+        batches = make_batches(data, batch_size=self.batch_size, shuffle=False, seed=0)
         phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
         form = forms[phase] if phase < len(forms) else ""
         compute = Compute(device, settings.training.mixed)
@@ -208,12 +218,15 @@ class FinishedRun:
                 label_column=label_column or own.label_column,
                 split_column=split_column or own.split_column,
             )
-        digests, broken = read_files((s.path for s in images.samples), progress=progress)
+        levels = self.levels
+        files = (sample.path for sample in images.samples)
+        digests, broken, values = read_files(files, levels=levels, progress=progress)
         images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
         if not images.samples:
             raise DataError(f"{data} has no picture left to evaluate on. Point at other data.")
         seen = set(self.folder.read_trained_on())
         notes = [f"left out: {error}" for error in broken.values()]
+        notes += run_notes(values.values(), levels)
         if known := sum(1 for digest in digests.values() if digest in seen):
             notes.append(
                 f"{known} of {len(digests)} pictures have the content of one that the run was "
@@ -265,6 +278,31 @@ class FinishedRun:
         words = frozen if verdict.tensors else "nothing was to stay frozen"
         return words + not_covered_text(verdict.not_covered), verdict.checks
 
+    @property
+    def base_weights(self) -> str:
+        """What the base is built from.
+
+        That is the file given, or the base that is kept in the folder, or as it was then; a file
+        that was moved beside the run is found by its content.
+
+        Raises:
+            WeightsError: the base's weights are not where they were, nor beside the run.
+        """
+        then, kept = self.settings.model, self.folder.base
+        if self.weights or kept.is_file():
+            return self.weights or str(kept)
+        file, place = file_and_place(then.weights)
+        if not then.weights_digest or file.is_file():
+            return then.weights
+        for found in _beside(self.folder, file.name):
+            if file_digest(found) == then.weights_digest:
+                return f"{found}:{place}" if place else str(found)
+        raise WeightsError(
+            f"the weights that {self.folder.root} was trained on are no longer at {then.weights}, "
+            "and no file in the run's folder or beside it has their content. Put them back, or say "
+            "where they are: --weights FILE."
+        )
+
     def built_for(self, delta: Delta) -> LoadedModel:
         """The base, frozen as when `delta` was saved.
 
@@ -283,20 +321,18 @@ class FinishedRun:
                 f"({model.name}), so the command line cannot build it. In Python: "
                 f"fl.load_delta(model, '{self.folder.best}')."
             )
-        if model.weights_digest and not file_and_place(model.weights)[0].is_file():
-            raise WeightsError(
-                f"the weights that {self.folder.root} was trained on are no longer at "
-                f"{model.weights}. Put them back; or change `weights` in its run.toml to where "
-                "they are now, and delete its last line, the checksum."
-            )
         task = Classification(self.settings.data.classes)
-        return build(self.settings, task, phase=phase)[0]
+        return build(self.settings, task, phase=phase, weights=self.base_weights)[0]
 
     def _check_weights(self) -> None:
-        """The weights' file is the one that the run was trained on, byte for byte."""
+        """The weights' file is the one that the run was trained on, byte for byte.
+
+        Of one that lies elsewhere the delta tells, which knows the base's tensors.
+        """
         model = self.settings.model
         file, _ = file_and_place(model.weights)
-        if model.weights_digest and file_digest(file) != model.weights_digest:
+        is_there = model.weights_digest and self.base_weights == model.weights
+        if is_there and file_digest(file) != model.weights_digest:
             raise DriftError(
                 f"{file} is not the file that {self.folder.root} was trained on: its "
                 "content has changed. Restore it."
@@ -315,7 +351,7 @@ class FinishedRun:
         before, now = expected.tensors, planned.untouched.tensors
         moved = [n for n in dict.fromkeys([*before, *now]) if now.get(n) != before.get(n)]
         if moved:
-            raise _drift(f"the base built again from {self.settings.model.weights}", moved)
+            raise _drift(f"the base built again from {self.base_weights}", moved)
         self._check_weights()
         return planned.not_covered
 
@@ -323,12 +359,17 @@ class FinishedRun:
         splits = splits_of(self.settings)
         if splits.division is not None:  # it was drawn among the pictures that can be read
             every = (s.path for part in splits.sets.values() for s in part.samples)
-            splits = without(splits, read_files(every, progress=progress)[1])
+            levels = self.levels
+            found = read_files(every, levels=levels, progress=progress)
+            splits = without(splits, found.broken)
         return splits.test or splits.val
 
 
-def open_run(path: str | Path) -> FinishedRun:
+def open_run(path: str | Path, *, weights: str | Path | None = None) -> FinishedRun:
     """Open a run folder.
+
+    Args:
+        weights: a file of the base's weights, where they are not where they were.
 
     Raises:
         ConfigError: there is no run at `path`, or its settings are damaged.
@@ -340,7 +381,34 @@ def open_run(path: str | Path) -> FinishedRun:
     """
     folder = RunFolder(Path(path))
     folder.check_is_run()
-    return FinishedRun(folder, RunSettings.read(folder.settings))
+    given = "" if weights is None else str(Path(weights).expanduser().absolute())
+    return FinishedRun(folder, RunSettings.read(folder.settings), given)
+
+
+def files_as_set(files: Iterable[Path], classes: tuple[str, ...]) -> ImageSet:
+    """Pictures whose class is not known, to predict it."""
+    return ImageSet(classes, tuple(Sample(file, 0) for file in files))
+
+
+def ranked(found: Predictions, classes: Sequence[str], *, top: int) -> list[Prediction]:
+    """The `top` most probable classes of each sample, from its logits."""
+    order = found.outputs.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
+    chances, places = (part[:, :top].tolist() for part in order)
+    return [
+        Prediction(name, tuple(zip((classes[i] for i in best), values, strict=True)))
+        for name, best, values in zip(found.names, places, chances, strict=True)
+    ]
+
+
+def _beside(folder: RunFolder, name: str) -> Iterator[Path]:
+    """Files of weights in a run's folder and in the one that it lies in; those of `name` first."""
+    root, there = folder.root.absolute(), list[Path]()
+    for place in (root, root.parent):
+        with suppress(OSError):  # it may not be read
+            there += sorted(place.iterdir())
+    for file in sorted(there, key=lambda file: file.name != name):
+        if file.suffix.lower() in WEIGHT_SUFFIXES and file.is_file() and os.access(file, os.R_OK):
+            yield file
 
 
 def _check_left_out(delta: Delta, frozen: Fingerprint, file: Path) -> None:

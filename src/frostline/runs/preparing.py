@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import final
@@ -96,19 +96,26 @@ class Prepared:
         splits, seed = self.data.splits, self.settings.training.seed
         augment = Augment.parse(self.settings.data.augment)
         made = partial(
-            ImageDataset, preprocessing=self.loaded.preprocessing, digests=self.data.digests
+            ImageDataset,
+            preprocessing=self.loaded.preprocessing,
+            digests=self.data.digests,
+            levels=self.data.levels,
         )
         return made(splits.train, augment=augment, seed=seed), made(splits.val)
 
 
 def prepare(
-    settings: RunSettings, *, progress: Callable[[int, int], None] | None = None
+    settings: RunSettings,
+    *,
+    weights: str = "",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Read the data, build the model, load its weights, put the head, freeze.
 
     What is quick to check is checked first, so that a mistake shows before any long work.
 
     Args:
+        weights: what to build the base of an earlier run from, if not from what its settings say.
         progress: called with (done, total) while the pictures are checked.
 
     Raises:
@@ -119,13 +126,23 @@ def prepare(
     Augment.parse(data.augment)
     check_settings(settings)
     splits, mapping = splits_of(settings), ""
-    loaded, frozen = build(settings, Classification(splits.train.classes))
+    loaded, frozen = build(settings, Classification(splits.train.classes), weights=weights)
     if settings.model.on == "keep":
         classes = splits.train.classes
         order = classes if classes == data.classes else own_order(classes, loaded.classes)
         splits, mapping = in_order(splits, order), mapping_words(order, loaded.classes)
-    found = audit(splits, bad_images=data.bad_images, progress=progress)
-    completed = _completed(settings, loaded, found.splits.train.classes)
+    found = audit(
+        splits,
+        bad_images=data.bad_images,
+        levels=data.levels,
+        prefer_default=settings.preprocessing is not None and data.levels is None,  # resumed
+        progress=progress,
+    )
+    completed = _completed(settings, loaded, found)
+    if weights:  # a file of weights may come with other preprocessing than the published ones
+        kept = {"model": settings.model, "preprocessing": settings.preprocessing}
+        completed = completed.model_copy(update=kept)
+        loaded = replace(loaded, preprocessing=settings.preprocessing or loaded.preprocessing)
     return Prepared(completed, loaded, found, frozen, mapping)
 
 
@@ -145,13 +162,16 @@ def splits_of(settings: RunSettings) -> Splits:
     )
 
 
-def build(settings: RunSettings, task: Task, *, phase: int = 0) -> tuple[LoadedModel, Frozen]:
+def build(
+    settings: RunSettings, task: Task, *, phase: int = 0, weights: str = ""
+) -> tuple[LoadedModel, Frozen]:
     """The model of `settings` with its weights and a head for `task`, frozen as asked.
 
     That is by the settings' selector or as in a phase; by default everything but the head.
 
     Args:
         phase: of the settings' plan, from 0.
+        weights: as for `prepare`.
 
     Raises:
         ModelError, WeightsError: as `load_model`.
@@ -161,7 +181,7 @@ def build(settings: RunSettings, task: Task, *, phase: int = 0) -> tuple[LoadedM
     model = settings.model
     loaded = load_model(
         model.name,
-        weights=model.weights,
+        weights=weights or model.weights,
         classes=task.width,
         hidden=model.hidden,
         on=model.on,
@@ -201,7 +221,7 @@ def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> 
     return train_only(loaded.model, path(loaded.head), norm=asked.norm)
 
 
-def _completed(settings: RunSettings, loaded: LoadedModel, classes: tuple[str, ...]) -> RunSettings:
+def _completed(settings: RunSettings, loaded: LoadedModel, found: Audit) -> RunSettings:
     """With what was found, and files by absolute paths, so that any folder will do."""
     spec, digest, weights = loaded.spec, loaded.weights.digest, settings.model.weights
     model = {
@@ -210,7 +230,8 @@ def _completed(settings: RunSettings, loaded: LoadedModel, classes: tuple[str, .
         "weights": _absolute(weights) if digest else weights,
         "weights_digest": digest,
     }
-    data = {"path": _absolute(settings.data.path), "classes": classes}
+    classes = found.splits.train.classes
+    data = {"path": _absolute(settings.data.path), "classes": classes, "levels": found.levels}
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(update=model),

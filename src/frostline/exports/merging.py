@@ -30,7 +30,7 @@ def merged(
 
     Args:
         source: a run's folder, or a delta.
-        base: a file of the base's weights; without one the base is built as the run built it.
+        base: a file of the base's weights, where they are not where they were.
         which: delta of the run.
 
     Raises:
@@ -42,9 +42,10 @@ def merged(
     folder = RunFolder(source)
     file = (folder.best if which == "best" else folder.last) if is_run else source
     delta = read_delta(file)
-    if base is not None:
+    run = open_run(source, weights=base) if is_run else None
+    if base is not None and (run is None or run.settings.model.is_from_python):
         return merge_tensors(delta, read_state_dict(base), where=str(base))
-    model = open_run(source).built_for(delta).model if is_run else _model_of(delta, file)
+    model = run.built_for(delta).model if run else _model_of(delta, file)
     load_delta(model, file)
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
@@ -58,10 +59,21 @@ def write_state_dict(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     check_checkpoint_path(path)
     if path.suffix == _SAFE:
-        # safetensors holds no shared tensors; each name gets its own.
-        save_tensors({n: t.cpu().clone().contiguous() for n, t in tensors.items()}, path)
+        write_safetensors(tensors, path)
     else:
         save_torch(dict(tensors), path)
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, texts: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors, each name its own, since safetensors holds no shared ones; and texts.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    whole = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+    save_tensors(whole, path, header=texts)
 
 
 def check_checkpoint_path(path: Path) -> None:

@@ -407,7 +407,7 @@ def test_a_new_head_that_would_stay_frozen_is_refused(world: World) -> None:
         with pytest.raises(
             fl.FreezeError,
             match=r"the new head at head would stay frozen at its random start\. Train it too: "
-            r"--train '\.\.\. \| head', or leave it out of --freeze",
+            r"train='\.\.\. \| head', or leave it out of `freeze`",
         ):
             prepare(world.settings(freeze=freeze))
 

@@ -17,10 +17,10 @@ from frostline.wording import either, on_the_command_line, option
 from small_world import call, write_net, write_pictures
 
 ROOT = Path(fl.__file__).parent
-TYPED = re.compile(r"(?<![\w-])--[a-z]|`frostline ")
+TYPED = re.compile(r"(?<![\w-])--([a-z]|$)|`frostline ")
 PYTHON = re.compile(r"\bfl\.[a-z]\w*\(|\b[a-z]\w*\(model\b|\w=\.\.\.")
-# They write commands for a page, which has both.
-BOTH = {"reports/repeating.py"}
+# One writes commands for a page, which has both; the other is what writes either.
+BOTH = {"reports/repeating.py", "wording.py"}
 # What the command line never gets to, or cannot do anything about: a run whose model was handed
 # over in Python, and an object that only Python can make.
 ONLY_PYTHON = {

@@ -13,6 +13,7 @@ import torch
 from frostline.estimates.measuring import StepCost
 from frostline.tables import Table, columns, hanging
 from frostline.units import format_bytes, format_count, format_seconds
+from frostline.wording import either, option
 
 # Blocks that the allocator keeps, and what kernels pack into: three steps of seven networks on
 # a CPU were resident with 24 to 47 % more than their tensors, the less the larger the batch; with
@@ -305,7 +306,8 @@ def _layer_table(step: Step) -> Table:
     )
     heads = columns("layer", "type", "trains", "saved", "forward", "backward", left=3)
     left = len(step.layers) - len(shown)
-    notes = (f"and {left} layers that take and keep less; all of them with --json",)
+    every = either("step.layers", "--json")
+    notes = (f"and {left} layers that take and keep less; all of them with {every}",)
     return Table(heads, rows, "Layers that take or keep the most", notes if left else ())
 
 
@@ -327,9 +329,10 @@ def _stage_table(stages: tuple[StageCost, ...]) -> Table:
 def _phase_table(found: Estimate) -> Table | str:
     train, validation = found.samples
     if not train:
+        samples = either("`samples`", "--samples or --data")
         return hanging(
             f"Frost line: {found.phases[0].why}. Give the number of samples for the time of "
-            "epochs and the disk that features need (--samples or --data).",
+            f"epochs and the disk that features need ({samples}).",
             indent=0,
         )
     phases = found.phases
@@ -372,16 +375,16 @@ def _check_table(step: Step, check: StepCost) -> Table:
 
 
 def _budget_lines(budget: BudgetFit) -> str:
-    within = format_bytes(budget.nbytes)
+    within, largest = format_bytes(budget.nbytes), option("batch_size", budget.batch_size)
     lines = [
-        f"Within {within}: --batch-size {budget.batch_size} is the largest with what trains "
+        f"Within {within}: {largest} is the largest with what trains "
         f"now ({format_bytes(budget.total)})."
         if budget.batch_size
         else f"Within {within} not even one sample fits with what trains now; freeze more."
     ]
     lines.append(
-        f"At batch {budget.thaw_batch_size} the deepest that may train is --train "
-        f"'{budget.thaw}' ({format_bytes(budget.thaw_total)})."
+        f"At batch {budget.thaw_batch_size} the deepest that may train is "
+        f"{option('train', budget.thaw)} ({format_bytes(budget.thaw_total)})."
         if budget.thaw
         else f"At batch {budget.thaw_batch_size} not even the last stage may train."
     )

@@ -37,6 +37,7 @@ from frostline.runs.preparing import build, splits_of
 from frostline.session import Survey, prefixed, survey
 from frostline.tasks import Classification, Metrics, Predictions
 from frostline.units import some_of
+from frostline.wording import option
 
 _some = partial(some_of, most=5)  # names of tensors in a message
 
@@ -300,7 +301,7 @@ class FinishedRun:
         raise WeightsError(
             f"the weights that {self.folder.root} was trained on are no longer at {then.weights}, "
             "and no file in the run's folder or beside it has their content. Put them back, or say "
-            "where they are: --weights FILE."
+            f"where they are: {option('weights', 'FILE')}."
         )
 
     def built_for(self, delta: Delta) -> LoadedModel:

@@ -143,7 +143,7 @@ def test_a_plan_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> Non
     ("toml", "told"),
     [
         ("epochs", "^the plan is no TOML: .*Fix it there"),
-        ("", r"^the plan has no phase. Begin one with \[\[phase\]\], as `frostline plan` writes"),
+        ("", r"^the plan has no phase. Begin one with \[\[phase\]\], as Plan\.save writes"),
         ("phase = []", "^the plan has no phase"),
         ("phase = 3", r"^each phase is a table under \[\[phase\]\], with two pairs of brackets"),
         ("[phase]\nepochs = 1", "^each phase is a table under"),

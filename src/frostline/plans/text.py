@@ -33,7 +33,7 @@ def from_toml(text: str) -> tuple[Phase, ...]:
     except RecursionError:
         raise ConfigError(
             "the plan is nested too deep to be read. A phase is a [[phase]] table with options, "
-            "as `frostline plan` writes it."
+            f"as {either('Plan.save', '`frostline plan`')} writes it."
         ) from None
     except ValueError as error:  # TOML's own errors, and Python's for numbers of endless digits
         reason = str(error).partition(";")[0]
@@ -44,7 +44,8 @@ def from_toml(text: str) -> tuple[Phase, ...]:
         raise ConfigError("each phase is a table under [[phase]], with two pairs of brackets.")
     if not tables:
         raise ConfigError(
-            "the plan has no phase. Begin one with [[phase]], as `frostline plan` writes it."
+            "the plan has no phase. Begin one with [[phase]], as "
+            f"{either('Plan.save', '`frostline plan`')} writes it."
         )
     return tuple(_phase(number, table) for number, table in enumerate(tables, start=1))
 

@@ -95,6 +95,9 @@ class FinishedRun:
     settings: RunSettings
     weights: str = ""
 
+    def __repr__(self) -> str:
+        return f"<FinishedRun of {self.settings.model.name} in {self.folder.root}>"
+
     @property
     def batch_size(self) -> int:
         """Pictures that are predicted together."""
@@ -377,8 +380,8 @@ def open_run(path: str | Path, *, weights: str | Path | None = None) -> Finished
 
     Example:
         >>> run = fl.fit(model, data, data, epochs=2, out="run")
-        >>> fl.open_run("run").settings.training
-        fl.Recipe(epochs=2)
+        >>> fl.open_run("run")
+        <FinishedRun of python:Sequential in run>
     """
     folder = RunFolder(Path(path))
     folder.check_is_run()

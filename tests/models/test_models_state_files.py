@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from frostline._files import file_digest
 from frostline.errors import WeightsError
 from frostline.models import read_state_dict
-from frostline.models.state_files import read_tensors
+from frostline.models.state_files import read_tensors, weights_digest
 
 TENSORS = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2)}
 
@@ -201,6 +202,14 @@ def sharded(folder: Path, suffix: str = "safetensors") -> Path:
 def test_weights_in_several_files_are_read_by_their_index(tmp_path: Path, suffix: str) -> None:
     found = read_state_dict(sharded(tmp_path, suffix))
     assert equal(dict(sorted(found.items(), reverse=True)), TENSORS)
+
+
+def test_the_digest_of_an_index_is_of_all_its_files(tmp_path: Path) -> None:
+    index = sharded(tmp_path)
+    before = weights_digest(index)
+    assert weights_digest(index) == before != file_digest(index)
+    save_file({"fc.bias": TENSORS["fc.bias"] + 1}, tmp_path / "m-00002-of-00002.safetensors")
+    assert weights_digest(index) != before
 
 
 def test_several_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 
+from frostline._files import file_digest
 from frostline.errors import WeightsError, a_type, nearest, one_line
 from frostline.models.spec import INDEX_SUFFIX, WEIGHT_SUFFIXES
 
@@ -146,21 +148,38 @@ def _candidates(folder: Path, *, near: str = "") -> str:
     return f"Found in {folder}: {', '.join(close)}." if close else "Check the path."
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of several files, each in the file that the index names for it."""
-    _check_file(index)
+def weights_digest(path: Path) -> str:
+    """xxh3_128 of the content of a file of weights, hexadecimal; of an index, with all its files.
+
+    Raises:
+        WeightsError: an index is none.
+        OSError: a file cannot be read.
+    """
+    if not path.name.lower().endswith(INDEX_SUFFIX):
+        return file_digest(path)
+    files = (path, *sorted({path.parent / name for name in _index(path).values()}))
+    return xxhash.xxh3_128_hexdigest("".join(map(file_digest, files)).encode())
+
+
+def _index(index: Path) -> dict[str, str]:
+    """Names of tensors -> names of the files that they are in."""
     try:
         files: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
-        shards = {index.parent / Path(file).name for file in files.values()}
+        return {name: Path(file).name for name, file in files.items()}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{index} is no index of weights: it has no 'weight_map' of names to files. Copy it "
             "again, or give the file of weights."
         ) from error
-    tensors = dict[str, Tensor]()
-    for shard in sorted(shards):
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of several files, each in the file that the index names for it."""
+    _check_file(index)
+    files, tensors = _index(index), dict[str, Tensor]()
+    for shard in sorted({index.parent / file for file in files.values()}):
         held = dict(_by_place(_one_file(shard)))
-        named = {name for name, file in files.items() if Path(file).name == shard.name}
+        named = {name for name, file in files.items() if file == shard.name}
         if wrong := sorted(named ^ held.keys()):
             raise WeightsError(
                 f"{shard} is not the file that {index.name} describes: {wrong[0]} is in one of "

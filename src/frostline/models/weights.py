@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from frostline._files import file_digest
 from frostline.errors import ModelError, WeightsError, a_type, nearest
 from frostline.models.matching import Match, find_match, is_counter
 from frostline.models.spec import INDEX_SUFFIX
-from frostline.models.state_files import read_tensors
+from frostline.models.state_files import read_tensors, weights_digest
 from frostline.units import format_count
 from frostline.wording import option
 
@@ -31,7 +30,8 @@ class WeightsReport:
         loaded: number of tensors taken over.
         missing: names in the model for which the file had nothing, and which may be missing.
         ignored: names in the file that were not taken over, and need not be.
-        digest: xxh3_128 of the file's content, hexadecimal; empty where there was no file.
+        digest: xxh3_128 of the file's content, hexadecimal, of an index with all its files; empty
+            where there was no file.
         prefix: what stands in the file before the model's names, with its last dot.
         beside: names in the file that are none of the network's.
     """
@@ -111,7 +111,7 @@ def load_weights(
         loaded=len(taken),
         missing=match.missing,
         ignored=match.strange,
-        digest=file_digest(path),
+        digest=weights_digest(path),
         prefix=match.prefix,
         beside=match.beside,
     )

@@ -10,7 +10,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
-from frostline._files import file_digest
 from frostline.config import RunSettings
 from frostline.data import (
     ImageDataset,
@@ -31,6 +30,7 @@ from frostline.fingerprints import Fingerprint
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
 from frostline.models.spec import WEIGHT_SUFFIXES, file_and_place
+from frostline.models.state_files import weights_digest
 from frostline.records import RunFolder, judged_of
 from frostline.reports import Judgement, RunReport, make_report, promise_of
 from frostline.runs.preparing import build, splits_of
@@ -299,8 +299,9 @@ class FinishedRun:
         if not then.weights_digest or file.is_file():
             return then.weights
         for found in _beside(self.folder, file.name):
-            if file_digest(found) == then.weights_digest:
-                return f"{found}:{place}" if place else str(found)
+            with suppress(WeightsError, OSError):  # an index without its files
+                if weights_digest(found) == then.weights_digest:
+                    return f"{found}:{place}" if place else str(found)
         raise WeightsError(
             f"the weights that {self.folder.root} was trained on are no longer at {then.weights}, "
             "and no file in the run's folder or beside it has their content. Put them back, or say "
@@ -336,7 +337,7 @@ class FinishedRun:
         model = self.settings.model
         file, _ = file_and_place(model.weights)
         is_there = model.weights_digest and self.base_weights == model.weights
-        if is_there and file_digest(file) != model.weights_digest:
+        if is_there and weights_digest(file) != model.weights_digest:
             raise DriftError(
                 f"{file} is not the file that {self.folder.root} was trained on: its "
                 "content has changed. Restore it."
@@ -411,7 +412,11 @@ def _beside(folder: RunFolder, name: str) -> Iterator[Path]:
         with suppress(OSError):  # it may not be read
             there += sorted(place.iterdir())
     for file in sorted(there, key=lambda file: file.name != name):
-        if file.suffix.lower() in WEIGHT_SUFFIXES and file.is_file() and os.access(file, os.R_OK):
+        if (
+            file.name.lower().endswith(WEIGHT_SUFFIXES)
+            and file.is_file()
+            and os.access(file, os.R_OK)
+        ):
             yield file
 
 

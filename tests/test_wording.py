@@ -20,7 +20,7 @@ Messages = list[tuple[str, ast.Constant, str]]
 
 ROOT = Path(fl.__file__).parent
 TYPED = re.compile(r"(?<![\w-])--([a-z]|$)|`frostline ")
-PYTHON = re.compile(r"\bfl\.[a-z]\w*\(|\b[a-z]\w*\(model\b|\w=\.\.\.")
+PYTHON = re.compile(r"\bfl\.\w|\b[a-z]\w*\(model\b|\w=\.\.\.")
 # A page, which shows commands to both; and what writes either.
 BOTH = {"reports/repeating.py", "reports/reporting.py", "wording.py"}
 # What the command line never gets to, or cannot do anything about: a run whose model was handed
@@ -34,7 +34,6 @@ ONLY_PYTHON = {
     "fitting": "arguments of fit",
     "freezing/tree.py": "a model that was unfrozen behind its freeze",
     "groups.py": "multipliers, which are no option",
-    "models/classifiers.py": "a classifier that no name leads to",
     "optimizer_sync": "an optimizer of one's own",
     "plans/plan.py": "a plan of objects",
     "runs/finished.py": "a run that was begun in Python",

@@ -949,7 +949,7 @@ def test_nothing_is_left_behind_where_no_folder_is_given(
 def test_a_resume_needs_a_folder() -> None:
     model = nn.Linear(4, 2)
     data = [(torch.randn(6, 4), torch.tensor([0, 1] * 3))]
-    with pytest.raises(fl.ConfigError, match=r"resume needs the run's folder\. Give it as out="):
+    with pytest.raises(fl.ConfigError, match=r"resume needs the run's folder\. Give it as `out`"):
         fl.fit(model, data, data, resume=True, device="cpu")
 
 

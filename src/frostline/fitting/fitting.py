@@ -333,8 +333,9 @@ def _write_report(folder: RunFolder, proof: Proof, pipelines: PhasePipelines) ->
     try:
         make_report(folder, pipelines.settings, promise_at_end(proof)).save(folder.report)
     except Exception as error:
+        root = folder.root
+        retry = f"fl.open_run({str(root)!r}).report().save(path)"
         pipelines.say(
             f"Warning   the run is whole, but its report was not written: {error}. "
-            + either("fl.open_run(...).report().save(path)", f"`frostline report {folder.root}`")
-            + " tries again."
+            f"{either(retry, f'`frostline report {root}`')} tries again."
         )

@@ -253,6 +253,33 @@ def test_clicks_change_selector_command_and_figures(small: Any) -> None:
     assert value(small, "selector") == "features | head"
 
 
+def test_ticking_after_a_preset_keeps_its_words(browser: Any, tmp_path: Path) -> None:
+    model = resnet18(weights=None)
+    browser.get(written(model, tmp_path / "net.html", torch.zeros(2, 3, 64, 64)).as_uri())
+    for text, path, expected in (
+        ("kind:norm | stage:-1", "layer1.0.conv1", "kind:norm | stage:-1 | layer1.0.conv1"),
+        ("kind:norm | stage:-1", "layer3.1.bn2", "(kind:norm | stage:-1) & ~layer3.1.bn2"),
+        ("all & ~kind:norm", "layer2.0.conv2", "all & ~kind:norm & ~layer2.0.conv2"),
+    ):
+        browser.execute_script(TYPE, "train", text)
+        row = browser.find_element("css selector", f"[data-path='{path}']")
+        row.click()
+        assert value(browser, "selector") == expected
+        fl.train_only(model, expected)
+        trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert browser.execute_script(FIGURES)["trains"] == trains
+        row.click()
+        assert value(browser, "selector") == text
+
+
+def test_weights_that_were_asked_for_are_in_the_command(small: Any) -> None:
+    assert "--weights" not in value(small, "command")
+    answer = call("inspect", "small_net.py:net", "--weights", "none", "--html", "again.html")
+    assert answer.status == 0, answer.err
+    small.get(Path("again.html").absolute().as_uri())
+    assert " --weights none " in value(small, "command")
+
+
 def test_keys_alone_freeze_and_thaw(small: Any) -> None:
     from selenium.webdriver import ActionChains, Keys
 
@@ -278,8 +305,12 @@ def test_wrong_selectors_say_what_is_wrong_and_leave_the_rest(small: Any) -> Non
     before = small.execute_script(FIGURES)
     small.execute_script(TYPE, "train", "haed")
     shown = small.find_element("id", "wrong")
-    assert "this page does not know 'haed'" in shown.text
+    assert "this page does not know 'haed' (nearest: head" in shown.text
     assert "frostline inspect small_net.py:net --train haed --html FILE" in shown.text
+    samples = "arguments[0].value = 5; arguments[0].dispatchEvent(new Event('input'))"
+    small.execute_script(samples, small.find_element("id", "samples"))
+    assert value(small, "command") == ""
+    small.execute_script(samples.replace("5", "1000"), small.find_element("id", "samples"))
     assert not small.find_element("id", "copy").is_enabled()
     assert small.execute_script(FIGURES) == before
     small.execute_script(TYPE, "freeze", "all")
@@ -287,6 +318,7 @@ def test_wrong_selectors_say_what_is_wrong_and_leave_the_rest(small: Any) -> Non
     small.execute_script(TYPE, "train", "head")
     assert not shown.is_displayed()
     assert small.find_element("id", "copy").is_enabled()
+    assert value(small, "command").endswith("--train head")
 
 
 def test_what_the_page_cannot_decide_is_decided_by_the_command_that_it_names(small: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import subprocess
 import sys
 import time
@@ -22,7 +23,10 @@ import frostline as fl
 from frostline.backward import saved_bytes
 from frostline.errors import ConfigError
 from frostline.estimates import calibrating, pricing
-from frostline.estimates.measuring import StepCost, measure_step
+from frostline.estimates.ledger import ledger
+from frostline.estimates.measuring import StepCost, Stopwatch, measure_step
+from frostline.estimates.nested import falling
+from frostline.estimates.results import busy_note
 from frostline.estimates.steps import Setup, state_bytes
 from frostline.estimates.tracing import Call, OpRecorder, Shaped
 from small_world import call, write_net, write_pictures
@@ -261,6 +265,96 @@ def test_more_frozen_costs_no_more() -> None:
         assert more.step.trainable < less.step.trainable
         assert more.step.memory.total <= less.step.memory.total
         assert more.step.memory.saved <= less.step.memory.saved
+
+
+def noisy(call: Call) -> float:
+    """Seconds in no order: as if the machine had been busy now and then."""
+    return random.Random(str(call.leaves)).uniform(1e-3, 1.0)
+
+
+def test_less_that_trains_is_never_slower_whatever_was_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measure(self: Setup, _rows: int, **_options: Any) -> StepCost:
+        busy = 50.0 if not next(self.model.parameters()).requires_grad else 1.0
+        return StepCost(busy, busy, busy, 0, 0, 0)
+
+    monkeypatch.setattr(pricing, "_replay", noisy)
+    monkeypatch.setattr(Setup, "measure", measure)
+    found = calibrated(resnet(), torch.randn(2, 3, 64, 64), train="stage:-1", stages=True)
+    assert len({stage.step.measured_on for stage in found.stages}) == 1
+    for less, more in pairwise(found.stages):
+        assert more.step.seconds <= less.step.seconds * (1 + 1e-9)
+        assert more.features_step_seconds <= less.features_step_seconds * (1 + 1e-9)
+        assert more.features_step_seconds <= more.step.seconds * (1 + 1e-9)
+    assert found.step == found.stages[-1].step  # one selection, one figure
+
+
+def test_seconds_that_rise_are_pooled_to_their_mean() -> None:
+    assert falling([4.0, 1.0, 3.0, 5.0, 2.0]) == [4.0, 3.0, 3.0, 3.0, 2.0]
+    assert falling([1.0, 3.0]) == [2.0, 2.0]
+    assert falling([]) == []
+
+
+def test_a_deep_model_has_ten_rows_with_both_ends_and_a_budget_that_sees_all() -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(14)))
+    needed = []
+    for first in (6, 7):
+        fl.train_only(model, f"stage:{first}..-1")
+        setup = Setup(model, torch.randn(2, 8))
+        needed.append(setup.memory(setup.trace()).total)
+    found = estimated(model, torch.randn(2, 8), stages=True, budget=needed[1])
+    names = [stage.frozen for stage in found.stages]
+    assert (len(names), names[0], names[-1]) == (10, "none", "stage:0..12")
+    assert "and 4 stages between" in str(found)
+    assert found.budget is not None
+    assert needed[1] < needed[0]
+    assert (found.budget.thaw, found.budget.thaw_total) == ("stage:7..-1", needed[1])
+
+
+def test_progress_counts_up_to_all_parts() -> None:
+    told: list[tuple[int, int]] = []
+    options = {"stages": True, "progress": lambda *parts: told.append(parts)}
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    calibrated(model, torch.randn(2, 4), train="2", **options)
+    assert told == [(part, len(told)) for part in range(1, len(told) + 1)]
+    told.clear()
+    ledger(nn.Linear(4, 2), torch.randn(2, 4), calibration_seconds=0, progress=options["progress"])
+    assert told == [(part, len(told)) for part in range(1, len(told) + 1)]
+
+
+def test_a_thread_that_waits_has_no_core() -> None:
+    watch = Stopwatch()
+    time.sleep(0.05)
+    watch.stop()
+    assert watch.seconds >= 0.05
+    assert watch.core_share < 0.5
+
+
+def test_a_busy_machine_is_said_in_tables_json_and_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert busy_note(0.9) == ""
+    assert "25% were free, so seconds are about 4 times too long" in busy_note(0.25)
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
+    words, model = "This machine was too busy to time on", write_net(tmp_path)
+    answer = call("estimate", model)
+    assert answer.out.startswith(words)
+    assert max(map(len, answer.out.splitlines())) <= 80
+    assert call("estimate", model, "--json").json["core_share"] == 0.0
+    page = call("inspect", model, "--html", tmp_path / "page.html")
+    assert words in page.err
+    assert words in (tmp_path / "page.html").read_text()
+
+
+def test_in_a_ledger_who_wants_less_is_never_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pricing, "_replay", noisy)
+    found = ledger(mobilenet(), torch.randn(2, 3, 64, 64), batch_size=2, calibration_seconds=0.3)
+    for turn in found.turns:
+        assert turn["forward"][1] <= turn["forward"][0]
+        took = {case: turn["backward"].get(case, 0.0) for case in ("1e", "1", "3", "5", "7")}
+        assert took["1e"] <= took["1"] <= min(took["3"], took["5"])
+        assert max(took["3"], took["5"]) <= took["7"]
 
 
 def test_each_phase_of_a_plan_has_its_own_cost() -> None:

@@ -58,9 +58,9 @@ def estimate(
 
     The model is built, given a head and frozen as `frostline train` would do it with the same
     options; by default everything but the head. Its operations and a few real steps are timed on
-    this machine for about ten seconds; nothing is trained.
+    this machine for a few seconds; nothing is trained.
     """
-    from frostline.cli._terminal import show
+    from frostline.cli._terminal import counting, show
     from frostline.estimates import estimate as work_out
     from frostline.freezing import train_only
     from frostline.plans import Plan
@@ -74,22 +74,24 @@ def estimate(
     if freeze is None and train is None:
         # Also what a plan's first phase may go on with.
         train_only(setup.loaded.model, setup.loaded.head)
-    found = work_out(
-        setup.loaded.model,
-        setup.example,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        precision=precision,
-        lean=lean,
-        freeze=freeze,
-        train=train,
-        plan=Plan.load(plan) if plan is not None else None,
-        epochs=epochs,
-        samples=(len(splits.train), len(splits.val)) if splits else samples,
-        stages=True,
-        budget=within,
-        check=calibrate,
-    )
+    with counting("estimating") as progress:
+        found = work_out(
+            setup.loaded.model,
+            setup.example,
+            optimizer=optimizer,
+            batch_size=batch_size,
+            precision=precision,
+            lean=lean,
+            freeze=freeze,
+            train=train,
+            plan=Plan.load(plan) if plan is not None else None,
+            epochs=epochs,
+            samples=(len(splits.train), len(splits.val)) if splits else samples,
+            stages=True,
+            budget=within,
+            check=calibrate,
+            progress=progress,
+        )
     parts = list(found.tables())
     if splits:
         counts = f"{len(splits.train):,} and {len(splits.val):,}"

@@ -38,6 +38,14 @@ Page = Annotated[
 Samples = Annotated[
     int | None, typer.Option(help="Samples of an epoch, on the page.", min=1, show_default="1000")
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="DEFAULT, none, or a .safetensors or .pth FILE.",
+        metavar="WEIGHTS",
+        show_default="none",
+    ),
+]
 BatchSize = Annotated[
     int | None, typer.Option(help="Samples in a step, on the page.", min=1, show_default="32")
 ]
@@ -49,7 +57,7 @@ def inspect(
     *,
     freeze: options.Freeze = None,
     train: options.Train = None,
-    weights: options.Weights = "none",
+    weights: Weights = None,
     on: On = None,
     head: options.Head = "",
     classes: Annotated[int, typer.Option(help="Logits of the new head.", min=1)] = 10,
@@ -73,7 +81,7 @@ def inspect(
             raise typer.BadParameter(
                 "--samples and --batch-size are for the page; add --html FILE."
             )
-        loaded = build_model(model, weights, on=on or "keep", head=head, classes=classes)
+        loaded = build_model(model, weights or "none", on=on or "keep", head=head, classes=classes)
         network = loaded.model
         freeze_as_asked(network, freeze, train)
         _show(network, depth=2 if depth is None else depth, names=names, as_json=json)
@@ -82,27 +90,36 @@ def inspect(
         raise typer.BadParameter(
             "--html writes a page with all layers; leave out --json, --names and --depth."
         )
-    from frostline.cli._terminal import output, say
+    from frostline.cli._terminal import counting, output, say, warn
     from frostline.estimates.ledger import ledger
+    from frostline.estimates.results import busy_note
     from frostline.pages.inspection import inspect_page
     from frostline.pages.rendering import save_page
     from frostline.selectors import select
 
     _check_page(html, freeze or train, force=force)
     place, batch = on or "classifier", batch_size or 32
-    setup = set_up(model, weights, on=place, head=head, classes=classes)
+    setup = set_up(model, weights or "none", on=place, head=head, classes=classes)
     mode, selector = ("train", train or setup.loaded.head) if freeze is None else ("freeze", freeze)
     select(setup.loaded.model, selector)  # before it takes seconds
+    with counting("inspecting") as progress:
+        costs = ledger(setup.loaded.model, setup.example, batch_size=batch, progress=progress)
     page = inspect_page(
         setup.loaded.model,
-        ledger(setup.loaded.model, setup.example, batch_size=batch),
+        costs,
         name=model,
-        options=as_words(head=head, on=place, batch_size=batch),
+        options=[
+            # Where none were asked for, a run takes its own default.
+            *(["--weights", weights] if weights else []),
+            *as_words(head=head, on=place, batch_size=batch),
+        ],
         samples=samples or 1000,
         mode=mode,
         selector=selector,
     )
     save_page(page, html, force=force)
+    if busy := busy_note(costs.core_share):
+        warn(busy)
     say(output(), f"Page: {html}")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from math import ceil
 from typing import Any, TypeVar, get_args
 
@@ -19,7 +19,8 @@ from frostline.choices import StepPrecision
 from frostline.cutting import cut
 from frostline.errors import ConfigError, CutError, one_line
 from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated
-from frostline.estimates.measuring import STEP_ERRORS, StepCost
+from frostline.estimates.measuring import STEP_ERRORS, Progress, StepCost, Stopwatch, counted
+from frostline.estimates.nested import depths, evenly, prices_between, rows
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.results import BudgetFit, Estimate, PhaseCost, StageCost, Step
 from frostline.estimates.steps import STATE_BYTES, Setup
@@ -28,8 +29,7 @@ from frostline.freezing import freeze as freeze_part
 from frostline.freezing import freezes_kept, train_only
 from frostline.plans import Phase, Plan
 from frostline.recipe import check_alone
-from frostline.selectors import SelectorLike, inventory
-from frostline.selectors.stages import stages as stages_of
+from frostline.selectors import SelectorLike
 from frostline.session import freeze_for
 from frostline.tasks import Task, task_of
 
@@ -38,6 +38,7 @@ __all__ = ["Estimate", "estimate"]
 _PRECISIONS = get_args(StepPrecision)
 _LARGEST_BATCH = 1 << 20
 _SECOND_BATCH = 16  # beside a batch of one, to see how memory grows
+_DEPTHS = 10  # stages up to which all is frozen in the table; each costs a trace of the model
 
 Freezing = Callable[[], object]  # freezes the model in some way
 _Found = TypeVar("_Found")
@@ -62,7 +63,8 @@ def estimate(
     budget: int | None = None,
     check: bool = False,
     task: Task | str | None = None,
-    calibration_seconds: float = 6.0,
+    calibration_seconds: float = 4.0,
+    progress: Progress | None = None,
 ) -> Estimate:
     """Say what a training step and a whole plan would cost, before anything runs.
 
@@ -85,12 +87,16 @@ def estimate(
         plan: its phases, each with its own freeze.
         epochs: of a run without a plan, or of a phase that does not say.
         samples: to train on, or (to train on, to validate on): for the time of epochs.
-        stages: also a step with everything up to each stage frozen.
+        stages: also a step with everything up to each stage frozen, for at most 10 stages evenly
+            from none to all but the last. Of these, less that trains is never said to take longer:
+            seconds that noise has put the other way round are pooled.
         budget: bytes: the largest batch and the deepest thaw that fit.
         check: also run a real step of what trains first; its weights do not move.
         task: whose loss is taken, as for `fl.fit`; by default classification.
-        calibration_seconds: to spend, about, a third on timing operations, the rest on real steps,
-            and as much as on those on `stages`; with 0 seconds are first guesses.
+        calibration_seconds: to spend, about, a third on timing operations, the rest on real steps
+            of what is asked and, for `stages`, of the whole model and of its last stage; with 0
+            seconds are first guesses.
+        progress: called with (parts of the work done, parts in all).
 
     Raises:
         ConfigError: an argument is out of range, or the model's step needs numbers.
@@ -112,23 +118,36 @@ def estimate(
             freeze_part(model, freeze)
         elif train is not None:
             train_only(model, train)
-        depths = _depths(model) if stages or budget is not None else []
+        choices = depths(model)
+        shown = evenly(choices, _DEPTHS) if stages else []
         ways = list(_phase_freezes(model, phases))
-        deeper = [partial(train_only, model, thawed) for _, thawed in depths]
-        traces = _each(model, ways, setup.trace)
-        deep = _each(model, deeper, setup.trace)
-        start = time.perf_counter()
+        deeper = [partial(train_only, model, thawed) for _, thawed in shown]
+        done = counted(progress, 3 * len(ways) + len(deeper))
+        traces = _each(model, ways, done(setup.trace))
+        deep = _each(model, deeper, done(setup.trace))
+        watch = Stopwatch()
         prices = measure_prices(
-            (op for trace in (*traces, *(deep if stages else ())) for op in trace.ops),
+            (op for trace in (*traces, *deep) for op in trace.ops),
             optimizer=optimizer,
             seconds=calibration_seconds * OPERATIONS_SHARE,
         )
-        rest = calibration_seconds * (1 - OPERATIONS_SHARE)
-        steps = _steps(setup, ways, traces, prices, rest)
-        deep_steps = _steps(setup, deeper, deep, prices, rest) if stages else []
-        seconds = time.perf_counter() - start
+        rest = calibration_seconds * (1 - OPERATIONS_SHARE) / (len(ways) + 2 * bool(deep))
+        calibrate = partial(calibrated, prices, setup, seconds=rest)
+        own = _each(model, ways, done(calibrate), traces)
+        steps = _each(model, ways, setup.step, traces, own)
+        stage_rows: tuple[StageCost, ...] = ()
+        if deep:
+            known = list(zip(traces, own, strict=True))
+            each = _stage_prices(setup, deeper, deep, calibrate, known)
+            found = _each(model, deeper, setup.step, deep, each)
+            stage_rows = tuple(rows([frozen for frozen, _ in shown], found))
+            steps = [
+                _row_of(trace, deep, stage_rows) or own
+                for trace, own in zip(traces, steps, strict=True)
+            ]
+        watch.stop()
         cost_of = partial(_phase_cost, setup, counts=counts, epochs=epochs)
-        costs = tuple(_each(model, ways, cost_of, phases, steps))
+        costs = tuple(_each(model, ways, done(cost_of), phases, steps))
         ways[0]()
         return Estimate(
             type(model).__name__,
@@ -137,29 +156,33 @@ def estimate(
             lean=lean or is_lean(model),
             phases=costs,
             samples=counts,
-            stages=tuple(
-                StageCost(frozen, step)
-                for (frozen, _), step in zip(depths, deep_steps, strict=False)
-            ),
-            budget=None if budget is None else _budget_fit(setup, budget, depths, deep),
+            stages=stage_rows,
+            budget=None if budget is None else _budget_fit(setup, budget, choices),
             check=_real_step(setup) if check else None,
-            measured_seconds=seconds,
+            measured_seconds=watch.seconds,
+            core_share=watch.core_share,
+            stages_left=len(choices) - len(shown) if shown else 0,
         )
 
 
-def _steps(
+def _stage_prices(
     setup: Setup,
-    ways: Sequence[Freezing],
-    traces: Sequence[StepTrace],
-    prices: Prices,
-    seconds: float,
-) -> list[Step]:
-    """A step of each way to freeze, scaled by real ones that take about `seconds` in all."""
+    deeper: Sequence[Freezing],
+    deep: Sequence[StepTrace],
+    calibrate: Callable[[StepTrace], Prices],
+    known: Sequence[tuple[StepTrace, Prices]],
+) -> list[Prices]:
+    """Of each stage's step; real steps run for the first and the last, where none have yet."""
+    ends = []
+    for freeze, trace in ((deeper[0], deep[0]), (deeper[-1], deep[-1])):
+        found = next((prices for one, prices in known if one == trace), None)
+        ends.append(found or _each(setup.model, [freeze], calibrate, [trace])[0])
+    return prices_between(deep, *ends)
 
-    def step(trace: StepTrace) -> Step:
-        return setup.step(trace, calibrated(prices, setup, trace, seconds / len(traces)))
 
-    return _each(setup.model, ways, step, traces)
+def _row_of(trace: StepTrace, deep: Sequence[StepTrace], found: Sequence[StageCost]) -> Step | None:
+    """The step of the row that is the same selection, so that one has one figure."""
+    return next((row.step for one, row in zip(deep, found, strict=True) if one == trace), None)
 
 
 def _check_asked(optimizer: str, batch_size: int, precision: str) -> None:
@@ -232,16 +255,20 @@ def _length(phase: Phase, epochs: int, steps_per_epoch: float) -> tuple[int, flo
     return begun, min(most, begun * steps_per_epoch)
 
 
-def _budget_fit(
-    setup: Setup, nbytes: int, depths: Sequence[tuple[str, str]], traces: Sequence[StepTrace]
-) -> BudgetFit:
+def _budget_fit(setup: Setup, nbytes: int, found: Sequence[tuple[str, str]]) -> BudgetFit:
     batch_size = setup.batch_size
     largest, total = _largest_batch(lambda rows: setup.memory(setup.trace(rows)).total, nbytes)
-    for (_, thawed), trace in zip(depths, traces, strict=True):
-        needed = setup.memory(trace).total
-        if needed <= nbytes:
-            return BudgetFit(nbytes, largest, total, thawed, batch_size, needed)
-    return BudgetFit(nbytes, largest, total, None, batch_size, 0)
+
+    @cache
+    def needed(place: int) -> int:
+        freeze = partial(train_only, setup.model, found[place][1])
+        return _each(setup.model, [freeze], lambda: setup.memory(setup.trace()).total)[0]
+
+    # Less that trains keeps no more.
+    place = bisect_left(range(len(found)), True, key=lambda at: needed(at) <= nbytes)
+    if place == len(found):
+        return BudgetFit(nbytes, largest, total, None, batch_size, 0)
+    return BudgetFit(nbytes, largest, total, found[place][1], batch_size, needed(place))
 
 
 def _real_step(setup: Setup) -> StepCost:
@@ -253,21 +280,6 @@ def _real_step(setup: Setup) -> StepCost:
             f"a real step of {batch_size} samples does not run ({one_line(error)}). "
             "Give an example that the model takes and a batch size that fits, or leave check out."
         ) from error
-
-
-def _depths(model: nn.Module) -> list[tuple[str, str]]:
-    """Selectors of what is frozen up to each stage, from nothing to all but the last, and above."""
-    last = len(stages_of(inventory(model))) - 1
-    return [
-        ("none", "all"),
-        *(
-            (
-                "stage:0" if first == 1 else f"stage:0..{first - 1}",
-                "stage:-1" if first == last else f"stage:{first}..-1",
-            )
-            for first in range(1, last + 1)
-        ),
-    ]
 
 
 def _largest_batch(total: Callable[[int], int], nbytes: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated
+from frostline.estimates.measuring import Progress, Stopwatch, counted
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.skeleton import skeleton
 from frostline.estimates.steps import STATE_BYTES, Setup
@@ -37,6 +38,15 @@ _BATCH: Value = (-1, (-1, 0, 0), ())
 # frozen, and then only what it reads can want one.
 _ALL, _EVAL = "7", "1e"
 _CASES = (_ALL, _EVAL, "1", "3", "5", "6", "2", "4")
+# Of each case those in which the same and more want a gradient, itself among them.
+_MORE = {
+    case: [
+        more
+        for more in _CASES
+        if more == case or (more != _EVAL and int(more) & int(case[0]) == int(case[0]))
+    ]
+    for case in _CASES
+}
 
 
 @final
@@ -63,6 +73,7 @@ class Ledger:
             but hands its input on, `eval_as`: the storage that takes its place.
         optimizer_seconds: for each byte and for each tensor that trains.
         state: bytes for each byte of a gradient, and for each tensor.
+        core_share: of a processor core that the process had while timing, from 0 to 1.
     """
 
     batch_size: int
@@ -74,6 +85,7 @@ class Ledger:
     storages: tuple[dict[str, Any], ...]
     optimizer_seconds: tuple[float, float]
     state: tuple[int, int]
+    core_share: float
 
 
 def ledger(
@@ -82,27 +94,32 @@ def ledger(
     *,
     batch_size: int = 32,
     optimizer: str = "adamw",
-    calibration_seconds: float = 6.0,
+    calibration_seconds: float = 4.0,
+    progress: Progress | None = None,
 ) -> Ledger:
     """Work out what a step of `model` costs by turns; afterwards the model is as it was.
 
     Args:
-        example, batch_size, optimizer, calibration_seconds: as for `estimate`.
+        example, batch_size, optimizer, calibration_seconds, progress: as for `estimate`.
     Raises:
         ConfigError: the forward needs numbers, so that it cannot run without them.
     """
     with torch.random.fork_rng(devices=()), freezes_kept(model):
         thaw(model, "all")
-        seen = {case: _follow(model, example, batch_size, case) for case in _CASES}
-        prices = measure_prices(
+        done = counted(progress, len(_CASES) + 2)
+        follow = done(_follow)
+        seen = {case: follow(model, example, batch_size, case) for case in _CASES}
+        watch = Stopwatch()
+        prices = done(measure_prices)(
             (op for turns in seen.values() for op in turns.ops),
             optimizer=optimizer,
             seconds=calibration_seconds * OPERATIONS_SHARE,
         )
         setup = Setup(model, example, optimizer, batch_size=batch_size)
         rest = calibration_seconds * (1 - OPERATIONS_SHARE)
-        prices = calibrated(prices, setup, setup.trace(), rest)
-    return _Writer(seen, prices).write(batch_size, optimizer)
+        prices = done(calibrated)(prices, setup, setup.trace(), rest)
+        watch.stop()
+    return _Writer(seen, prices).write(batch_size, optimizer, watch.core_share)
 
 
 def _follow(model: nn.Module, example: Any, batch_size: int, case: str) -> _Turns:
@@ -215,7 +232,7 @@ class _Writer:
                 self._seconds[case, op.during, op.turn] += prices.of(op)
         self._places: dict[Key, int] = {}  # of storages
 
-    def write(self, batch_size: int, optimizer: str) -> Ledger:
+    def write(self, batch_size: int, optimizer: str, core_share: float) -> Ledger:
         order = sorted({op.turn for op in (*self._train.ops, *self._eval.ops)})
         places = {turn: place for place, turn in enumerate(order)}
         values: dict[Value, int] = {}
@@ -236,18 +253,22 @@ class _Writer:
             tuple(self._storages(places)),
             (self._prices.optimizer_byte, self._prices.optimizer_tensor),
             STATE_BYTES[optimizer],
+            core_share,
         )
 
     def _turn(self, turn: int, value_places: dict[Value, int]) -> dict[str, Any]:
         found = self._train.turns[turn]
-        backward = {case: self._seconds[case, "backward", turn] for case in _CASES}
+        seconds = {case: self._seconds[case, "backward", turn] for case in _CASES}
+        # Who wants less computes less, as in evaluation; noise may have it the other way round.
+        backward = {case: min(seconds[more] for more in _MORE[case]) for case in _CASES}
+        forward = [self._seconds[case, "forward", turn] for case in (_ALL, _EVAL)]
         kept = {case: sorted(seen.turns[turn].kept) for case, seen in self._seen.items()}
         return {
             "layer": self._train.layers[turn],
             "reads": [value_places[value] for value in found.reads],
             "own": sorted(found.own),
             "draws": found.draws,
-            "forward": [self._seconds[case, "forward", turn] for case in (_ALL, _EVAL)],
+            "forward": [forward[0], min(forward)],
             "backward": {case: seconds for case, seconds in backward.items() if seconds},
             "saved": {case: list(map(self._place, keys)) for case, keys in kept.items() if keys},
         }

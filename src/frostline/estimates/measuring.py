@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
+from itertools import count
 from statistics import median
-from typing import Any, final
+from typing import Any, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,9 @@ from frostline.cutting.checking import state_kept
 from frostline.devices import autocast
 from frostline.freezing.modes import modes_kept
 from frostline.tasks import Classification, Task, step_loss
+
+Progress = Callable[[int, int], None]  # parts of the work done, and in all
+_Work = TypeVar("_Work", bound=Callable[..., Any])
 
 # What a step that does not run fails with: a wrong shape, an index out of range, no memory.
 STEP_ERRORS = (RuntimeError, ValueError, TypeError, LookupError)
@@ -123,6 +128,42 @@ def still_optimizer(name: str, parameters: Sequence[Tensor]) -> torch.optim.Opti
         return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, fused=True)
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
     return kind(parameters, lr=0.0, weight_decay=0.0, fused=True)
+
+
+@final
+class Stopwatch:
+    """Seconds since it was made, and how much of a processor core this thread had of them.
+
+    A thread that computes has all of one on an idle machine, with however many others it shares
+    the work; one that waits for a GPU has none, so there the share is not known: 1.
+    """
+
+    def __init__(self) -> None:
+        self._start = (time.perf_counter(), time.thread_time())
+        self.seconds, self.core_share = 0.0, 1.0
+
+    def stop(self) -> None:
+        now = (time.perf_counter(), time.thread_time())
+        self.seconds, own = (end - start for start, end in zip(self._start, now, strict=True))
+        if self.seconds and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's own
+            self.core_share = min(1.0, own / self.seconds)
+
+
+def counted(progress: Progress | None, parts: int) -> Callable[[_Work], _Work]:
+    """Has each call of some works count as one of so many parts of an estimate, once it is done."""
+    done = count(1)
+
+    def told(work: _Work) -> _Work:
+        @wraps(work)
+        def telling(*given: Any, **named: Any) -> Any:
+            found = work(*given, **named)
+            if progress is not None:
+                progress(next(done), parts)
+            return found
+
+        return cast(_Work, telling)
+
+    return told
 
 
 def clock() -> float:

@@ -97,6 +97,25 @@ def timed_too(prices: Prices, ops: Iterable[Op], *, seconds: float) -> Prices:
     return replace(prices, timed={**prices.timed, **timed})
 
 
+def between(first: Prices, last: Prices, share: float) -> Prices:
+    """Prices of which so large a share is that of `first`, and the rest that of `last`.
+
+    What both timed alone is the same; `measured_on` is the fewer samples.
+    """
+
+    def mixed(one: float, other: float) -> float:
+        return share * one + (1 - share) * other
+
+    return replace(
+        first,
+        timed={**first.timed, **last.timed},
+        scale={during: mixed(own, last.scale[during]) for during, own in first.scale.items()},
+        optimizer_byte=mixed(first.optimizer_byte, last.optimizer_byte),
+        optimizer_tensor=mixed(first.optimizer_tensor, last.optimizer_tensor),
+        measured_on=min(first.measured_on, last.measured_on),
+    )
+
+
 def _timed(
     ops: list[Op], until: float, overhead: float
 ) -> tuple[dict[Call, float], dict[str, float]]:

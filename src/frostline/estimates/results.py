@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from heapq import nlargest
-from itertools import takewhile
 from typing import Any, final
 
 import torch
@@ -21,6 +20,7 @@ from frostline.wording import either, option
 _MARGIN = 0.3 if torch.__version__ >= "2.15" else 0.6
 _MARGIN_BYTES = 96 << 20
 _LAYERS_SHOWN = 12
+_IDLE_SHARE = 0.75  # of a core that steps have on an idle machine, the least
 _CHECKED = ("seconds", "saved_bytes", "gradient_bytes", "state_bytes")
 
 
@@ -152,16 +152,16 @@ class PhaseCost:
 @final
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """A step where everything up to some stage is frozen."""
+    """A step where everything up to some stage is frozen.
+
+    Attributes:
+        features_step_seconds: without the forward of the layers before the first that trains, as
+            registered.
+    """
 
     frozen: str
     step: Step
-
-    @property
-    def features_step_seconds(self) -> float:
-        """Without the forward of the layers before the first that trains, as registered."""
-        below = takewhile(lambda layer: not layer.trainable, self.step.layers)
-        return self.step.seconds - sum(layer.forward_seconds for layer in below)
+    features_step_seconds: float
 
 
 @final
@@ -193,6 +193,9 @@ class Estimate:
         samples: that an epoch trains on, and validates on; 0 where not known.
         stages: everything up to each stage frozen, from nothing to all but the head.
         measured_seconds: that calibrating took on this machine.
+        stages_left: how many between have no row.
+        core_share: of a processor core that the process had meanwhile, from 0 to 1: on a machine
+            that is busy otherwise all seconds are too long.
 
     Example:
         >>> print(fl.estimate(model, images, batch_size=64, calibration_seconds=0))
@@ -214,6 +217,8 @@ class Estimate:
     budget: BudgetFit | None = None
     check: StepCost | None = None
     measured_seconds: float = 0.0
+    core_share: float = 1.0
+    stages_left: int = 0
 
     @property
     def step(self) -> Step:
@@ -241,6 +246,7 @@ class Estimate:
             if self.check is None
             else {name: getattr(self.check, name) for name in _CHECKED},
             "calibration_seconds": self.measured_seconds,
+            "core_share": self.core_share,
         }
 
     def __str__(self) -> str:
@@ -248,15 +254,28 @@ class Estimate:
 
     def tables(self) -> Iterator[Table | str]:
         """Tables and lines, in the order in which they are read."""
+        if busy := busy_note(self.core_share):
+            yield hanging(busy, indent=0)
         yield _memory_table(self)
         yield _layer_table(self.step)
         if self.stages:
-            yield _stage_table(self.stages)
+            yield _stage_table(self.stages, self.stages_left)
         yield _phase_table(self)
         if self.check is not None:
             yield _check_table(self.step, self.check)
         if self.budget is not None:
             yield _budget_lines(self.budget)
+
+
+def busy_note(core_share: float) -> str:
+    """What to say of seconds that were timed with so much of a core; nothing on an idle machine."""
+    if core_share > _IDLE_SHARE:
+        return ""
+    return (
+        f"This machine was too busy to time on: of a processor core {core_share:.0%} were free, so "
+        f"seconds are about {1 / max(core_share, 0.01):.2g} times too long. Run it again when the "
+        "machine is idle; memory and disk are right."
+    )
 
 
 def _memory_table(found: Estimate) -> Table:
@@ -311,7 +330,7 @@ def _layer_table(step: Step) -> Table:
     return Table(heads, rows, "Layers that take or keep the most", notes if left else ())
 
 
-def _stage_table(stages: tuple[StageCost, ...]) -> Table:
+def _stage_table(stages: tuple[StageCost, ...], left: int) -> Table:
     rows = tuple(
         (
             stage.frozen,
@@ -323,7 +342,8 @@ def _stage_table(stages: tuple[StageCost, ...]) -> Table:
         for stage in stages
     )
     heads = columns("frozen", "trainable", "memory", "step", "on features")
-    return Table(heads, rows, "What freezing saves")
+    notes = (f"and {left} stages between; ask for one with {option('freeze')}",)
+    return Table(heads, rows, "What freezing saves", notes if left else ())
 
 
 def _phase_table(found: Estimate) -> Table | str:

@@ -19,6 +19,7 @@ from torch import nn
 
 from frostline.errors import SelectorError
 from frostline.estimates.ledger import Ledger
+from frostline.estimates.results import busy_note
 from frostline.pages.rendering import render_page
 from frostline.selectors import Inventory, inventory, parse, select_whole, stages
 from frostline.selectors.inventory import paths_above
@@ -64,6 +65,7 @@ def inspect_page(
             "entries": list(_entries(stock)),
             "modules": list(_modules(stock, terms)),
             "stages": [list(group) for group in stage_paths(model)],
+            "busy": busy_note(ledger.core_share),
             "buffer_bytes": sum(buffer.nbytes for buffer in model.buffers()),
             "ledger": asdict(ledger),
         },

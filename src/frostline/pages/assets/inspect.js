@@ -11,6 +11,8 @@
   const STATES = { trains: "trains", frozen: "❄ frozen", part: "in part", none: "–" };
 
   let trainable = new Set();
+  let said = null; // the last selector that was typed: its mode, text and set
+  let problem = ""; // with the selector; while there is one, there is no command
   let samples = data.samples;
   let width = "parameters";
 
@@ -138,7 +140,9 @@
   function sayInWords() {
     const freezes = byId("mode").value === "freeze";
     const named = freezes ? Selectors.complement(data, trainable) : trainable;
-    byId("selector").value = Selectors.textOf(data, named);
+    byId("selector").value = said?.mode === byId("mode").value
+      ? Selectors.changedText(data, said.text, said.picked, named)
+      : Selectors.textOf(data, named);
     wrong("");
   }
 
@@ -148,7 +152,8 @@
     byId("terms").replaceChildren(...options);
     try {
       const picked = Selectors.parse(data, text);
-      trainable = byId("mode").value === "freeze" ? Selectors.complement(data, picked) : picked;
+      trainable = byId("mode").value === "freeze" ? Selectors.complement(data, picked) : new Set(picked);
+      said = { mode: byId("mode").value, text: text.trim(), picked };
       wrong("");
       update();
     } catch (error) {
@@ -164,6 +169,8 @@
   }
 
   function wrong(message) {
+    problem = message;
+    if (message) byId("command").value = "";
     byId("wrong").textContent = message;
     byId("wrong").hidden = !message;
     byId("selector").setAttribute("aria-invalid", String(Boolean(message)));
@@ -175,8 +182,8 @@
 
   function update() {
     const found = Ledger.evaluate(data, trainable, samples);
-    byId("command").value = commandOf(["train", "DATA", "--model", data.name]);
-    if (!found.trains) wrong("nothing would train: leave something to train.");
+    if (!found.trains && !problem) wrong("nothing would train: leave something to train.");
+    if (!problem) byId("command").value = commandOf(["train", "DATA", "--model", data.name]);
     figures(found);
     const sizes = groups.flatMap((group) => group.rows).map((row) => measure(row, found));
     const most = Math.max(...sizes, Number.MIN_VALUE);
@@ -324,5 +331,7 @@
     `Batches of ${data.ledger.batch_size} in float32. Seconds are those of single operations on the ` +
     "machine that made this page, without decoding and validation; memory is what is held when the " +
     "backward pass begins, and gradients and optimizer state.";
+  byId("busy").textContent = data.busy;
+  byId("busy").hidden = !data.busy;
   readWords();
 })();

@@ -63,7 +63,7 @@ const Selectors = (() => {
       if (token === undefined) throw new Unknown("it ends where a term was expected");
       if ("&|~()".includes(token)) throw new Unknown(`'${token}' stands where a term was expected`);
       const edges = known(data).get(token);
-      if (!edges) throw new Unknown(`this page does not know '${token}'`);
+      if (!edges) throw new Unknown(`this page does not know '${token}'${nearest(data, token)}`);
       return new Set(expand(edges));
     };
     const found = either();
@@ -103,6 +103,54 @@ const Selectors = (() => {
     return found.sort((a, b) => a[0] - b[0]).map(([, text]) => text);
   }
 
+  // The same, as `text`, whose set is `base`, with what came to it and left it, where that is shorter.
+  function changedText(data, text, base, picked) {
+    const plain = textOf(data, picked);
+    const added = names(data, new Set([...picked].filter((one) => !base.has(one))));
+    const gone = names(data, new Set([...base].filter((one) => !picked.has(one))));
+    let said = gone.length && text.includes("|") ? `(${text})` : text;
+    if (gone.length) said += ` & ${gone.map((name) => `~${name}`).join(" & ")}`;
+    said = [said, ...added].join(" | ");
+    return said.length < plain.length && says(data, said, picked) ? said : plain;
+  }
+
+  // Not where `text` has terms that only Python reads.
+  function says(data, text, picked) {
+    try {
+      const found = parse(data, text);
+      return found.size === picked.size && [...found].every((one) => picked.has(one));
+    } catch (error) {
+      if (!(error instanceof Unknown)) throw error;
+      return false;
+    }
+  }
+
+  // ---- help for those who type
+
+  // The three terms spelt most like `word`, in words; none is like a pattern.
+  function nearest(data, word) {
+    if (/[*?[]|^(re|glob|rows):/.test(word)) return "";
+    const most = Math.max(2, word.length / 2);
+    const found = data.terms
+      .filter(([term]) => Math.abs(term.length - word.length) <= most)
+      .map(([term]) => [distance(word, term), term])
+      .filter(([far]) => far <= most);
+    const near = found.sort((a, b) => a[0] - b[0]).slice(0, 3).map(([, term]) => term);
+    return near.length ? ` (nearest: ${near.join(", ")})` : "";
+  }
+
+  // Letters to put in, leave out or change (Levenshtein).
+  function distance(one, other) {
+    let row = [...Array(other.length + 1).keys()];
+    for (let at = 1; at <= one.length; at += 1) {
+      const next = [at];
+      for (let to = 1; to <= other.length; to += 1)
+        next[to] = Math.min(next[to - 1] + 1, row[to] + 1, row[to - 1] + (one[at - 1] !== other[to - 1]));
+      row = next;
+    }
+    return row[other.length];
+  }
+
   // What the last word of `text` may become: whole selectors, at most so many.
   function suggestions(data, text, most) {
     const [start] = /^(?:.*[ &|~()])?/s.exec(text);
@@ -111,5 +159,5 @@ const Selectors = (() => {
     return fitting.slice(0, most).map(([term]) => start + term);
   }
 
-  return { parse, textOf, complement, expand, known, suggestions, Unknown };
+  return { parse, textOf, changedText, complement, expand, known, suggestions, Unknown };
 })();

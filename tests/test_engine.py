@@ -519,7 +519,7 @@ def test_an_output_of_nan_in_validation_names_the_samples_and_is_no_best_epoch()
 
 def test_a_single_sample_at_the_end_says_what_to_do_about_batch_norm() -> None:
     with pytest.raises(
-        fl.TrainingError, match=r"holds 1 sample, but a trainable batch norm.*-batc"
+        fl.TrainingError, match=r"holds 1 sample, but a trainable batch norm.*`batc"
     ):
         fitted(batch_size=25)
 
@@ -553,7 +553,7 @@ def test_a_batch_beyond_the_devices_memory_says_what_to_do(where: str) -> None:
     torch.manual_seed(0)
     model = Large()
     fl.freeze(model, "body")
-    with pytest.raises(fl.TrainingError, match=r"batch of 8 samples does not fit .*--batch-size"):
+    with pytest.raises(fl.TrainingError, match=r"batch of 8 samples does not fit .*`batch_size`"):
         fitted(model)
 
 
@@ -688,9 +688,41 @@ def test_options_beside_a_recipe_are_refused() -> None:
         fitted(recipe=fl.Recipe())
 
 
-def test_a_misspelt_option_is_refused() -> None:
-    with pytest.raises(fl.ConfigError, match=r"there is no option 'learning_rate'"):
-        fitted(learning_rate=1.0)
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("learning_rate", "lr"), ("loss", "task"), ("batchsize", "batch_size"), ("pln", "plan")],
+)
+def test_an_unknown_option_is_refused_with_the_nearest_of_fit_and_recipe(
+    name: str, near: str
+) -> None:
+    told = rf"there is no option '{name}' \(nearest: '{near}'\).* options are .*lr.*batch_size"
+    with pytest.raises(fl.ConfigError, match=told):
+        fitted(**{name: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"forms": 5}, r"^forms is an int. Give a list of texts"),
+        ({"forms": [5]}, r"^forms holds an int. Give a list of texts"),
+        ({"hooks": 1}, r"^hooks is an int. Give a list of objects of frostline.engine.Hook"),
+        ({"hooks": [1]}, r"^hooks holds an int. Give a list of objects"),
+        ({"plan": 1}, r"^plan is an int. Give a fl.Plan"),
+    ],
+)
+def test_what_is_no_list_of_what_is_wanted_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(fl.ConfigError, match=told):
+        fitted(**options)
+
+
+def test_a_run_is_printed_in_a_few_lines(tmp_path: Path) -> None:
+    first, proof, *_, last = str(
+        fitted(out=tmp_path / "run", epochs=2, features="off")
+    ).splitlines()
+    assert first.startswith("Run of Net, 2 epochs; kept is epoch ")
+    assert first.endswith(" samples")
+    assert proof.endswith("are bit for bit as they were")
+    assert last == f"Written   to {tmp_path / 'run'}"
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "gpu", "meta"])

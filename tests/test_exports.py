@@ -154,7 +154,7 @@ def test_what_is_no_export_is_refused_with_what_to_give(world: World) -> None:
     delta, picture = world.run / "best" / "delta.safetensors", world.pictures[0]
     for file, message in (
         (world.run / "model.pt2", "runs whatever program a .pt2 file brings"),
-        (delta, "does not say its classes: `frostline export` did not write it"),
+        (delta, "does not say its classes: it is no file of an export"),
         (picture, "is neither a run's folder nor an exported file"),
         (world.root / "none.onnx", "there is no file"),
     ):

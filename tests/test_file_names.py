@@ -46,7 +46,7 @@ def test_a_store_lies_in_such_a_folder_and_a_run_is_refused_at_once(
     store = fl.FeatureStore(root / "store")
     assert fl.extract(made, data, store, precision="exact").computed == 8
     assert fl.extract(made, data, store, precision="exact").computed == 0
-    with pytest.raises(fl.OutputError, match=r"the path .* is no UTF-8.*Choose another --out"):
+    with pytest.raises(fl.OutputError, match=r"the path .* is no UTF-8.*Choose another `out`"):
         fl.fit(model, data, data, epochs=1, out=root / "run", features="off", device="cpu")
     assert not (root / "run").exists()
 

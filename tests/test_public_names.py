@@ -43,13 +43,19 @@ def test_every_name_is_there_and_documented(name: str) -> None:
     assert name.startswith("_") or value.__doc__
 
 
-def test_every_name_is_listed_by_dir() -> None:
-    assert set(fl.__all__) <= set(dir(fl))
+def test_public_names_and_no_others_are_listed_by_dir() -> None:
+    assert dir(fl) == fl.__all__
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'frostline' has no attribute 'freez'"):
+    told = r"^module 'frostline' has no attribute 'freez'\. Nearest: freeze, "
+    with pytest.raises(AttributeError, match=told):
         _ = fl.freez  # type: ignore[attr-defined]
+
+
+def test_unfreeze_points_to_thaw() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'unfreeze'\. Nearest: thaw, "):
+        _ = fl.unfreeze  # type: ignore[attr-defined]
 
 
 def test_importing_frostline_loads_no_torch() -> None:

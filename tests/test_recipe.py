@@ -118,11 +118,13 @@ def test_a_single_step_has_a_learning_rate() -> None:
     assert phase_of(epochs=1).lr_factor(0, 1) > 0
 
 
-def test_an_unknown_option_comes_with_the_nearest_one() -> None:
+@pytest.mark.parametrize(("name", "near"), [("epoch", "epochs"), ("learning_rate", "lr")])
+def test_an_unknown_option_comes_with_the_nearest_one_and_with_all(name: str, near: str) -> None:
     with pytest.raises(
-        fl.ConfigError, match=r"^there is no option 'epoch' \(nearest: 'epochs'\)\.$"
-    ):
-        Recipe(epoch=1)
+        fl.ConfigError, match=rf"^there is no option '{name}' \(nearest: '{near}'\)"
+    ) as caught:
+        Recipe(**{name: 1})
+    assert str(caught.value).endswith(f". The options are {', '.join(Recipe.model_fields)}.")
 
 
 def test_settings_out_of_their_range_are_refused_as_options_are() -> None:

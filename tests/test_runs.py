@@ -407,7 +407,7 @@ def test_a_new_head_that_would_stay_frozen_is_refused(world: World) -> None:
         with pytest.raises(
             fl.FreezeError,
             match=r"the new head at head would stay frozen at its random start\. Train it too: "
-            r"--train '\.\.\. \| head', or leave it out of --freeze",
+            r"train='\.\.\. \| head', or leave it out of `freeze`",
         ):
             prepare(world.settings(freeze=freeze))
 
@@ -426,7 +426,7 @@ def test_a_head_that_is_kept_may_stay_frozen(world: World) -> None:
 def test_an_existing_run_is_not_overwritten(finished: World) -> None:
     before = {p: p.read_bytes() for p in (finished.root / "run").rglob("*") if p.is_file()}
     with pytest.raises(
-        fl.OutputError, match=r"already holds a run; nothing was overwritten\. --re"
+        fl.OutputError, match=r"already holds a run; nothing was overwritten\. resume=True"
     ):
         finished.run()
     assert {p: p.read_bytes() for p in before} == before
@@ -454,7 +454,9 @@ def test_what_failed_after_an_epoch_is_kept(world: World) -> None:
     with pytest.raises(MemoryError):
         world.run(stop=1, error=MemoryError)
     assert weights(world.root / "run", "best")
-    with pytest.raises(fl.OutputError, match=r"already holds a run; .* --resume goes on with it"):
+    with pytest.raises(
+        fl.OutputError, match=r"already holds a run; .* resume=True goes on with it"
+    ):
         world.run()
 
 
@@ -947,7 +949,7 @@ def test_nothing_is_left_behind_where_no_folder_is_given(
 def test_a_resume_needs_a_folder() -> None:
     model = nn.Linear(4, 2)
     data = [(torch.randn(6, 4), torch.tensor([0, 1] * 3))]
-    with pytest.raises(fl.ConfigError, match=r"resume needs the run's folder\. Give it as out="):
+    with pytest.raises(fl.ConfigError, match=r"resume needs the run's folder\. Give it as `out`"):
         fl.fit(model, data, data, resume=True, device="cpu")
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal, Self, final
 import xxhash
 
 from frostline.errors import OutputError
+from frostline.wording import either, option
 
 LockMode = Literal["exclusive", "shared"]
 
@@ -78,7 +79,10 @@ def check_new(path: Path) -> None:
         OutputError: something does.
     """
     if path.exists() or path.is_symlink():
-        raise OutputError(f"{path} is there already. Choose another --out, or remove it first.")
+        raise OutputError(
+            f"{path} is there already. Choose another {either('path', '--out')}, or remove it "
+            "first."
+        )
 
 
 def check_own(path: Path, marks: Sequence[bytes], *, kind: str, force: bool = False) -> None:
@@ -100,7 +104,7 @@ def check_own(path: Path, marks: Sequence[bytes], *, kind: str, force: bool = Fa
     if not any(mark in head for mark in marks):
         raise OutputError(
             f"{path} is there already and is no {kind} that Frostline wrote, so it was not "
-            "overwritten. Choose another file, or give --force (in Python force=True)."
+            f"overwritten. Choose another file, or give {option('force', True)}."
         )
 
 

@@ -18,6 +18,7 @@ from frostline.preprocessing import Preprocessing
 from frostline.recipe import Data, Recipe, config_errors
 from frostline.records import BY_MODEL
 from frostline.tuning import Form
+from frostline.wording import either
 
 _FROM_PYTHON = "python:"
 
@@ -147,7 +148,7 @@ class RunSettings(_Section):
         except FileNotFoundError:
             raise ConfigError(
                 f"{path.parent} is no run: it has no {path.name}. Give the folder that "
-                "`frostline train --out` wrote."
+                f"{either('fl.fit(..., out=...)', '`frostline train --out`')} wrote."
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             # Not TOML's own errors alone: numbers may have endless digits, tables endless depth.

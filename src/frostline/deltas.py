@@ -46,6 +46,7 @@ from frostline.freezing.modes import is_held, mark_of, note_content
 from frostline.freezing.rows import held_rows
 from frostline.selectors import exactly, inventory, rows
 from frostline.units import format_bytes, some_of
+from frostline.wording import either
 from frostline.wrappers import unwrap
 
 FORMAT = "frostline-delta"
@@ -112,6 +113,11 @@ def save_delta(
             moved since they were frozen, as in an average whose steps rounded them; or a tensor is
             of a dtype that safetensors lacks, as complex128.
         OutputError: the file cannot be written.
+
+    Example:
+        >>> fl.save_delta(model, "delta.safetensors")
+        >>> print(fl.load_delta(model, "delta.safetensors"))
+        2 tensors, 72 B, on base xxh3:...
     """
     tensors = all_tensors(model)
     trained = delta_content(model, base=base) if content is None else content
@@ -185,6 +191,12 @@ def load_delta(
         DeltaError: the file is no delta, the model is another one (names the first tensors that
             differ), or shapes do not fit. The model is as it was.
         CorruptDelta: the file is damaged; likewise.
+
+    Example:
+        >>> fl.save_delta(model, "delta.safetensors")
+        >>> delta = fl.load_delta(model, "delta.safetensors")
+        >>> list(delta.tensors)
+        ['head.2.bias', 'head.2.weight']
     """
     if freeze not in _FREEZES:
         known = " or ".join(f"freeze={word!r}" for word in _FREEZES)
@@ -254,8 +266,8 @@ def read_delta(path: str | Path) -> Delta:
     if not file.is_file():
         raise DeltaError(
             f"there is no delta at {file}. A run keeps its own in best/ and last/, from its first "
-            "epochs on: wait for one that is going; one that was stopped goes on by `frostline "
-            "train --resume`."
+            "epochs on: wait for one that is going; one that was stopped goes on by "
+            f"{either('fl.fit(..., resume=True)', '`frostline train --resume`')}."
         )
     try:
         with safe_open(file, framework="pt") as content:
@@ -277,7 +289,8 @@ def read_delta(path: str | Path) -> Delta:
             "take another copy, or train again."
         ) from error
     if header.get("format") != FORMAT:
-        raise DeltaError(f"{file} is no Frostline delta. Load a full checkpoint with --weights.")
+        load = either("model.load_state_dict", "--weights")
+        raise DeltaError(f"{file} is no Frostline delta. Load a full checkpoint with {load}.")
     if header.get("version") not in _READ:
         raise DeltaError(
             f"{file} has delta version {header.get('version')}, this Frostline reads {VERSION}. "

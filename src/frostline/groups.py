@@ -22,6 +22,7 @@ from frostline.selectors import (
     select_whole,
     stages,
 )
+from frostline.wording import either
 
 DEFAULT_NO_DECAY = "kind:bias | kind:norm"
 
@@ -89,6 +90,11 @@ def param_groups(
         FreezeError: nothing is trainable.
         ConfigError: a number is out of its range.
         SelectorError: a selector cannot be read or a term matches nothing.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW(fl.param_groups(model, lr=1e-3))
+        >>> [(group["param_names"], group["weight_decay"]) for group in optimizer.param_groups]
+        [(['head.2.weight'], 0.01), (['head.2.bias'], 0.0)]
     """
     factors = dict(lr_mult or {})
     rates = rates_by_rule(
@@ -164,7 +170,8 @@ def rates_by_rule(
     if not rates:
         raise FreezeError(
             f"nothing in {stock.title} is trainable, so an optimizer would have nothing to do. "
-            "Thaw something: fl.thaw(model, ...) or fl.train_only(model, ...)."
+            "Thaw something: "
+            + either("fl.thaw(model, ...) or fl.train_only(model, ...).", "--train SEL.")
         )
     return tuple(rates)
 

@@ -33,6 +33,12 @@ class Preprocessing:
         ConfigError: `mean` and `std` are not three numbers each, or one each.
 
     Source: the same steps as `torchvision.transforms._presets.ImageClassification`, bit for bit.
+
+    Example:
+        >>> from PIL import Image
+        >>> preprocess = fl.Preprocessing(resize=32, crop=(28, 28))
+        >>> preprocess(Image.new("RGB", (80, 60))).shape
+        torch.Size([3, 28, 28])
     """
 
     resize: int | tuple[int, int] = 256

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -69,6 +70,10 @@ class Recipe(Data):
 
     Raises:
         ConfigError: names each option that is unknown or out of its range.
+
+    Example:
+        >>> fl.Recipe(epochs=5, lr=1e-3, patience=2)
+        fl.Recipe(epochs=5, lr=0.001, patience=2)
     """
 
     epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training data.")
@@ -149,14 +154,20 @@ class Recipe(Data):
         return "auto" if self.precision in _PRECISIONS else float(self.precision)
 
 
-def recipe_from(recipe: Recipe | None, options: Mapping[str, object]) -> Recipe:
+def recipe_from(
+    recipe: Recipe | None, options: Mapping[str, object], asked: Callable[..., object]
+) -> Recipe:
     """The recipe that was given, or one from options by name.
 
+    Args:
+        asked: what takes the options; its own ones are named beside a recipe's.
     Raises:
         ConfigError: both are given, or an option is unknown or out of its range.
     """
     if recipe is None:
-        return Recipe(**options)
+        own = (p.name for p in signature(asked).parameters.values() if p.kind is p.KEYWORD_ONLY)
+        with config_errors((*Recipe.model_fields, *own)):
+            return Recipe.model_validate(options)
     if options:
         raise ConfigError(
             f"got a recipe and {', '.join(options)} beside it. Put all into one of the two."
@@ -184,13 +195,17 @@ def config_errors(fields: Iterable[str] = ()) -> Iterator[None]:
     """Turn pydantic's report into one `ConfigError` that names each option.
 
     Args:
-        fields: options that there are; the nearest to an unknown one is named.
+        fields: options that there are; an unknown one is told with the nearest and with all.
     """
     try:
         yield
     except ValidationError as error:
-        found = [_one_problem(one, tuple(fields)) for one in error.errors(include_url=False)]
-        raise ConfigError("; ".join(found).removesuffix(".") + ".") from error
+        known, problems = tuple(fields), error.errors(include_url=False)
+        found = [_one_problem(one, known) for one in problems]
+        text = "; ".join(found).removesuffix(".") + "."
+        if known and ("extra_forbidden", 1) in [(p["type"], len(p["loc"])) for p in problems]:
+            text += f" The options are {', '.join(known)}."
+        raise ConfigError(text) from error
 
 
 def _one_problem(problem: ErrorDetails, fields: Sequence[str]) -> str:

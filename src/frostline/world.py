@@ -14,7 +14,13 @@ from torch import Tensor
 
 
 class World(Protocol):
-    """The processes that train one model together, as one of them sees them."""
+    """The processes that train one model together, as one of them sees them.
+
+    Example:
+        >>> from frostline.world import ALONE
+        >>> ALONE.rank, ALONE.size, ALONE.writes
+        (0, 1, True)
+    """
 
     @property
     def rank(self) -> int:

@@ -74,9 +74,15 @@ def test_every_code_but_those_that_need_more_is_in_the_zoo() -> None:
 # A phrase of each finding's reason and of its fix.
 SAID = {
     "held-though-trainable": ("set requires_grad behind the freeze", "fl.thaw"),
-    "no-match": ("a pattern that matches nothing freezes or trains nothing", "on the command line"),
-    "nothing-trainable": ("an optimizer would have nothing to move", "--train 'stage:-1'"),
-    "everything-trainable": ("pretrained layers take the head's first steps", "--freeze 'stage:"),
+    "no-match": ("a pattern that matches nothing freezes or trains nothing", "fl."),
+    "nothing-trainable": (
+        "an optimizer would have nothing to move",
+        "fl.train_only(model, 'stage:-1')",
+    ),
+    "everything-trainable": (
+        "pretrained layers take the head's first steps",
+        "fl.freeze(model, 'stage:",
+    ),
     "useless-switch": ("a module has no such switch", "fl.freeze(model, 'backbone'"),
     "cannot-freeze": ("would", ""),
     "replaced-norm": ("has no hold", "convert first, then freeze"),
@@ -95,7 +101,7 @@ SAID = {
     "stale-gradient": ("the next step moves them, frozen or not", "zero_grad(set_to_none=True)"),
     "other-scheduler": ("would never change", "StepLR(optimizer, ...)"),
     "scheduler-groups": ("raise on a group that was added later", "schedulers=[scheduler]"),
-    "learning-rate": ("", "on the command line: --lr 0.0"),
+    "learning-rate": ("", "fl.param_groups(model, lr="),
     "no-gradient": ("no path leads from the loss to them", ""),
     "zero-gradient": ("multiplied by zero: dead ReLUs", "before the first layer that is dead"),
     "reentrant-checkpoint": ("no gradient to anything inside", "use_reentrant=False"),
@@ -106,8 +112,8 @@ SAID = {
     "changes-in-eval": ("another one after each evaluation", "`if self.training:`"),
     "softmax-output": ("cross-entropy takes the softmax itself", ""),
     "log-softmax": ("changes nothing but costs time", "torch.nn.Identity()"),
-    "stacked-linear": ("make one linear map", "--head 100"),
-    "logits-width": ("", "--on classifier"),
+    "stacked-linear": ("make one linear map", "# or leave one out"),
+    "logits-width": ("", "replace_classifier(model, classes="),
     "target-range": ("cross-entropy raises on the first such", "targets - 1"),
     "same-data": ("metrics", ""),
     "preprocessing": ("the accuracy is lower", "weights.transforms()"),

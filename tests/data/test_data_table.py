@@ -155,7 +155,7 @@ def test_columns_are_named_in_any_capitals(folder: Path) -> None:
 def test_a_column_that_names_pictures_is_offered(folder: Path) -> None:
     path = write(folder, "lesion,image_id,dx\n1,0,ant\n1,1,bee\n")
     with pytest.raises(
-        DataError, match=r"no column label.*--file-column image_id --label-column N"
+        DataError, match=r"no column label.*file_column='image_id', label_column='N"
     ):
         read_splits(path)
 

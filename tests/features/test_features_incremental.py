@@ -287,3 +287,18 @@ def test_features_stay_those_of_the_prefix(world: World) -> None:
     values = found.rows.gather(torch.arange(60))[0]
     torch.testing.assert_close(values.flatten(1), expected, rtol=1e-5, atol=1e-6)
     assert found.targets.tolist() == list(data.labels)
+
+
+def test_a_folder_serves_as_the_store_that_lies_there(world: World) -> None:
+    first = world.extract()
+    data = images(world.photos)
+    again = fl.extract(cut_of(pictures_net(), data), data, str(world.store.root), precision="exact")
+    assert (first.computed, again.computed) == (60, 0)
+    assert str(again).splitlines()[0].startswith("Features of 60 samples: [")
+
+
+def test_batches_say_that_they_are_read_by_epoch(world: World) -> None:
+    batches = world.extract().batches(batch_size=8, shuffle=True)
+    with pytest.raises(fl.ConfigError, match=r"Go through batches\.epoch\(0\), then"):
+        list(batches)
+    assert len(list(batches.epoch(0))) == 8

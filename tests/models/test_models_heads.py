@@ -180,7 +180,7 @@ def test_counts_of_classes_kept_by_other_libraries_follow(tiny_net: Net) -> None
     ],
 )
 def test_a_model_without_classifier_is_told_to_stack_a_head(model: nn.Module, last: str) -> None:
-    with pytest.raises(ModelError, match=rf"no classifier to be found: .*{last}.*--on logits"):
+    with pytest.raises(ModelError, match=rf"no classifier to be found: .*{last}.*on='logits'"):
         find_classifier(model)
 
 
@@ -193,7 +193,7 @@ def test_timm_s_word_is_ignored_where_it_names_no_module(tiny_net: Net) -> None:
 def test_a_timm_model_built_without_classifier_is_told_apart(tiny_net: Net) -> None:
     model: Any = tiny_net()
     model.fc, model.pretrained_cfg = nn.Identity(), {"classifier": "fc"}
-    with pytest.raises(ModelError, match=r"built without a classifier: fc is empty.*--on logits"):
+    with pytest.raises(ModelError, match=r"built without a classifier: fc is empty.*on='logits'"):
         find_classifier(model)
 
 
@@ -208,7 +208,7 @@ def test_several_classifiers_are_refused_but_can_be_stacked_on() -> None:
     timm = pytest.importorskip("timm")
     model = timm.create_model("deit_tiny_distilled_patch16_224").eval()
     assert find_classifier(model) == ("head", "head_dist")
-    with pytest.raises(ModelError, match=r"has 2 classifiers \(head, head_dist\).*--on logits"):
+    with pytest.raises(ModelError, match=r"has 2 classifiers \(head, head_dist\).*on='logits'"):
         replace_classifier(model, classes=4)
     assert stack_head(model, classes=4)(torch.ones(1, 3, 224, 224)).shape == (1, 4)
 
@@ -217,7 +217,7 @@ def test_a_tied_classifier_is_refused(tiny_net: Net) -> None:
     model: Any = tiny_net()
     model.embed = nn.Embedding(3, 4)
     model.embed.weight = model.fc.weight
-    with pytest.raises(ModelError, match=r"fc of TinyNet is shared with embed\.weight.*--on logi"):
+    with pytest.raises(ModelError, match=r"fc of TinyNet is shared with embed\.weight.*on='logi"):
         replace_classifier(model, classes=5, path="fc")
 
 
@@ -337,12 +337,12 @@ def test_a_classifier_of_the_right_width_is_kept_as_it_is(tiny_net: Net) -> None
 
 
 def test_a_classifier_of_another_width_cannot_be_kept(tiny_net: Net) -> None:
-    with pytest.raises(ModelError, match=r"fc of TinyNet makes 3 logits.* 5 classes.*--on class"):
+    with pytest.raises(ModelError, match=r"fc of TinyNet makes 3 logits.* 5 classes.*on='class"):
         put_head(tiny_net(), classes=5, on="keep")
 
 
 def test_a_kept_classifier_gets_no_hidden_layers(tiny_net: Net) -> None:
-    with pytest.raises(ConfigError, match=r"no hidden layers \(8,\).*--on classifier"):
+    with pytest.raises(ConfigError, match=r"no hidden layers \(8,\).*on='classifier'"):
         put_head(tiny_net(), classes=3, on="keep", hidden=(8,))
 
 

@@ -58,7 +58,7 @@ def test_a_classifier_that_stays_has_as_many_outputs_as_the_file(tmp_path: Path)
     assert torch.equal(before, torch.get_rng_state())
     stacked = load_model("squeezenet1_1", weights=str(tmp_path / "w.pth"), classes=2, on="logits")
     assert stacked.model.get_parameter("head.weight").shape == (2, 9)
-    with pytest.raises(ModelError, match=r"makes 9 logits, and there are 2 classes, .*--on class"):
+    with pytest.raises(ModelError, match=r"makes 9 logits, and there are 2 classes, .*on='class"):
         load_model("squeezenet1_1", weights=str(tmp_path / "w.pth"), classes=2, on="keep")
 
 

@@ -129,7 +129,7 @@ def test_two_networks_that_fit_are_both_named_and_nothing_is_loaded(
     before = {name: value.clone() for name, value in net.state_dict().items()}
     told = (
         r"w\.pth holds 2 networks that fit, behind teacher and student\.module\. "
-        r"Say which, as in --weights w\.pth:teacher\.$"
+        r"Say which, as in weights='w\.pth:teacher'\.$"
     )
     with pytest.raises(WeightsError, match=told):
         loads(net, teacher, content, tmp_path)

@@ -82,13 +82,13 @@ def test_a_renamed_model_is_told_with_its_new_name() -> None:
 
 
 def test_a_tag_given_as_weights_is_pointed_to_the_name() -> None:
-    with pytest.raises(WeightsError, match=r"Use timm:resnet18\.a1_in1k with --weights DEFAULT"):
+    with pytest.raises(WeightsError, match=r"Use timm:resnet18\.a1_in1k with weights='DEFAULT'"):
         build(spec("resnet18.a2_in1k"), weights="a1_in1k")
 
 
 def test_a_model_without_published_weights_is_told_so() -> None:
     names = set(timm.list_models()) - {n.split(".")[0] for n in timm.list_pretrained()}
-    with pytest.raises(WeightsError, match=r"timm publishes no weights for .*--weights none"):
+    with pytest.raises(WeightsError, match=r"timm publishes no weights for .*weights='none'"):
         build(spec(min(names)), weights="DEFAULT")
 
 
@@ -117,7 +117,7 @@ def test_a_failing_hub_is_asked_once_and_told_in_one_line(monkeypatch: pytest.Mo
     assert str(caught.value) == (
         "cannot get weights DEFAULT of timm:resnet18.a1_in1k from hub repository "
         "timm/resnet18.a1_in1k: ConnectionError: Name or service not known. Give weights you have "
-        "with --weights FILE, or use --weights none for a dry run."
+        "with weights='FILE', or use weights='none' for a dry run."
     )
 
 

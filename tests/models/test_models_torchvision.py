@@ -175,8 +175,8 @@ def test_a_failed_download_is_one_clear_line_and_leaves_no_file(
     message = str(caught.value)
     assert message.startswith("cannot get weights IMAGENET1K_V1 of squeezenet1_1 from https://")
     assert reason in message
-    assert "--weights FILE" in message
-    assert "--weights none" in message
+    assert "weights='FILE'" in message
+    assert "weights='none'" in message
     assert "\n" not in message
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert capsys.readouterr().out == ""
@@ -202,7 +202,7 @@ def test_a_cache_that_cannot_be_written_is_one_clear_line(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
-    with pytest.raises(WeightsError, match=r"^cannot get weights [^\n]*file[^\n]*--weights FILE"):
+    with pytest.raises(WeightsError, match=r"^cannot get weights [^\n]*file[^\n]*weights='FILE'"):
         build(ModelSpec.parse("squeezenet1_1"), weights="DEFAULT")
 
 

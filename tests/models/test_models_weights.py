@@ -208,7 +208,7 @@ def test_real_features_without_classifier_are_refused_unless_it_is_replaced(
     weights = str(weights_folder / "mobilenet_v2.features.safetensors")
     for on in ("logits", "keep"):
         with pytest.raises(
-            WeightsError, match=r"lacks 2: classifier\.1\.weight, classifier\.1\.bias.*--on class"
+            WeightsError, match=r"lacks 2: classifier\.1\.weight, classifier\.1\.bias.*on='class"
         ):
             load_model("mobilenet_v2", weights=weights, classes=1000, on=on)
 

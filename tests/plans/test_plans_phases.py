@@ -53,7 +53,7 @@ def test_a_value_of_until_out_of_its_range_is_named(name: str, value: object) ->
 
 
 def test_an_unknown_option_is_named() -> None:
-    told = r"^there is no option 'epoch' \(nearest: 'epochs'\)\.$"
+    told = r"^there is no option 'epoch' \(nearest: 'epochs'\)\. The options are name, train, "
     with pytest.raises(fl.ConfigError, match=told):
         fl.Phase(epochs=1, epoch=2)
 

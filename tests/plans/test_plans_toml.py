@@ -143,7 +143,7 @@ def test_a_plan_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> Non
     ("toml", "told"),
     [
         ("epochs", "^the plan is no TOML: .*Fix it there"),
-        ("", r"^the plan has no phase. Begin one with \[\[phase\]\], as `frostline plan` writes"),
+        ("", r"^the plan has no phase. Begin one with \[\[phase\]\], as Plan\.save writes"),
         ("phase = []", "^the plan has no phase"),
         ("phase = 3", r"^each phase is a table under \[\[phase\]\], with two pairs of brackets"),
         ("[phase]\nepochs = 1", "^each phase is a table under"),
@@ -176,13 +176,13 @@ def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
 
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     TWO.save(tmp_path / "plan.toml")
-    told = r"^there is no plan at .*plna\.toml\. Nearest: .*plan\.toml\. `frostline plan MODEL "
+    told = r"^there is no plan at .*plna\.toml\. Nearest: .*plan\.toml\. fl\.Plan\(\["
     with pytest.raises(fl.ConfigError, match=told):
         fl.Plan.load(tmp_path / "plna.toml")
 
 
 def test_a_missing_folder_is_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(fl.ConfigError, match=r"^there is no plan at .*plan\.toml\. `frostline pl"):
+    with pytest.raises(fl.ConfigError, match=r"^there is no plan at .*plan\.toml\. fl\.Plan\(\["):
         fl.Plan.load(tmp_path / "none" / "plan.toml")
 
 

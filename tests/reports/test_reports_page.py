@@ -259,7 +259,7 @@ def test_a_report_that_fails_is_one_warning_and_the_run_is_whole(
     told = [line for line in notes.lines if line.startswith("Warning")]
     assert len(told) == 1
     assert "No space left on device" in told[0]
-    assert f"frostline report {run}" in told[0]
+    assert f"fl.open_run('{run}').report().save(path) tries again" in told[0]
     assert (run / "result.json").exists()
     assert not (run / "report.html").exists()
 

@@ -81,7 +81,7 @@ def test_a_full_disk_is_an_output_error_with_what_to_do_and_writing_can_go_on(
                 patch.setattr(segments, "_write_at", lambda *a, n=left: next(n, full)(*a))
                 with pytest.raises(OutputError, match="No space left on device") as caught:
                     writer.put(row_ids(range(5, 15)), batch(range(5, 15)))
-            assert "frostline features prune" in str(caught.value)
+            assert "fl.FeatureStore(...).prune" in str(caught.value)
             assert "it goes on where it stopped" in str(caught.value)
             assert set(range(5)) <= set(stored_numbers(opened(tmp_path), range(15)))
         writer.put(row_ids(range(5, 15)), batch(range(5, 15)))

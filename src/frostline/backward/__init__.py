@@ -40,13 +40,25 @@ def lean(model: nn.Module, *, gelu: Gelu = "exact", at_least_bytes: int = 1 << 2
         ConfigError: `gelu` is neither.
     Returns:
         A handle; `remove()`, or the end of a `with` block, makes the model plain again.
+
+    Example:
+        >>> with fl.lean(model):
+        ...     loss = model(images).sum()
+        >>> loss.backward()
     """
     return Lean(model, Settings(at_least_bytes, gelu))
 
 
 @final
 class Lean:
-    """A leaned model; printing it says what that does."""
+    """A leaned model; printing it says what that does.
+
+    Example:
+        >>> lean = fl.lean(model)
+        >>> print(lean)
+        <Lean Sequential: the backward pass keeps only what the wanted gradients need. ...>
+        >>> lean.remove()
+    """
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self._settings = settings

@@ -32,6 +32,7 @@ from frostline.plans import Phase, Plan
 from frostline.records import EpochRecord, Judged, PhaseRecord, RunFolder, judged_of, write_judged
 from frostline.session import goes_on
 from frostline.tasks import Metrics, Task
+from frostline.wording import option
 
 _PROGRESS = TypeAdapter(tuple[Sums, list[dict[str, Any]], list[PhaseRecord]])
 # What a cut or overwritten state file makes torch, pickle and pydantic raise.
@@ -214,7 +215,7 @@ def _restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics)
                 raise ConfigError(
                     f"cannot resume by another plan: {file} was trained by the one in its notes, "
                     "and run.toml or the plan given says another. Restore it, or start a new run "
-                    "with another --out."
+                    f"with another {option('out')}."
                 )
             _restore_from(training, folder, file, like)
         except (ConfigError, CorruptDelta) as error:
@@ -251,7 +252,7 @@ def _restore_from(training: Training, folder: RunFolder, file: Path, like: Metri
         reason = one_line(error, first=True, named=False)
         raise ConfigError(
             f"cannot resume: {state_file} is missing or damaged ({reason}). Start a new run with "
-            f"another --out; what was trained so far is in {folder.best.parent}."
+            f"another {option('out')}; what was trained so far is in {folder.best.parent}."
         ) from error
     training.history[:], training.phase_history[:] = history, phases
     training.sums = sums

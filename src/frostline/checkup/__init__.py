@@ -22,6 +22,7 @@ from frostline.plans import Plan
 from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike, as_selector
 from frostline.tasks import Task, task_of
+from frostline.wording import either
 
 __all__ = ["CODES", "Checkup", "Finding", "Level", "doctor"]
 
@@ -78,6 +79,13 @@ def doctor(
         ConfigError: two of freeze, train and plan are given, or an optimizer is none.
         SelectorError: `model` is no module, or a selector cannot be read; one that matches
             nothing is a finding.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.backbone.parameters(), lr=0.1)
+        >>> print(fl.doctor(model, images, targets=labels, optimizer=optimizer))
+        error: not-in-optimizer
+          2 trainable parameters in no optimizer: head.2.weight, head.2.bias
+        ...
     """
     check_alone(freeze=freeze, train=train, plan=plan)
     if not isinstance(model, nn.Module):
@@ -116,7 +124,8 @@ def _checkup(subject: Subject) -> Checkup:
             _freeze_as_asked(subject)
         except FreezeError as refusal:
             why = "what was asked for would be refused; the other checks saw the model as it is"
-            fix = "Choose another selector; fl.select(model, ...) shows what one matches."
+            shows = either("fl.select(model, ...)", "`frostline inspect MODEL --train SEL`")
+            fix = f"Choose another selector; {shows} shows what one matches."
             found.append(Finding("cannot-freeze", "error", str(refusal), why, fix))
         except SelectorError:
             pass  # the checks of selection and plan say why

@@ -32,6 +32,12 @@ class Finding:
         fix: a line of Python, with what else there is to say behind a `#`; or a sentence where
             no single line does it.
         names: everything that it is about, by dotted names.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.backbone.parameters(), lr=0.1)
+        >>> finding = fl.doctor(model, images, targets=labels, optimizer=optimizer).findings[0]
+        >>> finding.code, finding.names
+        ('not-in-optimizer', ('head.2.weight', 'head.2.bias'))
     """
 
     code: str
@@ -59,6 +65,10 @@ class Checkup:
     Attributes:
         findings: errors, then warnings, then notes; within each the more harmful first.
         not_given: what was left out, so that nothing about it could be checked.
+
+    Example:
+        >>> print(fl.doctor(model, images, targets=labels))
+        Nothing found. Not given, so not looked at: optimizer, train_data.
     """
 
     findings: tuple[Finding, ...]

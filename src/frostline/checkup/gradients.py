@@ -11,6 +11,7 @@ from frostline.checkup.subject import Subject, check
 from frostline.checkup.trial import Gradient
 from frostline.fingerprints.parts import is_wrapped
 from frostline.units import format_count
+from frostline.wording import either
 
 _WORTH_TELLING = 0.05  # of the model's numbers, in frozen layers that the backward pass crosses
 
@@ -133,8 +134,9 @@ def frozen_above_trainable(subject: Subject) -> Iterator[Finding]:
         "the backward pass must cross them: freezing them saves their own gradients and optimizer "
         "state, but neither the time nor the activations of going through, and no feature above "
         "can be stored",
-        "fl.train_only(model, 'stage:-1')  # or train the upper layers and freeze the lower ones; "
-        "where it must be so, fl.lean(model) (--lean) saves the activations",
+        either("fl.train_only(model, 'stage:-1')  # or train", "--train 'stage:-1', or train")
+        + " the upper layers and freeze the lower ones; where it must be so, "
+        + either("fl.lean(model) saves the activations", "--lean saves the activations"),
         tuple(crossed),
     )
 

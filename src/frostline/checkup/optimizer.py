@@ -9,6 +9,7 @@ from frostline.checkup.findings import Finding, counted, enumerated, error, list
 from frostline.checkup.subject import Subject, check
 from frostline.groups import default_lr
 from frostline.optimizer_sync import has_rate, outgrown
+from frostline.wording import either
 
 # Usual are 1e-5 to 1e-2 for heads and 1e-6 to 3e-4 for pretrained layers with Adam and the like;
 # a linear probe on fixed features bears up to 30 with SGD (He et al. 2020, MoCo). The limits lie
@@ -190,7 +191,7 @@ def _peak(group: dict[str, Any]) -> float:
 
 def _slower(subject: Subject, kind: str) -> str:
     lr = default_lr(subject.root, optimizer="adamw" if kind == "AdamW" else "sgd")
-    return f"{_new_optimizer(subject, kind)}  # on the command line: --lr {lr:g}"
+    return either(_new_optimizer(subject, kind), f"--lr {lr:g}")
 
 
 def _new_optimizer(subject: Subject, kind: str) -> str:

@@ -13,6 +13,7 @@ from frostline.freezing.refusals import unholdable
 from frostline.freezing.rows import held_rows
 from frostline.selectors import Selection, nothing, select, stages
 from frostline.selectors.inventory import Occurrence
+from frostline.wording import either
 from frostline.wrappers import wrappers
 
 
@@ -22,11 +23,12 @@ def no_match(subject: Subject) -> Iterator[Finding]:
         try:
             select(subject.root, term)
         except SelectorError as message:
-            fix = "print(fl.select(model, 'all'))  # shows every name"
+            shows = either("print(fl.select(model, 'all'))", "frostline inspect MODEL")
+            fix = f"{shows}  # shows every name"
             for name in nearest(str(term), subject.inventory.names, count=1):
                 fixed = str(subject.asked).replace(str(term), name)
-                call, option = ("train_only", "train") if subject.train else ("freeze", "freeze")
-                fix = f"fl.{call}(model, {fixed!r})  # on the command line: --{option} '{fixed}'"
+                call, typed = ("train_only", "train") if subject.train else ("freeze", "freeze")
+                fix = either(f"fl.{call}(model, {fixed!r})", f"--{typed} '{fixed}'")
             yield error(
                 " ".join(str(message).split()),
                 "elsewhere a pattern that matches nothing freezes or trains nothing, and nobody "
@@ -76,7 +78,8 @@ def nothing_trainable(subject: Subject) -> Iterator[Finding]:
         yield error(
             f"none of the {counted(len(subject.frozen), 'parameter')} wants a gradient",
             "the backward pass would raise, or an optimizer would have nothing to move",
-            "fl.train_only(model, 'stage:-1')  # or what is to train; --train 'stage:-1'",
+            either("fl.train_only(model, 'stage:-1')", "--train 'stage:-1'")
+            + "  # or what is to train",
         )
 
 
@@ -127,7 +130,8 @@ def everything_trainable(subject: Subject) -> Iterator[Finding]:
         yield (warning if subject.asked else note)(
             f"all {counted(len(subject.trainable), 'parameter')} want gradients; nothing is frozen",
             "nothing is saved in time or memory, and pretrained layers take the head's first steps",
-            "fl.freeze(model, 'stage:0..-2')  # if that is not meant; --freeze 'stage:0..-2'",
+            either("fl.freeze(model, 'stage:0..-2')", "--freeze 'stage:0..-2'")
+            + "  # if that is not meant",
         )
 
 

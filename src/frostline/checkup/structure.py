@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from frostline.checkup.findings import Finding, error, note, warning
 from frostline.checkup.subject import Subject, check
+from frostline.wording import either
 
 _AT_THE_END = ("Softmax", "LogSoftmax", "Identity", "Dropout")  # may follow the last linear layer
 _SOFTMAX_TOLERANCE = 1e-3  # half precision sums 1000 classes to within this
@@ -25,8 +26,11 @@ def logits_width(subject: Subject) -> Iterator[Finding]:
         "cross-entropy raises on a class without a logit"
         if fewer
         else "the other logits take part in every softmax, as from a classifier of other data",
-        "from frostline.models import replace_classifier; "
-        f"replace_classifier(model, classes={classes})  # on the command line: --on classifier",
+        either(
+            "from frostline.models import replace_classifier; "
+            f"replace_classifier(model, classes={classes})",
+            "--on classifier",
+        ),
     )
 
 
@@ -102,8 +106,10 @@ def stacked_linear(subject: Subject) -> Iterator[Finding]:
                 f"{second} reads {first} with no nonlinearity between",
                 "two linear layers in a row make one linear map: the pair can say no more than a "
                 f"single layer on the {before.in_features} numbers that {first} reads",
-                f"model.set_submodule({first!r}, torch.nn.Sequential("
-                f"model.get_submodule({first!r}), torch.nn.ReLU()))  "
-                "# or leave one out; on the command line: --on classifier, or --head 100",
+                either(
+                    f"model.set_submodule({first!r}, torch.nn.Sequential("
+                    f"model.get_submodule({first!r}), torch.nn.ReLU()))  # or leave one out",
+                    "--on classifier, or --head 100",
+                ),
                 (first, second),
             )

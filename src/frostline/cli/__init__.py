@@ -19,6 +19,7 @@ from frostline._version import __version__
 from frostline.cli.features import features
 from frostline.errors import FrostlineError
 from frostline.tables import visible
+from frostline.wording import on_the_command_line
 
 app = typer.Typer(
     help="Freeze any part of a pretrained network and train the rest.",
@@ -61,7 +62,8 @@ def main() -> None:
             # A file's name need not be text in the terminal's encoding, nor in any.
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        with on_the_command_line():
+            app()
     except FrostlineError as error:
         _fail(str(error), error.exit_status)
     except SystemExit as leaving:

@@ -19,7 +19,7 @@ Samples = Annotated[int, typer.Option(help="Samples to train on, without --data.
 Epochs = Annotated[int, typer.Option(help="Epochs, without --plan.", min=1)]
 Optimizer = Annotated[OptimizerName, typer.Option(help="Optimizer of the step.")]
 Precision = Annotated[StepPrecision, typer.Option(help="fp32, or autocast to bf16 or fp16.")]
-Lean = Annotated[bool, typer.Option("--lean", help="With what `fl.lean` saves of the activations.")]
+Lean = Annotated[bool, typer.Option("--lean", help="Keep only what the wanted gradients need.")]
 Budget = Annotated[
     str | None,
     typer.Option(

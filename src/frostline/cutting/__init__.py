@@ -145,6 +145,14 @@ class Cut:
         samples: on how many samples that was checked.
         key: what the prefix computes (`prefix`) and on which tensors (`tensors`), as hashes.
         at: the line behind a named submodule; None where the graph tells it.
+
+    Example:
+        >>> print(fl.cut(model, images))
+        Frost line of Sequential
+        where    behind head.1, since head.2.weight is trainable
+        below    99.6% of the forward's cost
+        crosses  head.1 (flatten): 8 float32, 32 B per sample
+        ...
     """
 
     prefix: Prefix
@@ -204,6 +212,11 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
         CutError: the model cannot be followed, or the cut model does not give what the model
             gives; says why.
     Source: torch.export's graph; Ford and Fulkerson for the minimum cut.
+
+    Example:
+        >>> cut = fl.cut(model, images)
+        >>> torch.equal(cut.suffix(*cut.prefix(images)), model(images))
+        True
     """
     # The model inside torch.compile's wrapper has the same parameters, and a forward to follow.
     inner = model.__dict__.get("_modules", {}).get("_orig_mod")

@@ -14,6 +14,7 @@ from torch import fx, nn
 from frostline.cutting.sweep import Swept
 from frostline.cutting.tracing import Traced, module_path, operation, own_name
 from frostline.freezing.modes import is_held
+from frostline.wording import either
 
 # Each is tried on the example, which takes some forwards.
 _MOST_TRIED = 4
@@ -78,7 +79,7 @@ def _advice(model: nn.Module, node: fx.Node, traced: Traced) -> str:
         )
     return (
         "It works on the input itself, and nothing below it is frozen. Freeze from the input "
-        'upwards, as fl.train_only(model, "stage:-1").'
+        "upwards, as " + either('fl.train_only(model, "stage:-1").', "--train 'stage:-1'.")
     )
 
 
@@ -87,8 +88,9 @@ def _held(model: nn.Module, path: str) -> str:
     root = _frozen_root(model, path)
     if root and not is_held(model.get_submodule(path)):
         return (
-            f'The parameters of {root} are frozen, but its mode is not: fl.freeze(model, "{root}") '
-            "holds its dropout and norms in eval."
+            f"The parameters of {root} are frozen, but its mode is not: "
+            + either(f'fl.freeze(model, "{root}")', f"--freeze {root}")
+            + " holds its dropout and norms in eval."
         )
     return "Nothing below it is frozen; without it, or with it in eval, more may be."
 
@@ -102,7 +104,9 @@ def offer(model: nn.Module, cut_behind: Callable[[str], object]) -> str:
     for path in islice(_candidates(model), _MOST_TRIED):
         with suppress(Exception):  # whatever a forward raises that was not made for this
             cut_behind(path)
-            return f' A frozen submodule to cut behind: fl.cut(model, example, at="{path}").'
+            return either(
+                f' A frozen submodule to cut behind: fl.cut(model, example, at="{path}").', ""
+            )
     return ""
 
 

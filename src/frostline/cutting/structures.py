@@ -15,7 +15,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from frostline.errors import CutError
+from frostline.errors import CutError, a_type
 
 Inputs = Any  # a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments
 Rebuild = Callable[[Iterator[Tensor]], Any]
@@ -118,7 +118,7 @@ def _read(output: Any, found: list[Tensor]) -> Rebuild:
         parts = {name: _read(getattr(output, name), found) for name in names}
         return partial(_build_named, kind, parts)
     raise CutError(
-        f"the model returns a {type(output).__name__}, which cannot be taken apart. Let it return "
+        f"the model returns {a_type(output)}, which cannot be taken apart. Let it return "
         "tensors, tuples, dicts or dataclasses; with transformers, pass use_cache=False."
     )
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from frostline.backward.entering import Enter, Leave
 from frostline.cutting.keys import content
-from frostline.errors import CutError
+from frostline.errors import CutError, a_type
 from frostline.standins import StandIn
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -205,7 +205,7 @@ def _in_words(value: Any, deep: int) -> str:
         case Tensor() if value.requires_grad or deep < _DEEP:
             return "a tensor"  # one that is trained, or hangs on such
         case nn.Module():
-            return f"a {type(value).__qualname__}"
+            return a_type(value)
         case dict() | list() | tuple() | set() if len(value) > _MANY or not deep:
             return f"{len(value)} entries"
         case dict():

@@ -58,6 +58,11 @@ def open_data(data: object, *, views: int | None = None) -> Samples:
         DataError: `data` is a one-shot iterator, has no length, is empty or does not hold pairs;
             or its pairs may be samples as well as batches; or it is asked for views and holds no
             pictures.
+
+    Example:
+        >>> samples = fl.open_data(data)
+        >>> len(samples), samples.load(0).shape
+        (16, torch.Size([3, 8, 8]))
     """
     if views not in (None, 1) and not isinstance(data, ImageDataset):
         raise DataError(

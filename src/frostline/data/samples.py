@@ -38,6 +38,16 @@ class Samples(Protocol):
         transform: what happens between a sample's content and the model's input, in words that
             differ where the result does.
         what: what to call the data set in messages.
+
+    Example:
+        >>> class Recordings(fl.Samples):
+        ...     targets = [0, 1, 1]
+        ...     def __len__(self):
+        ...         return 3
+        ...     def load(self, row):
+        ...         return torch.full((100,), float(row))
+        >>> fl.open_data(Recordings()).name(2)
+        'sample 2'
     """
 
     targets: Any

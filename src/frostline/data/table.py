@@ -23,6 +23,7 @@ from frostline.data.listing import (
 from frostline.data.split_names import Role, role_of
 from frostline.errors import DataError, nearest
 from frostline.units import some_of
+from frostline.wording import either, option
 
 
 @final
@@ -137,7 +138,7 @@ def _used_columns(path: Path, header: list[str], columns: Columns, rows: _Rows) 
         if header.count(name) > 1:
             raise DataError(
                 f"{path} has {header.count(name)} columns {name}. Give them different names, and "
-                f"say which to use with --{kind}-column."
+                f"say which to use with {option(f'{kind}_column')}."
             )
     return Columns(**wanted)
 
@@ -148,7 +149,7 @@ def _no_column(path: Path, header: list[str], missing: dict[str, str], rows: _Ro
     unknown = [name for kind, name in missing.items() if named[kind] == "NAME"]
     meant = [word for name in unknown for word in nearest(name, header, count=1)]
     hint = f" (did you mean {', '.join(meant)}?)" if meant else ""
-    options = " ".join(f"--{kind}-column {name}" for kind, name in named.items())
+    options = either(", ", " ").join(option(f"{kind}_column", n) for kind, n in named.items())
     return (
         f"{path} has no column {' and no column '.join(missing.values())}; "
         f"it has {some_of(header, most=20)}{hint}. {_EXPECTED}; or say which they are: {options}."
@@ -173,7 +174,7 @@ def _unused(path: Path, header: list[str], used: Columns) -> Iterable[str]:
         verb, them = ("is", "it") if len(odd) == 1 else ("are", "one")
         yield (
             f"{path.name}: the {'column' if len(odd) == 1 else 'columns'} {', '.join(odd)} {verb} "
-            f"not used. To use {them}: --label-column NAME or --split-column NAME."
+            f"not used. To use {them}: {option('label_column')} or {option('split_column')}."
         )
 
 

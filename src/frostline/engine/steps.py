@@ -19,6 +19,7 @@ from frostline.freezing.modes import modes_kept
 from frostline.models import logits_of
 from frostline.session import Forward
 from frostline.tasks import Metrics, Predictions, Task, step_loss
+from frostline.wording import option
 from frostline.world import ALONE, World, gathered, gathered_names
 
 
@@ -135,15 +136,15 @@ def _batch_errors(batch: Batch) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"a batch of {len(batch.targets)} samples does not fit into the device's memory. "
-            "Use a smaller --batch-size, or --precision bf16."
+            f"Use a smaller {option('batch_size')}, or {option('precision', 'bf16')}."
         ) from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise TrainingError(
             f"a batch holds {len(batch.targets)} sample, but a trainable batch norm needs at "
-            "least 2 to take statistics. Choose a --batch-size that leaves no single sample "
-            "at the end, or freeze the norms: kind:norm."
+            f"least 2 to take statistics. Choose a {option('batch_size')} that leaves no single "
+            "sample at the end, or freeze the norms: kind:norm."
         ) from error
 
 
@@ -151,5 +152,5 @@ def _non_finite(what: str, names: Sequence[str]) -> NonFiniteLoss:
     named = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return NonFiniteLoss(
         f"{what} on the batch of {named}. No step was made with it. Look at these samples; else "
-        "lower the learning rate (--lr) or clip gradients (--clip-norm 1)."
+        f"lower the learning rate ({option('lr')}) or clip gradients ({option('clip_norm', 1)})."
     )

@@ -101,6 +101,11 @@ def estimate(
     Raises:
         ConfigError: an argument is out of range, or the model's step needs numbers.
         SelectorError, FreezeError: a selector or phase does not fit the model.
+
+    Example:
+        >>> cost = fl.estimate(model, images, batch_size=64, calibration_seconds=0)
+        >>> cost.step.memory.saved
+        3076
     """
     _check_asked(optimizer, batch_size, precision)
     check_alone(freeze=freeze, train=train, plan=plan)

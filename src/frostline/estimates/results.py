@@ -12,6 +12,7 @@ import torch
 from frostline.estimates.measuring import StepCost
 from frostline.tables import Table, columns, hanging
 from frostline.units import format_bytes, format_count, format_seconds
+from frostline.wording import either, option
 
 # Blocks that the allocator keeps, and what kernels pack into: three steps of seven networks on
 # a CPU were resident with 24 to 47 % more than their tensors, the less the larger the batch; with
@@ -195,6 +196,15 @@ class Estimate:
         stages_left: how many between have no row.
         core_share: of a processor core that the process had meanwhile, from 0 to 1: on a machine
             that is busy otherwise all seconds are too long.
+
+    Example:
+        >>> print(fl.estimate(model, images, batch_size=64, calibration_seconds=0))
+        A step of Sequential: batch 64, adamw, fp32
+        memory
+        ───────────────────────────────────────────────────────
+        weights and buffers                              1.1 KB
+        batch                                           49.2 KB
+        ...
     """
 
     model: str
@@ -315,7 +325,8 @@ def _layer_table(step: Step) -> Table:
     )
     heads = columns("layer", "type", "trains", "saved", "forward", "backward", left=3)
     left = len(step.layers) - len(shown)
-    notes = (f"and {left} layers that take and keep less; all of them with --json",)
+    every = either("step.layers", "--json")
+    notes = (f"and {left} layers that take and keep less; all of them with {every}",)
     return Table(heads, rows, "Layers that take or keep the most", notes if left else ())
 
 
@@ -331,16 +342,17 @@ def _stage_table(stages: tuple[StageCost, ...], left: int) -> Table:
         for stage in stages
     )
     heads = columns("frozen", "trainable", "memory", "step", "on features")
-    notes = (f"and {left} stages between; ask for one with --freeze",)
+    notes = (f"and {left} stages between; ask for one with {option('freeze')}",)
     return Table(heads, rows, "What freezing saves", notes if left else ())
 
 
 def _phase_table(found: Estimate) -> Table | str:
     train, validation = found.samples
     if not train:
+        samples = either("`samples`", "--samples or --data")
         return hanging(
             f"Frost line: {found.phases[0].why}. Give the number of samples for the time of "
-            "epochs and the disk that features need (--samples or --data).",
+            f"epochs and the disk that features need ({samples}).",
             indent=0,
         )
     phases = found.phases
@@ -383,16 +395,16 @@ def _check_table(step: Step, check: StepCost) -> Table:
 
 
 def _budget_lines(budget: BudgetFit) -> str:
-    within = format_bytes(budget.nbytes)
+    within, largest = format_bytes(budget.nbytes), option("batch_size", budget.batch_size)
     lines = [
-        f"Within {within}: --batch-size {budget.batch_size} is the largest with what trains "
+        f"Within {within}: {largest} is the largest with what trains "
         f"now ({format_bytes(budget.total)})."
         if budget.batch_size
         else f"Within {within} not even one sample fits with what trains now; freeze more."
     ]
     lines.append(
-        f"At batch {budget.thaw_batch_size} the deepest that may train is --train "
-        f"'{budget.thaw}' ({format_bytes(budget.thaw_total)})."
+        f"At batch {budget.thaw_batch_size} the deepest that may train is "
+        f"{option('train', budget.thaw)} ({format_bytes(budget.thaw_total)})."
         if budget.thaw
         else f"At batch {budget.thaw_batch_size} not even the last stage may train."
     )

@@ -27,6 +27,7 @@ from frostline.records import read_judged
 from frostline.runs.finished import FinishedRun, files_as_set
 from frostline.runs.preparing import splits_of
 from frostline.tasks import Predictions
+from frostline.wording import option
 
 TOLERANCE: Final = 1e-5
 _MOST_PICTURES = 1000  # of the validation data; a larger check takes minutes and finds no more
@@ -97,7 +98,7 @@ def export(
         if not checked.is_within(tolerance):
             raise OutputError(
                 f"{out} was not written: {checked}, and {tolerance:.1e} of the largest output is "
-                "allowed. Use another format, or allow more by --tolerance."
+                f"allowed. Use another format, or allow more by {option('tolerance')}."
             )
         write(temporary, replace(notes, checked=checked).texts())
     return Exported(out, checked, _as_recorded(run, found, shown))
@@ -125,7 +126,8 @@ def check_fold(to: ExportFormat, *, fold: bool) -> None:
     if fold and not FORMATS[to].has_graph:
         raise ConfigError(
             f"{to} holds tensors by the names of the model's layers, so none can be folded away. "
-            "Leave out --fold, or use --to pt2 or --to onnx."
+            f"Leave out {option('fold', True)}, or use {option('to', 'pt2')} or "
+            f"{option('to', 'onnx')}."
         )
 
 
@@ -170,7 +172,8 @@ def _pictures(run: FinishedRun, given: Sequence[Path]) -> _Shown:
     if files:
         found = tuple(digests[file] for file in files)
         return _Shown(which, files_as_set(files, classes), found)
-    return _Shown("noise, since the validation pictures are gone (--pictures gives others)")
+    others = f"{option('pictures')} gives others"
+    return _Shown(f"noise, since the validation pictures are gone ({others})")
 
 
 def _validation_files(run: FinishedRun) -> dict[Path, str]:

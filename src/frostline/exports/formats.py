@@ -27,6 +27,7 @@ from frostline.exports.opened import (
 from frostline.models import logits_of
 from frostline.tuning.drafts import Draft, draft_of
 from frostline.tuning.rewriting import fold
+from frostline.wording import option
 
 Writer = Callable[[Path, Mapping[str, str]], None]
 _ONNX_BYTES = 2**31 - 2**20  # that a protobuf holds, less room for the graph
@@ -73,7 +74,7 @@ def _onnx(model: nn.Module, example: Tensor, folded: bool) -> Writer:
     if size > _ONNX_BYTES:
         raise ConfigError(
             f"one ONNX file holds 2 GB, and this model has {size / 1e9:.1f} GB of weights. Use "
-            "--to pt2 or --to safetensors."
+            f"{option('to', 'pt2')} or {option('to', 'safetensors')}."
         )
     program = _program(model, example, folded)
     try:
@@ -88,7 +89,7 @@ def _onnx(model: nn.Module, example: Tensor, folded: bool) -> Writer:
     except Exception as error:  # whatever its many steps raise
         why = one_line(error.__cause__ or error)
         raise ModelError(
-            f"torch.onnx cannot write {type(model).__name__}: {why}. Use --to pt2."
+            f"torch.onnx cannot write {type(model).__name__}: {why}. Use {option('to', 'pt2')}."
         ) from error
 
     for node in made.model.graph:
@@ -117,7 +118,8 @@ def _program(model: nn.Module, example: Tensor, folded: bool) -> torch.export.Ex
     try:
         traced = trace(model, *read_inputs(example))
     except CutError as error:
-        raise ModelError(f"{error} Use --to safetensors, which needs no graph.") from error
+        to = option("to", "safetensors")
+        raise ModelError(f"{error} Use {to}, which needs no graph.") from error
     draft = draft_of(traced.module)
     if folded:
         fold(draft)

@@ -18,6 +18,7 @@ from frostline.models import load_model
 from frostline.models.state_files import read_state_dict
 from frostline.records import RunFolder
 from frostline.runs.finished import open_run
+from frostline.wording import option
 
 _SAFE = ".safetensors"
 _SUFFIXES = (_SAFE, ".pth", ".pt")
@@ -93,7 +94,7 @@ def _model_of(delta: Delta, file: Path) -> torch.nn.Module:
     if "head" not in about or "classes" not in about:
         raise ConfigError(
             f"{file} does not say how its base was built. Give the file of the base's weights: "
-            "--base FILE."
+            f"{option('base', 'FILE')}."
         )
     head = json.loads(about["head"])
     return load_model(

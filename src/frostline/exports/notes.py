@@ -100,8 +100,8 @@ class Notes:
         """Raises ConfigError where the file was not written by an export, or by a later one."""
         if texts.get("format") != _FORMAT:
             raise ConfigError(
-                f"{path} does not say its classes: `frostline export` did not write it. Give a "
-                "run's folder, or a file that it wrote."
+                f"{path} does not say its classes: it is no file of an export. Give a run's "
+                "folder, or a file that was exported."
             )
         try:
             own = {"model": texts["model"], "base": texts["base"]}

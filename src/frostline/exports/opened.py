@@ -82,7 +82,7 @@ def open_export(path: Path) -> ExportedModel:
         ModelError, WeightsError: the model of a safetensors file cannot be built or filled.
     """
     if not path.exists():
-        raise ConfigError(f"there is no file {path}. Give one that `frostline export` wrote.")
+        raise ConfigError(f"there is no file {path}. Give one that was exported.")
     if path.suffix == ".pt2":
         raise ConfigError(
             f"{path}: torch.export.load runs whatever program a .pt2 file brings, so Frostline "
@@ -91,8 +91,8 @@ def open_export(path: Path) -> ExportedModel:
         )
     if path.suffix not in _READERS:
         raise ConfigError(
-            f"{path} is neither a run's folder nor an exported file. Give a folder that `frostline "
-            "train` wrote, or an .onnx or .safetensors file of `frostline export`."
+            f"{path} is neither a run's folder nor an exported file. Give a folder that a run "
+            "wrote, or an .onnx or .safetensors file of an export."
         )
     return ExportedModel(*_READERS[path.suffix](path))
 

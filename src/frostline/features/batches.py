@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import final
+from typing import NoReturn, final
 
 import torch
 from torch import Tensor
 
 from frostline.data import Batch, Batches, Order, Samples, inputs_of
+from frostline.errors import ConfigError
 from frostline.features.computing import Computing
-from frostline.store import StoredRows
+from frostline.store import StoredRows, dtype_name
+from frostline.units import format_bytes, format_seconds
 from frostline.world import ALONE, World
 
 
@@ -50,6 +52,15 @@ class FeatureData:
     decode_seconds: float = 0.0
     prefix_seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        values = " and ".join(f"{list(v.shape)} {dtype_name(v.dtype)}" for v in self[0][0])
+        views = f" in {self.views} views" if self.views > 1 else ""
+        return (
+            f"Features of {len(self)} samples{views}: {values} each, {format_bytes(self.nbytes)}\n"
+            f"computed in {self.form}; {self.computed} rows now, {format_seconds(self.seconds)}\n"
+            "read with: for batch in features.batches(batch_size=32, shuffle=True).epoch(0)"
+        )
+
     def __len__(self) -> int:
         """Samples, not views."""
         return len(self.targets)
@@ -73,6 +84,12 @@ class FeatureBatches:
 
     data: FeatureData
     order: Order
+
+    def __iter__(self) -> NoReturn:
+        raise ConfigError(
+            "batches go by epoch, each with its own order and view. Go through "
+            "batches.epoch(0), then batches.epoch(1), and so on."
+        )
 
     def __len__(self) -> int:
         return len(self.order)

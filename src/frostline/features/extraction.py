@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self, final
 
 import torch
@@ -57,7 +58,7 @@ _MOST_BYTES = 256 << 20  # of rows that wait for one
 def extract(
     cut: Cut,
     dataset: object,
-    store: FeatureStore,
+    store: FeatureStore | str | Path,
     *,
     views: int | None = None,
     precision: PrefixPrecision = "auto",
@@ -77,6 +78,7 @@ def extract(
     Args:
         dataset: an `ImageDataset`, a `TensorDataset`, `Samples` of your own, or any indexed data
             set of (input, target) that gives the same sample each time.
+        store: where features are kept, or its folder.
         views: random views of each picture to keep; by default as the data set says.
         precision: `"exact"` is the model's own float32; `"auto"` the first form that suits
             the processor and is within 2 % relative error on real samples; a number allows that
@@ -91,7 +93,17 @@ def extract(
         DataError: the data set has no fixed samples, or one cannot be read.
         StoreError: the store's budget does not suffice, or its format is another.
         OutputError: the store cannot be written; complete rows are kept.
+
+    Example:
+        >>> cut = fl.cut(model, images)
+        >>> print(fl.extract(cut, data, "features", precision="exact"))
+        Features of 16 samples: [8] float32 each, 512 B
+        computed in float32, exactly as in the model; 16 rows now, ...
+        read with: for batch in features.batches(batch_size=32, shuffle=True).epoch(0)
+        >>> fl.extract(cut, data, "features", precision="exact").computed
+        0
     """
+    store = store if isinstance(store, FeatureStore) else FeatureStore(Path(store).expanduser())
     samples = stored_samples(dataset, views=views)
     if compute is None:
         compute = computing(

@@ -30,6 +30,13 @@ class Fingerprint(str):
 
     Attributes:
         tensors: tensor name -> digest, in the model's order.
+
+    Example:
+        >>> before = fl.fingerprint(model, "head")
+        >>> print(before)
+        xxh3:...
+        >>> list(before.tensors)
+        ['head.2.weight', 'head.2.bias']
     """
 
     tensors: Mapping[str, str]
@@ -56,6 +63,12 @@ def fingerprint(model: nn.Module, selector: SelectorLike = everything) -> Finger
     Raises:
         SelectorError: as `select`.
         FrostlineError: a tensor has no data (it lives on the meta device).
+
+    Example:
+        >>> before = fl.fingerprint(model, "backbone")
+        >>> model.train()(images).sum().backward()
+        >>> fl.fingerprint(model, "backbone") == before
+        True
     """
     selection = select(model, selector)
     whole = selection.whole

@@ -17,6 +17,7 @@ from frostline.plans import Phase
 from frostline.records import BY_MODEL, RunFolder
 from frostline.session import Survey
 from frostline.tuning import PLAIN
+from frostline.wording import option
 
 
 def check_settings(settings: RunSettings) -> None:
@@ -49,7 +50,7 @@ def check_settings(settings: RunSettings) -> None:
     if features.compile and device.type == "cpu" and not there:  # torch would say it hours later
         raise ConfigError(
             "torch.compile needs a C++ compiler on a CPU, and none of "
-            f"{', '.join(compilers)} is there. Install g++, or leave --compile out."
+            f"{', '.join(compilers)} is there. Install g++, or leave {option('compile', True)} out."
         )
 
 
@@ -77,7 +78,7 @@ def run_folder(out: str | Path | None, *, resume: bool) -> Iterator[RunFolder | 
     """
     if out is None:
         if resume:
-            raise ConfigError("resume needs the run's folder. Give it as out=...")
+            raise ConfigError(f"resume needs the run's folder. Give it as {option('out')}.")
         yield None
         return
     folder = RunFolder(Path(out))
@@ -169,7 +170,7 @@ def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
     if differing:
         raise ConfigError(
             f"cannot resume with other settings: {'; '.join(differing)}. Leave them as they were, "
-            "or start a new run with another --out."
+            f"or start a new run with another {option('out')}."
         )
 
 

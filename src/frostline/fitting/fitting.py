@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import final
+from typing import TypeVar, final
 
 from torch import nn
 
@@ -31,8 +31,10 @@ from frostline.reports import make_report, promise_at_end
 from frostline.selectors import inventory
 from frostline.session import PipelineOptions, Session
 from frostline.tasks import Classification, Metrics, Task, task_of
+from frostline.wording import either, option
 from frostline.world import ALONE, World
 
+_Kind = TypeVar("_Kind")
 _MANY_EPOCHS = 5  # after which it is worth saying that the first one was the best
 _COMPILED = 10**6  # variants of one code: more than a process will make
 
@@ -50,6 +52,13 @@ class Run:
         says: lines for people on what was computed once, or why nothing could be.
         computed: rows of features that this run computed; the others were in the store.
         phases: a record for each phase; one where there was no plan.
+
+    Example:
+        >>> run = fl.fit(model, data, data, epochs=2, lr=1e-2)
+        >>> [record.epoch for record in run.history]
+        [1, 2]
+        >>> run.proof.tensors
+        7
     """
 
     model: nn.Module
@@ -60,6 +69,18 @@ class Run:
     says: tuple[str, ...] = ()
     computed: int = 0
     phases: tuple[PhaseRecord, ...] = ()
+
+    def __repr__(self) -> str:
+        found, many = self.best.validation, "s" if len(self.history) > 1 else ""
+        return "\n".join(
+            (
+                f"Run of {type(self.model).__name__}, {len(self.history)} epoch{many}; "
+                f"kept is epoch {self.best.epoch}: {found.line()} on {found.samples} samples",
+                f"Verified  {self.proof}",
+                *self.says,
+                *([f"Written   to {self.folder.root}"] if self.folder else []),
+            )
+        )
 
 
 @in_turn
@@ -129,9 +150,16 @@ def fit(
         OutputError: `out` exists or cannot be written.
         TrainingError: the loss is not finite, or a batch does not go through.
         DriftError: something frozen moved; what was trained is kept in `out`.
+
+    Example:
+        >>> print(fl.fit(model, data, data, epochs=2, lr=1e-2))
+        Run of Sequential, 2 epochs; kept is epoch ...: accuracy ... on 16 samples
+        Verified  7 frozen tensors (1.03 KB) are bit for bit as they were
+        ...
     """
     # Over 40 lines, since each step needs what those before it made.
-    forms = (forms,) if isinstance(forms, str) else tuple(forms)
+    forms = (forms,) if isinstance(forms, str) else tuple(_listed("forms", forms, str))
+    hooks = tuple(_listed("hooks", hooks, Hook))
     settings = settings or RunSettings(
         model=ModelSettings.from_python(type(model).__name__),
         data=DataSettings(batch_size=batch_size),
@@ -158,7 +186,7 @@ def fit(
     recipe = settings.training
     asked = _pipeline_options(settings, task, first, world)
     plain = asked.plain(*data)
-    hooks, kept = tuple(hooks), out if world.writes else None
+    kept = out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
     said_to = (journal.notice, *(hook.on_notice for hook in hooks))
     if (plan := settings.as_plan()) and not resume:
@@ -222,7 +250,7 @@ def _ended(
         monitor = training.history[-1].validation.metric(training.session.recipe.monitor)
         raise TrainingError(
             f"the validation {monitor.name} was never a number, so no epoch is "
-            "the best. Look at the metrics; lower the learning rate (--lr)."
+            f"the best. Look at the metrics; lower the learning rate ({option('lr')})."
         )
     saver.put_best(training.model)
     best = training.history[best_epoch - 1]
@@ -263,12 +291,23 @@ def _say(said_to: Iterable[Callable[[str], None]], *lines: str) -> None:
 def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None) -> Recipe:
     if plan is not None and not isinstance(plan, Plan):
         raise ConfigError(
-            f"plan is a {type(plan).__name__}. Give a fl.Plan: fl.Plan.load(path) reads one from a "
+            f"plan is {a_type(plan)}. Give a fl.Plan: fl.Plan.load(path) reads one from a "
             "file, fl.Plan([fl.Phase(...)]) makes one."
         )
     if plan is not None and "epochs" in options:
         raise ConfigError("got a plan and epochs beside it. Write the epochs into its phases.")
-    return recipe_from(recipe, options)
+    return recipe_from(recipe, options, fit)
+
+
+def _listed(name: str, given: object, kind: type[_Kind]) -> Iterator[_Kind]:
+    """What a list holds, if that is of the kind it should be."""
+    wanted = "texts, as a run.toml has them" if kind is str else "objects of frostline.engine.Hook"
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"{name} is {a_type(given)}. Give a list of {wanted}.")
+    for one in given:
+        if not isinstance(one, kind):
+            raise ConfigError(f"{name} holds {a_type(one)}. Give a list of {wanted}.")
+        yield one
 
 
 def _completed(settings: RunSettings, task: Task, like: Metrics) -> RunSettings:
@@ -304,7 +343,9 @@ def _write_report(folder: RunFolder, proof: Proof, pipelines: PhasePipelines) ->
     try:
         make_report(folder, pipelines.settings, promise_at_end(proof)).save(folder.report)
     except Exception as error:
+        root = folder.root
+        retry = f"fl.open_run({str(root)!r}).report().save(path)"
         pipelines.say(
             f"Warning   the run is whole, but its report was not written: {error}. "
-            f"`frostline report {folder.root}` tries again."
+            f"{either(retry, f'`frostline report {root}`')} tries again."
         )

@@ -28,6 +28,7 @@ from frostline.freezing.rows import held_rows
 from frostline.freezing.switches import is_marked, is_off, restoring, switch_off, switch_on, trains
 from frostline.selectors import Selection, SelectorLike, everything, inventory, nothing, select
 from frostline.selectors.pieces import cut_at
+from frostline.wording import either
 
 
 def freeze(
@@ -75,6 +76,15 @@ def freeze(
             which rows are selected is sharded or has no data, or a selected layer is TorchScript
             or an embedding with `max_norm`; with `dtype`, rows are selected, or a weight is
             sharded, has no data or overflows. The model is as it was.
+
+    Example:
+        >>> print(fl.freeze(model, "backbone"))
+        module       type          parameters   gradients       mode
+        ──────────────────────────────────────────────────────────────────
+        (model)      Sequential           258   partly frozen   train
+          backbone   Sequential           240   frozen          eval, held
+        ...
+        18 of 258 parameters trainable (6.98%), 1.1 KB in all
     """
     check_unwrapped(model)
     check_words(norm=norm, leaving=leaving)
@@ -84,8 +94,12 @@ def freeze(
     if leaving == "something" and selection.parameters and trained <= selection.picked:
         raise FreezeError(
             f"freezing '{selection.selector}' would leave nothing trainable in {title}. Add the "
-            "new head first, or choose less; to freeze it whole all the same, as before putting "
-            "a head on it: fl.freeze(model, ..., leaving='nothing')."
+            "new head first, or choose less"
+            + either(
+                "; to freeze it whole all the same, as before putting a head on it: "
+                "fl.freeze(model, ..., leaving='nothing').",
+                ".",
+            )
         )
     with restoring(selection, only_on_error=True):
         switch_off(selection, norm=norm)
@@ -107,6 +121,11 @@ def thaw(model: nn.Module, selector: SelectorLike) -> None:
         FreezeError: the selection is empty, the model is already wrapped for data-parallel
             training, a tensor of which rows are selected is sharded or has no data, or one dropout
             would serve the thawed part and what stays frozen. The model is as it was.
+
+    Example:
+        >>> fl.thaw(model, "backbone.1")
+        >>> model.backbone[1].weight.requires_grad
+        True
     """
     check_unwrapped(model)
     thaw_selection(non_empty(select(model, selector), "thaw"))
@@ -120,6 +139,11 @@ def train_only(model: nn.Module, selector: SelectorLike, *, norm: NormPolicy = "
     Raises:
         SelectorError: the selector cannot be read or a term matches nothing.
         FreezeError: the selection is empty; the model is as it was.
+
+    Example:
+        >>> frozen = fl.train_only(model, "head | backbone.1.bias")
+        >>> frozen.selection.names
+        ('backbone.0.weight', 'backbone.0.bias', 'backbone.1.weight')
     """
     check_unwrapped(model)
     check_words(norm=norm)
@@ -166,6 +190,13 @@ def frozen(
 
     Raises:
         SelectorError, FreezeError: as `freeze`.
+
+    Example:
+        >>> with fl.frozen(model, "all"):
+        ...     print(model(images).requires_grad)
+        False
+        >>> model(images).requires_grad
+        True
     """
     check_unwrapped(model)
     check_words(norm=norm)

@@ -24,6 +24,7 @@ from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.ranges import suffix
 from frostline.selectors.terms import Nothing
 from frostline.units import format_bytes, some_of
+from frostline.wording import either
 
 
 @final
@@ -128,6 +129,11 @@ class Frozen:
             them and the output.
         unlisted: of held modules, what they have beside parameters and buffers.
         leaned: with `lean=True`, the handle that makes the model plain again.
+
+    Example:
+        >>> frozen = fl.freeze(model, "backbone")
+        >>> print(frozen.verify())
+        7 frozen tensors (1.03 KB) are bit for bit as they were
     """
 
     model: nn.Module = field(repr=False)
@@ -303,7 +309,8 @@ def non_empty(selection: Selection, verb: str) -> Selection:
         return selection
     raise FreezeError(
         f"'{selection.selector}' leaves nothing to {verb} in {selection.inventory.title}: its "
-        "terms match, but no parameter is in all of them. See fl.select(model, ...) for each."
+        "terms match, but no parameter is in all of them. See what each matches: "
+        + either("fl.select(model, ...).", "`frostline inspect MODEL --train SEL`.")
     )
 
 

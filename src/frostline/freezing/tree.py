@@ -94,6 +94,15 @@ def summary(model: nn.Module, *, depth: int = 2) -> Summary:
 
     Raises:
         SelectorError: `model` is no module, or is lazy and has not seen a batch.
+
+    Example:
+        >>> print(fl.summary(model, depth=1))
+        module       type         parameters   gradients       mode
+        ─────────────────────────────────────────────────────────────────
+        (model)      Sequential          258   partly frozen   train
+          backbone   Sequential          240   frozen          eval, held
+          head       Sequential           18   trainable       train
+        18 of 258 parameters trainable (6.98%), 1.1 KB in all
     """
     root = inventory(model).model
     held = tuple(path for path, _ in held_though_trainable(root))

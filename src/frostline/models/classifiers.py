@@ -9,15 +9,17 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from frostline.errors import ModelError, nearest
+from frostline.wording import either, option
 
 LogitLayer: TypeAlias = nn.Linear | nn.Conv2d
 
 _SHOWN = 8  # classes in a line
 
-_INSTEAD = (
-    "Stack a head on the model's output (--on logits), or name the layer: "
-    'replace_classifier(model, classes=..., path="...").'
-)
+
+def _instead() -> str:
+    return f"Stack a head on the model's output ({option('on', 'logits')})" + either(
+        ', or name the layer: replace_classifier(model, classes=..., path="...").', "."
+    )
 
 
 def find_classifier(model: nn.Module) -> tuple[str, ...]:
@@ -34,14 +36,14 @@ def find_classifier(model: nn.Module) -> tuple[str, ...]:
             if isinstance(model.get_submodule(path), nn.Identity):
                 raise ModelError(
                     f"{_name(model)} was built without a classifier: {path} is empty, and its "
-                    "output is features. Stack a head on these (--on logits)."
+                    f"output is features. Stack a head on these ({option('on', 'logits')})."
                 )
             logit_layer(model, path)
         return named
     last = _last_layer(model)
     if last is None or not _is_logit_layer(model.get_submodule(last)):
         found = f"its last layer is {_kind(model, last)}" if last else "it has no layers"
-        raise ModelError(f"{_name(model)} has no classifier to be found: {found}. {_INSTEAD}")
+        raise ModelError(f"{_name(model)} has no classifier to be found: {found}. {_instead()}")
     return (last,)
 
 
@@ -104,7 +106,7 @@ def own_order(classes: Sequence[str], own: Sequence[str] | None) -> tuple[str, .
             f"{len(classes) - len(unknown)} of the data's {len(classes)} classes are named like "
             f"those of the kept classifier, and others are not: {', '.join(unknown[:3]) or 'twice'}"
             ". Name all like the classifier's, or by their numbers from 0; or replace it "
-            "(--on classifier)."
+            f"({option('on', 'classifier')})."
         )
     return tuple(sorted(classes, key=lambda name: place[_plain(name)]))
 

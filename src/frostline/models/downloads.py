@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
 from frostline.errors import FrostlineError, WeightsError, one_line
+from frostline.wording import option
 
 STALL_SECONDS = 10.0
 
@@ -40,7 +41,8 @@ def downloading(what: str, *, cure: str = "") -> Iterator[None]:
     except Exception as error:
         raise WeightsError(
             f"cannot get {what}: {one_line(error)}. {cure}{' ' if cure else ''}"
-            "Give weights you have with --weights FILE, or use --weights none for a dry run."
+            f"Give weights you have with {option('weights', 'FILE')}, or use "
+            f"{option('weights', 'none')} for a dry run."
         ) from error
     finally:
         socket.setdefaulttimeout(before)

@@ -14,6 +14,7 @@ from frostline.choices import HeadPlace
 from frostline.errors import ConfigError, ModelError, a_type
 from frostline.models._built import seeded
 from frostline.models.classifiers import find_classifier, logit_layer, model_width, widths
+from frostline.wording import option
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def check_head(*, classes: int, hidden: Sequence[int], on: HeadPlace) -> None:
     if on == "keep" and hidden:
         raise ConfigError(
             f"the classifier is kept, so it gets no hidden layers {tuple(hidden)}. "
-            "Use --on classifier or --on logits for these, or leave them out."
+            f"Use {option('on', 'classifier')} or {option('on', 'logits')} for these, or leave "
+            "them out."
         )
     _check_widths([("classes", classes), *(("hidden width", width) for width in hidden)])
 
@@ -202,7 +204,7 @@ def _kept(model: nn.Module, classes: int) -> str:
     if width != classes:
         raise ModelError(
             f"{path} of {type(model).__name__} makes {width} logits, and there are {classes} "
-            "classes, so it cannot be kept. Replace it (--on classifier)."
+            f"classes, so it cannot be kept. Replace it ({option('on', 'classifier')})."
         )
     return path
 
@@ -212,7 +214,7 @@ def _the_only(model: nn.Module, paths: tuple[str, ...]) -> str:
         raise ModelError(
             f"{type(model).__name__} has {len(paths)} classifiers ({', '.join(paths)}), whose "
             "outputs it combines; replacing one would break that. Stack a head on their common "
-            "output (--on logits)."
+            f"output ({option('on', 'logits')})."
         )
     return paths[0]
 
@@ -230,7 +232,7 @@ def _check_not_shared(model: nn.Module, path: str) -> None:
     if elsewhere or tied:
         raise ModelError(
             f"{path} of {type(model).__name__} is shared with {(elsewhere or tied)[0]}: replacing "
-            "it would untie them. Stack a head on the logits (--on logits)."
+            f"it would untie them. Stack a head on the logits ({option('on', 'logits')})."
         )
 
 

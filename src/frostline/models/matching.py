@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from frostline.errors import WeightsError
+from frostline.wording import option
 
 # Names in published torchvision files that its models have since changed.
 _RENAMED = (
@@ -172,7 +173,7 @@ def _the_one(fitting: list[Match], file: str) -> Match:
     places = [match.prefix.rstrip(".") for match in (first, *others)]
     raise WeightsError(
         f"{file} holds {len(places)} networks that fit, behind {' and '.join(places[:_SHOWN])}. "
-        f"Say which, as in --weights {file}:{places[0]}."
+        f"Say which, as in {option('weights', f'{file}:{places[0]}')}."
     )
 
 

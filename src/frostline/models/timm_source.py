@@ -16,6 +16,7 @@ from frostline.models.downloads import downloading
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.transforms import from_timm
 from frostline.models.weights import WeightsReport
+from frostline.wording import option
 
 HUB_TIMEOUT_SECONDS = 5.0
 
@@ -31,8 +32,8 @@ def build_timm(spec: ModelSpec, weights: WeightsChoice) -> LoadedModel:
     if published and weights.name != "DEFAULT":
         raise WeightsError(
             f"{spec} has no weights {weights.name!r}: timm names weights by a tag of the model. "
-            f"Use timm:{spec.name.partition('.')[0]}.{weights.name} with --weights DEFAULT if that "
-            "is one; otherwise DEFAULT, none or a file."
+            f"Use timm:{spec.name.partition('.')[0]}.{weights.name} with "
+            f"{option('weights', 'DEFAULT')} if that is one; otherwise DEFAULT, none or a file."
         )
     model = _published(spec) if published else _create(spec, pretrained=False)
     preprocessing = from_timm(_timm().data.resolve_model_data_config(model))
@@ -88,7 +89,8 @@ def _published(spec: ModelSpec) -> nn.Module:
         others = f" It has some for timm:{', timm:'.join(tagged[:5])}." if tagged else ""
         raise WeightsError(
             f"timm publishes no weights for {spec.name}.{others} "
-            "Give weights you have with --weights FILE, or use --weights none."
+            f"Give weights you have with {option('weights', 'FILE')}, or use "
+            f"{option('weights', 'none')}."
         )
     hub = config.hf_hub_id
     with downloading(

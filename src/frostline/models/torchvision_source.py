@@ -18,6 +18,7 @@ from frostline.models.downloads import downloading
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.transforms import from_torchvision
 from frostline.models.weights import WeightsReport
+from frostline.wording import option
 
 # Heads that see the picture half-way and only in training mode; their logits would come in a tuple.
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
@@ -76,7 +77,7 @@ def _entry(entries: Any, spec: ModelSpec, weights: WeightsChoice) -> Any:
     if weights.name not in names:
         raise WeightsError(
             f"{spec} has no weights {weights.name!r}. It has DEFAULT, {', '.join(names)}; "
-            "or give a file (--weights FILE), or none."
+            f"or give a file ({option('weights', 'FILE')}), or none."
         )
     return entries[weights.name]
 
@@ -107,6 +108,6 @@ def _published(name: str, entry: Any) -> nn.Module:
     if bad:
         raise WeightsError(
             f"weights {entry.name} of {name} hold NaN in {', '.join(bad[:5])}. "
-            "They are made for another use; choose --weights DEFAULT."
+            f"They are made for another use; choose {option('weights', 'DEFAULT')}."
         )
     return model

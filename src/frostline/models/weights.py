@@ -16,6 +16,7 @@ from frostline.models.matching import Match, find_match, is_counter
 from frostline.models.spec import INDEX_SUFFIX
 from frostline.models.state_files import read_tensors, weights_digest
 from frostline.units import format_count
+from frostline.wording import option
 
 _SHOWN = 5
 
@@ -95,7 +96,8 @@ def load_weights(
     taken = match.taken
     _check_kinds(path, taken)
     if problems := _problems(match, wanted):
-        advice = "" if replaced else "; if only its classifier differs, use --on classifier"
+        replace = f"; if only its classifier differs, use {option('on', 'classifier')}"
+        advice = "" if replaced else replace
         raise WeightsError(
             f"{path.name} does not fit {type(model).__name__}: {'; '.join(problems)}. "
             f"{_whole(path)}Use other weights, made for this network{advice}."

@@ -56,6 +56,13 @@ def optimizer_state(optimizer: Optimizer, model: nn.Module) -> OptimizerState:
     Raises:
         ConfigError: the optimizer keeps no state by parameter, keeps more than names can find
             again, holds nothing of the model, or a state of another shape than its parameter.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW(fl.param_groups(model, lr=1e-3))
+        >>> model(images).sum().backward()
+        >>> optimizer.step()
+        >>> list(fl.optimizer_state(optimizer, model)["parameters"])
+        ['head.2.weight', 'head.2.bias']
     """
     members.check_optimizer(optimizer)
     params = members.model_params(model)
@@ -116,6 +123,16 @@ def load_optimizer_state(
         ConfigError: it is no such state, of another optimizer, of other parameters or shapes,
             its hyperparameters do not fit these groups, or the optimizer's own `load_state_dict`
             refuses it. Nothing has been changed then.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW(fl.param_groups(model, lr=1e-3))
+        >>> model(images).sum().backward()
+        >>> optimizer.step()
+        >>> state = fl.optimizer_state(optimizer, model)
+        >>> later = torch.optim.AdamW(fl.param_groups(model, lr=1e-5))
+        >>> fl.load_optimizer_state(later, model, state)
+        >>> later.param_groups[0]["lr"]
+        0.001
     """
     # Long since all is found before anything is changed: what is refused leaves all as it was.
     _check_choices(missing, hyperparameters)

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, a_type
 from frostline.optimizer_sync.members import Group
 from frostline.optimizer_sync.placing import (
     BaseAndDecay,
@@ -152,7 +152,7 @@ def check_schedulers(optimizer: Optimizer, schedulers: Sequence[Scheduler]) -> N
     """Raises ConfigError unless these are schedulers of this optimizer."""
     if not isinstance(schedulers, Sequence):
         raise ConfigError(
-            f"schedulers is a {type(schedulers).__name__}. Give a list: schedulers=[scheduler]."
+            f"schedulers is {a_type(schedulers)}. Give a list: schedulers=[scheduler]."
         )
     for scheduler in schedulers:
         if not isinstance(scheduler, Scheduler):

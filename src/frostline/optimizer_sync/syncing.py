@@ -79,6 +79,12 @@ def sync(
             or does not show where a rate stands; or a kept state does not fit. Nothing has been
             changed then.
         SelectorError: a selector cannot be read or matches nothing.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW(fl.param_groups(model, lr=1e-3))
+        >>> fl.thaw(model, "backbone.0")
+        >>> print(fl.sync(optimizer, model))
+        2 parameters (backbone.0.weight, backbone.0.bias) joined, nothing left
     """
     members.check_optimizer(optimizer)
     schedules.check_schedulers(optimizer, schedulers)

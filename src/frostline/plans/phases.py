@@ -57,6 +57,10 @@ class Until(Data):
 
     Raises:
         ConfigError: a value is out of its range, or nothing is given that could end a phase.
+
+    Example:
+        >>> fl.Phase(train="head", epochs=50, until=fl.Until(monitor="accuracy", patience=3))
+        fl.Phase(train='head', epochs=50, until=fl.Until(monitor='accuracy', patience=3))
     """
 
     monitor: str | None = None
@@ -102,6 +106,10 @@ class Phase(Data):
     Raises:
         ConfigError: a value is out of its range, two contradict each other, or the phase would
             have no end.
+
+    Example:
+        >>> fl.Phase(train="head", epochs=5, lr=1e-3)
+        fl.Phase(train='head', epochs=5, lr=0.001)
     """
 
     name: str = ""

@@ -19,6 +19,7 @@ from frostline.recipe import Data, Recipe
 from frostline.selectors import Selector, inventory, select, select_whole
 from frostline.selectors import stages as stages_of
 from frostline.tables import Table
+from frostline.wording import either
 
 Head = str | Selector
 _HEAD = "stage:-1"
@@ -30,8 +31,6 @@ _MOST_PHASES = 1000
 class Plan(Data):
     """What is trainable when: one or more phases, trained one after the other.
 
-        plan = fl.Plan([fl.Phase(train="stage:-1", epochs=5), fl.Phase(train="all", epochs=10)])
-
     `print(plan)` shows its table, `plan[0]` is its first phase, equal plans are equal.
 
     Attributes:
@@ -39,6 +38,14 @@ class Plan(Data):
 
     Raises:
         ConfigError: there is no phase, or one of them cannot be.
+
+    Example:
+        >>> plan = fl.Plan([fl.Phase(train="head", epochs=5), fl.Phase(train="all", epochs=10)])
+        >>> print(plan)
+        phase     trains   length           lr   settings
+        ─────────────────────────────────────────────────
+        phase 1   head     5 epochs    default
+        phase 2   all      10 epochs   default
     """
 
     phases: tuple[Phase, ...]
@@ -157,7 +164,7 @@ class Plan(Data):
             raise ConfigError(
                 f"stages={asked} asks for what {type(model).__name__} does not have: it has "
                 f"{count}, the head among them. Ask for 1 to {count}; see them: "
-                "print(fl.summary(model))."
+                + either("print(fl.summary(model)).", "`frostline inspect MODEL`.")
             )
         first = _head(model, head, epochs_each)
         thawed = (

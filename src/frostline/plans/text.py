@@ -12,6 +12,7 @@ import tomli_w
 from frostline.errors import ConfigError, nearest, shortened
 from frostline.plans.parts import naming
 from frostline.plans.phases import Phase, Until
+from frostline.wording import either
 
 _COMPARED = 200  # characters of a key that are held against the known ones
 
@@ -32,7 +33,7 @@ def from_toml(text: str) -> tuple[Phase, ...]:
     except RecursionError:
         raise ConfigError(
             "the plan is nested too deep to be read. A phase is a [[phase]] table with options, "
-            "as `frostline plan` writes it."
+            f"as {either('Plan.save', '`frostline plan`')} writes it."
         ) from None
     except ValueError as error:  # TOML's own errors, and Python's for numbers of endless digits
         reason = str(error).partition(";")[0]
@@ -43,7 +44,8 @@ def from_toml(text: str) -> tuple[Phase, ...]:
         raise ConfigError("each phase is a table under [[phase]], with two pairs of brackets.")
     if not tables:
         raise ConfigError(
-            "the plan has no phase. Begin one with [[phase]], as `frostline plan` writes it."
+            "the plan has no phase. Begin one with [[phase]], as "
+            f"{either('Plan.save', '`frostline plan`')} writes it."
         )
     return tuple(_phase(number, table) for number, table in enumerate(tables, start=1))
 
@@ -54,8 +56,12 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
-            f"there is no plan at {path}.{_neighbours(path)} `frostline plan MODEL --kind lp_ft "
-            "--out FILE` writes one."
+            f"there is no plan at {path}.{_neighbours(path)} "
+            + either(
+                "fl.Plan([fl.Phase(...)]).save(path)",
+                "`frostline plan MODEL --kind lp_ft --out FILE`",
+            )
+            + " writes one."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Give a plan's TOML file.") from error

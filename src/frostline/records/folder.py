@@ -49,6 +49,7 @@ from frostline._files import (
 )
 from frostline.errors import ConfigError, OutputError
 from frostline.fingerprints import Fingerprint
+from frostline.wording import either, option
 
 # What a file system without locks answers; a run goes on there without one.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -127,10 +128,12 @@ class RunFolder:
         if not is_text(str(self.root.absolute())):
             raise OutputError(
                 f"the path {self.root.absolute()} is no UTF-8, so what a run saves there could not "
-                "be read back. Choose another --out."
+                f"be read back. Choose another {option('out')}."
             )
         if self.root.exists() and not self._is_empty_folder():
-            raise OutputError(f"{self.root} already holds {self._content()} choose another --out.")
+            raise OutputError(
+                f"{self.root} already holds {self._content()} choose another {option('out')}."
+            )
         check_writable(self.root)
 
     @contextlib.contextmanager
@@ -176,18 +179,19 @@ class RunFolder:
             time.sleep(_TRY_SECONDS)
         raise OutputError(
             f"a run is going in {self.root}, and two would mix their files; nothing was changed. "
-            "Wait for its end, or choose another --out."
+            f"Wait for its end, or choose another {option('out')}."
         )
 
     def _content(self) -> str:
         if not self.settings.exists():
             return "something; nothing was overwritten. For a new run"
         if self.has_trained:
-            return "a run; nothing was overwritten. --resume goes on with it; for a new run"
+            go_on = f"{option('resume', True)} goes on with it"
+            return f"a run; nothing was overwritten. {go_on}; for a new run"
         return (
             "a run that has not finished an epoch; nothing was overwritten. If it is not running "
-            "now, --resume with the same settings begins it again. For other settings delete that "
-            "folder, in which nothing is trained yet, or"
+            f"now, {option('resume', True)} with the same settings begins it again. For other "
+            "settings delete that folder, in which nothing is trained yet, or"
         )
 
     @property
@@ -230,7 +234,7 @@ class RunFolder:
             return self.root.is_dir() and all(path.match(".*.tmp") for path in left)
         except OSError as error:
             raise OutputError(
-                f"cannot look into {self.root}: {error.strerror}. Choose another --out."
+                f"cannot look into {self.root}: {error.strerror}. Choose another {option('out')}."
             ) from error
 
     def sweep(self) -> None:
@@ -252,7 +256,7 @@ class RunFolder:
         if not self.settings.is_file():
             raise ConfigError(
                 f"{self.root} is no run: it has no {self.settings.name}. Give the folder that "
-                "`frostline train --out` wrote."
+                f"{either('fl.fit(..., out=...)', '`frostline train --out`')} wrote."
             )
 
     def write_frozen(self, fingerprint: Fingerprint) -> None:

@@ -38,6 +38,7 @@ from frostline.runs.starting import Start, settings_of_start
 from frostline.session import Survey, prefixed, survey
 from frostline.tasks import Classification, Metrics, Predictions
 from frostline.units import some_of
+from frostline.wording import option
 
 _some = partial(some_of, most=5)  # names of tensors in a message
 
@@ -94,6 +95,9 @@ class FinishedRun:
     folder: RunFolder
     settings: RunSettings
     weights: str = ""
+
+    def __repr__(self) -> str:
+        return f"<FinishedRun of {self.settings.model.name} in {self.folder.root}>"
 
     @property
     def batch_size(self) -> int:
@@ -303,7 +307,7 @@ class FinishedRun:
         raise WeightsError(
             f"the weights that {self.folder.root} was trained on are no longer at {then.weights}, "
             "and no file in the run's folder or beside it has their content. Put them back, or say "
-            "where they are: --weights FILE."
+            f"where they are: {option('weights', 'FILE')}."
         )
 
     @property
@@ -423,6 +427,11 @@ def open_run(path: str | Path, *, weights: str | Path | None = None) -> Finished
 
     Raises:
         ConfigError: there is no run at `path`, or its settings are damaged.
+
+    Example:
+        >>> run = fl.fit(model, data, data, epochs=2, out="run")
+        >>> fl.open_run("run")
+        <FinishedRun of python:Sequential in run>
     """
     folder = RunFolder(Path(path))
     folder.check_is_run()

@@ -24,6 +24,7 @@ from frostline.runs.starting import Start, check_kept
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
 from frostline.tasks import Classification, Task
+from frostline.wording import option
 
 
 @final
@@ -217,7 +218,7 @@ def _check_head_trains(loaded: LoadedModel, settings: RunSettings) -> None:
     if not any(p.requires_grad or name in later for name, p in head.items()):
         raise FreezeError(
             f"the new head at {loaded.head} would stay frozen at its random start. Train it too: "
-            f"--train '... | {loaded.head}', or leave it out of --freeze."
+            f"{option('train', f'... | {loaded.head}')}, or leave it out of {option('freeze')}."
         )
 
 
@@ -227,12 +228,15 @@ def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> 
         first = settings.plan[0]
         if asked != FreezeSettings() and (first.freeze or first.train) is not None:
             raise ConfigError(
-                "got a plan and --freeze, --train or --norm beside it. Write them into its phases."
+                f"got a plan and {option('freeze')}, {option('train')} or {option('norm')} beside "
+                "it. Write them into its phases."
             )
         _freeze_as_asked(loaded, settings.model_copy(update={"plan": ()}), 0)
         return freeze_for(loaded.model, settings.plan, phase)
     if asked.freeze is not None and asked.train is not None:
-        raise ConfigError("got both --freeze and --train. Give one; the other is the rest.")
+        raise ConfigError(
+            f"got both {option('freeze')} and {option('train')}. Give one; the other is the rest."
+        )
     if asked.freeze is not None:
         return freeze(loaded.model, asked.freeze, norm=asked.norm)
     if asked.train is not None:

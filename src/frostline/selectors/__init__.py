@@ -40,12 +40,22 @@ nothing: Selector = terms.Nothing()
 
 
 def of_type(name: str | type[nn.Module]) -> Selector:
-    """At or below a module of that class, by name; base classes count."""
+    """At or below a module of that class, by name; base classes count.
+
+    Example:
+        >>> fl.select(model, fl.of_type("Conv2d")).names
+        ('backbone.0.weight', 'backbone.0.bias')
+    """
     return terms.OfType(name if isinstance(name, str) else name.__name__)
 
 
 def stage(first: int, last: int | None = None) -> Selector:
-    """The model's stages `first` to `last` inclusive, in forward order; negative from the end."""
+    """The model's stages `first` to `last` inclusive, in forward order; negative from the end.
+
+    Example:
+        >>> fl.select(model, fl.stage(-1)).names
+        ('head.2.weight', 'head.2.bias')
+    """
     return terms.Stage(first, first if last is None else last)
 
 
@@ -85,6 +95,15 @@ class Selection:
         selector: what was asked, in normal form.
         inventory: everything that could have matched, cut at the rows that the selector names.
         picked: indices into `inventory.entries`.
+
+    Example:
+        >>> print(fl.select(model, "kind:norm"))
+        kind:norm in Sequential
+        parameter           shape   numbers
+        ───────────────────────────────────
+        backbone.1.weight   8             8
+        backbone.1.bias     8             8
+        2 of 6 parameters, 16 numbers, 64 B
     """
 
     selector: Selector
@@ -181,6 +200,10 @@ def select(model: nn.Module, selector: SelectorLike) -> Selection:
 
     Raises:
         SelectorError: the text cannot be read, or a term matches nothing (names the nearest).
+
+    Example:
+        >>> fl.select(model, "backbone & ~kind:norm").names
+        ('backbone.0.weight', 'backbone.0.bias')
     """
     return _select(inventory(model), as_selector(selector))
 

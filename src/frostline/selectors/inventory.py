@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from frostline.errors import SelectorError
+from frostline.errors import SelectorError, a_type
 from frostline.selectors.ranges import all_rows, suffix
 from frostline.wrappers import unwrap
 
@@ -150,7 +150,7 @@ def not_plain(tensor: Tensor) -> str:
     kind = type(tensor)
     known = kind is Tensor or (issubclass(kind, nn.Parameter) and kind.__name__ != "FlatParameter")
     if not known:
-        return f"a {kind.__name__}"
+        return a_type(tensor)
     if tensor.is_meta:
         return "without data"
     return "" if tensor.layout is torch.strided else "sparse"

@@ -16,12 +16,18 @@ from frostline.selectors.inventory import Entry, Inventory
 from frostline.selectors.patterns import word
 from frostline.selectors.ranges import covers, union
 from frostline.selectors.terms import Picked, Selector
+from frostline.wording import either
 
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Rows(Selector):
-    """Rows `start` to before `stop` of the parameter of that full name; negative from the end."""
+    """Rows `start` to before `stop` of the parameter of that full name; negative from the end.
+
+    Example:
+        >>> fl.select(model, fl.rows("head.2.weight", 0, 1)).names
+        ('head.2.weight[0:1]',)
+    """
 
     name: str
     start: int = 0
@@ -64,7 +70,8 @@ class Rows(Selector):
             hint = f" Nearest: {', '.join(near)}." if near else ""
             raise SelectorError(
                 f"'{self}' names no parameter of {inventory.title}; rows: takes a parameter's full "
-                f"name.{hint} See all: print(fl.select(model, 'all'))."
+                f"name.{hint} See all: "
+                + either("print(fl.select(model, 'all')).", "`frostline inspect MODEL`.")
             )
         if any(place.own_name != place.leaf for place in entries[0].occurrences):
             raise SelectorError(

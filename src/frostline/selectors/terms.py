@@ -21,6 +21,7 @@ from frostline.selectors.inventory import Inventory, Occurrence, plain_name
 from frostline.selectors.kinds import KINDS, class_names
 from frostline.selectors.patterns import glob_rule, is_bare_glob, quoted, regex_rule, word
 from frostline.selectors.stages import stages
+from frostline.wording import either
 from frostline.wrappers import unwrap
 
 Picked = frozenset[int]
@@ -29,7 +30,15 @@ _COMPARED = 200  # characters of a name that are held against those the model ha
 
 
 class Selector(ABC):
-    """Text or value that names parameters; combine with `&`, `|`, `~`."""
+    """Text or value that names parameters; combine with `&`, `|`, `~`.
+
+    Example:
+        >>> selector = fl.path("backbone") & ~fl.kind("norm")
+        >>> print(selector)
+        backbone & ~kind:norm
+        >>> fl.select(model, selector).names
+        ('backbone.0.weight', 'backbone.0.bias')
+    """
 
     __slots__ = ()
 
@@ -89,7 +98,12 @@ class _Named(Selector):
 
 @final
 class Path(_Named):
-    """The module at that dotted path and all below it, or the parameter of that full name."""
+    """The module at that dotted path and all below it, or the parameter of that full name.
+
+    Example:
+        >>> fl.select(model, fl.path("head")).names
+        ('head.2.weight', 'head.2.bias')
+    """
 
     __slots__ = ()
     call = "path"
@@ -107,6 +121,10 @@ class Glob(_Named):
     """Dotted names by pattern: `*`, `?`, `[..]` stay inside a segment, `**` crosses segments.
 
     It matches a parameter by its full name or by any module above it.
+
+    Example:
+        >>> fl.select(model, fl.glob("backbone.*.bias")).names
+        ('backbone.0.bias', 'backbone.1.bias')
     """
 
     __slots__ = ()
@@ -132,7 +150,12 @@ class Glob(_Named):
 
 @final
 class Regex(_Named):
-    """Full names in which the regular expression is found."""
+    """Full names in which the regular expression is found.
+
+    Example:
+        >>> fl.select(model, fl.regex("[12].bias")).names
+        ('backbone.1.bias', 'head.2.bias')
+    """
 
     __slots__ = ()
     call, prefix = "regex", "re"
@@ -173,7 +196,12 @@ class OfType(_Named):
 
 @final
 class Kind(_Named):
-    """What a parameter is: `norm`, `bias`, `conv`, `linear`, `embedding`, `attention`."""
+    """What a parameter is: `norm`, `bias`, `conv`, `linear`, `embedding`, `attention`.
+
+    Example:
+        >>> fl.select(model, fl.kind("norm")).names
+        ('backbone.1.weight', 'backbone.1.bias')
+    """
 
     __slots__ = ()
     call = prefix = "kind"
@@ -230,7 +258,12 @@ class Stage(Selector):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Depth(Selector):
-    """The first `percent` (0 to 100) of the model's stages, rounded to the nearest whole stage."""
+    """The first `percent` (0 to 100) of the model's stages, rounded to the nearest whole stage.
+
+    Example:
+        >>> fl.select(model, fl.depth(50) & fl.kind("bias")).names
+        ('backbone.0.bias', 'backbone.1.bias')
+    """
 
     percent: float
 
@@ -264,7 +297,12 @@ class Depth(Selector):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Everything(Selector):
-    """All parameters."""
+    """All parameters.
+
+    Example:
+        >>> fl.select(model, fl.everything & fl.kind("norm")).names
+        ('backbone.1.weight', 'backbone.1.bias')
+    """
 
     def pick(self, inventory: Inventory) -> Picked:
         return frozenset(range(len(inventory.entries)))
@@ -279,7 +317,12 @@ class Everything(Selector):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Nothing(Selector):
-    """No parameter; the one selector that may match nothing."""
+    """No parameter; the one selector that may match nothing.
+
+    Example:
+        >>> fl.select(model, fl.nothing).names
+        ()
+    """
 
     def pick(self, inventory: Inventory) -> Picked:  # noqa: ARG002 - the seam's signature
         return frozenset()
@@ -298,6 +341,10 @@ class Where(Selector):
 
     Asked for each name of each parameter, and for the buffers of modules without parameters; of a
     parameter that is cut into rows by another term, it gets the whole.
+
+    Example:
+        >>> fl.select(model, fl.where(lambda name, parameter, module: parameter.dim() == 4)).names
+        ('backbone.0.weight',)
     """
 
     predicate: Predicate
@@ -328,7 +375,12 @@ class Where(Selector):
 
 @final
 class Exactly(Selector):
-    """These very modules and parameters, by identity."""
+    """These very modules and parameters, by identity.
+
+    Example:
+        >>> fl.select(model, fl.exactly(model.head)).names
+        ('head.2.weight', 'head.2.bias')
+    """
 
     __slots__ = ("objects",)
 
@@ -462,5 +514,5 @@ def _refuse(term: Selector, inventory: Inventory, asked: str, known: Sequence[st
         hint = " That module has none, so there is nothing to switch; leave it out."
     raise SelectorError(
         f"'{shortened(term)}' matches no parameter of {inventory.title}.{hint} "
-        "See all: print(fl.summary(model)) or `frostline inspect MODEL`."
+        f"See all: {either('print(fl.summary(model))', '`frostline inspect MODEL`')}."
     )

@@ -49,6 +49,7 @@ from frostline.records import BY_MODEL, PipelineFacts
 from frostline.store import FeatureStore
 from frostline.tuning import PLAIN, Form
 from frostline.units import Stopwatch, format_bytes, format_seconds
+from frostline.wording import either
 from frostline.world import ALONE, World
 
 CHECKED_SAMPLES = 4  # on which a cut is checked against the model
@@ -167,7 +168,8 @@ def pipeline(
             seconds = format_seconds(options.seconds_per_sample * forwards)
             line = (
                 f"Features  none are stored: all forwards of the run take about {seconds}, less "
-                "than a cut would. --features DIR stores them all the same"
+                f"than a cut would. {either('features=folder', '--features DIR')} stores them all "
+                "the same"
             )
             return replace(by_model, says=(line,))
     try:

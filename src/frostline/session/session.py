@@ -38,20 +38,6 @@ _OPEN_EPOCHS = 10  # of a phase that ends by what it reaches
 class Session:
     """Goes through a plan while any loop trains: freezes, syncs the optimizer, counts, proves.
 
-        session = fl.Session(model, plan, optimizer=torch.optim.AdamW)
-        while not session.is_over:
-            session.enter()
-            data = session.data(train, val, batch_size=32)
-            while not session.phase_end:
-                for batch in session.epoch(data.train):
-                    loss = criterion(data(batch), batch.targets)
-                    loss.backward()
-                    session.optimizer.step()
-                    session.optimizer.zero_grad()
-                    session.after_step()
-                session.end_epoch({"accuracy": accuracy(data)})
-            print(session.leave())
-
     A loop of another library calls `enter` once its optimizer is there, `before_step` and
     `after_step` around each step, `end_epoch` with its metrics, and `leave` where `phase_end` says
     so; it needs neither `data` nor `epoch`.
@@ -72,6 +58,22 @@ class Session:
     Raises:
         SelectorError, FreezeError: a phase does not fit the model.
         ConfigError: an option is unknown or out of its range, or the plan does not fit the model.
+
+    Example:
+        >>> session = fl.Session(model, optimizer=torch.optim.AdamW, epochs=1)
+        >>> while not session.is_over:
+        ...     session.enter()
+        ...     batches = session.data(data, data, batch_size=8)
+        ...     while not session.phase_end:
+        ...         for batch in session.epoch(batches.train):
+        ...             loss = nn.functional.cross_entropy(batches(batch), batch.targets)
+        ...             loss.backward()
+        ...             session.optimizer.step()
+        ...             session.optimizer.zero_grad()
+        ...             session.after_step()
+        ...         session.end_epoch({"loss": loss.item()})
+        ...     print(session.leave())
+        7 frozen tensors (1.03 KB) are bit for bit as they were
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Session:
         if accumulate < 1:
             raise ConfigError(f"asked for steps of {accumulate} batches. Use 1 or more.")
         self.model = model
-        self.recipe = recipe_from(recipe, options)
+        self.recipe = recipe_from(recipe, options, Session)
         self._plan = _phases(plan, self.recipe)
         self._plan_text = Plan(self._plan).dumps()
         self.phases = tuple(phase.completed(self.recipe) for phase in self._plan)

@@ -45,6 +45,7 @@ from frostline.store.records import (
     seal,
     unit_totals,
 )
+from frostline.wording import either
 
 CLAIM_TOKEN_BYTES: Final = 16  # at the head of the file: another token, another writer
 
@@ -239,8 +240,9 @@ def stored_or_kept(folder: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise OutputError(
             f"cannot write features to {folder}: {reason}. Rows that were complete are kept. "
-            "Make room on the disk (see `frostline features prune`) or choose a folder you can "
-            "write to, and run it again: it goes on where it stopped."
+            "Make room on the disk (see "
+            f"{either('fl.FeatureStore(...).prune', '`frostline features prune`')}) or choose a "
+            "folder you can write to, and run it again: it goes on where it stopped."
         ) from error
 
 

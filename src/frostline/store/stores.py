@@ -117,6 +117,12 @@ class FeatureStore:
         root: the store's folder.
         budget_bytes: what the whole store may take; while it is written, the least recently used
             keys make room.
+
+    Example:
+        >>> store = fl.FeatureStore("features", budget_bytes=10**9)
+        >>> features = fl.extract(fl.cut(model, images), data, store)
+        >>> [(stored.rows, stored.damage) for stored in store.ls()]
+        [(16, '')]
     """
 
     def __init__(self, root: str | Path, *, budget_bytes: int | None = None) -> None:

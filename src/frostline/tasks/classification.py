@@ -116,6 +116,11 @@ class Classification(Task):
 
     Args:
         classes: their names; by default those of the training data, else their numbers.
+
+    Example:
+        >>> task = fl.Classification(["ant", "bee"])
+        >>> task.loss(torch.tensor([[4.0, 0.0]]), torch.tensor([0]))
+        tensor(0.0181)
     """
 
     def __init__(self, classes: Sequence[str] | int | None = None) -> None:

@@ -33,6 +33,10 @@ class Metric:
 
     Raises:
         ConfigError: the direction is none.
+
+    Example:
+        >>> fl.Metric("error", 0.25, better="lower")
+        Metric(name='error', value=0.25, better='lower')
     """
 
     name: str
@@ -68,6 +72,11 @@ class Metrics:
 
     Raises:
         ConfigError: a metric has no name, or one that files use for something else.
+
+    Example:
+        >>> metrics = fl.Metrics((fl.Metric("f1", 0.5), fl.Metric("recall", 0.7)), samples=16)
+        >>> metrics.headline()
+        {'f1': 0.5, 'recall': 0.7}
     """
 
     metrics: tuple[Metric, ...]

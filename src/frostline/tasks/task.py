@@ -42,6 +42,16 @@ class Task(Protocol):
         width: numbers that the model gives for each sample; a new head has as many.
         classes: names of the classes, for a task whose outputs are a logit for each; the report
             then shows what was confused with what. Kept with a run.
+
+    Example:
+        >>> class Distance(fl.Task):
+        ...     def loss(self, outputs, targets):
+        ...         return (outputs[:, 0] - targets).abs().mean()
+        ...     def summarise(self, outputs, targets):
+        ...         error = fl.Metric("error", self.loss(outputs, targets).item(), better="lower")
+        ...         return fl.Metrics((error,), samples=len(targets))
+        >>> fl.fit(model, data, data, task=Distance(), epochs=1).best.validation
+        Metrics(metrics=(Metric(name='error', value=..., better='lower'),), samples=16)
     """
 
     width: int = 1

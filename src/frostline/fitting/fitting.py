@@ -305,7 +305,7 @@ def _listed(name: str, given: object, kind: type[_Kind]) -> Iterator[_Kind]:
     if not isinstance(given, Iterable):
         raise ConfigError(f"{name} is {a_type(given)}. Give a list of {wanted}.")
     for one in given:
-        if not isinstance(one, kind):
+        if not (isinstance(one, kind) or (kind is Hook and hasattr(one, "on_step"))):
             raise ConfigError(f"{name} holds {a_type(one)}. Give a list of {wanted}.")
         yield one
 

@@ -9,6 +9,7 @@ from frostline.deltas import read_delta
 from frostline.errors import ConfigError
 from frostline.plans import Phase
 from frostline.records import RunFolder, read_records
+from frostline.wording import either, option
 
 _NAME = "longer"
 
@@ -43,7 +44,7 @@ def lengthened(
         part = " and a part of the next" if mark != str(done) else ""
         raise ConfigError(
             f"cannot train for {asked} epochs in all: {folder.root} has done {done} of {planned}"
-            f"{part}. Ask for more, or start a new run with another --out."
+            f"{part}. Ask for more, or start a new run with another {option('out')}."
         )
     stored = stored.model_copy(
         update={"training": stored.training.model_copy(update={"epochs": asked})}
@@ -102,7 +103,11 @@ def _epochs(folder: RunFolder, phase: Phase, number: int, asked: int) -> int:
     raise ConfigError(
         f"cannot train for {asked} epochs in all: {phase.label(number)} of the plan of "
         f"{folder.root} is not counted in epochs. Write into a copy of {folder.plan} what you "
-        f"want, and start a new run from this one: --from {folder.root} --plan FILE."
+        "want, and start a new run from this one"
+        + either(
+            ": fl.fit(model, ..., plan=fl.Plan.load(copy)).",
+            f": --from {folder.root} --plan FILE.",
+        )
     )
 
 

@@ -18,6 +18,7 @@ from frostline.models import LoadedModel
 from frostline.models.classifiers import logit_layer
 from frostline.records import BY_MODEL, RunFolder
 from frostline.units import some_of
+from frostline.wording import option
 
 # Settings whose option has another name.
 _OPTION_OF = {"store": "features", "forms": "form", "compile": "compile_"}
@@ -123,8 +124,8 @@ def settings_of_start(before: RunSettings, now: RunSettings, given: Collection[s
         plan = ()
     elif "epochs" in given:
         raise ConfigError(
-            "--epochs says nothing of the plan of that run. Leave it out, or give another plan: "
-            "--plan FILE."
+            f"{option('epochs')} says nothing of the plan of that run. Leave it out, or give "
+            f"another plan: {option('plan', 'FILE')}."
         )
     sections = {}
     for section in ("data", "freeze", "training", "features"):
@@ -159,7 +160,7 @@ def check_kept(start: Start, classes: Sequence[str]) -> None:
         raise ConfigError(
             f"{start.run} kept the network's own classifier, whose classes stay as they are, and "
             f"here they change: {_class_changes(start.classes, classes)}. Give the same classes, "
-            "or start a run with a new head (--on classifier)."
+            f"or start a run with a new head ({option('on', 'classifier')})."
         )
 
 

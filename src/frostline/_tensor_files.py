@@ -32,9 +32,7 @@ def save_tensors(
     """
     notes = {**header, HEADER_SUM: json_sum(dict(header))} if header is not None else None
     with replacing(path) as temporary, _disk_errors():
-        mode = temporary.stat().st_mode
         save_file(dict(tensors), temporary, metadata=notes)
-        temporary.chmod(mode)  # safetensors 0.8 lets nobody else read what it writes
 
 
 def check_header(header: Mapping[str, str]) -> None:

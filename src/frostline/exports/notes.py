@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self, final
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from frostline._version import __version__
 from frostline.choices import HeadPlace
@@ -105,10 +105,10 @@ class Notes:
             )
         try:
             own = {"model": texts["model"], "base": texts["base"]}
-            rest = cls.__slots__[: len(cls.__dataclass_fields__)]
+            rest = [field.name for field in fields(cls)]
             values = {name: json.loads(texts[name]) for name in rest if name not in own}
             return TypeAdapter(cls).validate_python({**values, **own})
-        except (KeyError, ValueError, ValidationError) as error:
+        except (KeyError, ValueError) as error:
             raise ConfigError(
                 f"{path} is damaged or of another version of Frostline ({texts.get('frostline')}; "
                 f"this is {__version__}): its notes cannot be read. Export the run again."

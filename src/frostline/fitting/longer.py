@@ -28,7 +28,7 @@ def lengthened(
     """
     asked, plan = given.training.epochs, stored.plan
     if asked == stored.training.epochs:
-        if plan and len(given.plan) > len(plan) == _shared(plan, given.plan):
+        if plan and len(given.plan) > len(plan) and given.plan[: len(plan)] == plan:
             more = len(given.plan) - len(plan)
             line = f"Length    {len(given.plan)} phases, {more} more than before"
             return stored.model_copy(update={"plan": given.plan}), line
@@ -89,12 +89,6 @@ def _following(phase: Phase, epochs: int) -> Phase:
     name = f"{name}, {_NAME}" if name not in ("", _NAME) else _NAME
     changes = {"name": name, "epochs": epochs, "start": "last", "state": "keep"}
     return Phase(**{**dict(phase), **changes})
-
-
-def _shared(one: Sequence[Phase], other: Sequence[Phase]) -> int:
-    """How many phases are the same in both, from the first on."""
-    differing = (n for n, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
-    return next(differing, min(len(one), len(other)))
 
 
 def _epochs(folder: RunFolder, phase: Phase, number: int, asked: int) -> int:

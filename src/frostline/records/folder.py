@@ -19,7 +19,7 @@ last/state-N.pt              optimizer and position after epoch N, to resume fro
 last/delta-N.safetensors     earlier ones, with their states, where several are kept
 result.json                  metrics of the best epoch, and the proof
 report.html                  all of it on one page
-model.safetensors, .pt2, .onnx  the model, exported; of no use to Frostline
+model.safetensors, .pt2, .onnx  the model, exported; no part of what the run reads
 run.lock                     while a run is going here
 tensorboard/                 curves, where tensorboard is installed
 """

@@ -284,7 +284,7 @@ class FinishedRun:
         words = frozen if verdict.tensors else "nothing was to stay frozen"
         return words + not_covered_text(verdict.not_covered), verdict.checks
 
-    @property
+    @cached_property
     def base_weights(self) -> str:
         """What the base is built from.
 

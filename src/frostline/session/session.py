@@ -158,11 +158,12 @@ class Session:
             return ""
         if until.minutes is not None and at.phase_seconds >= 60 * until.minutes:
             return f"{until.minutes:g} minutes"
+        watched = at.plateau.metric or until.monitor  # the former is not in states of 0.1
         if at.is_reached:
-            return f"{at.plateau.metric} reached {until.target:g}"
+            return f"{watched} reached {until.target:g}"
         waited = at.epochs - at.plateau.epoch
         if until.patience is not None and at.plateau.epoch and waited >= until.patience:
-            return f"no better {at.plateau.metric} for {waited} epoch{'s' if waited > 1 else ''}"
+            return f"no better {watched} for {waited} epoch{'s' if waited > 1 else ''}"
         return ""
 
     @property

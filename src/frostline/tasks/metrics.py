@@ -175,7 +175,7 @@ class Best:
         metric = found.metric(monitor)
         if math.isnan(metric.value):
             return self
-        loss = next((m.value for m in found.metrics if m.name == "loss"), None)
+        loss = found.headline().get("loss")
         if self.value is None or self.top is None:
             return Best(epoch, metric.name, metric.value, loss, metric.value)
         top = metric.value if metric.beats(self.top) else self.top

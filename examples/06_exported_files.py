@@ -53,7 +53,7 @@ def load_safetensors(path: str) -> Loaded:
 
 
 def prepared(path: str, how: dict[str, Any]) -> np.ndarray:
-    """float32 `(1, 3, height, width)`: resized, cropped in the centre, scaled."""
+    """float32 `(1, channels, height, width)`: resized, cropped in the centre, scaled."""
     picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     (width, height), (tall, wide), size = picture.size, how["crop"], how["resize"]
     if isinstance(size, int):

@@ -75,13 +75,6 @@ def test_what_torch_wrote_is_read_by_torch_with_the_checksum_behind_it(tmp_path:
     assert torch.load(tmp_path / "state.pt", weights_only=True)["a"].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_who_may_read_a_file_is_decided_by_the_system_not_by_safetensors(tmp_path: Path) -> None:
-    (tmp_path / "plain").touch()
-    save_tensors({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    modes = {file.stat().st_mode for file in tmp_path.iterdir()}
-    assert len(modes) == 1
-
-
 def test_curves_on_a_full_disk_are_an_output_error(tmp_path: Path) -> None:
     log = TensorBoardLog(tmp_path / "curves")
     training = Training(Session(torch.nn.Linear(1, 1), recipe=Recipe(), steps_per_epoch=1))

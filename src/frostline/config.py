@@ -16,11 +16,13 @@ from frostline.errors import ConfigError
 from frostline.plans import Phase, Plan
 from frostline.preprocessing import Preprocessing
 from frostline.recipe import Data, Recipe, config_errors
-from frostline.records import BY_MODEL
+from frostline.records import BY_MODEL, no_run
 from frostline.tuning import Form
-from frostline.wording import either
 
 _FROM_PYTHON = "python:"
+
+# Settings whose option has another name.
+OPTION_OF = {"store": "features", "forms": "form"}
 
 
 class _Section(Data):
@@ -146,10 +148,7 @@ class RunSettings(_Section):
         try:
             content = tomllib.loads(checked(path.read_bytes()))
         except FileNotFoundError:
-            raise ConfigError(
-                f"{path.parent} is no run: it has no {path.name}. Give the folder that "
-                f"{either('fl.fit(..., out=...)', '`frostline train --out`')} wrote."
-            ) from None
+            raise no_run(path) from None
         except (OSError, ValueError, RecursionError) as error:
             # Not TOML's own errors alone: numbers may have endless digits, tables endless depth.
             raise ConfigError(

@@ -71,7 +71,8 @@ def _contents(data: Any) -> dict[str, str] | None:
     if isinstance(data, ImageDataset | ImageSet):
         images = data.images if isinstance(data, ImageDataset) else data
         paths = [sample.path for sample in images.samples]
-        return {str(path): file_digest(path) for path in paths if path.is_file()}
+        known = data.digests if isinstance(data, ImageDataset) else {}
+        return {str(p): known.get(p) or file_digest(p) for p in paths if p.is_file()}
     if isinstance(data, TensorDataset):
         data = data.tensors[0]
     count = len(data) if hasattr(data, "__len__") else 0

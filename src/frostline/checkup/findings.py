@@ -29,8 +29,8 @@ class Finding:
         level: how bad it is.
         seen: what was found, with the first names.
         why: why it matters.
-        fix: a line of Python, with what else there is to say behind a `#`; or a sentence where
-            no single line does it.
+        fix: a line of Python, or on the command line the option that does the same, with what
+            else there is to say behind a `#`; or a sentence where no single line does it.
         names: everything that it is about, by dotted names.
 
     Example:

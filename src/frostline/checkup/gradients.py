@@ -136,7 +136,8 @@ def frozen_above_trainable(subject: Subject) -> Iterator[Finding]:
         "can be stored",
         either("fl.train_only(model, 'stage:-1')  # or train", "--train 'stage:-1', or train")
         + " the upper layers and freeze the lower ones; where it must be so, "
-        + either("fl.lean(model) saves the activations", "--lean saves the activations"),
+        + either("fl.lean(model)", "--lean")
+        + " saves the activations",
         tuple(crossed),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from frostline.data import DataFinding, Splits
+    from frostline.data import Audit, Splits
 
 
 # Long since each option has a line here and one in the call.
@@ -63,21 +64,29 @@ def doctor(
         raise typer.BadParameter("a learning rate is above 0, as 1e-3.", param_hint="--lr")
     splits = splits_of(data, file=file_column, label=label_column, split=split_column)
     setup = set_up(model, weights, on=on, head=head, classes=classes, data=data, splits=splits)
-    splits, odd = _audited(splits)
+    read = _audited(splits)
+    # What is in both splits is a finding of the checkup already.
+    odd = [f for f in read.findings if f.code != "train-val-overlap"] if read else []
     network, preprocessing = setup.loaded.model, setup.loaded.preprocessing
     if freeze is None and train is None:
         train_only(network, setup.loaded.head)  # also what a plan's first phase may go on with
+    train_data = val_data = None
+    if read:
+        made = partial(ImageDataset, preprocessing=preprocessing, digests=read.digests)
+        train_data, val_data = (
+            made(part, levels=read.levels) for part in (read.splits.train, read.splits.val)
+        )
     found = check(
         network,
         setup.example,
         targets=setup.targets,
         optimizer=None if lr is None else _optimizer(network, freeze, train, lr),
-        classes=len(splits.train.classes) if splits else None,
+        classes=len(read.splits.train.classes) if read else None,
         freeze=freeze,
         train=train,
         plan=None if plan is None else Plan.load(plan),
-        train_data=ImageDataset(splits.train, preprocessing) if splits else None,
-        val_data=ImageDataset(splits.val, preprocessing) if splits else None,
+        train_data=train_data,
+        val_data=val_data,
     )
     wanting = {"--data": splits, "--lr": lr if plan is None else plan}
     found = replace(found, not_given=tuple(n for n, value in wanting.items() if value is None))
@@ -90,17 +99,15 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _audited(splits: Splits | None) -> tuple[Splits | None, list[DataFinding]]:
-    """Every picture read, as `frostline train` does before it begins, and what is odd."""
+def _audited(splits: Splits | None) -> Audit | None:
+    """Every picture read, as `frostline train` does before it begins."""
     from frostline.cli._terminal import counting
     from frostline.data import audit
 
     if splits is None:
-        return None, []
+        return None
     with counting("checking pictures") as progress:
-        found = audit(splits, bad_images="skip", progress=progress)
-    # What is in both splits is a finding of the checkup already.
-    return found.splits, [f for f in found.findings if f.code != "train-val-overlap"]
+        return audit(splits, bad_images="skip", progress=progress)
 
 
 def _optimizer(

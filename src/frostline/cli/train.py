@@ -125,7 +125,7 @@ def train(
     check_one_of(freeze=freeze, train=train)
     phases = Plan.load(plan).phases if plan is not None else ()
     if phases:
-        names = _IN_A_PLAN if (phases[0].freeze or phases[0].train) is not None else ("epochs",)
+        names = _IN_A_PLAN if phases[0].names_part else ("epochs",)
         _refuse(context, names, "a plan's phases say this for themselves", _INTO_THE_PLAN)
     if resume and not model:
         others = [name for name in context.params if name not in _BESIDE_RESUME]
@@ -180,7 +180,7 @@ def train(
             device=device,
         )
     if earlier is not None:
-        given = [name for name in context.params if _given(context, [name])]
+        given = [name.strip("_") for name in context.params if _given(context, [name])]
         with options.usage_errors():
             settings = earlier.settings_to_begin(settings, given)
     _check_storage(settings)

@@ -101,12 +101,13 @@ def offer(model: nn.Module, cut_behind: Callable[[str], object]) -> str:
     Args:
         cut_behind: cuts the model there, checks included, or raises.
     """
+    sentence = either(' A frozen submodule to cut behind: fl.cut(model, example, at="{}").', "")
+    if not sentence:  # no option of the command line cuts elsewhere, so nothing is tried
+        return ""
     for path in islice(_candidates(model), _MOST_TRIED):
         with suppress(Exception):  # whatever a forward raises that was not made for this
             cut_behind(path)
-            return either(
-                f' A frozen submodule to cut behind: fl.cut(model, example, at="{path}").', ""
-            )
+            return sentence.format(path)
     return ""
 
 

@@ -23,6 +23,7 @@ def ordered_map(
     *,
     threads: int | None = None,
     ahead: int,
+    begin: Callable[[], object] | None = None,
 ) -> Generator[_Result, None, None]:
     """Yield `function(item)` for each item, in the order of the items.
 
@@ -30,10 +31,13 @@ def ordered_map(
     fails or is closed, what has not begun is dropped and all threads have ended; the first error
     in a thread is raised where its result would have come.
 
+    Args:
+        begin: called in each thread before its first item.
+
     Raises:
         ConfigError: `threads` is less than 1.
     """
-    pool = ThreadPoolExecutor(count_threads(threads), thread_name_prefix="frostline-data")
+    pool = ThreadPoolExecutor(count_threads(threads), "frostline-data", initializer=begin)
     pending: deque[Future[_Result]] = deque()
     try:
         for item in items:

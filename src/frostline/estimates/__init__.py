@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import cache, partial
 from math import ceil
@@ -141,9 +141,10 @@ def estimate(
             each = _stage_prices(setup, deeper, deep, calibrate, known)
             found = _each(model, deeper, setup.step, deep, each)
             stage_rows = tuple(rows([frozen for frozen, _ in shown], found))
+            rows_known = [(trace, row.step) for trace, row in zip(deep, stage_rows, strict=True)]
             steps = [
-                _row_of(trace, deep, stage_rows) or own
-                for trace, own in zip(traces, steps, strict=True)
+                _of_same(trace, rows_known) or step
+                for trace, step in zip(traces, steps, strict=True)
             ]
         watch.stop()
         cost_of = partial(_phase_cost, setup, counts=counts, epochs=epochs)
@@ -175,14 +176,14 @@ def _stage_prices(
     """Of each stage's step; real steps run for the first and the last, where none have yet."""
     ends = []
     for freeze, trace in ((deeper[0], deep[0]), (deeper[-1], deep[-1])):
-        found = next((prices for one, prices in known if one == trace), None)
+        found = _of_same(trace, known)
         ends.append(found or _each(setup.model, [freeze], calibrate, [trace])[0])
     return prices_between(deep, *ends)
 
 
-def _row_of(trace: StepTrace, deep: Sequence[StepTrace], found: Sequence[StageCost]) -> Step | None:
-    """The step of the row that is the same selection, so that one has one figure."""
-    return next((row.step for one, row in zip(deep, found, strict=True) if one == trace), None)
+def _of_same(trace: StepTrace, known: Iterable[tuple[StepTrace, _Found]]) -> _Found | None:
+    """What is known of the same selection, so that one has one figure."""
+    return next((found for one, found in known if one == trace), None)
 
 
 def _check_asked(optimizer: str, batch_size: int, precision: str) -> None:
@@ -198,7 +199,7 @@ def _phase_freezes(model: nn.Module, phases: Sequence[Phase]) -> Iterator[Freezi
     """What freezes the model as each phase asks: nothing, until the first that names something."""
     named = False
     for number, phase in enumerate(phases):
-        named = named or phase.train is not None or phase.freeze is not None
+        named = named or phase.names_part
         yield partial(freeze_for, model, phases, number) if named else lambda: None
 
 

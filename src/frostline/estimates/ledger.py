@@ -73,7 +73,7 @@ class Ledger:
             but hands its input on, `eval_as`: the storage that takes its place.
         optimizer_seconds: for each byte and for each tensor that trains.
         state: bytes for each byte of a gradient, and for each tensor.
-        core_share: of a processor core that the process had while timing, from 0 to 1.
+        core_share: of a processor core that this thread had while timing, from 0 to 1.
     """
 
     batch_size: int

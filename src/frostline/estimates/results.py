@@ -194,7 +194,7 @@ class Estimate:
         stages: everything up to each stage frozen, from nothing to all but the head.
         measured_seconds: that calibrating took on this machine.
         stages_left: how many between have no row.
-        core_share: of a processor core that the process had meanwhile, from 0 to 1: on a machine
+        core_share: of a processor core that this thread had meanwhile, from 0 to 1: on a machine
             that is busy otherwise all seconds are too long.
 
     Example:

@@ -163,6 +163,11 @@ class Phase(Data):
             )
         return self
 
+    @property
+    def names_part(self) -> bool:
+        """Whether it says what trains or what is frozen; else it takes the model as it is."""
+        return self.train is not None or self.freeze is not None
+
     def completed(self, recipe: Recipe) -> Phase:
         """This phase with what it leaves open filled in from `recipe`.
 

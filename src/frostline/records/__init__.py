@@ -10,6 +10,7 @@ from frostline.records.epochs import Proven as Proven
 from frostline.records.epochs import Spent as Spent
 from frostline.records.epochs import phase_table as phase_table
 from frostline.records.folder import RunFolder as RunFolder
+from frostline.records.folder import no_run as no_run
 from frostline.records.journal import BY_MODEL as BY_MODEL
 from frostline.records.journal import Journal as Journal
 from frostline.records.journal import PipelineFacts as PipelineFacts

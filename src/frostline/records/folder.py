@@ -254,10 +254,7 @@ class RunFolder:
         if not self.root.is_dir():
             raise ConfigError(f"there is no folder {self.root}. Give a folder that a run wrote.")
         if not self.settings.is_file():
-            raise ConfigError(
-                f"{self.root} is no run: it has no {self.settings.name}. Give the folder that "
-                f"{either('fl.fit(..., out=...)', '`frostline train --out`')} wrote."
-            )
+            raise no_run(self.settings)
 
     def write_frozen(self, fingerprint: Fingerprint) -> None:
         """Note what the frozen part was before training."""
@@ -326,3 +323,12 @@ def _mark(file: Path) -> str:
 
 def _order(file: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in _mark(file).split(".") if part.isdigit())
+
+
+def no_run(settings: Path) -> ConfigError:
+    """What to say where a folder has no settings of a run."""
+    wrote = either("fl.fit(..., out=...)", "`frostline train --out`")
+    return ConfigError(
+        f"{settings.parent} is no run: it has no {settings.name}. Give the folder that {wrote} "
+        "wrote."
+    )

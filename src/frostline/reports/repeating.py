@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from frostline.config import RunSettings
+from frostline.config import OPTION_OF, RunSettings
 from frostline.records import RunFolder
 
 _NO_OPTION = {"path", "classes", "levels", "budget_bytes"}
-_OPTION_OF = {"store": "features", "forms": "form"}  # where a setting's name is another
 
 
 def repeat_command(settings: RunSettings, folder: RunFolder) -> str:
@@ -112,7 +111,7 @@ def _options(settings: RunSettings, folder: RunFolder) -> Iterator[str]:
         for name, value in _given(section) if model.start else _changed(section):
             if name not in no_option:
                 for one in value if isinstance(value, tuple) else (value,):
-                    yield from _option(_OPTION_OF.get(name, name), one)
+                    yield from _option(OPTION_OF.get(name, name), one)
     if settings.device != "auto":
         yield from ("--device", settings.device)
 

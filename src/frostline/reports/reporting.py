@@ -204,7 +204,7 @@ def _freezing(settings: RunSettings) -> list[str]:
             for number, phase in enumerate(settings.plan, start=1)
         ]
         first = settings.plan[0]
-        if first.freeze is first.train is None:
+        if not first.names_part:
             (as_asked,) = _freezing(settings.model_copy(update={"plan": ()}))
             words[0] = f"Phase 1, {first.label(1)}: {as_asked[0].lower()}{as_asked[1:]}"
         return words

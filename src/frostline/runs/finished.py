@@ -12,6 +12,7 @@ from typing import final
 
 from frostline.config import RunSettings
 from frostline.data import (
+    FilesRead,
     ImageDataset,
     ImageSet,
     Levels,
@@ -212,8 +213,9 @@ class FinishedRun:
             DataError: there is no such data, a class is unknown to the run, or nothing is left.
         """
         own = self.settings.data
+        found = None
         if own.path and data.resolve() == Path(own.path).resolve():
-            images = self._own_held_out(progress)
+            images, found = self._own_held_out(progress)
         else:
             images = read_set(
                 data,
@@ -222,15 +224,15 @@ class FinishedRun:
                 label_column=label_column or own.label_column,
                 split_column=split_column or own.split_column,
             )
-        levels = self.levels
-        files = (sample.path for sample in images.samples)
-        digests, broken, values = read_files(files, levels=levels, progress=progress)
+        files = dict.fromkeys(sample.path for sample in images.samples)
+        found = found or read_files(files, levels=self.levels, progress=progress)
+        digests = {file: found.digests[file] for file in files if file in found.digests}
         images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
         if not images.samples:
             raise DataError(f"{data} has no picture left to evaluate on. Point at other data.")
         seen = {*self.folder.read_trained_on(), *self.folder.read_seen_before()}
-        notes = [f"left out: {error}" for error in broken.values()]
-        notes += run_notes(values.values(), levels)
+        notes = [f"left out: {found.broken[file]}" for file in files if file in found.broken]
+        notes += run_notes((found.seen[file] for file in digests), self.levels)
         if known := sum(1 for digest in digests.values() if digest in seen):
             notes.append(
                 f"{known} of {len(digests)} pictures have the content of one that the run was "
@@ -409,14 +411,16 @@ class FinishedRun:
         self._check_weights()
         return planned.not_covered
 
-    def _own_held_out(self, progress: Callable[[int, int], None] | None) -> ImageSet:
-        splits = splits_of(self.settings)
+    def _own_held_out(
+        self, progress: Callable[[int, int], None] | None
+    ) -> tuple[ImageSet, FilesRead | None]:
+        """The pictures, and what reading all of them found, where that was needed to divide."""
+        splits, found = splits_of(self.settings), None
         if splits.division is not None:  # it was drawn among the pictures that can be read
             every = (s.path for part in splits.sets.values() for s in part.samples)
-            levels = self.levels
-            found = read_files(every, levels=levels, progress=progress)
+            found = read_files(every, levels=self.levels, progress=progress)
             splits = without(splits, found.broken)
-        return splits.test or splits.val
+        return splits.test or splits.val, found
 
 
 def open_run(path: str | Path, *, weights: str | Path | None = None) -> FinishedRun:

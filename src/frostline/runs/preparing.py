@@ -226,7 +226,7 @@ def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> 
     asked = settings.freeze
     if settings.plan:
         first = settings.plan[0]
-        if asked != FreezeSettings() and (first.freeze or first.train) is not None:
+        if asked != FreezeSettings() and first.names_part:
             raise ConfigError(
                 f"got a plan and {option('freeze')}, {option('train')} or {option('norm')} beside "
                 "it. Write them into its phases."

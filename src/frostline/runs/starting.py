@@ -9,7 +9,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from frostline.config import RunSettings
+from frostline.config import OPTION_OF, RunSettings
 from frostline.data import Audit, DataFinding
 from frostline.deltas import all_tensors, put_tensors, save_delta
 from frostline.errors import ConfigError, ModelError
@@ -19,9 +19,6 @@ from frostline.models.classifiers import logit_layer
 from frostline.records import BY_MODEL, RunFolder
 from frostline.units import some_of
 from frostline.wording import option
-
-# Settings whose option has another name.
-_OPTION_OF = {"store": "features", "forms": "form", "compile": "compile_"}
 
 
 @final
@@ -130,7 +127,7 @@ def settings_of_start(before: RunSettings, now: RunSettings, given: Collection[s
     sections = {}
     for section in ("data", "freeze", "training", "features"):
         values = dict(getattr(now, section))
-        chosen = {name: v for name, v in values.items() if _OPTION_OF.get(name, name) in given}
+        chosen = {name: v for name, v in values.items() if OPTION_OF.get(name, name) in given}
         sections[section] = getattr(before, section).model_copy(update=chosen)
     data, features = sections["data"], sections["features"]
     # Recorded forms are those of the frozen parts of before; the last is left open if none was.

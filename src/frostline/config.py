@@ -32,8 +32,9 @@ class _Section(Data):
 class ModelSettings(_Section):
     """Which network, with which weights and head.
 
-    `weights` is `DEFAULT`, `none`, a published entry or an absolute path; `weights_digest` is the
-    xxh3_128 of that file. `start` is the run whose best weights were put into it, if any.
+    `weights` is `DEFAULT`, `none`, a published entry or an absolute path, with `:PLACE` of one
+    of several networks; `weights_digest` is the xxh3_128 of that file, of an index with all its
+    files. `start` is the run whose best weights were put into it, if any.
     """
 
     name: str

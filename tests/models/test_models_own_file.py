@@ -46,6 +46,7 @@ NET = """
     def like_timm():
         net = Net()
         net.pretrained_cfg = {"input_size": (3, 96, 96), "crop_pct": 1.0}
+        net.default_cfg = {"input_size": (4, 96, 96)}  # which is overridden, and never read
         return net
 """
 

@@ -101,7 +101,7 @@ SplitColumn = Annotated[
 ]
 Classes = Annotated[int, typer.Option("--classes", help="How many, without --data.", min=1)]
 Weights = Annotated[
-    str, typer.Option(help="DEFAULT, none, or a .safetensors or .pth FILE.", metavar="WEIGHTS")
+    str, typer.Option(help="DEFAULT, none, or a FILE of weights.", metavar="WEIGHTS")
 ]
 Freeze = Annotated[
     str | None,

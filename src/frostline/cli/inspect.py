@@ -41,7 +41,7 @@ Samples = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="DEFAULT, none, or a .safetensors or .pth FILE.",
+        help="DEFAULT, none, or a FILE of weights.",
         metavar="WEIGHTS",
         show_default="none",
     ),

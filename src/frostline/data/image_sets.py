@@ -24,7 +24,8 @@ class ImageSet:
     Attributes:
         classes: names in order; `classes[sample.label]` is a sample's class.
         samples: ordered by class and then by file name, with numbers in names counted as numbers.
-        ignored: what lay there and is no picture by its name, for messages only.
+        ignored: what lay there and is no picture by its name, or lies beside the class folders; for
+            messages only.
     """
 
     classes: tuple[str, ...]

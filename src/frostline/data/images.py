@@ -24,7 +24,7 @@ from frostline.data.arrays import (
     read_png,
     read_tiff,
 )
-from frostline.data.levels import FULL, Levels, Seen
+from frostline.data.levels import FULL, Levels, Seen, outside_text
 from frostline.data.pixels import (
     RefusedError,
     Values,
@@ -143,8 +143,10 @@ def _decode(file: IO[bytes], levels: Levels | None) -> Image.Image:
 def check(file: IO[bytes], levels: Levels | None) -> Seen:
     """As `check_image`, within `opened`; what was seen of the values."""
     seen = look(file)
-    if seen.kind:
-        _decode(file, levels)
+    if seen.is_coarse and levels not in (None, FULL):
+        _decode(file, levels)  # by another reader than Pillow
+    elif levels is None and not seen.within(seen.usual):
+        raise _BadImageError(outside_text(seen))
     return seen
 
 
@@ -170,7 +172,7 @@ def _seen_by_pillow(image: ImageFile, file: IO[bytes], layout: TiffLayout | None
     image.load()
     if (grey := deep_grey(image)) is not None:
         return grey.seen()
-    upright(to_rgb(image), by=image)
+    to_rgb(image)
     seen = high_bytes(image) if _is_deep_colour(file, layout) else Seen()
     return replace(seen, odd_alpha=layout is not None and looks_like_a_band(image))
 

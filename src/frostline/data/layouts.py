@@ -87,7 +87,7 @@ def split_folders(root: Path) -> dict[Role, Path]:
     if "train" in roles and len(roles) > 1:
         return roles
     others = [folder for folder in folders if folder not in roles.values()]
-    if not any(map(subfolders, others)) and any(len(subfolders(f)) > 1 for f in roles.values()):
+    if any(len(subfolders(f)) > 1 for f in roles.values()) and not any(map(subfolders, others)):
         return roles
     if not others:
         return roles
@@ -120,7 +120,7 @@ def _of_splits(base: Path, roles: dict[Role, Path]) -> Parts:
     loose = tuple(path for path, is_folder in entries(base) if not is_folder)
     parts[first] = replace(parts[first], ignored=loose + parts[first].ignored)
     names = {role: f"{folder.name}/" for role, folder in folders.items()}
-    divided = f"{_divided_by(names)}" if len(parts) > 1 else f" of {names.get('train')}"
+    divided = _divided_by(names) if len(parts) > 1 else f" of {names.get('train')}"
     return Parts(parts, divided, tuple(notes))
 
 

@@ -86,7 +86,7 @@ class Augment:
 
 
 def view(image: Image.Image, preprocessing: Preprocessing, *, seed: int) -> Tensor:
-    """A random part of an RGB picture, perhaps mirrored -> float32 `(3, height, width)`.
+    """A random part of an RGB picture, perhaps mirrored -> float32 `(channels, height, width)`.
 
     The part has 0.35 to 1 of the area and a width of 3/4 to 4/3 of its height; half of the views
     are mirrored left to right. Drawn from `seed` alone; no global generator is read or moved.
@@ -132,7 +132,7 @@ _PLAIN = Augment()
 @final
 @dataclass(eq=False, repr=False)
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Map-style: `dataset[i]` is `(float32 (3, height, width), label)`.
+    """Map-style: `dataset[i]` is `(float32 (channels, height, width), label)`.
 
     What a sample looks like depends on its file, `levels`, `preprocessing`, `augment`, `seed`, its
     class and file name, and the epoch; on nothing else. Reading is safe from several threads.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+
+from torch import Tensor
 
 from frostline.choices import HeadPlace
 from frostline.errors import ModelError
@@ -73,7 +74,7 @@ def build(
 
     Args:
         weights: `DEFAULT`, the name of an entry such as `IMAGENET1K_V1` (torchvision), `none`, or
-            a file, which must fit name for name; see `load_model`.
+            a file, which must fit name for name, behind one prefix at most; see `load_model`.
         seed: random values depend on it alone and torch's generator is left as it was; None
             draws from that generator.
         replaced: the classifier is going to be; a file need not fit there.
@@ -94,26 +95,29 @@ def build(
     if not is_file:
         return built
     file, place = file_and_place(choice.name)
+    tensors = read_tensors(file)
     if not replaced and spec.source != "file":
         with seeded(seed):
-            _take_width(built, file, place)
+            _take_width(built, tensors, file.name, place)
     paths = find_classifier(built.model) if replaced else ()
-    report = load_weights(built.model, file, replaced=paths, removed=built.removed, within=place)
+    report = load_weights(
+        built.model, file, replaced=paths, removed=built.removed, within=place, tensors=tensors
+    )
     return replace(built, weights=report)
 
 
-def _take_width(built: LoadedModel, file: Path, place: str) -> None:
+def _take_width(built: LoadedModel, tensors: Mapping[str, Tensor], file: str, place: str) -> None:
     """Give the classifier as many outputs as the file has for it, where all else fits."""
     try:
         path = find_classifier(built.model)[0]
     except ModelError:
         return
     match = find_match(
-        read_tensors(file),
+        tensors,
         built.model.state_dict(),
         excused=(path, *built.removed),
         within=place,
-        file=file.name,
+        file=file,
     )
     stored = match.found.get(f"{path}.weight")
     layer = logit_layer(built.model, path)

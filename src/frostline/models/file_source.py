@@ -168,10 +168,8 @@ def _own_preprocessing(model: nn.Module) -> Preprocessing:
 
     For one grey channel where the first convolution takes one.
     """
-    found = Preprocessing()
-    for attribute in ("default_cfg", "pretrained_cfg"):
-        config: Any = getattr(model, attribute, None)
-        if isinstance(config, Mapping) and "input_size" in config:
-            found = from_timm(config)
+    configs: list[Any] = [getattr(model, name, None) for name in ("pretrained_cfg", "default_cfg")]
+    config = next((c for c in configs if isinstance(c, Mapping) and "input_size" in c), None)
+    found = Preprocessing() if config is None else from_timm(config)
     first = next((part for part in model.modules() if isinstance(part, nn.Conv2d)), None)
     return in_grey(found) if first is not None and first.in_channels == 1 else found

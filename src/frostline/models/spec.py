@@ -74,7 +74,8 @@ class WeightsChoice:
 
     Attributes:
         kind: weights that the source publishes, none at all, or a file.
-        name: as it was given: `DEFAULT`, an entry such as `IMAGENET1K_V1`, `none`, or the path.
+        name: as it was given: `DEFAULT`, an entry such as `IMAGENET1K_V1`, `none`, or the path,
+            perhaps with a place in it.
     """
 
     kind: WeightsKind

@@ -43,8 +43,8 @@ def from_timm(config: Mapping[str, object]) -> Preprocessing:
     timm's default.
 
     Raises:
-        ModelError: images are padded to a border, not RGB, or cropped to other than a square;
-            `Preprocessing` has no such step.
+        ModelError: images are padded to a border, neither RGB nor grey, or cropped to other
+            than a square; `Preprocessing` has no such step.
     """
     size = config.get("input_size", (3, 224, 224))
     sides = [int(side) for side in size] if isinstance(size, list | tuple) else []

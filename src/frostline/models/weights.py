@@ -66,6 +66,7 @@ def load_weights(
     replaced: Collection[str] = (),
     removed: Collection[str] = (),
     within: str = "",
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> WeightsReport:
     """Copy the tensors of a file into `model`, which keeps its devices and dtypes.
 
@@ -79,6 +80,7 @@ def load_weights(
         removed: module paths that the model no longer has; what the file holds for them is left
             out and reported.
         within: part of the prefix, where the file holds several networks that fit.
+        tensors: of the file, where it was read before.
 
     Raises:
         WeightsError: the file cannot be read, does not fit or fits in several ways, or holds NaN
@@ -87,7 +89,7 @@ def load_weights(
     """
     wanted = _wanted(model)
     match = find_match(
-        read_tensors(path),
+        read_tensors(path) if tensors is None else tensors,
         wanted,
         excused=(*replaced, *removed),
         within=within,

@@ -138,8 +138,8 @@ def prepare(
         classes = start.classes
     loaded, frozen = build(settings, Classification(classes), weights=weights, start=start)
     if settings.model.on == "keep":
-        known = start.classes if start else data.classes
-        order = classes if classes == known else own_order(classes, loaded.classes)
+        is_known = start is not None or classes == data.classes
+        order = classes if is_known else own_order(classes, loaded.classes)
         splits, mapping = in_order(splits, order), mapping_words(order, loaded.classes)
     found = audit(
         splits,

@@ -13,6 +13,7 @@ from frostline.data.batches import Order as Order
 from frostline.data.batches import epoch_order as epoch_order
 from frostline.data.division import without as without
 from frostline.data.door import first_batch as first_batch
+from frostline.data.door import known_targets as known_targets
 from frostline.data.door import make_batches as make_batches
 from frostline.data.door import open_data as open_data
 from frostline.data.door import some_rows as some_rows

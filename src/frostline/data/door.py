@@ -27,6 +27,7 @@ from frostline.data.batches import (
     Order,
     SampleBatches,
     as_pair,
+    holds_all,
     holds_batches,
 )
 from frostline.data.images import reading_of
@@ -41,6 +42,7 @@ from frostline.world import ALONE, World
 # half of all cases is missed once in 8 ** 16 times, one made in a tenth once in 800.
 _TRIED = 16
 _TIMES = 4
+_TARGETS_AT_MOST = 2000  # that are loaded with their inputs to know targets before training
 _MEMBERS = [n for n in [*Samples.__annotations__, *vars(Samples)] if not n.startswith("_")]
 
 
@@ -147,6 +149,28 @@ def first_batch(samples: Samples, count: int, as_targets: AsTargets = class_targ
     inputs = inputs_of(samples, few)  # which a data set of items knows its targets by
     targets = as_targets(some_targets(samples.targets, torch.tensor(few)), len(few), samples.what)
     return Batch(inputs, targets, tuple(map(samples.name, few)))
+
+
+def known_targets(data: object, as_targets: AsTargets) -> tuple[Tensor, tuple[str, ...]]:
+    """Targets of training data, and what to call their samples, before it is trained on.
+
+    All of them where they are known without their inputs, or come in batches; else of at most
+    2,000 samples, taken evenly. Torch's random state stays as it is.
+
+    Raises:
+        DataError: as `open_data`; or they are no targets.
+    """
+    samples = open_data(data)
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(samples, GivenSamples):
+            with closing(GivenBatches(samples.data, as_targets).epoch(0)) as batches:
+                parts = [(batch.targets, batch.names) for batch in batches]
+            return torch.cat([t for t, _ in parts]), tuple(n for _, names in parts for n in names)
+        count = len(samples)
+        few = count if holds_all(samples.targets) else min(count, _TARGETS_AT_MOST)
+        places = torch.arange(few) * count // few
+        raw = some_targets(samples.targets, places if few < count else None)
+        return as_targets(raw, few, samples.what), tuple(map(samples.name, places.tolist()))
 
 
 def some_rows(inputs: Any, chosen: slice | Tensor) -> Any:

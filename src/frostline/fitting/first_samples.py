@@ -46,12 +46,12 @@ class FirstSamples:
         count, operations = len(batch.targets), 0.0
         if judged:
             with FlopCounterMode(display=False) as counter:
-                predict(model, [few], compute)
+                predict(model, [few], compute, task=task)
             # Kernels that torch's counter does not know, as of recurrent layers, by parameters.
             least = 2 * count * sum(parameter.numel() for parameter in model.parameters())
             operations = float(max(counter.get_total_flops(), least))
         start = time.perf_counter()
-        found = predict(model, [few], compute)
+        found = predict(model, [few], compute, task=task)
         seconds = time.perf_counter() - start
         return cls(few.inputs, found, seconds / count, operations / count)
 

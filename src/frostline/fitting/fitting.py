@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 from torch import nn
 
@@ -25,12 +25,12 @@ from frostline.fitting.phases import PhasePipelines
 from frostline.freezing import Proof
 from frostline.groups import param_groups
 from frostline.plans import Plan
-from frostline.recipe import Recipe, recipe_from
+from frostline.recipe import Recipe, check_alone, recipe_from
 from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
 from frostline.reports import make_report, promise_at_end
 from frostline.selectors import inventory
 from frostline.session import PipelineOptions, Session
-from frostline.tasks import Classification, Metrics, Task, task_of
+from frostline.tasks import CallableTask, Classification, Metrics, Task, task_of
 from frostline.wording import either, option
 from frostline.world import ALONE, World
 
@@ -94,6 +94,8 @@ def fit(
     recipe: Recipe | None = None,
     batch_size: int = 32,
     task: Task | str | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
     device: str = "auto",
     resume: bool = False,
@@ -128,7 +130,13 @@ def fit(
         recipe: how to train; or name its options here: `epochs=5, lr=1e-3, patience=3`. The
             phases of a plan have lengths of their own, and take from here what they leave open.
         task: what targets are, what is minimised and measured; by default `classification`, with
-            class indices as targets and cross-entropy.
+            class indices as targets and cross-entropy. Also `multilabel`, `regression`,
+            `segmentation`, `tokens`, or a `fl.Task`.
+        loss: in place of a task, `(outputs, targets) -> scalar` to minimise; outputs are what the
+            model returns, targets what the data give.
+        metrics: beside a loss, the same by name to judge by; the first decides which epoch is the
+            best. `{"cost": ("lower", cost)}` says which direction is better, where the name of a
+            metric does not.
         classes: names of the classes; by default `train.classes`, else their numbers.
         resume: go on with the run in `out` from where it was last written. With more epochs than
             it had, or a plan that begins with its phases, it is trained for longer.
@@ -173,24 +181,20 @@ def fit(
     if not settings.plan:
         param_groups(model, lr=1.0)  # refuses one in which nothing trains
     data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
-    task = _task(task, classes)
+    task = _task(task, classes, loss, metrics)
     first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
     task = task.completed(first.found, data=train, recipe=settings.training)
-    metrics = task.summarise(first.found.outputs, first.found.targets)
-    if not isinstance(metrics, Metrics):
-        raise ConfigError(
-            f"summarise of {type(task).__name__} gave {a_type(metrics)}. Return fl.Metrics, as "
-            "fl.Metrics((fl.Metric('error', value, better='lower'),), samples=len(targets))."
-        )
-    settings = _completed(settings, task, metrics)
+    like = _first_metrics(task, first)
+    settings = _completed(settings, task, like)
     recipe = settings.training
     asked = _pipeline_options(settings, task, first, world)
     plain = asked.plain(*data)
     kept = out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
     said_to = (journal.notice, *(hook.on_notice for hook in hooks))
+    _say(said_to, *task.says)
     if (plan := settings.as_plan()) and not resume:
-        by_name = {"monitor": metrics.metric(recipe.monitor).name}  # checks know some directions
+        by_name = {"monitor": like.metric(recipe.monitor).name}  # checks know some directions
         found = plan.check(model, recipe=recipe.model_copy(update=by_name))
         _say(said_to, *(f"Warning   {warning}" for warning in found))
     with run_folder(kept, resume=resume) as folder:
@@ -206,7 +210,7 @@ def fit(
             world=world,
         )
         begun(folder, written, session.planned, resume=resume)
-        saver = Saver(folder, about(written), resume=resume, task=task, like=metrics)
+        saver = Saver(folder, about(written), resume=resume, task=task, like=like)
         make = partial(session.data, *data, asked, plain=plain, example=first.inputs)
         pipelines = PhasePipelines(make, written, folder, journal, hooks)
         training = Training(session, Compute(settings.device, recipe.mixed))
@@ -318,7 +322,28 @@ def _completed(settings: RunSettings, task: Task, like: Metrics) -> RunSettings:
     return settings.model_copy(update={"data": data})
 
 
-def _task(task: Task | str | None, classes: Sequence[str] | None) -> Task:
+def _first_metrics(task: Task, first: FirstSamples) -> Metrics:
+    """Of a few samples: which metrics there will be."""
+    found = task.summarise(first.found.outputs, first.found.targets)
+    if not isinstance(found, Metrics):
+        raise ConfigError(
+            f"summarise of {type(task).__name__} gave {a_type(found)}. Return fl.Metrics, as "
+            "fl.Metrics((fl.Metric('error', value, better='lower'),), samples=len(targets))."
+        )
+    return found
+
+
+def _task(
+    task: Task | str | None,
+    classes: Sequence[str] | None,
+    loss: Callable[[Any, Any], Any] | None,
+    metrics: Mapping[str, Any] | None,
+) -> Task:
+    if loss is not None:
+        check_alone(loss=loss, task=task, classes=classes)
+        return CallableTask(loss, metrics)
+    if metrics is not None:
+        raise ConfigError("got metrics without a loss. Give both, or a task that has its own.")
     if classes is None:
         return task_of(task)
     if task in (None, "classification"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -30,7 +30,7 @@ from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
 from frostline.reports import make_report, promise_at_end
 from frostline.selectors import inventory
 from frostline.session import PipelineOptions, Session
-from frostline.tasks import CallableTask, Classification, Metrics, Task, task_of
+from frostline.tasks import CallableTask, Classification, Metrics, Task, TaskSettings, task_of
 from frostline.wording import either, option
 from frostline.world import ALONE, World
 
@@ -52,6 +52,7 @@ class Run:
         says: lines for people on what was computed once, or why nothing could be.
         computed: rows of features that this run computed; the others were in the store.
         phases: a record for each phase; one where there was no plan.
+        task: what was trained for, with what the data made of it: names, scales, thresholds.
 
     Example:
         >>> run = fl.fit(model, data, data, epochs=2, lr=1e-2)
@@ -69,6 +70,7 @@ class Run:
     says: tuple[str, ...] = ()
     computed: int = 0
     phases: tuple[PhaseRecord, ...] = ()
+    task: Task = field(default_factory=Classification)
 
     def __repr__(self) -> str:
         found, many = self.best.validation, "s" if len(self.history) > 1 else ""
@@ -184,6 +186,8 @@ def fit(
     task = _task(task, classes, loss, metrics)
     first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
     task = task.completed(first.found, data=train, recipe=settings.training)
+    for samples in data:
+        first.check_targets(samples, task)
     like = _first_metrics(task, first)
     settings = _completed(settings, task, like)
     recipe = settings.training
@@ -218,7 +222,7 @@ def fit(
         with _room_to_compile(settings):
             called = (saver, *(logs or ()), pipelines, *hooks)
             train_phases(training, pipelines, task=task, hooks=called)
-        return _ended(training, saver, pipelines, folder)
+        return _ended(training, saver, pipelines, folder, task)
 
 
 def _pipeline_options(
@@ -246,6 +250,7 @@ def _ended(
     saver: Saver,
     pipelines: PhasePipelines,
     folder: RunFolder | None,
+    task: Task,
 ) -> Run:
     """Prove the whole run, put the best weights, and write result and report."""
     proof = training.session.verify()
@@ -264,13 +269,21 @@ def _ended(
             "did not help these validation samples. Try a lower learning rate, or validate on more."
         )
     phases = tuple(training.phase_history)
+    task = task.settled(best.validation)
     if folder:
+        if pipelines.settings.task != (kept := _kept_task(task)):
+            pipelines.settings.model_copy(update={"task": kept}).write(folder.settings)
         frozen = {
             "tensors": proof.tensors,
             "bytes": proof.nbytes,
             "fingerprint": str(proof.fingerprint),
         }
-        ended = {"frozen": frozen, "phases": [phase.as_dict() for phase in phases]}
+        ended: dict[str, object] = {
+            "frozen": frozen,
+            "phases": [phase.as_dict() for phase in phases],
+        }
+        if not task.classes:
+            ended["tables"] = [asdict(table) for table in best.validation.tables()]
         folder.write_result({"epoch": best.epoch, **best.validation.as_dict(), **ended})
         pipelines.on_end()
         _write_report(folder, proof, pipelines)
@@ -283,6 +296,7 @@ def _ended(
         pipelines.says,
         pipelines.computed,
         phases,
+        task,
     )
 
 
@@ -319,7 +333,12 @@ def _completed(settings: RunSettings, task: Task, like: Metrics) -> RunSettings:
     for name in (settings.training.monitor, *(p.until.monitor for p in settings.plan if p.until)):
         like.metric(name)  # refuses one that the task has not
     data = settings.data.model_copy(update={"classes": task.classes})
-    return settings.model_copy(update={"data": data})
+    return settings.model_copy(update={"data": data, "task": _kept_task(task)})
+
+
+def _kept_task(task: Task) -> TaskSettings | None:
+    """What of a task stands in `run.toml`; of a classification its classes say it all."""
+    return None if task.classes else task.settings()
 
 
 def _first_metrics(task: Task, first: FirstSamples) -> Metrics:

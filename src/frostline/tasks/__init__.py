@@ -16,19 +16,25 @@ from frostline.tasks.metrics import Metrics as Metrics
 from frostline.tasks.metrics import better_of as better_of
 from frostline.tasks.metrics import label as label
 from frostline.tasks.metrics import shown as shown
+from frostline.tasks.multilabel import MultiLabel as MultiLabel
 from frostline.tasks.regression import Regression as Regression
+from frostline.tasks.segmentation import Segmentation as Segmentation
 from frostline.tasks.settings import TaskName as TaskName
 from frostline.tasks.settings import TaskSettings as TaskSettings
 from frostline.tasks.task import Predictions as Predictions
 from frostline.tasks.task import Task as Task
 from frostline.tasks.task import loss_of as loss_of
 from frostline.tasks.task import step_loss as step_loss
+from frostline.tasks.tokens import Tokens as Tokens
 
-_Kind = type[Classification | Regression]
+_Kind = type[Classification | MultiLabel | Regression | Segmentation | Tokens]
 
 _KINDS: dict[str, _Kind] = {
     "classification": Classification,
+    "multilabel": MultiLabel,
     "regression": Regression,
+    "segmentation": Segmentation,
+    "tokens": Tokens,
 }
 
 

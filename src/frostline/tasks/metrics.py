@@ -38,7 +38,7 @@ _HIGHER = re.compile(
     "similarity|score"
 )
 # Beside which metrics stand in a run's result.
-RESERVED = ("epoch", "samples", "per_class", "confusion", "frozen", "phases")
+RESERVED = ("epoch", "samples", "per_class", "confusion", "frozen", "phases", "tables")
 
 
 @final

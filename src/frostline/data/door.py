@@ -189,7 +189,7 @@ class ImageSamples(Samples):
         is_live = data.augment.kind == "live"
         if views is not None and views != data.augment.views and not is_live:
             self._data = replace(data, augment=Augment("views", views) if views > 1 else Augment())
-        self.targets = data.labels
+        self.targets = data.targets
         self.views = 0 if is_live else self._data.augment.views
         # Another decoder may round otherwise; what a view shows is part of its seed.
         self.transform = f"{data.preprocessing!r}, Pillow {PIL.__version__}"
@@ -202,7 +202,7 @@ class ImageSamples(Samples):
 
     def load(self, row: int) -> Tensor:
         view, sample = divmod(row, len(self))
-        return self._data.load(sample, view)[0]
+        return self._data.picture(sample, view)
 
     def ids(self, rows: Sequence[int]) -> list[bytes]:
         wanted = [divmod(row, len(self)) for row in rows]

@@ -212,15 +212,14 @@ class Regression(Task):
         """
         check_no_classes(recipe, "regression")
         wide = _rows(first.outputs).shape[1]
-        if self.names and wide != self.width:
+        names = self.names or tuple(getattr(data, "label_names", ())) or target_names(wide)
+        if wide != len(names):
             raise ModelError(
-                f"the model gives {wide} numbers for each sample, but there are {self.width} "
+                f"the model gives {wide} numbers for each sample, but there are {len(names)} "
                 "targets. Put a head on it that gives one for each."
             )
         self.check(first.outputs, first.targets, first.names)
-        task = Regression(
-            self.names or wide, loss=self._loss, huber_delta=self._delta, scale=self._scale
-        )
+        task = Regression(names, loss=self._loss, huber_delta=self._delta, scale=self._scale)
         if self._scale == "standard":
             known, names = known_targets(data, self.targets)
             self.check(first.outputs[:1], known, names)

@@ -186,7 +186,7 @@ def _held_out(root: Path, listing: Listing, division: Division, found: Parts) ->
         )
     seed = f"(seed {division.seed})"
     if division.folds is None:
-        of = " of each class" if train.classes else ""
+        of = " of each class" if any(train.classes) else ""
         how = f"{division.fraction * 100:g} %{of}{found.origin} held out {seed}"
     else:
         how = f"fold {division.fold} of {division.folds} held out, from 0 {seed}"

@@ -117,8 +117,6 @@ class Segmentation(Task):
         )
 
     def read(self, returned: object) -> Tensor:
-        if isinstance(returned, Mapping) and isinstance(returned.get("out"), Tensor):
-            returned = returned["out"]
         outputs: Tensor = super().read(returned)
         if outputs.dim() not in (2, 4) or (outputs.dim() == 4 and outputs.shape[1] < 2):
             raise ModelError(

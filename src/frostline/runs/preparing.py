@@ -77,7 +77,8 @@ class Prepared:
             self._check_same(folder, "training", folder.read_trained_on(), trained_on)
             self._check_same(folder, "validation", folder.read_validated_on(), validated_on)
         findings = tuple((one.level, one.code, one.message) for one in self.data.findings)
-        notes = DataNotes(splits.how, splits.train.counts, splits.val.counts, findings)
+        counts = (part.counts or {"all": len(part)} for part in (splits.train, splits.val))
+        notes = DataNotes(splits.how, *counts, findings)
         try:
             return fit(
                 self.loaded.model,

@@ -263,7 +263,7 @@ def test_masks_that_do_not_go_are_named(
         ("regression", "tags", ("1", ""), r"line 2: no tags\. Fill it in"),
         ("regression", "amont", ("1", ""), r"no column amont; it has .*did you mean amount"),
         ("regression", "amount,ood", ("1", ""), r"no column ood; it has .*did you mean odd"),
-        ("multilabel", "odd,amount", ("1", "2"), r"^the label amount of images/1\.png is '0\.5'\."),
+        ("multilabel", "odd,amount", ("1", "2"), r"^the label amount of images/2\.png is '2'\."),
         ("multilabel", "odd,amount", ("1", ""), r"line 4: no amount\. Fill it in"),
     ],
 )

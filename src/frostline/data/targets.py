@@ -35,7 +35,7 @@ from frostline.wording import option
 
 TargetKind = Literal["multilabel", "regression", "segmentation"]
 
-_YES, _NO = {"1", "true", "yes"}, {"0", "false", "no"}
+_YES, _NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 _SEPARATORS = "|;"  # between labels in one cell
 _CLASSES = "classes.txt"
 _MASK_ENDINGS = ("", "_mask", "-mask", "_seg", "_label")  # of a mask's stem behind its picture's
@@ -116,7 +116,7 @@ def _with_targets(
             f"{root} is a folder without a table, and {task} takes its targets from one. Give a "
             f"CSV with a column of pictures and one of targets ({option('label_column')})."
         )
-    if task == "multilabel":
+    if task == "multilabel" and "," not in columns.label:  # a list, which may be empty
         columns = replace(columns, empty_labels="none")
     parts = find_parts(root, columns)
     found = [item for listing in parts.by_role.values() for item in listing.found]

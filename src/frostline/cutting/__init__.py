@@ -145,6 +145,7 @@ class Cut:
         samples: on how many samples that was checked.
         key: what the prefix computes (`prefix`) and on which tensors (`tensors`), as hashes.
         at: the line behind a named submodule; None where the graph tells it.
+        varying: numbers of the inputs that may be as long as the samples are, of all in order.
 
     Example:
         >>> print(fl.cut(model, images))
@@ -164,6 +165,7 @@ class Cut:
     samples: int
     key: Mapping[str, str] = field(repr=False)
     at: At | None = field(default=None, repr=False)
+    varying: tuple[int, ...] = field(default=(), repr=False)
 
     def check_current(self) -> None:
         """Make sure that what the prefix computes now belongs under `key`.
@@ -247,8 +249,11 @@ def _made(drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor]
     """What was drawn, for this model: checked, and to be compared with it at each call."""
     seen = _checked(*_halves(drawn, model, spec, Checked()), tensors)
     prefix, suffix = _halves(drawn, model, spec, seen)
-    frontier, rows = Frontier(drawn.frontier), rows_of(tensors)
-    return Cut(prefix, suffix, frontier, drawn.why, drawn.share, seen.error, rows, drawn.key)
+    return Cut(
+        *(prefix, suffix, Frontier(drawn.frontier)),
+        *(drawn.why, drawn.share, seen.error, rows_of(tensors), drawn.key),
+        varying=drawn.varying,
+    )
 
 
 def _halves(

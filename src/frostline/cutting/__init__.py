@@ -14,11 +14,18 @@ from torch import Tensor, fx, nn
 from frostline.calling import in_turn
 from frostline.cutting.at_module import ModuleSplit
 from frostline.cutting.checking import Checked, check, state_kept
-from frostline.cutting.drawing import Drawn, FrontierValue, draw, recall
+from frostline.cutting.drawing import Drawn, draw, recall
+from frostline.cutting.drawing import FrontierValue as FrontierValue
 from frostline.cutting.halves import Above, Half
 from frostline.cutting.keys import At, at_key, at_line, check_current
 from frostline.cutting.reasons import offer
-from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
+from frostline.cutting.structures import (
+    Inputs,
+    InputSpec,
+    read_inputs,
+    rows_of,
+    varying_inputs,
+)
 from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import few_samples
 from frostline.errors import CutError, FrostlineError, one_line
@@ -249,10 +256,10 @@ def _made(drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor]
     """What was drawn, for this model: checked, and to be compared with it at each call."""
     seen = _checked(*_halves(drawn, model, spec, Checked()), tensors)
     prefix, suffix = _halves(drawn, model, spec, seen)
+    frontier, rows, vary = Frontier(drawn.frontier), rows_of(tensors), drawn.varying
+    about = {"share": drawn.share, "error": seen.error}
     return Cut(
-        *(prefix, suffix, Frontier(drawn.frontier)),
-        *(drawn.why, drawn.share, seen.error, rows_of(tensors), drawn.key),
-        varying=drawn.varying,
+        prefix, suffix, frontier, drawn.why, samples=rows, key=drawn.key, varying=vary, **about
     )
 
 
@@ -317,5 +324,5 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
     key = at_key(model, line)
     prefix, suffix = Prefix(spec, model, split), Suffix(model, split)
     error = _checked(prefix, suffix, tensors).error
-    why = f"behind {at}, as asked"
-    return Cut(prefix, suffix, frontier, why, float("nan"), error, rows, key, line)
+    why, vary = f"behind {at}, as asked", tuple(varying_inputs(tensors))
+    return Cut(prefix, suffix, frontier, why, float("nan"), error, rows, key, line, vary)

@@ -68,9 +68,7 @@ def _kept_bytes(node: fx.Node, trial: Observed, layout: RowLayout, *, price: int
     return int(row_bytes(node, trial) * math.prod(longer)) * dear
 
 
-def _doubled(
-    swept: Swept, trial: Observed, layouts: Mapping[fx.Node, RowLayout]
-) -> set[fx.Node]:
+def _doubled(swept: Swept, trial: Observed, layouts: Mapping[fx.Node, RowLayout]) -> set[fx.Node]:
     """Nodes that both halves may compute: as wide as their sample is long, like masks of pairs.
 
     Nothing writes into their memory. Of others each is computed in one half alone, so that what

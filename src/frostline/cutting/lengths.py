@@ -66,6 +66,6 @@ def own_length(size: Any, symbols: Mapping[Any, int]) -> OwnLength:
 def _length(node: fx.Node) -> Any:
     """The symbol of an input's second dimension; None where that is fixed."""
     seen = node.meta["val"]
-    size = seen.shape[1] if isinstance(seen, Tensor) and seen.dim() > 1 else 0
+    size: Any = seen.shape[1] if isinstance(seen, Tensor) and seen.dim() > 1 else 0
     varies = isinstance(size, torch.SymInt) and size.node.expr.is_Symbol
     return size.node.expr if varies else None

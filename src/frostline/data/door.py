@@ -225,6 +225,7 @@ class TensorSamples(Samples):
                 f"{self.what} has {len(data.tensors)} tensors. Give it two: inputs, targets."
             )
         self._inputs, self.targets = data.tensors
+        self.lengths = [self._inputs[0].numel()] * len(self._inputs)
 
     def __len__(self) -> int:
         return len(self._inputs)

@@ -68,6 +68,11 @@ class StoredRows:
         return self._again, ()
 
     @property
+    def specs(self) -> tuple[ValueSpec, ...]:
+        """What a row holds."""
+        return tuple(column.spec for column in self._columns)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the values of all rows, as they lie on disk; a row counts as often as given."""
         return sum(

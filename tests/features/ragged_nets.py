@@ -1,0 +1,157 @@
+"""Networks from small configs that take samples of different lengths, and such samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import frostline as fl
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+    "num_labels": 3,
+}
+_DEBERTA = {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "pad_token_id": 1,
+}
+_DISTILBERT = {
+    "vocab_size": 60,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 48,
+    "max_position_embeddings": 40,
+    "num_labels": 3,
+}
+WORDS = {
+    "Bert": (_SMALL, "bert.encoder.layer.1 | bert.pooler | classifier"),
+    "Roberta": ({**_SMALL, "pad_token_id": 1}, "roberta.encoder.layer.1 | classifier"),
+    "DebertaV2": ({**_SMALL, **_DEBERTA}, "deberta.encoder.layer.1 | pooler | classifier"),
+    "DistilBert": (_DISTILBERT, "distilbert.transformer.layer.1 | pre_classifier | classifier"),
+    "MPNet": ({**_SMALL, "pad_token_id": 1}, "mpnet.encoder.layer.1 | classifier"),
+    "Electra": ({**_SMALL, "embedding_size": 16}, "electra.encoder.layer.1 | classifier"),
+}
+
+
+def words_net(kind: str, train: str) -> nn.Module:
+    """A classifier of texts; `train` is `head` or `upper`."""
+    import transformers
+
+    torch.manual_seed(0)
+    options, upper = WORDS[kind]
+    config = getattr(transformers, f"{kind}Config")(**options)
+    model: nn.Module = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    fl.train_only(model, upper if train == "upper" else "*classifier")
+    return Logits(model)
+
+
+def recordings_net(train: str = "head", *, norm: str = "layer") -> nn.Module:
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=(16, 16),
+        conv_stride=(5, 2),
+        conv_kernel=(10, 3),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+        feat_extract_norm=norm,
+        classifier_proj_size=16,
+        num_labels=3,
+        apply_spec_augment=False,
+        layerdrop=0.0,
+        hidden_dropout=0.0,
+    )
+    model = transformers.Wav2Vec2ForSequenceClassification(config)
+    upper = "wav2vec2.encoder.layers.1 | projector | classifier"
+    fl.train_only(model, upper if train == "upper" else "projector | classifier")
+    return Logits(model)
+
+
+class Logits(nn.Module):
+    """A model of transformers as one that gives a tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        found: Tensor = self.model(**inputs).logits
+        return found
+
+
+class Padded(fl.Samples):
+    """Samples of different lengths, padded to the longest of a batch."""
+
+    def __init__(
+        self, loaded: Sequence[dict[str, Tensor]], *, pad: Callable[[str], int], at_start: bool
+    ) -> None:
+        self._loaded, self._pad, self._at_start = loaded, pad, at_start
+        self.targets = torch.tensor([int(next(iter(s.values())).sum()) % 3 for s in loaded])
+        self.lengths = [len(sample["attention_mask"]) for sample in loaded]
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def load(self, row: int) -> dict[str, Tensor]:
+        return self._loaded[row]
+
+    def collate(self, loaded: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        side = "left" if self._at_start else "right"
+        return {
+            name: nn.utils.rnn.pad_sequence(
+                [sample[name] for sample in loaded],
+                batch_first=True,
+                padding_value=self._pad(name),
+                padding_side=side,
+            )
+            for name in loaded[0]
+        }
+
+
+def words(
+    count: int, *, seed: int = 0, pad: int = 0, at_start: bool = False, most: int = 20
+) -> Padded:
+    """Token ids of 4 to `most` positions with their mask."""
+    draw = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(4, most + 1, (count,), generator=draw).tolist()
+    loaded = [
+        {
+            "input_ids": torch.randint(3, 60, (size,), generator=draw),
+            "attention_mask": torch.ones(size, dtype=torch.int64),
+        }
+        for size in sizes
+    ]
+    return Padded(loaded, pad=lambda name: pad if name == "input_ids" else 0, at_start=at_start)
+
+
+def recordings(count: int, *, seed: int = 0) -> Padded:
+    """Numbers of 120 to 300 positions with their mask."""
+    draw = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(120, 301, (count,), generator=draw).tolist()
+    loaded = [
+        {
+            "input_values": torch.randn(size, generator=draw),
+            "attention_mask": torch.ones(size, dtype=torch.int64),
+        }
+        for size in sizes
+    ]
+    return Padded(loaded, pad=lambda _: 0, at_start=False)

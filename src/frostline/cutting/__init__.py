@@ -257,10 +257,8 @@ def _made(drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor]
     seen = _checked(*_halves(drawn, model, spec, Checked()), tensors)
     prefix, suffix = _halves(drawn, model, spec, seen)
     frontier, rows, vary = Frontier(drawn.frontier), rows_of(tensors), drawn.varying
-    about = {"share": drawn.share, "error": seen.error}
-    return Cut(
-        prefix, suffix, frontier, drawn.why, samples=rows, key=drawn.key, varying=vary, **about
-    )
+    found = drawn.why, drawn.share, seen.error
+    return Cut(prefix, suffix, frontier, *found, samples=rows, key=drawn.key, varying=vary)
 
 
 def _halves(

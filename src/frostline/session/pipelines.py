@@ -238,6 +238,7 @@ class _Making:
         self._store = FeatureStore(root, budget_bytes=budget)
         self._stored: list[FeatureData] = []
         self._notes: list[str] = []
+        self._by_padding = 0.0
 
     def through(self, made: Cut) -> Pipeline:
         compute = self._compute(made)
@@ -296,10 +297,8 @@ class _Making:
         except PaddingMatters as error:
             self._notes.append(str(error))
             return PrefixedBatches(side.plain, compute)
-        if padding.difference and compute.tuned.form == PLAIN:
-            self._notes.append(
-                f"rows differ by up to {padding.difference:.0e} with how far their batch is padded"
-            )
+        if compute.tuned.form == PLAIN:
+            self._by_padding = max(self._by_padding, padding.difference)
         difference = 0.0
         if options.precision == "exact" and not padding.varies:
             size = min(options.batch_size, len(samples))
@@ -360,6 +359,11 @@ class _Making:
         if facts.nbytes:
             yield f"Features  {how}; {format_bytes(facts.nbytes)}"
         yield f"          {compute.words}"
+        if self._by_padding:
+            yield (
+                f"          rows differ by up to {self._by_padding:.0e} with how far their batch is "
+                "padded"
+            )
         for note in dict.fromkeys(self._notes):
             yield f"          {note}"
         epochs = self._options.epochs

@@ -239,6 +239,7 @@ class _Making:
         self._stored: list[FeatureData] = []
         self._notes: list[str] = []
         self._by_padding = 0.0
+        self._unpadded = ""  # why samples of different lengths are not stored
 
     def through(self, made: Cut) -> Pipeline:
         compute = self._compute(made)
@@ -295,7 +296,7 @@ class _Making:
         try:
             padding = padding_of(made, samples, options.device)
         except PaddingMatters as error:
-            self._notes.append(str(error))
+            self._unpadded = self._unpadded or str(error)
             return PrefixedBatches(side.plain, compute)
         if compute.tuned.form == PLAIN:
             self._by_padding = max(self._by_padding, padding.difference)
@@ -359,10 +360,12 @@ class _Making:
         if facts.nbytes:
             yield f"Features  {how}; {format_bytes(facts.nbytes)}"
         yield f"          {compute.words}"
+        if self._unpadded:
+            yield f"          {self._unpadded}"
         if self._by_padding:
             yield (
-                f"          rows differ by up to {self._by_padding:.0e} with how far their batch is "
-                "padded"
+                f"          rows differ by up to {self._by_padding:.0e} with how far their batch "
+                "is padded"
             )
         for note in dict.fromkeys(self._notes):
             yield f"          {note}"

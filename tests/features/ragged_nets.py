@@ -54,6 +54,9 @@ def words_net(kind: str, train: str) -> nn.Module:
     options, upper = WORDS[kind]
     config = getattr(transformers, f"{kind}Config")(**options)
     model: nn.Module = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)  # so that tokens differ
     fl.train_only(model, upper if train == "upper" else "*classifier")
     return Logits(model)
 
@@ -155,3 +158,86 @@ def recordings(count: int, *, seed: int = 0) -> Padded:
         for size in sizes
     ]
     return Padded(loaded, pad=lambda _: 0, at_start=False)
+
+
+class Pictures(fl.Samples):
+    """Pictures of one size, as the model of transformers names them."""
+
+    lengths = None
+
+    def __init__(self, count: int) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self._pictures = torch.randn(count, 3, 16, 16, generator=draw)
+        self.targets = torch.arange(count) % 3
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def load(self, row: int) -> dict[str, Tensor]:
+        return {"pixel_values": self._pictures[row]}
+
+
+def pictures(count: int) -> Pictures:
+    return Pictures(count)
+
+
+def pictures_net(train: str) -> nn.Module:
+    import transformers
+
+    torch.manual_seed(0)
+    small = {k: v for k, v in _SMALL.items() if k not in ("vocab_size", "max_position_embeddings")}
+    config = transformers.ViTConfig(image_size=16, patch_size=8, **small)
+    model = transformers.ViTForImageClassification(config)
+    upper = "vit.layers.1 | classifier"
+    fl.train_only(model, upper if train == "upper" else "classifier")
+    return Logits(model)
+
+
+class Reader(nn.Module):
+    """Two layers of attention by hand, whose mask is True at padded places."""
+
+    WIDTH = 16
+
+    def __init__(self, below: str, above: str) -> None:
+        super().__init__()
+        self.below, self.above = below, above
+        self.words, self.places = nn.Embedding(60, self.WIDTH), nn.Embedding(40, self.WIDTH)
+        self.lower, self.upper = Attention(self.WIDTH), Attention(self.WIDTH)
+        self.norm, self.head = nn.BatchNorm1d(self.WIDTH), nn.Linear(self.WIDTH, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        padded = attention_mask == 0
+        hidden = self.words(input_ids)
+        if self.below != "no positions":
+            hidden = hidden + self.places(torch.arange(input_ids.shape[1]))
+        hidden = self.lower(hidden, padded & (self.below != "no mask"))
+        hidden = self.upper(hidden, padded)
+        if self.above == "positions":
+            found: Tensor = self.head(hidden)
+            return found
+        if self.above == "norm":
+            hidden = self.norm(hidden.transpose(1, 2)).transpose(1, 2)
+        weights = torch.ones_like(hidden[..., :1])
+        if self.above != "mean":
+            weights = weights.masked_fill(padded[..., None], 0.0)
+        found = self.head((hidden * weights).sum(dim=1) / weights.sum(dim=1))
+        return found
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.parts, self.back = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, padded: Tensor) -> Tensor:
+        query, key, value = self.parts(hidden).chunk(3, dim=-1)
+        scores = (query @ key.transpose(1, 2)).masked_fill(padded[:, None], -1e9)
+        found: Tensor = hidden + self.back(scores.softmax(dim=-1) @ value)
+        return found
+
+
+def reader(*, below: str = "mask", above: str = "own mean") -> nn.Module:
+    torch.manual_seed(0)
+    model = Reader(below, above)
+    fl.train_only(model, "upper | norm | head")
+    return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NoReturn, final
@@ -39,6 +39,7 @@ class FeatureData:
             are loaded and computed side by side, the share of the threads' time.
         prefix_seconds: the same of computing.
         padding: how samples of different lengths are padded in batches.
+        lengths: of the samples, as far as the data set says.
     """
 
     rows: StoredRows
@@ -54,6 +55,7 @@ class FeatureData:
     decode_seconds: float = 0.0
     prefix_seconds: float = 0.0
     padding: Padding = field(default_factory=Padding)
+    lengths: Sequence[int] | None = None
 
     def __repr__(self) -> str:
         values = " and ".join(
@@ -81,7 +83,8 @@ class FeatureData:
         self, *, batch_size: int, shuffle: bool, seed: int = 0, world: World = ALONE
     ) -> FeatureBatches:
         """The features in the batches in which a plain loop would see the samples."""
-        return FeatureBatches(self, Order(len(self), batch_size, shuffle, seed, world))
+        order = Order(len(self), batch_size, shuffle, seed, world, self.lengths)
+        return FeatureBatches(self, order)
 
 
 @final

@@ -184,6 +184,7 @@ class _Extraction:
             tuple(map(samples.name, range(len(samples)))),
             *self._shares(),
             self._padding,
+            samples.lengths,
         )
 
     def _shares(self) -> tuple[float, float]:

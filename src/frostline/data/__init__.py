@@ -36,6 +36,7 @@ from frostline.data.samples import class_targets as class_targets
 from frostline.data.samples import content_id as content_id
 from frostline.data.samples import inputs_of as inputs_of
 from frostline.data.samples import some_targets as some_targets
+from frostline.data.text_samples import TextSamples as TextSamples
 from frostline.data.views import Augment as Augment
 from frostline.data.views import ImageDataset as ImageDataset
 from frostline.data.views import view as view

@@ -1,4 +1,4 @@
-"""Models from torchvision, timm or a file, with weights, preprocessing and a head that fits."""
+"""Models from torchvision, timm, transformers or a file, with weights, preprocessing and a head that fits."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from frostline.models.heads import logits_of as logits_of
 from frostline.models.heads import put_head as put_head
 from frostline.models.heads import replace_classifier as replace_classifier
 from frostline.models.heads import stack_head as stack_head
+from frostline.models.hf_source import build_hf
 from frostline.models.matching import find_match
 from frostline.models.spec import ModelSpec as ModelSpec
 from frostline.models.spec import SourceName, WeightsChoice, file_and_place
@@ -49,7 +50,8 @@ def load_model(
     torchvision's or timm's that stays gets as many outputs as the file has for it.
 
     Args:
-        model: `alexnet`, `torchvision:NAME`, `timm:NAME` or `path/to/file.py:function`.
+        model: `alexnet`, `torchvision:NAME`, `timm:NAME`, `hf:FOLDER`, `hf:NAME` or
+            `path/to/file.py:function`.
         weights: `DEFAULT`, `none`, a file, `FILE:PLACE` where it holds several networks that fit,
             or the name of torchvision's entry.
         hidden, on: as for `put_head`.
@@ -83,11 +85,6 @@ def build(
         ModelError: there is no such model, or it cannot be built.
         WeightsError: the weights cannot be had, read or fitted.
     """
-    if spec.source == "hf":
-        raise ModelError(
-            f"{spec}: hf: models are not available yet; write a function and name it "
-            "file.py:function."
-        )
     choice = WeightsChoice.parse(weights)
     is_file = choice.kind == "file"
     with seeded(seed):
@@ -130,5 +127,6 @@ def _take_width(built: LoadedModel, tensors: Mapping[str, Tensor], file: str, pl
 _SOURCES: dict[SourceName, Source] = {
     "torchvision": build_torchvision,
     "timm": build_timm,
+    "hf": build_hf,
     "file": build_from_file,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -67,7 +67,7 @@ def read_splits(
         raise ConfigError(
             f"asked for fold {fold} without folds. Say into how many folds to divide."
         )
-    root = _existing(path)
+    root = existing(path)
     parts = find_parts(root, Columns(file_column, label_column, split_column))
     roles = set(parts.by_role)
     if roles == {"all"} or (roles == {"train"} and root.is_dir()):
@@ -83,7 +83,7 @@ def read_splits(
         splits = _given(root, parts)
     found = splits.train.classes
     known = len(classes) == len(found) and set(classes) == set(found)
-    splits = replace(splits, notes=(*parts.notes, *_alike(found)))
+    splits = replace(splits, notes=(*parts.notes, *alike(found)))
     return in_order(splits, classes if known else class_order(found))
 
 
@@ -106,7 +106,7 @@ def read_set(
     Raises:
         DataError: as `read_splits`, or a class that the run does not know; names the nearest.
     """
-    root = _existing(path)
+    root = existing(path)
     known = tuple(map(normal, classes))
     listing = _read_held_out(root, known, Columns(file_column, label_column, split_column))
     if unknown := sorted({item.name for item in listing.found}.difference(known)):
@@ -118,6 +118,49 @@ def read_set(
             f"The run knows {some_of(classes, most=10)}. Rename or remove them."
         )
     return replace(_image_set(listing, known), classes=tuple(classes))
+
+
+def existing(
+    path: str | os.PathLike[str], tables: Collection[str] = TABLE_SUFFIXES, what: str = LAYOUT
+) -> Path:
+    """The path, once it is known to be a folder or a table.
+
+    Args:
+        tables: endings of files that are taken.
+        what: what a folder should hold.
+
+    Raises:
+        DataError: there is nothing, or a file with another ending.
+    """
+    root = Path(path).expanduser()
+    try:
+        if not root.exists():
+            raise DataError(_missing_message(root))
+    except OSError as error:
+        raise DataError(
+            f"cannot look at {root}: {error.strerror or error}. Check its permissions."
+        ) from error
+    if root.is_dir() or root.suffix.lower() in tables:
+        return root
+    advice = (
+        "Unpack it first and point at the folder"
+        if root.suffix.lower() in _ARCHIVES
+        else f"Give a folder ({what}) or a file that ends in {' or '.join(sorted(tables))}"
+    )
+    raise DataError(f"{root} is a file, neither a folder nor a table. {advice}.")
+
+
+def alike(classes: Sequence[str]) -> list[str]:
+    """Names the classes that differ in capitals only."""
+    same: defaultdict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        same[name.casefold()].append(name)
+    return [
+        f"the classes {' and '.join(map(repr, names))} differ in capitals only and count as "
+        f"{len(names)}. Rename one if they are one."
+        for names in same.values()
+        if len(names) > 1
+    ]
 
 
 def _given(root: Path, found: Parts) -> Splits:
@@ -162,19 +205,6 @@ def _divided(root: Path, listing: Listing, division: Division, found: Parts) -> 
     return Splits(train, val, None, how, division=division)
 
 
-def _alike(classes: Sequence[str]) -> list[str]:
-    """Names the classes that differ in capitals only."""
-    same: defaultdict[str, list[str]] = defaultdict(list)
-    for name in classes:
-        same[name.casefold()].append(name)
-    return [
-        f"the classes {' and '.join(map(repr, names))} differ in capitals only and count as "
-        f"{len(names)}. Rename one if they are one."
-        for names in same.values()
-        if len(names) > 1
-    ]
-
-
 def _image_set(listing: Listing, classes: tuple[str, ...]) -> ImageSet:
     label = {name: index for index, name in enumerate(classes)}
     samples = (Sample(item.path, label[item.name]) for item in listing.found if item.name in label)
@@ -204,26 +234,6 @@ def _read_held_out(root: Path, classes: tuple[str, ...], columns: Columns) -> Li
     if root.is_dir():
         raise DataError(f"{root} has train/ only. Evaluate on a test/ or val/ folder beside it.")
     raise DataError(f"{root} has train rows only. Evaluate on rows with split val or test.")
-
-
-def _existing(path: str | os.PathLike[str]) -> Path:
-    """The path, once it is known to be a folder or a CSV."""
-    root = Path(path).expanduser()
-    try:
-        if not root.exists():
-            raise DataError(_missing_message(root))
-    except OSError as error:
-        raise DataError(
-            f"cannot look at {root}: {error.strerror or error}. Check its permissions."
-        ) from error
-    if root.is_dir() or root.suffix.lower() in TABLE_SUFFIXES:
-        return root
-    advice = (
-        "Unpack it first and point at the folder"
-        if root.suffix.lower() in _ARCHIVES
-        else f"Give a folder ({LAYOUT}) or a .csv or .tsv file"
-    )
-    raise DataError(f"{root} is a file, neither a folder nor a CSV. {advice}.")
 
 
 def _missing_message(root: Path) -> str:

@@ -129,7 +129,7 @@ def _used_columns(path: Path, header: list[str], columns: Columns, rows: _Rows) 
     asked = {
         "file": columns.file,
         "label": columns.label,
-        "split": columns.split or next((word for word in _SPLITS if word in header), ""),
+        "split": columns.split or next((word for word in SPLIT_COLUMNS if word in header), ""),
     }
     wanted = {kind: name.strip().lower() for kind, name in asked.items() if name}
     if missing := [kind for kind, name in wanted.items() if name not in header]:
@@ -183,7 +183,7 @@ def _row(path: Path, line: int, cells: dict[str, str], used: Columns) -> tuple[R
     for column in filter(None, (used.file, used.label, used.split)):
         if not cells.get(column):
             raise DataError(f"{path}, line {line}: no {column}. Fill it in or delete the line.")
-    role = _role(used.split, cells[used.split]) if used.split else "all"
+    role = role_in(used.split, cells[used.split]) if used.split else "all"
     if role is None:
         allowed = "true or false" if _of_truth(used.split) else "train, val or test"
         raise DataError(
@@ -192,7 +192,8 @@ def _row(path: Path, line: int, cells: dict[str, str], used: Columns) -> tuple[R
     return role, cells[used.file], cells[used.label]
 
 
-def _role(column: str, cell: str) -> Role | None:
+def role_in(column: str, cell: str) -> Role | None:
+    """The split that a cell of a column such as `split` or `is_valid` names; None if it is none."""
     named = _of_truth(column)
     if named is None:
         return role_of(cell)
@@ -266,7 +267,7 @@ def _fitting(path: Path, name: str, files: list[Path]) -> list[Path]:
     return [file for file in fits if keys[file].startswith(f"/{path.stem}/")] or fits
 
 
-_SPLITS = ("split", "is_valid")  # read as the division where there is one
+SPLIT_COLUMNS = ("split", "is_valid")  # read as the division where there is one
 _LOOKED_AT = 20  # rows in which names of pictures are searched
 _YES = {"true", "yes", "1"}
 _NO = {"false", "no", "0"}

@@ -77,7 +77,7 @@ def export(
     """
     check_export(to, out, fold=fold)
     form, loaded, hooks = FORMATS[to], run.loaded, tuple(hooks)
-    model, prepared = loaded.model.cpu(), loaded.preprocessing
+    model, prepared = loaded.model.cpu(), loaded.of_pictures
     notes = Notes(
         _name(loaded.spec, form),
         Head(run.settings.model.on, run.settings.model.hidden),

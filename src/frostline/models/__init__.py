@@ -1,4 +1,4 @@
-"""Models from torchvision, timm, transformers or a file, with weights, preprocessing and a head that fits."""
+"""Models from torchvision, timm, transformers or a file: weights, preprocessing, a fitting head."""
 
 from __future__ import annotations
 

@@ -196,14 +196,13 @@ def _pooled(
     from transformers import MODEL_MAPPING
 
     name, named = "AutoModel", {}
+    kind: Any = MODEL_MAPPING.get(type(config), None)
     if config.is_encoder_decoder:
         name = "AutoModelForTextEncoding"
-    elif type(config) in MODEL_MAPPING and "add_pooling_layer" in _parameters(
-        MODEL_MAPPING[type(config)]
-    ):
+    elif isinstance(kind, type) and "add_pooling_layer" in _parameters(kind):
         named = {"add_pooling_layer": False}  # of its first token's state, which nothing reads
     backbone, report = _auto(spec, name, config, folder, dtype, **named)
-    width = getattr(config, "hidden_size", None) or getattr(config, "d_model", 0)
+    width = getattr(config, "hidden_size", None) or config.d_model
     made = Pooled(
         backbone,
         width=int(width),
@@ -287,8 +286,9 @@ def _of_pictures(folder: Path) -> Preprocessing:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' bars and its table of what was loaded, which `WeightsReport` has."""
-    from transformers.utils import logging
+    from transformers.utils import logging as their_logging
 
+    logging: Any = their_logging  # without types
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -93,7 +93,7 @@ def from_hf(config: Mapping[str, object]) -> Preprocessing:
         crop=crop or size,
         mean=(0.0,) * 3 if plain else _numbers(config.get("image_mean", (0.5,) * 3), "mean", 3),
         std=(1.0,) * 3 if plain else _numbers(config.get("image_std", (0.5,) * 3), "std", 3),
-        interpolation=_interpolation(_PILLOW.get(resample)),  # type: ignore[call-overload]
+        interpolation=_interpolation(_PILLOW.get(resample)),
     )
 
 

@@ -185,7 +185,7 @@ class FinishedRun:
     def _predictions(self, images: ImageSet, device: str, hooks: Iterable[Hook]) -> Predictions:
         """By the frozen part in the form that the run was trained and judged with."""
         settings = self.settings
-        data = ImageDataset(images, self.loaded.preprocessing, levels=self.levels)
+        data = ImageDataset(images, self.loaded.of_pictures, levels=self.levels)
         batches = make_batches(data, batch_size=self.batch_size, shuffle=False, seed=0)
         phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
         form = forms[phase] if phase < len(forms) else ""

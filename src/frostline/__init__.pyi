@@ -76,5 +76,9 @@ from frostline.store import FeatureStore as FeatureStore
 from frostline.tasks import Classification as Classification
 from frostline.tasks import Metric as Metric
 from frostline.tasks import Metrics as Metrics
+from frostline.tasks import MultiLabel as MultiLabel
+from frostline.tasks import Regression as Regression
+from frostline.tasks import Segmentation as Segmentation
 from frostline.tasks import Task as Task
+from frostline.tasks import Tokens as Tokens
 from frostline.world import World as World

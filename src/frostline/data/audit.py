@@ -15,7 +15,7 @@ import xxhash
 
 from frostline.choices import BadImages
 from frostline.data.division import without
-from frostline.data.image_sets import Splits
+from frostline.data.image_sets import Sample, Splits
 from frostline.data.images import check, check_image, look, opened
 from frostline.data.levels import FULL, Levels, Seen, common_levels, set_text
 from frostline.data.listing import is_picture
@@ -211,7 +211,7 @@ def _errors(given: Splits, splits: Splits, broken: Mapping[Path, ImageError]) ->
             f"the {unknown.split} split has the class {unknown.name!r} ({count}), which the train "
             f"split lacks (it has {names}). Rename or remove it, or add training images of it."
         )
-    if len(classes) < 2:
+    if len(classes) < 2 and not splits.train.label_names:
         yield (
             f"there is nothing to tell apart: found {len(classes)} class ({names or 'none'}). "
             "Add a folder for each further class."
@@ -229,10 +229,10 @@ def _errors(given: Splits, splits: Splits, broken: Mapping[Path, ImageError]) ->
 
 def _doubles(splits: Splits, digests: Mapping[Path, str]) -> Iterator[tuple[str, str]]:
     """The same picture under two labels, or in training and beside it."""
-    groups: defaultdict[str, list[tuple[Path, int]]] = defaultdict(list)
+    groups: defaultdict[str, list[tuple[Path, object]]] = defaultdict(list)
     for sample in splits.train.samples:
         if sample.path in digests:
-            groups[digests[sample.path]].append((sample.path, sample.label))
+            groups[digests[sample.path]].append((sample.path, _told(sample)))
     twice = [found for found in groups.values() if len({label for _, label in found}) > 1]
     if twice:
         pairs = [" = ".join(str(path) for path, _ in found[:2]) for found in twice]
@@ -254,11 +254,18 @@ def _doubles(splits: Splits, digests: Mapping[Path, str]) -> Iterator[tuple[str,
             )
 
 
+def _told(sample: Sample) -> object:
+    """What a sample is said to be; of masks nothing that could be compared by their files."""
+    return sample.target if isinstance(sample.target, tuple) else sample.label
+
+
 def class_findings(
     train: Mapping[str, int], val: Mapping[str, int], what: str = "images"
 ) -> Iterator[tuple[str, str]]:
     """Classes that are missing in validation, small, or far larger than others; by their counts."""
     counts = {name: count for name, count in train.items() if count}
+    if not counts:
+        return  # samples have targets
     missing = [name for name in counts if not val[name]]
     if missing and any(val.values()):
         yield (

@@ -111,7 +111,7 @@ class SampleBatches:
 
     def __post_init__(self) -> None:
         given = self._samples
-        if isinstance(given.targets, Tensor | np.ndarray | list | tuple):
+        if holds_all(given.targets):
             every = some_targets(given.targets)
             self._targets = self._as_targets(every, len(given), given.what)
 
@@ -279,6 +279,11 @@ def _shapes(given: Any) -> list[tuple[int, ...]]:
     parts = list(given.values()) if isinstance(given, Mapping) else given
     tensors = [part for part in tree_leaves(parts) if isinstance(part, Tensor | np.ndarray)]
     return [tuple(part.shape) for part in tensors if part.ndim]
+
+
+def holds_all(targets: object) -> bool:
+    """Whether targets are all there, and not loaded when they are asked for."""
+    return isinstance(targets, Tensor | np.ndarray | list | tuple)
 
 
 def batch_length(targets: object) -> int:

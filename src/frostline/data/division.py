@@ -21,8 +21,7 @@ def divide(whole: ImageSet, division: Division) -> tuple[ImageSet, ImageSet]:
         ConfigError, DataError: as `hold_out` and `hold_out_fold`.
     """
     found = [
-        Found(s.path, whole.classes[s.label], key_below(division.root, s.path))
-        for s in whole.samples
+        Found(s.path, whole.class_of(s), key_below(division.root, s.path)) for s in whole.samples
     ]
     seed = division.seed
     if division.folds is None:
@@ -31,7 +30,7 @@ def divide(whole: ImageSet, division: Division) -> tuple[ImageSet, ImageSet]:
         held = hold_out_fold(found, folds=division.folds, fold=division.fold, seed=seed)
     kept = tuple(sample for place, sample in enumerate(whole.samples) if place not in held)
     out = tuple(sample for place, sample in enumerate(whole.samples) if place in held)
-    return replace(whole, samples=kept), ImageSet(whole.classes, out)
+    return replace(whole, samples=kept), replace(whole, samples=out, ignored=())
 
 
 def without(splits: Splits, broken: Collection[Path]) -> Splits:

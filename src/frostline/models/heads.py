@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from frostline.choices import HeadPlace
 from frostline.errors import ConfigError, ModelError, a_type
 from frostline.models._built import seeded
-from frostline.models.classifiers import find_classifier, logit_layer, model_width, widths
+from frostline.models.classifiers import (
+    ADDED,
+    decoder,
+    find_classifier,
+    logit_layer,
+    model_width,
+    widths,
+)
 from frostline.models.pooled import Pooled
 from frostline.wording import option
 
@@ -24,7 +31,8 @@ class Headed:
 
     Attributes:
         model: the given model, changed in place, or a `Stacked` around it.
-        head: dotted path of the module that makes the logits, or is put to.
+        head: dotted path of the module that makes the logits, or is put to; of one of torchvision's
+            segmenters the whole decoder.
     """
 
     model: nn.Module
@@ -79,7 +87,8 @@ def put_head(
         if on == "logits":
             return Headed(stack_head(model, classes=classes, hidden=hidden), "head")
         if on == "classifier":
-            return Headed(model, replace_classifier(model, classes=classes, hidden=hidden))
+            made = replace_classifier(model, classes=classes, hidden=hidden)
+            return Headed(model, decoder(model) or made)
     return Headed(model, _kept(model, classes))
 
 
@@ -107,7 +116,8 @@ def replace_classifier(
 
     The head is `Linear(in, classes)`, a 1x1 `Conv2d` where that was one, or a `Sequential` if
     there are hidden widths; on the old layer's device, in its dtype and mode, and trainable.
-    Every other name stays. Counts of classes that timm and transformers keep are updated.
+    Every other name stays. Counts of classes that timm and transformers keep are updated. Of
+    LR-ASPP both layers are replaced, and the path is that of what holds them.
 
     Args:
         path: of the layer to replace, where `find_classifier` would not find it.
@@ -116,7 +126,12 @@ def replace_classifier(
         ConfigError: a width is no positive whole number.
         ModelError: no classifier or more than one is found, or it shares its tensors.
     """
-    place = path if path is not None else _the_only(model, find_classifier(model))
+    found = find_classifier(model) if path is None else (path,)
+    if found == ADDED:
+        for each in ADDED:
+            replace_classifier(model, classes=classes, hidden=hidden, path=each)
+        return decoder(model)
+    place = _the_only(model, found)
     old = logit_layer(model, place)
     _check_not_shared(model, place)
     new = build_head(widths(old)[0], classes, hidden, conv=isinstance(old, nn.Conv2d))
@@ -180,14 +195,16 @@ def build_head(
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits in a model's output: the tensor itself, its `logits`, or the first of a tuple.
+    """The logits in a model's output: the tensor itself, its `logits` or the first of a tuple.
+
+    Of what torchvision's models for segmentation return, `out`.
 
     Raises:
         ModelError: there is no tensor in any of these places.
     """
     found = output
     if isinstance(output, Mapping):
-        found = output.get("logits")
+        found = output.get("logits", output.get("out"))  # as torchvision's segmenters have it
     elif not isinstance(output, Tensor):
         found = getattr(output, "logits", None)
         if found is None and isinstance(output, tuple | list) and output:

@@ -14,16 +14,27 @@ from frostline.preprocessing import Interpolation, Preprocessing
 def from_torchvision(transforms: object) -> Preprocessing:
     """`weights.transforms()` of a classifier, giving the same numbers bit for bit.
 
-    Raises:
-        ModelError: `transforms` is not torchvision's preset for image classification.
-    """
-    from torchvision.transforms._presets import ImageClassification
+    Of a model for segmentation, whose pictures keep their shape there, the middle square.
 
+    Raises:
+        ModelError: `transforms` is not torchvision's preset for classification or segmentation.
+    """
+    from torchvision.transforms._presets import ImageClassification, SemanticSegmentation
+
+    if isinstance(transforms, SemanticSegmentation):
+        side = int(transforms.resize_size[0])
+        return Preprocessing(
+            resize=side,
+            crop=(side, side),
+            mean=_numbers(transforms.mean, "mean", 3),
+            std=_numbers(transforms.std, "std", 3),
+            interpolation=_interpolation(transforms.interpolation.value),
+        )
     if not isinstance(transforms, ImageClassification):
         raise ModelError(
             f"the preprocessing of these weights is {type(transforms).__name__}, which is not "
-            "torchvision's preset for image classification. Write a function that returns "
-            "(model, Preprocessing) and name it file.py:function."
+            "torchvision's preset for classification or segmentation. Write a function that "
+            "returns (model, Preprocessing) and name it file.py:function."
         )
     sizes = [int(size) for size in transforms.resize_size]
     crop = [int(size) for size in transforms.crop_size]

@@ -16,6 +16,7 @@ from frostline.records.epochs import PhaseRecord, Proven, Spent
 from frostline.records.folder import RunFolder
 from frostline.records.journal import RunPart, read_sessions
 from frostline.records.predictions import Judged, read_judged
+from frostline.tables import Table
 from frostline.tasks import ClassMetrics
 
 _Found = TypeVar("_Found")
@@ -68,6 +69,7 @@ class ResultNotes:
 
     Attributes:
         per_class, confusion: of a classifier; else empty.
+        tables: what another task has to show beside its metrics.
         frozen: None for a run that has not ended.
     """
 
@@ -78,6 +80,7 @@ class ResultNotes:
     confusion: tuple[tuple[int, ...], ...] = ()
     frozen: Proven | None = None
     phases: tuple[PhaseRecord, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 @final
@@ -186,8 +189,9 @@ def _epoch(line: Mapping[str, Any]) -> EpochLine:
 def _read_result(path: Path) -> ResultNotes:
     content = json_checked(path.read_text(encoding="utf-8"))
     known = {name: content.pop(name) for name in _BESIDE_METRICS if name in content}
+    metrics = {name: value for name, value in content.items() if not isinstance(value, list)}
     found = TypeAdapter(ResultNotes).validate_python(
-        {**known, "frozen": known["frozen"], "metrics": content}
+        {**known, "frozen": known["frozen"], "metrics": metrics}
     )
     if any(len(row) != len(found.per_class) for row in (found.confusion, *found.confusion)):
         raise ValueError("the confusion matrix has not a row and a column for each class")

@@ -105,9 +105,10 @@ Text = str | tuple[str, str]
 """One text, or a pair that the model reads together."""
 
 # What in a tokenizer's folder decides which ids a text gets.
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.bpe", "*.tiktoken")
 _TOKENIZER_FILES = (
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
-    *("*.model", "*.bpe", "*.tiktoken"),
+    *(*_VOCABULARIES, "merges.txt", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
 )
 
 
@@ -228,8 +229,12 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder, by transformers; Any, because its types come and go by version.
 
     Raises:
-        Exception: whatever transformers raises where there is none.
+        Exception: whatever transformers raises where it cannot read one.
     """
     from transformers import AutoTokenizer
+
+    # Without a vocabulary transformers 5.23 makes one of six words, to which all others are unknown.
+    if not any(file for name in _VOCABULARIES for file in folder.glob(name)):
+        raise FileNotFoundError(f"none of {', '.join(_VOCABULARIES)}")
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)

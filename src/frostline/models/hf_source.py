@@ -40,9 +40,7 @@ _MOST_TOKENS = 512  # where a model names no limit of its own
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def build_hf(
-    spec: ModelSpec, weights: WeightsChoice, *, tokens: bool = False, dtype: str = ""
-) -> LoadedModel:
+def build_hf(spec: ModelSpec, weights: WeightsChoice, *, tokens: bool = False) -> LoadedModel:
     """A model by its `config.json`; see `Source`.
 
     What the checkpoint has a classifier for is built with it; an encoder of texts without one, or
@@ -51,7 +49,6 @@ def build_hf(
 
     Args:
         tokens: logits for each token, not for each text.
-        dtype: of the weights, as `float32`; empty keeps that of the checkpoint.
 
     Raises:
         ModelError: transformers is not installed, there is no such folder, or it is none of a
@@ -77,9 +74,9 @@ def build_hf(
     with _quiet():
         if task is None:
             parts = parts or SentenceParts()
-            model, report = _pooled(spec, config, root, loading, parts, dtype)
+            model, report = _pooled(spec, config, root, loading, parts)
         else:
-            model, report = _auto(spec, _AUTO[task], config, loading, dtype)
+            model, report = _auto(spec, _AUTO[task], config, loading)
     if task == "image":
         return LoadedModel(model, _of_pictures(folder), report, spec, _class_names(config))
     preprocessing = _of_texts(spec, folder, config, model, parts)
@@ -142,7 +139,7 @@ def _task(spec: ModelSpec, config: Any, *, tokens: bool) -> HfTask | None:
     if "ForSequenceClassification" in named or "CausalLM" in named or "LMHead" in named:
         if kind in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
             return "sequence"
-    elif not tokens and hasattr(config, "vocab_size"):
+    elif not tokens and _encodes_texts(config):
         return None
     raise ModelError(
         f"{spec}: a model of the kind {kind!r} is not known here as one that classifies "
@@ -151,8 +148,19 @@ def _task(spec: ModelSpec, config: Any, *, tokens: bool) -> HfTask | None:
     )
 
 
+def _encodes_texts(config: Any) -> bool:
+    """Whether there is an encoder that takes token ids and gives a state for each."""
+    from transformers import MODEL_MAPPING
+    from transformers.models.auto import modeling_auto as known
+
+    if config.is_encoder_decoder:
+        return config.model_type in known.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+    kind: Any = MODEL_MAPPING.get(type(config), None)
+    return isinstance(kind, type) and getattr(kind, "main_input_name", "") == "input_ids"
+
+
 def _auto(
-    spec: ModelSpec, name: str, config: Any, folder: Path | None, dtype: str, **named: Any
+    spec: ModelSpec, name: str, config: Any, folder: Path | None, **named: Any
 ) -> tuple[nn.Module, WeightsReport]:
     """A model of the automatic class `name`, with its weights where there is a folder."""
     import transformers
@@ -160,12 +168,12 @@ def _auto(
     made: Any = getattr(transformers, name)
     try:
         if folder is None:
-            model: nn.Module = made.from_config(config, dtype=dtype or "float32", **named)
+            model: nn.Module = made.from_config(config, dtype="float32", **named)
             return model, WeightsReport.none()
         model, found = made.from_pretrained(
             folder,
             config=config,
-            dtype=dtype or "auto",
+            dtype="auto",
             local_files_only=True,
             output_loading_info=True,
             **named,
@@ -190,7 +198,7 @@ def _auto(
 
 
 def _pooled(
-    spec: ModelSpec, config: Any, root: Path, folder: Path | None, parts: SentenceParts, dtype: str
+    spec: ModelSpec, config: Any, root: Path, folder: Path | None, parts: SentenceParts
 ) -> tuple[nn.Module, WeightsReport]:
     """An encoder whose tokens' states are pooled, as its folder says."""
     from transformers import MODEL_MAPPING
@@ -201,7 +209,7 @@ def _pooled(
         name = "AutoModelForTextEncoding"
     elif isinstance(kind, type) and "add_pooling_layer" in _parameters(kind):
         named = {"add_pooling_layer": False}  # of its first token's state, which nothing reads
-    backbone, report = _auto(spec, name, config, folder, dtype, **named)
+    backbone, report = _auto(spec, name, config, folder, **named)
     width = getattr(config, "hidden_size", None) or config.d_model
     made = Pooled(
         backbone,
@@ -242,8 +250,9 @@ def _of_texts(
     padding = tokenizer.pad_token_id
     if padding is None:  # of one that generates; what is masked is read by no token
         padding = tokenizer.eos_token_id or 0
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = padding  # by which a classifier finds the last token
+    if not isinstance(model, Pooled) and getattr(config, "pad_token_id", None) is None:
+        own: Any = model.config  # a copy
+        own.pad_token_id = padding  # by which a classifier finds the last token
     return TextPreprocessing(
         tokenizer=str(folder),
         digest=tokenizer_digest(folder),

@@ -82,7 +82,7 @@ def export(
             "classifiers of pictures. Use the model itself: fl.open_run(path).loaded.model."
         )
     form, loaded, hooks = FORMATS[to], run.loaded, tuple(hooks)
-    model, prepared = loaded.model.cpu(), loaded.preprocessing
+    model, prepared = loaded.model.cpu(), loaded.of_pictures
     notes = Notes(
         _name(loaded.spec, form),
         Head(run.settings.model.on, run.settings.model.hidden),

@@ -221,7 +221,7 @@ class FinishedRun:
         """
         # Of masks a few pictures at a time: each has a number for each class and pixel.
         step = _MASKS_AT_ONCE if isinstance(self.task, Segmentation) else len(files)
-        size = self.loaded.preprocessing.crop
+        size = self.loaded.of_pictures.crop
         answers: list[Prediction] = []
         for start in range(0, len(files), max(1, step)):
             few = files_as_set(files[start : start + step], self.task.classes)
@@ -239,7 +239,7 @@ class FinishedRun:
     ) -> Predictions:
         """By the frozen part in the form that the run was trained and judged with."""
         settings = self.settings
-        data = ImageDataset(images, self.loaded.preprocessing, levels=self.levels)
+        data = ImageDataset(images, self.loaded.of_pictures, levels=self.levels)
         as_targets = self.task.targets if images.label_names else class_targets
         batches = make_batches(
             data, batch_size=self.batch_size, shuffle=False, seed=0, as_targets=as_targets

@@ -84,7 +84,7 @@ def datasets(
     splits, augment = found.splits, Augment.parse(settings.data.augment)
     made = partial(
         ImageDataset,
-        preprocessing=loaded.preprocessing,
+        preprocessing=loaded.of_pictures,
         digests=found.digests,
         levels=found.levels,
     )

@@ -274,7 +274,7 @@ def _is_of_own_forward(error: BaseException, loaded: LoadedModel) -> bool:
 
 def _own_error(error: BaseException, loaded: LoadedModel) -> ModelError:
     file = Path(_absolute(loaded.spec.path))
-    made = loaded.preprocessing
+    made = loaded.of_pictures
     shape = ", ".join(map(str, ("batch", made.channels, *made.crop)))
     return ModelError(
         f"{loaded.spec}: the model's own forward failed{line_in(file, error)} on pictures of shape "

@@ -229,7 +229,7 @@ def test_a_run_from_another_tells_what_changed(grown: Grown) -> None:
     told = " ".join(grown.answer.out.split())
     assert f"Start the best weights of {grown.run.resolve()}, of epoch " in told
     assert "Classes 2 -> 3; new amber, with fresh weights in the head" in told
-    assert "Pictures 33: 24 that it knew, 9 new" in told
+    assert "Samples 33: 24 that it knew, 9 new" in told
     assert "Features 24 of 33 rows were in the store; 9 rows computed in" in told
 
 
@@ -335,7 +335,7 @@ def test_pictures_that_the_first_run_was_trained_on_are_no_fair_judges(
     (data / "train" / "dark" / "0.png").unlink()
     answer = grown.begin(tmp_path / "run", "--epochs", 1, data=data)
     told = " ".join(answer.err.split())
-    assert "1 of the 9 pictures to validate on were trained on by" in told
+    assert "1 of the 9 samples to validate on were trained on by" in told
     later = call("evaluate", tmp_path / "run", data)
     assert "1 of 9 pictures have the content of one that the run was" in " ".join(later.err.split())
 
@@ -343,7 +343,7 @@ def test_pictures_that_the_first_run_was_trained_on_are_no_fair_judges(
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (["--model", "alexnet"], 2, "takes the model and the head of that run"),
+        (["--model", "alexnet"], 2, "takes the model, head and task of that run"),
         (["--resume"], 2, "--resume goes on with the run's own settings; leave out --from"),
         (["--plan", "no.toml"], 1, "no.toml"),
     ],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli import _options as options
+from frostline.cli._answers import cells_of, document_of, heads_of, in_words_of
 from frostline.tables import Table, columns
 
 if TYPE_CHECKING:
@@ -149,27 +150,6 @@ def expanded(files: Sequence[str]) -> Iterator[Path]:
             yield Path(name)
 
 
-def document_of(prediction: Prediction, top: int) -> dict[str, object]:
-    if not prediction.classes:
-        return {"file": prediction.file, **prediction.answer}
-    label, probability = prediction.classes[0]
-    return {
-        "file": prediction.file,
-        "class": label,
-        "probability": probability,
-        "top": [{"class": name, "probability": p} for name, p in prediction.classes[:top]],
-        "probabilities": dict(prediction.classes),
-    }
-
-
-def in_words_of(prediction: Prediction) -> str:
-    from frostline.records import in_words
-
-    if prediction.classes:
-        return ", ".join(f"{name} {share:.3f}" for name, share in prediction.classes)
-    return in_words(prediction.answer)
-
-
 def _mask_of(document: Mapping[str, object], written: Mapping[str, Path]) -> dict[str, object]:
     file = str(document["file"])
     return {"mask": str(written[file])} if file in written else {}
@@ -203,22 +183,10 @@ def _print_csv(
 ) -> None:
     """A row for each file in the order asked for; of one that cannot be read it has the reason."""
     cells = [cells_of(prediction, top) for prediction in predictions]
-    heads = list(dict.fromkeys(head for row in cells for head in row)) or ["class", "probability"]
+    heads = list(dict.fromkeys(head for row in cells for head in row)) or heads_of(top)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", *heads, "error"])
     rest = iter(cells)
     for file in asked:
         row = {} if file in broken else next(rest)
         writer.writerow([file, *(row.get(head, "") for head in heads), broken.get(file, "")])
-
-
-def cells_of(prediction: Prediction, top: int) -> dict[str, object]:
-    from frostline.records import flat
-
-    if not prediction.classes:
-        return flat(prediction.answer)
-    places = [""] if top == 1 else [f"_{place}" for place in range(1, top + 1)]
-    found: dict[str, object] = {}
-    for place, (name, share) in zip(places, prediction.classes, strict=False):
-        found |= {f"class{place}": name, f"probability{place}": f"{share:.6f}"}
-    return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 import typer
 
-from frostline.cli.predict import cells_of, document_of, in_words_of
+from frostline.cli._answers import cells_of, document_of, in_words_of
 from frostline.tables import Table, columns
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from frostline.choices import TaskChoice, TaskName
-    from frostline.config import RunSettings
+    from frostline.config import DataSettings, RunSettings
     from frostline.fitting import Run
     from frostline.runs import FinishedRun, Prepared, Start
     from frostline.tasks import TaskSettings
@@ -182,7 +182,6 @@ def train(
     with options.usage_errors():
         settings = config.RunSettings(
             model=config.ModelSettings(name=model, weights=weights, on=on, hidden=hidden),
-            task=None if from_ else _task(context, data, task, loss, thresholds, is_text=is_text),
             data=config.DataSettings(
                 path=str(data),
                 is_text=is_text,
@@ -215,47 +214,53 @@ def train(
             settings = earlier.settings_to_begin(settings, given)
     _check_storage(settings)
     folder = out or _free_folder(model)
-    return _go(settings, folder, resume=resume, as_json=json, earlier=earlier)
+    asked = None if from_ else _Asked(task, loss, thresholds)
+    return _go(settings, folder, resume=resume, as_json=json, earlier=earlier, asked=asked)
 
 
-def _task(
-    context: typer.Context,
-    data: Path,
-    asked: TaskChoice,
-    loss: str,
-    thresholds: str,
-    *,
-    is_text: bool,
-) -> TaskSettings | None:
-    """The task as a run's settings have it; none for a classification.
+@final
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is to be learnt, as it stands on the command line."""
 
-    Raises:
-        ConfigError: the task has no such loss.
-    """
+    task: TaskChoice
+    loss: str
+    thresholds: str
+
+    def of(self, data: DataSettings) -> TaskSettings | None:
+        """As a run's settings have it; none for a classification.
+
+        Raises:
+            ConfigError: the task has no such loss.
+        """
+        from frostline.tasks import TaskSettings, task_from
+
+        kind = _likely(data) if self.task == "auto" else self.task
+        if self.thresholds and kind != "multilabel":
+            raise typer.BadParameter(f"{kind} has no thresholds.", param_hint="--thresholds")
+        if kind == "classification":
+            if self.loss not in ("", "cross_entropy"):
+                told = "classification minimises cross_entropy."
+                raise typer.BadParameter(told, param_hint="--loss")
+            return None
+        chosen = self.thresholds == "best"
+        cuts = () if chosen or not self.thresholds else (options.as_number(self.thresholds),)
+        found = TaskSettings(kind=kind, loss=self.loss, thresholds=cuts, chosen=chosen)
+        with options.usage_errors():
+            return task_from(found).settings()
+
+
+def _likely(data: DataSettings) -> TaskName:
     from frostline.cli._terminal import notes, say
     from frostline.data import likely_task
-    from frostline.tasks import TaskSettings, task_from
 
-    kind: TaskName
-    if asked == "auto" and is_text:
-        kind = "classification"
-    elif asked == "auto":
-        columns = {n: context.params[n] for n in ("file_column", "label_column", "split_column")}
-        kind, why = likely_task(data, **columns)
-        if why:
-            say(notes(), f"Task     {kind}, since {why}; --task says otherwise")
-    else:
-        kind = asked
-    if thresholds and kind != "multilabel":
-        raise typer.BadParameter(f"{kind} has no thresholds.", param_hint="--thresholds")
-    if kind == "classification":
-        if loss not in ("", "cross_entropy"):
-            raise typer.BadParameter("classification minimises cross_entropy.", param_hint="--loss")
-        return None
-    chosen = thresholds == "best"
-    cuts = () if chosen or not thresholds else (options.as_number(thresholds),)
-    found = TaskSettings(kind=kind, loss=loss, thresholds=cuts, chosen=chosen)
-    return task_from(found).settings()
+    if data.is_text:
+        return "classification"
+    columns = ("file_column", "label_column", "split_column")
+    kind, why = likely_task(data.path, **{name: getattr(data, name) for name in columns})
+    if why:
+        say(notes(), f"Task     {kind}, since {why}; --task says otherwise")
+    return kind
 
 
 def _check_storage(settings: RunSettings) -> None:
@@ -332,6 +337,7 @@ def _go(
     as_json: bool,
     base: str = "",
     earlier: FinishedRun | None = None,
+    asked: _Asked | None = None,
 ) -> None:
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import counting, notes, output, print_json, say
@@ -350,6 +356,8 @@ def _go(
         _check_apart(folder, Path(settings.data.path))
         files.check_free()
         start = earlier.as_start() if earlier else None
+        if asked is not None:
+            settings = settings.model_copy(update={"task": asked.of(settings.data)})
     aside = notes()
     page = aside if as_json else output()
     with counting("checking the data") as progress:

@@ -100,8 +100,9 @@ class Prepared:
         self, folder: RunFolder, part: str, before: Iterable[str], now: Iterable[str]
     ) -> None:
         if before and set(before) != set(now):
+            what = "texts" if self.settings.data.is_text else "pictures"
             raise ConfigError(
-                f"cannot resume: the {part} samples in {self.settings.data.path} are not those "
+                f"cannot resume: the {part} {what} in {self.settings.data.path} are not those "
                 f"that {folder.root} began with. Restore them, or start a new run."
             )
 

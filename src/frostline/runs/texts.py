@@ -54,8 +54,8 @@ def splits_of(settings: RunSettings) -> TextSplits:
     data, kind = settings.data, "classification" if settings.task is None else settings.task.kind
     if kind not in _OF_TEXTS:
         raise ConfigError(
-            f"the task {kind} of texts is for Python: fl.fit(model, samples, samples, "
-            f"task={kind!r}). Here use {' or '.join(_OF_TEXTS)} ({option('task')})."
+            f"tables of texts are not read for the task {kind}, which is learnt from samples of "
+            f"your own. Use {' or '.join(_OF_TEXTS)} ({option('task')})."
         )
     columns = columns_of(data)
     return read_texts(

@@ -5,12 +5,13 @@
 Targets are made from the 244 + 153 photos of hymenoptera: their mean red, green and blue
 (regression); whether one shows a bee, is bright, green, or rich in contrast (multi-label); and
 dark, middle and bright parts by thresholds, as PNG masks beside the pictures (segmentation). The
-network is MobileNetV2 with ImageNet weights, frozen but its last layer; of the segmenter the first
-seven blocks and a 1x1 convolution. `plain-epochs` of a plain loop and of a run from stored features
-with `precision="exact"` are compared bit for bit; `epochs` from stored features are held against
-scikit-learn on the same features: ridge, or logistic regression for each label or pixel. The
-strength of the first two is chosen by cross-validation on the training samples; the head has no
-such choice: the recipe's defaults but for the learning rate. All in one process.
+network is MobileNetV2 with ImageNet weights at 112 pixels, frozen but its last layer; of the
+segmenter the first seven blocks and a 1x1 convolution. `plain-epochs` of a plain loop and of a run
+from stored features with `precision="exact"` are compared bit for bit; `epochs` from stored
+features are held against scikit-learn on the same features: ridge, or logistic regression for each
+label or pixel. The strength of the first two is chosen by cross-validation on the training samples;
+the head has no such choice: the recipe's defaults but for the learning rate. All in one process and
+one thread.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from shared import DATA, network, options, report, seconds, table, threads
+from shared import DATA, network, options, report, seconds, table
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeCV
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ class Segmenter(nn.Module):
 
 def main() -> None:
     chosen = options(__doc__, tasks=TASKS, epochs=40, plain_epochs=3)
-    threads()
+    torch.set_num_threads(1)
     result: dict[str, Any] = {"epochs": chosen.epochs, "plain_epochs": chosen.plain_epochs}
     heads = ("task", "bits", "metric", "frostline", "baseline", "plain epoch", "stored epoch")
     rows: list[tuple[str, ...]] = [heads]
@@ -132,7 +133,7 @@ def build(name: str, width: int) -> tuple[nn.Module, fl.Preprocessing]:
     else:
         replace_classifier(model, classes=width)
         fl.train_only(model, loaded.head)
-    return model, loaded.preprocessing
+    return model, replace(loaded.preprocessing, resize=128, crop=(112, 112))
 
 
 def measure(name: str, folder: Path, epochs: int, plain_epochs: int) -> dict[str, Any]:

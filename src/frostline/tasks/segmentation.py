@@ -118,7 +118,7 @@ class Segmentation(Task):
 
     def read(self, returned: object) -> Tensor:
         outputs: Tensor = super().read(returned)
-        if outputs.dim() not in (2, 4) or (outputs.dim() == 4 and outputs.shape[1] < 2):
+        if outputs.dim() != 4 or outputs.shape[1] < 2:
             raise ModelError(
                 f"the model gives outputs of shape {tuple(outputs.shape)} for {len(outputs)} "
                 "pictures. Segmentation takes logits of two classes or more for each pixel: "
@@ -276,15 +276,20 @@ class Segmentation(Task):
         return outputs.argmax(dim=1)
 
     def answers(self, outputs: Tensor, *, top: int = 1) -> list[dict[str, object]]:
-        """The share of each picture that each class has, of those that it has."""
+        """The share of each picture that each class has, of those that it has.
+
+        Of counts as `kept` gives them it is the share of the pixels that are not ignored.
+        """
         del top
-        names = self.regions or tuple(map(str, range(outputs.shape[1])))
-        found: list[dict[str, object]] = []
-        for mask in self.predicted(outputs):
-            shares = torch.bincount(mask.flatten(), minlength=len(names)) / mask.numel()
-            pairs = zip(names, shares.tolist(), strict=True)
-            found.append({"share": {name: share for name, share in pairs if share}})
-        return found
+        if outputs.dim() == 2:  # counts
+            pixels = outputs[:, :-1].view(len(outputs), _TALLIES, -1)[:, 2]
+        else:
+            every = one_hot(self.predicted(outputs).flatten(1), outputs.shape[1])
+            pixels = every.sum(dim=1).double()
+        names = self.regions or tuple(map(str, range(pixels.shape[1])))
+        rows = (pixels / pixels.sum(dim=1, keepdim=True).clamp(min=1)).tolist()
+        each = (zip(names, row, strict=True) for row in rows)
+        return [{"share": {name: share for name, share in row if share}} for row in each]
 
     def badness(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """1 less the mean IoU of the sample's classes."""

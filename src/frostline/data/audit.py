@@ -15,7 +15,7 @@ import xxhash
 
 from frostline.choices import BadImages
 from frostline.data.division import without
-from frostline.data.image_sets import Sample, Splits
+from frostline.data.image_sets import ImageSet, Sample, Splits
 from frostline.data.images import check, check_image, look, opened
 from frostline.data.levels import FULL, Levels, Seen, common_levels, set_text
 from frostline.data.listing import is_picture
@@ -63,6 +63,10 @@ class Audit:
     digests: Mapping[Path, str]
     levels: Levels | None = None
 
+    def contents(self, images: ImageSet) -> tuple[str, ...]:
+        """The content digest of each of these samples."""
+        return tuple(self.digests[sample.path] for sample in images.samples)
+
 
 def audit(
     splits: Splits,
@@ -103,7 +107,12 @@ def audit(
         raise DataError(errors[0])
     # What trains, but perhaps not what was meant; worst first.
     alphas = _odd_alphas(seen)
-    odd = [*_doubles(clean, digests), *_classes(clean), *alphas, *_ignored(clean)]
+    odd = [
+        *_doubles(clean, digests),
+        *class_findings(clean.train.counts, clean.val.counts),
+        *alphas,
+        *_ignored(clean),
+    ]
     first = [("broken-image", message) for message in left_out]
     first += [("layout", note) for note in clean.notes]
     findings = [DataFinding("warning", *each) for each in [*first, *odd]]
@@ -254,22 +263,24 @@ def _told(sample: Sample) -> object:
     return sample.target if isinstance(sample.target, tuple) else sample.label
 
 
-def _classes(splits: Splits) -> Iterator[tuple[str, str]]:
-    """Classes that are missing in validation, small, or far larger than others."""
-    counts = {name: count for name, count in splits.train.counts.items() if count}
+def class_findings(
+    train: Mapping[str, int], val: Mapping[str, int], what: str = "images"
+) -> Iterator[tuple[str, str]]:
+    """Classes that are missing in validation, small, or far larger than others; by their counts."""
+    counts = {name: count for name, count in train.items() if count}
     if not counts:
         return  # samples have targets
-    missing = [name for name in counts if not splits.val.counts[name]]
-    if missing and splits.val.samples:
+    missing = [name for name in counts if not val[name]]
+    if missing and any(val.values()):
         yield (
             "class-not-in-val",
-            f"no validation images of {some_of(missing, most=_NAMED)}: "
+            f"no validation {what} of {some_of(missing, most=_NAMED)}: "
             "the metrics will say nothing about it. Add some, or hold out a larger part.",
         )
     if few := [f"{name} ({count})" for name, count in counts.items() if count < FEW_IMAGES]:
         yield (
-            "few-images",
-            f"fewer than {FEW_IMAGES} training images of {some_of(few, most=_NAMED)}. Add more if "
+            f"few-{what}",
+            f"fewer than {FEW_IMAGES} training {what} of {some_of(few, most=_NAMED)}. Add more if "
             "you can.",
         )
     most = max(counts, key=counts.__getitem__)
@@ -277,7 +288,7 @@ def _classes(splits: Splits) -> Iterator[tuple[str, str]]:
     if counts[most] > IMBALANCE * counts[least]:
         yield (
             "imbalance",
-            f"the classes are far from balanced: {most} has {counts[most]:,} training images, "
+            f"the classes are far from balanced: {most} has {counts[most]:,} training {what}, "
             f"{least} {counts[least]:,}. Read the metrics per class rather than the accuracy.",
         )
 

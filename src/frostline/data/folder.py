@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -68,7 +68,7 @@ def read_splits(
     splits = divided(root, parts, val_fraction=val_fraction, folds=folds, fold=fold, seed=seed)
     found = splits.train.classes
     known = len(classes) == len(found) and set(classes) == set(found)
-    splits = replace(splits, notes=(*parts.notes, *_alike(found)))
+    splits = replace(splits, notes=(*parts.notes, *alike(found)))
     return in_order(splits, classes if known else class_order(found))
 
 
@@ -95,26 +95,6 @@ def divided(
             "Leave folds out, or point at a folder of class folders."
         )
     return _given(root, parts)
-
-
-def existing(path: str | os.PathLike[str]) -> Path:
-    """The path, once it is known to be a folder or a CSV."""
-    root = Path(path).expanduser()
-    try:
-        if not root.exists():
-            raise DataError(_missing_message(root))
-    except OSError as error:
-        raise DataError(
-            f"cannot look at {root}: {error.strerror or error}. Check its permissions."
-        ) from error
-    if root.is_dir() or root.suffix.lower() in TABLE_SUFFIXES:
-        return root
-    advice = (
-        "Unpack it first and point at the folder"
-        if root.suffix.lower() in _ARCHIVES
-        else f"Give a folder ({LAYOUT}) or a .csv or .tsv file"
-    )
-    raise DataError(f"{root} is a file, neither a folder nor a CSV. {advice}.")
 
 
 def read_set(
@@ -148,6 +128,49 @@ def read_set(
             f"The run knows {some_of(classes, most=10)}. Rename or remove them."
         )
     return replace(image_set(listing, known), classes=tuple(classes))
+
+
+def existing(
+    path: str | os.PathLike[str], tables: Collection[str] = TABLE_SUFFIXES, what: str = LAYOUT
+) -> Path:
+    """The path, once it is known to be a folder or a table.
+
+    Args:
+        tables: endings of files that are taken.
+        what: what a folder should hold.
+
+    Raises:
+        DataError: there is nothing, or a file with another ending.
+    """
+    root = Path(path).expanduser()
+    try:
+        if not root.exists():
+            raise DataError(_missing_message(root))
+    except OSError as error:
+        raise DataError(
+            f"cannot look at {root}: {error.strerror or error}. Check its permissions."
+        ) from error
+    if root.is_dir() or root.suffix.lower() in tables:
+        return root
+    advice = (
+        "Unpack it first and point at the folder"
+        if root.suffix.lower() in _ARCHIVES
+        else f"Give a folder ({what}) or a file that ends in {' or '.join(sorted(tables))}"
+    )
+    raise DataError(f"{root} is a file, neither a folder nor a table. {advice}.")
+
+
+def alike(classes: Sequence[str]) -> list[str]:
+    """Names the classes that differ in capitals only."""
+    same: defaultdict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        same[name.casefold()].append(name)
+    return [
+        f"the classes {' and '.join(map(repr, names))} differ in capitals only and count as "
+        f"{len(names)}. Rename one if they are one."
+        for names in same.values()
+        if len(names) > 1
+    ]
 
 
 def _given(root: Path, found: Parts) -> Splits:
@@ -191,19 +214,6 @@ def _held_out(root: Path, listing: Listing, division: Division, found: Parts) ->
     else:
         how = f"fold {division.fold} of {division.folds} held out, from 0 {seed}"
     return Splits(train, val, None, how, division=division)
-
-
-def _alike(classes: Sequence[str]) -> list[str]:
-    """Names the classes that differ in capitals only."""
-    same: defaultdict[str, list[str]] = defaultdict(list)
-    for name in classes:
-        same[name.casefold()].append(name)
-    return [
-        f"the classes {' and '.join(map(repr, names))} differ in capitals only and count as "
-        f"{len(names)}. Rename one if they are one."
-        for names in same.values()
-        if len(names) > 1
-    ]
 
 
 def image_set(listing: Listing, classes: tuple[str, ...]) -> ImageSet:

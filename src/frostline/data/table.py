@@ -143,7 +143,7 @@ def _used_columns(path: Path, header: list[str], columns: Columns, rows: _Rows) 
     """The columns as the header spells them, once it is known that each is there once."""
     if not header:
         raise DataError(f"{path} is empty. {_EXPECTED}.")
-    split = columns.split or next((word for word in _SPLITS if word in header), "")
+    split = columns.split or next((word for word in SPLIT_COLUMNS if word in header), "")
     asked = [
         ("file", columns.file.strip().lower()),
         *(("label", name) for name in columns.labels(header)),
@@ -206,7 +206,7 @@ def _row(path: Path, line: int, cells: dict[str, str], used: Columns) -> tuple[R
     for column in used.names(list(cells)):
         if not cells.get(column) and column not in may_lack:
             raise DataError(f"{path}, line {line}: no {column}. Fill it in or delete the line.")
-    role = _role(used.split, cells[used.split]) if used.split else "all"
+    role = role_in(used.split, cells[used.split]) if used.split else "all"
     if role is None:
         allowed = "true or false" if _of_truth(used.split) else "train, val or test"
         raise DataError(
@@ -215,7 +215,8 @@ def _row(path: Path, line: int, cells: dict[str, str], used: Columns) -> tuple[R
     return role, cells[used.file], CELL_GAP.join(cells.get(label, "") for label in labels)
 
 
-def _role(column: str, cell: str) -> Role | None:
+def role_in(column: str, cell: str) -> Role | None:
+    """The split that a cell of a column such as `split` or `is_valid` names; None if it is none."""
     named = _of_truth(column)
     if named is None:
         return role_of(cell)
@@ -289,7 +290,7 @@ def _fitting(path: Path, name: str, files: list[Path]) -> list[Path]:
     return [file for file in fits if keys[file].startswith(f"/{path.stem}/")] or fits
 
 
-_SPLITS = ("split", "is_valid")  # read as the division where there is one
+SPLIT_COLUMNS = ("split", "is_valid")  # read as the division where there is one
 _LOOKED_AT = 20  # rows in which names of pictures are searched
 _YES = {"true", "yes", "1"}
 _NO = {"false", "no", "0"}

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from frostline.errors import ModelError, nearest
+from frostline.models.pooled import Pooled
 from frostline.wording import either, option
 
 LogitLayer: TypeAlias = nn.Linear | nn.Conv2d
@@ -35,6 +36,11 @@ def find_classifier(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ModelError: there is no such layer.
     """
+    if isinstance(model, Pooled) and isinstance(model.head, nn.Identity):
+        raise ModelError(
+            "the encoder has no classifier: its output is features. Put one on it "
+            f"({option('on', 'classifier')})."
+        )
     if named := _as_timm_names_it(model):
         for path in named:
             if isinstance(model.get_submodule(path), nn.Identity):

@@ -21,6 +21,7 @@ from frostline.models.classifiers import (
     model_width,
     widths,
 )
+from frostline.models.pooled import Pooled
 from frostline.wording import option
 
 
@@ -80,6 +81,9 @@ def put_head(
     """
     check_head(classes=classes, hidden=hidden, on=on)
     with seeded(seed):
+        if isinstance(model, Pooled) and on != "keep":  # which has no logits to stack a head on
+            model.head = _like(model, build_head(model.features, classes, hidden))
+            return Headed(model, "head")
         if on == "logits":
             return Headed(stack_head(model, classes=classes, hidden=hidden), "head")
         if on == "classifier":
@@ -150,14 +154,18 @@ def stack_head(
         ModelError: `features` is None and no classifier tells it.
     """
     width = model_width(model) if features is None else features
-    head = build_head(width, classes, hidden)
-    like = next((value for value in model.parameters() if value.is_floating_point()), None)
-    if like is not None:
-        head.to(device=like.device, dtype=like.dtype)
-    stacked = Stacked(model, head.train(model.training))
+    stacked = Stacked(model, _like(model, build_head(width, classes, hidden)))
     # Not by train(), which would set the modes of the model's parts.
     stacked.training = model.training
     return stacked
+
+
+def _like(model: nn.Module, head: nn.Module) -> nn.Module:
+    """`head` on the device, in the dtype and in the mode of `model`."""
+    like = next((value for value in model.parameters() if value.is_floating_point()), None)
+    if like is not None:
+        head.to(device=like.device, dtype=like.dtype)
+    return head.train(model.training)
 
 
 def build_head(

@@ -77,6 +77,59 @@ def from_timm(config: Mapping[str, object]) -> Preprocessing:
     )
 
 
+def from_hf(config: Mapping[str, object]) -> Preprocessing:
+    """The `preprocessor_config.json` of an image classifier of transformers.
+
+    Raises:
+        ModelError: it pads, crops without resizing, or scales by another factor.
+    """
+    resize, crop = _hf_size(config.get("size", 224)), None
+    if config.get("crop_size") is not None and config.get("do_center_crop", True):
+        crop = _hf_size(config["crop_size"])
+    if fraction := config.get("crop_pct"):  # ConvNeXt's: of what is resized
+        side = resize if isinstance(resize, int) else resize[0]
+        if side < _LARGE:
+            resize, crop = int(side / _number(fraction)), (side, side)
+    if not config.get("do_resize", True) or config.get("do_pad"):
+        raise _inexpressible("pictures that are padded or not resized")
+    factor = config.get("rescale_factor", 1 / 255)
+    if abs(_number(factor) - 1 / 255) > 1e-6:
+        raise _inexpressible(f"pixels scaled by {factor}")
+    size = (resize, resize) if isinstance(resize, int) else resize
+    crop = (crop, crop) if isinstance(crop, int) else crop
+    plain = not config.get("do_normalize", True)
+    resample = config.get("resample", 2)
+    return Preprocessing(
+        resize=resize,
+        crop=crop or size,
+        mean=(0.0,) * 3 if plain else _numbers(config.get("image_mean", (0.5,) * 3), "mean", 3),
+        std=(1.0,) * 3 if plain else _numbers(config.get("image_std", (0.5,) * 3), "std", 3),
+        interpolation=_interpolation(_PILLOW.get(resample)),
+    )
+
+
+# Pillow's numbers of its filters, by which transformers names them.
+_PILLOW: dict[object, Interpolation] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+}
+_LARGE = 384  # from here on ConvNeXt is given the whole picture
+
+
+def _hf_size(size: object) -> int | tuple[int, int]:
+    """Pixels of the shorter side, or (height, width), as transformers' ways of writing have it."""
+    if isinstance(size, int):
+        return size, size
+    found = dict(size) if isinstance(size, Mapping) else {}
+    if isinstance(short := found.get("shortest_edge"), int):
+        return short
+    if isinstance(high := found.get("height"), int) and isinstance(wide := found.get("width"), int):
+        return high, wide
+    raise _inexpressible(f"size {size}")
+
+
 def in_grey(preprocessing: Preprocessing) -> Preprocessing:
     """The same for one grey channel: by the mean of the means and that of the deviations."""
     mean, std = (sum(of) / len(of) for of in (preprocessing.mean, preprocessing.std))

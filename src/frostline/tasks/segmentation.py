@@ -281,15 +281,21 @@ class Segmentation(Task):
         Of counts as `kept` gives them it is the share of the pixels that are not ignored.
         """
         del top
-        if outputs.dim() == 2:  # counts
-            pixels = outputs[:, :-1].view(len(outputs), _TALLIES, -1)[:, 2]
-        else:
-            every = one_hot(self.predicted(outputs).flatten(1), outputs.shape[1])
-            pixels = every.sum(dim=1).double()
-        names = self.regions or tuple(map(str, range(pixels.shape[1])))
-        rows = (pixels / pixels.sum(dim=1, keepdim=True).clamp(min=1)).tolist()
-        each = (zip(names, row, strict=True) for row in rows)
-        return [{"share": {name: share for name, share in row if share}} for row in each]
+        if outputs.dim() == 2:
+            return self._shares(outputs[:, :-1].view(len(outputs), _TALLIES, -1)[:, 2])
+        masks = self.predicted(outputs).flatten(1)
+        counts = [torch.bincount(mask, minlength=outputs.shape[1]) for mask in masks]
+        return self._shares(torch.stack(counts))
+
+    def truths(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
+        counts = self._counted(outputs, targets)[:, :-1].view(len(outputs), _TALLIES, -1)
+        return self._shares(counts[:, 1])
+
+    def _shares(self, counts: Tensor) -> list[dict[str, object]]:
+        names = self.regions or tuple(map(str, range(counts.shape[1])))
+        shares = (counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)).tolist()
+        named = (zip(names, row, strict=True) for row in shares)
+        return [{"share": {name: share for name, share in row if share}} for row in named]
 
     def badness(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """1 less the mean IoU of the sample's classes."""

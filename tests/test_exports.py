@@ -47,7 +47,7 @@ class World:
 
     def images(self) -> torch.Tensor:
         given = open_export(self.run / "model.safetensors").batches(
-            open_run(self.run).held_out(self.photos).images
+            open_run(self.run).held_out(self.photos).samples
         )
         return next(given.epoch(0)).inputs
 

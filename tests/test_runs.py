@@ -240,7 +240,7 @@ def test_evaluating_gives_exactly_the_figures_of_training(
 ) -> None:
     run = world.run(**changes)
     opened = open_run(run)
-    found = opened.evaluate(opened.held_out(world.photos).images, device="cpu").as_dict()
+    found = opened.evaluate(opened.held_out(world.photos).samples, device="cpu").as_dict()
     result = json.loads((run / "result.json").read_text())
     assert json.loads(json.dumps(found)) == {key: result[key] for key in found}
 
@@ -248,7 +248,7 @@ def test_evaluating_gives_exactly_the_figures_of_training(
 def test_norms_that_adapt_are_evaluated_with_the_statistics_they_took(world: World) -> None:
     run = world.run(freeze={"norm": "adapt"})
     opened = open_run(run)
-    found = opened.evaluate(opened.held_out(world.photos).images, device="cpu")
+    found = opened.evaluate(opened.held_out(world.photos).samples, device="cpu")
     assert found.loss == json.loads((run / "result.json").read_text())["loss"]
     assert "features.1.running_mean" in read_delta(run / "best" / "delta.safetensors").tensors
     assert opened.verify().tensors == 4
@@ -259,9 +259,9 @@ def test_the_held_out_part_of_an_undivided_folder_is_what_evaluate_takes(world: 
     run = world.run(data={"path": str(flat), "val_fraction": 0.25})
     opened = open_run(run)
     held = opened.held_out(flat)
-    assert len(held.images) == 4
+    assert len(held.samples) == 4
     assert held.notes == ()
-    found = opened.evaluate(held.images, device="cpu")
+    found = opened.evaluate(held.samples, device="cpu")
     result = json.loads((run / "result.json").read_text())
     assert (found.loss, found.accuracy) == (result["loss"], result["accuracy"])
 
@@ -272,8 +272,8 @@ def test_a_part_drawn_among_what_can_be_read_is_drawn_so_by_evaluate(world: Worl
         (flat / "dark" / name).write_bytes(b"no picture")
     run = world.run(data={"path": str(flat), "val_fraction": 0.4})
     held = open_run(run).held_out(flat)
-    assert (len(held.images), held.notes) == (5, ())
-    found = open_run(run).evaluate(held.images, device="cpu")
+    assert (len(held.samples), held.notes) == (5, ())
+    found = open_run(run).evaluate(held.samples, device="cpu")
     assert found.loss == json.loads((run / "result.json").read_text())["loss"]
     assert metrics(world.run(resume=True, data={"path": str(flat), "val_fraction": 0.4}))
 
@@ -305,7 +305,7 @@ def test_the_columns_of_a_table_are_kept_for_resume_and_evaluate(world: World) -
 
 def test_pictures_that_were_trained_on_are_counted_in_other_data(finished: World) -> None:
     held = open_run(finished.root / "run").held_out(finished.photos / "train")
-    assert len(held.images) == 16
+    assert len(held.samples) == 16
     assert "16 of 16 pictures have the content of one that the run was trained on" in held.notes[0]
 
 
@@ -322,7 +322,7 @@ def test_moved_data_are_evaluated_where_they_are_now(world: World) -> None:
     before = json.loads((run / "result.json").read_text())
     moved = world.photos.rename(world.root / "moved")
     opened = open_run(run)
-    found = opened.evaluate(opened.held_out(moved).images, device="cpu")
+    found = opened.evaluate(opened.held_out(moved).samples, device="cpu")
     assert (found.loss, found.accuracy) == (before["loss"], before["accuracy"])
 
 
@@ -548,7 +548,7 @@ def test_a_run_that_is_going_can_be_read(world: World) -> None:
     class Reader(Hook):
         def on_epoch(self, training: Training) -> None:  # noqa: ARG002 - the hook's signature
             run = open_run(out)
-            read.append(run.evaluate(run.held_out(world.photos).images).loss)
+            read.append(run.evaluate(run.held_out(world.photos).samples).loss)
             assert run.verify().tensors == 7
             assert run.report().records.epochs
 
@@ -625,7 +625,7 @@ def test_a_run_of_before_keeps_the_order_of_its_classes(numbered: World, how: st
     assert answer.status == 0, answer.err
     assert weights(out) == weights(whole)
     run = open_run(out)
-    found = run.evaluate(run.held_out(numbered.photos).images)
+    found = run.evaluate(run.held_out(numbered.photos).samples)
     assert found.loss == json.loads((out / "result.json").read_text())["loss"]
 
 

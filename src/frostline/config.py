@@ -14,7 +14,7 @@ from frostline.choices import BadImages, HeadPlace, NormPolicy, Storage
 from frostline.data import Levels
 from frostline.errors import ConfigError
 from frostline.plans import Phase, Plan
-from frostline.preprocessing import Preprocessing
+from frostline.preprocessing import Preprocessing, TextPreprocessing
 from frostline.recipe import Data, Recipe, config_errors
 from frostline.records import BY_MODEL, no_run
 from frostline.tasks import Classification, Task, TaskSettings, task_from
@@ -58,13 +58,19 @@ class ModelSettings(_Section):
 
 
 class DataSettings(_Section):
-    """Which pictures, how they were divided, and what the labels mean.
+    """Which pictures or texts, how they were divided, and what the labels mean.
 
-    The columns are those of a table; `split_column` is empty for `split` or `is_valid`, if there.
+    Of texts, `is_text` is set, and `text_column` is `premise+hypothesis` for pairs; of a table
+    without a header columns are numbers. `max_tokens` is where longer texts are cut, at most where
+    the model does. The columns are those of a table; `split_column` is empty for `split` or
+    `is_valid`, if there.
     `levels` is what became black and white in pictures of more than 8 bits, where there are such.
     """
 
     path: str = ""
+    is_text: bool = False
+    text_column: str = ""
+    max_tokens: int | None = Field(None, ge=1)
     file_column: str = Field("file", min_length=1)
     label_column: str = Field("label", min_length=1)
     split_column: str = ""
@@ -135,7 +141,7 @@ class RunSettings(_Section):
     features: FeatureSettings = FeatureSettings()
     plan: tuple[Phase, ...] = ()
     device: str = "auto"
-    preprocessing: Preprocessing | None = None
+    preprocessing: Preprocessing | TextPreprocessing | None = None
     length_changes: tuple[str, ...] = ()
 
     def as_plan(self) -> Plan | None:

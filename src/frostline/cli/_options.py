@@ -74,7 +74,7 @@ def number(description: str) -> Any:
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", callback=_device)]
 Augment = Annotated[str, typer.Option(help="none, views:K or live.", callback=_augment)]
-_MODELS = "alexnet, torchvision:NAME, timm:NAME or file.py:function."
+_MODELS = "alexnet, torchvision:NAME, timm:NAME, hf:FOLDER or file.py:function."
 Model = Annotated[str, typer.Option("--model", help=_MODELS)]
 ModelName = Annotated[str, typer.Argument(help=_MODELS, metavar="MODEL")]
 PlanFile = Annotated[
@@ -87,13 +87,25 @@ BatchSize = Annotated[int, typer.Option(help="Samples in a step.", min=1)]
 Data = Annotated[
     Path,
     typer.Argument(
-        help="A folder of class folders (or train/ and val/), or a CSV or TSV.", metavar="DATA"
+        help="Class folders (or train/ and val/), a CSV or TSV; of texts also JSONL or Parquet.",
+        metavar="DATA",
     ),
 ]
 FileColumn = Annotated[str, typer.Option(help="A table's column of pictures.", metavar="NAME")]
+TextColumn = Annotated[
+    str,
+    typer.Option(
+        "--text-column",
+        "--text",
+        help="A table's column of texts, or the two of a pair as premise+hypothesis.",
+        metavar="NAME",
+    ),
+]
 LabelColumn = Annotated[
     str,
     typer.Option(
+        "--label-column",
+        "--label",
         help="A table's column of classes or other targets; several with commas between.",
         metavar="NAME",
     ),

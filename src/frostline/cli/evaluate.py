@@ -13,10 +13,11 @@ from frostline.cli import _options as options
 def evaluate(
     run: options.Run,
     data: Annotated[
-        Path, typer.Argument(help="A folder of class folders, or a CSV or TSV.", metavar="DATA")
+        Path, typer.Argument(help="A folder or a table, as `train` takes them.", metavar="DATA")
     ],
     *,
     file_column: options.FileColumn = "",
+    text_column: options.TextColumn = "",
     label_column: options.LabelColumn = "",
     split_column: options.SplitColumn = "",
     csv: Annotated[
@@ -49,10 +50,11 @@ def evaluate(
         check_table_path(csv, force=force)
     if report:
         check_page_path(report, force=force)
-    with counting("checking pictures") as progress:
+    with counting("checking the data") as progress:
         held = opened.held_out(
             data,
             file_column=file_column,
+            text_column=text_column,
             label_column=label_column,
             split_column=split_column,
             progress=progress,
@@ -68,6 +70,7 @@ def evaluate(
     if report:
         judgement.save(report, force=force)
         written["report"] = str(report)
-    lines = [f"{found.line()} on {found.samples} pictures"]
+    what = "texts" if opened.settings.data.is_text else "pictures"
+    lines = [f"{found.line()} on {found.samples} {what}"]
     lines += [f"Written to {file}" for file in written.values()]
     show({**found.as_dict(), **written}, [*found.tables(), "\n".join(lines)], as_json=json)

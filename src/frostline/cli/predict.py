@@ -31,11 +31,14 @@ def predict(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Pictures, folders, or - for a list on standard input.", metavar="PICTURE..."
+            help="Pictures, folders, or - for a list on standard input. Of a run of texts: tables "
+            "of them, the texts themselves, or - for a text in each line.",
+            metavar="PICTURE|TEXT...",
         ),
     ],
     *,
     top: Annotated[int, typer.Option(help="How many classes to name.", min=1)] = 1,
+    text_column: options.TextColumn = "",
     weights: options.RunWeights = None,
     device: options.Device = "auto",
     json: options.Json = False,
@@ -57,15 +60,24 @@ def predict(
     """
     from frostline.callbacks.progress import BatchBar
     from frostline.cli._terminal import notes, output, print_json, say, warn
+    from frostline.cli.predict_texts import Texts
     from frostline.data import read_files, run_notes
+    from frostline.runs import FinishedRun
 
     if json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv.")
     opened, aside = _opened(run, weights, device), notes()
-    if masks and not opened.has_masks:
-        raise typer.BadParameter("only a segmentation makes masks.", param_hint="--masks")
-    if masks and masks.exists() and (not masks.is_dir() or any(masks.iterdir())):
-        raise typer.BadParameter(f"{masks} is not an empty folder.", param_hint="--masks")
+    if masks:
+        _check_masks(masks, opened)
+    if isinstance(opened, FinishedRun) and opened.settings.data.is_text:
+        given = Texts.read(files, opened, text_column)
+        bar = BatchBar(aside, samples_per_batch=opened.batch_size)
+        named = sys.maxsize if json else top
+        answers = opened.predict(given.whole, top=named, device=device, hooks=(bar,))
+        given.show(answers, top=top, as_json=json, as_csv=as_csv)
+        return
+    if text_column:
+        raise typer.BadParameter("the run learnt from pictures.", param_hint="--text-column")
     asked = list(expanded(files))
     digests, broken, values = read_files(asked, levels=opened.levels)
     good = [file for file in asked if file in digests]
@@ -78,18 +90,29 @@ def predict(
     found = opened.predict(good, top=named, device=device, hooks=(bar,)) if good else []
     written = _write_masks(found, masks) if masks else {}
     if json:
-        documents = [_document(prediction, top) for prediction in found]
+        documents = [document_of(prediction, top) for prediction in found]
         print_json([{**one, **_mask_of(one, written)} for one in documents])
     elif as_csv:
         _print_csv(asked, found, broken, top)
     elif found:
-        about = "class and probability" if found[0].classes else "answer"
-        rows = tuple((p.file, _in_words(p)) for p in found)
-        output().print(Table(columns("file", about, left=2), rows))
+        output().print(_table(found))
     if written and not json:
         say(aside, f"Written to {masks}: {len(written)} masks, a grey PNG each, of class numbers")
     if broken or not found:
         raise typer.Exit(1)
+
+
+def _check_masks(folder: Path, opened: FinishedRun | ExportedModel) -> None:
+    if not opened.has_masks:
+        raise typer.BadParameter("only a segmentation makes masks.", param_hint="--masks")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise typer.BadParameter(f"{folder} is not an empty folder.", param_hint="--masks")
+
+
+def _table(found: Sequence[Prediction]) -> Table:
+    about = "class and probability" if found[0].classes else "answer"
+    rows = tuple((one.file, in_words_of(one)) for one in found)
+    return Table(columns("file", about, left=2), rows)
 
 
 def _opened(path: Path, weights: Path | None, device: str) -> FinishedRun | ExportedModel:
@@ -126,7 +149,7 @@ def expanded(files: Sequence[str]) -> Iterator[Path]:
             yield Path(name)
 
 
-def _document(prediction: Prediction, top: int) -> dict[str, object]:
+def document_of(prediction: Prediction, top: int) -> dict[str, object]:
     if not prediction.classes:
         return {"file": prediction.file, **prediction.answer}
     label, probability = prediction.classes[0]
@@ -139,7 +162,7 @@ def _document(prediction: Prediction, top: int) -> dict[str, object]:
     }
 
 
-def _in_words(prediction: Prediction) -> str:
+def in_words_of(prediction: Prediction) -> str:
     from frostline.records import in_words
 
     if prediction.classes:
@@ -179,7 +202,7 @@ def _print_csv(
     top: int,
 ) -> None:
     """A row for each file in the order asked for; of one that cannot be read it has the reason."""
-    cells = [_cells(prediction, top) for prediction in predictions]
+    cells = [cells_of(prediction, top) for prediction in predictions]
     heads = list(dict.fromkeys(head for row in cells for head in row)) or ["class", "probability"]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["file", *heads, "error"])
@@ -189,7 +212,7 @@ def _print_csv(
         writer.writerow([file, *(row.get(head, "") for head in heads), broken.get(file, "")])
 
 
-def _cells(prediction: Prediction, top: int) -> dict[str, object]:
+def cells_of(prediction: Prediction, top: int) -> dict[str, object]:
     from frostline.records import flat
 
     if not prediction.classes:

@@ -76,6 +76,9 @@ Thresholds = Annotated[
         metavar="P|best",
     ),
 ]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Where longer texts are cut; by default as the model has it.")
+]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -113,7 +116,9 @@ def train(
     on: options.On = "classifier",
     batch_size: options.BatchSize = 32,
     augment: options.Augment = "none",
+    max_tokens: MaxTokens = None,
     file_column: options.FileColumn = "file",
+    text_column: options.TextColumn = "",
     label_column: options.LabelColumn = "label",
     split_column: options.SplitColumn = "",
     val_fraction: ValFraction = 0.2,
@@ -130,13 +135,14 @@ def train(
     json: options.Json = False,
     **recipe: Any,
 ) -> None:
-    """Freeze part of a pretrained network, train the rest on your pictures, prove the freeze.
+    """Freeze part of a pretrained network, train the rest on your data, prove the freeze.
 
     By default everything is frozen but the new head. The run folder holds what was trained, the
     metrics of each epoch and all that is needed to repeat the run.
     """
     from frostline import config
     from frostline.fitting import lengthened
+    from frostline.models import reads_texts
     from frostline.plans import Plan
     from frostline.records import RunFolder
     from frostline.runs import open_run
@@ -168,6 +174,7 @@ def train(
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
     _check_fold(folds, fold)
+    is_text = bool(text_column) or reads_texts(model)
     # A folder by its absolute path, so that the run can be resumed from anywhere.
     is_word = features in ("auto", "off")
     store = features if is_word else str(Path(features).expanduser().resolve())
@@ -175,9 +182,12 @@ def train(
     with options.usage_errors():
         settings = config.RunSettings(
             model=config.ModelSettings(name=model, weights=weights, on=on, hidden=hidden),
-            task=None if from_ else _task(context, data, task, loss, thresholds),
+            task=None if from_ else _task(context, data, task, loss, thresholds, is_text=is_text),
             data=config.DataSettings(
                 path=str(data),
+                is_text=is_text,
+                text_column=text_column,
+                max_tokens=max_tokens,
                 file_column=file_column,
                 label_column=label_column,
                 split_column=split_column,
@@ -209,7 +219,13 @@ def train(
 
 
 def _task(
-    context: typer.Context, data: Path, asked: TaskChoice, loss: str, thresholds: str
+    context: typer.Context,
+    data: Path,
+    asked: TaskChoice,
+    loss: str,
+    thresholds: str,
+    *,
+    is_text: bool,
 ) -> TaskSettings | None:
     """The task as a run's settings have it; none for a classification.
 
@@ -221,7 +237,9 @@ def _task(
     from frostline.tasks import TaskSettings, task_from
 
     kind: TaskName
-    if asked == "auto":
+    if asked == "auto" and is_text:
+        kind = "classification"
+    elif asked == "auto":
         columns = {n: context.params[n] for n in ("file_column", "label_column", "split_column")}
         kind, why = likely_task(data, **columns)
         if why:
@@ -334,7 +352,7 @@ def _go(
         start = earlier.as_start() if earlier else None
     aside = notes()
     page = aside if as_json else output()
-    with counting("checking pictures") as progress:
+    with counting("checking the data") as progress:
         prepared = prepare(settings, weights=base, start=start, progress=progress)
     _describe(prepared, page, aside)
     if earlier is not None and start is not None:

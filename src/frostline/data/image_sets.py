@@ -117,6 +117,22 @@ class Splits:
     notes: tuple[str, ...] = ()
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Of all parts; none where samples have targets."""
+        return self.train.classes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Classes, or what the targets are called."""
+        return self.train.label_names or self.train.classes
+
+    @property
+    def counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Of each class to train on and to validate; of "all" where there are no classes."""
+        train, val = (part.counts or {"all": len(part)} for part in (self.train, self.val))
+        return train, val
+
+    @property
     def sets(self) -> dict[str, ImageSet]:
         """Those that there are, by name."""
         test = {} if self.test is None else {"test": self.test}

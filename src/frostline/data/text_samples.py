@@ -82,7 +82,7 @@ class TextSamples(Samples):
         return list(zip(self.ids(rows), (partial(self.load, row) for row in rows), strict=True))
 
     def ids(self, rows: Sequence[int]) -> list[bytes]:
-        return [_text_id(self.texts[row]) for row in rows]
+        return [text_id(self.texts[row]) for row in rows]
 
     def name(self, sample: int) -> str:
         return self._names(sample)
@@ -91,7 +91,7 @@ class TextSamples(Samples):
         return self.preprocessing.padded(loaded)
 
     @property
-    def lengths(self) -> Sequence[int]:
+    def lengths(self) -> Sequence[int]:  # type: ignore[override]  # worked out when asked for
         """Tokens of each text."""
         found: list[int] = self.tokens.lengths.tolist()
         return found
@@ -126,7 +126,7 @@ class TextSamples(Samples):
         )
 
 
-def _text_id(text: Text) -> bytes:
+def text_id(text: Text) -> bytes:
     """Content hash of a text, 16 bytes; the tokenizer is part of the store's key."""
     parts = (text,) if isinstance(text, str) else text
     state = xxhash.xxh3_128()

@@ -95,6 +95,19 @@ class TextSplits:
     columns: TextColumns = FOUND
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The classes, or what the labels are called."""
+        return self.classes or (self.columns.label or "label",)
+
+    @property
+    def counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Of each class to train on and to validate; of "all" where there are no classes."""
+        train, val = (
+            part.counts(self.classes) or {"all": len(part)} for part in (self.train, self.val)
+        )
+        return train, val
+
+    @property
     def sets(self) -> dict[str, TextSet]:
         """Those that there are, by name."""
         test = {} if self.test is None else {"test": self.test}
@@ -497,3 +510,36 @@ def _label(cell: object) -> str:
     if isinstance(cell, list | tuple):
         return "|".join(map(_label, cell))
     return normal(str(cell).strip())
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TextRows:
+    """All rows of a table, to write a column more beside them.
+
+    Attributes:
+        heads: names of its columns, or their numbers.
+        rows: its cells.
+        texts: of each row; None where it has no letter.
+    """
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    texts: tuple[Text | None, ...]
+
+
+def read_text_rows(path: Path, *, columns: TextColumns = FOUND) -> TextRows:
+    """Every row of a table of texts, in its order, whatever else stands in it.
+
+    Raises:
+        DataError: it cannot be read, or which column is the text cannot be told.
+    """
+    table = read_table_of_texts(path)
+    chosen = choose_columns(table, columns.in_table_of(table), labelled=False)
+    texts: list[Text | None] = []
+    for line, row in zip(chosen.lines, chosen.rows, strict=True):
+        parts = [_text(row[place], table, line) for place in chosen.texts]
+        is_whole = all(part.strip() for part in parts)
+        one: Text = parts[0] if len(parts) == 1 else (parts[0], parts[1])
+        texts.append(one if is_whole else None)
+    return TextRows(chosen.names, tuple(map(tuple, chosen.rows)), tuple(texts))

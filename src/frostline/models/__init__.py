@@ -25,6 +25,7 @@ from frostline.models.heads import put_head as put_head
 from frostline.models.heads import replace_classifier as replace_classifier
 from frostline.models.heads import stack_head as stack_head
 from frostline.models.hf_source import build_hf
+from frostline.models.hf_source import reads_texts as reads_texts
 from frostline.models.matching import find_match
 from frostline.models.pooled import Pooled as Pooled
 from frostline.models.spec import ModelSpec as ModelSpec

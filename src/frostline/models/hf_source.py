@@ -55,11 +55,7 @@ def build_hf(spec: ModelSpec, weights: WeightsChoice, *, tokens: bool = False) -
             model that takes texts or pictures.
         WeightsError: the weights cannot be read, or do not fit.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise ModelError(
-            f"{spec} needs the package transformers, which is not installed: "
-            'pip install "frostline[hf]".'
-        )
+    _check_installed(spec)
     if weights.name not in ("DEFAULT", "none"):
         raise WeightsError(
             f"{spec} has no weights {weights.name!r}: a folder holds one set of them. Use "
@@ -82,6 +78,31 @@ def build_hf(spec: ModelSpec, weights: WeightsChoice, *, tokens: bool = False) -
     preprocessing = _of_texts(spec, folder, config, model, parts)
     classes = _class_names(config) if report.loaded and task else None
     return LoadedModel(model, preprocessing, report, spec, classes)
+
+
+def reads_texts(model: str) -> bool:
+    """Whether this is a model of transformers that takes texts.
+
+    Raises:
+        ModelError: as `build_hf`.
+    """
+    spec = ModelSpec.parse(model)
+    if spec.source != "hf":
+        return False
+    _check_installed(spec)
+    root = _local(spec.name) or hub_folder(spec.name)
+    parts = sentence_parts(root)
+    if parts:
+        return True
+    return _task(spec, _config(spec, root), tokens=False) != "image"
+
+
+def _check_installed(spec: ModelSpec) -> None:
+    if importlib.util.find_spec("transformers") is None:
+        raise ModelError(
+            f"{spec} needs the package transformers, which is not installed: "
+            'pip install "frostline[hf]".'
+        )
 
 
 def _local(name: str) -> Path | None:

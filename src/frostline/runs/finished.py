@@ -16,10 +16,11 @@ from torch import Tensor
 from frostline.config import RunSettings
 from frostline.data import (
     FilesRead,
-    ImageDataset,
     ImageSet,
     Levels,
     Sample,
+    Splits,
+    TextSet,
     class_targets,
     make_batches,
     read_files,
@@ -29,15 +30,17 @@ from frostline.data import (
 from frostline.deltas import Delta, all_tensors, load_delta, read_delta
 from frostline.devices import Compute
 from frostline.engine import Hook, predict, summarised
-from frostline.errors import ConfigError, DataError, DriftError, WeightsError
+from frostline.errors import ConfigError, DataError, DriftError, WeightsError, a_type
 from frostline.fingerprints import Fingerprint
 from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
 from frostline.models.spec import WEIGHT_SUFFIXES, file_and_place
 from frostline.models.state_files import weights_digest
+from frostline.preprocessing import Text
 from frostline.records import RunFolder, judged_by
 from frostline.reports import Judgement, RunReport, make_report, promise_of
-from frostline.runs import pictures
+from frostline.runs import material, texts
+from frostline.runs.material import Part
 from frostline.runs.preparing import build
 from frostline.runs.starting import Start, settings_of_start
 from frostline.session import Survey, prefixed, survey
@@ -81,16 +84,16 @@ class Verdict:
 @final
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Pictures to evaluate on.
+    """Pictures or texts to evaluate on.
 
     Attributes:
-        images: those that can be read.
+        samples: those that can be read.
         notes: what to know: which were left out, how many the run was trained on.
         data: where they were found.
         digests: of the content of each.
     """
 
-    images: ImageSet
+    samples: Part
     notes: tuple[str, ...]
     data: Path
     digests: tuple[str, ...]
@@ -169,14 +172,14 @@ class FinishedRun:
         return loaded
 
     def evaluate(
-        self, images: ImageSet, *, device: str = "auto", hooks: Iterable[Hook] = ()
+        self, samples: Part, *, device: str = "auto", hooks: Iterable[Hook] = ()
     ) -> Metrics:
-        """Metrics on `images`.
+        """Metrics on `samples`, as `held_out` gives them.
 
         Raises:
             ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
         """
-        found = self._predictions(images, device, hooks, keep="summary")
+        found = self._predictions(samples, device, hooks, keep="summary")
         return summarised(self.task, found)
 
     def judge(
@@ -189,7 +192,7 @@ class FinishedRun:
         Raises:
             ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
         """
-        found = self._predictions(held.images, device, hooks, keep="summary")
+        found = self._predictions(held.samples, device, hooks, keep="summary")
         epoch = int(read_delta(self.folder.best).about.get("epoch", "0"))
         judged = judged_by(self.task, found, epoch=epoch)
         return Judgement(
@@ -204,43 +207,49 @@ class FinishedRun:
 
     def predict(
         self,
-        files: Sequence[Path],
+        samples: Sequence[Path] | Sequence[Text],
         *,
         top: int = 1,
         device: str = "auto",
         hooks: Iterable[Hook] = (),
     ) -> list[Prediction]:
-        """What the run says of each picture; all must be readable.
+        """What the run says of each picture or text; all pictures must be readable.
 
         Args:
+            samples: files of pictures; or texts, of a run that learnt from texts.
             top: how many of the most probable classes, where there are classes.
 
         Raises:
             ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
             ImageError: a file is no picture.
         """
+        if self.settings.data.is_text:
+            found = self._predictions(_as_texts(samples), device, hooks, labelled=False)
+            return predictions_of(self.task, found, top=top)
+        files = [Path(str(file)) for file in samples]
         # Of masks a few pictures at a time: each has a number for each class and pixel.
         step = _MASKS_AT_ONCE if isinstance(self.task, Segmentation) else len(files)
         size = self.loaded.of_pictures.crop
         answers: list[Prediction] = []
         for start in range(0, len(files), max(1, step)):
             few = files_as_set(files[start : start + step], self.task.classes)
-            found = self._predictions(few, device, hooks)
+            found = self._predictions(few, device, hooks, labelled=False)
             answers += predictions_of(self.task, found, top=top, size=size)
         return answers
 
     def _predictions(
         self,
-        images: ImageSet,
+        samples: Part,
         device: str,
         hooks: Iterable[Hook],
         *,
         keep: Literal["outputs", "summary"] = "outputs",
+        labelled: bool = True,
     ) -> Predictions:
         """By the frozen part in the form that the run was trained and judged with."""
         settings = self.settings
-        data = ImageDataset(images, self.loaded.of_pictures, levels=self.levels)
-        as_targets = self.task.targets if images.label_names else class_targets
+        data = material.dataset(samples, settings, self.loaded, self.task, labelled=labelled)
+        as_targets = self.task.targets if labelled else class_targets
         batches = make_batches(
             data, batch_size=self.batch_size, shuffle=False, seed=0, as_targets=as_targets
         )
@@ -254,51 +263,50 @@ class FinishedRun:
         )
 
     def held_out(
-        self,
-        data: Path,
-        *,
-        file_column: str = "",
-        label_column: str = "",
-        split_column: str = "",
-        progress: Callable[[int, int], None] | None = None,
+        self, data: Path, *, progress: Callable[[int, int], None] | None = None, **columns: str
     ) -> HeldOut:
-        """Pictures of `data` that the run may be judged on.
+        """Pictures or texts of `data` that the run may be judged on.
 
-        The folder that the run itself divided gives the part that it held out; any other data
-        set gives its test/ or val/ part, or all of it where it is not divided. The columns of a
-        table are by default those of the run.
+        The data that the run itself divided give the part that it held out; any other data set
+        gives its test/ or val/ part, or all of it where it is not divided.
+
+        Args:
+            columns: `file_column`, `text_column`, `label_column` and `split_column` of a table,
+                where they are not those of the run.
 
         Raises:
             DataError: there is no such data, a class is unknown to the run, or nothing is left.
         """
-        own = self.settings.data
-        found = None
+        own, found = self.settings.data, None
         if own.path and data.resolve() == Path(own.path).resolve():
-            images, found = self._own_held_out(progress)
+            part, found = self._own_held_out(progress)
         else:
-            images = pictures.held_out_set(
-                self.settings,
-                data,
-                file_column=file_column,
-                label_column=label_column,
-                split_column=split_column,
-            )
-        files = dict.fromkeys(sample.path for sample in images.samples)
+            part = material.held_out_set(self.settings, data, **columns)
+        if isinstance(part, TextSet):
+            named = (f"left out, since it is empty: {name}" for name in part.empty)
+            return self._held(part, data, texts.contents_of(part), list(named))
+        files = dict.fromkeys(sample.path for sample in part.samples)
         found = found or read_files(files, levels=self.levels, progress=progress)
         digests = {file: found.digests[file] for file in files if file in found.digests}
-        images = replace(images, samples=tuple(s for s in images.samples if s.path in digests))
-        if not images.samples:
+        part = replace(part, samples=tuple(s for s in part.samples if s.path in digests))
+        if not part.samples:
             raise DataError(f"{data} has no picture left to evaluate on. Point at other data.")
-        seen = {*self.folder.read_trained_on(), *self.folder.read_seen_before()}
         notes = [f"left out: {found.broken[file]}" for file in files if file in found.broken]
         notes += run_notes((found.seen[file] for file in digests), self.levels)
-        if known := sum(1 for digest in digests.values() if digest in seen):
+        kept = tuple(digests[sample.path] for sample in part.samples)
+        return self._held(part, data, kept, notes)
+
+    def _held(self, part: Part, data: Path, digests: tuple[str, ...], notes: list[str]) -> HeldOut:
+        """With a note where the run was trained on some of them."""
+        seen = {*self.folder.read_trained_on(), *self.folder.read_seen_before()}
+        every = set(digests)
+        if known := len(every & seen):
+            what = "texts" if isinstance(part, TextSet) else "pictures"
             notes.append(
-                f"{known} of {len(digests)} pictures have the content of one that the run was "
+                f"{known} of {len(every)} {what} have the content of one that the run was "
                 "trained on; the metrics are better than they would be on new data"
             )
-        kept = tuple(digests[sample.path] for sample in images.samples)
-        return HeldOut(images, tuple(notes), data, kept)
+        return HeldOut(part, tuple(notes), data, digests)
 
     def verify(self) -> Verdict:
         """Prove that what was to stay frozen did, from the files alone.
@@ -471,10 +479,11 @@ class FinishedRun:
 
     def _own_held_out(
         self, progress: Callable[[int, int], None] | None
-    ) -> tuple[ImageSet, FilesRead | None]:
-        """The pictures, and what reading all of them found, where that was needed to divide."""
-        splits, found = pictures.splits_of(self.settings), None
-        if splits.division is not None:  # it was drawn among the pictures that can be read
+    ) -> tuple[Part, FilesRead | None]:
+        """The samples, and what reading all pictures found, where that was needed to divide."""
+        splits, found = material.read(self.settings), None
+        if isinstance(splits, Splits) and splits.division is not None:
+            # It was drawn among the pictures that can be read.
             every = (s.path for part in splits.sets.values() for s in part.samples)
             found = read_files(every, levels=self.levels, progress=progress)
             splits = without(splits, found.broken)
@@ -504,6 +513,17 @@ def open_run(path: str | Path, *, weights: str | Path | None = None) -> Finished
 def files_as_set(files: Iterable[Path], classes: tuple[str, ...]) -> ImageSet:
     """Pictures whose class is not known, to predict it."""
     return ImageSet(classes, tuple(Sample(file, 0) for file in files))
+
+
+def _as_texts(samples: Sequence[object]) -> TextSet:
+    """Texts whose label is not known."""
+    found: list[Text] = []
+    for one in samples:
+        if not isinstance(one, str | tuple | list) or not all(isinstance(p, str) for p in one):
+            raise DataError(f"{a_type(one)} is no text. The run learnt from texts: give such.")
+        found.append(one if isinstance(one, str) else (str(one[0]), str(one[1])))
+    count = len(found)
+    return TextSet("the texts", tuple(found), ("",) * count, tuple(range(1, count + 1)), "text")
 
 
 def predictions_of(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import final
 
 from frostline.config import FreezeSettings, RunSettings
-from frostline.data import Audit, Augment, ImageDataset, in_order
+from frostline.data import Augment, ImageDataset, Samples, TextSplits
 from frostline.engine import Hook, Training
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
 from frostline.fitting import Run, check_settings, fit
@@ -18,8 +18,10 @@ from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, load_model
 from frostline.models.classifiers import mapping_words, own_order
 from frostline.models.file_source import line_in
+from frostline.preprocessing import Preprocessing, TextPreprocessing
 from frostline.records import DataNotes, RunFolder, write_data_notes
-from frostline.runs import pictures
+from frostline.runs import material
+from frostline.runs.material import Audited
 from frostline.runs.starting import Start, check_kept
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
@@ -43,7 +45,7 @@ class Prepared:
     Attributes:
         settings: as given, completed by what was found: classes, head, weights' digest.
         loaded: the model with weights and head, frozen as asked.
-        data: the pictures after the audit, and its findings.
+        data: the pictures or texts after the audit, and its findings.
         frozen: handle of the frozen part.
         start: weights of another run that it begins with.
         task: what is learnt, as far as it is known before training.
@@ -53,7 +55,7 @@ class Prepared:
 
     settings: RunSettings
     loaded: LoadedModel
-    data: Audit
+    data: Audited
     frozen: Frozen
     task: Task
     start: Start | None = None
@@ -72,13 +74,12 @@ class Prepared:
         """
         splits, folder = self.data.splits, RunFolder(Path(out))
         train_set, val_set = self.datasets()
-        trained_on, validated_on = map(self.data.contents, (splits.train, splits.val))
+        trained_on, validated_on = material.contents(self.data)
         if resume:
             self._check_same(folder, "training", folder.read_trained_on(), trained_on)
             self._check_same(folder, "validation", folder.read_validated_on(), validated_on)
         findings = tuple((one.level, one.code, one.message) for one in self.data.findings)
-        counts = (part.counts or {"all": len(part)} for part in (splits.train, splits.val))
-        notes = DataNotes(splits.how, *counts, findings)
+        notes = DataNotes(splits.how, *splits.counts, findings)
         try:
             return fit(
                 self.loaded.model,
@@ -100,7 +101,7 @@ class Prepared:
     ) -> None:
         if before and set(before) != set(now):
             raise ConfigError(
-                f"cannot resume: the {part} pictures in {self.settings.data.path} are not those "
+                f"cannot resume: the {part} samples in {self.settings.data.path} are not those "
                 f"that {folder.root} began with. Restore them, or start a new run."
             )
 
@@ -109,12 +110,11 @@ class Prepared:
         """What is told apart or measured, in the plural, and their names."""
         asked = self.settings.task
         kind = "classification" if asked is None else asked.kind
-        names = self.data.splits.train.label_names or self.data.splits.train.classes
-        return _TOLD[kind], names
+        return _TOLD[kind], self.data.splits.names
 
-    def datasets(self) -> tuple[ImageDataset, ImageDataset]:
-        """Training pictures with the augmentation asked for, validation pictures without."""
-        return pictures.datasets(self.data, self.settings, self.loaded)
+    def datasets(self) -> tuple[ImageDataset | Samples, ImageDataset | Samples]:
+        """Training samples with the augmentation asked for, validation samples without."""
+        return material.datasets(self.data, self.settings, self.loaded)
 
 
 def prepare(
@@ -140,18 +140,19 @@ def prepare(
     data = settings.data
     Augment.parse(data.augment)
     check_settings(settings)
-    splits, mapping = pictures.splits_of(settings), ""
-    classes = splits.train.classes
+    splits, mapping = material.read(settings), ""
+    classes = splits.classes
     if start is not None and settings.model.on == "keep":
         check_kept(start, classes)
         classes = start.classes
-    task = _task(settings.task, splits.train.label_names, classes)
+    task = _task(settings.task, splits.names, classes)
     loaded, frozen = build(settings, task, weights=weights, start=start)
     if settings.model.on == "keep" and classes:
         is_known = start is not None or classes == data.classes
         order = classes if is_known else own_order(classes, loaded.classes)
-        splits, mapping = in_order(splits, order), mapping_words(order, loaded.classes)
-    found = pictures.audited(splits, settings, progress)
+        splits = material.ordered(splits, settings, order)
+        mapping = mapping_words(order, loaded.classes)
+    found = material.audited(splits, settings, loaded, progress)
     found = start.audited(found) if start else found
     completed = _completed(settings, loaded, found)
     if weights:
@@ -195,16 +196,34 @@ def build(
         hidden=model.hidden,
         on=model.on,
         seed=settings.training.seed,
+        tokens=settings.task is not None and settings.task.kind == "tokens",
     )
     if start is not None:
         start.put(loaded, task.classes)
     # As it was then: an own file, a later library or a file of weights may come with another one.
-    prepared = settings.preprocessing or loaded.preprocessing
+    prepared = settings.preprocessing or _shortened(loaded.preprocessing, settings)
     loaded = replace(loaded, preprocessing=prepared)
     frozen = _freeze_as_asked(loaded, settings, phase)
     if model.on != "keep":
         _check_head_trains(loaded, settings)
     return loaded, frozen
+
+
+def _shortened(
+    given: Preprocessing | TextPreprocessing, settings: RunSettings
+) -> Preprocessing | TextPreprocessing:
+    """Of texts with as many tokens as were asked for, where the model takes so many."""
+    most = settings.data.max_tokens
+    if most is None:
+        return given
+    if not isinstance(given, TextPreprocessing):
+        raise ConfigError(f"pictures have no tokens. Leave out {option('max_tokens')}.")
+    if most > given.max_length:
+        raise ConfigError(
+            f"asked for {most} tokens of a text, and the model takes {given.max_length}. Use "
+            f"{option('max_tokens', given.max_length)} or fewer."
+        )
+    return replace(given, max_length=most)
 
 
 def _check_head_trains(loaded: LoadedModel, settings: RunSettings) -> None:
@@ -239,7 +258,7 @@ def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> 
     return train_only(loaded.model, path(loaded.head), norm=asked.norm)
 
 
-def _completed(settings: RunSettings, loaded: LoadedModel, found: Audit) -> RunSettings:
+def _completed(settings: RunSettings, loaded: LoadedModel, found: Audited) -> RunSettings:
     """With what was found, and files by absolute paths, so that any folder will do."""
     spec, digest, weights = loaded.spec, loaded.weights.digest, settings.model.weights
     model = {
@@ -248,8 +267,14 @@ def _completed(settings: RunSettings, loaded: LoadedModel, found: Audit) -> RunS
         "weights": _absolute(weights) if digest else weights,
         "weights_digest": digest,
     }
-    classes = found.splits.train.classes
-    data = {"path": _absolute(settings.data.path), "classes": classes, "levels": found.levels}
+    data: dict[str, object] = {
+        "path": _absolute(settings.data.path),
+        "classes": found.splits.classes,
+        "levels": found.levels,
+    }
+    if isinstance(found.splits, TextSplits):
+        columns = found.splits.columns
+        data |= {"text_column": columns.text, "label_column": columns.label or "label"}
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(update=model),

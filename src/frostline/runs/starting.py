@@ -10,13 +10,14 @@ from typing import final
 from torch import Tensor, nn
 
 from frostline.config import OPTION_OF, RunSettings
-from frostline.data import Audit, DataFinding
+from frostline.data import DataFinding
 from frostline.deltas import all_tensors, put_tensors, save_delta
 from frostline.errors import ConfigError, ModelError
 from frostline.fitting import is_length_alone
 from frostline.models import LoadedModel
 from frostline.models.classifiers import logit_layer
 from frostline.records import BY_MODEL, RunFolder
+from frostline.runs.material import Audited, all_contents, contents
 from frostline.units import some_of
 from frostline.wording import option
 
@@ -73,28 +74,28 @@ class Start:
         save_delta(model, folder.start, about=about, content=content)
         folder.write_seen_before(sorted(self.trained_on))
 
-    def changes(self, found: Audit) -> tuple[str, ...]:
+    def changes(self, found: Audited) -> tuple[str, ...]:
         """Lines for people: what is new and what is gone since that run."""
         splits, before = found.splits, self.trained_on | self.validated_on
         gets, loses = ", with fresh weights in the head", ", with their weights"
-        classes = _class_changes(self.classes, splits.train.classes, gets=gets, loses=loses)
-        here = [digest for part in splits.sets.values() for digest in found.contents(part)]
+        classes = _class_changes(self.classes, splits.classes, gets=gets, loses=loses)
+        here = all_contents(found)
         new = sum(digest not in before for digest in here)
         gone = len(before - set(here))
         lost = f"; {gone} of its {len(before)} are not here" if gone else ""
         return (
             f"Start    the best weights of {self.run}, of epoch {self.epoch}",
             f"Classes  {classes}",
-            f"Pictures {len(here)}: {len(here) - new} that it knew, {new} new{lost}",
+            f"Samples  {len(here)}: {len(here) - new} that it knew, {new} new{lost}",
         )
 
-    def audited(self, found: Audit) -> Audit:
+    def audited(self, found: Audited) -> Audited:
         """With a finding where that run was trained on what is to judge this one."""
-        judging = found.contents(found.splits.val)
+        judging = contents(found)[1]
         if not (known := sum(digest in self.trained_on for digest in judging)):
             return found
         message = (
-            f"{known} of the {len(judging)} pictures to validate on were trained on by {self.run}, "
+            f"{known} of the {len(judging)} samples to validate on were trained on by {self.run}, "
             "so the metrics are better than they would be on new data. Put them into the training "
             "part: divide the data into train/ and val/."
         )

@@ -1,0 +1,128 @@
+"""What `frostline predict` takes and prints where a run learnt from texts."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, final
+
+import typer
+
+from frostline.cli.predict import cells_of, document_of, in_words_of
+from frostline.tables import Table, columns
+
+if TYPE_CHECKING:
+    from frostline.data import TextRows
+    from frostline.preprocessing import Text
+    from frostline.runs import FinishedRun, Prediction
+
+_EMPTY = "no text"
+_SHOWN = 300  # characters of a text in a table
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts, each with the cells that stand beside it in its table.
+
+    Attributes:
+        heads: of the cells; `text` alone for texts that come from no table.
+        texts: None for one without a letter.
+    """
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    texts: tuple[Text | None, ...]
+
+    @classmethod
+    def read(cls, given: Sequence[str], run: FinishedRun, text_column: str) -> Self:
+        """From tables, lines of standard input, or the texts themselves.
+
+        Raises:
+            DataError: a table cannot be read, or is not like the first.
+        """
+        from frostline.data import TEXT_SUFFIXES, read_text_rows
+        from frostline.errors import DataError
+        from frostline.runs.texts import columns_of
+
+        heads: tuple[str, ...] = ()
+        rows: list[tuple[Any, ...]] = []
+        texts: list[Text | None] = []
+        columns = columns_of(run.settings.data, text_column=text_column)
+        for one in given:
+            is_table = one != "-" and Path(one).suffix.lower() in TEXT_SUFFIXES
+            read = read_text_rows(Path(one), columns=columns) if is_table else _typed(one)
+            if heads and read.heads != heads:
+                raise DataError(
+                    f"{one} has the columns {', '.join(read.heads)}, and what stands before it "
+                    f"{', '.join(heads)}. Give tables that are alike, or one at a time."
+                )
+            heads = read.heads
+            rows += read.rows
+            texts += read.texts
+        if not any(texts):
+            raise typer.BadParameter("there is no text to predict.", param_hint="TEXT")
+        return cls(heads, tuple(rows), tuple(texts))
+
+    @property
+    def whole(self) -> list[Text]:
+        """Those that have a letter."""
+        return [text for text in self.texts if text is not None]
+
+    def show(self, answers: Sequence[Prediction], *, top: int, as_json: bool, as_csv: bool) -> None:
+        """Print what a run says of `whole`."""
+        from frostline.cli._terminal import output, print_json
+
+        rest = iter(answers)
+        found = [None if text is None else next(rest) for text in self.texts]
+        if as_json:
+            print_json([self._document(n, one, top) for n, one in enumerate(found)])
+        elif as_csv:
+            self._print_csv(found, top)
+        else:
+            rows = tuple(
+                (_shortened(text), in_words_of(one))
+                for text, one in zip(self.texts, found, strict=True)
+                if one is not None
+            )
+            about = "class and probability" if answers[0].classes else "answer"
+            output().print(Table(columns("text", about, left=2), rows))
+
+    def _document(self, number: int, found: Prediction | None, top: int) -> dict[str, object]:
+        cells = dict(zip(self.heads, self.rows[number], strict=True))
+        if found is None:
+            return {**cells, "error": _EMPTY}
+        told = document_of(found, top)
+        del told["file"]
+        return {**cells, **{_apart(name, self.heads): value for name, value in told.items()}}
+
+    def _print_csv(self, found: Sequence[Prediction | None], top: int) -> None:
+        told = [{} if one is None else cells_of(one, top) for one in found]
+        heads = list(dict.fromkeys(head for row in told for head in row))
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow([*self.heads, *(_apart(head, self.heads) for head in heads), "error"])
+        for cells, row in zip(self.rows, told, strict=True):
+            mine = (row.get(head, "") for head in heads)
+            writer.writerow([*cells, *mine, "" if row else _EMPTY])
+
+
+def _typed(given: str) -> TextRows:
+    """A text itself, or with `-` a line each of standard input."""
+    from frostline.data import TextRows
+
+    lines = [line.rstrip("\r\n") for line in sys.stdin] if given == "-" else [given]
+    texts = tuple(line if line.strip() else None for line in lines)
+    return TextRows(("text",), tuple((line,) for line in lines), texts)
+
+
+def _apart(name: str, taken: Sequence[str]) -> str:
+    """A column's name that the table has not yet."""
+    return f"predicted_{name}" if name in taken else name
+
+
+def _shortened(text: Text | None) -> str:
+    whole = text if isinstance(text, str) else " | ".join(text or ())
+    return whole if len(whole) <= _SHOWN else f"{whole[:_SHOWN]}..."

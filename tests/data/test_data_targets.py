@@ -133,7 +133,9 @@ def test_masks_of_divided_data_are_found_however_it_is_laid_out(
     layout: str, tmp_path: Path
 ) -> None:
     if layout == "in each split":
-        paired(tmp_path / "train"), paired(tmp_path / "val", count=2)
+        paired(tmp_path / "train")
+        paired(tmp_path / "val", count=2)
+        write(tmp_path / "notes.csv", ["about"], [["a table of something else"]])
     elif layout == "splits in both":
         for role, count in (("train", 6), ("val", 2)):
             for kind in ("images", "masks"):

@@ -116,6 +116,8 @@ def test_what_is_kept_of_masks_gives_the_metrics_of_the_masks(loss: Any) -> None
     assert kept[0].shape == (6, 13)
     assert task.summarise(*kept) == task.summarise(logits, truth)
     assert torch.equal(task.badness(*kept), task.badness(logits, truth))
+    cut = task.kept(logits[:, :, 2:], truth[:, 2:])[0]  # without the rows that are ignored
+    assert task.answers(kept[0]) == task.answers(cut) == task.answers(logits[:, :, 2:])
 
 
 def test_cross_entropy_of_masks_is_torchs_and_none_of_nothing() -> None:

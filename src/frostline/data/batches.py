@@ -34,7 +34,7 @@ class Batch:
 
     Attributes:
         inputs: whatever the model takes, with the batch as first dimension.
-        targets: class indices, int64 `(batch,)`.
+        targets: `(batch, ...)`, as the task takes them: class indices are int64 `(batch,)`.
         names: what to call each sample in messages: a path, or `sample 17`.
     """
 

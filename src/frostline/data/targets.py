@@ -194,14 +194,21 @@ def _holding(
 def _masked(root: Path, columns: Columns, names: tuple[str, ...]) -> tuple[Parts, tuple[str, ...]]:
     """Pictures with masks, of a table or in folders."""
     base = data_folder(root) if root.is_dir() else root.parent
-    if not root.is_dir() or (tables_in(base) and not _pair(base)):
+    folders = _in_folders(root) if root.is_dir() else None
+    if folders is None:
+        if root.is_dir() and not tables_in(base):
+            raise DataError(
+                f"{root} has no images/ with a masks/ beside it. Put each picture's mask there "
+                "under the picture's name, as images/1.jpg and masks/1.png; or give a CSV with the "
+                "columns file,mask."
+            )
         if columns.label == Columns().label:
             columns = replace(columns, label="mask")
         parts = find_parts(root, columns)
         folder = next(iter(parts.by_role.values())).root
         parts = _retargeted(parts, lambda item: MaskFile(folder / item.name))
     else:
-        parts = _in_folders(root)
+        parts = folders
     found = [item for listing in parts.by_role.values() for item in listing.found]
     pairs = [(item.path, item.target.path) for item in found if isinstance(item.target, MaskFile)]
     values = check_masks(pairs)
@@ -260,8 +267,8 @@ def _told_classes(folders: Iterable[Path]) -> tuple[str, ...]:
     return ()
 
 
-def _in_folders(root: Path) -> Parts:
-    """images/ and masks/: at the root, in each split, or with splits in both."""
+def _in_folders(root: Path) -> Parts | None:
+    """images/ and masks/: at the root, in each split, or with splits in both; None without."""
     base = _base(root)
     if pair := _pair(base):
         inner = [by_role(folder, subfolders(folder)) for folder in pair]
@@ -275,10 +282,7 @@ def _in_folders(root: Path) -> Parts:
         lists = {role: _paired(base, *pair) for role, pair in found.items() if pair}
         if "train" in lists and len(lists) > 1:
             return Parts(lists, " and ".join(f"{role}/" for role in lists) + " folders")
-    raise DataError(
-        f"{root} has no images/ with a masks/ beside it. Put each picture's mask there under the "
-        "picture's name, as images/1.jpg and masks/1.png; or give a CSV with the columns file,mask."
-    )
+    return None
 
 
 def _base(root: Path) -> Path:

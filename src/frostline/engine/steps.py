@@ -141,6 +141,8 @@ def _call(forward: Forward, inputs: Any, compute: Compute) -> Any:
 
 
 def _detached(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.detach()  # in each step, where walking a tree of one would be felt
     return tree_map_only(Tensor, Tensor.detach, outputs)
 
 

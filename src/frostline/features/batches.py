@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import NoReturn, final
+from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class FeatureData:
 
     Attributes:
         rows: the stored rows; view `v` of sample `i` is row `v * samples + i`.
-        targets: class indices of the samples, int64.
+        targets: of the samples, as the task takes them: class indices are int64.
         views: how many fixed views each sample has; epochs walk through them in turn.
         computed: rows that this call computed; 0 means no forward pass of the prefix over data.
         seconds: that computing them took.
@@ -74,10 +74,10 @@ class FeatureData:
         """Samples, not views."""
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], int]:
-        """The values of one sample's first view, and its class."""
-        values = self.rows.gather(torch.tensor([index]))
-        return tuple(value[0] for value in values), int(self.targets[index])
+    def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], Any]:
+        """The values of one sample's first view, and its class or other target."""
+        values, target = self.rows.gather(torch.tensor([index])), self.targets[index]
+        return tuple(value[0] for value in values), target if target.dim() else target.item()
 
     def batches(
         self, *, batch_size: int, shuffle: bool, seed: int = 0, world: World = ALONE

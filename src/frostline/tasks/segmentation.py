@@ -118,7 +118,7 @@ class Segmentation(Task):
 
     def read(self, returned: object) -> Tensor:
         outputs: Tensor = super().read(returned)
-        if outputs.dim() not in (2, 4) or (outputs.dim() == 4 and outputs.shape[1] < 2):
+        if outputs.dim() != 4 or outputs.shape[1] < 2:
             raise ModelError(
                 f"the model gives outputs of shape {tuple(outputs.shape)} for {len(outputs)} "
                 "pictures. Segmentation takes logits of two classes or more for each pixel: "
@@ -276,7 +276,10 @@ class Segmentation(Task):
         return outputs.argmax(dim=1)
 
     def answers(self, outputs: Tensor, *, top: int = 1) -> list[dict[str, object]]:
-        """The share of each picture that each class has, of those that it has."""
+        """The share of each picture that each class has, of those that it has.
+
+        Of counts as `kept` gives them it is the share of the pixels that are not ignored.
+        """
         del top
         if outputs.dim() == 2:
             return self._shares(outputs[:, :-1].view(len(outputs), _TALLIES, -1)[:, 2])

@@ -119,9 +119,10 @@ def test_padding_before_the_samples_is_put_back_there(tmp_path: Path) -> None:
     rows = [3, 7, 9]
     assert len({data.lengths[row] for row in rows}) == 3
     values = found.rows.gather(torch.tensor(rows), pads=found.padding.pads)
-    mask, hidden = cut.prefix(**inputs_of(data, rows))
-    assert torch.equal(values[0], mask)
-    torch.testing.assert_close(values[1][~mask], hidden[~mask])
+    hidden, mask = cut.prefix(**inputs_of(data, rows))
+    own = ~mask[:, 0]
+    assert torch.equal(values[1], mask)
+    torch.testing.assert_close(values[0][own], hidden[own])
 
 
 def test_a_run_tells_once_why_texts_are_not_stored_and_trains_as_the_plain_loop(

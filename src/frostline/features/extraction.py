@@ -112,6 +112,7 @@ def extract(
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(Path(store).expanduser())
     samples = stored_samples(dataset, views=views)
+    padding = padding or padding_of(cut, samples, device_of(cut.suffix.model))
     if compute is None:
         compute = computing(
             cut,
@@ -124,7 +125,6 @@ def extract(
         )
         if precision == "exact":
             compute = in_passes_of(compute, min(batch_size, len(samples)))
-    padding = padding or padding_of(cut, samples, compute.device)
     specs = _specs(cut, compute, storage)
     return _Extraction(samples, store, compute, specs, padding, progress).run(as_targets)
 

@@ -23,7 +23,7 @@ from ragged_nets import (
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.data import Order, inputs_of
+from frostline.data import Order, inputs_of, make_batches
 from frostline.features import Computing, FeatureData, PaddingMatters
 
 PADS = {"Roberta": 1, "MPNet": 1}
@@ -186,6 +186,28 @@ def test_new_texts_cost_what_is_new_and_rows_have_the_bytes_of_their_length(tmp_
     assert found.computed == 5
     assert found.nbytes == sum(data.lengths or ()) * (1 + Reader.WIDTH * 4)
     assert "[?] bool and [?, 16] float32 each" in repr(found)
+
+
+def test_a_model_for_one_length_is_refused_for_samples_of_several(tmp_path: Path) -> None:
+    class Flat(nn.Sequential):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(input_ids * attention_mask)
+
+    model = Flat(nn.Embedding(60, 2), nn.Flatten(), nn.Linear(40, 8), nn.Linear(8, 3))
+    fl.train_only(model, "3")
+    data = words(11)
+    longest = max(range(11), key=(data.lengths or [0]).__getitem__)
+    assert (data.lengths or [0])[longest] == 20
+    cut = fl.cut(model, inputs_of(data, [longest, 0]))
+    with pytest.raises(fl.CutError, match="samples of one length only, and the data set has sev"):
+        fl.extract(cut, data, tmp_path)
+
+
+def test_lengths_that_are_not_one_for_each_sample_are_refused() -> None:
+    data = words(11)
+    data.lengths = [3, 4]
+    with pytest.raises(fl.DataError, match="11 samples and 2 lengths"):
+        make_batches(data, batch_size=4, shuffle=True, seed=0)
 
 
 def test_the_key_does_not_depend_on_how_long_the_example_is() -> None:

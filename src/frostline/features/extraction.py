@@ -23,6 +23,7 @@ from frostline.data import (
     class_targets,
     count_threads,
     first_batch,
+    lengths_of,
     ordered_map,
     some_targets,
     stored_samples,
@@ -184,7 +185,7 @@ class _Extraction:
             tuple(map(samples.name, range(len(samples)))),
             *self._shares(),
             self._padding,
-            samples.lengths,
+            lengths_of(samples),
         )
 
     def _shares(self) -> tuple[float, float]:

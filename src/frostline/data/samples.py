@@ -102,14 +102,16 @@ class Samples(Protocol):
                 yield list(islice(loaded, len(rows)))
 
 
-def lengths_of(samples: Samples) -> Sequence[int] | None:
+def lengths_of(samples: Samples) -> list[int] | None:
     """`samples.lengths`, checked.
 
     Raises:
         DataError: they are not one for each sample.
     """
-    lengths = samples.lengths
-    if lengths is not None and len(lengths) != len(samples):
+    if samples.lengths is None:
+        return None
+    lengths = [int(length) for length in samples.lengths]
+    if len(lengths) != len(samples):
         raise DataError(
             f"{samples.what} has {len(samples)} samples and {len(lengths)} lengths. Give one "
             "length for each sample, or None."

@@ -102,7 +102,9 @@ def padding_of(cut: Cut, samples: Samples, device: torch.device) -> Padding:
             that is trained reads what stands at padded places.
         CutError: the model could be followed for one length only, and samples have several.
     """
-    lengths = lengths_of(samples) or (_measured(cut, samples) if cut.varying else ())
+    lengths: Sequence[int] | None = lengths_of(samples)
+    if lengths is None:
+        lengths = _measured(cut, samples) if cut.varying else ()
     if len(set(lengths)) < 2:
         return Padding(lengths)
     if not cut.varying:
@@ -186,7 +188,9 @@ class _Trial:
         return self._cut.prefix.run_flat([tensor.to(self._device) for tensor in tensors])
 
     def _check(self, difference: float, what: str) -> None:
-        if not difference <= _LARGEST_DIFFERENCE:
+        kinds = [value.dtype for value in self._cut.frontier.values]
+        last_bits = max((torch.finfo(k).eps for k in kinds if k.is_floating_point), default=0.0)
+        if not difference <= max(_LARGEST_DIFFERENCE, 4 * last_bits):  # bfloat16 has 8 bits
             raise PaddingMatters(
                 f"for samples of different lengths no features are stored, since {what} (relative "
                 f"difference {difference:.1g}); give {type(self._model).__name__} an attention "

@@ -25,6 +25,7 @@ from frostline.data import (
     Batch,
     Batches,
     ImageDataset,
+    Order,
     epoch_order,
     make_batches,
     read_splits,
@@ -446,3 +447,19 @@ def test_steps_of_series_with_a_target_each_are_not_taken_for_batches() -> None:
     series = pairs_of(((7,), (7,)), ((5,), (5,)), ((9,), (9,)))
     with pytest.raises(DataError, match=r"inputs \[7\] with 7 targets, each of which may be"):
         batches_of(series, as_targets=as_numbers)
+
+
+def test_shuffled_batches_hold_samples_of_like_length_and_other_ones_in_each_epoch() -> None:
+    lengths = torch.randint(4, 60, (103,), generator=torch.Generator().manual_seed(0)).tolist()
+    order = Order(103, 8, shuffle=True, seed=3, lengths=lengths)
+    epochs = [order.epoch(0), order.epoch(1)]
+    for batches in epochs:
+        assert torch.cat(batches).sort()[0].tolist() == list(range(103))
+        assert [len(batch) for batch in batches] == [8] * 12 + [7]
+        padded = sum(len(b) * max(lengths[i] for i in b.tolist()) for b in batches[:-1])
+        assert padded < 1.35 * sum(lengths[i] for i in torch.cat(batches[:-1]).tolist())
+    made_of = [{frozenset(batch.tolist()) for batch in batches} for batches in epochs]
+    assert not made_of[0] & made_of[1]
+    alike = Order(103, 8, shuffle=True, seed=3, lengths=[5] * 103)
+    plain = Order(103, 8, shuffle=True, seed=3)
+    assert torch.equal(torch.cat(alike.epoch(0)), torch.cat(plain.epoch(0)))

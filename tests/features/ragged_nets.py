@@ -220,8 +220,8 @@ class Reader(nn.Module):
         weights = torch.ones_like(hidden[..., :1])
         if self.above != "mean":
             weights = weights.masked_fill(padded[..., None], 0.0)
-        found = self.head((hidden * weights).sum(dim=1) / weights.sum(dim=1))
-        return found
+        mean: Tensor = self.head((hidden * weights).sum(dim=1) / weights.sum(dim=1))
+        return mean
 
 
 class Attention(nn.Module):

@@ -23,7 +23,7 @@ from ragged_nets import (
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.data import Order, inputs_of
+from frostline.data import Order, inputs_of, make_batches
 from frostline.features import Computing, FeatureData, PaddingMatters
 
 PADS = {"Roberta": 1, "MPNet": 1}
@@ -73,12 +73,9 @@ def test_stored_features_train_like_padded_batches_within_the_difference_that_is
     plain, stored, found = both_ways(model, data, tmp_path)
     told = found.padding.difference
     assert told < 1e-5
-    assert float((stored - plain).norm() / plain.norm()) <= told
-    assert (told > 0) or torch.equal(stored, plain)
+    assert float((stored - plain).norm() / plain.norm()) <= max(told, 1e-7)
+    assert kind != "ViT" or torch.equal(stored, plain)
     assert all(spec.ragged_count <= 1 for spec in found.rows.specs)  # no mask of pairs is kept
-    if train == "upper" and kind != "ViT":
-        whole = sum(int(found.rows.shapes(1)[:, 0].max()) for _ in data.lengths)
-        assert int(found.rows.shapes(1)[:, 0].sum()) < whole
 
 
 def test_a_mask_whose_padding_is_true_is_put_back_as_it_was(tmp_path: Path) -> None:
@@ -119,9 +116,10 @@ def test_padding_before_the_samples_is_put_back_there(tmp_path: Path) -> None:
     rows = [3, 7, 9]
     assert len({data.lengths[row] for row in rows}) == 3
     values = found.rows.gather(torch.tensor(rows), pads=found.padding.pads)
-    mask, hidden = cut.prefix(**inputs_of(data, rows))
-    assert torch.equal(values[0], mask)
-    torch.testing.assert_close(values[1][~mask], hidden[~mask])
+    hidden, mask = cut.prefix(**inputs_of(data, rows))
+    own = ~mask[:, 0]
+    assert torch.equal(values[1], mask)
+    torch.testing.assert_close(values[0][own], hidden[own])
 
 
 def test_a_run_tells_once_why_texts_are_not_stored_and_trains_as_the_plain_loop(
@@ -145,7 +143,7 @@ def test_a_run_on_texts_tells_how_far_padding_moves_its_rows(tmp_path: Path) -> 
     losses = [[record.train["loss"] for record in run.history] for run in runs]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert runs[1].computed == 20
-    assert sum("with how far their batch is padded" in line for line in runs[1].says) == 1
+    assert sum("however far their batch is padded" in line for line in runs[1].says) == 1
 
 
 class Passes:
@@ -185,6 +183,28 @@ def test_new_texts_cost_what_is_new_and_rows_have_the_bytes_of_their_length(tmp_
     assert found.computed == 5
     assert found.nbytes == sum(data.lengths or ()) * (1 + Reader.WIDTH * 4)
     assert "[?] bool and [?, 16] float32 each" in repr(found)
+
+
+def test_a_model_for_one_length_is_refused_for_samples_of_several(tmp_path: Path) -> None:
+    class Flat(nn.Sequential):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(input_ids * attention_mask)
+
+    model = Flat(nn.Embedding(60, 2), nn.Flatten(), nn.Linear(40, 8), nn.Linear(8, 3))
+    fl.train_only(model, "3")
+    data = words(11)
+    longest = max(range(11), key=(data.lengths or [0]).__getitem__)
+    assert (data.lengths or [0])[longest] == 20
+    cut = fl.cut(model, inputs_of(data, [longest, 0]))
+    with pytest.raises(fl.CutError, match="samples of one length only, and the data set has sev"):
+        fl.extract(cut, data, tmp_path)
+
+
+def test_lengths_that_are_not_one_for_each_sample_are_refused() -> None:
+    data = words(11)
+    data.lengths = [3, 4]
+    with pytest.raises(fl.DataError, match="11 samples and 2 lengths"):
+        make_batches(data, batch_size=4, shuffle=True, seed=0)
 
 
 def test_the_key_does_not_depend_on_how_long_the_example_is() -> None:

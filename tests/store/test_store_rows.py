@@ -22,7 +22,7 @@ from made_rows import (
 )
 
 from frostline import StoreError
-from frostline.store import FeatureKey, FeatureStore, ValueSpec
+from frostline.store import FeatureKey, FeatureStore, Pads, ValueSpec
 
 
 def test_rows_come_back_as_they_were_put(tmp_path: Path) -> None:
@@ -341,3 +341,24 @@ def test_the_bytes_of_features_are_those_of_their_files(tmp_path: Path) -> None:
     fill(opened(tmp_path), range(3))
     features = opened(tmp_path)
     assert features.nbytes == sum(path.stat().st_size for path in files_of(features.path))
+
+
+@pytest.mark.parametrize("at_start", [False, True])
+def test_short_rows_are_padded_at_either_end_with_the_number_that_is_asked_for(
+    tmp_path: Path, at_start: bool
+) -> None:
+    rows = [torch.arange(2 * n * 3.0).view(2, n, 3) for n in (2, 0, 4)]
+    masks = [torch.zeros(n, dtype=torch.bool) for n in (2, 0, 4)]
+    values = [ValueSpec("x", (2, None, 3), torch.float32), ValueSpec("m", (None,), torch.bool)]
+    features = FeatureStore(tmp_path).open(FeatureKey({"of": "padding"}), values)
+    with features.writer() as writer:
+        writer.put(row_ids(range(3)), [rows, masks])
+    pads = Pads(fills=(-1.0, 1.0), at_start=at_start)
+    x, m = features.read(row_ids(range(3))).gather(torch.tensor([2, 0, 1]), pads=pads)
+    for place, given in enumerate((rows[2], rows[0], rows[1])):
+        n = given.shape[1]
+        own, blank = (slice(4 - n, 4), slice(4 - n)) if at_start else (slice(n), slice(n, 4))
+        assert torch.equal(x[place][:, own], given)
+        assert bool((x[place][:, blank] == -1).all())
+        assert not m[place][own].any()
+        assert m[place][blank].all()

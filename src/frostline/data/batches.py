@@ -20,8 +20,9 @@ from frostline.errors import DataError, a_type
 from frostline.world import ALONE, World
 
 _CHANNELS = (1, 3, 4)  # of a picture
-# Batches of like length are made of so many at a time: nearly as little padding as by sorting all,
-# and other batches in each epoch.
+# Batches of like length are made out of so many at a time, and out of a quarter of an epoch at
+# most: little more padding than by sorting all, and other batches in each epoch. As Trainers of
+# transformers group by length.
 _POOLED_BATCHES = 50
 
 AsTargets = Callable[[object, int, str], Tensor]
@@ -110,7 +111,8 @@ class Order:
     def _alike(self, order: Tensor, lengths: Tensor, whole: int, epoch: int) -> Tensor:
         """The order with samples of like length in a batch; what is left over stays last."""
         count = len(order) // whole
-        pools = torch.split(order[: count * whole], _POOLED_BATCHES * whole)
+        pooled = max(1, min(_POOLED_BATCHES, count // 4))
+        pools = torch.split(order[: count * whole], pooled * whole)
         sorted_pools = [pool[lengths[pool].argsort(stable=True)] for pool in pools]
         turns = epoch_order(count, shuffle=True, seed=self.seed, epoch=epoch)
         batches = torch.cat(sorted_pools).view(count, whole)[turns]

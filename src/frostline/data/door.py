@@ -33,7 +33,14 @@ from frostline.data.batches import (
 from frostline.data.images import reading_of
 from frostline.data.levels import FULL
 from frostline.data.ordered import count_threads, ordered_map
-from frostline.data.samples import Samples, class_targets, content_id, inputs_of, some_targets
+from frostline.data.samples import (
+    Samples,
+    class_targets,
+    content_id,
+    inputs_of,
+    lengths_of,
+    some_targets,
+)
 from frostline.data.views import Augment, ImageDataset
 from frostline.errors import ConfigError, DataError, a_type
 from frostline.world import ALONE, World
@@ -135,7 +142,7 @@ def make_batches(
     samples = open_data(data)
     if isinstance(samples, GivenSamples):
         return GivenBatches(samples.data, as_targets)
-    order = Order(len(samples), batch_size, shuffle, seed, world, samples.lengths)
+    order = Order(len(samples), batch_size, shuffle, seed, world, lengths_of(samples))
     return SampleBatches(samples, order, workers, as_targets)
 
 

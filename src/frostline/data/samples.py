@@ -102,6 +102,23 @@ class Samples(Protocol):
                 yield list(islice(loaded, len(rows)))
 
 
+def lengths_of(samples: Samples) -> list[int] | None:
+    """`samples.lengths`, checked.
+
+    Raises:
+        DataError: they are not one for each sample.
+    """
+    if samples.lengths is None:
+        return None
+    lengths = [int(length) for length in samples.lengths]
+    if len(lengths) != len(samples):
+        raise DataError(
+            f"{samples.what} has {len(samples)} samples and {len(lengths)} lengths. Give one "
+            "length for each sample, or None."
+        )
+    return lengths
+
+
 def inputs_of(samples: Samples, rows: Sequence[int]) -> Any:
     """Some rows as one batch of inputs."""
     with closing(samples.in_batches([rows])) as loaded:

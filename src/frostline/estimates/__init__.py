@@ -89,7 +89,8 @@ def estimate(
         plan: its phases, each with its own freeze.
         epochs: of a run without a plan, or of a phase that does not say.
         samples: to train on, or (to train on, to validate on): for the time of epochs, which is
-            where a cut is looked for.
+            where a cut is looked for, and the disk that their features take where they are as long
+            as the example is.
         stages: also a step with everything up to each stage frozen, for at most 10 stages evenly
             from none to all but the last. Of these, less that trains is never said to take longer:
             seconds that noise has put the other way round are pooled.

@@ -23,6 +23,7 @@ from frostline.data import (
     class_targets,
     count_threads,
     first_batch,
+    lengths_of,
     ordered_map,
     some_targets,
     stored_samples,
@@ -112,6 +113,7 @@ def extract(
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(Path(store).expanduser())
     samples = stored_samples(dataset, views=views)
+    padding = padding or padding_of(cut, samples, device_of(cut.suffix.model))
     if compute is None:
         compute = computing(
             cut,
@@ -124,7 +126,6 @@ def extract(
         )
         if precision == "exact":
             compute = in_passes_of(compute, min(batch_size, len(samples)))
-    padding = padding or padding_of(cut, samples, compute.device)
     specs = _specs(cut, compute, storage)
     return _Extraction(samples, store, compute, specs, padding, progress).run(as_targets)
 
@@ -184,7 +185,7 @@ class _Extraction:
             tuple(map(samples.name, range(len(samples)))),
             *self._shares(),
             self._padding,
-            samples.lengths,
+            lengths_of(samples),
         )
 
     def _shares(self) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from torch import Tensor
 from frostline.cutting import Cut, FrontierValue
 from frostline.cutting.checking import state_kept
 from frostline.cutting.structures import flatten_output
-from frostline.data import Samples, inputs_of
+from frostline.data import Samples, lengths_of
 from frostline.errors import CutError
 from frostline.freezing.modes import modes_kept
 from frostline.store import PADS, Pads
@@ -100,40 +100,45 @@ def padding_of(cut: Cut, samples: Samples, device: torch.device) -> Padding:
     Raises:
         PaddingMatters: a sample's own values depend on how far its batch is padded, or the part
             that is trained reads what stands at padded places.
+        CutError: the model could be followed for one length only, and samples have several.
     """
-    lengths = _lengths(cut, samples)
+    lengths: Sequence[int] | None = lengths_of(samples)
+    if lengths is None:
+        lengths = _measured(cut, samples) if cut.varying else ()
     if len(set(lengths)) < 2:
         return Padding(lengths)
+    if not cut.varying:
+        _check_one_length(cut, samples, lengths)
+        return Padding()
     return _Trial(cut, samples, lengths, device).padding()
 
 
-def _lengths(cut: Cut, samples: Samples) -> Sequence[int]:
-    """Of each sample; where the data set does not say, each is loaded."""
-    if not cut.varying:
-        return ()
-    if samples.lengths is not None:
-        return samples.lengths
+def _check_one_length(cut: Cut, samples: Samples, lengths: Sequence[int]) -> None:
+    ends = (choose(range(len(lengths)), key=lengths.__getitem__) for choose in (min, max))
+    found = [alone(cut, samples.collate, samples.load(row)) for row in ends]
+    one, other = ([tensor.shape for tensor in tensors] for tensors in found)
+    if one != other:
+        raise CutError(
+            f"{type(cut.suffix.model).__name__} can be followed for samples of one length only, "
+            f"and {samples.what} has several. Pad all to one length."
+        )
+
+
+def _measured(cut: Cut, samples: Samples) -> list[int]:
+    """The length of each sample, by loading it."""
     places = range(len(samples))
     parts = [places[first : first + _MEASURED] for first in places[::_MEASURED]]
     found: list[int] = []
     with closing(samples.in_batches(parts)) as loading:
-        for _, loaded in zip(parts, loading, strict=True):
-            singles = _singles(loaded)
-            found += [max(_sizes(cut, alone(cut, samples.collate, one))) for one in singles]
+        for loaded in loading:
+            each = (alone(cut, samples.collate, one) for one in loaded)
+            found += [max(int(t[number].shape[1]) for number in cut.varying) for t in each]
     return found
-
-
-def _singles(loaded: Any) -> Iterator[Any]:
-    return iter(loaded)
 
 
 def alone(cut: Cut, collate: Callable[[Sequence[Any]], Any], sample: Any) -> list[Tensor]:
     """A sample's inputs as a batch of its own, flat: as long as it is, or as it is padded alone."""
     return cut.prefix.spec.flatten(collate([sample]))
-
-
-def _sizes(cut: Cut, tensors: Sequence[Tensor]) -> list[int]:
-    return [int(tensors[number].shape[1]) for number in cut.varying]
 
 
 class _Trial:
@@ -146,11 +151,9 @@ class _Trial:
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         steps = [round(step * (len(order) - 1) / (_CHECKED - 1)) for step in range(_CHECKED)]
         chosen = sorted({order[step] for step in steps})
-        with closing(samples.in_batches([chosen])) as loading:
-            loaded = next(loading)
-        flatten = cut.prefix.spec.flatten
-        self._whole = flatten(inputs_of(samples, chosen))
-        self._each = [flatten(samples.collate([one, one])) for one in _singles(loaded)]
+        loaded, flatten = list(map(samples.load, chosen)), cut.prefix.spec.flatten
+        self._whole = flatten(samples.collate(loaded))
+        self._each = [flatten(samples.collate([one, one])) for one in loaded]
 
     def padding(self) -> Padding:
         """As `padding_of`."""
@@ -185,7 +188,9 @@ class _Trial:
         return self._cut.prefix.run_flat([tensor.to(self._device) for tensor in tensors])
 
     def _check(self, difference: float, what: str) -> None:
-        if not difference <= _LARGEST_DIFFERENCE:
+        kinds = [value.dtype for value in self._cut.frontier.values]
+        last_bits = max((torch.finfo(k).eps for k in kinds if k.is_floating_point), default=0.0)
+        if not difference <= max(_LARGEST_DIFFERENCE, 4 * last_bits):  # bfloat16 has 8 bits
             raise PaddingMatters(
                 f"for samples of different lengths no features are stored, since {what} (relative "
                 f"difference {difference:.1g}); give {type(self._model).__name__} an attention "

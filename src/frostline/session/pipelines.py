@@ -238,7 +238,7 @@ class _Making:
         self._store = FeatureStore(root, budget_bytes=budget)
         self._stored: list[FeatureData] = []
         self._notes: list[str] = []
-        self._by_padding = 0.0
+        self._by_padding: float | None = None  # where samples are of different lengths
         self._unpadded = ""  # why samples of different lengths are not stored
 
     def through(self, made: Cut) -> Pipeline:
@@ -298,8 +298,8 @@ class _Making:
         except PaddingMatters as error:
             self._unpadded = self._unpadded or str(error)
             return PrefixedBatches(side.plain, compute)
-        if compute.tuned.form == PLAIN:
-            self._by_padding = max(self._by_padding, padding.difference)
+        if padding.varies and compute.tuned.form == PLAIN:
+            self._by_padding = max(self._by_padding or 0.0, padding.difference)
         difference = 0.0
         if options.precision == "exact" and not padding.varies:
             size = min(options.batch_size, len(samples))
@@ -362,11 +362,11 @@ class _Making:
         yield f"          {compute.words}"
         if self._unpadded:
             yield f"          {self._unpadded}"
-        if self._by_padding:
-            yield (
-                f"          rows differ by up to {self._by_padding:.0e} with how far their batch "
-                "is padded"
+        if self._by_padding is not None:
+            moved = (
+                f"differ by up to {self._by_padding:.0e}" if self._by_padding else "are the same"
             )
+            yield f"          rows of the samples tried {moved} however far their batch is padded"
         for note in dict.fromkeys(self._notes):
             yield f"          {note}"
         epochs = self._options.epochs

@@ -40,6 +40,7 @@ from frostline.data.samples import content_id as content_id
 from frostline.data.samples import inputs_of as inputs_of
 from frostline.data.samples import some_targets as some_targets
 from frostline.data.targets import TargetKind as TargetKind
+from frostline.data.targets import likely_task as likely_task
 from frostline.data.targets import read_task_set as read_task_set
 from frostline.data.targets import read_task_splits as read_task_splits
 from frostline.data.text_audit import audit_texts as audit_texts

@@ -15,7 +15,7 @@ import xxhash
 
 from frostline.choices import BadImages
 from frostline.data.division import without
-from frostline.data.image_sets import Sample, Splits
+from frostline.data.image_sets import ImageSet, Sample, Splits
 from frostline.data.images import check, check_image, look, opened
 from frostline.data.levels import FULL, Levels, Seen, common_levels, set_text
 from frostline.data.listing import is_picture
@@ -62,6 +62,10 @@ class Audit:
     findings: tuple[DataFinding, ...]
     digests: Mapping[Path, str]
     levels: Levels | None = None
+
+    def contents(self, images: ImageSet) -> tuple[str, ...]:
+        """The content digest of each of these samples."""
+        return tuple(self.digests[sample.path] for sample in images.samples)
 
 
 def audit(

@@ -113,9 +113,10 @@ def make_batches(
     """Batches of `data`, which is anything that `open_data` takes.
 
     No sample is dropped: the last batch holds what is left, be it one sample. Where Frostline
-    makes the order, it depends on `seed` and the epoch only. Pictures and `Samples` of your own
-    are loaded in threads up to 2 batches ahead, any other data set in the calling thread; batches
-    that are made elsewhere keep their own size and order.
+    makes the order, it depends on `seed`, the epoch and the lengths only: samples of different
+    lengths are shuffled so that those of like length go together. Pictures and `Samples` of your
+    own are loaded in threads up to 2 batches ahead, any other data set in the calling thread;
+    batches that are made elsewhere keep their own size and order.
 
     Args:
         batch_size: samples in a batch.
@@ -134,7 +135,7 @@ def make_batches(
     samples = open_data(data)
     if isinstance(samples, GivenSamples):
         return GivenBatches(samples.data, as_targets)
-    order = Order(len(samples), batch_size, shuffle, seed, world)
+    order = Order(len(samples), batch_size, shuffle, seed, world, samples.lengths)
     return SampleBatches(samples, order, workers, as_targets)
 
 
@@ -249,6 +250,7 @@ class TensorSamples(Samples):
                 f"{self.what} has {len(data.tensors)} tensors. Give it two: inputs, targets."
             )
         self._inputs, self.targets = data.tensors
+        self.lengths = [self._inputs[0].numel()] * len(self._inputs)
 
     def __len__(self) -> int:
         return len(self._inputs)

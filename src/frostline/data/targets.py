@@ -28,14 +28,14 @@ from frostline.data.listing import (
 )
 from frostline.data.masks import IGNORED, check_masks
 from frostline.data.split_names import Role, by_role
-from frostline.data.table import CELL_GAP, Columns
+from frostline.data.table import CELL_GAP, Columns, has_column
 from frostline.errors import DataError
 from frostline.units import some_of
 from frostline.wording import option
 
 TargetKind = Literal["multilabel", "regression", "segmentation"]
 
-_YES, _NO = {"1", "true", "yes"}, {"0", "false", "no"}
+_YES, _NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 _SEPARATORS = "|;"  # between labels in one cell
 _CLASSES = "classes.txt"
 _MASK_ENDINGS = ("", "_mask", "-mask", "_seg", "_label")  # of a mask's stem behind its picture's
@@ -116,7 +116,7 @@ def _with_targets(
             f"{root} is a folder without a table, and {task} takes its targets from one. Give a "
             f"CSV with a column of pictures and one of targets ({option('label_column')})."
         )
-    if task == "multilabel":
+    if task == "multilabel" and "," not in columns.label:  # a list, which may be empty
         columns = replace(columns, empty_labels="none")
     parts = find_parts(root, columns)
     found = [item for listing in parts.by_role.values() for item in listing.found]
@@ -320,3 +320,62 @@ def _paired(base: Path, pictures: Path, masks: Path) -> Listing:
         raise DataError(f"no pictures in {pictures}. Check the path.")
     found.sort(key=lambda item: natural(item.key))
     return Listing(base, ("",), tuple(found))
+
+
+def likely_task(
+    path: str | os.PathLike[str],
+    *,
+    file_column: str = "file",
+    label_column: str = "label",
+    split_column: str = "",
+) -> tuple[Literal["classification"] | TargetKind, str]:
+    """What is most likely to be learnt of these pictures, and why if it is no class.
+
+    Masks are for segmentation. Of a table several label columns, or lists in one, are multi-label
+    where they hold 0 and 1 or names; numbers are a regression where one has a fraction, or where
+    there are several columns.
+
+    Raises:
+        DataError: the path is missing, or neither a folder nor a table.
+    """
+    root = existing(path)
+    base = data_folder(root) if root.is_dir() else root.parent
+    tables = tables_in(base) if root.is_dir() else [root]
+    if not tables or (root.is_dir() and _pair(base)):
+        is_masked = root.is_dir() and _has_masks(root)
+        return ("segmentation", "there are masks beside images") if is_masked else _CLASSES_ARE
+    columns = Columns(file_column, label_column, split_column, empty_labels="none")
+    try:
+        if label_column == Columns().label and not has_column(tables[0], label_column):
+            is_masked = has_column(tables[0], "mask")
+            return ("segmentation", "there is a column mask") if is_masked else _CLASSES_ARE
+        listings = find_parts(root, columns).by_role.values()
+    except DataError:
+        return _CLASSES_ARE  # reading them says what is wrong
+    cells = {item.name for listing in listings for item in listing.found}
+    named = label_column if "," in label_column else f"the column {label_column}"
+    parts = {part.lower() for cell in cells for part in cell.split(CELL_GAP)}
+    if any(CELL_GAP in cell for cell in cells):
+        if parts <= _YES | _NO:
+            return "multilabel", f"{named} hold 0 and 1"
+        return "regression", f"{named} hold numbers"
+    if any(separator in cell for cell in cells for separator in _SEPARATORS):
+        return "multilabel", f"{named} holds lists of labels"
+    if all(map(_is_number, parts)) and not all(float(part).is_integer() for part in parts):
+        return "regression", f"{named} holds numbers with fractions"
+    return _CLASSES_ARE
+
+
+_CLASSES_ARE: tuple[Literal["classification"], str] = ("classification", "")
+
+
+def _has_masks(root: Path) -> bool:
+    base = _base(root)
+    return any(map(_pair, (base, *by_role(base, subfolders(base)).values())))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False

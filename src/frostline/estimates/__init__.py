@@ -23,6 +23,7 @@ from frostline.estimates.measuring import STEP_ERRORS, Progress, StepCost, Stopw
 from frostline.estimates.nested import depths, evenly, prices_between, rows
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.results import BudgetFit, Estimate, PhaseCost, StageCost, Step
+from frostline.estimates.skeleton import real_batch
 from frostline.estimates.steps import STATE_BYTES, Setup
 from frostline.estimates.tracing import StepTrace
 from frostline.freezing import freeze as freeze_part
@@ -38,6 +39,7 @@ __all__ = ["Estimate", "estimate"]
 _PRECISIONS = get_args(StepPrecision)
 _LARGEST_BATCH = 1 << 20
 _SECOND_BATCH = 16  # beside a batch of one, to see how memory grows
+_CUT_SAMPLES = 2  # on which a cut is checked; it computes them some ten times
 _DEPTHS = 10  # stages up to which all is frozen in the table; each costs a trace of the model
 
 Freezing = Callable[[], object]  # freezes the model in some way
@@ -86,7 +88,8 @@ def estimate(
             else the model as it is frozen.
         plan: its phases, each with its own freeze.
         epochs: of a run without a plan, or of a phase that does not say.
-        samples: to train on, or (to train on, to validate on): for the time of epochs.
+        samples: to train on, or (to train on, to validate on): for the time of epochs, which is
+            where a cut is looked for.
         stages: also a step with everything up to each stage frozen, for at most 10 stages evenly
             from none to all but the last. Of these, less that trains is never said to take longer:
             seconds that noise has put the other way round are pooled.
@@ -224,13 +227,15 @@ def _each(
 def _phase_cost(
     setup: Setup, phase: Phase, step: Step, counts: tuple[int, int], epochs: int
 ) -> PhaseCost:
+    if not counts[0]:  # neither the time of epochs nor a store to tell of
+        return PhaseCost(phase.name, phase.epochs or epochs, step)
     train, validation = (count / step.batch_size for count in counts)
     planned, steps = _length(phase, epochs, train)
     once = step.forward_seconds * (train + validation)
     forwards = step.forward_seconds * (steps + planned * validation)
     plain = step.seconds * steps + step.forward_seconds * planned * validation
     try:
-        found = cut(setup.model, setup.example)
+        found = cut(setup.model, real_batch(setup.example, _CUT_SAMPLES))
     except CutError as error:
         return PhaseCost(phase.name, planned, step, plain, f"none ({error})", 0, 0.0, plain)
     share = found.share if found.share == found.share else 0.0
@@ -249,8 +254,6 @@ def _phase_cost(
 def _length(phase: Phase, epochs: int, steps_per_epoch: float) -> tuple[int, float]:
     """Epochs of a phase, the last one begun, and its steps."""
     whole = ceil(steps_per_epoch)
-    if not whole:
-        return phase.epochs or epochs, 0.0
     most = phase.total_steps(whole) or epochs * whole
     begun = ceil(most / whole)
     return begun, min(most, begun * steps_per_epoch)

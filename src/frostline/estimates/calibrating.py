@@ -24,7 +24,7 @@ from frostline.estimates.steps import Setup
 from frostline.estimates.tracing import Pass, StepTrace
 
 OPERATIONS_SHARE = 1 / 3  # of the time for calibrating; the rest is for real steps
-_STEPS = 5  # three to warm up, and two at least that are timed
+_STEPS = 5  # the first two to warm up
 _REPEATS = 16
 _UNKNOWN_BYTES = 2 << 30
 
@@ -49,7 +49,7 @@ def calibrated(prices: Prices, setup: Setup, trace: StepTrace, seconds: float) -
     if needed.total - needed.weights > _free_bytes(device_of(setup.model)) / 2:
         return prices
     try:
-        real = setup.measure(rows, repeats=_REPEATS, within=seconds / 2)
+        real = setup.measure(rows, repeats=_REPEATS, within=seconds)
     except STEP_ERRORS:  # training it says what is wrong
         return prices
     if rows < batch_size:

@@ -81,7 +81,7 @@ def measure_step(
         precision: `fp32`, or `bf16` or `fp16` for autocast.
         task: whose loss is taken; by default classification.
         repeats: timed steps after two to warm up.
-        within: seconds after which no other step is begun; at least one is timed.
+        within: seconds after which no other step is begun; two run at least, the second timed.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     given = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
@@ -91,14 +91,20 @@ def measure_step(
             return step_loss(task or Classification(), call_with(model, inputs), targets)
 
     with _left_as_it_was(model, parameters):
+        start = time.perf_counter()
         model.train()
         made = still_optimizer(optimizer, parameters or [torch.zeros(())])
-        saved = saved_bytes(forward, besides=(*model.parameters(), *model.buffers(), *given))
-        _backward(forward())
+        losses: list[Tensor] = []
+        saved = saved_bytes(
+            lambda: losses.append(forward()),
+            besides=(*model.parameters(), *model.buffers(), *given),
+        )
+        _backward(losses.pop())
         size = sum(p.grad.nbytes for p in parameters if p.grad is not None)
-        _step(forward, made)
-        start, times = time.perf_counter(), [_step(forward, made)]
-        while len(times) < repeats and time.perf_counter() - start < within:
+        made.step()
+        made.zero_grad(set_to_none=True)
+        times = [_step(forward, made)]
+        while len(times) <= repeats and time.perf_counter() - start < within:
             times.append(_step(forward, made))
     kept = pytree.tree_leaves(list(made.state.values()))
     state = sum(value.nbytes for value in kept if isinstance(value, Tensor))

@@ -132,6 +132,8 @@ class PhaseCost:
     Attributes:
         name: of the phase; empty where there is no plan.
         epochs: as planned, or the cap of a phase that may end before.
+        plain_seconds: of the whole phase; 0 where it is not known how many samples there are, and
+            then there is no `why` either.
         why: where the frost line runs; or why there is none.
         disk_bytes: of the features; 0 where none can be stored.
         prefix_seconds: of computing them once.
@@ -142,8 +144,8 @@ class PhaseCost:
     name: str
     epochs: int
     step: Step
-    plain_seconds: float
-    why: str
+    plain_seconds: float = 0.0
+    why: str = ""
     disk_bytes: int = 0
     prefix_seconds: float = 0.0
     features_seconds: float = 0.0
@@ -351,8 +353,8 @@ def _phase_table(found: Estimate) -> Table | str:
     if not train:
         samples = either("`samples`", "--samples or --data")
         return hanging(
-            f"Frost line: {found.phases[0].why}. Give the number of samples for the time of "
-            f"epochs and the disk that features need ({samples}).",
+            f"Give the number of samples ({samples}) for the frost line, the time of epochs and "
+            "the disk that features need.",
             indent=0,
         )
     phases = found.phases

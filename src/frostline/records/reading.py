@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from frostline._files import json_checked, json_with_sum, write_text
 from frostline.errors import ConfigError, one_line
+from frostline.records.answers import Answers, read_answers
 from frostline.records.epochs import PhaseRecord, Proven, Spent
 from frostline.records.folder import RunFolder
 from frostline.records.journal import RunPart, read_sessions
@@ -98,6 +99,7 @@ class RunRecords:
     result: ResultNotes | None = None
     data: DataNotes | None = None
     judged: Judged | None = None
+    answers: Answers | None = None
     sessions: tuple[RunPart, ...] = ()
     validated_on: tuple[str, ...] = ()
     delta_bytes: int | None = None
@@ -130,13 +132,15 @@ def read_records(folder: RunFolder) -> RunRecords:
         "nothing is known of single validation samples, so there is no calibration and there are "
         "no mistakes to show"
     )
+    told = folder.answers.exists()  # of a task without classes
     no_end = "the run has not ended, or lost its metrics"
     no_times = "nothing is known of times beside the epochs"
     return RunRecords(
         epochs=tried(folder.metrics, read_epochs, "nothing is known of single epochs") or (),
         result=tried(folder.result, _read_result, no_end),
         data=tried(folder.data, read_data_notes, "nothing is known of the data's audit"),
-        judged=tried(folder.predictions, read_judged, no_samples),
+        judged=None if told else tried(folder.predictions, read_judged, no_samples),
+        answers=tried(folder.answers, read_answers, no_samples) if told else None,
         sessions=tried(folder.course, read_sessions, no_times) or (),
         validated_on=_validated_on(folder),
         delta_bytes=tried(folder.best, lambda f: f.stat().st_size, "there are no trained weights"),

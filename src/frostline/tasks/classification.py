@@ -224,6 +224,10 @@ class Classification(Task):
             found.append({**best[0], **({"top": best} if top > 1 else {})})
         return found
 
+    def truths(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
+        classes = self.classes or _names(outputs.shape[1])
+        return [{"class": classes[target]} for target in targets.tolist()]
+
     def badness(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """1 plus the probability of a wrong class; less that of the right one where it is right."""
         chances, predicted = outputs.double().softmax(dim=1).max(dim=1)

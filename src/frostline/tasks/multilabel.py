@@ -249,6 +249,12 @@ class MultiLabel(Task):
             for values, which in zip(chances, holds, strict=True)
         ]
 
+    def truths(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
+        labels = self.labels or _label_names(outputs.shape[1])
+        held = (targets > 0.5).tolist()
+        rows = (zip(labels, row, strict=True) for row in held)
+        return [{"labels": [name for name, holds in row if holds]} for row in rows]
+
     def badness(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean binary cross-entropy over the labels."""
         each = binary_cross_entropy_with_logits(

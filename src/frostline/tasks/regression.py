@@ -238,6 +238,11 @@ class Regression(Task):
         names = self.names or target_names(len(rows[0]) if rows else 0)
         return [dict(zip(names, row, strict=True)) for row in rows]
 
+    def truths(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
+        rows = targets.view(len(outputs), -1).tolist()
+        names = self.names or target_names(len(rows[0]) if rows else 0)
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
     def badness(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The error in standard deviations of the targets, mean over them."""
         errors = self.predicted(outputs) - targets.view(len(targets), -1)

@@ -278,13 +278,21 @@ class Segmentation(Task):
     def answers(self, outputs: Tensor, *, top: int = 1) -> list[dict[str, object]]:
         """The share of each picture that each class has, of those that it has."""
         del top
-        names = self.regions or tuple(map(str, range(outputs.shape[1])))
-        found: list[dict[str, object]] = []
-        for mask in self.predicted(outputs):
-            shares = torch.bincount(mask.flatten(), minlength=len(names)) / mask.numel()
-            pairs = zip(names, shares.tolist(), strict=True)
-            found.append({"share": {name: share for name, share in pairs if share}})
-        return found
+        if outputs.dim() == 2:
+            return self._shares(outputs[:, :-1].view(len(outputs), _TALLIES, -1)[:, 2])
+        masks = self.predicted(outputs).flatten(1)
+        counts = [torch.bincount(mask, minlength=outputs.shape[1]) for mask in masks]
+        return self._shares(torch.stack(counts))
+
+    def truths(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
+        counts = self._counted(outputs, targets)[:, :-1].view(len(outputs), _TALLIES, -1)
+        return self._shares(counts[:, 1])
+
+    def _shares(self, counts: Tensor) -> list[dict[str, object]]:
+        names = self.regions or tuple(map(str, range(counts.shape[1])))
+        shares = (counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)).tolist()
+        named = (zip(names, row, strict=True) for row in shares)
+        return [{"share": {name: share for name, share in row if share}} for row in named]
 
     def badness(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """1 less the mean IoU of the sample's classes."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, final
+from typing import final
 
 from pydantic import BaseModel, Field
 
+from frostline.choices import TaskName as TaskName
 from frostline.recipe import Data
-
-TaskName = Literal["classification", "multilabel", "regression", "segmentation", "tokens"]
 
 
 @final

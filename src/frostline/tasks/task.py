@@ -161,6 +161,11 @@ class Task(Protocol):
         del top
         return [{"output": output} for output in outputs.tolist()]
 
+    def truths(self, outputs: Any, targets: Tensor) -> list[dict[str, object]]:
+        """What `answers` should have told of each sample, under the same names."""
+        del outputs
+        return [{"target": target} for target in targets.tolist()]
+
     def badness(self, outputs: Any, targets: Tensor) -> Tensor:
         """How wrong each output is, `(samples,)`; by default its loss as a batch of one."""
         rows = (slice(n, n + 1) for n in range(len(targets)))

@@ -233,6 +233,11 @@ class Tokens(Task):
         names = self.tags or tuple(map(str, range(outputs.shape[2])))
         return [{"tags": [names[tag] for tag in row]} for row in self.predicted(outputs).tolist()]
 
+    def truths(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
+        """The tag of each token that has one."""
+        names = self.tags or tuple(map(str, range(outputs.shape[2])))
+        return [{"tags": [names[tag] for tag in row if tag >= 0]} for row in targets.tolist()]
+
 
 def _is_row(row: object) -> bool:
     return isinstance(row, list | tuple) or (isinstance(row, Tensor) and row.dim() == 1)

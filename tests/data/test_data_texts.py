@@ -86,7 +86,7 @@ def test_pairs_are_found_by_their_names_or_as_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "texts"),
     [
-        ('a "b"\t1\n"c\t0\nd\t1\n"e"f\t0\n', {'a "b"', '"c', "d", '"e"f'}),
+        ('a "b"\t1\n"c\t0\nd\t1\n"e"f\t0\ng\t1\n', {'a "b"', '"c', "d", '"e"f', "g"}),
         ('text\tlabel\n"a ""b"""\t1\n"a\tb"\t0\n"a ""b"""\t1\n"a\tb"\t0\n', {'a "b"', "a\tb"}),
     ],
 )

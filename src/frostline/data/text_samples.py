@@ -91,7 +91,7 @@ class TextSamples(Samples):
         return self.preprocessing.padded(loaded)
 
     @property
-    def lengths(self) -> Sequence[int]:
+    def lengths(self) -> Sequence[int]:  # type: ignore[override]  # made when it is asked for
         """Tokens of each text."""
         found: list[int] = self.tokens.lengths.tolist()
         return found

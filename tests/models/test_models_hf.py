@@ -13,7 +13,7 @@ from torch import nn
 
 import frostline as fl
 from frostline.errors import ModelError, WeightsError
-from frostline.models import build, load_model
+from frostline.models import build, load_model, put_head
 from frostline.models.pooled import POOLINGS, Pooled, pooled
 from frostline.models.spec import ModelSpec
 from text_world import write_bert, write_sentence_encoder, write_tokenizer
@@ -189,3 +189,16 @@ def test_a_model_that_generates_is_padded_though_its_tokenizer_has_no_padding(
     loaded = build(ModelSpec.parse(f"hf:{tmp_path}"), weights="DEFAULT")
     assert not loaded.model.config.use_cache
     assert loaded.model(**batch_of(loaded, TEXTS)).logits.shape == (2, 2)
+
+
+def test_a_new_head_on_a_frozen_encoder_needs_no_pass_of_it_again(tmp_path: Path) -> None:
+    loaded = load(write_sentence_encoder(tmp_path / "encoder", "Normalize"))
+    texts = [*TEXTS, "bad film", "a a a a a", "fine plot .", "the film"]
+    data = fl.TextSamples(texts, [0, 1, 2] * 2, loaded.of_texts)
+    computed = []
+    for seed in range(2):
+        put_head(loaded.model, classes=3, seed=seed)
+        fl.train_only(loaded.model, loaded.head)
+        run = fl.fit(loaded.model, data, data, epochs=1, features=tmp_path / "features")
+        computed.append(run.computed)
+    assert computed == [6, 0]

@@ -126,6 +126,7 @@ def trainer(chosen: Any, splits: TextSplits, folder: str) -> dict[str, float]:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        remove_unused_columns=False,
         use_cpu=True,
         seed=0,
         dataloader_num_workers=0,

@@ -191,6 +191,15 @@ def test_a_model_that_generates_is_padded_though_its_tokenizer_has_no_padding(
     assert loaded.model(**batch_of(loaded, TEXTS)).logits.shape == (2, 2)
 
 
+def test_of_a_model_with_a_decoder_the_encoder_alone_is_built(tmp_path: Path) -> None:
+    config = transformers.T5Config(
+        vocab_size=14, d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=1
+    )
+    transformers.T5EncoderModel(config).save_pretrained(write_tokenizer(tmp_path))
+    loaded = load(tmp_path)
+    assert loaded.model(**batch_of(loaded, TEXTS)).shape == (2, 3)
+
+
 def test_a_new_head_on_a_frozen_encoder_needs_no_pass_of_it_again(tmp_path: Path) -> None:
     loaded = load(write_sentence_encoder(tmp_path / "encoder", "Normalize"))
     texts = [*TEXTS, "bad film", "a a a a a", "fine plot .", "the film"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,15 @@ from text_world import write_bert, write_sentence_encoder, write_tokenizer
 transformers: Any = pytest.importorskip("transformers")
 
 TEXTS = ["a good film", "the very very dull plot ."]
+
+
+@pytest.fixture(autouse=True)
+def _loading_ended() -> Iterator[None]:
+    """transformers loads in threads that it does not wait for (5.23)."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join()
 
 
 def load(folder: Path, **named: Any) -> Any:

@@ -233,7 +233,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    # Without a vocabulary transformers (5.23) makes one of six words, and knows no other.
+    # Without a vocabulary transformers 5.23 makes a tokenizer to which all words are unknown.
     if not any(file for name in _VOCABULARIES for file in folder.glob(name)):
         raise FileNotFoundError(f"none of {', '.join(_VOCABULARIES)}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import nn
 
 import frostline as fl
 from frostline.errors import ModelError, WeightsError
-from frostline.models import build, load_model
+from frostline.models import build, load_model, put_head
 from frostline.models.pooled import POOLINGS, Pooled, pooled
 from frostline.models.spec import ModelSpec
 from text_world import write_bert, write_sentence_encoder, write_tokenizer
@@ -21,6 +23,15 @@ from text_world import write_bert, write_sentence_encoder, write_tokenizer
 transformers: Any = pytest.importorskip("transformers")
 
 TEXTS = ["a good film", "the very very dull plot ."]
+
+
+@pytest.fixture(autouse=True)
+def _loading_ended() -> Iterator[None]:
+    """transformers loads in threads that it does not wait for (5.23)."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join()
 
 
 def load(folder: Path, **named: Any) -> Any:
@@ -189,3 +200,25 @@ def test_a_model_that_generates_is_padded_though_its_tokenizer_has_no_padding(
     loaded = build(ModelSpec.parse(f"hf:{tmp_path}"), weights="DEFAULT")
     assert not loaded.model.config.use_cache
     assert loaded.model(**batch_of(loaded, TEXTS)).logits.shape == (2, 2)
+
+
+def test_of_a_model_with_a_decoder_the_encoder_alone_is_built(tmp_path: Path) -> None:
+    config = transformers.T5Config(
+        vocab_size=14, d_model=16, d_ff=32, d_kv=8, num_heads=2, num_layers=1
+    )
+    transformers.T5EncoderModel(config).save_pretrained(write_tokenizer(tmp_path))
+    loaded = load(tmp_path)
+    assert loaded.model(**batch_of(loaded, TEXTS)).shape == (2, 3)
+
+
+def test_a_new_head_on_a_frozen_encoder_needs_no_pass_of_it_again(tmp_path: Path) -> None:
+    loaded = load(write_sentence_encoder(tmp_path / "encoder", "Normalize"))
+    texts = [*TEXTS, "bad film", "a a a a a", "fine plot .", "the film"]
+    data = fl.TextSamples(texts, [0, 1, 2] * 2, loaded.of_texts)
+    computed = []
+    for seed in range(2):
+        put_head(loaded.model, classes=3, seed=seed)
+        fl.train_only(loaded.model, loaded.head)
+        run = fl.fit(loaded.model, data, data, epochs=1, features=tmp_path / "features")
+        computed.append(run.computed)
+    assert computed == [6, 0]

@@ -54,7 +54,7 @@ class TextSamples(Samples):
     ) -> None:
         self.texts, self.preprocessing, self.what = tuple(texts), preprocessing, what
         self.targets = [0] * len(self.texts) if targets is None else targets
-        self.classes = tuple(classes)
+        self.classes = tuple(classes) or None
         self.transform = str(preprocessing)
         self._names = names
         self._tokens: Tokens | None = None
@@ -91,7 +91,7 @@ class TextSamples(Samples):
         return self.preprocessing.padded(loaded)
 
     @property
-    def lengths(self) -> Sequence[int]:  # type: ignore[override]  # worked out when asked for
+    def lengths(self) -> Sequence[int]:  # type: ignore[override]  # made when it is asked for
         """Tokens of each text."""
         found: list[int] = self.tokens.lengths.tolist()
         return found

@@ -160,7 +160,7 @@ def _task(spec: ModelSpec, config: Any, *, tokens: bool) -> HfTask | None:
     if "ForSequenceClassification" in named or "CausalLM" in named or "LMHead" in named:
         if kind in known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
             return "sequence"
-    elif not tokens and _encodes_texts(config):
+    elif not tokens and _encoder(config)[1] is not None:
         return None
     raise ModelError(
         f"{spec}: a model of the kind {kind!r} is not known here as one that classifies "
@@ -169,15 +169,18 @@ def _task(spec: ModelSpec, config: Any, *, tokens: bool) -> HfTask | None:
     )
 
 
-def _encodes_texts(config: Any) -> bool:
-    """Whether there is an encoder that takes token ids and gives a state for each."""
-    from transformers import MODEL_MAPPING
-    from transformers.models.auto import modeling_auto as known
+def _encoder(config: Any) -> tuple[str, Any]:
+    """The automatic class, and the class, of an encoder that takes token ids; None without one."""
+    import transformers
 
-    if config.is_encoder_decoder:
-        return config.model_type in known.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
-    kind: Any = MODEL_MAPPING.get(type(config), None)
-    return isinstance(kind, type) and getattr(kind, "main_input_name", "") == "input_ids"
+    # First, as it has the encoder alone of models that have a decoder too.
+    for name in ("AutoModelForTextEncoding", "AutoModel"):
+        kinds: Any = getattr(transformers, name)._model_mapping
+        made = kinds.get(type(config), None)
+        if isinstance(made, type) and getattr(made, "main_input_name", "") == "input_ids":
+            is_encoder = name != "AutoModel" or not config.is_encoder_decoder
+            return name, made if is_encoder else None
+    return "", None
 
 
 def _auto(
@@ -222,13 +225,9 @@ def _pooled(
     spec: ModelSpec, config: Any, root: Path, folder: Path | None, parts: SentenceParts
 ) -> tuple[nn.Module, WeightsReport]:
     """An encoder whose tokens' states are pooled, as its folder says."""
-    from transformers import MODEL_MAPPING
-
-    name, named = "AutoModel", {}
-    kind: Any = MODEL_MAPPING.get(type(config), None)
-    if config.is_encoder_decoder:
-        name = "AutoModelForTextEncoding"
-    elif isinstance(kind, type) and "add_pooling_layer" in _parameters(kind):
+    name, kind = _encoder(config)
+    named = {}
+    if "add_pooling_layer" in _parameters(kind):
         named = {"add_pooling_layer": False}  # of its first token's state, which nothing reads
     backbone, report = _auto(spec, name, config, folder, **named)
     width = getattr(config, "hidden_size", None) or config.d_model

@@ -690,7 +690,7 @@ def test_options_beside_a_recipe_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("learning_rate", "lr"), ("loss", "task"), ("batchsize", "batch_size"), ("pln", "plan")],
+    [("learning_rate", "lr"), ("losses", "loss"), ("batchsize", "batch_size"), ("pln", "plan")],
 )
 def test_an_unknown_option_is_refused_with_the_nearest_of_fit_and_recipe(
     name: str, near: str

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from small_world import call, write_net, write_pictures
 
@@ -115,3 +119,60 @@ def test_an_exported_file_predicts_without_frostline_as_the_run_does(
 def test_every_example_is_run_by_a_test() -> None:
     text = Path(__file__).read_text()
     assert all(path.name in text for path in EXAMPLES.glob("*.py"))
+
+
+def _write_tone(path: Path, *, hertz: float, rate: int = 16000, width: int = 2) -> Path:
+    """Half a second of one tone, in whole numbers of `width` bytes."""
+    wave_form = np.sin(2 * np.pi * hertz * np.arange(rate // 2) / rate)
+    numbers = np.round(wave_form * (2 ** (8 * width - 1) - 1)).astype("<i4")
+    raw = numbers.view(np.uint8).reshape(-1, 4)[:, :width]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, width, rate, 0, "NONE", ""))
+        file.writeframes((raw ^ 128 if width == 1 else raw).tobytes())
+    return path
+
+
+def test_a_sound_has_the_same_picture_in_any_width_and_nearly_so_at_any_rate(
+    tmp_path: Path,
+) -> None:
+    made = runpy.run_path(str(EXAMPLES / "07_sounds.py"))
+    files = [_write_tone(tmp_path / f"{w}.wav", hertz=440, width=w) for w in (1, 2, 3, 4)]
+    sounds = [made["read_wav"](file)[0] for file in files]
+    assert max(float((a - sounds[-1]).abs().max()) for a in sounds) < 1 / 64  # two steps of 8 bits
+    brightest = {
+        (hertz, rate): int(made["as_picture"](*made["read_wav"](file))[0].sum(dim=1).argmax())
+        for hertz in (440, 880)
+        for rate in (16000, 44100)
+        for file in [_write_tone(tmp_path / "tone.wav", hertz=hertz, rate=rate)]
+    }
+    assert abs(brightest[440, 16000] - brightest[440, 44100]) <= 2
+    assert brightest[880, 16000] < brightest[440, 16000] - 10  # the higher pitch further up
+
+
+def test_sounds_go_through_a_frozen_network_for_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Small(nn.Module):
+        last_channel = 4
+
+        def __init__(self, **_: object) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+            self.classifier = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.features(x).flatten(1))
+
+    for n, part in enumerate(("train", "train", "val")):
+        for name, hertz in (("low", 300), ("high", 3000)):
+            _write_tone(tmp_path / part / name / f"{n}.wav", hertz=hertz + 50 * n)
+    save_file(Small().state_dict(), tmp_path / "weights.safetensors")
+    monkeypatch.setattr("torchvision.models.mobilenet_v2", Small)
+    script = str(EXAMPLES / "07_sounds.py")
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path), str(tmp_path / "weights.safetensors")])
+    runpy.run_path(script, run_name="__main__")
+    out = capsys.readouterr().out
+    assert "2 frozen tensors" in out
+    assert "6 rows computed" in out
+    assert re.search(r"^high +\d", out, flags=re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from frostline.cli._terminal import print_json
 from frostline.tables import Column, Table, visible
 from small_world import call, write_net, write_pictures
 from warm_process import Start
@@ -145,3 +147,9 @@ def test_names_never_reach_the_terminal_as_anything_but_text(
 def test_names_in_other_scripts_are_shown_as_they_are() -> None:
     name = "сеть 网络 க்\u200cஷ é👩\u200d🔬\tend\nline"
     assert visible(name) == name
+
+
+def test_numbers_without_a_word_in_json_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"loss": float("inf"), "parts": ({"f1": float("nan"), "n": 3}, 0.5)})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"loss": None, "parts": [{"f1": None, "n": 3}, 0.5]}

@@ -9,6 +9,7 @@ from frostline.checkup import doctor as doctor
 from frostline.cutting import Cut as Cut
 from frostline.cutting import cut as cut
 from frostline.data import Samples as Samples
+from frostline.data import TextSamples as TextSamples
 from frostline.data import open_data as open_data
 from frostline.deltas import load_delta as load_delta
 from frostline.deltas import save_delta as save_delta
@@ -52,6 +53,7 @@ from frostline.plans import Phase as Phase
 from frostline.plans import Plan as Plan
 from frostline.plans import Until as Until
 from frostline.preprocessing import Preprocessing as Preprocessing
+from frostline.preprocessing import TextPreprocessing as TextPreprocessing
 from frostline.recipe import Recipe as Recipe
 from frostline.runs import open_run as open_run
 from frostline.selectors import Selection as Selection
@@ -74,5 +76,9 @@ from frostline.store import FeatureStore as FeatureStore
 from frostline.tasks import Classification as Classification
 from frostline.tasks import Metric as Metric
 from frostline.tasks import Metrics as Metrics
+from frostline.tasks import MultiLabel as MultiLabel
+from frostline.tasks import Regression as Regression
+from frostline.tasks import Segmentation as Segmentation
 from frostline.tasks import Task as Task
+from frostline.tasks import Tokens as Tokens
 from frostline.world import World as World

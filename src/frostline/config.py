@@ -17,6 +17,7 @@ from frostline.plans import Phase, Plan
 from frostline.preprocessing import Preprocessing
 from frostline.recipe import Data, Recipe, config_errors
 from frostline.records import BY_MODEL, no_run
+from frostline.tasks import Classification, Task, TaskSettings, task_from
 from frostline.tuning import Form
 
 _FROM_PYTHON = "python:"
@@ -118,7 +119,8 @@ class FeatureSettings(_Section):
 class RunSettings(_Section):
     """Everything about a run.
 
-    `length_changes` is where it was given another number of epochs while it ran.
+    `task` is none for a classification, whose classes are those of `data`, and for a task of one's
+    own. `length_changes` is where it was given another number of epochs while it ran.
 
     Raises:
         ConfigError: from `read`, when the file is missing, damaged or from a later version.
@@ -127,6 +129,7 @@ class RunSettings(_Section):
     frostline: str = __version__
     model: ModelSettings
     data: DataSettings = DataSettings()
+    task: TaskSettings | None = None
     freeze: FreezeSettings = FreezeSettings()
     training: Recipe = Recipe()
     features: FeatureSettings = FeatureSettings()
@@ -138,6 +141,12 @@ class RunSettings(_Section):
     def as_plan(self) -> Plan | None:
         """The plan of the run; None where it has none."""
         return Plan(self.plan) if self.plan else None
+
+    def as_task(self) -> Task | None:
+        """The task of the run; None where it was one that only its maker can make again."""
+        if self.task is not None:
+            return task_from(self.task)
+        return Classification(self.data.classes) if self.data.classes else None
 
     @classmethod
     def read(cls, path: Path) -> RunSettings:

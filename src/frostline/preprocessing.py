@@ -1,10 +1,13 @@
-"""How a picture becomes the tensor that the weights were trained on."""
+"""How a picture or a text becomes the tensors that the weights were trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, cast
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from frostline.errors import ConfigError
 
@@ -96,3 +99,142 @@ def _levels(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float
     scaled = F.convert_image_dtype(levels, torch.float)
     table = F.normalize(scaled, mean=list(mean), std=list(std)).view(-1, 256)
     return cast("NDArray[np.float32]", table.numpy())
+
+
+Text = str | tuple[str, str]
+"""One text, or a pair that the model reads together."""
+
+# What in a tokenizer's folder decides which ids a text gets.
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.bpe", "*.tiktoken")
+_TOKENIZER_FILES = (
+    *(*_VOCABULARIES, "merges.txt", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TextPreprocessing:
+    """Texts -> token ids, by the tokenizer that belongs to the model.
+
+    Attributes:
+        tokenizer: folder of the tokenizer's files.
+        digest: of these files' content; other files give other ids.
+        inputs: what the model takes, among the tokenizer's outputs.
+        max_length: most tokens of a text, with those that the tokenizer puts around it; of a
+            longer one the end is cut, of a pair that of the longer text.
+        padding_side: where shorter texts of a batch are filled up.
+        padding_id: the id that they are filled with.
+
+    Example:
+        >>> preprocess = fl.TextPreprocessing("encoder", max_length=128)
+        >>> preprocess.max_length, preprocess.padding_side
+        (128, 'right')
+    """
+
+    tokenizer: str
+    digest: str = ""
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    max_length: int = 512
+    padding_side: Literal["left", "right"] = "right"
+    padding_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise ConfigError(f"asked for texts of {self.max_length} tokens. Use 1 or more.")
+
+    def __str__(self) -> str:
+        """What the ids depend on, wherever the tokenizer lies; padding is no part of a sample."""
+        names = " ".join(self.inputs)
+        return f"tokenizer {self.digest}, at most {self.max_length} tokens, {names}"
+
+    def __call__(self, texts: Sequence[Text]) -> Tokens:
+        """All texts at once, which is many times faster than one by one.
+
+        Raises:
+            ConfigError: the tokenizer's files are gone, or are others than they were.
+        """
+        import numpy as np
+
+        made = _tokenizer(self)(
+            [text if isinstance(text, str) else text[0] for text in texts],
+            None if not texts or isinstance(texts[0], str) else [text[1] for text in texts],
+            truncation="longest_first",
+            max_length=self.max_length,
+            verbose=False,
+        )
+        lengths = np.fromiter(map(len, made["input_ids"]), np.int64, len(texts))
+        values = {
+            name: np.fromiter(chain.from_iterable(made[name]), np.int32, int(lengths.sum()))
+            for name in self.inputs
+        }
+        # A tokenizer in Python alone does not say what it cut.
+        cut = [bool(one.overflowing) for one in made.encodings or ()]
+        return Tokens(values, lengths, np.array(cut or lengths >= self.max_length, bool))
+
+    def padded(self, samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Samples -> a batch `(samples, most tokens)`, filled up with `padding_id` and zeros."""
+        from torch.nn.utils.rnn import pad_sequence
+
+        return {
+            name: pad_sequence(
+                [sample[name] for sample in samples],
+                batch_first=True,
+                padding_value=self.padding_id if name == "input_ids" else 0,
+                padding_side=self.padding_side,
+            )
+            for name in self.inputs
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Token ids of many texts, one behind the other.
+
+    Attributes:
+        values: int32 `(all tokens,)` by the name of the model's input.
+        lengths: tokens of each text, int64 `(texts,)`.
+        cut: which texts were longer than what is kept, bool `(texts,)`.
+    """
+
+    values: Mapping[str, NDArray[np.int32]]
+    lengths: NDArray[np.int64]
+    cut: NDArray[np.bool_]
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Content hash of a tokenizer's files, hexadecimal; their place does not count."""
+    import xxhash
+
+    state = xxhash.xxh3_128()
+    for file in sorted({file for name in _TOKENIZER_FILES for file in folder.glob(name)}):
+        state.update(f"{file.name}\0".encode())
+        state.update(file.read_bytes())
+    return state.hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(preprocessing: TextPreprocessing) -> Any:
+    folder = Path(preprocessing.tokenizer)
+    if not folder.is_dir():
+        raise ConfigError(f"the tokenizer's folder {folder} is gone. Put it back.")
+    if preprocessing.digest and tokenizer_digest(folder) != preprocessing.digest:
+        raise ConfigError(
+            f"the tokenizer in {folder} is another one than it was: its files have changed. Put "
+            "the former ones back, or begin anew with these."
+        )
+    return load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, by transformers; Any, because its types come and go by version.
+
+    Raises:
+        Exception: whatever transformers raises where it cannot read one.
+    """
+    from transformers import AutoTokenizer
+
+    # Without a vocabulary transformers 5.23 makes one of six words, to which all others are unknown.
+    if not any(file for name in _VOCABULARIES for file in folder.glob(name)):
+        raise FileNotFoundError(f"none of {', '.join(_VOCABULARIES)}")
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)

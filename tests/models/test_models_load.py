@@ -11,14 +11,6 @@ from frostline.errors import ConfigError, ModelError, WeightsError
 from frostline.models import Stacked, load_model
 
 
-def test_hub_models_are_recognised_and_not_yet_built() -> None:
-    with pytest.raises(
-        ModelError,
-        match=r"hf: models are not available yet; write a function and name it file\.py:function",
-    ):
-        load_model("hf:google/vit", weights="DEFAULT", classes=2)
-
-
 @pytest.mark.parametrize("place", ["classifier", "logits"])
 def test_a_bad_width_is_found_before_the_model_is_looked_for(place: str) -> None:
     with pytest.raises(ConfigError, match="hidden width is 0; it must be a whole number"):

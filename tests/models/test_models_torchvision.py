@@ -61,8 +61,10 @@ def test_a_misspelt_name_is_told_with_the_nearest() -> None:
         bare("alexnte")
 
 
-def test_a_detector_is_refused_as_no_classifier() -> None:
-    with pytest.raises(ModelError, match="'fasterrcnn_resnet50_fpn' is not an image classifier"):
+def test_a_detector_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match="'fasterrcnn_resnet50_fpn' neither classifies nor segments"
+    ):
         bare("fasterrcnn_resnet50_fpn")
 
 

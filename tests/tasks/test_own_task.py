@@ -108,13 +108,13 @@ def test_the_report_and_a_comparison_show_its_metrics_and_no_classes(tmp_path: P
     for name in ("one", "other"):
         fitted(out=tmp_path / name, seed=len(name))
     page = (tmp_path / "one" / "report.html").read_text()
-    assert "<dt>Mae</dt>" in page
+    assert "<dt>MAE</dt>" in page
     assert "<dt>Worst</dt>" in page
     assert "Class by class" not in page
     assert "The task has no classes, so there is no confusion" in page
     found = compare_runs([tmp_path / "one", tmp_path / "other"])
-    assert [c.heading for c in found.metrics().columns][:3] == ["run", "mae", "worst"]
-    assert "Validation mae" in found.page()
+    assert [c.heading for c in found.metrics().columns][:3] == ["run", "MAE", "worst"]
+    assert "Validation MAE" in found.page()
 
 
 def test_evaluating_a_run_without_classes_says_what_it_lacks(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_phase_ends_where_its_metric_falls_to_the_target() -> None:
 
 
 def test_an_unknown_task_is_refused() -> None:
-    with pytest.raises(fl.ConfigError, match=r"^there is no task 'regresion'\. Use 'classificat"):
+    with pytest.raises(fl.ConfigError, match=r"^there is no task 'regresion' \(nearest: 'reg"):
         fitted(task="regresion")
 
 

@@ -88,10 +88,10 @@ def test_metrics_read_back_as_they_were_written() -> None:
     [
         ("loss", 0.51234, "0.5123"),
         ("accuracy", 0.51234, "0.512"),
-        ("mae", 0.0, "0.000"),
-        ("mae", 0.000051234, "5.123e-05"),
-        ("mae", 123456.7, "1.235e+05"),
-        ("mae", math.nan, "nan"),
+        ("worst", 0.0, "0.000"),
+        ("worst", 0.000051234, "5.123e-05"),
+        ("worst", 123456.7, "1.235e+05"),
+        ("worst", math.nan, "nan"),
     ],
 )
 def test_a_value_for_people_loses_no_small_number(name: str, value: float, text: str) -> None:

@@ -19,14 +19,24 @@ from rich.text import Text
 
 from frostline.engine import Hook, Training
 from frostline.records import EpochRecord
-from frostline.tables import hanging
+from frostline.tables import COLUMNS, hanging
 from frostline.tasks import label, shown
 from frostline.units import format_seconds
 
 _DRAWN_EVERY_SECONDS = 0.1
 _INDENT = 10  # of what follows the first word of a notice
 _WIDTH = 8  # of a column at least
-_SHORT = {"accuracy": "acc", "macro F1": "F1"}  # or a line is over 80 columns
+_SHORT = {  # or a line is over 80 columns
+    "accuracy": "acc",
+    "macro F1": "F1",
+    "label accuracy": "acc",
+    "mean average precision": "mAP",
+    "subset accuracy": "exact",
+    "pixel accuracy": "acc",
+    "mean IoU": "mIoU",
+    "mean dice": "dice",
+    "token accuracy": "acc",
+}
 
 
 @final
@@ -106,16 +116,26 @@ class BatchBar(Hook):
 
 
 def _cells(record: EpochRecord, epochs: int | None) -> dict[str, str]:
-    """A cell below each heading."""
+    """A cell below each heading; of many metrics the first ones and the loss, as fit into a line.
+
+    All of them are in the run's files.
+    """
     of_all = "" if epochs is None else f"/{epochs}"
+    before = {
+        "epoch": f"{'*' if record.best else ''}{record.epoch}{of_all}",
+        "lr": f"{record.lr:.2e}",
+    }
+    after = {"time": format_seconds(record.seconds)}
     metrics = {
         f"{stage} {_SHORT.get(label(name), label(name))}": shown(name, value)
         for stage, values in (("train", record.train), ("val", record.validation.headline()))
         for name, value in values.items()
     }
-    return {
-        "epoch": f"{'*' if record.best else ''}{record.epoch}{of_all}",
-        "lr": f"{record.lr:.2e}",
-        **metrics,
-        "time": format_seconds(record.seconds),
-    }
+    while len(metrics) > 1 and _columns_of({**before, **metrics, **after}) > COLUMNS:
+        last = [head for head in metrics if not head.endswith(" loss")] or list(metrics)
+        del metrics[last[-1]]
+    return {**before, **metrics, **after}
+
+
+def _columns_of(cells: Iterable[str]) -> int:
+    return sum(max(_WIDTH, len(head)) + 1 for head in cells) - 1

@@ -29,7 +29,15 @@ from frostline.deltas import delta_content, load_delta, put_tensors, read_delta,
 from frostline.engine import Hook, Sums, Training
 from frostline.errors import ConfigError, CorruptDelta, OutputError, one_line
 from frostline.plans import Phase, Plan
-from frostline.records import EpochRecord, Judged, PhaseRecord, RunFolder, judged_of, write_judged
+from frostline.records import (
+    Answers,
+    EpochRecord,
+    Judged,
+    PhaseRecord,
+    RunFolder,
+    kept_of,
+    write_kept,
+)
 from frostline.session import goes_on
 from frostline.tasks import Metrics, Task
 from frostline.wording import option
@@ -61,7 +69,7 @@ class Saver(Hook):
     Args:
         folder: where to; None keeps the best in memory alone.
         about: notes for every delta.
-        task: of what classes predictions are kept for the report, if of any.
+        task: by which predictions are kept for the report.
         like: metrics of this task, as which those of a resumed run are read.
     """
 
@@ -83,7 +91,8 @@ class Saver(Hook):
         self._like = like
         self._records: list[str] = []  # of epochs, as JSON; written with each state
         self._best: _Moment | None = None
-        self._judged: Judged | None = None  # what that moment makes of the validation data
+        # What that moment makes of the validation data.
+        self._judged: Judged | Answers | None = None
         self._last: _Moment | None = None
         self._training: Training | None = None
         self._mark = ""  # the position that `last/delta.safetensors` holds
@@ -115,10 +124,8 @@ class Saver(Hook):
         if is_best:
             self._best = self._moment(training, content, state=False)
             found = training.found
-            if self._folder is not None and found is not None and self._task.classes:
-                self._judged = judged_of(
-                    found.outputs, found.targets, names=found.names, epoch=training.position.epochs
-                )
+            if self._folder is not None and found is not None:
+                self._judged = kept_of(self._task, found, epoch=training.position.epochs)
         if self._folder is not None:
             # Copies: an interrupt comes within a later epoch, when weights have moved on.
             self._last = self._moment(training, content)
@@ -187,7 +194,7 @@ class Saver(Hook):
         start = time.monotonic()
         if self._judged is not None:
             with suppress(OutputError):  # a report can be had without; the run goes on
-                write_judged(self._judged, folder.predictions)
+                write_kept(self._judged, folder)
             self._judged = None
         if (best := self._best) is not None:
             save_delta(training.model, folder.best, about=best.about, content=best.content)

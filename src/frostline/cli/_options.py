@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
-from frostline.choices import HeadPlace, NormPolicy
+from frostline.choices import HeadPlace, NormPolicy, TaskChoice
 from frostline.errors import ConfigError, SelectorError
 from frostline.recipe import Recipe, config_errors
 from frostline.units import parse_bytes
@@ -57,7 +57,7 @@ def _augment(text: str) -> str:
     return text
 
 
-def _number(text: str) -> float:
+def as_number(text: str) -> float:
     """Refuse what is no number, and say so of a decimal comma."""
     try:
         return float(text)
@@ -69,7 +69,7 @@ def _number(text: str) -> float:
 
 def number(description: str) -> Any:
     """An option that takes a number."""
-    return typer.Option(help=description, parser=_number, metavar="NUMBER")
+    return typer.Option(help=description, parser=as_number, metavar="NUMBER")
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", callback=_device)]
@@ -91,13 +91,22 @@ Data = Annotated[
     ),
 ]
 FileColumn = Annotated[str, typer.Option(help="A table's column of pictures.", metavar="NAME")]
-LabelColumn = Annotated[str, typer.Option(help="A table's column of classes.", metavar="NAME")]
+LabelColumn = Annotated[
+    str,
+    typer.Option(
+        help="A table's column of classes or other targets; several with commas between.",
+        metavar="NAME",
+    ),
+]
 SplitColumn = Annotated[
     str,
     typer.Option(
         help="A table's column of train, val and test; by default split or is_valid, if there.",
         metavar="NAME",
     ),
+]
+TaskKind = Annotated[
+    TaskChoice, typer.Option("--task", help="What is learnt; auto looks at the targets.")
 ]
 Classes = Annotated[int, typer.Option("--classes", help="How many, without --data.", min=1)]
 Weights = Annotated[

@@ -67,9 +67,9 @@ def set_up(
     wanted = classes if splits is None else len(splits.train.classes)
     loaded = build_model(name, weights, on=on, head=head, classes=wanted)
     if splits is None:
-        noise = _noise(loaded.preprocessing)
+        noise = _noise(loaded.of_pictures)
         return ModelSetup(loaded, noise, None, f"{_NOISE} pictures of noise")
-    example, targets = _pictures(splits, loaded.preprocessing)
+    example, targets = _pictures(splits, loaded.of_pictures)
     return ModelSetup(loaded, example, targets, f"{len(example)} pictures of {data}")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -35,8 +36,20 @@ def warn(message: str) -> None:
 
 
 def print_json(document: object) -> None:
-    """One JSON document on standard output, in ASCII, which any stream and file name will bear."""
-    print(json.dumps(document, indent=2))  # noqa: T201 - the output itself
+    """One JSON document on standard output, in ASCII, which any stream and file name will bear.
+
+    A number that is infinite or none, for which JSON has no word, is null.
+    """
+    text = json.dumps(_in_json(document), indent=2, allow_nan=False)
+    print(text)  # noqa: T201 - the output itself
+
+
+def _in_json(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _in_json(part) for name, part in value.items()}
+    return [_in_json(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def show(document: object, parts: Iterable[Table | str], *, as_json: bool) -> None:

@@ -67,7 +67,7 @@ def doctor(
     read = _audited(splits)
     # What is in both splits is a finding of the checkup already.
     odd = [f for f in read.findings if f.code != "train-val-overlap"] if read else []
-    network, preprocessing = setup.loaded.model, setup.loaded.preprocessing
+    network, preprocessing = setup.loaded.model, setup.loaded.of_pictures
     if freeze is None and train is None:
         train_only(network, setup.loaded.head)  # also what a plan's first phase may go on with
     train_data = val_data = None

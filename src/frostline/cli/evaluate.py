@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from frostline.cli import _options as options
-from frostline.errors import ConfigError
 
 
 def evaluate(
@@ -22,9 +21,7 @@ def evaluate(
     split_column: options.SplitColumn = "",
     csv: Annotated[
         Path | None,
-        typer.Option(
-            help="Write a row for each picture, the surest mistakes first.", metavar="FILE"
-        ),
+        typer.Option(help="Write a row for each sample, the worst mistakes first.", metavar="FILE"),
     ] = None,
     report: Annotated[
         Path | None,
@@ -35,7 +32,7 @@ def evaluate(
     device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """Accuracy, loss, F1 and metrics of each class of a run on data it was not trained on.
+    """The metrics of a run on data it was not trained on, as accuracy, loss and F1 of classes.
 
     Of a divided folder the test/ or else the val/ part is taken; of the folder that the run
     divided itself, the part that it held out. A table's columns are by default the run's.
@@ -47,11 +44,7 @@ def evaluate(
     from frostline.runs import open_run
 
     opened = open_run(run, weights=weights)
-    if not opened.settings.data.classes:
-        raise ConfigError(
-            f"{run} was trained on a task without classes, so no picture has a right or a wrong "
-            f"one. The metrics of its own validation data: frostline report {run}"
-        )
+    _ = opened.task  # refuses one that no file can make again, before any work
     if csv:
         check_table_path(csv, force=force)
     if report:

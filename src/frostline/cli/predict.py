@@ -40,8 +40,17 @@ def predict(
     device: options.Device = "auto",
     json: options.Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the class of each pixel of each picture into this folder, as PNG.",
+            metavar="DIR",
+        ),
+    ] = None,
 ) -> None:
-    """The most probable class of each picture, with its probability.
+    """What the run says of each picture: the most probable class, with its probability.
+
+    Of another task it says labels, numbers, or what share of the picture each class has.
 
     Pictures that cannot be read are named on standard error; the others are predicted all the
     same, and the exit status is 1.
@@ -53,6 +62,10 @@ def predict(
     if json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv.")
     opened, aside = _opened(run, weights, device), notes()
+    if masks and not opened.has_masks:
+        raise typer.BadParameter("only a segmentation makes masks.", param_hint="--masks")
+    if masks and masks.exists() and (not masks.is_dir() or any(masks.iterdir())):
+        raise typer.BadParameter(f"{masks} is not an empty folder.", param_hint="--masks")
     asked = list(expanded(files))
     digests, broken, values = read_files(asked, levels=opened.levels)
     good = [file for file in asked if file in digests]
@@ -63,15 +76,18 @@ def predict(
     bar = BatchBar(aside, samples_per_batch=opened.batch_size)
     named = sys.maxsize if json else top
     found = opened.predict(good, top=named, device=device, hooks=(bar,)) if good else []
+    written = _write_masks(found, masks) if masks else {}
     if json:
-        print_json([_document(prediction, top) for prediction in found])
+        documents = [_document(prediction, top) for prediction in found]
+        print_json([{**one, **_mask_of(one, written)} for one in documents])
     elif as_csv:
         _print_csv(asked, found, broken, top)
     elif found:
-        rows = (
-            (p.file, ", ".join(f"{name} {share:.3f}" for name, share in p.classes)) for p in found
-        )
-        output().print(Table(columns("file", "class and probability", left=2), tuple(rows)))
+        about = "class and probability" if found[0].classes else "answer"
+        rows = tuple((p.file, _in_words(p)) for p in found)
+        output().print(Table(columns("file", about, left=2), rows))
+    if written and not json:
+        say(aside, f"Written to {masks}: {len(written)} masks, a grey PNG each, of class numbers")
     if broken or not found:
         raise typer.Exit(1)
 
@@ -111,6 +127,8 @@ def expanded(files: Sequence[str]) -> Iterator[Path]:
 
 
 def _document(prediction: Prediction, top: int) -> dict[str, object]:
+    if not prediction.classes:
+        return {"file": prediction.file, **prediction.answer}
     label, probability = prediction.classes[0]
     return {
         "file": prediction.file,
@@ -121,6 +139,39 @@ def _document(prediction: Prediction, top: int) -> dict[str, object]:
     }
 
 
+def _in_words(prediction: Prediction) -> str:
+    from frostline.records import in_words
+
+    if prediction.classes:
+        return ", ".join(f"{name} {share:.3f}" for name, share in prediction.classes)
+    return in_words(prediction.answer)
+
+
+def _mask_of(document: Mapping[str, object], written: Mapping[str, Path]) -> dict[str, object]:
+    file = str(document["file"])
+    return {"mask": str(written[file])} if file in written else {}
+
+
+def _write_masks(found: Sequence[Prediction], folder: Path) -> dict[str, Path]:
+    """A PNG for each picture; two pictures of one name get numbers."""
+    from PIL import Image
+
+    from frostline._files import output_errors
+
+    written: dict[str, Path] = {}
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for prediction in found:
+            if prediction.mask is None:
+                continue
+            stem = Path(prediction.file).stem
+            names = (f"{stem}.png", *(f"{stem}-{number}.png" for number in range(2, 10**6)))
+            path = next(folder / n for n in names if folder / n not in written.values())
+            Image.fromarray(prediction.mask.numpy()).save(path)
+            written[prediction.file] = path
+    return written
+
+
 def _print_csv(
     asked: Sequence[Path],
     predictions: Sequence[Prediction],
@@ -128,16 +179,23 @@ def _print_csv(
     top: int,
 ) -> None:
     """A row for each file in the order asked for; of one that cannot be read it has the reason."""
+    cells = [_cells(prediction, top) for prediction in predictions]
+    heads = list(dict.fromkeys(head for row in cells for head in row)) or ["class", "probability"]
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    most = max((len(prediction.classes) for prediction in predictions), default=top)
-    places = [""] if top == 1 else [f"_{place}" for place in range(1, most + 1)]
-    heads = [f"{word}{place}" for place in places for word in ("class", "probability")]
     writer.writerow(["file", *heads, "error"])
-    rest = iter(predictions)
+    rest = iter(cells)
     for file in asked:
-        if error := broken.get(file):
-            writer.writerow([file, *[""] * len(heads), error])
-            continue
-        classes = next(rest).classes
-        cells = [cell for name, p in classes for cell in (name, f"{p:.6f}")]
-        writer.writerow([file, *cells, ""])
+        row = {} if file in broken else next(rest)
+        writer.writerow([file, *(row.get(head, "") for head in heads), broken.get(file, "")])
+
+
+def _cells(prediction: Prediction, top: int) -> dict[str, object]:
+    from frostline.records import flat
+
+    if not prediction.classes:
+        return flat(prediction.answer)
+    places = [""] if top == 1 else [f"_{place}" for place in range(1, top + 1)]
+    found: dict[str, object] = {}
+    for place, (name, share) in zip(places, prediction.classes, strict=False):
+        found |= {f"class{place}": name, f"probability{place}": f"{share:.6f}"}
+    return found

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from frostline.choices import TaskChoice, TaskName
     from frostline.config import RunSettings
     from frostline.fitting import Run
     from frostline.runs import FinishedRun, Prepared, Start
+    from frostline.tasks import TaskSettings
 
 
 # All that may stand beside `--resume RUN`; the rest is in the run's settings.
@@ -60,6 +62,20 @@ Forms = Annotated[
 Compile = Annotated[
     bool, typer.Option("--compile", help="Compile what is trained with torch.compile.")
 ]
+Loss = Annotated[
+    str,
+    typer.Option(
+        help="Of a regression: mse, mae or huber; of a segmentation: cross_entropy, dice or both.",
+        metavar="LOSS",
+    ),
+]
+Thresholds = Annotated[
+    str,
+    typer.Option(
+        help="Probability from which on a label holds: a number, or best for each label's own.",
+        metavar="P|best",
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -85,6 +101,9 @@ def train(
     *,
     model: options.Model = "",
     out: Annotated[Path | None, typer.Option(help="Folder to write the run to.")] = None,
+    task: options.TaskKind = "auto",
+    loss: Loss = "",
+    thresholds: Thresholds = "",
     weights: options.Weights = "DEFAULT",
     freeze: options.Freeze = None,
     train: options.Train = None,
@@ -142,8 +161,8 @@ def train(
         return _go(settings, out or data, resume=True, as_json=json, base=base)
     earlier = None
     if from_ is not None:
-        names = ("model", "head", "on", "resume")
-        _refuse(context, names, "--from takes the model and the head of that run, for a new one")
+        own = ("model", "head", "on", "resume", "task", "loss", "thresholds")
+        _refuse(context, own, "--from takes the model, head and task of that run, for a new one")
         earlier = open_run(from_, weights=weights if _given(context, ["weights"]) else None)
         model = earlier.settings.model.name
     if not model:
@@ -156,6 +175,7 @@ def train(
     with options.usage_errors():
         settings = config.RunSettings(
             model=config.ModelSettings(name=model, weights=weights, on=on, hidden=hidden),
+            task=None if from_ else _task(context, data, task, loss, thresholds),
             data=config.DataSettings(
                 path=str(data),
                 file_column=file_column,
@@ -186,6 +206,38 @@ def train(
     _check_storage(settings)
     folder = out or _free_folder(model)
     return _go(settings, folder, resume=resume, as_json=json, earlier=earlier)
+
+
+def _task(
+    context: typer.Context, data: Path, asked: TaskChoice, loss: str, thresholds: str
+) -> TaskSettings | None:
+    """The task as a run's settings have it; none for a classification.
+
+    Raises:
+        ConfigError: the task has no such loss.
+    """
+    from frostline.cli._terminal import notes, say
+    from frostline.data import likely_task
+    from frostline.tasks import TaskSettings, task_from
+
+    kind: TaskName
+    if asked == "auto":
+        columns = {n: context.params[n] for n in ("file_column", "label_column", "split_column")}
+        kind, why = likely_task(data, **columns)
+        if why:
+            say(notes(), f"Task     {kind}, since {why}; --task says otherwise")
+    else:
+        kind = asked
+    if thresholds and kind != "multilabel":
+        raise typer.BadParameter(f"{kind} has no thresholds.", param_hint="--thresholds")
+    if kind == "classification":
+        if loss not in ("", "cross_entropy"):
+            raise typer.BadParameter("classification minimises cross_entropy.", param_hint="--loss")
+        return None
+    chosen = thresholds == "best"
+    cuts = () if chosen or not thresholds else (options.as_number(thresholds),)
+    found = TaskSettings(kind=kind, loss=loss, thresholds=cuts, chosen=chosen)
+    return task_from(found).settings()
 
 
 def _check_storage(settings: RunSettings) -> None:
@@ -321,9 +373,10 @@ def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
     from frostline.cli._terminal import say
 
     splits = prepared.data.splits
-    names = ", ".join(splits.train.classes[:8]) + (", ..." if len(splits.train.classes) > 8 else "")
+    kind, names = prepared.task_words
     say(page, f"Data     {len(splits.train)} to train on, {len(splits.val)} to validate")
-    about = f"         {splits.how}; {len(splits.train.classes)} classes: {names}"
+    listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    about = f"         {splits.how}; {len(names)} {kind}: {listed}"
     say(page, hanging(about, indent=9))
     for finding in prepared.data.findings:
         say(aside, f"{finding.level.capitalize()}: {finding.message}", style="yellow")
@@ -352,7 +405,7 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
     from frostline.records import phase_table
 
     found = run.best.validation
-    line = f"Best epoch {run.best.epoch}: {found.line()} on {found.samples} held-out pictures"
+    line = f"Best epoch {run.best.epoch}: {found.line()} on {found.samples} held-out samples"
     page.print()
     print_parts(page, [*found.tables(), line])
     if len(run.phases) > 1:

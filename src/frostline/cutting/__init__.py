@@ -14,11 +14,18 @@ from torch import Tensor, fx, nn
 from frostline.calling import in_turn
 from frostline.cutting.at_module import ModuleSplit
 from frostline.cutting.checking import Checked, check, state_kept
-from frostline.cutting.drawing import Drawn, FrontierValue, draw, recall
+from frostline.cutting.drawing import Drawn, draw, recall
+from frostline.cutting.drawing import FrontierValue as FrontierValue
 from frostline.cutting.halves import Above, Half
 from frostline.cutting.keys import At, at_key, at_line, check_current
 from frostline.cutting.reasons import offer
-from frostline.cutting.structures import Inputs, InputSpec, read_inputs, rows_of
+from frostline.cutting.structures import (
+    Inputs,
+    InputSpec,
+    read_inputs,
+    rows_of,
+    varying_inputs,
+)
 from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import few_samples
 from frostline.errors import CutError, FrostlineError, one_line
@@ -145,6 +152,7 @@ class Cut:
         samples: on how many samples that was checked.
         key: what the prefix computes (`prefix`) and on which tensors (`tensors`), as hashes.
         at: the line behind a named submodule; None where the graph tells it.
+        varying: numbers of the inputs that may be as long as the samples are, of all in order.
 
     Example:
         >>> print(fl.cut(model, images))
@@ -164,6 +172,7 @@ class Cut:
     samples: int
     key: Mapping[str, str] = field(repr=False)
     at: At | None = field(default=None, repr=False)
+    varying: tuple[int, ...] = field(default=(), repr=False)
 
     def check_current(self) -> None:
         """Make sure that what the prefix computes now belongs under `key`.
@@ -247,8 +256,9 @@ def _made(drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor]
     """What was drawn, for this model: checked, and to be compared with it at each call."""
     seen = _checked(*_halves(drawn, model, spec, Checked()), tensors)
     prefix, suffix = _halves(drawn, model, spec, seen)
-    frontier, rows = Frontier(drawn.frontier), rows_of(tensors)
-    return Cut(prefix, suffix, frontier, drawn.why, drawn.share, seen.error, rows, drawn.key)
+    frontier, rows, vary = Frontier(drawn.frontier), rows_of(tensors), drawn.varying
+    found = drawn.why, drawn.share, seen.error
+    return Cut(prefix, suffix, frontier, *found, samples=rows, key=drawn.key, varying=vary)
 
 
 def _halves(
@@ -312,5 +322,5 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
     key = at_key(model, line)
     prefix, suffix = Prefix(spec, model, split), Suffix(model, split)
     error = _checked(prefix, suffix, tensors).error
-    why = f"behind {at}, as asked"
-    return Cut(prefix, suffix, frontier, why, float("nan"), error, rows, key, line)
+    why, vary = f"behind {at}, as asked", tuple(varying_inputs(tensors))
+    return Cut(prefix, suffix, frontier, why, float("nan"), error, rows, key, line, vary)

@@ -9,12 +9,13 @@ Source: L. R. Ford and D. R. Fulkerson, Maximal flow through a network (1956).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 from torch import Tensor, fx
 
 from frostline.cutting import effects
-from frostline.cutting.layouts import RowLayout
+from frostline.cutting.layouts import RowLayout, row_sizes
 from frostline.cutting.sweep import Swept
 from frostline.cutting.trial import Observed
 
@@ -23,6 +24,7 @@ from frostline.cutting.trial import Observed
 _FLOPS_PER_BYTE = 100
 # A cheap operation passes its output through memory once, at ten times that speed.
 _PASS = 0.1
+_LONG = 128  # positions
 _DEAR = 1 << 20
 _INFINITE = 1 << 60
 
@@ -49,6 +51,32 @@ def choose(
         and any(user not in below and not effects.reads_only_shape(user) for user in node.users)
     ]
     return below, crossing
+
+
+def _kept_bytes(node: fx.Node, trial: Observed, layout: RowLayout, *, price: int) -> int:
+    """What keeping the value costs, in bytes.
+
+    One that is as wide as its sample is long, as a mask of all pairs of tokens, costs as for
+    samples that are not short, and is never kept to save a cheap operation: padded again it would
+    not be what the plain model has.
+    """
+    seen = layout.rows(trial.values[node], trial.samples[0]).shape[1:]
+    sizes = zip(row_sizes(node, layout), seen, strict=True)
+    ragged = [int(found) for size, found in sizes if size is None]
+    longer = [max(_LONG / size, 1.0) for size in ragged[1:] if size]
+    dear = price if len(ragged) > 1 else 1
+    return int(row_bytes(node, trial) * math.prod(longer)) * dear
+
+
+def _doubled(swept: Swept, trial: Observed, layouts: Mapping[fx.Node, RowLayout]) -> set[fx.Node]:
+    """Nodes that both halves may compute: as wide as their sample is long, like masks of pairs.
+
+    Nothing writes into their memory. Of others each is computed in one half alone, so that what
+    is kept does not change with small differences of price.
+    """
+    written = {storage for node in trial.traced.nodes for storage in trial.written(node)}
+    wide = (n for n in swept.carriers if n in layouts and row_sizes(n, layouts[n]).count(None) > 1)
+    return {node for node in wide if trial.storage[node] not in written}
 
 
 def row_bytes(node: fx.Node, trial: Observed) -> int:
@@ -95,6 +123,7 @@ def _below(
     network = networkx.DiGraph()
     network.add_nodes_from(("inputs", "rest"))
     known = set(swept.carriers)
+    doubled = _doubled(swept, trial, layouts)
 
     def edge(start: object, end: object, capacity: int = _INFINITE) -> None:
         # Backwards: of several lines that cost the same, networkx then gives the lowest.
@@ -106,15 +135,17 @@ def _below(
         # Another view of what is kept is worth no room, however dear computing is.
         own = (1 if _is_view(node, trial) else price) * _cost(node, trial)
         edge("inputs", computed, _INFINITE if node.op == "placeholder" else own)
-        edge(computed, kept, row_bytes(node, trial) if node in layouts else _INFINITE)
+        layout = layouts.get(node)
+        kept_bytes = _kept_bytes(node, trial, layout, price=price) if layout else _INFINITE
+        edge(computed, kept, kept_bytes)
         for user in node.users:
             if effects.reads_only_shape(user):
                 continue
             if user in known:
                 edge(kept, (user, "computed"))
-                # Both halves might compute a node, but it is built into one of them alone: what is
-                # computed below has all that it reads below.
-                edge((user, "computed"), computed)
+                if node not in doubled:
+                    # Built into one half alone: what is computed below has all it reads below.
+                    edge((user, "computed"), computed)
             elif user in swept.reasons:
                 edge(kept, "rest")
     for group in swept.together:

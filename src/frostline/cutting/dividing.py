@@ -36,8 +36,9 @@ class GraphLine:
     """Where the line runs in one graph.
 
     Attributes:
-        below: frozen nodes of the prefix that samples reach.
+        below: frozen nodes that samples reach and that only the prefix computes.
         free: frozen nodes that depend on no sample; both halves may compute them.
+        both: frozen nodes that samples reach and that both halves may compute too.
         crossing: for each frontier value, the nodes that hold it; the first stands for all. None
             hold it in a graph that does without, as an evaluation without auxiliary outputs.
         layouts: for each frontier value, how the samples lie in it.
@@ -49,6 +50,7 @@ class GraphLine:
     crossing: tuple[tuple[fx.Node, ...], ...]
     layouts: tuple[RowLayout, ...]
     trial: Observed
+    both: frozenset[fx.Node] = frozenset()
 
     def needed(self, starts: Collection[fx.Node], allowed: Collection[fx.Node]) -> set[fx.Node]:
         """`starts`, all they are computed from and what writes into any of it, within `allowed`."""
@@ -71,7 +73,7 @@ def build_prefix(line: GraphLine, model: nn.Module) -> tuple[OpenGraph, frozense
     traced = line.trial.traced
     wanted = [nodes[0] for nodes in line.crossing]
     inputs = list(traced.module.graph.find_nodes(op="placeholder"))
-    held = line.needed([*wanted, *inputs], line.free.union(line.below)).union(inputs)
+    held = line.needed([*wanted, *inputs], line.free.union(line.below, line.both)).union(inputs)
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in traced.nodes:
         if node in held:
@@ -118,7 +120,9 @@ class _SuffixBuilder:
         self._fixed = line.free - {node for node in reads if str(node.target) in owned}
         own = {n for n in above if n not in line.free and (n.op != "placeholder" or n.users)}
         starts = [argument for node in own for argument in node.all_input_nodes]
-        self._held = line.needed(starts, line.free) | own
+        # A size that a crossing value has is read there, not computed from the inputs' again.
+        self._known_sizes = {node for node in line.free if self._crossing_size(node) is not None}
+        self._held = line.needed(starts, line.free - self._known_sizes) | own
 
     def build(self) -> OpenGraph:
         for number, nodes in enumerate(self._line.crossing):
@@ -185,11 +189,27 @@ class _SuffixBuilder:
 
     def _find(self, node: fx.Node) -> fx.Node:
         found = self._copies.get(node)
+        if found is None and node in self._known_sizes:
+            number, dim = self._crossing_size(node) or (0, 0)
+            held = self._copies[self._line.crossing[number][0]]
+            found = self._copies[node] = self._call(_ATEN.sym_size.int, (held, dim))
+            found.meta = dict(node.meta)
         if found is None:
             raise Unfollowed(
                 f"the part above the line reads {operation(node)}, which does not cross it."
             )
         return found
+
+    def _crossing_size(self, node: fx.Node) -> tuple[int, int] | None:
+        """The number of a frontier value, and its dimension, that has the size that a node is."""
+        size = node.meta.get("val")
+        if not isinstance(size, torch.SymInt) or size.node.expr.is_number:
+            return None
+        for number, nodes in enumerate(self._line.crossing):
+            for dim, found in sizes_of(nodes[0]) if nodes else ():
+                if found == size.node.expr:
+                    return number, dim
+        return None
 
     def _size(self, node: fx.Node) -> fx.Node:
         """A size that the plain graph reads off a tensor which may lie below the line."""

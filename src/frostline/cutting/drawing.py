@@ -8,9 +8,9 @@ anything new, and its tensors against its key: what was changed behind our back 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 from weakref import WeakKeyDictionary
 
@@ -20,12 +20,13 @@ from torch import Tensor, fx, nn
 from frostline.cutting.cheapest import choose, forward_share, row_bytes
 from frostline.cutting.dividing import GraphLine, build_prefix, build_suffix
 from frostline.cutting.graphs import OpenGraph
-from frostline.cutting.layouts import RowLayout, row_sizes
+from frostline.cutting.layouts import RowLayout, row_sizes, row_symbols
+from frostline.cutting.lengths import OwnLength, length_symbols, own_length, varying
 from frostline.cutting.reasons import nothing_kept, why_there
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import InputSpec, Rebuild
 from frostline.cutting.sweep import sweep
-from frostline.cutting.tracing import Unfollowed, forget_symbols, operation, trace
+from frostline.cutting.tracing import Unfollowed, forget_symbols, operation, trace, upwards
 from frostline.cutting.trial import Observed, rearrange, run_trial
 from frostline.errors import NothingFrozen, one_line
 from frostline.units import format_bytes
@@ -40,13 +41,23 @@ class FrontierValue:
         name: the module and operation that give it.
         shape: of one sample; None for a size that varies with the sample.
         dtype: as computed.
-        nbytes: of one sample as computed, before any storage dtype.
+        nbytes: of one sample as computed, before any storage dtype; as long as the example is.
+        lengths: what each size that varies follows; None for the others.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: torch.dtype
     nbytes: int
+    lengths: tuple[OwnLength | None, ...] = field(default=(), repr=False)
+
+    def own_shape(self, tensors: Sequence[Tensor]) -> tuple[int, ...]:
+        """The shape that a sample's value has where it is a batch of its own, of these inputs."""
+        pairs = zip(self.shape, self.lengths or self.shape, strict=True)
+        return tuple(
+            length.of(tensors) if isinstance(length, OwnLength) else int(size or 0)
+            for size, length in pairs
+        )
 
     def __str__(self) -> str:
         sizes = " x ".join("?" if size is None else str(size) for size in self.shape) or "1"
@@ -61,6 +72,7 @@ class Drawn:
 
     Attributes:
         training, evaluation: the suffix in each mode, and what makes the model's output of it.
+        varying: numbers of the inputs that may be as long as the samples are.
     """
 
     prefix: OpenGraph
@@ -70,6 +82,7 @@ class Drawn:
     why: str
     share: float
     key: Mapping[str, str]
+    varying: tuple[int, ...]
 
 
 # One entry for each model that is alive; it goes with the model.
@@ -109,7 +122,8 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         alike[ends[node]].append(node)
     firsts = [nodes[0] for nodes in alike.values()]
     ways = tuple(layouts[node] for node in firsts)
-    line = GraphLine(below, swept.free, tuple(map(tuple, alike.values())), ways, trial)
+    both = frozenset(swept.carriers).intersection(upwards(crossing)) - below
+    line = GraphLine(below, swept.free, tuple(map(tuple, alike.values())), ways, trial, both)
     prefix, held = build_prefix(line, model)
     training = evaluation = build_suffix(line, model)
     model.eval()
@@ -126,6 +140,7 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         why_there(crossing, below, swept),
         forward_share(held, trial),
         {"prefix": prefix_key(traced, held, firsts), "tensors": prefix_tensors(traced, held)},
+        varying(traced.module.graph),
     )
     forget_symbols(traced.module.graph, evaluated.module.graph)
     model.train()
@@ -162,8 +177,13 @@ def _same_line(
 
 
 def _value(node: fx.Node, trial: Observed, layout: RowLayout) -> FrontierValue:
-    dtype = trial.values[node].dtype
-    return FrontierValue(operation(node), row_sizes(node, layout), dtype, row_bytes(node, trial))
+    symbols = length_symbols(node.graph)
+    lengths = tuple(
+        None if isinstance(size, int) else own_length(size, symbols)
+        for size in row_symbols(node, layout)
+    )
+    shape, dtype = row_sizes(node, layout), trial.values[node].dtype
+    return FrontierValue(operation(node), shape, dtype, row_bytes(node, trial), lengths)
 
 
 def _state(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> tuple[object, ...]:

@@ -96,11 +96,16 @@ def times_batch(node: fx.Node, size: Any) -> Any:
 
 def row_sizes(node: fx.Node, layout: RowLayout) -> tuple[int | None, ...]:
     """Shape of one sample's value; None for a size that varies with the sample."""
+    return tuple(size if isinstance(size, int) else None for size in row_symbols(node, layout))
+
+
+def row_symbols(node: fx.Node, layout: RowLayout) -> tuple[Any, ...]:
+    """The same with the symbolic expression of each size that varies."""
     sizes = [size for _, size in sizes_of(node)]
     counted = sizes.pop(layout.dim)
     if layout.fold is not None:
         sizes.insert(layout.dim, times_batch(node, counted))
-    return tuple(int(s) if isinstance(s, int) or s.is_number else None for s in sizes)
+    return tuple(int(s) if isinstance(s, int) or s.is_number else s for s in sizes)
 
 
 def sizes_of(node: fx.Node) -> Iterator[tuple[int, Any]]:

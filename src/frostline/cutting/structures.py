@@ -7,7 +7,7 @@ Outputs may be tensors, tuples, dicts, dataclasses or the output classes of tran
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -134,6 +134,17 @@ def _build_named(kind: type, parts: dict[Any, Rebuild], given: Iterator[Tensor])
 
 def _build_listed(make: Callable[..., Any], parts: list[Rebuild], given: Iterator[Tensor]) -> Any:
     return make([part(given) for part in parts])
+
+
+def varying_inputs(tensors: Sequence[Tensor]) -> list[int]:
+    """Numbers of the inputs whose second dimension may be as long as the samples are.
+
+    Those are ids and masks `(batch, length)`, and real numbers with a mask of their shape beside
+    them, as recordings have it.
+    """
+    flat = {i: t for i, t in enumerate(tensors) if t.dim() == 2 and t.shape[1] > 1}
+    masks = {t.shape for t in flat.values() if not t.is_floating_point()}
+    return [i for i, t in flat.items() if t.shape in masks]
 
 
 def rows_of(tensors: list[Tensor]) -> int:

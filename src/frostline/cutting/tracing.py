@@ -20,7 +20,12 @@ from torch.fx.graph import CodeGen
 
 from frostline.cutting.effects import is_assertion, is_pure, word
 from frostline.cutting.regions import open_regions
-from frostline.cutting.structures import InputSpec, Rebuild, flatten_output
+from frostline.cutting.structures import (
+    InputSpec,
+    Rebuild,
+    flatten_output,
+    varying_inputs,
+)
 from frostline.errors import CutError, one_line
 
 # Kernels that count in 32 bits may bound a batch too, but not below this.
@@ -158,11 +163,9 @@ def _export(
 ) -> tuple[fx.GraphModule, torch.export.ExportedProgram]:
     auto, rows = torch.export.Dim.AUTO, tensors[0].shape[0]
     batch = [{0: auto} if t.dim() and t.shape[0] == rows else {} for t in tensors]
-    # Token ids and masks vary in length as well; where that does not go, the batch alone.
-    lengths = [
-        {**dims, 1: auto} if t.dim() == 2 and not t.is_floating_point() and t.shape[1] > 1 else dims
-        for t, dims in zip(tensors, batch, strict=True)
-    ]
+    # Samples may vary in length as well; where that does not go, the batch alone.
+    vary = varying_inputs(tensors)
+    lengths = [{**dims, 1: auto} if i in vary else dims for i, dims in enumerate(batch)]
     for dynamic in (lengths, batch):
         try:
             with _followable():

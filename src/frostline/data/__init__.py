@@ -1,4 +1,4 @@
-"""Data sets: image folders and tables read, split and audited; any data as samples, in batches."""
+"""Data sets: pictures and texts read, split and audited; any data as samples, in batches."""
 
 from frostline.data.audit import Audit as Audit
 from frostline.data.audit import DataFinding as DataFinding
@@ -11,8 +11,10 @@ from frostline.data.batches import Batch as Batch
 from frostline.data.batches import Batches as Batches
 from frostline.data.batches import Order as Order
 from frostline.data.batches import epoch_order as epoch_order
+from frostline.data.batches import holds_all as holds_all
 from frostline.data.division import without as without
 from frostline.data.door import first_batch as first_batch
+from frostline.data.door import known_targets as known_targets
 from frostline.data.door import make_batches as make_batches
 from frostline.data.door import open_data as open_data
 from frostline.data.door import some_rows as some_rows
@@ -20,6 +22,7 @@ from frostline.data.door import stored_samples as stored_samples
 from frostline.data.folder import read_set as read_set
 from frostline.data.folder import read_splits as read_splits
 from frostline.data.image_sets import ImageSet as ImageSet
+from frostline.data.image_sets import MaskFile as MaskFile
 from frostline.data.image_sets import Sample as Sample
 from frostline.data.image_sets import Splits as Splits
 from frostline.data.image_sets import UnknownClass as UnknownClass
@@ -36,6 +39,20 @@ from frostline.data.samples import class_targets as class_targets
 from frostline.data.samples import content_id as content_id
 from frostline.data.samples import inputs_of as inputs_of
 from frostline.data.samples import some_targets as some_targets
+from frostline.data.targets import TargetKind as TargetKind
+from frostline.data.targets import likely_task as likely_task
+from frostline.data.targets import read_task_set as read_task_set
+from frostline.data.targets import read_task_splits as read_task_splits
+from frostline.data.text_audit import audit_texts as audit_texts
+from frostline.data.text_audit import cut_texts as cut_texts
+from frostline.data.text_columns import TextColumns as TextColumns
+from frostline.data.text_samples import TextSamples as TextSamples
+from frostline.data.text_tables import TEXT_SUFFIXES as TEXT_SUFFIXES
+from frostline.data.texts import TextSet as TextSet
+from frostline.data.texts import TextSplits as TextSplits
+from frostline.data.texts import read_text_set as read_text_set
+from frostline.data.texts import read_texts as read_texts
+from frostline.data.texts import text_samples as text_samples
 from frostline.data.views import Augment as Augment
 from frostline.data.views import ImageDataset as ImageDataset
 from frostline.data.views import view as view

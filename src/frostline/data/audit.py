@@ -15,7 +15,7 @@ import xxhash
 
 from frostline.choices import BadImages
 from frostline.data.division import without
-from frostline.data.image_sets import Splits
+from frostline.data.image_sets import ImageSet, Sample, Splits
 from frostline.data.images import check, check_image, look, opened
 from frostline.data.levels import FULL, Levels, Seen, common_levels, set_text
 from frostline.data.listing import is_picture
@@ -63,6 +63,10 @@ class Audit:
     digests: Mapping[Path, str]
     levels: Levels | None = None
 
+    def contents(self, images: ImageSet) -> tuple[str, ...]:
+        """The content digest of each of these samples."""
+        return tuple(self.digests[sample.path] for sample in images.samples)
+
 
 def audit(
     splits: Splits,
@@ -103,7 +107,12 @@ def audit(
         raise DataError(errors[0])
     # What trains, but perhaps not what was meant; worst first.
     alphas = _odd_alphas(seen)
-    odd = [*_doubles(clean, digests), *_classes(clean), *alphas, *_ignored(clean)]
+    odd = [
+        *_doubles(clean, digests),
+        *class_findings(clean.train.counts, clean.val.counts),
+        *alphas,
+        *_ignored(clean),
+    ]
     first = [("broken-image", message) for message in left_out]
     first += [("layout", note) for note in clean.notes]
     findings = [DataFinding("warning", *each) for each in [*first, *odd]]
@@ -206,7 +215,7 @@ def _errors(given: Splits, splits: Splits, broken: Mapping[Path, ImageError]) ->
             f"the {unknown.split} split has the class {unknown.name!r} ({count}), which the train "
             f"split lacks (it has {names}). Rename or remove it, or add training images of it."
         )
-    if len(classes) < 2:
+    if len(classes) < 2 and not splits.train.label_names:
         yield (
             f"there is nothing to tell apart: found {len(classes)} class ({names or 'none'}). "
             "Add a folder for each further class."
@@ -224,10 +233,10 @@ def _errors(given: Splits, splits: Splits, broken: Mapping[Path, ImageError]) ->
 
 def _doubles(splits: Splits, digests: Mapping[Path, str]) -> Iterator[tuple[str, str]]:
     """The same picture under two labels, or in training and beside it."""
-    groups: defaultdict[str, list[tuple[Path, int]]] = defaultdict(list)
+    groups: defaultdict[str, list[tuple[Path, object]]] = defaultdict(list)
     for sample in splits.train.samples:
         if sample.path in digests:
-            groups[digests[sample.path]].append((sample.path, sample.label))
+            groups[digests[sample.path]].append((sample.path, _told(sample)))
     twice = [found for found in groups.values() if len({label for _, label in found}) > 1]
     if twice:
         pairs = [" = ".join(str(path) for path, _ in found[:2]) for found in twice]
@@ -249,20 +258,29 @@ def _doubles(splits: Splits, digests: Mapping[Path, str]) -> Iterator[tuple[str,
             )
 
 
-def _classes(splits: Splits) -> Iterator[tuple[str, str]]:
-    """Classes that are missing in validation, small, or far larger than others."""
-    counts = {name: count for name, count in splits.train.counts.items() if count}
-    missing = [name for name in counts if not splits.val.counts[name]]
-    if missing and splits.val.samples:
+def _told(sample: Sample) -> object:
+    """What a sample is said to be; of masks nothing that could be compared by their files."""
+    return sample.target if isinstance(sample.target, tuple) else sample.label
+
+
+def class_findings(
+    train: Mapping[str, int], val: Mapping[str, int], what: str = "images"
+) -> Iterator[tuple[str, str]]:
+    """Classes that are missing in validation, small, or far larger than others; by their counts."""
+    counts = {name: count for name, count in train.items() if count}
+    if not counts:
+        return  # samples have targets
+    missing = [name for name in counts if not val[name]]
+    if missing and any(val.values()):
         yield (
             "class-not-in-val",
-            f"no validation images of {some_of(missing, most=_NAMED)}: "
+            f"no validation {what} of {some_of(missing, most=_NAMED)}: "
             "the metrics will say nothing about it. Add some, or hold out a larger part.",
         )
     if few := [f"{name} ({count})" for name, count in counts.items() if count < FEW_IMAGES]:
         yield (
-            "few-images",
-            f"fewer than {FEW_IMAGES} training images of {some_of(few, most=_NAMED)}. Add more if "
+            f"few-{what}",
+            f"fewer than {FEW_IMAGES} training {what} of {some_of(few, most=_NAMED)}. Add more if "
             "you can.",
         )
     most = max(counts, key=counts.__getitem__)
@@ -270,7 +288,7 @@ def _classes(splits: Splits) -> Iterator[tuple[str, str]]:
     if counts[most] > IMBALANCE * counts[least]:
         yield (
             "imbalance",
-            f"the classes are far from balanced: {most} has {counts[most]:,} training images, "
+            f"the classes are far from balanced: {most} has {counts[most]:,} training {what}, "
             f"{least} {counts[least]:,}. Read the metrics per class rather than the accuracy.",
         )
 

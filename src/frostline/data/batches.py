@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, starmap
 from typing import Any, Protocol, final
 
@@ -20,6 +20,9 @@ from frostline.errors import DataError, a_type
 from frostline.world import ALONE, World
 
 _CHANNELS = (1, 3, 4)  # of a picture
+# Batches of like length are made of so many at a time: nearly as little padding as by sorting all,
+# and other batches in each epoch.
+_POOLED_BATCHES = 50
 
 AsTargets = Callable[[object, int, str], Tensor]
 """Raw targets, their number and what they are of -> the tensor that a loss takes."""
@@ -77,6 +80,10 @@ class Order:
 
     Several processes share each epoch: every step takes `batch_size` samples for each of them, so
     that together they see every sample once.
+
+    Attributes:
+        lengths: of the samples, where batches are padded to their longest: those of like length
+            then go together where the order is shuffled. Which do is drawn anew for each epoch.
     """
 
     samples: int
@@ -84,6 +91,7 @@ class Order:
     shuffle: bool
     seed: int
     world: World = ALONE
+    lengths: Sequence[int] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         left_over = max(0, self.samples - self.world.rank)  # for who comes late there may be none
@@ -94,8 +102,19 @@ class Order:
         order = epoch_order(self.samples, shuffle=self.shuffle, seed=self.seed, epoch=epoch)
         rank, size = self.world.rank, self.world.size
         whole = self.batch_size * size
+        if self.shuffle and self.lengths is not None and len(set(self.lengths)) > 1:
+            order = self._alike(order, torch.tensor(self.lengths), whole, epoch)
         firsts = range(start * whole, self.samples - rank, whole)
         return [order[first : first + whole][rank::size] for first in firsts]
+
+    def _alike(self, order: Tensor, lengths: Tensor, whole: int, epoch: int) -> Tensor:
+        """The order with samples of like length in a batch; what is left over stays last."""
+        count = len(order) // whole
+        pools = torch.split(order[: count * whole], _POOLED_BATCHES * whole)
+        sorted_pools = [pool[lengths[pool].argsort(stable=True)] for pool in pools]
+        turns = epoch_order(count, shuffle=True, seed=self.seed, epoch=epoch)
+        batches = torch.cat(sorted_pools).view(count, whole)[turns]
+        return torch.cat([batches.flatten(), order[count * whole :]])
 
 
 @final
@@ -111,7 +130,7 @@ class SampleBatches:
 
     def __post_init__(self) -> None:
         given = self._samples
-        if isinstance(given.targets, Tensor | np.ndarray | list | tuple):
+        if holds_all(given.targets):
             every = some_targets(given.targets)
             self._targets = self._as_targets(every, len(given), given.what)
 
@@ -279,6 +298,11 @@ def _shapes(given: Any) -> list[tuple[int, ...]]:
     parts = list(given.values()) if isinstance(given, Mapping) else given
     tensors = [part for part in tree_leaves(parts) if isinstance(part, Tensor | np.ndarray)]
     return [tuple(part.shape) for part in tensors if part.ndim]
+
+
+def holds_all(targets: object) -> bool:
+    """Whether targets are all there, and not loaded when they are asked for."""
+    return isinstance(targets, Tensor | np.ndarray | list | tuple)
 
 
 def batch_length(targets: object) -> int:

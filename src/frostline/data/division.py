@@ -21,8 +21,7 @@ def divide(whole: ImageSet, division: Division) -> tuple[ImageSet, ImageSet]:
         ConfigError, DataError: as `hold_out` and `hold_out_fold`.
     """
     found = [
-        Found(s.path, whole.classes[s.label], key_below(division.root, s.path))
-        for s in whole.samples
+        Found(s.path, whole.class_of(s), key_below(division.root, s.path)) for s in whole.samples
     ]
     seed = division.seed
     if division.folds is None:
@@ -31,7 +30,7 @@ def divide(whole: ImageSet, division: Division) -> tuple[ImageSet, ImageSet]:
         held = hold_out_fold(found, folds=division.folds, fold=division.fold, seed=seed)
     kept = tuple(sample for place, sample in enumerate(whole.samples) if place not in held)
     out = tuple(sample for place, sample in enumerate(whole.samples) if place in held)
-    return replace(whole, samples=kept), ImageSet(whole.classes, out)
+    return replace(whole, samples=kept), replace(whole, samples=out, ignored=())
 
 
 def without(splits: Splits, broken: Collection[Path]) -> Splits:
@@ -78,7 +77,9 @@ def hold_out(found: Sequence[Found], *, fraction: float, seed: int) -> frozenset
     return frozenset(held)
 
 
-def hold_out_fold(found: Sequence[Found], *, folds: int, fold: int, seed: int) -> frozenset[int]:
+def hold_out_fold(
+    found: Sequence[Found], *, folds: int, fold: int, seed: int, what: str = "images"
+) -> frozenset[int]:
     """Positions in `found` of fold number `fold`, counted from 0.
 
     The folds divide the samples, differ in size by at most one, and so do they in each class.
@@ -90,14 +91,14 @@ def hold_out_fold(found: Sequence[Found], *, folds: int, fold: int, seed: int) -
     if folds < 2 or not 0 <= fold < folds:
         raise ConfigError(f"asked for fold {fold} of {folds}. Use 2 or more folds, counted from 0.")
     if folds > len(found):
-        raise DataError(f"asked for {folds} folds of {len(found)} images. Use fewer folds.")
+        raise DataError(f"asked for {folds} folds of {len(found)} {what}. Use fewer folds.")
     held: set[int] = set()
     dealt = 0
     for members in _shuffled_classes(found, seed):
         if len(members) == 1:
             raise DataError(
-                f"class {found[members[0]].name!r} has a single image, so one of the {folds} folds "
-                "would train without it. Add images of it, or leave it out."
+                f"class {found[members[0]].name!r} has a single one of the {what}, so one of "
+                f"the {folds} folds would train without it. Add {what} of it, or leave it out."
             )
         held.update(index for place, index in enumerate(members, dealt) if place % folds == fold)
         dealt += len(members)

@@ -27,6 +27,7 @@ from frostline.data.batches import (
     Order,
     SampleBatches,
     as_pair,
+    holds_all,
     holds_batches,
 )
 from frostline.data.images import reading_of
@@ -41,6 +42,7 @@ from frostline.world import ALONE, World
 # half of all cases is missed once in 8 ** 16 times, one made in a tenth once in 800.
 _TRIED = 16
 _TIMES = 4
+_TARGETS_AT_MOST = 2000  # that are loaded with their inputs to know targets before training
 _MEMBERS = [n for n in [*Samples.__annotations__, *vars(Samples)] if not n.startswith("_")]
 
 
@@ -111,9 +113,10 @@ def make_batches(
     """Batches of `data`, which is anything that `open_data` takes.
 
     No sample is dropped: the last batch holds what is left, be it one sample. Where Frostline
-    makes the order, it depends on `seed` and the epoch only. Pictures and `Samples` of your own
-    are loaded in threads up to 2 batches ahead, any other data set in the calling thread; batches
-    that are made elsewhere keep their own size and order.
+    makes the order, it depends on `seed`, the epoch and the lengths only: samples of different
+    lengths are shuffled so that those of like length go together. Pictures and `Samples` of your
+    own are loaded in threads up to 2 batches ahead, any other data set in the calling thread;
+    batches that are made elsewhere keep their own size and order.
 
     Args:
         batch_size: samples in a batch.
@@ -132,7 +135,7 @@ def make_batches(
     samples = open_data(data)
     if isinstance(samples, GivenSamples):
         return GivenBatches(samples.data, as_targets)
-    order = Order(len(samples), batch_size, shuffle, seed, world)
+    order = Order(len(samples), batch_size, shuffle, seed, world, samples.lengths)
     return SampleBatches(samples, order, workers, as_targets)
 
 
@@ -147,6 +150,28 @@ def first_batch(samples: Samples, count: int, as_targets: AsTargets = class_targ
     inputs = inputs_of(samples, few)  # which a data set of items knows its targets by
     targets = as_targets(some_targets(samples.targets, torch.tensor(few)), len(few), samples.what)
     return Batch(inputs, targets, tuple(map(samples.name, few)))
+
+
+def known_targets(data: object, as_targets: AsTargets) -> tuple[Tensor, tuple[str, ...]]:
+    """Targets of training data, and what to call their samples, before it is trained on.
+
+    All of them where they are known without their inputs, or come in batches; else of at most
+    2,000 samples, taken evenly. Torch's random state stays as it is.
+
+    Raises:
+        DataError: as `open_data`; or they are no targets.
+    """
+    samples = open_data(data)
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(samples, GivenSamples):
+            with closing(GivenBatches(samples.data, as_targets).epoch(0)) as batches:
+                parts = [(batch.targets, batch.names) for batch in batches]
+            return torch.cat([t for t, _ in parts]), tuple(n for _, names in parts for n in names)
+        count = len(samples)
+        few = count if holds_all(samples.targets) else min(count, _TARGETS_AT_MOST)
+        places = torch.arange(few) * count // few
+        raw = some_targets(samples.targets, places if few < count else None)
+        return as_targets(raw, few, samples.what), tuple(map(samples.name, places.tolist()))
 
 
 def some_rows(inputs: Any, chosen: slice | Tensor) -> Any:
@@ -165,7 +190,7 @@ class ImageSamples(Samples):
         is_live = data.augment.kind == "live"
         if views is not None and views != data.augment.views and not is_live:
             self._data = replace(data, augment=Augment("views", views) if views > 1 else Augment())
-        self.targets = data.labels
+        self.targets = data.targets
         self.views = 0 if is_live else self._data.augment.views
         # Another decoder may round otherwise; what a view shows is part of its seed.
         self.transform = f"{data.preprocessing!r}, Pillow {PIL.__version__}"
@@ -178,7 +203,7 @@ class ImageSamples(Samples):
 
     def load(self, row: int) -> Tensor:
         view, sample = divmod(row, len(self))
-        return self._data.load(sample, view)[0]
+        return self._data.picture(sample, view)
 
     def ids(self, rows: Sequence[int]) -> list[bytes]:
         wanted = [divmod(row, len(self)) for row in rows]
@@ -225,6 +250,7 @@ class TensorSamples(Samples):
                 f"{self.what} has {len(data.tensors)} tensors. Give it two: inputs, targets."
             )
         self._inputs, self.targets = data.tensors
+        self.lengths = [self._inputs[0].numel()] * len(self._inputs)
 
     def __len__(self) -> int:
         return len(self._inputs)

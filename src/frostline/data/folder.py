@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -63,28 +63,38 @@ def read_splits(
         DataError: the path is missing or is none of the above; names what was found there.
         ConfigError: `val_fraction`, `folds` or `fold` out of range.
     """
+    root = existing(path)
+    parts = find_parts(root, Columns(file_column, label_column, split_column))
+    splits = divided(root, parts, val_fraction=val_fraction, folds=folds, fold=fold, seed=seed)
+    found = splits.train.classes
+    known = len(classes) == len(found) and set(classes) == set(found)
+    splits = replace(splits, notes=(*parts.notes, *alike(found)))
+    return in_order(splits, classes if known else class_order(found))
+
+
+def divided(
+    root: Path, parts: Parts, *, val_fraction: float, folds: int | None, fold: int, seed: int
+) -> Splits:
+    """What lies at `root`, in the parts that it is divided into, or with one held out.
+
+    Raises:
+        DataError, ConfigError: as `read_splits`.
+    """
     if folds is None and fold != 0:
         raise ConfigError(
             f"asked for fold {fold} without folds. Say into how many folds to divide."
         )
-    root = _existing(path)
-    parts = find_parts(root, Columns(file_column, label_column, split_column))
     roles = set(parts.by_role)
     if roles == {"all"} or (roles == {"train"} and root.is_dir()):
         (listing,) = parts.by_role.values()
         division = Division(listing.root, val_fraction, folds, fold, seed)
-        splits = _divided(root, listing, division, parts)
-    elif folds is not None:
+        return _held_out(root, listing, division, parts)
+    if folds is not None:
         raise DataError(
             f"asked for {folds} folds, but {root} is divided already ({parts.origin}). "
             "Leave folds out, or point at a folder of class folders."
         )
-    else:
-        splits = _given(root, parts)
-    found = splits.train.classes
-    known = len(classes) == len(found) and set(classes) == set(found)
-    splits = replace(splits, notes=(*parts.notes, *_alike(found)))
-    return in_order(splits, classes if known else class_order(found))
+    return _given(root, parts)
 
 
 def read_set(
@@ -106,7 +116,7 @@ def read_set(
     Raises:
         DataError: as `read_splits`, or a class that the run does not know; names the nearest.
     """
-    root = _existing(path)
+    root = existing(path)
     known = tuple(map(normal, classes))
     listing = _read_held_out(root, known, Columns(file_column, label_column, split_column))
     if unknown := sorted({item.name for item in listing.found}.difference(known)):
@@ -117,7 +127,50 @@ def read_set(
             f"{root} has classes that the run does not know: {', '.join(described)}{more}. "
             f"The run knows {some_of(classes, most=10)}. Rename or remove them."
         )
-    return replace(_image_set(listing, known), classes=tuple(classes))
+    return replace(image_set(listing, known), classes=tuple(classes))
+
+
+def existing(
+    path: str | os.PathLike[str], tables: Collection[str] = TABLE_SUFFIXES, what: str = LAYOUT
+) -> Path:
+    """The path, once it is known to be a folder or a table.
+
+    Args:
+        tables: endings of files that are taken.
+        what: what a folder should hold.
+
+    Raises:
+        DataError: there is nothing, or a file with another ending.
+    """
+    root = Path(path).expanduser()
+    try:
+        if not root.exists():
+            raise DataError(_missing_message(root))
+    except OSError as error:
+        raise DataError(
+            f"cannot look at {root}: {error.strerror or error}. Check its permissions."
+        ) from error
+    if root.is_dir() or root.suffix.lower() in tables:
+        return root
+    advice = (
+        "Unpack it first and point at the folder"
+        if root.suffix.lower() in _ARCHIVES
+        else f"Give a folder ({what}) or a file that ends in {' or '.join(sorted(tables))}"
+    )
+    raise DataError(f"{root} is a file, neither a folder nor a table. {advice}.")
+
+
+def alike(classes: Sequence[str]) -> list[str]:
+    """Names the classes that differ in capitals only."""
+    same: defaultdict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        same[name.casefold()].append(name)
+    return [
+        f"the classes {' and '.join(map(repr, names))} differ in capitals only and count as "
+        f"{len(names)}. Rename one if they are one."
+        for names in same.values()
+        if len(names) > 1
+    ]
 
 
 def _given(root: Path, found: Parts) -> Splits:
@@ -139,16 +192,16 @@ def _given(root: Path, found: Parts) -> Splits:
     test = parts["test"] if "val" in parts and "test" in parts else None
     unknown = [*_unknown(val, classes, "val"), *(_unknown(test, classes, "test") if test else ())]
     return Splits(
-        train=_image_set(parts["train"], classes),
-        val=_image_set(val, classes),
-        test=_image_set(test, classes) if test else None,
+        train=image_set(parts["train"], classes),
+        val=image_set(val, classes),
+        test=image_set(test, classes) if test else None,
         how=found.origin,
         unknown=tuple(unknown),
     )
 
 
-def _divided(root: Path, listing: Listing, division: Division, found: Parts) -> Splits:
-    train, val = divide(_image_set(listing, listing.classes), division)
+def _held_out(root: Path, listing: Listing, division: Division, found: Parts) -> Splits:
+    train, val = divide(image_set(listing, listing.classes), division)
     if not val.samples:
         raise DataError(
             f"{root} has no class with 2 or more images, so none can be held out to judge by. "
@@ -156,28 +209,22 @@ def _divided(root: Path, listing: Listing, division: Division, found: Parts) -> 
         )
     seed = f"(seed {division.seed})"
     if division.folds is None:
-        how = f"{division.fraction * 100:g} % of each class{found.origin} held out {seed}"
+        of = " of each class" if any(train.classes) else ""
+        how = f"{division.fraction * 100:g} %{of}{found.origin} held out {seed}"
     else:
         how = f"fold {division.fold} of {division.folds} held out, from 0 {seed}"
     return Splits(train, val, None, how, division=division)
 
 
-def _alike(classes: Sequence[str]) -> list[str]:
-    """Names the classes that differ in capitals only."""
-    same: defaultdict[str, list[str]] = defaultdict(list)
-    for name in classes:
-        same[name.casefold()].append(name)
-    return [
-        f"the classes {' and '.join(map(repr, names))} differ in capitals only and count as "
-        f"{len(names)}. Rename one if they are one."
-        for names in same.values()
-        if len(names) > 1
-    ]
-
-
-def _image_set(listing: Listing, classes: tuple[str, ...]) -> ImageSet:
+def image_set(listing: Listing, classes: tuple[str, ...]) -> ImageSet:
+    """The listed pictures of these classes, in the classes' order."""
     label = {name: index for index, name in enumerate(classes)}
-    samples = (Sample(item.path, label[item.name]) for item in listing.found if item.name in label)
+    label = label or {"": 0}  # of samples that have targets
+    samples = (
+        Sample(item.path, label[item.name], item.target)
+        for item in listing.found
+        if item.name in label
+    )
     in_order = sorted(samples, key=lambda sample: sample.label)
     return ImageSet(classes, tuple(in_order), listing.ignored)
 
@@ -187,7 +234,7 @@ def _unknown(
 ) -> list[UnknownClass]:
     by_name: dict[str, list[Path]] = {}
     for item in listing.found:
-        if item.name not in classes:
+        if item.name not in classes and item.target is None:
             by_name.setdefault(item.name, []).append(item.path)
     return [UnknownClass(split, name, tuple(paths)) for name, paths in sorted(by_name.items())]
 
@@ -204,26 +251,6 @@ def _read_held_out(root: Path, classes: tuple[str, ...], columns: Columns) -> Li
     if root.is_dir():
         raise DataError(f"{root} has train/ only. Evaluate on a test/ or val/ folder beside it.")
     raise DataError(f"{root} has train rows only. Evaluate on rows with split val or test.")
-
-
-def _existing(path: str | os.PathLike[str]) -> Path:
-    """The path, once it is known to be a folder or a CSV."""
-    root = Path(path).expanduser()
-    try:
-        if not root.exists():
-            raise DataError(_missing_message(root))
-    except OSError as error:
-        raise DataError(
-            f"cannot look at {root}: {error.strerror or error}. Check its permissions."
-        ) from error
-    if root.is_dir() or root.suffix.lower() in TABLE_SUFFIXES:
-        return root
-    advice = (
-        "Unpack it first and point at the folder"
-        if root.suffix.lower() in _ARCHIVES
-        else f"Give a folder ({LAYOUT}) or a .csv or .tsv file"
-    )
-    raise DataError(f"{root} is a file, neither a folder nor a CSV. {advice}.")
 
 
 def _missing_message(root: Path) -> str:

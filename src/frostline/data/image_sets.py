@@ -6,15 +6,35 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile:
+    """A picture's mask: a file with the class of each pixel.
+
+    Attributes:
+        is_black_and_white: its values are 0 and 255, and 255 is class 1.
+    """
+
+    path: Path
+    is_black_and_white: bool = False
+
+
+Target: TypeAlias = tuple[float, ...] | MaskFile
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture and the index of its class."""
+    """One picture and the index of its class.
+
+    Attributes:
+        target: what is learnt in place of a class, if anything; the label is 0 then.
+    """
 
     path: Path
     label: int
+    target: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +42,26 @@ class ImageSet:
     """Samples and the class names that their labels count through.
 
     Attributes:
-        classes: names in order; `classes[sample.label]` is a sample's class.
+        classes: names in order; `classes[sample.label]` is a sample's class; none where samples
+            have targets.
         samples: ordered by class and then by file name, with numbers in names counted as numbers.
         ignored: what lay there and is no picture by its name, or lies beside the class folders; for
             messages only.
+        label_names: where samples have targets, what their numbers are of, or the classes of their
+            masks.
     """
 
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     ignored: tuple[Path, ...] = ()
+    label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def class_of(self, sample: Sample) -> str:
+        """Its name; empty where samples have targets."""
+        return self.classes[sample.label] if self.classes else ""
 
     @property
     def counts(self) -> dict[str, int]:

@@ -76,6 +76,13 @@ def data_folder(root: Path) -> Path:
     return root
 
 
+def divided_by(names: dict[Role, str]) -> str:
+    """What divides the data, in words, from the names of files or folders by split."""
+    kind = " folders" if names.get("train", "").endswith("/") else ""
+    words = f"{names.get('train')} and {names.get('val') or names['test']}{kind}"
+    return words + (f", {names['test']} kept apart" if "val" in names and "test" in names else "")
+
+
 def split_folders(root: Path) -> dict[Role, Path]:
     """The train, val and test folders of `root` by role; empty if its folders are classes.
 
@@ -120,7 +127,7 @@ def _of_splits(base: Path, roles: dict[Role, Path]) -> Parts:
     loose = tuple(path for path, is_folder in entries(base) if not is_folder)
     parts[first] = replace(parts[first], ignored=loose + parts[first].ignored)
     names = {role: f"{folder.name}/" for role, folder in folders.items()}
-    divided = _divided_by(names) if len(parts) > 1 else f" of {names.get('train')}"
+    divided = divided_by(names) if len(parts) > 1 else f" of {names.get('train')}"
     return Parts(parts, divided, tuple(notes))
 
 
@@ -202,19 +209,13 @@ def _of_tables(base: Path, tables: dict[Role, Path], columns: Columns) -> Parts:
             )
         parts[role] = content.by_role["all"]
         notes += content.notes
-    return Parts(parts, _divided_by({role: t.name for role, t in tables.items()}), tuple(notes))
+    return Parts(parts, divided_by({role: t.name for role, t in tables.items()}), tuple(notes))
 
 
 def _of_table(table: Path, columns: Columns) -> Parts:
     content = read_table(table, columns)
     origin = f"the {content.split} column of {table.name}" if content.split else ""
     return Parts(content.by_role, origin, content.notes)
-
-
-def _divided_by(names: dict[Role, str]) -> str:
-    kind = " folders" if names.get("train", "").endswith("/") else ""
-    words = f"{names.get('train')} and {names.get('val') or names['test']}{kind}"
-    return words + (f", {names['test']} kept apart" if "val" in names and "test" in names else "")
 
 
 def _pictures_in(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from frostline.data.image_sets import Target
 from frostline.data.images import IMAGE_SUFFIXES
 from frostline.data.split_names import TABLE_SUFFIXES, split_name
 from frostline.errors import DataError
@@ -24,11 +25,13 @@ class Found:
 
     Attributes:
         key: its path below the data set's folder, with `/`; the same wherever that folder lies.
+        target: what is learnt in place of a class, if anything; the name is empty then.
     """
 
     path: Path
     name: str
     key: str
+    target: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +152,8 @@ def few(paths: list[Path]) -> str:
 _LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "lost+found"}
 
 # What stands beside pictures in sets for detection (YOLO, VOC, COCO) and segmentation.
-_ANNOTATIONS = {"labels", "annotations", "annots", "masks", "mask"}
-_PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos"}
+ANNOTATIONS = {"labels", "annotations", "annots", "masks", "mask"}
+PICTURES = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos"}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -174,8 +177,8 @@ def _files(folder: Path, depth: int | None, seen: set[str]) -> Iterator[Path]:
 
 def _check_not_annotated(root: Path, folders: list[Path]) -> None:
     """Refuse pictures in one folder with their boxes or masks in another: no classes."""
-    pictures = [folder for folder in folders if folder.name.lower() in _PICTURES]
-    notes = [folder for folder in folders if folder.name.lower() in _ANNOTATIONS]
+    pictures = [folder for folder in folders if folder.name.lower() in PICTURES]
+    notes = [folder for folder in folders if folder.name.lower() in ANNOTATIONS]
     if pictures and notes:
         raise DataError(_annotated(root, pictures[0], notes[0]))
 
@@ -203,8 +206,8 @@ def _flat(root: Path, images: list[Path]) -> str:
     """What to do about pictures without class folders, by what lies around them."""
     here = root.absolute()
     for folder, pictures in ((here.parent, here), (here.parent.parent, here.parent)):
-        beside = [path for path in _siblings(pictures) if path.name.lower() in _ANNOTATIONS]
-        if beside and pictures.name.lower() in _PICTURES:
+        beside = [path for path in _siblings(pictures) if path.name.lower() in ANNOTATIONS]
+        if beside and pictures.name.lower() in PICTURES:
             return _annotated(folder, pictures, beside[0])
     begin, do = _beginnings(images), _DO
     is_split = split_name(here.name) is not None

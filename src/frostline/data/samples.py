@@ -38,6 +38,8 @@ class Samples(Protocol):
         transform: what happens between a sample's content and the model's input, in words that
             differ where the result does.
         what: what to call the data set in messages.
+        lengths: of the samples, in positions, where batches are padded to their longest; None
+            where that is not known without loading them.
 
     Example:
         >>> class Recordings(fl.Samples):
@@ -54,6 +56,7 @@ class Samples(Protocol):
     views: int = 1
     transform: str = "none"
     what: str = "the data set"
+    lengths: Sequence[int] | None = None
 
     @abstractmethod
     def __len__(self) -> int:

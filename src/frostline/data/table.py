@@ -6,10 +6,10 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 from frostline.data.listing import (
     Found,
@@ -32,12 +32,26 @@ class Columns:
     """Which columns of a table to read; capitals do not count.
 
     Attributes:
+        label: several with commas between, if there is no column of that very name; their cells
+            then come in one text with `CELL_GAP` between.
         split: empty for `split` or `is_valid`, if there is such a column.
+        empty_labels: whether a cell without a label is refused, or stands for none of a list.
     """
 
     file: str = "file"
     label: str = "label"
     split: str = ""
+    empty_labels: Literal["refused", "none"] = "refused"
+
+    def labels(self, header: Sequence[str]) -> tuple[str, ...]:
+        """The label columns, in small letters."""
+        whole = self.label.strip().lower()
+        each = tuple(part.strip() for part in whole.split(",") if part.strip())
+        return (whole,) if whole in header else each
+
+    def names(self, header: Sequence[str]) -> tuple[str, ...]:
+        """All that are read."""
+        return tuple(filter(None, (self.file, *self.labels(header), self.split)))
 
 
 @final
@@ -54,6 +68,9 @@ class TableContent:
     by_role: dict[Role, Listing]
     split: str
     notes: tuple[str, ...]
+
+
+CELL_GAP = "\x1f"  # a control character that separates units of text
 
 
 def read_table(path: Path, columns: Columns = Columns()) -> TableContent:
@@ -126,32 +143,36 @@ def _used_columns(path: Path, header: list[str], columns: Columns, rows: _Rows) 
     """The columns as the header spells them, once it is known that each is there once."""
     if not header:
         raise DataError(f"{path} is empty. {_EXPECTED}.")
-    asked = {
-        "file": columns.file,
-        "label": columns.label,
-        "split": columns.split or next((word for word in _SPLITS if word in header), ""),
-    }
-    wanted = {kind: name.strip().lower() for kind, name in asked.items() if name}
-    if missing := [kind for kind, name in wanted.items() if name not in header]:
-        raise DataError(_no_column(path, header, {kind: wanted[kind] for kind in missing}, rows))
-    for kind, name in wanted.items():
+    split = columns.split or next((word for word in SPLIT_COLUMNS if word in header), "")
+    asked = [
+        ("file", columns.file.strip().lower()),
+        *(("label", name) for name in columns.labels(header)),
+        *([("split", split.strip().lower())] if split else []),
+    ]
+    if missing := [(kind, name) for kind, name in asked if name not in header]:
+        raise DataError(_no_column(path, header, missing, rows))
+    for kind, name in asked:
         if header.count(name) > 1:
             raise DataError(
                 f"{path} has {header.count(name)} columns {name}. Give them different names, and "
                 f"say which to use with {option(f'{kind}_column')}."
             )
-    return Columns(**wanted)
+    file, label, split = asked[0][1], columns.label.strip().lower(), split.strip().lower()
+    return replace(columns, file=file, label=label, split=split)
 
 
-def _no_column(path: Path, header: list[str], missing: dict[str, str], rows: _Rows) -> str:
-    column = _column_of_files(path, header, rows) if "file" in missing else ""
-    named = dict.fromkeys(missing, "NAME") | ({"file": column} if column else {})
-    unknown = [name for kind, name in missing.items() if named[kind] == "NAME"]
+def _no_column(
+    path: Path, header: list[str], missing: Sequence[tuple[str, str]], rows: _Rows
+) -> str:
+    kinds = [kind for kind, _ in missing]
+    column = _column_of_files(path, header, rows) if "file" in kinds else ""
+    named = dict.fromkeys(kinds, "NAME") | ({"file": column} if column else {})
+    unknown = [name for kind, name in missing if named[kind] == "NAME"]
     meant = [word for name in unknown for word in nearest(name, header, count=1)]
     hint = f" (did you mean {', '.join(meant)}?)" if meant else ""
     options = either(", ", " ").join(option(f"{kind}_column", n) for kind, n in named.items())
     return (
-        f"{path} has no column {' and no column '.join(missing.values())}; "
+        f"{path} has no column {' and no column '.join(name for _, name in missing)}; "
         f"it has {some_of(header, most=20)}{hint}. {_EXPECTED}; or say which they are: {options}."
     )
 
@@ -169,7 +190,7 @@ def _column_of_files(path: Path, header: list[str], rows: _Rows) -> str:
 
 def _unused(path: Path, header: list[str], used: Columns) -> Iterable[str]:
     """Names the columns that may have been meant: further labels, another division."""
-    others = [name for name in header if name not in (used.file, used.label, used.split)]
+    others = [name for name in header if name not in used.names(header)]
     if odd := [name for name in others if _TELLING.search(name)]:
         verb, them = ("is", "it") if len(odd) == 1 else ("are", "one")
         yield (
@@ -180,19 +201,22 @@ def _unused(path: Path, header: list[str], used: Columns) -> Iterable[str]:
 
 def _row(path: Path, line: int, cells: dict[str, str], used: Columns) -> tuple[Role, str, str]:
     """Its split, its file's name and its label."""
-    for column in filter(None, (used.file, used.label, used.split)):
-        if not cells.get(column):
+    labels = used.labels(list(cells))
+    may_lack = labels if used.empty_labels == "none" else ()
+    for column in used.names(list(cells)):
+        if not cells.get(column) and column not in may_lack:
             raise DataError(f"{path}, line {line}: no {column}. Fill it in or delete the line.")
-    role = _role(used.split, cells[used.split]) if used.split else "all"
+    role = role_in(used.split, cells[used.split]) if used.split else "all"
     if role is None:
         allowed = "true or false" if _of_truth(used.split) else "train, val or test"
         raise DataError(
             f"{path}, line {line}: unknown {used.split} {cells[used.split]!r}. Use {allowed}."
         )
-    return role, cells[used.file], cells[used.label]
+    return role, cells[used.file], CELL_GAP.join(cells.get(label, "") for label in labels)
 
 
-def _role(column: str, cell: str) -> Role | None:
+def role_in(column: str, cell: str) -> Role | None:
+    """The split that a cell of a column such as `split` or `is_valid` names; None if it is none."""
     named = _of_truth(column)
     if named is None:
         return role_of(cell)
@@ -266,7 +290,7 @@ def _fitting(path: Path, name: str, files: list[Path]) -> list[Path]:
     return [file for file in fits if keys[file].startswith(f"/{path.stem}/")] or fits
 
 
-_SPLITS = ("split", "is_valid")  # read as the division where there is one
+SPLIT_COLUMNS = ("split", "is_valid")  # read as the division where there is one
 _LOOKED_AT = 20  # rows in which names of pictures are searched
 _YES = {"true", "yes", "1"}
 _NO = {"false", "no", "0"}

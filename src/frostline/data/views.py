@@ -7,18 +7,21 @@ import random
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Literal, Self, final
+from typing import Any, Literal, Self, final
 
+import torch
 import xxhash
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from frostline.data.image_sets import ImageSet
+from frostline.data.image_sets import ImageSet, MaskFile
 from frostline.data.images import open_image
 from frostline.data.levels import Levels
+from frostline.data.masks import Masks
 from frostline.errors import ConfigError
 from frostline.preprocessing import Preprocessing
+from frostline.wording import option
 
 _AREA = (0.35, 1.0)  # part of the picture's area that a view shows
 _RATIO = (3 / 4, 4 / 3)  # width to height of that part
@@ -131,8 +134,8 @@ _PLAIN = Augment()
 
 @final
 @dataclass(eq=False, repr=False)
-class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Map-style: `dataset[i]` is `(float32 (channels, height, width), label)`.
+class ImageDataset(Dataset[tuple[Tensor, Any]]):
+    """Map-style: `dataset[i]` is `(float32 (channels, height, width), label or target)`.
 
     What a sample looks like depends on its file, `levels`, `preprocessing`, `augment`, `seed`, its
     class and file name, and the epoch; on nothing else. Reading is safe from several threads.
@@ -144,6 +147,9 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         seed: of the views.
         classes: names that the labels count through.
         labels: one per sample.
+        targets: what is learnt of each sample: its label; or its numbers, float32 `(samples, k)`;
+            or its mask, uint8 `(height, width)`, read when it is asked for.
+        label_names: what the numbers are of, or the classes of the masks; else none.
         names: path of each sample, for messages.
         digests: content digests of files, as `Audit.digests`; other files are read for theirs.
         levels: what becomes black and white in pictures of more than 8 bits, as `Audit.levels`; by
@@ -159,29 +165,38 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     levels: Levels | None = None
 
     def __post_init__(self) -> None:
-        self.classes = self.images.classes
+        self.classes, self.label_names = self.images.classes, self.images.label_names
+        self.targets = _targets(self.images, self.preprocessing)
+        if isinstance(self.targets, Masks) and self.augment.kind != "none":
+            raise ConfigError(
+                f"augment {self.augment} shows parts of the pictures, and not of their masks. "
+                f"Use {option('augment', 'none')}."
+            )
         self.labels = tuple(sample.label for sample in self.images.samples)
         self.names = tuple(str(sample.path) for sample in self.images.samples)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """`load(index, 0)`: with random views, a plain DataLoader sees the first of them only."""
         return self.load(index, 0)
 
-    def load(self, index: int, epoch: int) -> tuple[Tensor, int]:
-        """The sample as `epoch`, counted from 0, sees it, and its label.
+    def load(self, index: int, epoch: int) -> tuple[Tensor, Any]:
+        """The sample as `epoch`, counted from 0, sees it, and its label or target.
 
         Raises:
             ImageError: the file is gone or broken; names it.
         """
-        sample = self.images.samples[index]
-        image = open_image(sample.path, self.levels)
+        return self.picture(index, epoch), self.targets[index]
+
+    def picture(self, index: int, epoch: int) -> Tensor:
+        """The sample without its target."""
+        image = open_image(self.images.samples[index].path, self.levels)
         seed = self.view_seed(index, epoch)
         if seed is None:
-            return self.preprocessing(image), sample.label
-        return view(image, self.preprocessing, seed=seed), sample.label
+            return self.preprocessing(image)
+        return view(image, self.preprocessing, seed=seed)
 
     def view_seed(self, index: int, epoch: int) -> int | None:
         """Seed of the view that `epoch` sees; None for the plain picture.
@@ -190,5 +205,14 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         grows.
         """
         sample = self.images.samples[index]
-        key = f"{self.classes[sample.label]}/{sample.path.name}"
+        key = f"{self.images.class_of(sample)}/{sample.path.name}"
         return self.augment.view_seed(self.seed, key, epoch)
+
+
+def _targets(images: ImageSet, preprocessing: Preprocessing) -> tuple[int, ...] | Tensor | Masks:
+    found = [sample.target for sample in images.samples]
+    if not found or found[0] is None:
+        return tuple(sample.label for sample in images.samples)
+    if isinstance(found[0], MaskFile):
+        return Masks(images.samples, preprocessing)
+    return torch.tensor(found, dtype=torch.float32)

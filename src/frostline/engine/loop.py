@@ -91,6 +91,8 @@ class _Loop:
             training.model,
             data.validation,
             training.compute,
+            task=self.task,
+            keep="summary",
             forward=data.forward,
             hooks=self.hooks,
             world=training.session.world,

@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from frostline.calling import call_with
 from frostline.data import Batch, Batches
 from frostline.devices import Compute, to_device
+from frostline.engine.joining import joined
 from frostline.engine.training import Hook, Training
 from frostline.errors import FreezeError, NonFiniteLoss, TrainingError
 from frostline.freezing.modes import modes_kept
 from frostline.models import logits_of
 from frostline.session import Forward
-from frostline.tasks import Metrics, Predictions, Task, step_loss
+from frostline.tasks import Metrics, Predictions, Task, loss_of
 from frostline.wording import option
-from frostline.world import ALONE, World, gathered, gathered_names
+from frostline.world import ALONE, World, gathered_names
 
 
 @final
@@ -47,13 +49,13 @@ class Stepper:
         targets = batch.targets.to(compute.device, non_blocking=True)
         with _batch_errors(batch):
             with compute.autocast():
-                outputs = _call(forward, batch.inputs, compute)
+                outputs = self._task.read(_call(forward, batch.inputs, compute))
                 if check:
-                    self._task.check(outputs.detach(), batch.targets, batch.names)
-                loss = step_loss(self._task, outputs, targets)
+                    self._task.check(_detached(outputs), batch.targets, batch.names)
+                loss = loss_of(self._task, outputs, targets)
             value = self._update(loss, batch)
         with torch.no_grad():
-            return value, self._task.sums(outputs.detach(), targets)
+            return value, self._task.sums(_detached(outputs), targets)
 
     def _update(self, loss: Tensor, batch: Batch) -> float:
         compute, session, value = self._training.compute, self._training.session, loss.item()
@@ -80,6 +82,8 @@ def predict(
     batches: Batches | list[Batch],
     compute: Compute,
     *,
+    task: Task | None = None,
+    keep: Literal["outputs", "summary"] = "outputs",
     forward: Forward | None = None,
     hooks: Sequence[Hook] = (),
     world: World = ALONE,
@@ -89,13 +93,17 @@ def predict(
     Args:
         batches: those of an epoch, or some in a list.
         compute: where `model` is.
+        task: reads outputs from what the model returns; by default they are its logits.
+        keep: all outputs, or what the task's `summarise` needs of them.
         forward: what batches go through, if not `model` itself: the suffix of a cut.
         world: who shares the batches; all outputs come, in the order of ranks.
 
     Raises:
         NonFiniteLoss: an output is NaN; names its batch.
+        ModelError: outputs or targets of several batches do not fit together.
     """
-    outputs: list[Tensor] = []
+    read = logits_of if task is None else task.read
+    outputs: list[Any] = []
     targets: list[Tensor] = []
     names: list[str] = []
     given = nullcontext(batches) if isinstance(batches, list) else closing(batches.epoch(0))
@@ -103,17 +111,21 @@ def predict(
         model.eval()
         for number, batch in enumerate(every):
             with compute.autocast(), _batch_errors(batch):
-                output = _call(model if forward is None else forward, batch.inputs, compute)
-            if output.isnan().any():
+                output = read(_call(model if forward is None else forward, batch.inputs, compute))
+            if any(_has_nan(leaf) for leaf in tree_leaves(output)):
                 raise _non_finite("the model's output became NaN", batch.names)
-            outputs.append(output.float().cpu())
-            targets.append(batch.targets.cpu())
+            kept: tuple[Any, Tensor] = (output, batch.targets)
+            if task is not None and keep == "summary":
+                kept = task.kept(output, batch.targets.to(compute.device))
+            outputs.append(tree_map_only(Tensor, _as_kept, kept[0]))
+            targets.append(kept[1].cpu())
             names.extend(batch.names)
             for hook in hooks:
                 hook.on_batch("validate", number + 1, len(batches))
+    padding = None if task is None else task.padding
     return Predictions(
-        gathered(world, torch.cat(outputs)),
-        gathered(world, torch.cat(targets)),
+        joined(outputs, world, None if padding is None else 0),
+        joined(targets, world, padding),
         gathered_names(world, names),
     )
 
@@ -124,8 +136,23 @@ def summarised(task: Task, found: Predictions) -> Metrics:
     return task.summarise(found.outputs, found.targets)
 
 
-def _call(forward: Forward, inputs: Any, compute: Compute) -> Tensor:
-    return logits_of(call_with(forward, to_device(inputs, compute.device)))
+def _call(forward: Forward, inputs: Any, compute: Compute) -> Any:
+    return call_with(forward, to_device(inputs, compute.device))
+
+
+def _detached(outputs: Any) -> Any:
+    return tree_map_only(Tensor, Tensor.detach, outputs)
+
+
+def _has_nan(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point() and bool(leaf.isnan().any())
+
+
+def _as_kept(output: Tensor) -> Tensor:
+    """On the CPU; in float32, where it has no more bits than that."""
+    if output.is_floating_point() and output.dtype != torch.float64:
+        output = output.float()
+    return output.cpu()
 
 
 @contextmanager

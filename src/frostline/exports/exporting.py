@@ -25,7 +25,7 @@ from frostline.models import ModelSpec
 from frostline.preprocessing import Preprocessing
 from frostline.records import read_judged
 from frostline.runs.finished import FinishedRun, files_as_set
-from frostline.runs.preparing import splits_of
+from frostline.runs.pictures import splits_of
 from frostline.tasks import Predictions
 from frostline.wording import option
 
@@ -76,8 +76,13 @@ def export(
         ConfigError, WeightsError, DeltaError, DriftError: as `FinishedRun.loaded`.
     """
     check_export(to, out, fold=fold)
+    if run.settings.task is not None:
+        raise ConfigError(
+            f"{run.folder.root} learnt the task {run.settings.task.kind}, and what is exported are "
+            "classifiers of pictures. Use the model itself: fl.open_run(path).loaded.model."
+        )
     form, loaded, hooks = FORMATS[to], run.loaded, tuple(hooks)
-    model, prepared = loaded.model.cpu(), loaded.preprocessing
+    model, prepared = loaded.model.cpu(), loaded.of_pictures
     notes = Notes(
         _name(loaded.spec, form),
         Head(run.settings.model.on, run.settings.model.hidden),

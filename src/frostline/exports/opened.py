@@ -20,8 +20,8 @@ from frostline.engine import Hook, predict
 from frostline.errors import ConfigError, WeightsError, one_line
 from frostline.exports.notes import Notes
 from frostline.models import load_model
-from frostline.runs.finished import Prediction, files_as_set, ranked
-from frostline.tasks import Predictions
+from frostline.runs.finished import Prediction, files_as_set, predictions_of
+from frostline.tasks import Classification, Predictions
 
 Forward = Callable[[Tensor], Tensor]
 Reader = Callable[[Path], tuple[Notes, Forward]]
@@ -40,6 +40,11 @@ class ExportedModel:
     notes: Notes
     forward: Forward
     batch_size: int = 32
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether a prediction is a mask: classifiers alone are exported."""
+        return False
 
     @property
     def levels(self) -> Levels | None:
@@ -61,7 +66,7 @@ class ExportedModel:
         """
         classes = self.notes.classes
         found = self.outputs(self.batches(files_as_set(files, classes)), hooks)
-        return ranked(found, classes, top=top)
+        return predictions_of(Classification(classes), found, top=top)
 
     def batches(self, images: ImageSet) -> Batches:
         """The pictures, prepared as the model wants them."""

@@ -12,3 +12,6 @@ from frostline.features.computing import difference_by_size as difference_by_siz
 from frostline.features.computing import in_form as in_form
 from frostline.features.computing import in_passes_of as in_passes_of
 from frostline.features.extraction import extract as extract
+from frostline.features.padding import Padding as Padding
+from frostline.features.padding import PaddingMatters as PaddingMatters
+from frostline.features.padding import padding_of as padding_of

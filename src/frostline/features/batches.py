@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NoReturn, final
@@ -13,6 +13,7 @@ from torch import Tensor
 from frostline.data import Batch, Batches, Order, Samples, inputs_of
 from frostline.errors import ConfigError
 from frostline.features.computing import Computing
+from frostline.features.padding import Padding
 from frostline.store import StoredRows, dtype_name
 from frostline.units import format_bytes, format_seconds
 from frostline.world import ALONE, World
@@ -37,6 +38,8 @@ class FeatureData:
         decode_seconds: of `seconds`, those in which loading samples was waited for; where batches
             are loaded and computed side by side, the share of the threads' time.
         prefix_seconds: the same of computing.
+        padding: how samples of different lengths are padded in batches.
+        lengths: of the samples, as far as the data set says.
     """
 
     rows: StoredRows
@@ -51,9 +54,15 @@ class FeatureData:
     names: tuple[str, ...]
     decode_seconds: float = 0.0
     prefix_seconds: float = 0.0
+    padding: Padding = field(default_factory=Padding)
+    lengths: Sequence[int] | None = None
 
     def __repr__(self) -> str:
-        values = " and ".join(f"{list(v.shape)} {dtype_name(v.dtype)}" for v in self[0][0])
+        values = " and ".join(
+            f"[{', '.join('?' if n is None else str(n) for n in spec.shape)}] "
+            f"{dtype_name(spec.dtype)}"
+            for spec in self.rows.specs
+        )
         views = f" in {self.views} views" if self.views > 1 else ""
         return (
             f"Features of {len(self)} samples{views}: {values} each, {format_bytes(self.nbytes)}\n"
@@ -74,7 +83,8 @@ class FeatureData:
         self, *, batch_size: int, shuffle: bool, seed: int = 0, world: World = ALONE
     ) -> FeatureBatches:
         """The features in the batches in which a plain loop would see the samples."""
-        return FeatureBatches(self, Order(len(self), batch_size, shuffle, seed, world))
+        order = Order(len(self), batch_size, shuffle, seed, world, self.lengths)
+        return FeatureBatches(self, order)
 
 
 @final
@@ -103,7 +113,8 @@ class FeatureBatches:
         first = (epoch % data.views) * len(data)
         name_of = data.names.__getitem__
         for indices in self.order.epoch(epoch, start=start):
-            values = data.rows.gather(indices + first if first else indices)
+            rows = indices + first if first else indices
+            values = data.rows.gather(rows, pads=data.padding.pads)
             names = tuple(map(name_of, indices.tolist()))
             yield Batch(values, data.targets[indices], names)
 

@@ -31,7 +31,9 @@ from frostline.devices import device_of
 from frostline.errors import FrostlineError, StoreError
 from frostline.features.batches import FeatureData
 from frostline.features.computing import Computing, Decisions, computing, in_passes_of
+from frostline.features.padding import Padding, alone, padded, padding_of
 from frostline.store import (
+    PADS,
     FeatureKey,
     Features,
     FeatureStore,
@@ -46,7 +48,8 @@ from frostline.tuning import PLAIN
 Progress = Callable[[int, int], None]
 
 _Loads = list[tuple[int, Callable[[], Any]]]  # rows of a batch, and what loads each
-_Computed = tuple[list[int], list[Tensor]]  # rows of a batch, and their values
+_Values = list[Tensor | list[Tensor]]  # of ragged values a tensor for each row
+_Computed = tuple[list[int], _Values]  # rows of a batch, and their values
 
 _TUNING_SAMPLES = 8
 _CLAIMED_BATCHES = 4
@@ -68,6 +71,7 @@ def extract(
     progress: Progress | None = None,
     compute: Computing | None = None,
     as_targets: AsTargets = class_targets,
+    padding: Padding | None = None,
 ) -> FeatureData:
     """The features of `dataset`, each computed once and then read from `store`.
 
@@ -89,8 +93,10 @@ def extract(
         progress: called with (rows done, rows to compute).
         compute: how to compute, where that was decided before.
         as_targets: makes the tensor of the targets; by default class indices.
+        padding: how samples of different lengths are padded, where that was found before.
     Raises:
-        CutError: frozen tensors were changed or are trainable now; cut again.
+        CutError: frozen tensors were changed or are trainable now, cut again; or samples are of
+            different lengths, and padding changes what the model gives.
         DataError: the data set has no fixed samples, or one cannot be read.
         StoreError: the store's budget does not suffice, or its format is another.
         OutputError: the store cannot be written; complete rows are kept.
@@ -118,8 +124,9 @@ def extract(
         )
         if precision == "exact":
             compute = in_passes_of(compute, min(batch_size, len(samples)))
+    padding = padding or padding_of(cut, samples, compute.device)
     specs = _specs(cut, compute, storage)
-    return _Extraction(samples, store, compute, specs, progress).run(as_targets)
+    return _Extraction(samples, store, compute, specs, padding, progress).run(as_targets)
 
 
 @final
@@ -131,6 +138,7 @@ class _Extraction:
     _store: FeatureStore
     _compute: Computing
     _specs: tuple[ValueSpec, ...]
+    _padding: Padding
     _progress: Progress | None
     _computed: int = 0
     _seconds: float = 0.0
@@ -170,11 +178,13 @@ class _Extraction:
             self._computed,
             self._seconds,
             self._compute.words,
-            sum(spec.unit_nbytes for spec in specs) * len(ids),
+            rows.nbytes,
             self._storage_error,
             why if self._computed else "",
             tuple(map(samples.name, range(len(samples)))),
             *self._shares(),
+            self._padding,
+            samples.lengths,
         )
 
     def _shares(self) -> tuple[float, float]:
@@ -187,13 +197,14 @@ class _Extraction:
         """Compute what is missing; gives the ids of all rows."""
         start = time.perf_counter()
         missing: Sequence[int] = features.missing(known) if known else self._every
+        missing = self._padding.longest_first(missing)
         ids, found = known, dict(enumerate(known))
         with features.writer() as writer:
             while missing:
                 before = self._computed
                 self._fill_claimed(writer, missing, found)
                 ids = [found[row] for row in self._every]
-                missing = features.missing(ids)
+                missing = self._padding.longest_first(features.missing(ids))
                 if missing and self._computed == before:
                     writer.wait(ids, _WAIT_SECONDS)
         self._seconds = time.perf_counter() - start
@@ -213,7 +224,7 @@ class _Extraction:
             for rows, values in computed:
                 if not self._computed:
                     stored = zip(values, self._specs, strict=True)
-                    errors = [storage_error(value, spec.storage) for value, spec in stored]
+                    errors = [storage_error(_joined(value), spec.storage) for value, spec in stored]
                     self._storage_error = max(errors)
                 publisher.put([found[row] for row in rows], values)
                 self._computed += len(rows)
@@ -261,10 +272,14 @@ class _Extraction:
         finally:
             torch.set_num_threads(cores)
 
-    def _values(self, samples: Sequence[Any]) -> list[Tensor]:
-        """The values of some samples, on the CPU."""
+    def _values(self, samples: Sequence[Any]) -> _Values:
+        """The values of some samples, on the CPU; of ragged ones a tensor for each sample."""
         start = time.perf_counter()
-        values = [v.cpu() for v in self._compute.rows(samples, self._samples.collate)]
+        collate, cut = self._samples.collate, self._compute.cut
+        whole = [v.cpu() for v in self._compute.rows(samples, collate)]
+        values: _Values = list(whole)
+        if any(spec.ragged_count for spec in self._specs):
+            values = self._padding.own(cut, whole, [alone(cut, collate, one) for one in samples])
         self._computing.append(time.perf_counter() - start)
         return values
 
@@ -301,6 +316,10 @@ def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, .
     )
 
 
+def _joined(value: Tensor | list[Tensor]) -> Tensor:
+    return value if isinstance(value, Tensor) else padded(value, PADS)
+
+
 @final
 @dataclass
 class _Publisher:
@@ -311,7 +330,7 @@ class _Publisher:
 
     _cut: Cut
     _writer: Writer
-    _waiting: list[tuple[list[bytes], Sequence[Tensor]]] = field(default_factory=list)
+    _waiting: list[tuple[list[bytes], _Values]] = field(default_factory=list)
     _bytes: int = 0
     _proof_seconds: float = 0.0
     _proven_at: float = field(default_factory=time.perf_counter)
@@ -324,10 +343,10 @@ class _Publisher:
         with suppress(FrostlineError) if kind else nullcontext():
             self.publish()
 
-    def put(self, row_ids: list[bytes], values: Sequence[Tensor]) -> None:
+    def put(self, row_ids: list[bytes], values: _Values) -> None:
         """Keep rows, and publish all that wait where it is time for a proof."""
         self._waiting.append((row_ids, values))
-        self._bytes += sum(value.nbytes for value in values)
+        self._bytes += sum(row.nbytes for value in values for row in value)
         since = time.perf_counter() - self._proven_at
         if self._proof_seconds <= _PROOF_SHARE * since or self._bytes > _MOST_BYTES:
             self.publish()

@@ -156,12 +156,14 @@ def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
     Raises:
         ConfigError: names each setting that differs.
     """
-    before, now = stored.model_dump(), given.model_dump()
+    before, now = (_as_asked(settings).model_dump() for settings in (stored, given))
+    for one in (before, now):
+        one["task"] = one["task"] or {}
     # No matter how many were kept before; its length was looked at by `lengthened`.
     now["training"] |= {name: before["training"][name] for name in ("keep", "epochs")}
     differing = [
         f"{section}.{key} was {before[section].get(key)!r} and is {now[section].get(key)!r}"
-        for section in ("model", "data", "freeze", "training")
+        for section in ("model", "data", "task", "freeze", "training")
         for key in sorted({*before[section], *now[section]})
         if before[section].get(key) != now[section].get(key)
     ]
@@ -172,6 +174,14 @@ def check_same_settings(stored: RunSettings, given: RunSettings) -> None:
             f"cannot resume with other settings: {'; '.join(differing)}. Leave them as they were, "
             f"or start a new run with another {option('out')}."
         )
+
+
+def _as_asked(settings: RunSettings) -> RunSettings:
+    """Without the thresholds that the run itself chose."""
+    if settings.task is None or not settings.task.chosen:
+        return settings
+    task = settings.task.model_copy(update={"thresholds": ()})
+    return settings.model_copy(update={"task": task})
 
 
 def _short(phases: Sequence[Phase]) -> str:

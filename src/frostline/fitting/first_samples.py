@@ -10,7 +10,7 @@ from typing import Any, Self, final
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from frostline.data import Samples, first_batch
+from frostline.data import Samples, first_batch, holds_all, some_targets
 from frostline.devices import Compute, to_device
 from frostline.engine import predict
 from frostline.estimates.measuring import measure_step
@@ -46,14 +46,30 @@ class FirstSamples:
         count, operations = len(batch.targets), 0.0
         if judged:
             with FlopCounterMode(display=False) as counter:
-                predict(model, [few], compute)
+                predict(model, [few], compute, task=task)
             # Kernels that torch's counter does not know, as of recurrent layers, by parameters.
             least = 2 * count * sum(parameter.numel() for parameter in model.parameters())
             operations = float(max(counter.get_total_flops(), least))
         start = time.perf_counter()
-        found = predict(model, [few], compute)
+        found = predict(model, [few], compute, task=task)
         seconds = time.perf_counter() - start
         return cls(few.inputs, found, seconds / count, operations / count)
+
+    def check_targets(self, samples: Samples, task: Task) -> None:
+        """Hold targets that are known without their inputs against the outputs, all at once.
+
+        Not of samples that differ in length, whose outputs do too.
+
+        Raises:
+            DataError: one does not go with the task; names its sample.
+        """
+        outputs, count = self.found.outputs, len(samples.targets)
+        if not (holds_all(samples.targets) and count and task.padding is None):
+            return
+        if isinstance(outputs, Tensor):
+            targets = task.targets(some_targets(samples.targets), count, samples.what)
+            names = tuple(map(samples.name, range(count)))
+            task.check(outputs[:1].expand(count, *outputs.shape[1:]), targets, names)
 
     def step_seconds(self, model: nn.Module, task: Task) -> float:
         """Seconds of a plain training step on these, for one sample; 0 where it is not known."""

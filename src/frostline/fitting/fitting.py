@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 from torch import nn
 
@@ -25,12 +25,12 @@ from frostline.fitting.phases import PhasePipelines
 from frostline.freezing import Proof
 from frostline.groups import param_groups
 from frostline.plans import Plan
-from frostline.recipe import Recipe, recipe_from
+from frostline.recipe import Recipe, check_alone, recipe_from
 from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
 from frostline.reports import make_report, promise_at_end
 from frostline.selectors import inventory
 from frostline.session import PipelineOptions, Session
-from frostline.tasks import Classification, Metrics, Task, task_of
+from frostline.tasks import CallableTask, Classification, Metrics, Task, TaskSettings, task_of
 from frostline.wording import either, option
 from frostline.world import ALONE, World
 
@@ -52,6 +52,7 @@ class Run:
         says: lines for people on what was computed once, or why nothing could be.
         computed: rows of features that this run computed; the others were in the store.
         phases: a record for each phase; one where there was no plan.
+        task: what was trained for, with what the data made of it: names, scales, thresholds.
 
     Example:
         >>> run = fl.fit(model, data, data, epochs=2, lr=1e-2)
@@ -69,6 +70,7 @@ class Run:
     says: tuple[str, ...] = ()
     computed: int = 0
     phases: tuple[PhaseRecord, ...] = ()
+    task: Task = field(default_factory=Classification)
 
     def __repr__(self) -> str:
         found, many = self.best.validation, "s" if len(self.history) > 1 else ""
@@ -94,6 +96,8 @@ def fit(
     recipe: Recipe | None = None,
     batch_size: int = 32,
     task: Task | str | None = None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
     device: str = "auto",
     resume: bool = False,
@@ -128,7 +132,13 @@ def fit(
         recipe: how to train; or name its options here: `epochs=5, lr=1e-3, patience=3`. The
             phases of a plan have lengths of their own, and take from here what they leave open.
         task: what targets are, what is minimised and measured; by default `classification`, with
-            class indices as targets and cross-entropy.
+            class indices as targets and cross-entropy. Also `multilabel`, `regression`,
+            `segmentation`, `tokens`, or a `fl.Task`.
+        loss: in place of a task, `(outputs, targets) -> scalar` to minimise; outputs are what the
+            model returns, targets what the data give.
+        metrics: beside a loss, the same by name to judge by; the first decides which epoch is the
+            best. `{"cost": ("lower", cost)}` says which direction is better, where the name of a
+            metric does not.
         classes: names of the classes; by default `train.classes`, else their numbers.
         resume: go on with the run in `out` from where it was last written. With more epochs than
             it had, or a plan that begins with its phases, it is trained for longer.
@@ -173,24 +183,22 @@ def fit(
     if not settings.plan:
         param_groups(model, lr=1.0)  # refuses one in which nothing trains
     data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
-    task = _task(task, classes)
+    task = _task(task, classes, loss, metrics)
     first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
     task = task.completed(first.found, data=train, recipe=settings.training)
-    metrics = task.summarise(first.found.outputs, first.found.targets)
-    if not isinstance(metrics, Metrics):
-        raise ConfigError(
-            f"summarise of {type(task).__name__} gave {a_type(metrics)}. Return fl.Metrics, as "
-            "fl.Metrics((fl.Metric('error', value, better='lower'),), samples=len(targets))."
-        )
-    settings = _completed(settings, task, metrics)
+    for samples in data:
+        first.check_targets(samples, task)
+    like = _first_metrics(task, first)
+    settings = _completed(settings, task, like)
     recipe = settings.training
     asked = _pipeline_options(settings, task, first, world)
     plain = asked.plain(*data)
     kept = out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
     said_to = (journal.notice, *(hook.on_notice for hook in hooks))
+    _say(said_to, *task.says)
     if (plan := settings.as_plan()) and not resume:
-        by_name = {"monitor": metrics.metric(recipe.monitor).name}  # checks know some directions
+        by_name = {"monitor": like.metric(recipe.monitor).name}  # checks know some directions
         found = plan.check(model, recipe=recipe.model_copy(update=by_name))
         _say(said_to, *(f"Warning   {warning}" for warning in found))
     with run_folder(kept, resume=resume) as folder:
@@ -206,7 +214,7 @@ def fit(
             world=world,
         )
         begun(folder, written, session.planned, resume=resume)
-        saver = Saver(folder, about(written), resume=resume, task=task, like=metrics)
+        saver = Saver(folder, about(written), resume=resume, task=task, like=like)
         make = partial(session.data, *data, asked, plain=plain, example=first.inputs)
         pipelines = PhasePipelines(make, written, folder, journal, hooks)
         training = Training(session, Compute(settings.device, recipe.mixed))
@@ -214,7 +222,7 @@ def fit(
         with _room_to_compile(settings):
             called = (saver, *(logs or ()), pipelines, *hooks)
             train_phases(training, pipelines, task=task, hooks=called)
-        return _ended(training, saver, pipelines, folder)
+        return _ended(training, saver, pipelines, folder, task)
 
 
 def _pipeline_options(
@@ -242,6 +250,7 @@ def _ended(
     saver: Saver,
     pipelines: PhasePipelines,
     folder: RunFolder | None,
+    task: Task,
 ) -> Run:
     """Prove the whole run, put the best weights, and write result and report."""
     proof = training.session.verify()
@@ -260,13 +269,21 @@ def _ended(
             "did not help these validation samples. Try a lower learning rate, or validate on more."
         )
     phases = tuple(training.phase_history)
+    task = task.settled(best.validation)
     if folder:
+        if pipelines.settings.task != (kept := _kept_task(task)):
+            pipelines.settings.model_copy(update={"task": kept}).write(folder.settings)
         frozen = {
             "tensors": proof.tensors,
             "bytes": proof.nbytes,
             "fingerprint": str(proof.fingerprint),
         }
-        ended = {"frozen": frozen, "phases": [phase.as_dict() for phase in phases]}
+        ended: dict[str, object] = {
+            "frozen": frozen,
+            "phases": [phase.as_dict() for phase in phases],
+        }
+        if not task.classes:
+            ended["tables"] = [asdict(table) for table in best.validation.tables()]
         folder.write_result({"epoch": best.epoch, **best.validation.as_dict(), **ended})
         pipelines.on_end()
         _write_report(folder, proof, pipelines)
@@ -279,6 +296,7 @@ def _ended(
         pipelines.says,
         pipelines.computed,
         phases,
+        task,
     )
 
 
@@ -315,10 +333,36 @@ def _completed(settings: RunSettings, task: Task, like: Metrics) -> RunSettings:
     for name in (settings.training.monitor, *(p.until.monitor for p in settings.plan if p.until)):
         like.metric(name)  # refuses one that the task has not
     data = settings.data.model_copy(update={"classes": task.classes})
-    return settings.model_copy(update={"data": data})
+    return settings.model_copy(update={"data": data, "task": _kept_task(task)})
 
 
-def _task(task: Task | str | None, classes: Sequence[str] | None) -> Task:
+def _kept_task(task: Task) -> TaskSettings | None:
+    """What of a task stands in `run.toml`; of a classification its classes say it all."""
+    return None if task.classes else task.settings()
+
+
+def _first_metrics(task: Task, first: FirstSamples) -> Metrics:
+    """Of a few samples: which metrics there will be."""
+    found = task.summarise(first.found.outputs, first.found.targets)
+    if not isinstance(found, Metrics):
+        raise ConfigError(
+            f"summarise of {type(task).__name__} gave {a_type(found)}. Return fl.Metrics, as "
+            "fl.Metrics((fl.Metric('error', value, better='lower'),), samples=len(targets))."
+        )
+    return found
+
+
+def _task(
+    task: Task | str | None,
+    classes: Sequence[str] | None,
+    loss: Callable[[Any, Any], Any] | None,
+    metrics: Mapping[str, Any] | None,
+) -> Task:
+    if loss is not None:
+        check_alone(loss=loss, task=task, classes=classes)
+        return CallableTask(loss, metrics)
+    if metrics is not None:
+        raise ConfigError("got metrics without a loss. Give both, or a task that has its own.")
     if classes is None:
         return task_of(task)
     if task in (None, "classification"):

@@ -1,13 +1,15 @@
-"""Models from torchvision, timm or a file, with weights, preprocessing and a head that fits."""
+"""Models from torchvision, timm, transformers or a file: weights, preprocessing, a fitting head."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
-from frostline.choices import HeadPlace
+from frostline.choices import FloatName, HeadPlace
 from frostline.errors import ModelError
 from frostline.models._built import LoadedModel as LoadedModel
 from frostline.models._built import Source, seeded
@@ -22,7 +24,9 @@ from frostline.models.heads import logits_of as logits_of
 from frostline.models.heads import put_head as put_head
 from frostline.models.heads import replace_classifier as replace_classifier
 from frostline.models.heads import stack_head as stack_head
+from frostline.models.hf_source import build_hf
 from frostline.models.matching import find_match
+from frostline.models.pooled import Pooled as Pooled
 from frostline.models.spec import ModelSpec as ModelSpec
 from frostline.models.spec import SourceName, WeightsChoice, file_and_place
 from frostline.models.state_files import read_state_dict as read_state_dict
@@ -41,6 +45,8 @@ def load_model(
     hidden: Sequence[int] = (),
     on: HeadPlace = "classifier",
     seed: int | None = 0,
+    dtype: FloatName | None = None,
+    tokens: bool = False,
 ) -> LoadedModel:
     """Build a model, load its weights and give it a head for `classes` classes.
 
@@ -49,11 +55,14 @@ def load_model(
     torchvision's or timm's that stays gets as many outputs as the file has for it.
 
     Args:
-        model: `alexnet`, `torchvision:NAME`, `timm:NAME` or `path/to/file.py:function`.
+        model: `alexnet`, `torchvision:NAME`, `timm:NAME`, `hf:FOLDER`, `hf:NAME` or
+            `path/to/file.py:function`.
         weights: `DEFAULT`, `none`, a file, `FILE:PLACE` where it holds several networks that fit,
             or the name of torchvision's entry.
         hidden, on: as for `put_head`.
         seed: of every random value; None draws from torch's generator.
+        dtype: of all weights; by default as the source has them, as its checkpoint of `hf:`.
+        tokens: logits for each token of a text, as models of `hf:` can give them.
 
     Raises:
         ConfigError: a width or `on` is out of range; found before anything is built.
@@ -62,13 +71,20 @@ def load_model(
     """
     spec = ModelSpec.parse(model)
     check_head(classes=classes, hidden=hidden, on=on)
-    built = build(spec, weights=weights, seed=seed, replaced=on == "classifier")
+    built = build(spec, weights=weights, seed=seed, replaced=on == "classifier", tokens=tokens)
     headed = put_head(built.model, classes=classes, hidden=hidden, on=on, seed=seed)
+    if dtype is not None:
+        headed.model.to(getattr(torch, dtype))
     return replace(built, model=headed.model, head=headed.head)
 
 
 def build(
-    spec: ModelSpec, *, weights: str, seed: int | None = None, replaced: bool = False
+    spec: ModelSpec,
+    *,
+    weights: str,
+    seed: int | None = None,
+    replaced: bool = False,
+    tokens: bool = False,
 ) -> LoadedModel:
     """Build a model as its source makes it, with its weights and its preprocessing.
 
@@ -78,24 +94,26 @@ def build(
         seed: random values depend on it alone and torch's generator is left as it was; None
             draws from that generator.
         replaced: the classifier is going to be; a file need not fit there.
+        tokens: as for `load_model`.
 
     Raises:
         ModelError: there is no such model, or it cannot be built.
         WeightsError: the weights cannot be had, read or fitted.
     """
-    if spec.source == "hf":
-        raise ModelError(
-            f"{spec}: hf: models are not available yet; write a function and name it "
-            "file.py:function."
-        )
     choice = WeightsChoice.parse(weights)
     is_file = choice.kind == "file"
+    source = partial(build_hf, tokens=True) if tokens else _SOURCES[spec.source]
+    if tokens and spec.source != "hf":
+        raise ModelError(f"{spec} gives no logits for tokens. Use a model of texts: hf:FOLDER.")
     with seeded(seed):
-        built = _SOURCES[spec.source](spec, WeightsChoice("none", "none") if is_file else choice)
+        built = source(spec, WeightsChoice("none", "none") if is_file else choice)
     if not is_file:
         return built
     file, place = file_and_place(choice.name)
     tensors = read_tensors(file)
+    if isinstance(built.model, Pooled):
+        report = load_weights(built.model.backbone, file, within=place, tensors=tensors)
+        return replace(built, weights=report)
     if not replaced and spec.source != "file":
         with seeded(seed):
             _take_width(built, tensors, file.name, place)
@@ -130,5 +148,6 @@ def _take_width(built: LoadedModel, tensors: Mapping[str, Tensor], file: str, pl
 _SOURCES: dict[SourceName, Source] = {
     "torchvision": build_torchvision,
     "timm": build_timm,
+    "hf": build_hf,
     "file": build_from_file,
 }

@@ -10,9 +10,10 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from frostline.errors import ModelError
 from frostline.models.spec import ModelSpec, WeightsChoice
 from frostline.models.weights import WeightsReport
-from frostline.preprocessing import Preprocessing
+from frostline.preprocessing import Preprocessing, TextPreprocessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,8 @@ class LoadedModel:
 
     Attributes:
         model: gives its logits in training and in evaluation mode.
-        preprocessing: what turns a picture into the model's input, as the published weights want
-            it, also where none were loaded.
+        preprocessing: what turns a picture or texts into the model's input, as the published
+            weights want it, also where none were loaded.
         weights: what was loaded.
         spec: what was asked for.
         classes: the class names of the published weights that were loaded, in the logits' order.
@@ -33,12 +34,40 @@ class LoadedModel:
     """
 
     model: nn.Module
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | TextPreprocessing
     weights: WeightsReport
     spec: ModelSpec
     classes: tuple[str, ...] | None = None
     removed: tuple[str, ...] = ()
     head: str = ""
+
+    @property
+    def of_pictures(self) -> Preprocessing:
+        """The preprocessing of a model that takes pictures.
+
+        Raises:
+            ModelError: it takes texts.
+        """
+        if isinstance(self.preprocessing, Preprocessing):
+            return self.preprocessing
+        raise ModelError(
+            f"{self.spec} reads texts, and the data are pictures. Choose a model of pictures, such "
+            "as resnet50, or give a table of texts."
+        )
+
+    @property
+    def of_texts(self) -> TextPreprocessing:
+        """The preprocessing of a model that takes texts.
+
+        Raises:
+            ModelError: it takes pictures.
+        """
+        if isinstance(self.preprocessing, TextPreprocessing):
+            return self.preprocessing
+        raise ModelError(
+            f"{self.spec} reads pictures, and the data are texts. Choose a model of texts: "
+            "hf:FOLDER or hf:NAME."
+        )
 
 
 # Builds one kind of `ModelSpec` with published weights or none; the choice is never a `file`.

@@ -9,10 +9,14 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from frostline.errors import ModelError, nearest
+from frostline.models.pooled import Pooled
 from frostline.wording import either, option
 
 LogitLayer: TypeAlias = nn.Linear | nn.Conv2d
 
+# Of torchvision's LR-ASPP, whose logits are the sum of both.
+ADDED = ("classifier.low_classifier", "classifier.high_classifier")
+_AUXILIARY = "aux_classifier"
 _SHOWN = 8  # classes in a line
 
 
@@ -25,12 +29,18 @@ def _instead() -> str:
 def find_classifier(model: nn.Module) -> tuple[str, ...]:
     """Dotted paths of the layers that make the logits; nearly always one.
 
-    What timm says of its models is believed. Elsewhere it is the last layer with parameters in
-    the model's last child that has any, if that is a `Linear` or a 1x1 `Conv2d`.
+    What timm says of its models is believed, and of LR-ASPP it is two whose outputs are added.
+    Elsewhere it is the last layer with parameters in the model's last child that has any, if that
+    is a `Linear` or a 1x1 `Conv2d`; an auxiliary head of torchvision's is none.
 
     Raises:
         ModelError: there is no such layer.
     """
+    if isinstance(model, Pooled) and isinstance(model.head, nn.Identity):
+        raise ModelError(
+            "the encoder has no classifier: its output is features. Put one on it "
+            f"({option('on', 'classifier')})."
+        )
     if named := _as_timm_names_it(model):
         for path in named:
             if isinstance(model.get_submodule(path), nn.Identity):
@@ -40,11 +50,21 @@ def find_classifier(model: nn.Module) -> tuple[str, ...]:
                 )
             logit_layer(model, path)
         return named
+    if all(path in dict(model.named_modules()) for path in ADDED):
+        return ADDED
     last = _last_layer(model)
     if last is None or not _is_logit_layer(model.get_submodule(last)):
         found = f"its last layer is {_kind(model, last)}" if last else "it has no layers"
         raise ModelError(f"{_name(model)} has no classifier to be found: {found}. {_instead()}")
     return (last,)
+
+
+def decoder(model: nn.Module) -> str:
+    """Path of the part of one of torchvision's segmenters that makes logits of features."""
+    from torchvision.models.segmentation import LRASPP
+    from torchvision.models.segmentation._utils import _SimpleSegmentationModel
+
+    return "classifier" if isinstance(model, LRASPP | _SimpleSegmentationModel) else ""
 
 
 def logit_layer(model: nn.Module, path: str) -> LogitLayer:
@@ -144,7 +164,7 @@ def _last_layer(model: nn.Module) -> str | None:
         # A parametrized layer (weight norm) keeps its weight below itself.
         may_be_bare = isinstance(module, nn.Linear | nn.Conv2d)
         own = may_be_bare or any(True for _ in module.parameters(recurse=False))
-        if own and "parametrizations" not in path.split("."):
+        if own and not {"parametrizations", _AUXILIARY}.intersection(path.split(".")):
             return path or None
     return None
 

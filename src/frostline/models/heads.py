@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from frostline.choices import HeadPlace
 from frostline.errors import ConfigError, ModelError, a_type
 from frostline.models._built import seeded
-from frostline.models.classifiers import find_classifier, logit_layer, model_width, widths
+from frostline.models.classifiers import (
+    ADDED,
+    decoder,
+    find_classifier,
+    logit_layer,
+    model_width,
+    widths,
+)
+from frostline.models.pooled import Pooled
 from frostline.wording import option
 
 
@@ -23,7 +31,8 @@ class Headed:
 
     Attributes:
         model: the given model, changed in place, or a `Stacked` around it.
-        head: dotted path of the module that makes the logits, or is put to.
+        head: dotted path of the module that makes the logits, or is put to; of one of torchvision's
+            segmenters the whole decoder.
     """
 
     model: nn.Module
@@ -72,10 +81,14 @@ def put_head(
     """
     check_head(classes=classes, hidden=hidden, on=on)
     with seeded(seed):
+        if isinstance(model, Pooled) and on != "keep":  # which has no logits to stack a head on
+            model.head = _like(model, build_head(model.features, classes, hidden))
+            return Headed(model, "head")
         if on == "logits":
             return Headed(stack_head(model, classes=classes, hidden=hidden), "head")
         if on == "classifier":
-            return Headed(model, replace_classifier(model, classes=classes, hidden=hidden))
+            made = replace_classifier(model, classes=classes, hidden=hidden)
+            return Headed(model, decoder(model) or made)
     return Headed(model, _kept(model, classes))
 
 
@@ -103,7 +116,8 @@ def replace_classifier(
 
     The head is `Linear(in, classes)`, a 1x1 `Conv2d` where that was one, or a `Sequential` if
     there are hidden widths; on the old layer's device, in its dtype and mode, and trainable.
-    Every other name stays. Counts of classes that timm and transformers keep are updated.
+    Every other name stays. Counts of classes that timm and transformers keep are updated. Of
+    LR-ASPP both layers are replaced, and the path is that of what holds them.
 
     Args:
         path: of the layer to replace, where `find_classifier` would not find it.
@@ -112,7 +126,12 @@ def replace_classifier(
         ConfigError: a width is no positive whole number.
         ModelError: no classifier or more than one is found, or it shares its tensors.
     """
-    place = path if path is not None else _the_only(model, find_classifier(model))
+    found = find_classifier(model) if path is None else (path,)
+    if found == ADDED:
+        for each in ADDED:
+            replace_classifier(model, classes=classes, hidden=hidden, path=each)
+        return decoder(model)
+    place = _the_only(model, found)
     old = logit_layer(model, place)
     _check_not_shared(model, place)
     new = build_head(widths(old)[0], classes, hidden, conv=isinstance(old, nn.Conv2d))
@@ -135,14 +154,18 @@ def stack_head(
         ModelError: `features` is None and no classifier tells it.
     """
     width = model_width(model) if features is None else features
-    head = build_head(width, classes, hidden)
-    like = next((value for value in model.parameters() if value.is_floating_point()), None)
-    if like is not None:
-        head.to(device=like.device, dtype=like.dtype)
-    stacked = Stacked(model, head.train(model.training))
+    stacked = Stacked(model, _like(model, build_head(width, classes, hidden)))
     # Not by train(), which would set the modes of the model's parts.
     stacked.training = model.training
     return stacked
+
+
+def _like(model: nn.Module, head: nn.Module) -> nn.Module:
+    """`head` on the device, in the dtype and in the mode of `model`."""
+    like = next((value for value in model.parameters() if value.is_floating_point()), None)
+    if like is not None:
+        head.to(device=like.device, dtype=like.dtype)
+    return head.train(model.training)
 
 
 def build_head(
@@ -172,14 +195,16 @@ def build_head(
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits in a model's output: the tensor itself, its `logits`, or the first of a tuple.
+    """The logits in a model's output: the tensor itself, its `logits` or the first of a tuple.
+
+    Of what torchvision's models for segmentation return, `out`.
 
     Raises:
         ModelError: there is no tensor in any of these places.
     """
     found = output
     if isinstance(output, Mapping):
-        found = output.get("logits")
+        found = output.get("logits", output.get("out"))  # as torchvision's segmenters have it
     elif not isinstance(output, Tensor):
         found = getattr(output, "logits", None)
         if found is None and isinstance(output, tuple | list) and output:

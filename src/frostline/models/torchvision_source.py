@@ -1,4 +1,4 @@
-"""torchvision's classifiers, with its weights and their preprocessing."""
+"""torchvision's classifiers and segmenters, with its weights and their preprocessing."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
 def build_torchvision(spec: ModelSpec, weights: WeightsChoice) -> LoadedModel:
-    """Any classifier that torchvision lists; see `Source`.
+    """Any classifier or model for semantic segmentation that torchvision lists; see `Source`.
 
-    GoogLeNet and Inception come without their auxiliary heads, and with the input scaling that
-    their published weights were trained with, so that a file of these gives the same numbers.
+    GoogLeNet, Inception and models for segmentation come without their auxiliary heads, the first
+    two with the input scaling that their published weights were trained with, so that a file of
+    these gives the same numbers.
     """
     _check_name(spec.name)
     from torchvision import models
 
     entries = models.get_model_weights(spec.name)
     entry = None if weights.kind == "none" else _entry(entries, spec, weights)
-    removed = _AUXILIARY.get(spec.name, ())
+    removed = _removed(spec.name)
     model = _bare(spec.name) if entry is None else _published(spec.name, entry)
-    if removed:
+    if spec.name in _AUXILIARY:
         model.aux_logits = False  # type: ignore[assignment]  # a plain attribute of these two
     for path in removed:
         setattr(model, path, None)
@@ -49,16 +50,29 @@ def build_torchvision(spec: ModelSpec, weights: WeightsChoice) -> LoadedModel:
     return LoadedModel(model, preprocessing, report, spec, classes, removed)
 
 
+def _segments(name: str) -> bool:
+    """Whether it is a model for semantic segmentation."""
+    from torchvision import models
+
+    return name in models.list_models(module=models.segmentation)
+
+
+def _removed(name: str) -> tuple[str, ...]:
+    """The auxiliary heads that a model may have."""
+    # LR-ASPP has none, and no checkpoint has tensors for one.
+    return ("aux_classifier",) if _segments(name) else _AUXILIARY.get(name, ())
+
+
 def _check_name(name: str) -> None:
     from torchvision import models
 
     classifiers = models.list_models(module=models)
-    if name in classifiers:
+    if name in classifiers or _segments(name):
         return
     if name in models.list_models():
         raise ModelError(
-            f"torchvision's {name!r} is not an image classifier. Choose one that is, such as "
-            "resnet50, or write a function that returns a model and name it file.py:function."
+            f"torchvision's {name!r} neither classifies nor segments. Choose one that does, such "
+            "as resnet50, or write a function that returns a model and name it file.py:function."
         )
     if importlib.util.find_spec("timm") is not None:
         timm = importlib.import_module("timm")
@@ -88,6 +102,8 @@ def _bare(name: str) -> nn.Module:
     options: dict[str, Any] = {}
     if name in _AUXILIARY:
         options = {"aux_logits": False, "transform_input": True, "init_weights": True}
+    if _segments(name):
+        options = {"weights_backbone": None}  # torchvision would download some
     if name.startswith("vit_"):
         # These take one size only, and vit_h_14's DEFAULT weights and preprocessing have 518.
         entry = models.get_model_weights(name).DEFAULT

@@ -14,16 +14,27 @@ from frostline.preprocessing import Interpolation, Preprocessing
 def from_torchvision(transforms: object) -> Preprocessing:
     """`weights.transforms()` of a classifier, giving the same numbers bit for bit.
 
-    Raises:
-        ModelError: `transforms` is not torchvision's preset for image classification.
-    """
-    from torchvision.transforms._presets import ImageClassification
+    Of a model for segmentation, whose pictures keep their shape there, the middle square.
 
+    Raises:
+        ModelError: `transforms` is not torchvision's preset for classification or segmentation.
+    """
+    from torchvision.transforms._presets import ImageClassification, SemanticSegmentation
+
+    if isinstance(transforms, SemanticSegmentation):
+        side = int(transforms.resize_size[0])
+        return Preprocessing(
+            resize=side,
+            crop=(side, side),
+            mean=_numbers(transforms.mean, "mean", 3),
+            std=_numbers(transforms.std, "std", 3),
+            interpolation=_interpolation(transforms.interpolation.value),
+        )
     if not isinstance(transforms, ImageClassification):
         raise ModelError(
             f"the preprocessing of these weights is {type(transforms).__name__}, which is not "
-            "torchvision's preset for image classification. Write a function that returns "
-            "(model, Preprocessing) and name it file.py:function."
+            "torchvision's preset for classification or segmentation. Write a function that "
+            "returns (model, Preprocessing) and name it file.py:function."
         )
     sizes = [int(size) for size in transforms.resize_size]
     crop = [int(size) for size in transforms.crop_size]
@@ -64,6 +75,59 @@ def from_timm(config: Mapping[str, object]) -> Preprocessing:
         std=_numbers(config.get("std") or (0.229, 0.224, 0.225), "std", sides[0]),
         interpolation=_interpolation(config.get("interpolation") or "bicubic"),
     )
+
+
+def from_hf(config: Mapping[str, object]) -> Preprocessing:
+    """The `preprocessor_config.json` of an image classifier of transformers.
+
+    Raises:
+        ModelError: it pads, crops without resizing, or scales by another factor.
+    """
+    resize, crop = _hf_size(config.get("size", 224)), None
+    if config.get("crop_size") is not None and config.get("do_center_crop", True):
+        crop = _hf_size(config["crop_size"])
+    if fraction := config.get("crop_pct"):  # ConvNeXt's: of what is resized
+        side = resize if isinstance(resize, int) else resize[0]
+        if side < _LARGE:
+            resize, crop = int(side / _number(fraction)), (side, side)
+    if not config.get("do_resize", True) or config.get("do_pad"):
+        raise _inexpressible("pictures that are padded or not resized")
+    factor = config.get("rescale_factor", 1 / 255)
+    if abs(_number(factor) - 1 / 255) > 1e-6:
+        raise _inexpressible(f"pixels scaled by {factor}")
+    size = (resize, resize) if isinstance(resize, int) else resize
+    crop = (crop, crop) if isinstance(crop, int) else crop
+    plain = not config.get("do_normalize", True)
+    resample = config.get("resample", 2)
+    return Preprocessing(
+        resize=resize,
+        crop=crop or size,
+        mean=(0.0,) * 3 if plain else _numbers(config.get("image_mean", (0.5,) * 3), "mean", 3),
+        std=(1.0,) * 3 if plain else _numbers(config.get("image_std", (0.5,) * 3), "std", 3),
+        interpolation=_interpolation(_PILLOW.get(resample)),
+    )
+
+
+# Pillow's numbers of its filters, by which transformers names them.
+_PILLOW: dict[object, Interpolation] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+}
+_LARGE = 384  # from here on ConvNeXt is given the whole picture
+
+
+def _hf_size(size: object) -> int | tuple[int, int]:
+    """Pixels of the shorter side, or (height, width), as transformers' ways of writing have it."""
+    if isinstance(size, int):
+        return size, size
+    found = dict(size) if isinstance(size, Mapping) else {}
+    if isinstance(short := found.get("shortest_edge"), int):
+        return short
+    if isinstance(high := found.get("height"), int) and isinstance(wide := found.get("width"), int):
+        return high, wide
+    raise _inexpressible(f"size {size}")
 
 
 def in_grey(preprocessing: Preprocessing) -> Preprocessing:

@@ -4,6 +4,13 @@ Whatever is missing or damaged is said, not raised: older runs wrote less, and a
 that lost a file is worth more than none.
 """
 
+from frostline.records.answers import Answer as Answer
+from frostline.records.answers import Answers as Answers
+from frostline.records.answers import flat as flat
+from frostline.records.answers import in_words as in_words
+from frostline.records.answers import judged_by as judged_by
+from frostline.records.answers import kept_of as kept_of
+from frostline.records.answers import write_kept as write_kept
 from frostline.records.epochs import EpochRecord as EpochRecord
 from frostline.records.epochs import PhaseRecord as PhaseRecord
 from frostline.records.epochs import Proven as Proven

@@ -13,6 +13,7 @@ start.safetensors            what the run began with, where that are the weights
 seen_before.txt              content digest of each file that those were trained on
 best/delta.safetensors       what was trained, at the best epoch
 best/predictions.safetensors what that epoch made of each validation sample
+best/answers.json            of the worst ones, where the task has no classes
 last/delta.safetensors       the same where the run was last written
 last/state-N.pt              optimizer and position after epoch N, to resume from; N.B after B
                              batches more
@@ -56,7 +57,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # The beginning of a file of a run, as `replacing` names it.
 _OWN_FILE = re.compile(
     r"\.(run\.toml|plan\.toml|report\.html|(frozen|data|course|result)\.json|metrics\.jsonl"
-    r"|((trained|validated)_on|seen_before)\.txt|(base|start|predictions)\.safetensors|delta[-.\d]*\.safetensors"
+    r"|answers\.json|((trained|validated)_on|seen_before)\.txt|(base|start|predictions)\.safetensors|delta[-.\d]*\.safetensors"
     r"|state-[\d.]+\.pt)\.[^.]+\.tmp$"
 )
 _TRIES, _TRY_SECONDS = 10, 0.02  # who only looks whether a run is going holds the lock for a moment
@@ -93,6 +94,7 @@ class RunFolder:
     seen_before = _File("seen_before.txt")
     best = _File("best/delta.safetensors")
     predictions = _File("best/predictions.safetensors")
+    answers = _File("best/answers.json")
     last = _File("last/delta.safetensors")
     result = _File("result.json")
     report = _File("report.html")

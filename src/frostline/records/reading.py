@@ -12,10 +12,12 @@ from pydantic import TypeAdapter
 
 from frostline._files import json_checked, json_with_sum, write_text
 from frostline.errors import ConfigError, one_line
+from frostline.records.answers import Answers, read_answers
 from frostline.records.epochs import PhaseRecord, Proven, Spent
 from frostline.records.folder import RunFolder
 from frostline.records.journal import RunPart, read_sessions
 from frostline.records.predictions import Judged, read_judged
+from frostline.tables import Table
 from frostline.tasks import ClassMetrics
 
 _Found = TypeVar("_Found")
@@ -68,6 +70,7 @@ class ResultNotes:
 
     Attributes:
         per_class, confusion: of a classifier; else empty.
+        tables: what another task has to show beside its metrics.
         frozen: None for a run that has not ended.
     """
 
@@ -78,6 +81,7 @@ class ResultNotes:
     confusion: tuple[tuple[int, ...], ...] = ()
     frozen: Proven | None = None
     phases: tuple[PhaseRecord, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 @final
@@ -95,6 +99,7 @@ class RunRecords:
     result: ResultNotes | None = None
     data: DataNotes | None = None
     judged: Judged | None = None
+    answers: Answers | None = None
     sessions: tuple[RunPart, ...] = ()
     validated_on: tuple[str, ...] = ()
     delta_bytes: int | None = None
@@ -127,13 +132,15 @@ def read_records(folder: RunFolder) -> RunRecords:
         "nothing is known of single validation samples, so there is no calibration and there are "
         "no mistakes to show"
     )
+    told = folder.answers.exists()  # of a task without classes
     no_end = "the run has not ended, or lost its metrics"
     no_times = "nothing is known of times beside the epochs"
     return RunRecords(
         epochs=tried(folder.metrics, read_epochs, "nothing is known of single epochs") or (),
         result=tried(folder.result, _read_result, no_end),
         data=tried(folder.data, read_data_notes, "nothing is known of the data's audit"),
-        judged=tried(folder.predictions, read_judged, no_samples),
+        judged=None if told else tried(folder.predictions, read_judged, no_samples),
+        answers=tried(folder.answers, read_answers, no_samples) if told else None,
         sessions=tried(folder.course, read_sessions, no_times) or (),
         validated_on=_validated_on(folder),
         delta_bytes=tried(folder.best, lambda f: f.stat().st_size, "there are no trained weights"),
@@ -186,8 +193,9 @@ def _epoch(line: Mapping[str, Any]) -> EpochLine:
 def _read_result(path: Path) -> ResultNotes:
     content = json_checked(path.read_text(encoding="utf-8"))
     known = {name: content.pop(name) for name in _BESIDE_METRICS if name in content}
+    metrics = {name: value for name, value in content.items() if not isinstance(value, list)}
     found = TypeAdapter(ResultNotes).validate_python(
-        {**known, "frozen": known["frozen"], "metrics": content}
+        {**known, "frozen": known["frozen"], "metrics": metrics}
     )
     if any(len(row) != len(found.per_class) for row in (found.confusion, *found.confusion)):
         raise ValueError("the confusion matrix has not a row and a column for each class")

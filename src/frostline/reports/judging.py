@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -11,7 +12,7 @@ from typing import final
 from frostline._files import check_own, write_bytes
 from frostline.config import DataSettings
 from frostline.pages.rendering import now_in_words, render, save_page
-from frostline.records import Judged, RunRecords
+from frostline.records import Answers, Judged, ResultNotes, RunRecords, flat
 from frostline.reports.report import judged_parts, result_of
 from frostline.reports.reporting import folder_of, shown_samples
 from frostline.tasks import Metrics
@@ -35,7 +36,7 @@ class Judgement:
         digests: of the content of each picture.
         notes: what to know of them.
         metrics: over all of them.
-        judged: what each was taken for.
+        judged: what each was taken for, or what is said of it.
     """
 
     run: Path
@@ -44,22 +45,28 @@ class Judgement:
     digests: tuple[str, ...]
     notes: tuple[str, ...]
     metrics: Metrics
-    judged: Judged
+    judged: Judged | Answers
 
     def table(self) -> str:
-        """A row for each picture as CSV: the surest mistakes first, the surest hits last."""
-        classes, judged = self.settings.classes, self.judged
+        """A row for each picture as CSV: the surest mistakes first, the surest hits last.
+
+        Of a task without classes what is true and what is said of each, the worst first.
+        """
+        judged = self.judged
+        lines = _answered(judged) if isinstance(judged, Answers) else self._classed(judged)
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_HEADS)
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        return text.getvalue()
+
+    def _classed(self, judged: Judged) -> Iterator[Sequence[object]]:
+        yield _HEADS
+        classes, order = self.settings.classes, judged.worst_first
         parts = (judged.targets, judged.predicted, judged.target_chance, judged.confidence)
-        order = judged.worst_first
         rows = zip(order.tolist(), *(part[order].tolist() for part in parts), strict=True)
         for place, true, predicted, *chances in rows:
             chosen = (judged.names[place], classes[true], classes[predicted])
             result = "right" if true == predicted else "wrong"
-            writer.writerow([*chosen, *(f"{chance:.6f}" for chance in chances), result])
-        return text.getvalue()
+            yield (*chosen, *(f"{chance:.6f}" for chance in chances), result)
 
     def save_table(self, path: str | Path, *, force: bool = False) -> None:
         """Write the table, whole or not at all; in UTF-8.
@@ -75,9 +82,14 @@ class Judgement:
 
     def page(self) -> str:
         """Metrics, what was confused with what, and the mistakes, as HTML of one file."""
-        result = result_of(self.judged, self.metrics.headline(), self.settings.classes)
-        below = folder_of(str(self.data))
-        records = RunRecords(judged=self.judged, validated_on=self.digests)
+        judged, below = self.judged, folder_of(str(self.data))
+        metrics = self.metrics.headline()
+        if isinstance(judged, Answers):
+            records = RunRecords(answers=judged, validated_on=self.digests)
+            result = ResultNotes(judged.epoch, metrics, len(judged))
+        else:
+            records = RunRecords(judged=judged, validated_on=self.digests)
+            result = result_of(judged, metrics, self.settings.classes)
         mistakes, doubts = shown_samples(records, self.settings, below, most=_MISTAKES)
         return render(
             "judgement.html",
@@ -85,7 +97,8 @@ class Judgement:
             name=self.run.resolve().name,
             made=now_in_words(),
             records=records,
-            **judged_parts(result, self.judged),
+            **judged_parts(result, records.judged),
+            tables=self.metrics.tables(),
             pictures_in=below,
             mistakes=mistakes,
             doubts=doubts,
@@ -106,4 +119,15 @@ def check_table_path(path: str | Path, *, force: bool = False) -> None:
     Raises:
         OutputError: as `check_own`.
     """
-    check_own(Path(path), (",".join(_HEADS).encode(),), kind="table", force=force)
+    check_own(Path(path), (b"file,true_",), kind="table", force=force)
+
+
+def _answered(answers: Answers) -> Iterator[Sequence[object]]:
+    rows = [
+        {"file": one.name, **flat(one.truth, "true"), **flat(one.said, "predicted")}
+        for one in answers.every
+    ]
+    heads = tuple(dict.fromkeys(name for row in rows for name in row))
+    yield (*heads, "error")
+    for row, one in zip(rows, answers.every, strict=True):
+        yield (*(row.get(head, "") for head in heads), f"{one.badness:.6f}")

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from frostline.config import OPTION_OF, RunSettings
 from frostline.records import RunFolder
+from frostline.tasks import TaskSettings
 
 _NO_OPTION = {"path", "classes", "levels", "budget_bytes"}
 
@@ -103,6 +104,8 @@ def _options(settings: RunSettings, folder: RunFolder) -> Iterator[str]:
             yield from ("--on", model.on)
         if model.hidden:
             yield from ("--head", ",".join(map(str, model.hidden)))
+    if settings.task is not None and not model.start:
+        yield from _of_task(settings.task)
     if settings.plan:
         yield from ("--plan", str(folder.plan.resolve()))
     no_option = _NO_OPTION | ({"epochs"} if settings.plan else set())  # its phases have their own
@@ -114,6 +117,16 @@ def _options(settings: RunSettings, folder: RunFolder) -> Iterator[str]:
                     yield from _option(OPTION_OF.get(name, name), one)
     if settings.device != "auto":
         yield from ("--device", settings.device)
+
+
+def _of_task(task: TaskSettings) -> Iterator[str]:
+    yield from ("--task", task.kind)
+    if task.loss:
+        yield from ("--loss", task.loss)
+    if task.chosen:
+        yield from ("--thresholds", "best")
+    elif set(task.thresholds) - {0.5}:
+        yield from ("--thresholds", str(task.thresholds[0]))
 
 
 def _option(name: str, value: object) -> tuple[str, ...]:

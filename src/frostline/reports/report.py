@@ -49,8 +49,8 @@ class Shown:
 
     Attributes:
         picture: a data URI; empty where there is none, and `why_not` says why.
-        target, predicted: classes.
-        chance: the probability of `predicted`.
+        target, predicted: classes, or what a task without classes says and should have.
+        chance: the probability of `predicted`; None where there is none.
         target_chance: that of `target`.
     """
 
@@ -59,8 +59,8 @@ class Shown:
     why_not: str
     target: str
     predicted: str
-    chance: float
-    target_chance: float
+    chance: float | None = None
+    target_chance: float = 0.0
 
 
 @final
@@ -110,6 +110,7 @@ class RunReport:
             pictures_in=self.pictures_in,
             mistakes=self.mistakes,
             doubts=self.doubts,
+            tables=records.result.tables if records.result else (),
             best=records.best,
             # Not by jinja's sum(attribute=...), which would first take the word for an index.
             trained_nbytes=sum(tensor.nbytes for tensor in self.trained.values()),

@@ -26,7 +26,7 @@ from frostline.errors import (
 )
 from frostline.freezing import Proof, not_covered_text
 from frostline.pages.rendering import now_in_words
-from frostline.records import RunFolder, RunRecords, read_records
+from frostline.records import RunFolder, RunRecords, in_words, read_records
 from frostline.reports.repeating import repeat_command, repeat_notes, use_command, use_python
 from frostline.reports.report import Promise, RunReport, Shown
 from frostline.units import format_bytes
@@ -57,7 +57,7 @@ def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> R
         records=records,
         frozen=_frozen(folder),
         trained=read_trained(folder),
-        pictures_in=below if records.judged else "",
+        pictures_in=below if records.judged or records.answers else "",
         mistakes=mistakes,
         doubts=doubts,
         repeat=repeat_command(settings, folder),
@@ -104,8 +104,9 @@ def read_fitting(folder: RunFolder, settings: RunSettings) -> RunRecords:
     """A run's records, without predictions of other classes or of another than the best epoch."""
     records, classes = read_records(folder), len(settings.data.classes)
     judged, best, file = records.judged, records.best, "best/predictions.safetensors"
-    if not classes:  # of a task that has none, of which no predictions are kept
-        lacks = tuple(line for line in records.lacks if not line.startswith(file))
+    if not classes:
+        own = settings.task is None  # of a task of one's own no predictions are kept
+        lacks = tuple(line for line in records.lacks if not (own and line.startswith(file)))
         return replace(records, judged=None, lacks=lacks)
     if judged is None:
         return records
@@ -134,7 +135,7 @@ def shown_samples(
     """The `most` most confident mistakes, and the least confident hits."""
     judged = records.judged
     if judged is None:
-        return (), ()
+        return _worst(records, data, below, most), ()
     order, wrong = judged.worst_first, int((~judged.hits).sum())
     digests = records.validated_on if len(records.validated_on) == len(judged) else ()
 
@@ -158,6 +159,22 @@ def shown_samples(
         for places in (order[:wrong][:most], order[wrong:][:_PICTURES])
     )
     return mistakes, doubts
+
+
+def _worst(records: RunRecords, data: DataSettings, below: str, most: int) -> tuple[Shown, ...]:
+    """The worst answers of a task without classes."""
+    answers = records.answers
+    if answers is None:
+        return ()
+    digests = records.validated_on if len(records.validated_on) == answers.samples else ()
+    found = []
+    for one in answers.every[:most]:
+        picture, why_not = "", "what it looked like was not recorded"
+        if digests:
+            picture, why_not = _thumbnail(Path(one.name), digests[one.place], data.levels)
+        file = one.name.removeprefix(f"{below}{os.sep}") if below else one.name
+        found.append(Shown(file, picture, why_not, in_words(one.truth), in_words(one.said)))
+    return tuple(found)
 
 
 def _thumbnail(path: Path, digest: str, levels: Levels | None) -> tuple[str, str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import final
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
 
 from frostline.config import RunSettings
 from frostline.data import (
@@ -17,9 +20,9 @@ from frostline.data import (
     ImageSet,
     Levels,
     Sample,
+    class_targets,
     make_batches,
     read_files,
-    read_set,
     run_notes,
     without,
 )
@@ -32,25 +35,36 @@ from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
 from frostline.models.spec import WEIGHT_SUFFIXES, file_and_place
 from frostline.models.state_files import weights_digest
-from frostline.records import RunFolder, judged_of
+from frostline.records import RunFolder, judged_by
 from frostline.reports import Judgement, RunReport, make_report, promise_of
-from frostline.runs.preparing import build, splits_of
+from frostline.runs import pictures
+from frostline.runs.preparing import build
 from frostline.runs.starting import Start, settings_of_start
 from frostline.session import Survey, prefixed, survey
-from frostline.tasks import Classification, Metrics, Predictions
+from frostline.tasks import Classification, Metrics, Predictions, Segmentation, Task
 from frostline.units import some_of
-from frostline.wording import option
+from frostline.wording import either, option
 
+_MASKS_AT_ONCE = 64
 _some = partial(some_of, most=5)  # names of tensors in a message
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The most probable classes of one picture, best first, with their probabilities."""
+    """What a run says of one picture.
+
+    Attributes:
+        answer: in plain values by name, as the run's task answers: a class and its probability,
+            labels, numbers, the share of each class in a mask.
+        classes: the most probable classes, best first, with their probabilities; of a classifier.
+        mask: the class of each pixel, uint8 `(height, width)`; of a segmentation.
+    """
 
     file: str
-    classes: tuple[tuple[str, float], ...]
+    answer: Mapping[str, object]
+    classes: tuple[tuple[str, float], ...] = ()
+    mask: Tensor | None = None
 
 
 @final
@@ -111,6 +125,30 @@ class FinishedRun:
         return self.settings.data.levels
 
     @cached_property
+    def task(self) -> Task:
+        """What the run learnt.
+
+        Raises:
+            ConfigError: it was a task of one's own.
+        """
+        found = self.settings.as_task()
+        if found is None:
+            raise ConfigError(
+                f"{self.folder.root} was trained on a task of one's own, which no file can make "
+                "again. The metrics of its validation data: "
+                + either(
+                    f"fl.open_run({str(self.folder.root)!r}).report()",
+                    f"frostline report {self.folder.root}",
+                )
+            )
+        return found
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether a prediction is a mask."""
+        return isinstance(self.task, Segmentation)
+
+    @cached_property
     def loaded(self) -> LoadedModel:
         """The model with the best epoch's weights, in eval mode, frozen as it was.
 
@@ -138,8 +176,8 @@ class FinishedRun:
         Raises:
             ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
         """
-        found = self._predictions(images, device, hooks)
-        return summarised(Classification(self.settings.data.classes), found)
+        found = self._predictions(images, device, hooks, keep="summary")
+        return summarised(self.task, found)
 
     def judge(
         self, held: HeldOut, *, device: str = "auto", hooks: Iterable[Hook] = ()
@@ -151,16 +189,16 @@ class FinishedRun:
         Raises:
             ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
         """
-        found = self._predictions(held.images, device, hooks)
+        found = self._predictions(held.images, device, hooks, keep="summary")
         epoch = int(read_delta(self.folder.best).about.get("epoch", "0"))
-        judged = judged_of(found.outputs, found.targets, names=found.names, epoch=epoch)
+        judged = judged_by(self.task, found, epoch=epoch)
         return Judgement(
             self.folder.root,
             self.settings.data,
             held.data,
             held.digests,
             held.notes,
-            summarised(Classification(self.settings.data.classes), found),
+            summarised(self.task, found),
             judged,
         )
 
@@ -172,27 +210,48 @@ class FinishedRun:
         device: str = "auto",
         hooks: Iterable[Hook] = (),
     ) -> list[Prediction]:
-        """The `top` most probable classes of each picture; all must be readable.
+        """What the run says of each picture; all must be readable.
+
+        Args:
+            top: how many of the most probable classes, where there are classes.
 
         Raises:
             ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
             ImageError: a file is no picture.
         """
-        classes = self.settings.data.classes
-        found = self._predictions(files_as_set(files, classes), device, hooks)
-        return ranked(found, classes, top=top)
+        # Of masks a few pictures at a time: each has a number for each class and pixel.
+        step = _MASKS_AT_ONCE if isinstance(self.task, Segmentation) else len(files)
+        size = self.loaded.of_pictures.crop
+        answers: list[Prediction] = []
+        for start in range(0, len(files), max(1, step)):
+            few = files_as_set(files[start : start + step], self.task.classes)
+            found = self._predictions(few, device, hooks)
+            answers += predictions_of(self.task, found, top=top, size=size)
+        return answers
 
-    def _predictions(self, images: ImageSet, device: str, hooks: Iterable[Hook]) -> Predictions:
+    def _predictions(
+        self,
+        images: ImageSet,
+        device: str,
+        hooks: Iterable[Hook],
+        *,
+        keep: Literal["outputs", "summary"] = "outputs",
+    ) -> Predictions:
         """By the frozen part in the form that the run was trained and judged with."""
         settings = self.settings
-        data = ImageDataset(images, self.loaded.preprocessing, levels=self.levels)
-        batches = make_batches(data, batch_size=self.batch_size, shuffle=False, seed=0)
+        data = ImageDataset(images, self.loaded.of_pictures, levels=self.levels)
+        as_targets = self.task.targets if images.label_names else class_targets
+        batches = make_batches(
+            data, batch_size=self.batch_size, shuffle=False, seed=0, as_targets=as_targets
+        )
         phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
         form = forms[phase] if phase < len(forms) else ""
         compute = Compute(device, settings.training.mixed)
         model = self.loaded.model.to(compute.device)
         given, forward = prefixed(model, batches, form, compute.device)
-        return predict(model, given, compute, forward=forward, hooks=tuple(hooks))
+        return predict(
+            model, given, compute, forward=forward, hooks=tuple(hooks), task=self.task, keep=keep
+        )
 
     def held_out(
         self,
@@ -217,12 +276,12 @@ class FinishedRun:
         if own.path and data.resolve() == Path(own.path).resolve():
             images, found = self._own_held_out(progress)
         else:
-            images = read_set(
+            images = pictures.held_out_set(
+                self.settings,
                 data,
-                classes=own.classes,
-                file_column=file_column or own.file_column,
-                label_column=label_column or own.label_column,
-                split_column=split_column or own.split_column,
+                file_column=file_column,
+                label_column=label_column,
+                split_column=split_column,
             )
         files = dict.fromkeys(sample.path for sample in images.samples)
         found = found or read_files(files, levels=self.levels, progress=progress)
@@ -376,9 +435,8 @@ class FinishedRun:
                 f"({model.name}), so the command line cannot build it. In Python: "
                 f"fl.load_delta(model, '{self.folder.best}')."
             )
-        task = Classification(self.settings.data.classes)
         weights, start = self.base_weights, self.began_with
-        return build(self.settings, task, phase=phase, weights=weights, start=start)[0]
+        return build(self.settings, self.task, phase=phase, weights=weights, start=start)[0]
 
     def _check_weights(self) -> None:
         """The weights' file is the one that the run was trained on, byte for byte.
@@ -415,7 +473,7 @@ class FinishedRun:
         self, progress: Callable[[int, int], None] | None
     ) -> tuple[ImageSet, FilesRead | None]:
         """The pictures, and what reading all of them found, where that was needed to divide."""
-        splits, found = splits_of(self.settings), None
+        splits, found = pictures.splits_of(self.settings), None
         if splits.division is not None:  # it was drawn among the pictures that can be read
             every = (s.path for part in splits.sets.values() for s in part.samples)
             found = read_files(every, levels=self.levels, progress=progress)
@@ -448,14 +506,30 @@ def files_as_set(files: Iterable[Path], classes: tuple[str, ...]) -> ImageSet:
     return ImageSet(classes, tuple(Sample(file, 0) for file in files))
 
 
-def ranked(found: Predictions, classes: Sequence[str], *, top: int) -> list[Prediction]:
-    """The `top` most probable classes of each sample, from its logits."""
-    order = found.outputs.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    chances, places = (part[:, :top].tolist() for part in order)
+def predictions_of(
+    task: Task, found: Predictions, *, top: int, size: tuple[int, int] | None = None
+) -> list[Prediction]:
+    """What a task says of each sample, by a model's outputs.
+
+    Args:
+        size: height and width of masks.
+    """
+    answers = task.answers(found.outputs, top=top)
+    if isinstance(task, Segmentation):
+        masks = task.predicted(found.outputs, size).to(torch.uint8)
+        rows = zip(found.names, answers, masks, strict=True)
+        return [Prediction(name, answer, mask=mask) for name, answer, mask in rows]
+    has_classes = isinstance(task, Classification)
     return [
-        Prediction(name, tuple(zip((classes[i] for i in best), values, strict=True)))
-        for name, best, values in zip(found.names, places, chances, strict=True)
+        Prediction(name, answer, _classes(answer) if has_classes else ())
+        for name, answer in zip(found.names, answers, strict=True)
     ]
+
+
+def _classes(answer: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    """Of an answer of a classification."""
+    every = answer.get("top", [answer])
+    return tuple((one["class"], one["probability"]) for one in every)
 
 
 def _beside(folder: RunFolder, name: str) -> Iterator[Path]:

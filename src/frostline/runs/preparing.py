@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import final
 
 from frostline.config import FreezeSettings, RunSettings
-from frostline.data import Audit, Augment, ImageDataset, Splits, audit, in_order, read_splits
+from frostline.data import Audit, Augment, ImageDataset, in_order
 from frostline.engine import Hook, Training
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
 from frostline.fitting import Run, check_settings, fit
@@ -20,11 +19,20 @@ from frostline.models import LoadedModel, load_model
 from frostline.models.classifiers import mapping_words, own_order
 from frostline.models.file_source import line_in
 from frostline.records import DataNotes, RunFolder, write_data_notes
+from frostline.runs import pictures
 from frostline.runs.starting import Start, check_kept
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
-from frostline.tasks import Classification, Task
+from frostline.tasks import Classification, Task, TaskSettings, task_from
 from frostline.wording import option
+
+_TOLD: dict[str, str] = {
+    "classification": "classes",
+    "multilabel": "labels",
+    "regression": "targets",
+    "segmentation": "classes of pixels",
+    "tokens": "tags",
+}
 
 
 @final
@@ -38,6 +46,7 @@ class Prepared:
         data: the pictures after the audit, and its findings.
         frozen: handle of the frozen part.
         start: weights of another run that it begins with.
+        task: what is learnt, as far as it is known before training.
         mapping: which class of the data each logit of a kept classifier is taken for, for people;
             empty where the head is new.
     """
@@ -46,6 +55,7 @@ class Prepared:
     loaded: LoadedModel
     data: Audit
     frozen: Frozen
+    task: Task
     start: Start | None = None
     mapping: str = ""
 
@@ -62,15 +72,13 @@ class Prepared:
         """
         splits, folder = self.data.splits, RunFolder(Path(out))
         train_set, val_set = self.datasets()
-        trained_on, validated_on = (
-            tuple(self.data.digests[sample.path] for sample in part.samples)
-            for part in (splits.train, splits.val)
-        )
+        trained_on, validated_on = map(self.data.contents, (splits.train, splits.val))
         if resume:
             self._check_same(folder, "training", folder.read_trained_on(), trained_on)
             self._check_same(folder, "validation", folder.read_validated_on(), validated_on)
         findings = tuple((one.level, one.code, one.message) for one in self.data.findings)
-        notes = DataNotes(splits.how, splits.train.counts, splits.val.counts, findings)
+        counts = (part.counts or {"all": len(part)} for part in (splits.train, splits.val))
+        notes = DataNotes(splits.how, *counts, findings)
         try:
             return fit(
                 self.loaded.model,
@@ -79,6 +87,7 @@ class Prepared:
                 out=out,
                 resume=resume,
                 hooks=(_Noting(self, folder, trained_on, validated_on, notes), *hooks),
+                task=self.task,
                 settings=self.settings,
             )
         except RuntimeError as error:
@@ -95,17 +104,17 @@ class Prepared:
                 f"that {folder.root} began with. Restore them, or start a new run."
             )
 
+    @property
+    def task_words(self) -> tuple[str, tuple[str, ...]]:
+        """What is told apart or measured, in the plural, and their names."""
+        asked = self.settings.task
+        kind = "classification" if asked is None else asked.kind
+        names = self.data.splits.train.label_names or self.data.splits.train.classes
+        return _TOLD[kind], names
+
     def datasets(self) -> tuple[ImageDataset, ImageDataset]:
         """Training pictures with the augmentation asked for, validation pictures without."""
-        splits, seed = self.data.splits, self.settings.training.seed
-        augment = Augment.parse(self.settings.data.augment)
-        made = partial(
-            ImageDataset,
-            preprocessing=self.loaded.preprocessing,
-            digests=self.data.digests,
-            levels=self.data.levels,
-        )
-        return made(splits.train, augment=augment, seed=seed), made(splits.val)
+        return pictures.datasets(self.data, self.settings, self.loaded)
 
 
 def prepare(
@@ -131,44 +140,30 @@ def prepare(
     data = settings.data
     Augment.parse(data.augment)
     check_settings(settings)
-    splits, mapping = splits_of(settings), ""
+    splits, mapping = pictures.splits_of(settings), ""
     classes = splits.train.classes
     if start is not None and settings.model.on == "keep":
         check_kept(start, classes)
         classes = start.classes
-    loaded, frozen = build(settings, Classification(classes), weights=weights, start=start)
-    if settings.model.on == "keep":
+    task = _task(settings.task, splits.train.label_names, classes)
+    loaded, frozen = build(settings, task, weights=weights, start=start)
+    if settings.model.on == "keep" and classes:
         is_known = start is not None or classes == data.classes
         order = classes if is_known else own_order(classes, loaded.classes)
         splits, mapping = in_order(splits, order), mapping_words(order, loaded.classes)
-    found = audit(
-        splits,
-        bad_images=data.bad_images,
-        levels=data.levels,
-        prefer_default=settings.preprocessing is not None and data.levels is None,  # resumed
-        progress=progress,
-    )
+    found = pictures.audited(splits, settings, progress)
     found = start.audited(found) if start else found
     completed = _completed(settings, loaded, found)
     if weights:
         completed = completed.model_copy(update={"model": settings.model})
-    return Prepared(completed, loaded, found, frozen, start, mapping)
+    return Prepared(completed, loaded, found, frozen, task, start, mapping)
 
 
-def splits_of(settings: RunSettings) -> Splits:
-    """The run's pictures, divided as it divides them where all can be read."""
-    data = settings.data
-    return read_splits(
-        data.path,
-        val_fraction=data.val_fraction,
-        folds=data.folds,
-        fold=data.fold,
-        seed=settings.training.seed,
-        classes=data.classes,
-        file_column=data.file_column,
-        label_column=data.label_column,
-        split_column=data.split_column,
-    )
+def _task(asked: TaskSettings | None, labels: Sequence[str], classes: Sequence[str]) -> Task:
+    """The task of data whose labels or classes are known."""
+    if asked is None or asked.kind == "classification":
+        return Classification(classes)
+    return task_from(asked.model_copy(update={"labels": tuple(labels)}))
 
 
 def build(
@@ -279,7 +274,7 @@ def _is_of_own_forward(error: BaseException, loaded: LoadedModel) -> bool:
 
 def _own_error(error: BaseException, loaded: LoadedModel) -> ModelError:
     file = Path(_absolute(loaded.spec.path))
-    made = loaded.preprocessing
+    made = loaded.of_pictures
     shape = ", ".join(map(str, ("batch", made.channels, *made.crop)))
     return ModelError(
         f"{loaded.spec}: the model's own forward failed{line_in(file, error)} on pictures of shape "

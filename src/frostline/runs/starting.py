@@ -78,7 +78,7 @@ class Start:
         splits, before = found.splits, self.trained_on | self.validated_on
         gets, loses = ", with fresh weights in the head", ", with their weights"
         classes = _class_changes(self.classes, splits.train.classes, gets=gets, loses=loses)
-        here = [found.digests[s.path] for part in splits.sets.values() for s in part.samples]
+        here = [digest for part in splits.sets.values() for digest in found.contents(part)]
         new = sum(digest not in before for digest in here)
         gone = len(before - set(here))
         lost = f"; {gone} of its {len(before)} are not here" if gone else ""
@@ -90,7 +90,7 @@ class Start:
 
     def audited(self, found: Audit) -> Audit:
         """With a finding where that run was trained on what is to judge this one."""
-        judging = [found.digests[sample.path] for sample in found.splits.val.samples]
+        judging = found.contents(found.splits.val)
         if not (known := sum(digest in self.trained_on for digest in judging)):
             return found
         message = (

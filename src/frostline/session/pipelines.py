@@ -37,6 +37,8 @@ from frostline.features import (
     Decisions,
     FeatureData,
     LiveLastBatches,
+    Padding,
+    PaddingMatters,
     PrefixedBatches,
     computing,
     difference_by_place,
@@ -44,6 +46,7 @@ from frostline.features import (
     extract,
     in_form,
     in_passes_of,
+    padding_of,
 )
 from frostline.records import BY_MODEL, PipelineFacts
 from frostline.store import FeatureStore
@@ -235,6 +238,8 @@ class _Making:
         self._store = FeatureStore(root, budget_bytes=budget)
         self._stored: list[FeatureData] = []
         self._notes: list[str] = []
+        self._by_padding = 0.0
+        self._unpadded = ""  # why samples of different lengths are not stored
 
     def through(self, made: Cut) -> Pipeline:
         compute = self._compute(made)
@@ -288,8 +293,15 @@ class _Making:
         if why := samples.why_not_stored():
             self._notes.append(why)
             return PrefixedBatches(side.plain, compute)
+        try:
+            padding = padding_of(made, samples, options.device)
+        except PaddingMatters as error:
+            self._unpadded = self._unpadded or str(error)
+            return PrefixedBatches(side.plain, compute)
+        if compute.tuned.form == PLAIN:
+            self._by_padding = max(self._by_padding, padding.difference)
         difference = 0.0
-        if options.precision == "exact":
+        if options.precision == "exact" and not padding.varies:
             size = min(options.batch_size, len(samples))
             whole = first_batch(samples, size, options.as_targets).inputs
             if by_place := difference_by_place(compute, whole):
@@ -302,7 +314,7 @@ class _Making:
             if last := len(samples) % size:
                 difference = difference_by_size(compute, whole, last)
             compute = in_passes_of(compute, size)
-        batches = self._extracted(made, samples, compute).batches(
+        batches = self._extracted(made, samples, compute, padding).batches(
             batch_size=options.batch_size, shuffle=shuffle, seed=options.seed, world=options.world
         )
         if not difference:
@@ -313,7 +325,9 @@ class _Making:
         )
         return LiveLastBatches(batches, samples, compute)
 
-    def _extracted(self, made: Cut, samples: Samples, compute: Computing) -> FeatureData:
+    def _extracted(
+        self, made: Cut, samples: Samples, compute: Computing, padding: Padding
+    ) -> FeatureData:
         options = self._options
         found = extract(
             made,
@@ -323,6 +337,7 @@ class _Making:
             progress=options.progress,
             compute=compute,
             as_targets=options.as_targets,
+            padding=padding,
         )
         self._stored.append(found)
         if found.storage_error:
@@ -345,6 +360,13 @@ class _Making:
         if facts.nbytes:
             yield f"Features  {how}; {format_bytes(facts.nbytes)}"
         yield f"          {compute.words}"
+        if self._unpadded:
+            yield f"          {self._unpadded}"
+        if self._by_padding:
+            yield (
+                f"          rows differ by up to {self._by_padding:.0e} with how far their batch "
+                "is padded"
+            )
         for note in dict.fromkeys(self._notes):
             yield f"          {note}"
         epochs = self._options.epochs

@@ -27,7 +27,7 @@ from frostline.session.pipelines import Pipeline, PipelineOptions, pipeline
 from frostline.session.position import Position, goes_on
 from frostline.session.randomness import random_state, seed_epoch, set_random_state
 from frostline.session.survey import freeze_for, survey
-from frostline.tasks import RESERVED, Metric, Metrics
+from frostline.tasks import RESERVED, Metric, Metrics, better_of
 from frostline.world import ALONE, World
 
 _FORMAT = "frostline session 1"
@@ -467,7 +467,7 @@ def _metrics(metrics: Metrics | Mapping[str, float] | None) -> Metrics:
                 f"the metric {name} of the epoch is {a_type(value)}. Give a number."
             ) from error
         if name not in RESERVED:
-            found.append(Metric(name, number, "lower" if name.endswith("loss") else "higher"))
+            found.append(Metric(name, number, better_of(name) or "higher"))
     found.sort(key=lambda metric: metric.name != "accuracy")
     return Metrics(tuple(found), samples=0)
 

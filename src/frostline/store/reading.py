@@ -29,6 +29,23 @@ _ASKED_EVERY = 4  # batches
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Pads:
+    """How shorter rows are padded to the longest of a batch.
+
+    Attributes:
+        fills: for each value the number it is padded with; empty for zeros.
+        at_start: whether before the row, and not behind it.
+    """
+
+    fills: tuple[float, ...] = ()
+    at_start: bool = False
+
+
+PADS = Pads()
+
+
+@final
 @dataclass(eq=False, repr=False)
 class StoredRows:
     """A read-only view of stored rows in a fixed order; a row may be there several times.
@@ -50,16 +67,34 @@ class StoredRows:
     def __reduce__(self) -> tuple[Callable[[], StoredRows], tuple[()]]:
         return self._again, ()
 
-    def gather(self, indices: Tensor) -> tuple[Tensor, ...]:
+    @property
+    def specs(self) -> tuple[ValueSpec, ...]:
+        """What a row holds."""
+        return tuple(column.spec for column in self._columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values of all rows, as they lie on disk; a row counts as often as given."""
+        return sum(
+            int(column.leading.prod(dim=1).sum()) * column.spec.unit_nbytes
+            for column in self._columns
+        )
+
+    def gather(self, indices: Tensor, *, pads: Pads = PADS) -> tuple[Tensor, ...]:
         """The rows at `indices` `(batch,)`: one tensor for each value, in fresh memory.
 
         `(batch, *shape)` in the dtype that was computed. Ragged dimensions are as long as the
-        batch's longest row; what is shorter is padded with zeros at its end (see `shapes`).
+        batch's longest row; what is shorter is padded (see `shapes`), by default with zeros at
+        its end.
 
         Raises:
             IndexError: an index is negative or beyond the last row.
         """
-        found = tuple(column.gather(indices) for column in self._columns)
+        fills = pads.fills or [0] * len(self._columns)
+        found = tuple(
+            column.gather(indices, fill=fill, at_start=pads.at_start)
+            for column, fill in zip(self._columns, fills, strict=True)
+        )
         self._gathers += 1
         if self._gathers % _ASKED_EVERY == 0 and sum(map(len, self._maps)) > RESIDENT_BYTES:
             self._give_back()
@@ -108,7 +143,7 @@ class ValueColumn:
     leading: Tensor
     scales: Tensor
 
-    def gather(self, indices: Tensor) -> Tensor:
+    def gather(self, indices: Tensor, *, fill: float = 0, at_start: bool = False) -> Tensor:
         """The rows at `indices`, as `StoredRows.gather` gives them."""
         offsets = self.offsets.index_select(0, indices)
         scales = self.scales.index_select(0, indices)
@@ -118,14 +153,24 @@ class ValueColumn:
             return decode(self.spec, content, self.spec.unit_shape, scales)
         leading = self.leading.index_select(0, indices)
         padded = leading.amax(dim=0).tolist() if len(indices) else [0] * leading.shape[1]
-        size = self.spec.unit_nbytes
-        content = torch.zeros((len(indices), *padded, size), dtype=torch.uint8)
+        words = self.maps[0].shape[1]
+        # Torch's own memory: kernels may sum in another order where it is aligned otherwise.
+        content = torch.zeros((len(indices), *padded, words), dtype=self.maps[0].dtype)
         of_rows = [0] * len(indices) if segments is None else segments.tolist()
+        maps = [units.numpy() for units in self.maps]
+        # Row by row, but in NumPy: a copy of a row takes longer there than what is around it.
         places = zip(of_rows, offsets.tolist(), leading.tolist(), strict=True)
-        for row, (number, start, shape) in zip(content, places, strict=True):
-            units = self.maps[number][start : start + math.prod(shape)].view(torch.uint8)
-            row[tuple(map(slice, shape))] = units.view(*shape, size)
-        return decode(self.spec, content.flatten(1), (*padded, *self.spec.unit_shape), scales)
+        for row, (number, start, shape) in zip(content.numpy(), places, strict=True):
+            units = maps[number][start : start + math.prod(shape)]
+            row[_own(shape, padded, at_start=at_start)] = units.reshape(*shape, words)
+        whole = content.view(torch.uint8).flatten(1)
+        values = decode(self.spec, whole, (*padded, *self.spec.unit_shape), scales)
+        if fill:
+            blank = torch.ones(values.shape[: 1 + len(padded)], dtype=torch.bool)
+            for row, shape in zip(blank, leading.tolist(), strict=True):
+                row[_own(shape, padded, at_start=at_start)] = False
+            values[blank] = fill
+        return values
 
     def _fetch(self, offsets: Tensor, segments: Tensor | None) -> Tensor:
         """A fresh copy of the units at `offsets` of these segments, `(units, bytes)`."""
@@ -136,6 +181,12 @@ class ValueColumn:
             here = (segments == number).nonzero().squeeze(1)
             found[here] = units.index_select(0, offsets[here])
         return found.view(torch.uint8)
+
+
+def _own(shape: Sequence[int], padded: Sequence[int], *, at_start: bool) -> tuple[slice, ...]:
+    """Where in a padded row its own units are."""
+    sizes = zip(shape, padded, strict=True)
+    return tuple(slice(most - size, most) if at_start else slice(size) for size, most in sizes)
 
 
 def map_rows(

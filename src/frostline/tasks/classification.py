@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from frostline.errors import ConfigError, DataError, ModelError
 from frostline.recipe import Recipe
 from frostline.tables import Table, columns
 from frostline.tasks.metrics import Metric, Metrics
+from frostline.tasks.settings import TaskSettings
 from frostline.tasks.task import Predictions, Task
 
 _MATRIX_COLUMNS = 60  # of 80, which leaves 20 for the names of the rows
@@ -130,6 +131,14 @@ class Classification(Task):
         self._smoothing = 0.0
         self._weights: Tensor | None = None
 
+    @classmethod
+    def from_settings(cls, settings: TaskSettings) -> Self:
+        """As its `settings` say; smoothing and class weights are those of a recipe."""
+        return cls(settings.labels or None)
+
+    def settings(self) -> TaskSettings:
+        return TaskSettings(kind="classification", labels=self.classes)
+
     def targets(self, raw: object, count: int, what: str) -> Tensor:
         """`raw` as int64 `(count,)`; `(count, 1)` is accepted.
 
@@ -200,6 +209,29 @@ class Classification(Task):
         task._smoothing = recipe.label_smoothing
         task._weights = _weights(data, count) if recipe.class_weights == "balanced" else None
         return task
+
+    def answers(self, outputs: Tensor, *, top: int = 1) -> list[dict[str, object]]:
+        """The most probable class and its probability, and of more than one a list of them."""
+        classes = self.classes or _names(outputs.shape[1])
+        order = outputs.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
+        chances, places = (part[:, :top].tolist() for part in order)
+        found: list[dict[str, object]] = []
+        for ranked, values in zip(places, chances, strict=True):
+            best = [
+                {"class": classes[place], "probability": value}
+                for place, value in zip(ranked, values, strict=True)
+            ]
+            found.append({**best[0], **({"top": best} if top > 1 else {})})
+        return found
+
+    def truths(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
+        classes = self.classes or _names(outputs.shape[1])
+        return [{"class": classes[target]} for target in targets.tolist()]
+
+    def badness(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """1 plus the probability of a wrong class; less that of the right one where it is right."""
+        chances, predicted = outputs.double().softmax(dim=1).max(dim=1)
+        return torch.where(predicted == targets, -chances, 1 + chances)
 
     def example_targets(self, outputs: Tensor) -> Tensor:
         """The first class everywhere; of each token for `(batch, tokens, classes)`."""

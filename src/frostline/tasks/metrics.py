@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cache
@@ -16,9 +17,28 @@ from frostline.tables import Table
 
 Better = Literal["higher", "lower"]
 
-_LABELS = {"macro_f1": "macro F1"}  # where another spelling than the name's own is usual
+# Where another spelling than the name's own is usual.
+_LABELS = {
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "span_f1": "span F1",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R2",
+    "mean_iou": "mean IoU",
+}
+# Words of a name that tell the direction; a name with words of both tells none.
+_LOWER = re.compile(
+    "loss|err|errors?|mae|mse|rmse|r?msle|s?mape|dist|distance|perplexity|[wce]er|deviance|nll|ece|"
+    "brier|hamming|rate|fpr"
+)
+_HIGHER = re.compile(
+    "acc|accuracy|precision|recall|sensitivity|specificity|f[12]|fbeta|au?p|auc|auroc|auprc|map|"
+    "m?iou|jaccard|dice|r2|correlation|pearson|spearman|kendall|kappa|mcc|psnr|ssim|bleu|rouge|"
+    "similarity|score"
+)
 # Beside which metrics stand in a run's result.
-RESERVED = ("epoch", "samples", "per_class", "confusion", "frozen", "phases")
+RESERVED = ("epoch", "samples", "per_class", "confusion", "frozen", "phases", "tables")
 
 
 @final
@@ -218,6 +238,15 @@ def _plain(value: Any) -> Any:
 def _reader(kind: Any) -> TypeAdapter[Any]:
     """Made once: a run of many epochs has as many records."""
     return TypeAdapter(kind)
+
+
+def better_of(name: str) -> Better | None:
+    """The direction of a metric of a usual name, such as `val_mae`; None of another."""
+    words = re.findall(r"[a-z]+[0-9]*", name.lower())
+    lower, higher = (any(map(known.fullmatch, words)) for known in (_LOWER, _HIGHER))
+    if name.lower().endswith("loss"):
+        return "lower"
+    return None if lower == higher else "lower" if lower else "higher"
 
 
 def label(name: str) -> str:

@@ -1,0 +1,499 @@
+"""A table, a folder of tables, a `datasets.Dataset` or lists -> texts with labels, divided."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+from frostline.data.division import hold_out, hold_out_fold
+from frostline.data.folder import alike, existing
+from frostline.data.image_sets import class_order
+from frostline.data.layouts import divided_by
+from frostline.data.listing import Found, entries, few, normal, subfolders
+from frostline.data.split_names import Role, by_role
+from frostline.data.table import role_in
+from frostline.data.text_columns import FOUND, ChosenColumns, TextColumns, choose_columns
+from frostline.data.text_samples import TextSamples
+from frostline.data.text_tables import TEXT_SUFFIXES, TextTable, read_table_of_texts
+from frostline.errors import ConfigError, DataError, a_type, nearest
+from frostline.preprocessing import Text, TextPreprocessing
+from frostline.units import some_of
+
+_DEEPEST = 2  # folders that are entered in search of tables
+_LISTS = "the lists"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TextSet:
+    """Texts in the order of their table.
+
+    Attributes:
+        source: file of the table.
+        texts: single ones, or pairs.
+        labels: as written, one for each text; empty texts where there are none.
+        lines: where each stands in the table.
+        unit: what `lines` counts, `line` or `row`.
+        empty: names of texts without a letter, which are left out.
+    """
+
+    source: str
+    texts: tuple[Text, ...]
+    labels: tuple[str, ...]
+    lines: tuple[int, ...]
+    unit: str = "line"
+    empty: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def name(self, place: int) -> str:
+        """`train.tsv line 17`."""
+        return f"{self.source} {self.unit} {self.lines[place]}"
+
+    def counts(self, classes: Sequence[str]) -> dict[str, int]:
+        """Texts of each class; 0 for a class without any."""
+        found = Counter(self.labels)
+        return {name: found[name] for name in classes}
+
+    def at(self, places: Iterable[int]) -> TextSet:
+        """Those at `places`, with nothing said of empty ones."""
+        chosen = list(places)
+        return replace(
+            self,
+            texts=tuple(self.texts[place] for place in chosen),
+            labels=tuple(self.labels[place] for place in chosen),
+            lines=tuple(self.lines[place] for place in chosen),
+            empty=(),
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TextSplits:
+    """Texts, divided.
+
+    Attributes:
+        test: kept apart where the data have both a validation and a test split.
+        classes: labels of the training texts in order; empty where labels are no classes.
+        how: one line for people on what divides them.
+        notes: what was taken for something, or not used.
+        columns: what was read, as names for `TextColumns`.
+    """
+
+    train: TextSet
+    val: TextSet
+    test: TextSet | None
+    classes: tuple[str, ...]
+    how: str
+    notes: tuple[str, ...] = ()
+    columns: TextColumns = FOUND
+
+    @property
+    def sets(self) -> dict[str, TextSet]:
+        """Those that there are, by name."""
+        test = {} if self.test is None else {"test": self.test}
+        return {"train": self.train, "val": self.val, **test}
+
+
+def read_texts(
+    data: object,
+    *,
+    text: str = "",
+    label: str = "",
+    split: str = "",
+    val_fraction: float = 0.2,
+    folds: int | None = None,
+    fold: int = 0,
+    seed: int = 0,
+    classes: Sequence[str] = (),
+    classify: bool = True,
+) -> TextSplits:
+    """Read texts and labels for training.
+
+    Args:
+        data: a CSV, TSV, JSONL or Parquet file; a folder with such files for train and dev (or
+            val, or test); a `datasets.Dataset` or `DatasetDict`; or `(texts, labels)`.
+        text: column of the text, or `premise+hypothesis` of a pair; by default one that is called
+            like a text. Columns of a table without a header are numbers from 0.
+        label: column of the label; by default one that is called like a label.
+        split: column of train, val or test; by default `split` or `is_valid`, if there is one.
+        val_fraction, folds, fold, seed: of the division, as for `read_splits`.
+        classes: the order in which classes count, where these are the names that are found.
+        classify: whether labels are classes: each is then held out from by its share.
+
+    Raises:
+        DataError: the data cannot be read, or which columns to read cannot be told.
+        ConfigError: `val_fraction`, `folds` or `fold` is out of range.
+    """
+    if folds is None and fold != 0:
+        raise ConfigError(
+            f"asked for fold {fold} without folds. Say into how many folds to divide."
+        )
+    found = _Reading(TextColumns(text, label, split)).read(data)
+    if set(found.sets) == {"all"} or set(found.sets) == {"train"}:
+        (whole,) = found.sets.values()
+        places = _held_out(whole, classify, val_fraction, folds, fold, seed)
+        train = whole.at(place for place in range(len(whole)) if place not in places)
+        parts = {"train": replace(train, empty=whole.empty), "val": whole.at(sorted(places))}
+        share = f"{val_fraction * 100:g} % of {'each class' if classify else 'the texts'} held out"
+        folded = f"fold {fold} of {folds} held out, from 0"
+        how = f"{share if folds is None else folded} (seed {seed})"
+    else:
+        parts, how = _given(found, folds), found.how
+    names = class_order(parts["train"].labels) if classify else ()
+    known = len(classes) == len(names) and set(classes) == set(names)
+    return TextSplits(
+        parts["train"],
+        parts["val"],
+        parts.get("test"),
+        tuple(classes) if known else names,
+        how,
+        (*found.notes, *alike(names)),
+        found.columns,
+    )
+
+
+def read_text_set(data: object, *, columns: TextColumns = FOUND, labelled: bool = True) -> TextSet:
+    """Read texts to evaluate or to predict: the test part, else the validation part, else all.
+
+    Args:
+        columns: as the run read them: `TextSplits.columns`.
+        labelled: whether labels are needed.
+
+    Raises:
+        DataError: as `read_texts`; or there are training texts alone.
+    """
+    found = _Reading(columns, labelled=labelled).read(data)
+    for role in ("test", "val", "all"):
+        if role in found.sets:
+            return found.sets[role]
+    raise DataError("there are training texts only. Give the file of others.")
+
+
+def text_samples(
+    texts: TextSet,
+    preprocessing: TextPreprocessing,
+    classes: Sequence[str] = (),
+    *,
+    labelled: bool = True,
+) -> TextSamples:
+    """Texts as samples for the model that `preprocessing` belongs to.
+
+    Args:
+        preprocessing: `loaded.of_texts`.
+        classes: that the labels count through; without any, labels are numbers.
+        labelled: whether there are labels; texts to predict have none.
+
+    Raises:
+        DataError: a label is none of the classes, or no number.
+    """
+    targets: list[int] | list[float] | None = None
+    if labelled:
+        targets = class_places(texts, classes) if classes else label_numbers(texts)
+    return TextSamples(
+        texts.texts,
+        targets,
+        preprocessing,
+        classes=classes,
+        names=texts.name,
+        what=f"the texts of {texts.source}",
+    )
+
+
+def class_places(texts: TextSet, classes: Sequence[str]) -> list[int]:
+    """The place of each text's label in `classes`.
+
+    Raises:
+        DataError: a label is none of them; names the nearest.
+    """
+    place = {name: number for number, name in enumerate(classes)}
+    for number, name in enumerate(texts.labels):
+        if name not in place:
+            close = nearest(name, classes, count=2)
+            near = f" (nearest: {', '.join(close)})" if close else ""
+            raise DataError(
+                f"{texts.name(number)} has the label {name!r}{near}, which is none of "
+                f"{some_of(classes, most=10)}. Correct or remove it."
+            )
+    return [place[name] for name in texts.labels]
+
+
+def label_numbers(texts: TextSet) -> list[float]:
+    """The labels as numbers, for regression.
+
+    Raises:
+        DataError: one is no finite number; names its line.
+    """
+    found = []
+    for number, name in enumerate(texts.labels):
+        try:
+            value = float(name)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise DataError(
+                f"{texts.name(number)} has the label {name!r}, which is no number. Correct or "
+                "remove it, or take the labels for classes."
+            )
+        found.append(value)
+    return found
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was found: texts by split, under "all" where they are not divided."""
+
+    sets: dict[Role, TextSet]
+    how: str
+    notes: tuple[str, ...]
+    columns: TextColumns
+
+
+class _Reading:
+    """One reading of data, with the columns that were asked for."""
+
+    def __init__(self, asked: TextColumns, *, labelled: bool = True) -> None:
+        self._asked, self._labelled = asked, labelled
+        self._columns = asked
+        self._notes: list[str] = []
+
+    def read(self, data: object) -> _Read:
+        if isinstance(data, str | os.PathLike):
+            root = existing(data, TEXT_SUFFIXES, "with train and dev tables")
+            tables = _tables(root) if root.is_dir() else {}
+            if not root.is_dir():
+                return self._one(read_table_of_texts(root))
+            names = {role: path.name for role, path in tables.items()}
+            return self._several({r: read_table_of_texts(p) for r, p in tables.items()}, names)
+        if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
+            return self._one(_of_lists(*data))
+        if isinstance(data, Mapping):
+            by_name = {name: role for name in data if (role := _role_of(str(name)))}
+            named = {role: str(name) for name, role in by_name.items()}
+            tables_ = {role: _of_dataset(data[name]) for name, role in by_name.items()}
+            return self._several(tables_, named)
+        return self._one(_of_dataset(data))
+
+    def _one(self, table: TextTable) -> _Read:
+        chosen = self._chosen(table, labelled=self._labelled)
+        if chosen.split is None:
+            return self._made({"all": _text_set(table, chosen)}, "")
+        places: defaultdict[Role, list[int]] = defaultdict(list)
+        column = chosen.names[chosen.split]
+        for number, row in enumerate(chosen.rows):
+            cell = str(row[chosen.split])
+            role = role_in(column.strip().lower(), cell)
+            if role is None:
+                raise DataError(
+                    f"{table.source}, line {chosen.lines[number]}: unknown {column} {cell!r}. Use "
+                    "train, val or test."
+                )
+            places[role].append(number)
+        sets = {
+            role: _text_set(
+                table,
+                replace(
+                    chosen,
+                    rows=[chosen.rows[i] for i in numbers],
+                    lines=[chosen.lines[i] for i in numbers],
+                ),
+            )
+            for role, numbers in places.items()
+        }
+        return self._made(sets, f"the {column} column of {table.name}")
+
+    def _several(self, tables: Mapping[Role, TextTable], names: dict[Role, str]) -> _Read:
+        """One table a split; one without labels, as competitions give for the test, is left out."""
+        sets: dict[Role, TextSet] = {}
+        for role in sorted(tables, key=lambda role: role != "train"):
+            table = tables[role]
+            chosen = self._chosen(table, labelled=self._labelled and role == "train")
+            if role != "train" and self._labelled and not _has_labels(chosen):
+                self._notes.append(f"{table.name} has no labels: not used.")
+                del names[role]
+                continue
+            sets[role] = _text_set(table, chosen)
+        return self._made(sets, divided_by(names) if len(sets) > 1 else "")
+
+    def _chosen(self, table: TextTable, *, labelled: bool) -> ChosenColumns:
+        """The columns of a table; those of the first one are asked for in the others."""
+        is_first = self._columns is self._asked
+        asked = self._columns if labelled or is_first else self._columns.in_table_of(table)
+        chosen = choose_columns(table, asked, labelled=labelled)
+        if is_first:
+            self._notes += chosen.notes
+            label = "" if chosen.label is None else chosen.names[chosen.label]
+            texts = "+".join(chosen.names[place] for place in chosen.texts)
+            self._columns = replace(self._asked, text=texts, label=label)
+        return chosen
+
+    def _made(self, sets: dict[Role, TextSet], how: str) -> _Read:
+        return _Read(sets, how, tuple(self._notes), self._columns)
+
+
+def _has_labels(chosen: ChosenColumns) -> bool:
+    return chosen.label is not None and any(row[chosen.label] for row in chosen.rows[:1])
+
+
+def _given(found: _Read, folds: int | None) -> dict[str, TextSet]:
+    sets = found.sets
+    if "train" not in sets or len(sets) == 1:
+        missing = "train" if "train" not in sets else "val or test"
+        raise DataError(
+            f"the texts are divided ({found.how or ', '.join(sets)}), but none are {missing}. Add "
+            "such, or give one table to have a part held out."
+        )
+    if folds is not None:
+        raise DataError(
+            f"asked for {folds} folds, but the texts are divided already ({found.how}). Leave "
+            "folds out, or give one table."
+        )
+    parts = {"train": sets["train"], "val": sets.get("val") or sets["test"]}
+    return parts | ({"test": sets["test"]} if "val" in sets and "test" in sets else {})
+
+
+def _held_out(
+    whole: TextSet,
+    classify: bool,
+    fraction: float,
+    folds: int | None,
+    fold: int,
+    seed: int,
+) -> frozenset[int]:
+    """Drawn by content, so the same texts are held out wherever their lines stand."""
+    contents = ("\0".join([t] if isinstance(t, str) else t) for t in whole.texts)
+    found = [
+        Found(Path(whole.source), name if classify else "", content)
+        for content, name in zip(contents, whole.labels, strict=True)
+    ]
+    if folds is not None:
+        return hold_out_fold(found, folds=folds, fold=fold, seed=seed, what="texts")
+    places = hold_out(found, fraction=fraction, seed=seed)
+    if not places:
+        raise DataError(
+            f"{whole.source} has no class with 2 or more texts, so none can be held out to judge "
+            "by. Add texts, or a table of others to validate on."
+        )
+    return places
+
+
+def _tables(root: Path) -> dict[Role, Path]:
+    """The tables of a folder by split."""
+    here = root
+    for _ in range(_DEEPEST):
+        files = [path for path, is_folder in entries(here) if not is_folder]
+        tables = [path for path in files if path.suffix.lower() in TEXT_SUFFIXES]
+        if found := by_role(here, tables):
+            return found
+        if len(tables) == 1:
+            return {"all": tables[0]}
+        inside = subfolders(here)
+        if tables or len(inside) != 1:
+            break
+        (here,) = inside
+    found_there = few([path for path, _ in entries(here)]) or "nothing"
+    raise DataError(
+        f"{root} holds no train and dev table of texts ({', '.join(sorted(TEXT_SUFFIXES))}); it "
+        f"has {found_there}. Name the files train and dev, or give one of them."
+    )
+
+
+def _role_of(name: str) -> Role | None:
+    found = by_role(Path(), [Path(name)])
+    return next(iter(found), None)
+
+
+def _of_lists(texts: Any, labels: Any) -> TextTable:
+    found, given = list(texts), list(labels)
+    if len(found) != len(given):
+        raise DataError(f"got {len(found):,} texts and {len(given):,} labels. Give one for each.")
+    if found and isinstance(found[0], tuple | list):
+        rows: list[Any] = [(*pair, label) for pair, label in zip(found, given, strict=True)]
+        columns = ("sentence1", "sentence2", "label")
+    else:
+        rows, columns = list(zip(found, given, strict=True)), ("text", "label")  # type: ignore[assignment]  # two columns
+    return TextTable(_LISTS, _LISTS, (), columns, rows, range(len(rows)))
+
+
+def _of_dataset(data: Any) -> TextTable:
+    """A `datasets.Dataset`, whose class labels have names."""
+    if not hasattr(data, "column_names") or not hasattr(data, "features"):
+        raise DataError(
+            f"{a_type(data)} is no table of texts. Give a file, a folder of tables, a "
+            "datasets.Dataset, or (texts, labels)."
+        )
+    columns = tuple(data.column_names)
+    cells = []
+    for column in columns:
+        values, names = list(data[column]), getattr(data.features[column], "names", None)
+        if names:
+            values = [None if v is None or v < 0 else names[v] for v in values]
+        cells.append(values)
+    rows = list(zip(*cells, strict=True))
+    what = f"the {type(data).__name__}"
+    return TextTable(what, what, (), columns, rows, range(len(rows)))
+
+
+def _text_set(table: TextTable, chosen: ChosenColumns) -> TextSet:
+    """The texts of the chosen columns; without those that are empty, which are named."""
+    is_row = bool(table.columns) and not isinstance(chosen.lines, list)
+    made = TextSet(table.name, (), (), (), "row" if is_row else "line")
+    texts: list[Text] = []
+    labels: list[str] = []
+    lines: list[int] = []
+    empty: list[str] = []
+    kinds: dict[type, int] = {}
+    for line, row in zip(chosen.lines, chosen.rows, strict=True):
+        parts = [_text(row[place], table, line) for place in chosen.texts]
+        name = f"{made.source} {made.unit} {line}"
+        if not all(part.strip() for part in parts):
+            empty.append(name)
+            continue
+        label = None if chosen.label is None else row[chosen.label]
+        written = "" if label is None else _label(label)
+        if chosen.label is not None and not written and any(labels):
+            raise DataError(f"{name} has no label. Fill it in or delete the line.")
+        kinds.setdefault(str if isinstance(label, str) else float, line)
+        texts.append(parts[0] if len(parts) == 1 else (parts[0], parts[1]))
+        labels.append(written)
+        lines.append(line)
+    if len(kinds) > 1:
+        text_line, number_line = kinds[str], kinds[float]
+        raise DataError(
+            f"{table.source} has labels of two kinds: {made.unit} {text_line} has text, "
+            f"{made.unit} {number_line} a number or none. Write all alike."
+        )
+    if not texts:
+        raise DataError(f"{table.source} holds no texts. Give a table with a line for each.")
+    return replace(
+        made, texts=tuple(texts), labels=tuple(labels), lines=tuple(lines), empty=tuple(empty)
+    )
+
+
+def _text(cell: object, table: TextTable, line: int) -> str:
+    if isinstance(cell, str):
+        return cell
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, int | float):
+        return str(cell)
+    raise DataError(
+        f"{table.source}, line {line}: the text is {a_type(cell)}. Write a text, or name another "
+        "column."
+    )
+
+
+def _label(cell: object) -> str:
+    """As text: whole numbers without a point, several labels with a bar between."""
+    if isinstance(cell, float) and (math.isnan(cell) or cell.is_integer()):
+        return "" if math.isnan(cell) else str(int(cell))
+    if isinstance(cell, list | tuple):
+        return "|".join(map(_label, cell))
+    return normal(str(cell).strip())

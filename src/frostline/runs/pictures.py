@@ -1,0 +1,109 @@
+"""Pictures as a run reads, checks and loads them, whatever it learns of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from frostline.config import RunSettings
+from frostline.data import (
+    Audit,
+    Augment,
+    ImageDataset,
+    ImageSet,
+    Splits,
+    TargetKind,
+    audit,
+    read_set,
+    read_splits,
+    read_task_set,
+    read_task_splits,
+)
+from frostline.errors import ConfigError
+from frostline.models import LoadedModel
+from frostline.wording import option
+
+_OF_PICTURES = ("multilabel", "regression", "segmentation")
+
+
+def splits_of(settings: RunSettings) -> Splits:
+    """The run's pictures, divided as it divides them where all can be read.
+
+    Raises:
+        DataError, ConfigError: as `read_splits` and `read_task_splits`, or the task is none of
+            pictures.
+    """
+    data, kind = settings.data, _kind(settings)
+    options: dict[str, Any] = {
+        "val_fraction": data.val_fraction,
+        "folds": data.folds,
+        "fold": data.fold,
+        "seed": settings.training.seed,
+        **_columns(settings),
+    }
+    if settings.task is None or kind is None:
+        return read_splits(data.path, classes=data.classes, **options)
+    return read_task_splits(data.path, task=kind, label_names=settings.task.labels, **options)
+
+
+def held_out_set(settings: RunSettings, data: Path, **columns: str) -> ImageSet:
+    """Pictures of other data, to judge the run on.
+
+    Args:
+        columns: of a table, those that are not the run's.
+
+    Raises:
+        DataError: as `read_set`.
+    """
+    named, kind = _columns(settings, **columns), _kind(settings)
+    if settings.task is None or kind is None:
+        return read_set(data, classes=settings.data.classes, **named)
+    return read_task_set(data, task=kind, label_names=settings.task.labels, **named)
+
+
+def audited(
+    splits: Splits, settings: RunSettings, progress: Callable[[int, int], None] | None
+) -> Audit:
+    """Every picture read once, as `audit` does."""
+    data = settings.data
+    return audit(
+        splits,
+        bad_images=data.bad_images,
+        levels=data.levels,
+        prefer_default=settings.preprocessing is not None and data.levels is None,  # resumed
+        progress=progress,
+    )
+
+
+def datasets(
+    found: Audit, settings: RunSettings, loaded: LoadedModel
+) -> tuple[ImageDataset, ImageDataset]:
+    """Training pictures with the augmentation asked for, validation pictures without."""
+    splits, augment = found.splits, Augment.parse(settings.data.augment)
+    made = partial(
+        ImageDataset,
+        preprocessing=loaded.of_pictures,
+        digests=found.digests,
+        levels=found.levels,
+    )
+    trained = made(splits.train, augment=augment, seed=settings.training.seed)
+    return trained, made(splits.val)
+
+
+def _kind(settings: RunSettings) -> TargetKind | None:
+    """What the targets are, if no classes."""
+    if settings.task is None or settings.task.kind == "classification":
+        return None
+    if settings.task.kind not in _OF_PICTURES:
+        raise ConfigError(
+            f"the task {settings.task.kind} is one of texts, and these are pictures. Use "
+            f"classification, {', '.join(_OF_PICTURES)} ({option('task')})."
+        )
+    return cast("TargetKind", settings.task.kind)
+
+
+def _columns(settings: RunSettings, **others: str) -> dict[str, str]:
+    names = ("file_column", "label_column", "split_column")
+    return {name: others.get(name) or getattr(settings.data, name) for name in names}

@@ -1,0 +1,192 @@
+"""Samples of different lengths: stored without padding, and trained on as the plain loop does."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ragged_nets import (
+    WORDS,
+    Padded,
+    Reader,
+    pictures,
+    pictures_net,
+    reader,
+    recordings,
+    recordings_net,
+    words,
+    words_net,
+)
+from torch import Tensor, nn
+
+import frostline as fl
+from frostline.data import Order, inputs_of
+from frostline.features import Computing, FeatureData, PaddingMatters
+
+PADS = {"Roberta": 1, "MPNet": 1}
+
+
+def trained(forward: Any, model: nn.Module, batches: list[tuple[Any, Tensor]]) -> Tensor:
+    """The trained parameters after a step of SGD on each batch, in one vector."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    model.train()
+    torch.manual_seed(0)
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(forward(inputs), targets).backward()
+        optimizer.step()
+    return torch.cat([p.detach().flatten() for p in parameters])
+
+
+def both_ways(model: nn.Module, data: Any, store: Path) -> tuple[Tensor, Tensor, FeatureData]:
+    """Trained plainly and on stored features, from the same start and on the same batches."""
+    cut = fl.cut(model, inputs_of(data, range(4)))
+    found = fl.extract(cut, data, store, precision="exact")
+    places = [
+        batch.tolist() for batch in Order(len(data), 4, True, 0, lengths=data.lengths).epoch(0)
+    ]
+    plain = [(inputs_of(data, rows), data.targets[rows]) for rows in places]
+    start = copy.deepcopy(model.state_dict())
+    call = (lambda x: model(**x)) if isinstance(plain[0][0], dict) else model
+    one = trained(call, model, plain)
+    model.load_state_dict(start)
+    epoch = found.batches(batch_size=4, shuffle=True).epoch(0)
+    stored = [(batch.inputs, batch.targets) for batch in epoch]
+    return one, trained(lambda values: cut.suffix(*values), model, stored), found
+
+
+@pytest.mark.parametrize("train", ["head", "upper"])
+@pytest.mark.parametrize("kind", [*WORDS, "Wav2Vec2", "ViT"])
+def test_stored_features_train_like_padded_batches_within_the_difference_that_is_told(
+    kind: str, train: str, tmp_path: Path
+) -> None:
+    if kind == "ViT":
+        model, data = pictures_net(train), pictures(11)
+    elif kind == "Wav2Vec2":
+        model, data = recordings_net(train), recordings(11)
+    else:
+        model, data = words_net(kind, train), words(11, pad=PADS.get(kind, 0))
+    plain, stored, found = both_ways(model, data, tmp_path)
+    told = found.padding.difference
+    assert told < 1e-5
+    assert float((stored - plain).norm() / plain.norm()) <= told
+    assert (told > 0) or torch.equal(stored, plain)
+    assert all(spec.ragged_count <= 1 for spec in found.rows.specs)  # no mask of pairs is kept
+    if train == "upper" and kind != "ViT":
+        whole = sum(int(found.rows.shapes(1)[:, 0].max()) for _ in data.lengths)
+        assert int(found.rows.shapes(1)[:, 0].sum()) < whole
+
+
+def test_a_mask_whose_padding_is_true_is_put_back_as_it_was(tmp_path: Path) -> None:
+    plain, stored, found = both_ways(reader(), words(11), tmp_path)
+    assert found.padding.pads.fills == (1.0, 0.0)
+    assert float((stored - plain).norm() / plain.norm()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "at_start", "why"),
+    [
+        ({"below": "no mask"}, False, "what is frozen gives them other values"),
+        ({}, True, "what is frozen gives them other values"),  # positions are counted from there
+        ({"above": "mean"}, False, "what is trained reads the places that are padded"),
+        ({"above": "norm"}, False, "what is trained reads the places that are padded"),
+    ],
+)
+def test_what_depends_on_padding_is_not_stored(
+    options: dict[str, str], at_start: bool, why: str, tmp_path: Path
+) -> None:
+    data = words(11, at_start=at_start)
+    cut = fl.cut(reader(**options), inputs_of(data, range(4)))
+    with pytest.raises(PaddingMatters, match=why):
+        fl.extract(cut, data, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_output_for_each_position_is_judged_where_it_is_the_samples_own(tmp_path: Path) -> None:
+    data = words(11)
+    cut = fl.cut(reader(above="positions"), inputs_of(data, range(4)))
+    assert fl.extract(cut, data, tmp_path).padding.difference < 1e-5
+
+
+def test_padding_before_the_samples_is_put_back_there(tmp_path: Path) -> None:
+    data = words(11, at_start=True)
+    cut = fl.cut(reader(below="no positions", above="positions"), inputs_of(data, range(4)))
+    found = fl.extract(cut, data, tmp_path, precision="exact")
+    rows = [3, 7, 9]
+    assert len({data.lengths[row] for row in rows}) == 3
+    values = found.rows.gather(torch.tensor(rows), pads=found.padding.pads)
+    mask, hidden = cut.prefix(**inputs_of(data, rows))
+    assert torch.equal(values[0], mask)
+    torch.testing.assert_close(values[1][~mask], hidden[~mask])
+
+
+def test_a_run_tells_once_why_texts_are_not_stored_and_trains_as_the_plain_loop(
+    tmp_path: Path,
+) -> None:
+    wanted: dict[str, Any] = {"epochs": 1, "batch_size": 4, "precision": "exact", "device": "cpu"}
+    runs = [
+        fl.fit(reader(below="no mask"), words(11), words(9, seed=1), features=where, **wanted)
+        for where in ("off", tmp_path)
+    ]
+    assert fl.fingerprint(runs[0].model) == fl.fingerprint(runs[1].model)
+    assert sum("for samples of different lengths" in line for line in runs[1].says) == 1
+
+
+def test_a_run_on_texts_tells_how_far_padding_moves_its_rows(tmp_path: Path) -> None:
+    wanted: dict[str, Any] = {"epochs": 2, "batch_size": 4, "precision": "exact", "device": "cpu"}
+    runs = [
+        fl.fit(reader(), words(11), words(9, seed=1), features=where, **wanted)
+        for where in ("off", tmp_path)
+    ]
+    losses = [[record.train["loss"] for record in run.history] for run in runs]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert runs[1].computed == 20
+    assert sum("with how far their batch is padded" in line for line in runs[1].says) == 1
+
+
+class Passes:
+    """Positions that went through a prefix, padding and all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.positions = 0
+        plain = Computing.__call__
+
+        def counted(compute: Computing, inputs: Any) -> tuple[Tensor, ...]:
+            self.positions += inputs["input_ids"].numel()
+            return plain(compute, inputs)
+
+        monkeypatch.setattr(Computing, "__call__", counted)
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_passes_are_made_of_samples_of_like_length(
+    says: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = words(40)
+    cut = fl.cut(reader(), inputs_of(data, range(4)))
+    own = sum(data.lengths or ())
+    if not says:
+        data.lengths = None
+    passes = Passes(monkeypatch)
+    fl.extract(cut, data, tmp_path, batch_size=4, precision=1.0)
+    assert passes.positions < 1.15 * own
+
+
+def test_new_texts_cost_what_is_new_and_rows_have_the_bytes_of_their_length(tmp_path: Path) -> None:
+    data = words(20)
+    cut = fl.cut(reader(), inputs_of(data, range(4)))
+    few = Padded([data.load(row) for row in range(15)], pad=lambda _: 0, at_start=False)
+    assert fl.extract(cut, few, tmp_path, precision=1.0).computed == 15
+    found = fl.extract(cut, data, tmp_path, precision=1.0)
+    assert found.computed == 5
+    assert found.nbytes == sum(data.lengths or ()) * (1 + Reader.WIDTH * 4)
+    assert "[?] bool and [?, 16] float32 each" in repr(found)
+
+
+def test_the_key_does_not_depend_on_how_long_the_example_is() -> None:
+    keys = [fl.cut(reader(), inputs_of(words(9, most=most), range(4))).key for most in (8, 20)]
+    assert keys[0] == keys[1]

@@ -27,7 +27,7 @@ from frostline.records import read_judged
 from frostline.runs.finished import FinishedRun, files_as_set
 from frostline.runs.pictures import splits_of
 from frostline.tasks import Predictions
-from frostline.wording import option
+from frostline.wording import either, option
 
 _MOST_PICTURES = 1000  # of the validation data; a larger check takes minutes and finds no more
 
@@ -78,7 +78,8 @@ def export(
     if run.settings.task is not None:
         raise ConfigError(
             f"{run.folder.root} learnt the task {run.settings.task.kind}, and what is exported are "
-            "classifiers of pictures. Use the model itself: fl.open_run(path).loaded.model."
+            "classifiers of pictures. Use "
+            + either("the model itself: fl.open_run(path).loaded.model.", "`frostline merge`.")
         )
     form, loaded, hooks = FORMATS[to], run.loaded, tuple(hooks)
     model, prepared = loaded.model.cpu(), loaded.of_pictures

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from shared import DATA, network, options, report, table, threads
+from shared import DATA, network, options, report, table
 
 import frostline as fl
 from frostline.data import ImageDataset, ImageSet, Levels, Sample, audit, open_image, read_splits
@@ -36,7 +36,6 @@ WAYS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.generic]]] = {
 
 def main() -> None:
     chosen = options(__doc__, ways=tuple(WAYS), epochs=25)
-    threads()
     rows = [("stored as", "range", "set", "type")]
     result: dict[str, object] = {"epochs": chosen.epochs}
     for name in chosen.ways:

@@ -144,6 +144,23 @@ def test_a_selector_that_cannot_be_read_is_refused(world: World) -> None:
     assert untouched(world)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", "run", "--to", "tflite"], "'--to': 'tflite' is not one of 'safetensors'"),
+        (["inspect", "m", "--on", "foo"], "'--on': 'foo' is not one of 'classifier'"),
+        (["export", "run", "--tolerance", "0,01"], "'0,01' is no number; write the decimal point"),
+        (["inspect", "m", "--depth", "1.5"], "'1.5' is no whole number."),
+        (["features", "prune", "x", "--older-than=-1"], "-1 should be greater than or equal to 0."),
+    ],
+)
+def test_an_option_is_refused_in_plain_words(arguments: list[str], words: str) -> None:
+    answer = call(*arguments)
+    refused(answer, words, status=2)
+    assert "Value error" not in answer.err
+    assert "nput should" not in answer.err
+
+
 @pytest.mark.parametrize("option", ["--lr", "--val-fraction"])
 def test_a_decimal_comma_is_answered_with_the_point(world: World, option: str) -> None:
     answer = world.train(option, "0,01")

@@ -18,6 +18,7 @@ from torch import nn
 import frostline as fl
 from frostline.config import RunSettings
 from frostline.deltas import read_delta
+from frostline.engine import Hook
 from frostline.models import load_model
 from frostline.runs import open_run, prepare
 from small_world import Answer, call, write_picture
@@ -166,14 +167,14 @@ def test_a_phase_that_is_not_counted_in_epochs_cannot_be_told_to_grow(world: Wor
 # Longer, in Python
 
 
-def python_run(out: Path, **options: Any) -> fl.Run:
+def python_run(out: Path, features: str | Path = "off", **options: Any) -> fl.Run:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
     fl.freeze(model, "0")
     draw = torch.Generator().manual_seed(1)
     inputs = torch.randn(24, 4, generator=draw)
     data = torch.utils.data.TensorDataset(inputs, (inputs[:, 0] > 0).long())
-    return fl.fit(model, data, data, out=out, device="cpu", features="off", **options)
+    return fl.fit(model, data, data, out=out, device="cpu", features=features, **options)
 
 
 def test_more_epochs_or_phases_go_on_with_a_run_in_python(tmp_path: Path) -> None:
@@ -188,6 +189,22 @@ def test_more_epochs_or_phases_go_on_with_a_run_in_python(tmp_path: Path) -> Non
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     with pytest.raises(fl.ConfigError, match="the plan was"):
         python_run(tmp_path / "b", plan=fl.Plan([plan[1]]), resume=True)
+
+
+class Noting(Hook):
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    def on_notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+def test_a_run_that_goes_on_with_features_kept_elsewhere_says_so(tmp_path: Path) -> None:
+    kept, noting = tmp_path / "kept", Noting()
+    python_run(tmp_path / "a", epochs=1, hooks=[noting])
+    python_run(tmp_path / "a", kept, epochs=2, resume=True, hooks=[noting])
+    said = [notice for notice in noting.notices if notice.startswith("Features")]
+    assert f"Features  store {kept}, not off as before" == said[0]
 
 
 # Another run's weights to begin with

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 AUTO_MONITOR = "auto"
 """What a recipe monitors where it names no metric: the task's first, with its noise."""
+
+EXPORT_TOLERANCE: Final = 1e-5
+"""How far an output of an exported file may differ, as a share of the largest, or of 1."""
 
 BadImages = Literal["skip", "error"]
 ExportFormat = Literal["safetensors", "pt2", "onnx"]

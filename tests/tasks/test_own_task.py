@@ -219,6 +219,13 @@ def test_classification_by_name_and_with_names_is_what_is_done_by_default() -> N
     assert named == [["0", "1"], ["0", "1"], ["a", "b"]]
 
 
+def test_a_model_that_gives_maps_is_no_classifier_and_is_told_so() -> None:
+    maps = nn.Conv2d(3, 2, 1)
+    pictures = TensorDataset(torch.randn(4, 3, 5, 5), torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(fl.ModelError, match=r"shape \(4, 2, 5, 5\) .*give task='segmentation'"):
+        fl.fit(maps, pictures, pictures, epochs=1, device="cpu")
+
+
 def test_a_task_without_a_loss_cannot_be_made() -> None:
     class Half(fl.Task):
         def summarise(self, outputs: Tensor, targets: Tensor) -> fl.Metrics:

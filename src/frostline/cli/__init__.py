@@ -16,12 +16,14 @@ from typing import Annotated
 import typer
 
 from frostline._version import __version__
+from frostline.cli._options import Verbs
 from frostline.cli.features import features
 from frostline.errors import FrostlineError
 from frostline.tables import visible
 from frostline.wording import on_the_command_line
 
 app = typer.Typer(
+    cls=Verbs,
     help="Freeze any part of a pretrained network and train the rest.",
     no_args_is_help=True,
     add_completion=False,

@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, final, get_args
 
 import typer
+from pydantic import ValidationError
+from typer.core import TyperGroup
 
 from frostline.choices import HeadPlace, NormPolicy, TaskChoice
 from frostline.errors import ConfigError, SelectorError
@@ -18,6 +20,7 @@ from frostline.units import parse_bytes
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
@@ -62,14 +65,42 @@ def as_number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        point = text.replace(",", ".")
-        hint = f"; write the decimal point, {point}" if re.fullmatch(r"\d*,\d+", text) else ""
-        raise typer.BadParameter(f"'{text}' is no number{hint}.") from None
+        raise typer.BadParameter(_no_number(text)) from None
+
+
+def _no_number(text: str) -> str:
+    point = text.replace(",", ".")
+    hint = f"; write the decimal point, {point}" if re.fullmatch(r"\d*,\d+", text) else ""
+    return f"'{text}' is no number{hint}."
 
 
 def number(description: str) -> Any:
     """An option that takes a number."""
     return typer.Option(help=description, parser=as_number, metavar="NUMBER")
+
+
+@final
+class Verbs(TyperGroup):
+    """Has what typer found wrong with an option said in plain words, not in pydantic's."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if isinstance(error.__cause__, ValidationError):
+                error.message = _plain(error.__cause__.errors(include_url=False)[0])
+            raise
+
+
+def _plain(problem: ErrorDetails) -> str:
+    given = str(problem["input"])
+    match problem["type"]:
+        case "int_parsing" | "int_from_float":
+            return f"'{given}' is no whole number."
+        case "float_parsing":
+            return _no_number(given)
+    text = problem["msg"].removeprefix("Value error, ")
+    return text.replace("Input should be", f"{given} should be").removesuffix(".") + "."
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...", callback=_device)]

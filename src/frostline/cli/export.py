@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from frostline.choices import ExportFormat
+from frostline.choices import EXPORT_TOLERANCE, ExportFormat
 from frostline.cli import _options as options
 from frostline.cli.predict import expanded
 from frostline.tables import hanging
@@ -39,7 +39,7 @@ def export(
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="How far an output may differ, as a share of the largest.", min=0)
-    ] = 1e-5,
+    ] = EXPORT_TOLERANCE,
     with_base: Annotated[
         bool, typer.Option("--with-base", help="Keep the base in RUN, to need no other weights.")
     ] = False,

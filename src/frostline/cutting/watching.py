@@ -66,15 +66,14 @@ class Identities:
         """Whether nothing is another object; where something is, an equal one may have come."""
         owners, keys, values = self._items
         try:
-            are_filled_alike = all(map(eq, *self._contents))
+            return (
+                all(map(is_, map(dict.get, owners, keys, repeat(_ABSENT)), values))
+                and all(map(is_, map(type, self._modules), self._kinds))
+                and all(kind.forward is forward for kind, forward in self._forwards.items())
+                and all(map(eq, *self._contents))
+            )
         except (RuntimeError, ValueError):  # tensors or arrays are in a list now
             return False
-        return (
-            are_filled_alike
-            and all(map(is_, map(dict.get, owners, keys, repeat(_ABSENT)), values))
-            and all(map(is_, map(type, self._modules), self._kinds))
-            and all(kind.forward is forward for kind, forward in self._forwards.items())
-        )
 
 
 @final

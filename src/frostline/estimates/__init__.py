@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from math import ceil
 from typing import Any, TypeVar, get_args
@@ -236,7 +236,8 @@ def _phase_cost(
     forwards = step.forward_seconds * (steps + planned * validation)
     plain = step.seconds * steps + step.forward_seconds * planned * validation
     try:
-        found = cut(setup.model, real_batch(setup.example, _CUT_SAMPLES))
+        with _one_thread():
+            found = cut(setup.model, real_batch(setup.example, _CUT_SAMPLES))
     except CutError as error:
         return PhaseCost(phase.name, planned, step, plain, f"none ({error})", 0, 0.0, plain)
     share = found.share if found.share == found.share else 0.0
@@ -250,6 +251,17 @@ def _phase_cost(
         share * once,
         plain - share * forwards + share * once,
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Two samples share no work; on a busy machine threads that wait for each other burn cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _length(phase: Phase, epochs: int, steps_per_epoch: float) -> tuple[int, float]:

@@ -1,7 +1,6 @@
 """What a run trained, for other tools: full checkpoints, and files that need no Frostline."""
 
 from frostline.exports.base import keep_base as keep_base
-from frostline.exports.exporting import TOLERANCE as TOLERANCE
 from frostline.exports.exporting import Exported as Exported
 from frostline.exports.exporting import check_export as check_export
 from frostline.exports.exporting import check_fold as check_fold

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, final
+from typing import final
 
 import torch
 
 from frostline._files import check_new, replacing
-from frostline.choices import ExportFormat
+from frostline.choices import EXPORT_TOLERANCE, ExportFormat
 from frostline.data import Batch, ImageSet, read_files
 from frostline.deltas import read_delta
 from frostline.devices import Compute
@@ -29,7 +29,6 @@ from frostline.runs.pictures import splits_of
 from frostline.tasks import Predictions
 from frostline.wording import either, option
 
-TOLERANCE: Final = 1e-5
 _MOST_PICTURES = 1000  # of the validation data; a larger check takes minutes and finds no more
 
 
@@ -57,7 +56,7 @@ def export(
     *,
     fold: bool = False,
     pictures: Sequence[Path] = (),
-    tolerance: float = TOLERANCE,
+    tolerance: float = EXPORT_TOLERANCE,
     hooks: Iterable[Hook] = (),
 ) -> Exported:
     """Write the best epoch of `run` as one new file, if it computes what the run does.
@@ -79,11 +78,8 @@ def export(
     if run.settings.task is not None:
         raise ConfigError(
             f"{run.folder.root} learnt the task {run.settings.task.kind}, and what is exported are "
-            "classifiers of pictures. "
-            + either(
-                "Use the model itself: run.loaded.model.",
-                f"All weights in one file: frostline merge {run.folder.root}",
-            )
+            "classifiers of pictures. Use "
+            + either("the model itself: fl.open_run(path).loaded.model.", "`frostline merge`.")
         )
     form, loaded, hooks = FORMATS[to], run.loaded, tuple(hooks)
     model, prepared = loaded.model.cpu(), loaded.of_pictures

@@ -102,7 +102,7 @@ def continued(
     """The settings; of a resumed run as they were written, with the length that is asked for now.
 
     Returns:
-        Beside them lines for people where the length is another.
+        Beside them lines for people where the length is another, or where features are kept.
     Raises:
         ConfigError: the run has other settings, or has done more epochs already.
     """
@@ -111,7 +111,14 @@ def continued(
     stored = RunSettings.read(folder.settings)
     found, line = lengthened(folder, stored, settings)
     check_same_settings(stored if stored.plan == settings.plan else found, settings)
-    return found, (line,) if line else ()
+    before, now = stored.features, settings.features
+    moved = [
+        f"{name} {new}, not {old} as before"
+        for name in ("store", "storage", "compile")
+        if (new := getattr(now, name)) != (old := getattr(before, name))
+    ]
+    lines = (line, f"Features  {'; '.join(moved)}" if moved else "")
+    return found, tuple(filter(None, lines))
 
 
 def begun(

@@ -17,6 +17,7 @@ from frostline.tables import Table, columns
 from frostline.tasks.metrics import Metric, Metrics
 from frostline.tasks.settings import TaskSettings
 from frostline.tasks.task import Predictions, Task
+from frostline.wording import option
 
 _MATRIX_COLUMNS = 60  # of 80, which leaves 20 for the names of the rows
 _MOST_CLASSES = 12  # in a matrix in the terminal
@@ -190,10 +191,17 @@ class Classification(Task):
             ConfigError: the recipe weighs classes, and the data does not tell their labels.
         """
         outputs = first.outputs
-        count = outputs.shape[1] if outputs.dim() == 2 else 0
+        if outputs.dim() != 2:
+            other = f", or give {option('task', 'segmentation')}" if outputs.dim() == 4 else ""
+            raise ModelError(
+                f"the model gives outputs of shape {tuple(outputs.shape)} for {len(outputs)} "
+                "samples, and classification takes a logit for each class. Put a head on it that "
+                f"gives (batch, classes){other}."
+            )
+        count = outputs.shape[1]
         known = getattr(data, "classes", None) if self._is_open else self.classes
         classes = _names(count if known is None else known)
-        if count != len(classes) or outputs.dim() != 2:
+        if count != len(classes):
             raise ModelError(
                 f"the model gives logits of shape {tuple(outputs.shape)} for {len(outputs)} "
                 f"samples, but there are {len(classes)} classes. Put a head on it that gives "

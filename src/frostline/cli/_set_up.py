@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, final
 
 import typer
 
@@ -16,41 +16,66 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from frostline.choices import HeadPlace
-    from frostline.data import Splits
+    from frostline.cli._tasks import AskedTask
+    from frostline.config import RunSettings
+    from frostline.data import Batch, ImageDataset, Sample, Splits
     from frostline.models import LoadedModel
     from frostline.preprocessing import Preprocessing
+    from frostline.runs.material import Divided
+    from frostline.tasks import Task
 
-_PICTURES = 8  # of the data in the example
+_SAMPLES = 8  # of the data in the example
 _NOISE = 4
+_TEXTS = (
+    "A text of a few words.",
+    "Another one, which is somewhat longer than the first, as texts are.",
+    "Short.",
+    "The last of them, in two sentences. They say nothing.",
+)
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class ModelSetup:
     """A model with its head, and what to try it on.
 
     Attributes:
+        example: a batch of real samples, or of noise.
+        targets: of the example; None for noise.
         about: the example, for people.
+        task: what is learnt; of noise a classification.
+        settings: of the data, as `frostline train` would have them; None without any.
+        splits: the data, divided as `frostline train` does; None without any.
     """
 
     loaded: LoadedModel
-    example: Tensor
+    example: Any
     targets: Tensor | None
     about: str
+    task: Task
+    settings: RunSettings | None = None
+    splits: Divided | None = None
 
 
-def splits_of(data: Path | None, *, file: str, label: str, split: str) -> Splits | None:
-    """The pictures of `--data`, divided as `frostline train` does; None without it.
-
-    Args:
-        file, label, split: the columns of a table.
-    """
-    from frostline.data import read_splits
+def data_settings(
+    model: str, data: Path | None, task: AskedTask, **columns: str
+) -> RunSettings | None:
+    """What `--data` and its columns say, as settings of a run; None without it."""
+    from frostline import config
+    from frostline.models import reads_texts
 
     if data is None:
-        if (file, label, split) != ("file", "label", ""):
+        usual = config.DataSettings()
+        if any(value != getattr(usual, name) for name, value in columns.items()):
             raise typer.BadParameter("columns are those of a table; give it with --data.")
         return None
-    return read_splits(data, file_column=file, label_column=label, split_column=split)
+    is_text = bool(columns["text_column"]) or reads_texts(model)
+    with options.usage_errors():
+        settings = config.RunSettings(
+            model=config.ModelSettings(name=model),
+            data=config.DataSettings(path=str(data), is_text=is_text, **columns),
+        )
+    return settings.model_copy(update={"task": task.of(settings.data)})
 
 
 def set_up(
@@ -60,30 +85,44 @@ def set_up(
     on: HeadPlace,
     head: str,
     classes: int,
-    data: Path | None = None,
-    splits: Splits | None = None,
+    settings: RunSettings | None = None,
 ) -> ModelSetup:
-    """Build the model as `frostline train` would, and pictures for it: of the data, or noise."""
-    wanted = classes if splits is None else len(splits.train.classes)
-    loaded = build_model(name, weights, on=on, head=head, classes=wanted)
-    if splits is None:
-        noise = _noise(loaded.of_pictures)
-        return ModelSetup(loaded, noise, None, f"{_NOISE} pictures of noise")
-    example, targets = _pictures(splits, loaded.of_pictures)
-    return ModelSetup(loaded, example, targets, f"{len(example)} pictures of {data}")
+    """Build the model as `frostline train` would, and samples for it: of the data, or noise."""
+    from frostline.runs import material
+    from frostline.runs.preparing import task_for
+    from frostline.tasks import Classification
+
+    if settings is None:
+        loaded = build_model(name, weights, on=on, head=head, classes=classes)
+        example, about = _noise(loaded)
+        return ModelSetup(loaded, example, None, about, Classification(classes))
+    splits = material.read(settings)
+    task = task_for(settings.task, splits.names, splits.classes)
+    is_of_tokens = settings.task is not None and settings.task.kind == "tokens"
+    loaded = build_model(name, weights, on=on, head=head, classes=task.width, tokens=is_of_tokens)
+    few, about = _few(splits, loaded)
+    batch = first_batch_of(few, task)
+    about = f"{len(batch.targets)} {about} of {settings.data.path}"
+    return ModelSetup(loaded, batch.inputs, batch.targets, about, task, settings, splits)
 
 
 def build_model(
-    name: str, weights: str = "none", *, on: HeadPlace, head: str, classes: int = 2
+    name: str,
+    weights: str = "none",
+    *,
+    on: HeadPlace,
+    head: str,
+    classes: int = 2,
+    tokens: bool = False,
 ) -> LoadedModel:
     """The model with its new head, or with its own classifier as the head."""
     from frostline.models import ModelSpec, build, load_model
 
     hidden = options.hidden_widths(head, on=on)
     if on == "keep":
-        built = build(ModelSpec.parse(name), weights=weights, seed=0)
+        built = build(ModelSpec.parse(name), weights=weights, seed=0, tokens=tokens)
         return replace(built, head="stage:-1")
-    return load_model(name, weights=weights, classes=classes, hidden=hidden, on=on)
+    return load_model(name, weights=weights, classes=classes, hidden=hidden, on=on, tokens=tokens)
 
 
 def freeze_as_asked(model: nn.Module, freeze: str | None, train: str | None) -> None:
@@ -113,39 +152,65 @@ def check_one_of(**given: object) -> None:
         )
 
 
-def _noise(preprocessing: Preprocessing) -> Tensor:
+def _noise(loaded: LoadedModel) -> tuple[Any, str]:
+    """A batch of what no network has seen, and what it is, for people."""
     import torch
     from PIL import Image
 
+    from frostline.data import TextSamples
+    from frostline.preprocessing import Preprocessing
+
+    if not isinstance(loaded.preprocessing, Preprocessing):
+        samples = TextSamples(_TEXTS, None, loaded.of_texts)
+        return samples.collate([samples.load(row) for row in range(len(samples))]), (
+            f"{len(samples)} made-up texts"
+        )
     drawn = torch.Generator().manual_seed(0)
-    height, width = preprocessing.crop
+    height, width = loaded.preprocessing.crop
     pictures = (
         torch.randint(256, (height, width, 3), generator=drawn, dtype=torch.uint8)
         for _ in range(_NOISE)
     )
-    return torch.stack(
-        [preprocessing.to_tensor(Image.fromarray(picture.numpy())) for picture in pictures]
-    )
+    made = [loaded.preprocessing.to_tensor(Image.fromarray(one.numpy())) for one in pictures]
+    return torch.stack(made), f"{_NOISE} pictures of noise"
 
 
-def _pictures(splits: Splits, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """A few training pictures from all over the set; those that cannot be read are passed over."""
-    import torch
+def _few(splits: Divided, loaded: LoadedModel) -> tuple[Any, str]:
+    """A few training samples from all over the set, and what they are, for people."""
+    from frostline.data import TextSplits, text_samples
 
+    if isinstance(splits, TextSplits):
+        step = max(1, len(splits.train) // _SAMPLES)
+        few = splits.train.at(range(0, len(splits.train), step)[:_SAMPLES])
+        return text_samples(few, loaded.of_texts, splits.classes), "texts"
+    return _pictures(splits, loaded.of_pictures), "pictures"
+
+
+def first_batch_of(samples: Any, task: Task) -> Batch:
+    """All of a few samples as one batch."""
+    from frostline.data import first_batch, open_data
+
+    opened = open_data(samples)
+    return first_batch(opened, len(opened), task.targets)
+
+
+def _pictures(splits: Splits, preprocessing: Preprocessing) -> ImageDataset:
+    """Pictures that can be read."""
     from frostline.data import ImageDataset, levels_of
 
     samples = splits.train.samples
-    step = max(1, len(samples) // _PICTURES)
+    step = max(1, len(samples) // _SAMPLES)
     order = [*range(0, len(samples), step), *range(len(samples))]
-    levels = levels_of(samples[index].path for index in order[:_PICTURES])
+    levels = levels_of(samples[index].path for index in order[:_SAMPLES])
     dataset = ImageDataset(splits.train, preprocessing, levels=levels)
-    found: dict[int, tuple[Tensor, int]] = {}
+    found: dict[int, Sample] = {}
     for index in order:
-        if len(found) == min(_PICTURES, len(dataset)):
+        if len(found) == min(_SAMPLES, len(dataset)):
             break
         with suppress(ImageError):
-            found[index] = dataset[index]
+            dataset.picture(index, 0)
+            found[index] = samples[index]
     if not found:
         raise DataError("no training picture can be read. See `frostline train` for each.")
-    pictures, labels = zip(*found.values(), strict=True)
-    return torch.stack(pictures), torch.tensor(labels)
+    few = replace(splits.train, samples=tuple(found.values()))
+    return ImageDataset(few, preprocessing, levels=levels)

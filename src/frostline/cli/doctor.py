@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from frostline.cli import _options as options
-from frostline.cli._set_up import check_one_of, freeze_as_asked, set_up, splits_of
+from frostline.cli._set_up import (
+    ModelSetup,
+    check_one_of,
+    data_settings,
+    freeze_as_asked,
+    set_up,
+)
+from frostline.cli._tasks import AskedTask
 from frostline.errors import FreezeError, SelectorError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from frostline.data import Audit, Splits
+    from frostline.runs.material import Audited
 
 
 # Long since each option has a line here and one in the call.
@@ -38,7 +44,9 @@ def doctor(
             metavar="DATA",
         ),
     ] = None,
+    task: options.TaskKind = "auto",
     file_column: options.FileColumn = "file",
+    text_column: options.TextColumn = "",
     label_column: options.LabelColumn = "label",
     split_column: options.SplitColumn = "",
     classes: options.Classes = 10,
@@ -53,42 +61,48 @@ def doctor(
     """
     from frostline.checkup import doctor as check
     from frostline.cli._terminal import show, warn
-    from frostline.data import ImageDataset
     from frostline.freezing import train_only
     from frostline.plans import Plan
+    from frostline.runs.material import datasets
 
     check_one_of(freeze=freeze, train=train, plan=plan)
     if plan is not None and lr is not None:
         raise typer.BadParameter("a plan's phases have rates of their own; leave out --lr.")
     if lr is not None and not 0 < lr < float("inf"):
         raise typer.BadParameter("a learning rate is above 0, as 1e-3.", param_hint="--lr")
-    splits = splits_of(data, file=file_column, label=label_column, split=split_column)
-    setup = set_up(model, weights, on=on, head=head, classes=classes, data=data, splits=splits)
-    read = _audited(splits)
+    settings = data_settings(
+        model,
+        data,
+        AskedTask(task),
+        file_column=file_column,
+        text_column=text_column,
+        label_column=label_column,
+        split_column=split_column,
+    )
+    setup = set_up(model, weights, on=on, head=head, classes=classes, settings=settings)
+    read = _audited(setup)
     # What is in both splits is a finding of the checkup already.
     odd = [f for f in read.findings if f.code != "train-val-overlap"] if read else []
-    network, preprocessing = setup.loaded.model, setup.loaded.of_pictures
+    network = setup.loaded.model
     if freeze is None and train is None:
         train_only(network, setup.loaded.head)  # also what a plan's first phase may go on with
     train_data = val_data = None
-    if read:
-        made = partial(ImageDataset, preprocessing=preprocessing, digests=read.digests)
-        train_data, val_data = (
-            made(part, levels=read.levels) for part in (read.splits.train, read.splits.val)
-        )
+    if read and setup.settings:
+        train_data, val_data = datasets(read, setup.settings, setup.loaded)
     found = check(
         network,
         setup.example,
         targets=setup.targets,
         optimizer=None if lr is None else _optimizer(network, freeze, train, lr),
-        classes=len(read.splits.train.classes) if read else None,
+        classes=len(read.splits.classes) or None if read else None,
+        task=setup.task,
         freeze=freeze,
         train=train,
         plan=None if plan is None else Plan.load(plan),
         train_data=train_data,
         val_data=val_data,
     )
-    wanting = {"--data": splits, "--lr": lr if plan is None else plan}
+    wanting = {"--data": setup.splits, "--lr": lr if plan is None else plan}
     found = replace(found, not_given=tuple(n for n, value in wanting.items() if value is None))
     for finding in odd:
         warn(finding.message)
@@ -99,15 +113,15 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _audited(splits: Splits | None) -> Audit | None:
-    """Every picture read, as `frostline train` does before it begins."""
+def _audited(setup: ModelSetup) -> Audited | None:
+    """Every sample looked at, as `frostline train` does before it begins."""
     from frostline.cli._terminal import counting
-    from frostline.data import audit
+    from frostline.runs.material import audited
 
-    if splits is None:
+    if setup.splits is None or setup.settings is None:
         return None
-    with counting("checking pictures") as progress:
-        return audit(splits, bad_images="skip", progress=progress)
+    with counting("checking the data") as progress:
+        return audited(setup.splits, setup.settings, setup.loaded, progress)
 
 
 def _optimizer(

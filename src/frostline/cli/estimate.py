@@ -9,7 +9,8 @@ import typer
 
 from frostline.choices import OptimizerName, StepPrecision
 from frostline.cli import _options as options
-from frostline.cli._set_up import check_one_of, set_up, splits_of
+from frostline.cli._set_up import check_one_of, data_settings, set_up
+from frostline.cli._tasks import AskedTask
 from frostline.tables import hanging
 
 Data = Annotated[
@@ -40,7 +41,9 @@ def estimate(
     head: options.Head = "",
     on: options.On = "classifier",
     data: Data = None,
+    task: options.TaskKind = "auto",
     file_column: options.FileColumn = "file",
+    text_column: options.TextColumn = "",
     label_column: options.LabelColumn = "label",
     split_column: options.SplitColumn = "",
     classes: options.Classes = 10,
@@ -69,8 +72,17 @@ def estimate(
     if data is not None and samples:
         raise typer.BadParameter("--data says how many samples there are; leave out --samples.")
     within = None if budget is None else options.size_in_bytes(budget, "--budget")
-    splits = splits_of(data, file=file_column, label=label_column, split=split_column)
-    setup = set_up(model, weights, on=on, head=head, classes=classes, data=data, splits=splits)
+    settings = data_settings(
+        model,
+        data,
+        AskedTask(task),
+        file_column=file_column,
+        text_column=text_column,
+        label_column=label_column,
+        split_column=split_column,
+    )
+    setup = set_up(model, weights, on=on, head=head, classes=classes, settings=settings)
+    splits = setup.splits
     if freeze is None and train is None:
         # Also what a plan's first phase may go on with.
         train_only(setup.loaded.model, setup.loaded.head)
@@ -87,6 +99,7 @@ def estimate(
             plan=Plan.load(plan) if plan is not None else None,
             epochs=epochs,
             samples=(len(splits.train), len(splits.val)) if splits else samples,
+            task=setup.task,
             stages=True,
             budget=within,
             check=calibrate,
@@ -94,7 +107,10 @@ def estimate(
         )
     parts = list(found.tables())
     if splits:
-        counts = f"{len(splits.train):,} and {len(splits.val):,}"
-        counted = f"Counted {counts} pictures by their names; opened {len(setup.example)} of them"
-        parts += [hanging(f"{counted}. `frostline doctor` reads them all.", indent=2)]
+        counted = f"Counted {len(splits.train):,} and {len(splits.val):,} samples"
+        parts += [
+            hanging(
+                f"{counted}; looked at {setup.about}. `frostline doctor` reads them all.", indent=2
+            )
+        ]
     show(found.as_dict(), parts, as_json=json)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from frostline.choices import BadImages, Storage
 from frostline.cli import _options as options
 from frostline.cli._options import with_recipe
 from frostline.cli._set_up import check_one_of
+from frostline.cli._tasks import AskedTask
 from frostline.errors import ConfigError, DeltaError, OutputError
 from frostline.recipe import Recipe
 from frostline.tables import hanging
@@ -23,11 +24,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from frostline.choices import TaskChoice, TaskName
-    from frostline.config import DataSettings, RunSettings
+    from frostline.config import RunSettings
     from frostline.fitting import Run
     from frostline.runs import FinishedRun, Prepared, Start
-    from frostline.tasks import TaskSettings
 
 
 # All that may stand beside `--resume RUN`; the rest is in the run's settings.
@@ -214,53 +213,8 @@ def train(
             settings = earlier.settings_to_begin(settings, given)
     _check_storage(settings)
     folder = out or _free_folder(model)
-    asked = None if from_ else _Asked(task, loss, thresholds)
+    asked = None if from_ else AskedTask(task, loss, thresholds)
     return _go(settings, folder, resume=resume, as_json=json, earlier=earlier, asked=asked)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What is to be learnt, as it stands on the command line."""
-
-    task: TaskChoice
-    loss: str
-    thresholds: str
-
-    def of(self, data: DataSettings) -> TaskSettings | None:
-        """As a run's settings have it; none for a classification.
-
-        Raises:
-            ConfigError: the task has no such loss.
-        """
-        from frostline.tasks import TaskSettings, task_from
-
-        kind = _likely(data) if self.task == "auto" else self.task
-        if self.thresholds and kind != "multilabel":
-            raise typer.BadParameter(f"{kind} has no thresholds.", param_hint="--thresholds")
-        if kind == "classification":
-            if self.loss not in ("", "cross_entropy"):
-                told = "classification minimises cross_entropy."
-                raise typer.BadParameter(told, param_hint="--loss")
-            return None
-        chosen = self.thresholds == "best"
-        cuts = () if chosen or not self.thresholds else (options.as_number(self.thresholds),)
-        found = TaskSettings(kind=kind, loss=self.loss, thresholds=cuts, chosen=chosen)
-        with options.usage_errors():
-            return task_from(found).settings()
-
-
-def _likely(data: DataSettings) -> TaskName:
-    from frostline.cli._terminal import notes, say
-    from frostline.data import likely_task
-
-    if data.is_text:
-        return "classification"
-    columns = ("file_column", "label_column", "split_column")
-    kind, why = likely_task(data.path, **{name: getattr(data, name) for name in columns})
-    if why:
-        say(notes(), f"Task     {kind}, since {why}; --task says otherwise")
-    return kind
 
 
 def _check_storage(settings: RunSettings) -> None:
@@ -337,7 +291,7 @@ def _go(
     as_json: bool,
     base: str = "",
     earlier: FinishedRun | None = None,
-    asked: _Asked | None = None,
+    asked: AskedTask | None = None,
 ) -> None:
     from frostline.callbacks.progress import BatchBar, EpochTable
     from frostline.cli._terminal import counting, notes, output, print_json, say

@@ -146,7 +146,7 @@ def prepare(
     if start is not None and settings.model.on == "keep":
         check_kept(start, classes)
         classes = start.classes
-    task = _task(settings.task, splits.names, classes)
+    task = task_for(settings.task, splits.names, classes)
     loaded, frozen = build(settings, task, weights=weights, start=start)
     if settings.model.on == "keep" and classes:
         is_known = start is not None or classes == data.classes
@@ -161,7 +161,7 @@ def prepare(
     return Prepared(completed, loaded, found, frozen, task, start, mapping)
 
 
-def _task(asked: TaskSettings | None, labels: Sequence[str], classes: Sequence[str]) -> Task:
+def task_for(asked: TaskSettings | None, labels: Sequence[str], classes: Sequence[str]) -> Task:
     """The task of data whose labels or classes are known."""
     if asked is None or asked.kind == "classification":
         return Classification(classes)

@@ -1,0 +1,60 @@
+"""What is to be learnt, as it stands on the command line or as the targets look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import typer
+
+from frostline.cli import _options as options
+
+if TYPE_CHECKING:
+    from frostline.choices import TaskChoice, TaskName
+    from frostline.config import DataSettings
+    from frostline.tasks import TaskSettings
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class AskedTask:
+    """The options that say it."""
+
+    task: TaskChoice
+    loss: str = ""
+    thresholds: str = ""
+
+    def of(self, data: DataSettings) -> TaskSettings | None:
+        """As a run's settings have it; none for a classification.
+
+        Raises:
+            ConfigError: the task has no such loss.
+        """
+        from frostline.tasks import TaskSettings, task_from
+
+        kind = _likely(data) if self.task == "auto" else self.task
+        if self.thresholds and kind != "multilabel":
+            raise typer.BadParameter(f"{kind} has no thresholds.", param_hint="--thresholds")
+        if kind == "classification":
+            if self.loss not in ("", "cross_entropy"):
+                told = "classification minimises cross_entropy."
+                raise typer.BadParameter(told, param_hint="--loss")
+            return None
+        chosen = self.thresholds == "best"
+        cuts = () if chosen or not self.thresholds else (options.as_number(self.thresholds),)
+        found = TaskSettings(kind=kind, loss=self.loss, thresholds=cuts, chosen=chosen)
+        with options.usage_errors():
+            return task_from(found).settings()
+
+
+def _likely(data: DataSettings) -> TaskName:
+    from frostline.cli._terminal import notes, say
+    from frostline.data import likely_task
+
+    if data.is_text:
+        return "classification"
+    columns = ("file_column", "label_column", "split_column")
+    kind, why = likely_task(data.path, **{name: getattr(data, name) for name in columns})
+    if why:
+        say(notes(), f"Task     {kind}, since {why}; --task says otherwise")
+    return kind

@@ -49,14 +49,14 @@ from frostline.data.text_audit import cut_texts as cut_texts
 from frostline.data.text_columns import TextColumns as TextColumns
 from frostline.data.text_samples import TextSamples as TextSamples
 from frostline.data.text_samples import text_id as text_id
+from frostline.data.text_sets import TextSet as TextSet
+from frostline.data.text_sets import TextSplits as TextSplits
+from frostline.data.text_sets import text_samples as text_samples
 from frostline.data.text_tables import TEXT_SUFFIXES as TEXT_SUFFIXES
 from frostline.data.texts import TextRows as TextRows
-from frostline.data.texts import TextSet as TextSet
-from frostline.data.texts import TextSplits as TextSplits
 from frostline.data.texts import read_text_rows as read_text_rows
 from frostline.data.texts import read_text_set as read_text_set
 from frostline.data.texts import read_texts as read_texts
-from frostline.data.texts import text_samples as text_samples
 from frostline.data.views import Augment as Augment
 from frostline.data.views import ImageDataset as ImageDataset
 from frostline.data.views import view as view

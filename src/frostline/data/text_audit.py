@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from frostline.choices import BadImages
 from frostline.data.audit import DataFinding, class_findings
 from frostline.data.text_samples import TextSamples
-from frostline.data.texts import TextSet, TextSplits
+from frostline.data.text_sets import TextSet, TextSplits
 from frostline.errors import DataError
 from frostline.preprocessing import Text
 from frostline.units import some_of

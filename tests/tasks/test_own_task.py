@@ -111,7 +111,7 @@ def test_the_report_and_a_comparison_show_its_metrics_and_no_classes(tmp_path: P
     assert "<dt>MAE</dt>" in page
     assert "<dt>Worst</dt>" in page
     assert "Class by class" not in page
-    assert "The task has no classes, so there is no confusion" in page
+    assert "no predictions of single samples are kept for this task" in page
     found = compare_runs([tmp_path / "one", tmp_path / "other"])
     assert [c.heading for c in found.metrics().columns][:3] == ["run", "MAE", "worst"]
     assert "Validation MAE" in found.page()
@@ -122,7 +122,7 @@ def test_evaluating_a_run_without_classes_says_what_it_lacks(tmp_path: Path) -> 
     for more in ([], ["--csv", tmp_path / "table.csv"], ["--report", tmp_path / "page.html"]):
         answer = call("evaluate", tmp_path / "run", tmp_path, *more)
         assert answer.status == 1
-        assert "was trained on a task without classes" in answer.message
+        assert "was trained on a task of one's own" in answer.message
     assert list(tmp_path.glob("*.*")) == []
 
 

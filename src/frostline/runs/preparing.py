@@ -15,7 +15,7 @@ from frostline.engine import Hook, Training
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
 from frostline.fitting import Run, check_settings, fit
 from frostline.freezing import Frozen, freeze, train_only
-from frostline.models import LoadedModel, load_model
+from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.models.classifiers import mapping_words, own_order
 from frostline.models.file_source import line_in
 from frostline.preprocessing import Preprocessing, TextPreprocessing
@@ -263,7 +263,7 @@ def _completed(settings: RunSettings, loaded: LoadedModel, found: Audited) -> Ru
     """With what was found, and files by absolute paths, so that any folder will do."""
     spec, digest, weights = loaded.spec, loaded.weights.digest, settings.model.weights
     model = {
-        "name": f"{_absolute(spec.path)}:{spec.name}" if spec.source == "file" else str(spec),
+        "name": _lasting_name(spec),
         "head": loaded.head,
         "weights": _absolute(weights) if digest else weights,
         "weights_digest": digest,
@@ -283,6 +283,14 @@ def _completed(settings: RunSettings, loaded: LoadedModel, found: Audited) -> Ru
             "preprocessing": loaded.preprocessing,
         }
     )
+
+
+def _lasting_name(spec: ModelSpec) -> str:
+    """The model's name, which means the same in any folder."""
+    if spec.source == "file":
+        return f"{_absolute(spec.path)}:{spec.name}"
+    is_folder = spec.source == "hf" and Path(spec.name).expanduser().is_dir()
+    return f"hf:{_absolute(spec.name)}" if is_folder else str(spec)
 
 
 def _absolute(path: str) -> str:

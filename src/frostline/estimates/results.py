@@ -200,13 +200,9 @@ class Estimate:
             that is busy otherwise all seconds are too long.
 
     Example:
-        >>> print(fl.estimate(model, images, batch_size=64, calibration_seconds=0))
-        A step of Sequential: batch 64, adamw, fp32
-        memory
-        ───────────────────────────────────────────────────────
-        weights and buffers                              1.1 KB
-        batch                                           49.2 KB
-        ...
+        >>> cost = fl.estimate(model, images, batch_size=64, calibration_seconds=0)
+        >>> cost.model, cost.optimizer, cost.step.memory.batch
+        ('Sequential', 'adamw', 49152)
     """
 
     model: str

@@ -54,6 +54,7 @@ from frostline.data.text_sets import TextSplits as TextSplits
 from frostline.data.text_sets import text_samples as text_samples
 from frostline.data.text_tables import TEXT_SUFFIXES as TEXT_SUFFIXES
 from frostline.data.texts import TextRows as TextRows
+from frostline.data.texts import read_text_parts as read_text_parts
 from frostline.data.texts import read_text_rows as read_text_rows
 from frostline.data.texts import read_text_set as read_text_set
 from frostline.data.texts import read_texts as read_texts

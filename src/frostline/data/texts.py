@@ -356,6 +356,17 @@ def _label(cell: object) -> str:
     return normal(str(cell).strip())
 
 
+def read_text_parts(
+    data: str | os.PathLike[str], *, columns: TextColumns = FOUND
+) -> tuple[TextSet, ...]:
+    """All texts of a file or a folder, part by part.
+
+    Raises:
+        DataError: as `read_texts`.
+    """
+    return tuple(_Reading(columns, labelled=False).read(data).sets.values())
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class TextRows:

@@ -90,7 +90,8 @@ class Judgement:
         else:
             records = RunRecords(judged=judged, validated_on=self.digests)
             result = result_of(judged, metrics, self.settings.classes)
-        mistakes, doubts = shown_samples(records, self.settings, below, most=_MISTAKES)
+        source = str(self.data)
+        mistakes, doubts = shown_samples(records, self.settings, source, most=_MISTAKES)
         return render(
             "judgement.html",
             report=self,

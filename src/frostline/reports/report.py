@@ -52,6 +52,7 @@ class Shown:
         target, predicted: classes, or what a task without classes says and should have.
         chance: the probability of `predicted`; None where there is none.
         target_chance: that of `target`.
+        text: what was read, in the place of a picture.
     """
 
     file: str
@@ -61,6 +62,7 @@ class Shown:
     predicted: str
     chance: float | None = None
     target_chance: float = 0.0
+    text: str = ""
 
 
 @final

@@ -7,14 +7,16 @@ import io
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import final
 
 from torch import Tensor
 
 from frostline._files import file_digest
 from frostline.config import DataSettings, RunSettings
-from frostline.data import Levels, open_image
+from frostline.data import Levels, TextColumns, open_image, read_text_parts, text_id
 from frostline.deltas import read_delta
 from frostline.errors import (
     BrokenPromise,
@@ -32,6 +34,7 @@ from frostline.reports.report import Promise, RunReport, Shown
 from frostline.units import format_bytes
 
 _PICTURES = 12
+_LETTERS = 400  # of a text
 _NORMS = {
     "hold": "frozen norms hold their statistics",
     "adapt": "statistics of frozen norms follow the data",
@@ -44,7 +47,7 @@ def make_report(folder: RunFolder, settings: RunSettings, promise: Promise) -> R
     """The report of a run, from what its folder holds; what is missing is named on it."""
     records = read_fitting(folder, settings)
     below = folder_of(settings.data.path)
-    mistakes, doubts = shown_samples(records, settings.data, below)
+    mistakes, doubts = shown_samples(records, settings.data, settings.data.path)
     root = folder.root.resolve()
     return RunReport(
         name=root.name,
@@ -130,29 +133,32 @@ def folder_of(data: str) -> str:
 
 
 def shown_samples(
-    records: RunRecords, data: DataSettings, below: str, *, most: int = _PICTURES
+    records: RunRecords, data: DataSettings, source: str, *, most: int = _PICTURES
 ) -> tuple[tuple[Shown, ...], tuple[Shown, ...]]:
-    """The `most` most confident mistakes, and the least confident hits."""
-    judged = records.judged
+    """The `most` most confident mistakes, and the least confident hits.
+
+    Of a task without classes the worst answers, and none that are right.
+
+    Args:
+        source: the folder or the table of the samples.
+    """
+    judged, answers = records.judged, records.answers
+    count = len(judged or answers or ())
+    digests = records.validated_on if len(records.validated_on) == count else ()
+    look = _Look(data, folder_of(source), digests, _texts(data, source) if count else {})
     if judged is None:
-        return _worst(records, data, below, most), ()
+        worst = answers.every[:most] if answers else ()
+        return tuple(
+            look.at(one.name, one.place, in_words(one.truth), in_words(one.said)) for one in worst
+        ), ()
     order, wrong = judged.worst_first, int((~judged.hits).sum())
-    digests = records.validated_on if len(records.validated_on) == len(judged) else ()
 
     def shown(place: int) -> Shown:
-        file = judged.names[place]
-        picture, why_not = "", "what it looked like was not recorded"
-        if digests:
-            picture, why_not = _thumbnail(Path(file), digests[place], data.levels)
-        return Shown(
-            file.removeprefix(f"{below}{os.sep}") if below else file,
-            picture,
-            why_not,
-            data.classes[int(judged.targets[place])],
-            data.classes[int(judged.predicted[place])],
-            float(judged.confidence[place]),
-            float(judged.target_chance[place]),
+        target, predicted = (
+            data.classes[int(of[place])] for of in (judged.targets, judged.predicted)
         )
+        chances = float(judged.confidence[place]), float(judged.target_chance[place])
+        return look.at(judged.names[place], place, target, predicted, *chances)
 
     mistakes, doubts = (
         tuple(map(shown, places.tolist()))
@@ -161,20 +167,55 @@ def shown_samples(
     return mistakes, doubts
 
 
-def _worst(records: RunRecords, data: DataSettings, below: str, most: int) -> tuple[Shown, ...]:
-    """The worst answers of a task without classes."""
-    answers = records.answers
-    if answers is None:
-        return ()
-    digests = records.validated_on if len(records.validated_on) == answers.samples else ()
-    found = []
-    for one in answers.every[:most]:
-        picture, why_not = "", "what it looked like was not recorded"
-        if digests:
-            picture, why_not = _thumbnail(Path(one.name), digests[one.place], data.levels)
-        file = one.name.removeprefix(f"{below}{os.sep}") if below else one.name
-        found.append(Shown(file, picture, why_not, in_words(one.truth), in_words(one.said)))
-    return tuple(found)
+@final
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """How single samples are shown.
+
+    Attributes:
+        below: the folder that names of files are told from.
+        digests: of the samples' content; empty where it was not recorded.
+        texts: by the digest of their content.
+    """
+
+    data: DataSettings
+    below: str
+    digests: Sequence[str]
+    texts: Mapping[str, str]
+
+    def at(
+        self,
+        name: str,
+        place: int,
+        target: str,
+        predicted: str,
+        chance: float | None = None,
+        target_chance: float = 0.0,
+    ) -> Shown:
+        """The sample of that name and place, and what is told of it."""
+        picture, why_not, text = "", "what it looked like was not recorded", ""
+        if self.digests and self.data.is_text:
+            text = self.texts.get(self.digests[place], "")
+            why_not = "its table is not there any more, or is another"
+        elif self.digests:
+            picture, why_not = _thumbnail(Path(name), self.digests[place], self.data.levels)
+        file = name.removeprefix(f"{self.below}{os.sep}") if self.below else name
+        return Shown(file, picture, why_not, target, predicted, chance, target_chance, text)
+
+
+def _texts(data: DataSettings, source: str) -> dict[str, str]:
+    """The texts of a run's table, by the digest of their content; none where it is gone."""
+    if not data.is_text:
+        return {}
+    columns = TextColumns(data.text_column, data.label_column, data.split_column)
+    found: dict[str, str] = {}
+    with suppress(FrostlineError, OSError):
+        for part in read_text_parts(source, columns=columns):
+            for text in part.texts:
+                whole = text if isinstance(text, str) else " | ".join(text)
+                shown = whole if len(whole) <= _LETTERS else f"{whole[:_LETTERS]}..."
+                found[text_id(text).hex()] = shown
+    return found
 
 
 def _thumbnail(path: Path, digest: str, levels: Levels | None) -> tuple[str, str]:

@@ -60,3 +60,6 @@ from frostline.data.texts import read_texts as read_texts
 from frostline.data.views import Augment as Augment
 from frostline.data.views import ImageDataset as ImageDataset
 from frostline.data.views import view as view
+from frostline.data.word_rows import looks_like_words as looks_like_words
+from frostline.data.word_rows import read_word_rows as read_word_rows
+from frostline.data.words import WORD_SUFFIXES as WORD_SUFFIXES

@@ -50,14 +50,19 @@ def read_table_of_texts(path: Path) -> TextTable:
     """
     if path.suffix.lower() == ".parquet":
         return _parquet(path)
-    text = _decoded(path)
+    text = decoded(path)
     if not text.strip():
         raise DataError(f"{path} is empty. Give a table with a line for each text.")
     is_json = path.suffix.lower() not in (".csv", ".tsv")
     return _json_lines(path, text) if is_json else _separated(path, text)
 
 
-def _decoded(path: Path) -> str:
+def decoded(path: Path) -> str:
+    """The text of a file, UTF-8 or, by its byte-order mark, UTF-16.
+
+    Raises:
+        DataError: it cannot be read, or is of another encoding.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -36,7 +36,7 @@ from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
 from frostline.models.spec import WEIGHT_SUFFIXES, file_and_place
 from frostline.models.state_files import weights_digest
-from frostline.preprocessing import Text
+from frostline.preprocessing import Text, Words
 from frostline.records import RunFolder, judged_by
 from frostline.reports import Judgement, RunReport, make_report, promise_of
 from frostline.runs import material, texts
@@ -44,7 +44,7 @@ from frostline.runs.material import Part
 from frostline.runs.preparing import build
 from frostline.runs.starting import Start, settings_of_start
 from frostline.session import Survey, prefixed, survey
-from frostline.tasks import Classification, Metrics, Predictions, Segmentation, Task
+from frostline.tasks import Classification, Metrics, Predictions, Segmentation, Task, Tokens
 from frostline.units import some_of
 from frostline.wording import either, option
 
@@ -207,7 +207,7 @@ class FinishedRun:
 
     def predict(
         self,
-        samples: Sequence[Path] | Sequence[Text],
+        samples: Sequence[Path] | Sequence[Text] | Sequence[Sequence[str]],
         *,
         top: int = 1,
         device: str = "auto",
@@ -216,7 +216,8 @@ class FinishedRun:
         """What the run says of each picture or text; all pictures must be readable.
 
         Args:
-            samples: files of pictures; or texts, of a run that learnt from texts.
+            samples: files of pictures; or texts, of a run that learnt from texts. Of one that
+                tags words each is a list of words, or a text with blanks between them.
             top: how many of the most probable classes, where there are classes.
 
         Raises:
@@ -224,7 +225,10 @@ class FinishedRun:
             ImageError: a file is no picture.
         """
         if self.settings.data.is_text:
-            found = self._predictions(_as_texts(samples), device, hooks, labelled=False)
+            given = _as_texts(samples, in_words=isinstance(self.task, Tokens))
+            found = self._predictions(given, device, hooks, labelled=False)
+            if isinstance(self.task, Tokens):
+                return _tagged(self.task, found, given.texts)
             return predictions_of(self.task, found, top=top)
         files = [Path(str(file)) for file in samples]
         # Of masks a few pictures at a time: each has a number for each class and pixel.
@@ -249,7 +253,8 @@ class FinishedRun:
         """By the frozen part in the form that the run was trained and judged with."""
         settings = self.settings
         data = material.dataset(samples, settings, self.loaded, self.task, labelled=labelled)
-        as_targets = self.task.targets if labelled else class_targets
+        has_targets = labelled or isinstance(self.task, Tokens)  # which hold the words' numbers
+        as_targets = self.task.targets if has_targets else class_targets
         batches = make_batches(
             data, batch_size=self.batch_size, shuffle=False, seed=0, as_targets=as_targets
         )
@@ -515,15 +520,30 @@ def files_as_set(files: Iterable[Path], classes: tuple[str, ...]) -> ImageSet:
     return ImageSet(classes, tuple(Sample(file, 0) for file in files))
 
 
-def _as_texts(samples: Sequence[object]) -> TextSet:
+def _as_texts(samples: Sequence[object], *, in_words: bool) -> TextSet:
     """Texts whose label is not known."""
     found: list[Text] = []
     for one in samples:
         if not isinstance(one, str | tuple | list) or not all(isinstance(p, str) for p in one):
             raise DataError(f"{a_type(one)} is no text. The run learnt from texts: give such.")
-        found.append(one if isinstance(one, str) else (str(one[0]), str(one[1])))
+        if in_words:
+            found.append(Words(one.split() if isinstance(one, str) else one))
+        else:
+            found.append(one if isinstance(one, str) else (str(one[0]), str(one[1])))
     count = len(found)
     return TextSet("the texts", tuple(found), ("",) * count, tuple(range(1, count + 1)), "text")
+
+
+def _tagged(task: Tokens, found: Predictions, texts: Sequence[Text]) -> list[Prediction]:
+    """A tag for each word; None for one that has no token, as behind the end of what is read."""
+    made, taken = list[Prediction](), task.predicted(found.outputs)
+    for name, text, tokens, words in zip(found.names, texts, taken, found.targets, strict=True):
+        begins = words >= 0
+        tags: list[str | None] = [None] * len(text)
+        for word, tag in zip(words[begins].tolist(), tokens[begins[: len(tokens)]], strict=True):
+            tags[word] = task.tags[int(tag)]
+        made.append(Prediction(name, {"words": list(text), "tags": tags}))
+    return made
 
 
 def predictions_of(

@@ -22,7 +22,7 @@ from frostline.errors import ConfigError
 from frostline.models import LoadedModel
 from frostline.runs import pictures, texts
 from frostline.runs.texts import TextAudit
-from frostline.tasks import Task
+from frostline.tasks import Task, Tokens
 from frostline.wording import option
 
 Divided: TypeAlias = Splits | TextSplits
@@ -92,8 +92,13 @@ def dataset(
 ) -> ImageDataset | Samples:
     """Samples to judge a run on, or to predict."""
     if isinstance(part, TextSet):
-        return text_samples(part, loaded.of_texts, task.classes, labelled=labelled)
+        return text_samples(part, loaded.of_texts, names_of(task), labelled=labelled)
     return ImageDataset(part, loaded.of_pictures, levels=settings.data.levels)
+
+
+def names_of(task: Task) -> tuple[str, ...]:
+    """Of its classes or tags; what the logits of the head are of."""
+    return task.tags if isinstance(task, Tokens) else task.classes
 
 
 def held_out_set(settings: RunSettings, data: Path, **columns: str) -> Part:

@@ -25,7 +25,7 @@ from frostline.runs.material import Audited
 from frostline.runs.starting import Start, check_kept
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
-from frostline.tasks import Classification, Task, TaskSettings, task_from
+from frostline.tasks import Classification, Task, TaskSettings, Tokens, task_from
 from frostline.wording import option
 
 _TOLD: dict[str, str] = {
@@ -152,6 +152,7 @@ def prepare(
         is_known = start is not None or classes == data.classes
         order = classes if is_known else own_order(classes, loaded.classes)
         splits = material.ordered(splits, settings, order)
+        task = task_for(settings.task, order, order)
         mapping = mapping_words(order, loaded.classes)
     found = material.audited(splits, settings, loaded, progress)
     found = start.audited(found) if start else found
@@ -197,10 +198,10 @@ def build(
         hidden=model.hidden,
         on=model.on,
         seed=settings.training.seed,
-        tokens=settings.task is not None and settings.task.kind == "tokens",
+        tokens=isinstance(task, Tokens),
     )
     if start is not None:
-        start.put(loaded, task.classes)
+        start.put(loaded, material.names_of(task))
     # As it was then: an own file, a later library or a file of weights may come with another one.
     prepared = settings.preprocessing or _shortened(loaded.preprocessing, settings)
     loaded = replace(loaded, preprocessing=prepared)

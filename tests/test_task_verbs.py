@@ -221,7 +221,7 @@ def test_predict_writes_a_column_beside_a_table_of_texts(texts: World, tmp_path:
     [
         (["--text", "revew"], 1, "revew"),
         (["--label", "score"], 1, "score"),
-        (["--task", "segmentation"], 1, "Use classification or regression"),
+        (["--task", "segmentation"], 1, "Use classification, regression or tokens"),
         (["--task", "regression"], 1, "which is no number"),
         (["--max-tokens", "64"], 1, "the model takes 32"),
         (["--augment", "views:2"], 1, "texts have no views"),

@@ -19,7 +19,12 @@ from frostline.data.split_names import Role, by_role
 from frostline.data.table import role_in
 from frostline.data.text_columns import FOUND, ChosenColumns, TextColumns, choose_columns
 from frostline.data.text_sets import TextSet, TextSplits
-from frostline.data.text_tables import TEXT_SUFFIXES, TextTable, read_table_of_texts
+from frostline.data.text_tables import (
+    TEXT_SUFFIXES,
+    TextTable,
+    read_table_of_texts,
+    with_class_names,
+)
 from frostline.data.words import WORD_SUFFIXES, choose_words, read_table_of_words, word_set
 from frostline.errors import ConfigError, DataError, a_type
 from frostline.preprocessing import Text
@@ -321,21 +326,10 @@ def _of_dataset(data: Any) -> TextTable:
             "datasets.Dataset, or (texts, labels)."
         )
     columns = tuple(data.column_names)
-    cells = []
-    for column in columns:
-        values, kind = list(data[column]), data.features[column]
-        # A column of lists says it of what is in them.
-        names = getattr(getattr(kind, "feature", kind), "names", None)
-        cells.append([_named(value, names) for value in values] if names else values)
+    cells = [with_class_names(list(data[column]), data.features[column]) for column in columns]
     rows = list(zip(*cells, strict=True))
     what = f"the {type(data).__name__}"
     return TextTable(what, what, (), columns, rows, range(len(rows)))
-
-
-def _named(value: Any, names: Sequence[str]) -> Any:
-    if isinstance(value, list):
-        return [_named(one, names) for one in value]
-    return None if value is None or value < 0 else names[value]
 
 
 def _text_set(table: TextTable, chosen: ChosenColumns) -> TextSet:

@@ -14,7 +14,9 @@ import torch
 
 import frostline as fl
 from frostline.data import audit_texts, inputs_of, looks_like_words, read_texts, text_samples
+from frostline.deltas import read_delta
 from frostline.models import load_model
+from frostline.records import RunFolder
 from small_world import Answer, call
 from text_world import write_bert, write_tokenizer
 
@@ -201,6 +203,8 @@ def test_a_tokenizer_that_cannot_tell_words_is_refused(
 
 # Runs.
 
+FEW = ("--epochs", 1, "--features", "off")
+
 
 def trained(root: Path, out: Path, *options: object) -> Answer:
     return call(
@@ -224,17 +228,14 @@ def test_stored_hidden_states_train_as_the_plain_loop_does(
 ) -> None:
     assert any((root / "store").rglob("*.npy"))
     assert trained(root, tmp_path / "plain", "--features", "off").status == 0
-    plain, stored = (_last(p) for p in (tmp_path / "plain", run))
+    plain, stored = (_best(p) for p in (tmp_path / "plain", run))
     assert plain.keys() == stored.keys()
     for name, tensor in plain.items():
         torch.testing.assert_close(stored[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def _last(folder: Path) -> dict[str, torch.Tensor]:
-    from frostline.deltas import read_delta
-    from frostline.records import RunFolder
-
-    return dict(read_delta(RunFolder(folder).last).tensors)
+def _best(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(read_delta(RunFolder(folder).best).tensors)
 
 
 def test_a_run_is_judged_by_words_and_spans(run: Path, root: Path, tmp_path: Path) -> None:
@@ -276,6 +277,19 @@ def test_predict_gives_a_tag_for_each_word_of_anything_in_words(run: Path, tmp_p
     (cut,) = fl.open_run(run).predict([["good"] * 40])
     assert cut.answer["tags"][29:] == [cut.answer["tags"][0], *[None] * 10]  # type: ignore[index]
     assert "good/" in call("predict", run, "good film").out
+
+
+def test_a_run_that_begins_with_another_keeps_what_it_knows_of_each_tag(
+    run: Path, tmp_path: Path
+) -> None:
+    more = lines([*SENTENCES, ("good", "A-NEW"), ("bad", "A-NEW")])
+    write(tmp_path / "d/train.conll", more)
+    write(tmp_path / "d/dev.conll", lines(SENTENCES[:3]))
+    call("train", tmp_path / "d", "--from", run, "--out", tmp_path / "run", *FEW)
+    before, begun = _best(run), fl.open_run(tmp_path / "run").began_with
+    assert begun is not None
+    assert begun.classes == ("A-NEW", "B-DOWN", "B-UP", "I-DOWN", "I-UP", "O")
+    assert torch.equal(begun.tensors["classifier.weight"][1:], before["classifier.weight"])
 
 
 def test_python_learns_from_words_as_the_command_line_does(root: Path) -> None:

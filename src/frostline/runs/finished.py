@@ -404,7 +404,8 @@ class FinishedRun:
         kept = read_delta(file)
         epoch = int(kept.about.get("epoch", "0"))
         seen = frozenset(self.folder.read_seen_before())
-        return Start(then.start, epoch, self.settings.data.classes, kept.tensors, seen)
+        names = material.names_of(self.task)
+        return Start(then.start, epoch, names, kept.tensors, seen)
 
     def settings_to_begin(self, now: RunSettings, given: Collection[str]) -> RunSettings:
         """The settings of a run that begins with this one: see `settings_of_start`."""
@@ -424,7 +425,7 @@ class FinishedRun:
         return Start(
             str(folder.root.resolve()),
             int(best.about.get("epoch", "0")),
-            self.settings.data.classes,
+            material.names_of(self.task),
             {name: tensors[name].detach() for name in dict.fromkeys([*held, *best.tensors])},
             frozenset((*folder.read_trained_on(), *folder.read_seen_before())),
             frozenset(folder.read_validated_on()),

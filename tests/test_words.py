@@ -168,7 +168,9 @@ def test_the_first_piece_of_a_word_has_its_tag_and_no_other_token(root: Path) ->
     assert inputs_of(samples, [0, 1])["input_ids"].shape == (2, 7)
     cut = fl.TextSamples(samples.texts, [[1, 2, 1], [2]], replace(prepared, max_length=4))
     assert cut.targets[0].tolist() == [-100, 1, 2, -100]
-    assert cut.truncation().startswith("1 of 2 texts is longer than 4 tokens")
+    assert cut.truncation() == (
+        "1 of 2 texts is longer than 4 tokens and was cut: the words behind have no tag."
+    )
     pair = fl.TextSamples([("good", "film")], None, prepared)
     words = fl.TextSamples([fl.Words(("good", "film"))], None, prepared)
     assert pair.ids([0]) != words.ids([0])  # other tokens, so other features
@@ -256,6 +258,8 @@ def test_a_run_is_judged_by_words_and_spans(run: Path, root: Path, tmp_path: Pat
     assert found["span_f1"] > 0.5
     wrong = write(tmp_path / "wrong.conll", "good B-UPP\nfilm O\n")
     told = call("evaluate", run, wrong).message
+    long = write(tmp_path / "long.conll", "good B-UP\n" * 40)
+    assert "1 texts is longer than 32 tokens and was cut" in call("evaluate", run, long).err
     assert "wrong.conll line 1: the word 'good' has the tag 'B-UPP' (nearest: B-UP" in told
 
 
@@ -276,7 +280,8 @@ def test_predict_gives_a_tag_for_each_word_of_anything_in_words(run: Path, tmp_p
         assert all(row["error"] == "no text" for row in others)
     (cut,) = fl.open_run(run).predict([["good"] * 40])
     assert cut.answer["tags"][29:] == [cut.answer["tags"][0], *[None] * 10]  # type: ignore[index]
-    assert "good/" in call("predict", run, "good film").out
+    shown = call("predict", run, "good " * 40)
+    assert ("good/" in shown.out, "10 words have no tag" in shown.err) == (True, True)
 
 
 def test_a_run_that_begins_with_another_keeps_what_it_knows_of_each_tag(
@@ -310,3 +315,5 @@ def test_only_words_with_tags_are_taken_for_such(root: Path, tmp_path: Path) -> 
     texts = write(tmp_path / "b.jsonl", '{"text": "a", "labels": ["x", "y"]}')
     assert looks_like_words(texts) == ""
     assert looks_like_words(tmp_path / "none") == ""
+    assert looks_like_words(write(tmp_path / "c.txt", lines())) == "c.txt is a CoNLL file"
+    assert looks_like_words(write(tmp_path / "d.txt", "a few\nwords of plain text\n")) == ""

@@ -77,10 +77,13 @@ class Texts:
 
     def show(self, answers: Sequence[Prediction], *, top: int, as_json: bool, as_csv: bool) -> None:
         """Print what a run says of `whole`."""
-        from frostline.cli._terminal import output, print_json
+        from frostline.cli._terminal import output, print_json, warn
 
         rest = iter(answers)
         found = [None if text is None else next(rest) for text in self.texts]
+        if untagged := sum(tags.count(None) for tags in map(_tags_of, answers)):
+            counted = "1 word has" if untagged == 1 else f"{untagged:,} words have"
+            warn(f"{counted} no tag: the model takes no tokens of it, or no more of its text")
         if as_json:
             print_json([self._document(n, one, top) for n, one in enumerate(found)])
         elif as_csv:
@@ -125,6 +128,12 @@ def _typed(given: str) -> TextRows:
 def _apart(name: str, taken: Sequence[str]) -> str:
     """A column's name that the table has not yet."""
     return f"predicted_{name}" if name in taken else name
+
+
+def _tags_of(answer: Prediction) -> list[str | None]:
+    """Of a run of words."""
+    tags = answer.answer.get("tags", [])
+    return tags if isinstance(tags, list) else []
 
 
 def _cell(value: object) -> object:

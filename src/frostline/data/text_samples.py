@@ -157,11 +157,13 @@ class TextSamples(Samples):
     def truncation(self) -> str:
         """One line on texts that were cut; empty where none was."""
         count = int(self.tokens.cut.sum())
+        if not count:
+            return ""
+        behind = ": the words behind have no tag" if self._has_words else ""
         return (
             f"{count:,} of {len(self):,} texts {'is' if count == 1 else 'are'} longer than "
-            f"{self.preprocessing.max_length} tokens and {'was' if count == 1 else 'were'} cut."
-            if count
-            else ""
+            f"{self.preprocessing.max_length} tokens and {'was' if count == 1 else 'were'} "
+            f"cut{behind}."
         )
 
 

@@ -342,7 +342,7 @@ def _text_set(table: TextTable, chosen: ChosenColumns) -> TextSet:
     empty: list[str] = []
     kinds: dict[type, int] = {}
     for line, row in zip(chosen.lines, chosen.rows, strict=True):
-        parts = [_text(row[place], table, line) for place in chosen.texts]
+        parts = [text_of(row[place], table, line) for place in chosen.texts]
         name = f"{made.source} {made.unit} {line}"
         if not all(part.strip() for part in parts):
             empty.append(name)
@@ -368,7 +368,12 @@ def _text_set(table: TextTable, chosen: ChosenColumns) -> TextSet:
     )
 
 
-def _text(cell: object, table: TextTable, line: int) -> str:
+def text_of(cell: object, table: TextTable, line: int) -> str:
+    """The text in a cell; empty where there is none.
+
+    Raises:
+        DataError: it holds something else.
+    """
     if isinstance(cell, str):
         return cell
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
@@ -388,36 +393,3 @@ def _label(cell: object) -> str:
     if isinstance(cell, list | tuple):
         return "|".join(map(_label, cell))
     return normal(str(cell).strip())
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class TextRows:
-    """All rows of a table, to write a column more beside them.
-
-    Attributes:
-        heads: names of its columns, or their numbers.
-        rows: its cells.
-        texts: of each row; None where it has no letter.
-    """
-
-    heads: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    texts: tuple[Text | None, ...]
-
-
-def read_text_rows(path: Path, *, columns: TextColumns = FOUND) -> TextRows:
-    """Every row of a table of texts, in its order, whatever else stands in it.
-
-    Raises:
-        DataError: it cannot be read, or which column is the text cannot be told.
-    """
-    table = read_table_of_texts(path)
-    chosen = choose_columns(table, columns.in_table_of(table), labelled=False)
-    texts: list[Text | None] = []
-    for line, row in zip(chosen.lines, chosen.rows, strict=True):
-        parts = [_text(row[place], table, line) for place in chosen.texts]
-        is_whole = all(part.strip() for part in parts)
-        one: Text = parts[0] if len(parts) == 1 else (parts[0], parts[1])
-        texts.append(one if is_whole else None)
-    return TextRows(chosen.names, tuple(map(tuple, chosen.rows)), tuple(texts))

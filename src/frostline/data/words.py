@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from frostline.data.listing import normal
@@ -69,8 +69,9 @@ def _sentences(text: str) -> list[list[_Row]]:
         if not line.strip(_BLANKS) or line.startswith("-DOCSTART-"):
             found.append([])
         else:
-            cells = line.split("\t") if is_tabbed else re.split("[ \t]+", line.strip(_BLANKS))
-            found[-1].append((number, [cell.strip(_BLANKS) for cell in cells]))
+            parts = line.split("\t") if is_tabbed else line.replace("\t", " ").split(" ")
+            cells = [part.strip(_BLANKS) for part in parts]
+            found[-1].append((number, cells if is_tabbed else [*filter(None, cells)]))
     return [sentence for sentence in found if sentence]
 
 
@@ -265,6 +266,7 @@ def list_of(cell: object, name: str, what: str) -> list[str]:
     )
 
 
+@lru_cache(maxsize=4096)  # there are many words and few tags
 def _tag(written: str) -> str:
     return normal(written.strip())
 

@@ -25,6 +25,7 @@ from frostline.data import (
     make_batches,
     read_files,
     run_notes,
+    text_samples,
     without,
 )
 from frostline.deltas import Delta, all_tensors, load_delta, read_delta
@@ -289,7 +290,8 @@ class FinishedRun:
             part = material.held_out_set(self.settings, data, **columns)
         if isinstance(part, TextSet):
             named = (f"left out, since it is empty: {name}" for name in part.empty)
-            return self._held(part, data, texts.contents_of(part), list(named))
+            notes = [*named, *self._words_left_out(part)]
+            return self._held(part, data, texts.contents_of(part), notes)
         files = dict.fromkeys(sample.path for sample in part.samples)
         found = found or read_files(files, levels=self.levels, progress=progress)
         digests = {file: found.digests[file] for file in files if file in found.digests}
@@ -300,6 +302,13 @@ class FinishedRun:
         notes += run_notes((found.seen[file] for file in digests), self.levels)
         kept = tuple(digests[sample.path] for sample in part.samples)
         return self._held(part, data, kept, notes)
+
+    def _words_left_out(self, part: TextSet) -> Iterator[str]:
+        """What metrics of words leave out, as these say how many there are of."""
+        if part.has_words:
+            samples = text_samples(part, self.loaded.of_texts, labelled=False)
+            if cut := samples.truncation():
+                yield cut.removesuffix(".")
 
     def _held(self, part: Part, data: Path, digests: tuple[str, ...], notes: list[str]) -> HeldOut:
         """With a note where the run was trained on some of them."""

@@ -161,7 +161,7 @@ def test_masks_that_hold_0_and_255_are_read_as_the_runs_were(world: World, tmp_p
     answer = call("evaluate", world.of("masked"), tmp_path / "test", "--json")
     assert answer.status == 0, answer.err
     found = answer.json
-    assert found["per_class"][0]["share"] == pytest.approx(1)
+    assert found["per_region"][0]["share"] == pytest.approx(1)
 
 
 def test_masks_are_written_as_the_network_saw_the_pictures(world: World, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_predict_writes_a_column_beside_a_table_of_texts(texts: World, tmp_path:
     [
         (["--text", "revew"], 1, "revew"),
         (["--label", "score"], 1, "score"),
-        (["--task", "segmentation"], 1, "Use classification or regression"),
+        (["--task", "segmentation"], 1, "Use classification, regression or tokens"),
         (["--task", "regression"], 1, "which is no number"),
         (["--max-tokens", "64"], 1, "the model takes 32"),
         (["--augment", "views:2"], 1, "texts have no views"),

@@ -149,11 +149,6 @@ class RunSettings(_Section):
         """The plan of the run; None where it has none."""
         return Plan(self.plan) if self.plan else None
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Classes, labels or targets, in the order of the model's outputs."""
-        return self.data.classes or (self.task.labels if self.task else ())
-
     def as_task(self) -> Task | None:
         """The task of the run; None where it was one that only its maker can make again."""
         if self.task is not None:

@@ -25,7 +25,7 @@ from frostline.runs.material import Audited
 from frostline.runs.starting import Start, check_kept
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
-from frostline.tasks import Classification, Task, TaskSettings, task_from
+from frostline.tasks import Classification, Task, TaskSettings, Tokens, task_from
 from frostline.wording import option
 
 _TOLD: dict[str, str] = {
@@ -155,6 +155,7 @@ def prepare(
         is_known = start is not None or classes == data.classes
         order = classes if is_known else own_order(classes, loaded.classes)
         splits = material.ordered(splits, settings, order)
+        task = task_for(settings.task, order, order)
         mapping = mapping_words(order, loaded.classes)
     found = material.audited(splits, settings, loaded, progress)
     found = start.audited(found) if start else found
@@ -201,11 +202,10 @@ def build(
         hidden=model.hidden,
         on=model.on,
         seed=settings.training.seed,
-        tokens=settings.task is not None and settings.task.kind == "tokens",
+        tokens=isinstance(task, Tokens),
     )
     if start is not None:
-        kept = task.settings()
-        start.put(loaded, kept.labels if kept else task.classes)
+        start.put(loaded, material.names_of(task))
     # As it was then: an own file, a later library or a file of weights may come with another one.
     prepared = _shortened(settings.preprocessing or loaded.preprocessing, settings)
     loaded = replace(loaded, preprocessing=prepared)
@@ -220,8 +220,6 @@ def _shortened(
 ) -> Preprocessing | TextPreprocessing:
     """Of texts with as many tokens as were asked for, where the model takes so many."""
     most = settings.data.max_tokens
-    if isinstance(given, TextPreprocessing) and settings.task and settings.task.kind == "tokens":
-        given = replace(given, padding_side="right")  # where targets are filled up
     if most is None:
         return given
     if not isinstance(given, TextPreprocessing):

@@ -70,11 +70,11 @@ def recordings_net(train: str = "head", *, norm: str = "layer") -> nn.Module:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=48,
-        conv_dim=(16, 16),
-        conv_stride=(5, 2),
-        conv_kernel=(10, 3),
-        num_feat_extract_layers=2,
-        num_conv_pos_embeddings=16,
+        conv_dim=(16,),
+        conv_stride=(5,),
+        conv_kernel=(10,),
+        num_feat_extract_layers=1,
+        num_conv_pos_embeddings=4,
         num_conv_pos_embedding_groups=2,
         feat_extract_norm=norm,
         classifier_proj_size=16,
@@ -109,7 +109,7 @@ class Padded(fl.Samples):
     ) -> None:
         self._loaded, self._pad, self._at_start = loaded, pad, at_start
         self.targets = torch.tensor([int(next(iter(s.values())).sum()) % 3 for s in loaded])
-        self.lengths = [len(sample["attention_mask"]) for sample in loaded]
+        self.lengths: list[int] | None = [len(next(iter(sample.values()))) for sample in loaded]
 
     def __len__(self) -> int:
         return len(self._loaded)
@@ -147,9 +147,9 @@ def words(
 
 
 def recordings(count: int, *, seed: int = 0) -> Padded:
-    """Numbers of 120 to 300 positions with their mask."""
+    """Numbers of 40 to 100 positions with their mask."""
     draw = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(120, 301, (count,), generator=draw).tolist()
+    sizes = torch.randint(40, 101, (count,), generator=draw).tolist()
     loaded = [
         {
             "input_values": torch.randn(size, generator=draw),
@@ -240,4 +240,53 @@ def reader(*, below: str = "mask", above: str = "own mean") -> nn.Module:
     torch.manual_seed(0)
     model = Reader(below, above)
     fl.train_only(model, "upper | norm | head")
+    return model
+
+
+class Means(nn.Module):
+    """The means of two texts over all their positions, padding and all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.head = nn.Embedding(60, 16), nn.Linear(16, 3)
+        fl.train_only(self, "head")
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        found: Tensor = self.head(self.words(a).mean(1) + self.words(b).mean(1))
+        return found
+
+
+class Vectors(fl.Samples):
+    """Vectors at some positions, padded to the longest of a batch, which says no length."""
+
+    def __init__(self, loaded: Sequence[Tensor]) -> None:
+        self._loaded, self.targets = loaded, torch.arange(len(loaded)) % 3
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def load(self, row: int) -> Tensor:
+        return self._loaded[row]
+
+    def collate(self, loaded: Sequence[Tensor]) -> Tensor:
+        return nn.utils.rnn.pad_sequence(list(loaded), batch_first=True)
+
+
+class VectorMean(nn.Module):
+    """A mean over positions whose number the graph of one example holds as a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lower, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.lower(x).relu().sum(1) / x.shape[1])
+        return found
+
+
+def vectors_net() -> nn.Module:
+    torch.manual_seed(0)
+    model = VectorMean()
+    fl.train_only(model, "head")
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 import torch
 from ragged_nets import (
     WORDS,
+    Means,
     Padded,
     Reader,
+    Vectors,
     pictures,
     pictures_net,
     reader,
     recordings,
     recordings_net,
+    vectors_net,
     words,
     words_net,
 )
@@ -59,8 +63,10 @@ def both_ways(model: nn.Module, data: Any, store: Path) -> tuple[Tensor, Tensor,
     return one, trained(lambda values: cut.suffix(*values), model, stored), found
 
 
-@pytest.mark.parametrize("train", ["head", "upper"])
-@pytest.mark.parametrize("kind", [*WORDS, "Wav2Vec2", "ViT"])
+@pytest.mark.parametrize(
+    ("kind", "train"),
+    [("Bert", "head"), ("ViT", "head"), *((kind, "upper") for kind in (*WORDS, "Wav2Vec2", "ViT"))],
+)
 def test_stored_features_train_like_padded_batches_within_the_difference_that_is_told(
     kind: str, train: str, tmp_path: Path
 ) -> None:
@@ -198,6 +204,36 @@ def test_a_model_for_one_length_is_refused_for_samples_of_several(tmp_path: Path
     cut = fl.cut(model, inputs_of(data, [longest, 0]))
     with pytest.raises(fl.CutError, match="samples of one length only, and the data set has sev"):
         fl.extract(cut, data, tmp_path)
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_second_input_that_is_padded_is_tried_where_the_first_is_of_one_length(
+    says: bool, tmp_path: Path
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    loaded = [
+        {"a": torch.randint(3, 60, (8,), generator=draw), "b": torch.arange(3, 5 + row % 5)}
+        for row in range(11)
+    ]
+    data = Padded(loaded, pad=lambda _: 0, at_start=True)
+    data.lengths = [8] * 11 if says else None
+    cut = fl.cut(Means(), inputs_of(data, range(5)))
+    with pytest.raises(PaddingMatters, match="what is frozen gives them other values"):
+        fl.extract(cut, data, tmp_path)
+
+
+@pytest.mark.parametrize("longer", [range(11), [7]], ids=["most", "one that is not looked at"])
+def test_samples_of_vectors_that_collate_pads_are_not_stored_and_train_as_plainly(
+    longer: Sequence[int], tmp_path: Path
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    count = 40 if len(longer) == 1 else 11
+    sizes = [2 + (row % 5 if row in longer else 0) for row in range(count)]
+    data = Vectors([torch.randn(size, 6, generator=draw) for size in sizes])
+    wanted: dict[str, Any] = {"epochs": 1, "batch_size": 4, "precision": "exact", "device": "cpu"}
+    runs = [fl.fit(vectors_net(), data, data, features=f, **wanted) for f in ("off", tmp_path)]
+    assert fl.fingerprint(runs[0].model) == fl.fingerprint(runs[1].model)
+    assert "none are stored" in runs[1].says[0]
 
 
 def test_lengths_that_are_not_one_for_each_sample_are_refused() -> None:

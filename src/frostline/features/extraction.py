@@ -279,8 +279,11 @@ class _Extraction:
         collate, cut = self._samples.collate, self._compute.cut
         whole = [v.cpu() for v in self._compute.rows(samples, collate)]
         values: _Values = list(whole)
-        if any(spec.ragged_count for spec in self._specs):
-            values = self._padding.own(cut, whole, [alone(cut, collate, one) for one in samples])
+        if self._padding.form or any(spec.ragged_count for spec in self._specs):
+            each = [alone(cut, collate, one) for one in samples]
+            for inputs in each:
+                self._padding.check(inputs, self._samples)
+            values = self._padding.own(cut, whole, each)
         self._computing.append(time.perf_counter() - start)
         return values
 

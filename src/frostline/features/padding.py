@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
 
@@ -14,12 +14,13 @@ from torch import Tensor
 from frostline.cutting import Cut, FrontierValue
 from frostline.cutting.checking import state_kept
 from frostline.cutting.structures import flatten_output
-from frostline.data import Samples, lengths_of
+from frostline.data import Samples, TensorSamples, lengths_of
 from frostline.errors import CutError
 from frostline.freezing.modes import modes_kept
 from frostline.store import PADS, Pads
 
 _CHECKED = 4  # samples, from the shortest to the longest
+_LOOKED_AT = 32  # samples of a data set, put in one batch
 _MEASURED = 256  # samples loaded at a time where a data set does not say how long they are
 # Above it padding changes what a sample's own positions are; below, kernels sum in another order.
 _LARGEST_DIFFERENCE = 1e-4
@@ -30,26 +31,45 @@ class PaddingMatters(CutError):  # noqa: N818 - named for what was found
     """Features of padded batches cannot be stored by sample: what they are hangs on the padding."""
 
 
+Form = tuple[tuple[int | None, ...], ...]  # sizes of a sample's inputs; None: as long as it is
+
+
 @final
 @dataclass(frozen=True)
 class Padding:
     """How the samples of a data set, and their values, are padded in its batches.
 
     Attributes:
-        lengths: of the samples, in an order that `Samples.lengths` has; empty where none varies.
+        lengths: of the samples, in order; empty where none varies.
         pads: how values are put back as they are in a batch of the plain loop.
         difference: the largest relative difference of a sample's own numbers between a batch with
             longer samples and one without; 0.0 is bit for bit.
+        varying: numbers of the inputs in which samples are of different lengths.
+        form: of the inputs of all samples that were looked at; None where all must be alike.
     """
 
     lengths: Sequence[int] = ()
     pads: Pads = PADS
     difference: float = 0.0
+    varying: tuple[int, ...] = ()
+    form: Form | None = None
 
     @property
     def varies(self) -> bool:
         """Whether samples are of different lengths."""
-        return len(set(self.lengths)) > 1
+        return bool(self.varying)
+
+    def check(self, alone: Sequence[Tensor], samples: Samples) -> None:
+        """Make sure that a sample is padded as those were that were tried.
+
+        Raises:
+            CutError: an input of it is of another size, which no sample tried was.
+        """
+        if self.form is not None and _form(_shapes(alone), self.varying) != self.form:
+            raise CutError(
+                f"inputs of a few samples of {samples.what} are of other sizes than those of the "
+                "samples that were tried. Pad all to one length."
+            )
 
     def longest_first(self, rows: Sequence[int]) -> Sequence[int]:
         """The rows so that those of like length are beside each other."""
@@ -94,8 +114,8 @@ def padded(rows: Sequence[Tensor], pads: Pads, *, fill: float = 0.0) -> Tensor:
 def padding_of(cut: Cut, samples: Samples, device: torch.device) -> Padding:
     """How `samples` are padded, once it is tried that no padding changes what the model gives.
 
-    Some samples go through both halves, each beside longer ones and beside its like. Where all
-    are equally long nothing is computed.
+    Inputs of samples alone are compared with those in a batch. Where their sizes differ, some
+    samples go through both halves, each beside longer ones and beside its like.
 
     Raises:
         PaddingMatters: a sample's own values depend on how far its batch is padded, or the part
@@ -103,37 +123,69 @@ def padding_of(cut: Cut, samples: Samples, device: torch.device) -> Padding:
         CutError: the model could be followed for one length only, and samples have several.
     """
     lengths: Sequence[int] | None = lengths_of(samples)
-    if lengths is None:
-        lengths = _measured(cut, samples) if cut.varying else ()
-    if len(set(lengths)) < 2:
-        return Padding(lengths)
-    if not cut.varying:
-        _check_one_length(cut, samples, lengths)
-        return Padding()
-    return _Trial(cut, samples, lengths, device).padding()
+    if type(samples).collate in (Samples.collate, TensorSamples.collate):
+        return Padding()  # of samples that differ they make no batch
+    rows = range(len(samples))
+    ends = _spread(sorted(rows, key=lengths.__getitem__), _CHECKED) if lengths else []
+    few = sorted({*_spread(rows, _LOOKED_AT), *ends})
+    loaded = list(map(samples.load, few))
+    whole = _shapes(cut.prefix.spec.flatten(samples.collate(loaded)))
+    if cut.varying and lengths is None:
+        each = _measured(cut, samples)
+        lengths = [max(shapes[number][0] for number in cut.varying) for shapes in each.values()]
+        ends = _spread(sorted(rows, key=lengths.__getitem__), _CHECKED)
+    else:
+        each = {
+            row: _shapes(alone(cut, samples.collate, one))
+            for row, one in zip(few, loaded, strict=True)
+        }
+    varying, form = _compared(cut, samples, {*each.values(), whole})
+    if not varying:
+        return Padding(form=form)
+    chosen = set(ends)
+    for number in varying:
+        chosen.update(_spread(sorted(each, key=lambda row: each[row][number][0]), 2))
+    made = _Trial(cut, samples, sorted(chosen), device).padding()
+    return replace(made, lengths=lengths or (), varying=varying, form=form)
 
 
-def _check_one_length(cut: Cut, samples: Samples, lengths: Sequence[int]) -> None:
-    ends = (choose(range(len(lengths)), key=lengths.__getitem__) for choose in (min, max))
-    found = [alone(cut, samples.collate, samples.load(row)) for row in ends]
-    one, other = ([tensor.shape for tensor in tensors] for tensors in found)
-    if one != other:
+def _spread(rows: Sequence[int], count: int) -> list[int]:
+    """That many of the rows, the first and the last among them."""
+    steps = (round(step * (len(rows) - 1) / (count - 1)) for step in range(count))
+    return [rows[step] for step in steps]
+
+
+def _compared(cut: Cut, samples: Samples, found: Collection[Form]) -> tuple[tuple[int, ...], Form]:
+    """Numbers of the inputs that vary in length, and the form that all have otherwise."""
+    varying = tuple(n for n in cut.varying if len({shapes[n][:1] for shapes in found}) > 1)
+    form, *others = {_form(shapes, varying) for shapes in found}
+    if others:
         raise CutError(
             f"{type(cut.suffix.model).__name__} can be followed for samples of one length only, "
             f"and {samples.what} has several. Pad all to one length."
         )
+    return varying, form
 
 
-def _measured(cut: Cut, samples: Samples) -> list[int]:
-    """The length of each sample, by loading it."""
+def _shapes(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tensor.shape[1:]) for tensor in tensors)
+
+
+def _form(shapes: Form, varying: Collection[int]) -> Form:
+    return tuple(
+        (None, *shape[1:]) if number in varying else shape for number, shape in enumerate(shapes)
+    )
+
+
+def _measured(cut: Cut, samples: Samples) -> dict[int, tuple[tuple[int, ...], ...]]:
+    """The shapes of each sample's inputs, by loading it."""
     places = range(len(samples))
     parts = [places[first : first + _MEASURED] for first in places[::_MEASURED]]
-    found: list[int] = []
+    found: list[tuple[tuple[int, ...], ...]] = []
     with closing(samples.in_batches(parts)) as loading:
         for loaded in loading:
-            each = (alone(cut, samples.collate, one) for one in loaded)
-            found += [max(int(t[number].shape[1]) for number in cut.varying) for t in each]
-    return found
+            found += [_shapes(alone(cut, samples.collate, one)) for one in loaded]
+    return dict(enumerate(found))
 
 
 def alone(cut: Cut, collate: Callable[[Sequence[Any]], Any], sample: Any) -> list[Tensor]:
@@ -145,12 +197,9 @@ class _Trial:
     """Some samples of different lengths, in one batch and each by itself."""
 
     def __init__(
-        self, cut: Cut, samples: Samples, lengths: Sequence[int], device: torch.device
+        self, cut: Cut, samples: Samples, chosen: Sequence[int], device: torch.device
     ) -> None:
-        self._cut, self._lengths, self._device = cut, lengths, device
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        steps = [round(step * (len(order) - 1) / (_CHECKED - 1)) for step in range(_CHECKED)]
-        chosen = sorted({order[step] for step in steps})
+        self._cut, self._device = cut, device
         loaded, flatten = list(map(samples.load, chosen)), cut.prefix.spec.flatten
         self._whole = flatten(samples.collate(loaded))
         self._each = [flatten(samples.collate([one, one])) for one in loaded]
@@ -173,7 +222,7 @@ class _Trial:
             again = [padded(rows, pads, fill=fill) for rows, fill in zip(own, fills, strict=True)]
             above = self._difference_above(again, each, pads)
             self._check(above, "what is trained reads the places that are padded")
-        return Padding(self._lengths, Pads(fills, pads.at_start), max(below, above))
+        return Padding(pads=Pads(fills, pads.at_start), difference=max(below, above))
 
     def _own(self, of: FrontierValue, value: Tensor, *, pads: Pads) -> list[Tensor]:
         """Each row without its padding, as far as the batch is long."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import metadata
 from typing import Any, final
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor
 from frostline.data.samples import Samples
 from frostline.errors import DataError
 from frostline.preprocessing import Text, TextPreprocessing, Tokens
+
+_MAKERS = ("tokenizers", "transformers")  # of the ids, along with the tokenizer's files
 
 
 @final
@@ -55,7 +58,7 @@ class TextSamples(Samples):
         self.texts, self.preprocessing, self.what = tuple(texts), preprocessing, what
         self.targets = [0] * len(self.texts) if targets is None else targets
         self.classes = tuple(classes) or None
-        self.transform = str(preprocessing)
+        self.transform = ", ".join([str(preprocessing), *map(_version, _MAKERS)])
         self._names = names
         self._tokens: Tokens | None = None
         self._starts = np.zeros(1, np.int64)
@@ -124,6 +127,13 @@ class TextSamples(Samples):
             if count
             else ""
         )
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:  # nothing can be tokenised then
+        return f"no {package}"
 
 
 def text_id(text: Text) -> bytes:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
+from frostline.cli import app
+from frostline.runs import open_run
 from small_world import Answer, call, write_net, write_picture
 from text_world import write_bert, write_sentence_encoder
 
@@ -53,6 +57,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("tasks")
     rows: dict[str, list[tuple[object, ...]]] = {
+        "wide.csv": [("file", "split", "light", "even")],
         "numbers.csv": [("file", "split", "label")],
         "labels.csv": [("file", "split", "label")],
     }
@@ -63,6 +68,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         rows["numbers.csv"].append((name, part, level / 100))
         tags = [tag for tag, holds in (("light", level > 120), ("even", number % 2 == 0)) if holds]
         rows["labels.csv"].append((name, part, "|".join(tags)))
+        rows["wide.csv"].append((name, part, int("light" in tags), int("even" in tags)))
         masked = root / "masked" / part
         for folder in ("images", "masks"):
             (masked / folder).mkdir(parents=True, exist_ok=True)
@@ -76,6 +82,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(root)
     assert made.run("numbers.csv", write_net(root)).status == 0
     assert made.run("labels.csv", write_net(root), "--thresholds", "best").status == 0
+    wide = made.run("wide.csv", write_net(root), "--label-column", "light,even")
+    assert wide.status == 0, wide.err
     assert made.run("masked", f"{root / 'masked.py'}:net", "--loss", "both").status == 0
     return made
 
@@ -105,6 +113,7 @@ def test_train_sees_from_the_targets_what_is_learnt(
 
 def test_a_regression_is_judged_and_told_in_numbers(world: World, tmp_path: Path) -> None:
     table, data = tmp_path / "judged.csv", world.root / "numbers.csv"
+    assert "mean = []" not in (world.of("numbers.csv") / "run.toml").read_text()  # it is scaled
     found = call("evaluate", world.of("numbers.csv"), data, "--csv", table, "--json").json
     rows = read(table.read_text())
     assert found["samples"] == len(rows) == 4
@@ -139,6 +148,33 @@ def test_labels_that_hold_are_told_with_each_ones_probability(world: World, tmp_
     (one,) = call("predict", run, first["file"], "--json").json
     assert "|".join(one["labels"]) == first["predicted_labels"]
     assert set(one["probability"]) == {"light", "even"}
+
+
+def test_label_columns_are_known_by_name_in_any_order(world: World) -> None:
+    run, data = world.of("wide.csv"), world.root / "wide.csv"
+    one, other = (
+        call("evaluate", run, data, "--label-column", columns, "--json").json
+        for columns in ("light,even", "even,light")
+    )
+    assert one == other
+    more = world.root / "more.csv"
+    more.write_text(data.read_text().replace("light,even", "light,odd"))
+    for columns, told in (("light,light", "Name each once"), ("light,odd", "the run learnt")):
+        answer = call("evaluate", run, more, "--label-column", columns)
+        assert (answer.status, told in answer.message) == (1, True)
+
+
+def test_masks_that_hold_0_and_255_are_read_as_the_runs_were(world: World, tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / "test" / part).mkdir(parents=True)
+    write_picture(tmp_path / "test" / "images" / "1.png", 100)
+    mask = np.zeros((18, 18), np.uint8)
+    mask[9:] = 255  # no class, where the run's masks held 0 and 1
+    Image.fromarray(mask).save(tmp_path / "test" / "masks" / "1.png")
+    answer = call("evaluate", world.of("masked"), tmp_path / "test", "--json")
+    assert answer.status == 0, answer.err
+    found = answer.json
+    assert found["per_region"][0]["share"] == pytest.approx(1)
 
 
 def test_masks_are_written_as_the_network_saw_the_pictures(world: World, tmp_path: Path) -> None:
@@ -234,7 +270,7 @@ def test_predict_writes_a_column_beside_a_table_of_texts(texts: World, tmp_path:
     [
         (["--text", "revew"], 1, "revew"),
         (["--label", "score"], 1, "score"),
-        (["--task", "segmentation"], 1, "Use classification or regression"),
+        (["--task", "segmentation"], 1, "Use classification, regression or tokens"),
         (["--task", "regression"], 1, "which is no number"),
         (["--max-tokens", "64"], 1, "the model takes 32"),
         (["--augment", "views:2"], 1, "texts have no views"),
@@ -257,3 +293,14 @@ def test_verbs_that_look_first_take_texts(texts: World, tmp_path: Path) -> None:
     assert cost["phases"][0]["step"]["parameters"] > 0
     shown = call("inspect", model, "--train", "classifier", "--json").json
     assert 0 < shown["trainable"] < shown["total"]
+
+
+def test_a_run_of_texts_says_how_it_is_repeated_and_used(texts: World) -> None:
+    report = open_run(texts.root / "run").report()
+    words = shlex.split(report.repeat.replace("\\\n", " "))
+    assert "--text-column" in words
+    group: Any = typer.main.get_command(app)
+    with group.get_command(None, "train").make_context("train", words[2:]) as context:
+        assert context.params["text_column"] == "review"
+    assert report.use_shell.endswith("TEXT...")
+    assert 'run.predict(["a text"])' in report.use_python

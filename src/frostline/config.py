@@ -63,7 +63,7 @@ class DataSettings(_Section):
     Of texts, `is_text` is set, and `text_column` is `premise+hypothesis` for pairs; of a table
     without a header columns are numbers. `max_tokens` is where longer texts are cut, at most where
     the model does. The columns are those of a table; `split_column` is empty for `split` or
-    `is_valid`, if there.
+    `is_valid`, if there. `black_and_white` is whether masks hold 0 and 255 for two classes.
     `levels` is what became black and white in pictures of more than 8 bits, where there are such.
     """
 
@@ -82,6 +82,7 @@ class DataSettings(_Section):
     batch_size: int = Field(32, ge=1)
     classes: tuple[str, ...] = ()
     levels: Levels | None = None
+    black_and_white: bool | None = None
 
     @field_validator("levels")
     @classmethod

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 from frostline.errors import ConfigError
 
@@ -101,8 +101,26 @@ def _levels(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float
     return cast("NDArray[np.float32]", table.numpy())
 
 
-Text = str | tuple[str, str]
-"""One text, or a pair that the model reads together."""
+@final
+class Words(tuple[str, ...]):
+    """A text whose words are told apart already, as for a tag for each.
+
+    Example:
+        >>> fl.Words("Anna lives in Oslo".split())
+        Words('Anna', 'lives', 'in', 'Oslo')
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"Words({', '.join(map(repr, self))})"
+
+    def __str__(self) -> str:
+        return " ".join(self)
+
+
+Text = str | tuple[str, str] | Words
+"""One text, whole or in words; or a pair that the model reads together."""
 
 # What in a tokenizer's folder decides which ids a text gets.
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.bpe", "*.tiktoken")
@@ -154,13 +172,17 @@ class TextPreprocessing:
         """All texts at once, which is many times faster than one by one.
 
         Raises:
-            ConfigError: the tokenizer's files are gone, or are others than they were.
+            ConfigError: the tokenizer's files are gone, or are others than they were; or it does
+                not say which word a token is of.
         """
         import numpy as np
 
-        made = _tokenizer(self)(
-            [text if isinstance(text, str) else text[0] for text in texts],
-            None if not texts or isinstance(texts[0], str) else [text[1] for text in texts],
+        in_words = bool(texts) and isinstance(texts[0], Words)
+        is_pair = bool(texts) and not in_words and not isinstance(texts[0], str)
+        made = _tokenizer(self, in_words=in_words)(
+            [list(t) if in_words else t if isinstance(t, str) else t[0] for t in texts],
+            [text[1] for text in texts] if is_pair else None,
+            is_split_into_words=in_words,
             truncation="longest_first",
             max_length=self.max_length,
             verbose=False,
@@ -172,7 +194,8 @@ class TextPreprocessing:
         }
         # A tokenizer in Python alone does not say what it cut.
         cut = [bool(one.overflowing) for one in made.encodings or ()]
-        return Tokens(values, lengths, np.array(cut or lengths >= self.max_length, bool))
+        is_cut = np.array(cut or lengths >= self.max_length, bool)
+        return Tokens(values, lengths, is_cut, _first_pieces(made.encodings) if in_words else None)
 
     def padded(self, samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Samples -> a batch `(samples, most tokens)`, filled up with `padding_id` and zeros."""
@@ -197,11 +220,25 @@ class Tokens:
         values: int32 `(all tokens,)` by the name of the model's input.
         lengths: tokens of each text, int64 `(texts,)`.
         cut: which texts were longer than what is kept, bool `(texts,)`.
+        words: of texts in words, the number of the word that each token begins, int64
+            `(all tokens,)`; -1 for its other pieces and for what is put around a text.
     """
 
     values: Mapping[str, NDArray[np.int32]]
     lengths: NDArray[np.int64]
     cut: NDArray[np.bool_]
+    words: NDArray[np.int64] | None = None
+
+
+def _first_pieces(encodings: Sequence[Any]) -> NDArray[np.int64]:
+    import numpy as np
+
+    every = [-1 if n is None else n for one in encodings for n in (None, *one.word_ids)]
+    found = np.array(every, np.int64)
+    # Behind another piece of the same word; a -1 stands before each text's own.
+    found[1:][found[1:] == found[:-1]] = -1
+    starts = np.cumsum([0, *(len(one.ids) + 1 for one in encodings)])[:-1]
+    return np.delete(found, starts)
 
 
 def tokenizer_digest(folder: Path) -> str:
@@ -216,7 +253,7 @@ def tokenizer_digest(folder: Path) -> str:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(preprocessing: TextPreprocessing) -> Any:
+def _tokenizer(preprocessing: TextPreprocessing, *, in_words: bool) -> Any:
     folder = Path(preprocessing.tokenizer)
     if not folder.is_dir():
         raise ConfigError(f"the tokenizer's folder {folder} is gone. Put it back.")
@@ -228,7 +265,30 @@ def _tokenizer(preprocessing: TextPreprocessing) -> Any:
     tokenizer = load_tokenizer(folder)
     if preprocessing.lower_case:
         _put_in_lower_case(tokenizer)
+    if in_words:
+        _take_words(tokenizer, folder)
     return tokenizer
+
+
+def _take_words(tokenizer: Any, folder: Path) -> None:
+    """Let each word begin as it does within a text, behind a space.
+
+    Those of bytes (GPT-2, RoBERTa) would else glue the words together, and transformers 5.23 no
+    longer says so.
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"the tokenizer in {folder} is one in Python alone, which does not say which word a "
+            "token is of. Use a model that has a tokenizer.json."
+        )
+    from tokenizers import pre_tokenizers
+
+    splitting = tokenizer.backend_tokenizer.pre_tokenizer
+    is_sequence = isinstance(splitting, pre_tokenizers.Sequence)
+    for part in splitting if is_sequence else [splitting]:
+        if isinstance(part, pre_tokenizers.ByteLevel):
+            part.add_prefix_space = True
+    tokenizer.backend_tokenizer.pre_tokenizer = splitting
 
 
 def _put_in_lower_case(tokenizer: Any) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
@@ -45,8 +45,8 @@ class Data(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, given: object, field: ValidationInfo) -> object:
-        is_truth = cls.model_fields[str(field.field_name)].annotation is bool
-        return given if is_truth else refuse_truth(given)
+        kind = cls.model_fields[str(field.field_name)].annotation
+        return given if bool in (kind, *get_args(kind)) else refuse_truth(given)
 
     def as_dict(self) -> dict[str, Any]:
         """What differs from the defaults, as JSON and TOML can hold it; `**` makes it whole."""

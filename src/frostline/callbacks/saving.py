@@ -125,7 +125,8 @@ class Saver(Hook):
             self._best = self._moment(training, content, state=False)
             found = training.found
             if self._folder is not None and found is not None:
-                self._judged = kept_of(self._task, found, epoch=training.position.epochs)
+                task = self._task.settled(training.history[-1].validation)
+                self._judged = kept_of(task, found, epoch=training.position.epochs)
         if self._folder is not None:
             # Copies: an interrupt comes within a later epoch, when weights have moved on.
             self._last = self._moment(training, content)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from frostline.runs import Prediction
@@ -28,6 +29,10 @@ def in_words_of(prediction: Prediction) -> str:
 
     if prediction.classes:
         return ", ".join(f"{name} {share:.3f}" for name, share in prediction.classes)
+    answer: Mapping[str, Any] = prediction.answer
+    if "words" in answer:
+        pairs = zip(answer["words"], answer["tags"], strict=True)
+        return " ".join(f"{word}/{tag or '-'}" for word, tag in pairs)
     return in_words(prediction.answer)
 
 

@@ -49,10 +49,13 @@ class AskedTask:
 
 def _likely(data: DataSettings) -> TaskName:
     from frostline.cli._terminal import notes, say
-    from frostline.data import likely_task
+    from frostline.data import likely_task, looks_like_words
 
     if data.is_text:
-        return "classification"
+        why = looks_like_words(data.path)
+        if why:
+            say(notes(), f"Task     tokens, since {why}; --task says otherwise")
+        return "tokens" if why else "classification"
     columns = ("file_column", "label_column", "split_column")
     kind, why = likely_task(data.path, **{name: getattr(data, name) for name in columns})
     if why:

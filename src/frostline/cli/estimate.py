@@ -108,9 +108,7 @@ def estimate(
     parts = list(found.tables())
     if splits:
         counted = f"Counted {len(splits.train):,} and {len(splits.val):,} samples"
-        parts += [
-            hanging(
-                f"{counted}; looked at {setup.about}. `frostline doctor` reads them all.", indent=2
-            )
-        ]
+        looked = 0 if setup.targets is None else len(setup.targets)
+        line = f"{counted}; looked at {looked} of them. `frostline doctor` reads them all."
+        parts += [hanging(line, indent=2)]
     show(found.as_dict(), parts, as_json=json)

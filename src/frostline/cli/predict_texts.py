@@ -44,17 +44,20 @@ class Texts:
         Raises:
             DataError: a table cannot be read, or is not like the first.
         """
-        from frostline.data import TEXT_SUFFIXES, read_text_rows
+        from frostline.data import TEXT_SUFFIXES, WORD_SUFFIXES, read_text_rows, read_word_rows
         from frostline.errors import DataError
-        from frostline.runs.texts import columns_of
+        from frostline.runs.texts import columns_of, is_of_words
 
         heads: tuple[str, ...] = ()
         rows: list[tuple[Any, ...]] = []
         texts: list[Text | None] = []
         columns = columns_of(run.settings.data, text_column=text_column)
+        in_words = is_of_words(run.settings)
+        suffixes = TEXT_SUFFIXES | (WORD_SUFFIXES if in_words else set())
+        read_rows = read_word_rows if in_words else read_text_rows
         for one in given:
-            is_table = one != "-" and Path(one).suffix.lower() in TEXT_SUFFIXES
-            read = read_text_rows(Path(one), columns=columns) if is_table else _typed(one)
+            is_table = one != "-" and Path(one).suffix.lower() in suffixes
+            read = read_rows(Path(one), columns=columns) if is_table else _typed(one)
             if heads and read.heads != heads:
                 raise DataError(
                     f"{one} has the columns {', '.join(read.heads)}, and what stands before it "
@@ -74,10 +77,13 @@ class Texts:
 
     def show(self, answers: Sequence[Prediction], *, top: int, as_json: bool, as_csv: bool) -> None:
         """Print what a run says of `whole`."""
-        from frostline.cli._terminal import output, print_json
+        from frostline.cli._terminal import output, print_json, warn
 
         rest = iter(answers)
         found = [None if text is None else next(rest) for text in self.texts]
+        if untagged := sum(tags.count(None) for tags in map(_tags_of, answers)):
+            counted = "1 word has" if untagged == 1 else f"{untagged:,} words have"
+            warn(f"{counted} no tag: the model takes no tokens of it, or no more of its text")
         if as_json:
             print_json([self._document(n, one, top) for n, one in enumerate(found)])
         elif as_csv:
@@ -89,6 +95,7 @@ class Texts:
                 if one is not None
             )
             about = "class and probability" if answers[0].classes else "answer"
+            about = "word/tag" if "words" in answers[0].answer else about
             output().print(Table(columns("text", about, left=2), rows))
 
     def _document(self, number: int, found: Prediction | None, top: int) -> dict[str, object]:
@@ -106,7 +113,7 @@ class Texts:
         writer.writerow([*self.heads, *(_apart(head, self.heads) for head in heads), "error"])
         for cells, row in zip(self.rows, told, strict=True):
             mine = (row.get(head, "") for head in heads)
-            writer.writerow([*cells, *mine, "" if row else _EMPTY])
+            writer.writerow([*map(_cell, cells), *mine, "" if row else _EMPTY])
 
 
 def _typed(given: str) -> TextRows:
@@ -123,6 +130,20 @@ def _apart(name: str, taken: Sequence[str]) -> str:
     return f"predicted_{name}" if name in taken else name
 
 
+def _tags_of(answer: Prediction) -> list[str | None]:
+    """Of a run of words."""
+    tags = answer.answer.get("tags", [])
+    return tags if isinstance(tags, list) else []
+
+
+def _cell(value: object) -> object:
+    """Lists as answers have them."""
+    return "|".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
 def _shortened(text: Text | None) -> str:
-    whole = text if isinstance(text, str) else " | ".join(text or ())
+    from frostline.preprocessing import Words
+
+    is_whole = isinstance(text, str | Words)
+    whole = str(text) if is_whole else " | ".join(text or ())
     return whole if len(whole) <= _SHOWN else f"{whole[:_SHOWN]}..."

@@ -53,6 +53,7 @@ def read_task_splits(
     file_column: str = "file",
     label_column: str = "label",
     split_column: str = "",
+    black_and_white: bool | None = None,
 ) -> Splits:
     """Read pictures with their targets for training; divided as `read_splits` divides.
 
@@ -68,12 +69,13 @@ def read_task_splits(
         val_fraction, folds, fold, seed: as for `read_splits`.
         label_names: names of a run's labels or classes in its order; by default those found.
         label_column: several with commas between.
+        black_and_white: whether masks hold 0 and 255 for two classes; None looks at them.
     Raises:
         DataError: as `read_splits`; or a target is none of its kind; names file and picture.
     """
     root = existing(path)
     columns = Columns(file_column, label_column, split_column)
-    parts, names = _with_targets(root, task, columns, tuple(label_names))
+    parts, names = _with_targets(root, task, columns, tuple(label_names), black_and_white)
     splits = divided(root, parts, val_fraction=val_fraction, folds=folds, fold=fold, seed=seed)
     named = splits.each(lambda images: replace(images, classes=(), label_names=names))
     return replace(named, notes=parts.notes)
@@ -87,6 +89,7 @@ def read_task_set(
     file_column: str = "file",
     label_column: str = "label",
     split_column: str = "",
+    black_and_white: bool | None = None,
 ) -> ImageSet:
     """Read pictures with their targets to evaluate a finished run on; parts as for `read_set`.
 
@@ -97,7 +100,7 @@ def read_task_set(
     """
     root = existing(path)
     columns = Columns(file_column, label_column, split_column)
-    parts, names = _with_targets(root, task, columns, tuple(label_names))
+    parts, names = _with_targets(root, task, columns, tuple(label_names), black_and_white)
     for role in ("test", "val", "all"):
         if role in parts.by_role:
             listing = parts.by_role[role]
@@ -106,11 +109,15 @@ def read_task_set(
 
 
 def _with_targets(
-    root: Path, task: TargetKind, columns: Columns, names: tuple[str, ...]
+    root: Path,
+    task: TargetKind,
+    columns: Columns,
+    names: tuple[str, ...],
+    black_and_white: bool | None,
 ) -> tuple[Parts, tuple[str, ...]]:
     """The parts of a data set, with a target for each picture; and names for the targets."""
     if task == "segmentation":
-        return _masked(root, columns, names)
+        return _masked(root, columns, names, black_and_white)
     if root.is_dir() and not tables_in(data_folder(root)):
         raise DataError(
             f"{root} is a folder without a table, and {task} takes its targets from one. Give a "
@@ -122,15 +129,36 @@ def _with_targets(
     found = [item for listing in parts.by_role.values() for item in listing.found]
     several = any(CELL_GAP in item.name for item in found)
     heads = tuple(part.strip() for part in columns.label.split(",")) if several else ()
-    if task == "regression":
-        return _retargeted(parts, _numbers), names or heads or (columns.label.strip(),)
+    _check_heads(heads, names, root)
     if several:
-        return _retargeted(parts, partial(_flags, heads)), names or heads
+        read = _numbers if task == "regression" else partial(_flags, heads)
+        order = [heads.index(name) for name in names or heads]
+        return _retargeted(parts, partial(_in_order, read, order)), names or heads
+    if task == "regression":
+        return _retargeted(parts, _numbers), names or (columns.label.strip(),)
     lists = {item.name: _labels(item.name) for item in found}
     known = names or class_order({label for labels in lists.values() for label in labels})
     if not known:
         raise DataError(f"no picture of {root} has a label in the column {columns.label}.")
     return _retargeted(parts, partial(_holding, known, lists)), known
+
+
+def _check_heads(heads: Sequence[str], names: Sequence[str], root: Path) -> None:
+    """Make sure that each label column is there once, and is one that the run knows."""
+    if len(set(heads)) != len(heads):
+        raise DataError(f"asked for the label columns {', '.join(heads)}. Name each once.")
+    if heads and names and set(heads) != set(names):
+        raise DataError(
+            f"the run learnt {', '.join(names)}, and of {root} the columns {', '.join(heads)} were "
+            f"asked for. Give columns of these names ({option('label_column')})."
+        )
+
+
+def _in_order(
+    read: Callable[[Found], tuple[float, ...]], order: Sequence[int], item: Found
+) -> tuple[float, ...]:
+    found = read(item)
+    return tuple(found[place] for place in order)
 
 
 def _retargeted(parts: Parts, target_of: Callable[[Found], Target]) -> Parts:
@@ -191,7 +219,9 @@ def _holding(
     return tuple(float(label in labels) for label in known)
 
 
-def _masked(root: Path, columns: Columns, names: tuple[str, ...]) -> tuple[Parts, tuple[str, ...]]:
+def _masked(
+    root: Path, columns: Columns, names: tuple[str, ...], black_and_white: bool | None
+) -> tuple[Parts, tuple[str, ...]]:
     """Pictures with masks, of a table or in folders."""
     base = data_folder(root) if root.is_dir() else root.parent
     folders = _in_folders(root) if root.is_dir() else None
@@ -214,8 +244,11 @@ def _masked(root: Path, columns: Columns, names: tuple[str, ...]) -> tuple[Parts
     values = check_masks(pairs)
     every = frozenset[int]().union(*values.values())
     told = names or _told_classes([base, *dict.fromkeys(mask.parent for _, mask in pairs)])
-    is_plain = every <= {0, IGNORED} and IGNORED in every and len(told or "01") == 2
+    is_plain = black_and_white
+    if is_plain is None:
+        is_plain = every <= {0, IGNORED} and IGNORED in every and len(told or "01") == 2
     if is_plain:
+        _check_plain(values)
         parts = _black_and_white(parts)
         line = "masks hold 0 and 255 alone: 255 is taken for class 1, not for pixels to ignore"
         parts = replace(parts, notes=(*parts.notes, f"{line}."))
@@ -224,6 +257,15 @@ def _masked(root: Path, columns: Columns, names: tuple[str, ...]) -> tuple[Parts
     if not is_plain:
         _check_known(values, known)
     return parts, known
+
+
+def _check_plain(values: Mapping[Path, frozenset[int]]) -> None:
+    for mask, found in values.items():
+        if odd := sorted(found - {0, IGNORED}):
+            raise DataError(
+                f"the mask {mask} has the values {some_of(list(map(str, odd)), most=5)}, and the "
+                f"run's masks hold 0 and {IGNORED} alone. Write it like these."
+            )
 
 
 def _check_known(values: Mapping[Path, frozenset[int]], known: Sequence[str]) -> None:

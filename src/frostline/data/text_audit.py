@@ -14,6 +14,7 @@ from frostline.preprocessing import Text
 from frostline.units import some_of
 
 _NAMED = 5  # texts that are named
+_OF_TEXTS = ("label", "text", "texts")
 
 
 def audit_texts(splits: TextSplits, *, bad_texts: BadImages = "skip") -> tuple[DataFinding, ...]:
@@ -44,7 +45,10 @@ def audit_texts(splits: TextSplits, *, bad_texts: BadImages = "skip") -> tuple[D
     found += _doubles(splits)
     if splits.classes:
         train, val = (part.counts(splits.classes) for part in (splits.train, splits.val))
-        found += class_findings(train, val, "texts")
+        has_words = splits.train.has_words
+        odd = class_findings(train, val, "words" if has_words else "texts")
+        # Most words are of no kind, which is as it should be.
+        found += [one for one in odd if one[0] != "imbalance" or not has_words]
     return tuple(DataFinding("warning", *each) for each in found)
 
 
@@ -58,19 +62,21 @@ def cut_texts(samples: Mapping[str, TextSamples]) -> Iterator[DataFinding]:
 def _errors(splits: TextSplits) -> Iterator[str]:
     if not splits.classes:
         return
+    label_word, one, many = ("tag", "word", "words") if splits.train.has_words else _OF_TEXTS
     if len(splits.classes) < 2:
         yield (
-            f"there is nothing to tell apart: found the label {splits.classes[0]!r} alone. Give "
-            "texts of each further class, or name another column."
+            f"there is nothing to tell apart: found the {label_word} {splits.classes[0]!r} alone. "
+            f"Give {many} of each further {'kind' if one == 'word' else 'class'}, or name another "
+            "column."
         )
     for name, part in splits.sets.items():
-        for label, count in Counter(part.labels).items():
+        for label, count in Counter(part.every_label).items():
             if label not in splits.classes:
-                texts = "text" if count == 1 else "texts"
+                counted = f"{count:,} {one if count == 1 else many}"
                 yield (
-                    f"the {name} split has the label {label!r} ({count:,} {texts}), which the "
+                    f"the {name} split has the {label_word} {label!r} ({counted}), which the "
                     f"train split lacks (it has {some_of(splits.classes, most=10)}). Correct or "
-                    "remove it, or add training texts of it."
+                    f"remove it, or add training {many} of it."
                 )
 
 
@@ -81,7 +87,7 @@ def _doubles(splits: TextSplits) -> Iterator[tuple[str, str]]:
     for place, text in enumerate(train.texts):
         places[text].append(place)
     twice = [found for found in places.values() if len(found) > 1]
-    odd = [found for found in twice if len({train.labels[place] for place in found}) > 1]
+    odd = [found for found in twice if len({train.said[place] for place in found}) > 1]
     if odd:
         yield (
             "label-conflict",

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from frostline.data.samples import Samples
 from frostline.errors import DataError
-from frostline.preprocessing import Text, TextPreprocessing, Tokens
+from frostline.preprocessing import Text, TextPreprocessing, Tokens, Words
+
+_NO_TAG = -100  # which the loss leaves out
 
 _MAKERS = ("tokenizers", "transformers")  # of the ids, along with the tokenizer's files
 
@@ -27,16 +29,20 @@ class TextSamples(Samples):
     A sample is a dict of 1-D int64 tensors as long as its text; a batch is filled up to its
     longest one. Equal texts share their stored features, whatever table they stand in.
 
+    The target of a text in words is 1-D, as long as its tokens: at the first token of each word
+    stands its tag, at the others -100.
+
     Args:
-        texts: all single ones or all pairs.
-        targets: one for each; without any there is nothing to train on, only to predict.
+        texts: all single ones, all pairs, or all `Words`.
+        targets: one for each text, or for each of its words; without any there is nothing to train
+            on, only to predict, and of words the number of each stands where its tag would.
         preprocessing: of the loaded model: `loaded.of_texts`.
         classes: names that the targets count through.
         names: what to call each text in messages, or what gives its name by its number.
         what: what to call all of them.
 
     Raises:
-        DataError: another number of targets; some texts are pairs and others not.
+        DataError: another number of targets, or of tags; some texts are pairs and others not.
 
     Example:
         >>> encoder = fl.TextPreprocessing("encoder")
@@ -56,23 +62,38 @@ class TextSamples(Samples):
         what: str = "the texts",
     ) -> None:
         self.texts, self.preprocessing, self.what = tuple(texts), preprocessing, what
-        self.targets = [0] * len(self.texts) if targets is None else targets
+        self._given = targets
         self.classes = tuple(classes) or None
         self.transform = ", ".join([str(preprocessing), *map(_version, _MAKERS)])
         self._names = names
         self._tokens: Tokens | None = None
+        self._tags: list[Tensor] | None = None
         self._starts = np.zeros(1, np.int64)
         self._lock = threading.Lock()
-        if len(self.targets) != len(self.texts):
+        if targets is not None and len(targets) != len(self.texts):
             raise DataError(
-                f"{what} are {len(self.texts)}, and their labels {len(self.targets)}. Give one "
+                f"{what} are {len(self.texts)}, and their labels {len(targets)}. Give one "
                 "label for each text."
             )
-        if len({isinstance(text, str) for text in self.texts}) > 1:
-            raise DataError(f"some of {what} are pairs, and others are not. Give all alike.")
+        if len({type(text) for text in self.texts}) > 1:
+            raise DataError(
+                f"some of {what} are pairs or words, and others are not. Give all alike."
+            )
+        self._has_words = isinstance(next(iter(self.texts), None), Words)
+        if self._has_words and targets is not None:
+            self._check_tags(targets)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def targets(self) -> Any:
+        """As they were given; of words for each token."""
+        if not self._has_words:
+            return [0] * len(self.texts) if self._given is None else self._given
+        if self._tags is None:
+            self._tags = self._tags_of_tokens()
+        return self._tags
 
     def load(self, row: int) -> dict[str, Tensor]:
         tokens = self.tokens
@@ -118,14 +139,34 @@ class TextSamples(Samples):
                 self._tokens = found
             return self._tokens
 
+    def _check_tags(self, targets: Sequence[Sequence[int]]) -> None:
+        for place, (text, tags) in enumerate(zip(self.texts, targets, strict=True)):
+            if len(tags) != len(text):
+                raise DataError(
+                    f"{self.name(place)} has {len(text)} words and {len(tags)} tags. Give a tag "
+                    "for each word."
+                )
+
+    def _tags_of_tokens(self) -> list[Tensor]:
+        words, found = self.tokens.words, list[Tensor]()
+        assert words is not None
+        for place, text in enumerate(self.texts):
+            own = torch.from_numpy(words[self._starts[place] : self._starts[place + 1]])
+            given = range(len(text)) if self._given is None else self._given[place]
+            tags = torch.as_tensor([*given, _NO_TAG], dtype=torch.int64)
+            found.append(tags[own])  # the last one where no word begins
+        return found
+
     def truncation(self) -> str:
         """One line on texts that were cut; empty where none was."""
         count = int(self.tokens.cut.sum())
+        if not count:
+            return ""
+        behind = ": the words behind have no tag" if self._has_words else ""
         return (
             f"{count:,} of {len(self):,} texts {'is' if count == 1 else 'are'} longer than "
-            f"{self.preprocessing.max_length} tokens and {'was' if count == 1 else 'were'} cut."
-            if count
-            else ""
+            f"{self.preprocessing.max_length} tokens and {'was' if count == 1 else 'were'} "
+            f"cut{behind}."
         )
 
 
@@ -139,7 +180,7 @@ def _version(package: str) -> str:
 def text_id(text: Text) -> bytes:
     """Content hash of a text, 16 bytes; the tokenizer is part of the store's key."""
     parts = (text,) if isinstance(text, str) else text
-    state = xxhash.xxh3_128()
+    state = xxhash.xxh3_128(b"words\0" if isinstance(text, Words) else b"")
     for part in parts:
         content = part.encode(errors="surrogatepass")
         state.update(f"{len(content)} bytes\0".encode())

@@ -6,12 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import final
 
 from frostline.data.text_columns import FOUND, TextColumns
 from frostline.data.text_samples import TextSamples
 from frostline.errors import DataError, nearest
-from frostline.preprocessing import Text, TextPreprocessing
+from frostline.preprocessing import Text, TextPreprocessing, Words
 from frostline.units import some_of
 
 
@@ -22,11 +23,12 @@ class TextSet:
 
     Attributes:
         source: file of the table.
-        texts: single ones, or pairs.
+        texts: single ones, pairs, or words.
         labels: as written, one for each text; empty texts where there are none.
         lines: where each stands in the table.
         unit: what `lines` counts, `line` or `row`.
         empty: names of texts without a letter, which are left out.
+        tags: of texts in words, those of each; else none.
     """
 
     source: str
@@ -35,17 +37,33 @@ class TextSet:
     lines: tuple[int, ...]
     unit: str = "line"
     empty: tuple[str, ...] = ()
+    tags: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the texts are in words."""
+        return any(isinstance(text, Words) for text in self.texts[:1])
+
+    @property
+    def every_label(self) -> Iterable[str]:
+        """The label of each text, or the tag of each word."""
+        return chain.from_iterable(self.tags) if self.has_words else self.labels
+
+    @property
+    def said(self) -> Sequence[object]:
+        """What each text is labelled with: its label, or its tags."""
+        return self.tags or self.labels
 
     def name(self, place: int) -> str:
         """`train.tsv line 17`."""
         return f"{self.source} {self.unit} {self.lines[place]}"
 
     def counts(self, classes: Sequence[str]) -> dict[str, int]:
-        """Texts of each class; 0 for a class without any."""
-        found = Counter(self.labels)
+        """Texts of each class, or words of each tag; 0 for one without any."""
+        found = Counter(self.every_label)
         return {name: found[name] for name in classes}
 
     def at(self, places: Iterable[int]) -> TextSet:
@@ -56,6 +74,7 @@ class TextSet:
             texts=tuple(self.texts[place] for place in chosen),
             labels=tuple(self.labels[place] for place in chosen),
             lines=tuple(self.lines[place] for place in chosen),
+            tags=tuple(self.tags[place] for place in chosen) if self.tags else (),
             empty=(),
         )
 
@@ -67,7 +86,7 @@ class TextSplits:
 
     Attributes:
         test: kept apart where the data have both a validation and a test split.
-        classes: labels of the training texts in order; empty where labels are no classes.
+        classes: labels or tags of the training texts in order; empty where labels are no classes.
         how: one line for people on what divides them.
         notes: what was taken for something, or not used.
         columns: what was read, as names for `TextColumns`.
@@ -112,14 +131,16 @@ def text_samples(
 
     Args:
         preprocessing: `loaded.of_texts`.
-        classes: that the labels count through; without any, labels are numbers.
+        classes: that labels or tags count through; without any, labels are numbers.
         labelled: whether there are labels; texts to predict have none.
 
     Raises:
         DataError: a label is none of the classes, or no number.
     """
-    targets: list[int] | list[float] | None = None
-    if labelled:
+    targets: list[int] | list[float] | list[list[int]] | None = None
+    if labelled and texts.has_words:
+        targets = tag_places(texts, classes)
+    elif labelled:
         targets = class_places(texts, classes) if classes else label_numbers(texts)
     return TextSamples(
         texts.texts,
@@ -140,13 +161,33 @@ def class_places(texts: TextSet, classes: Sequence[str]) -> list[int]:
     place = {name: number for number, name in enumerate(classes)}
     for number, name in enumerate(texts.labels):
         if name not in place:
-            close = nearest(name, classes, count=2)
-            near = f" (nearest: {', '.join(close)})" if close else ""
             raise DataError(
-                f"{texts.name(number)} has the label {name!r}{near}, which is none of "
-                f"{some_of(classes, most=10)}. Correct or remove it."
+                f"{texts.name(number)} has the label {name!r}{_near(name, classes)}, which is none "
+                f"of {some_of(classes, most=10)}. Correct or remove it."
             )
     return [place[name] for name in texts.labels]
+
+
+def tag_places(texts: TextSet, tags: Sequence[str]) -> list[list[int]]:
+    """The place of each word's tag in `tags`.
+
+    Raises:
+        DataError: a word has none, or none of these; names the nearest.
+    """
+    place = {name: number for number, name in enumerate(tags)}
+    for number, (words, own) in enumerate(zip(texts.texts, texts.tags, strict=True)):
+        for word, name in zip(words, own, strict=True):
+            if name not in place:
+                raise DataError(
+                    f"{texts.name(number)}: the word {word!r} has the tag {name!r}"
+                    f"{_near(name, tags)}, which is none of {some_of(tags, most=10)}. Correct it."
+                )
+    return [[place[name] for name in own] for own in texts.tags]
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    close = nearest(name, known, count=2)
+    return f" (nearest: {', '.join(close)})" if close else ""
 
 
 def label_numbers(texts: TextSet) -> list[float]:

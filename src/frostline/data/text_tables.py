@@ -6,7 +6,7 @@ import csv
 import importlib.util
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +50,19 @@ def read_table_of_texts(path: Path) -> TextTable:
     """
     if path.suffix.lower() == ".parquet":
         return _parquet(path)
-    text = _decoded(path)
+    text = decoded(path)
     if not text.strip():
         raise DataError(f"{path} is empty. Give a table with a line for each text.")
     is_json = path.suffix.lower() not in (".csv", ".tsv")
     return _json_lines(path, text) if is_json else _separated(path, text)
 
 
-def _decoded(path: Path) -> str:
+def decoded(path: Path) -> str:
+    """The text of a file, UTF-8 or, by its byte-order mark, UTF-16.
+
+    Raises:
+        DataError: it cannot be read, or is of another encoding.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -191,8 +196,45 @@ def _parquet(path: Path) -> TextTable:
         table: Any = parquet.read_table(path)
     except Exception as error:  # of any kind, by what the file holds
         raise DataError(f"cannot read {path}: {one_line(error, first=True)}.") from error
-    cells = [column.to_pylist() for column in table.columns]
+    kinds = _kinds_of_datasets(table.schema.metadata or {})
+    cells = [
+        with_class_names(column.to_pylist(), kinds.get(name))
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
     rows = list(zip(*cells, strict=True))
     return TextTable(
         str(path), path.name, (), tuple(table.column_names), rows, range(1, len(rows) + 1)
     )
+
+
+def _kinds_of_datasets(notes: Mapping[bytes, bytes]) -> Mapping[str, Any]:
+    """What the package datasets noted of a file's columns when it wrote it, by their names."""
+    try:
+        found = json.loads(notes[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def with_class_names(values: list[Any], kind: Any) -> list[Any]:
+    """Class names for numbers, where `kind` is of classes or of lists of them; -1 is none.
+
+    Args:
+        kind: a feature of datasets, or what it wrote of one.
+    """
+    for _ in range(2):
+        names = _part(kind, "names")
+        if names:
+            return [_named(value, names) for value in values]
+        kind = _part(kind, "feature")
+    return values
+
+
+def _part(kind: Any, name: str) -> Any:
+    return kind.get(name) if isinstance(kind, Mapping) else getattr(kind, name, None)
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None

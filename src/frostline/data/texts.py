@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -19,7 +19,13 @@ from frostline.data.split_names import Role, by_role
 from frostline.data.table import role_in
 from frostline.data.text_columns import FOUND, ChosenColumns, TextColumns, choose_columns
 from frostline.data.text_sets import TextSet, TextSplits
-from frostline.data.text_tables import TEXT_SUFFIXES, TextTable, read_table_of_texts
+from frostline.data.text_tables import (
+    TEXT_SUFFIXES,
+    TextTable,
+    read_table_of_texts,
+    with_class_names,
+)
+from frostline.data.words import WORD_SUFFIXES, choose_words, read_table_of_words, word_set
 from frostline.errors import ConfigError, DataError, a_type
 from frostline.preprocessing import Text
 
@@ -39,12 +45,14 @@ def read_texts(
     seed: int = 0,
     classes: Sequence[str] = (),
     classify: bool = True,
+    words: bool = False,
 ) -> TextSplits:
     """Read texts and labels for training.
 
     Args:
         data: a CSV, TSV, JSONL or Parquet file; a folder with such files for train and dev (or
-            val, or test); a `datasets.Dataset` or `DatasetDict`; or `(texts, labels)`.
+            val, or test); a `datasets.Dataset` or `DatasetDict`; or `(texts, labels)`. Of words
+            CoNLL files, or columns of lists.
         text: column of the text, or `premise+hypothesis` of a pair; by default one that is called
             like a text. Columns of a table without a header are numbers from 0.
         label: column of the label; by default one that is called like a label.
@@ -52,6 +60,7 @@ def read_texts(
         val_fraction, folds, fold, seed: of the division, as for `read_splits`.
         classes: the order in which classes count, where these are the names that are found.
         classify: whether labels are classes: each is then held out from by its share.
+        words: whether texts are lists of words with a tag for each.
 
     Raises:
         DataError: the data cannot be read, or which columns to read cannot be told.
@@ -61,18 +70,19 @@ def read_texts(
         raise ConfigError(
             f"asked for fold {fold} without folds. Say into how many folds to divide."
         )
-    found = _Reading(TextColumns(text, label, split)).read(data)
+    found = _Reading(TextColumns(text, label, split), words=words).read(data)
+    by_class = classify and not words
     if set(found.sets) == {"all"} or set(found.sets) == {"train"}:
         (whole,) = found.sets.values()
-        places = _held_out(whole, classify, val_fraction, folds, fold, seed)
+        places = _held_out(whole, by_class, val_fraction, folds, fold, seed)
         train = whole.at(place for place in range(len(whole)) if place not in places)
         parts = {"train": replace(train, empty=whole.empty), "val": whole.at(sorted(places))}
-        share = f"{val_fraction * 100:g} % of {'each class' if classify else 'the texts'} held out"
+        share = f"{val_fraction * 100:g} % of {'each class' if by_class else 'the texts'} held out"
         folded = f"fold {fold} of {folds} held out, from 0"
         how = f"{share if folds is None else folded} (seed {seed})"
     else:
         parts, how = _given(found, folds), found.how
-    names = class_order(parts["train"].labels) if classify else ()
+    names = class_order(parts["train"].every_label) if classify else ()
     known = len(classes) == len(names) and set(classes) == set(names)
     return TextSplits(
         parts["train"],
@@ -85,17 +95,20 @@ def read_texts(
     )
 
 
-def read_text_set(data: object, *, columns: TextColumns = FOUND, labelled: bool = True) -> TextSet:
+def read_text_set(
+    data: object, *, columns: TextColumns = FOUND, labelled: bool = True, words: bool = False
+) -> TextSet:
     """Read texts to evaluate or to predict: the test part, else the validation part, else all.
 
     Args:
         columns: as the run read them: `TextSplits.columns`.
         labelled: whether labels are needed.
+        words: as for `read_texts`.
 
     Raises:
         DataError: as `read_texts`; or there are training texts alone.
     """
-    found = _Reading(columns, labelled=labelled).read(data)
+    found = _Reading(columns, labelled=labelled, words=words).read(data)
     for role in ("test", "val", "all"):
         if role in found.sets:
             return found.sets[role]
@@ -116,21 +129,25 @@ class _Read:
 class _Reading:
     """One reading of data, with the columns that were asked for."""
 
-    def __init__(self, asked: TextColumns, *, labelled: bool = True) -> None:
-        self._asked, self._labelled = asked, labelled
+    def __init__(self, asked: TextColumns, *, labelled: bool = True, words: bool = False) -> None:
+        self._asked, self._labelled, self._words = asked, labelled, words
         self._columns = asked
+        self._has_begun = False
         self._notes: list[str] = []
+        self._made_of = word_set if words else _text_set
 
     def read(self, data: object) -> _Read:
         if isinstance(data, str | os.PathLike):
-            root = existing(data, TEXT_SUFFIXES, "with train and dev tables")
-            tables = _tables(root) if root.is_dir() else {}
+            suffixes = WORD_SUFFIXES if self._words else TEXT_SUFFIXES
+            opened = read_table_of_words if self._words else read_table_of_texts
+            root = existing(data, suffixes, "with train and dev tables")
             if not root.is_dir():
-                return self._one(read_table_of_texts(root))
+                return self._one(opened(root))
+            tables = tables_in(root, suffixes)
             names = {role: path.name for role, path in tables.items()}
-            return self._several({r: read_table_of_texts(p) for r, p in tables.items()}, names)
+            return self._several({r: opened(p) for r, p in tables.items()}, names)
         if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
-            return self._one(_of_lists(*data))
+            return self._one(_of_lists(*data, words=self._words))
         if isinstance(data, Mapping):
             by_name = {name: role for name in data if (role := _role_of(str(name)))}
             named = {role: str(name) for name, role in by_name.items()}
@@ -141,7 +158,7 @@ class _Reading:
     def _one(self, table: TextTable) -> _Read:
         chosen = self._chosen(table, labelled=self._labelled)
         if chosen.split is None:
-            return self._made({"all": _text_set(table, chosen)}, "")
+            return self._made({"all": self._made_of(table, chosen)}, "")
         places: defaultdict[Role, list[int]] = defaultdict(list)
         column = chosen.names[chosen.split]
         for number, row in enumerate(chosen.rows):
@@ -154,7 +171,7 @@ class _Reading:
                 )
             places[role].append(number)
         sets = {
-            role: _text_set(
+            role: self._made_of(
                 table,
                 replace(
                     chosen,
@@ -176,12 +193,16 @@ class _Reading:
                 self._notes.append(f"{table.name} has no labels: not used.")
                 del names[role]
                 continue
-            sets[role] = _text_set(table, chosen)
+            sets[role] = self._made_of(table, chosen)
         return self._made(sets, divided_by(names) if len(sets) > 1 else "")
 
     def _chosen(self, table: TextTable, *, labelled: bool) -> ChosenColumns:
         """The columns of a table; those of the first one are asked for in the others."""
-        is_first = self._columns is self._asked
+        is_first, self._has_begun = not self._has_begun, True
+        if self._words:  # found anew in each table: CoNLL files and others may stand together
+            chosen = choose_words(table, self._asked, labelled=labelled)
+            self._notes += chosen.notes if is_first else ()
+            return chosen
         asked = self._columns if labelled or is_first else self._columns.in_table_of(table)
         chosen = choose_columns(table, asked, labelled=labelled)
         if is_first:
@@ -196,7 +217,9 @@ class _Reading:
 
 
 def _has_labels(chosen: ChosenColumns) -> bool:
-    return chosen.label is not None and any(_label(row[chosen.label]) for row in chosen.rows)
+    return chosen.label is not None and any(
+        _label(row[chosen.label]).strip("|") for row in chosen.rows
+    )
 
 
 def _given(found: _Read, folds: int | None) -> dict[str, TextSet]:
@@ -231,22 +254,40 @@ def _held_out(
         for content, name in zip(contents, whole.labels, strict=True)
     ]
     if folds is not None:
-        return hold_out_fold(found, folds=folds, fold=fold, seed=seed, what="texts")
-    places = hold_out(found, fraction=fraction, seed=seed)
+        dealt = hold_out_fold(found, folds=folds, fold=fold, seed=seed, what="texts")
+        return _with_tags_in_training(whole, dealt)
+    places = _with_tags_in_training(whole, hold_out(found, fraction=fraction, seed=seed))
     if not places:
+        few = "texts that share their tags" if whole.tags else "class with 2 or more texts"
         raise DataError(
-            f"{whole.source} has no class with 2 or more texts, so none can be held out to judge "
-            "by. Add texts, or a table of others to validate on."
+            f"{whole.source} has no {few}, so none can be held out to judge by. Add texts, or a "
+            "table of others to validate on."
         )
     return places
 
 
-def _tables(root: Path) -> dict[Role, Path]:
-    """The tables of a folder by split."""
+def _with_tags_in_training(whole: TextSet, held: frozenset[int]) -> frozenset[int]:
+    """Those held out, but for texts with a tag that no other has: training needs it."""
+    known = {tag for place, own in enumerate(whole.tags) if place not in held for tag in own}
+    kept = set[int]()
+    for place in sorted(held) if whole.tags else held:
+        own = set(whole.tags[place]) if whole.tags else known
+        if own <= known:
+            kept.add(place)
+        known |= own
+    return frozenset(kept)
+
+
+def tables_in(root: Path, suffixes: Collection[str]) -> dict[Role, Path]:
+    """The tables of a folder by split, among files with these endings.
+
+    Raises:
+        DataError: there are none, or which are meant cannot be told.
+    """
     here = root
     for _ in range(_DEEPEST):
         files = [path for path, is_folder in entries(here) if not is_folder]
-        tables = [path for path in files if path.suffix.lower() in TEXT_SUFFIXES]
+        tables = [path for path in files if path.suffix.lower() in suffixes]
         if found := by_role(here, tables):
             return found
         if len(tables) == 1:
@@ -257,7 +298,7 @@ def _tables(root: Path) -> dict[Role, Path]:
         (here,) = inside
     found_there = few([path for path, _ in entries(here)]) or "nothing"
     raise DataError(
-        f"{root} holds no train and dev table of texts ({', '.join(sorted(TEXT_SUFFIXES))}); it "
+        f"{root} holds no train and dev table of texts ({', '.join(sorted(suffixes))}); it "
         f"has {found_there}. Name the files train and dev, or give one of them."
     )
 
@@ -267,11 +308,11 @@ def _role_of(name: str) -> Role | None:
     return next(iter(found), None)
 
 
-def _of_lists(texts: Any, labels: Any) -> TextTable:
+def _of_lists(texts: Any, labels: Any, *, words: bool) -> TextTable:
     found, given = list(texts), list(labels)
     if len(found) != len(given):
         raise DataError(f"got {len(found):,} texts and {len(given):,} labels. Give one for each.")
-    if found and isinstance(found[0], tuple | list):
+    if found and isinstance(found[0], tuple | list) and not words:
         rows: list[Any] = [(*pair, label) for pair, label in zip(found, given, strict=True)]
         columns = ("sentence1", "sentence2", "label")
     else:
@@ -287,12 +328,7 @@ def _of_dataset(data: Any) -> TextTable:
             "datasets.Dataset, or (texts, labels)."
         )
     columns = tuple(data.column_names)
-    cells = []
-    for column in columns:
-        values, names = list(data[column]), getattr(data.features[column], "names", None)
-        if names:
-            values = [None if v is None or v < 0 else names[v] for v in values]
-        cells.append(values)
+    cells = [with_class_names(list(data[column]), data.features[column]) for column in columns]
     rows = list(zip(*cells, strict=True))
     what = f"the {type(data).__name__}"
     return TextTable(what, what, (), columns, rows, range(len(rows)))
@@ -308,7 +344,7 @@ def _text_set(table: TextTable, chosen: ChosenColumns) -> TextSet:
     empty: list[str] = []
     kinds: dict[type, int] = {}
     for line, row in zip(chosen.lines, chosen.rows, strict=True):
-        parts = [_text(row[place], table, line) for place in chosen.texts]
+        parts = [text_of(row[place], table, line) for place in chosen.texts]
         name = f"{made.source} {made.unit} {line}"
         if not all(part.strip() for part in parts):
             empty.append(name)
@@ -336,7 +372,12 @@ def _text_set(table: TextTable, chosen: ChosenColumns) -> TextSet:
     )
 
 
-def _text(cell: object, table: TextTable, line: int) -> str:
+def text_of(cell: object, table: TextTable, line: int) -> str:
+    """The text in a cell; empty where there is none.
+
+    Raises:
+        DataError: it holds something else.
+    """
     if isinstance(cell, str):
         return cell
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
@@ -369,36 +410,3 @@ def read_text_parts(
         DataError: as `read_texts`.
     """
     return tuple(_Reading(columns, labelled=False).read(data).sets.values())
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class TextRows:
-    """All rows of a table, to write a column more beside them.
-
-    Attributes:
-        heads: names of its columns, or their numbers.
-        rows: its cells.
-        texts: of each row; None where it has no letter.
-    """
-
-    heads: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    texts: tuple[Text | None, ...]
-
-
-def read_text_rows(path: Path, *, columns: TextColumns = FOUND) -> TextRows:
-    """Every row of a table of texts, in its order, whatever else stands in it.
-
-    Raises:
-        DataError: it cannot be read, or which column is the text cannot be told.
-    """
-    table = read_table_of_texts(path)
-    chosen = choose_columns(table, columns.in_table_of(table), labelled=False)
-    texts: list[Text | None] = []
-    for line, row in zip(chosen.lines, chosen.rows, strict=True):
-        parts = [_text(row[place], table, line) for place in chosen.texts]
-        is_whole = all(part.strip() for part in parts)
-        one: Text = parts[0] if len(parts) == 1 else (parts[0], parts[1])
-        texts.append(one if is_whole else None)
-    return TextRows(chosen.names, tuple(map(tuple, chosen.rows)), tuple(texts))

@@ -116,6 +116,7 @@ def predict(
                 raise _non_finite("the model's output became NaN", batch.names)
             kept: tuple[Any, Tensor] = (output, batch.targets)
             if task is not None and keep == "summary":
+                task.check(output, batch.targets.to(compute.device), batch.names)
                 kept = task.kept(output, batch.targets.to(compute.device))
             outputs.append(tree_map_only(Tensor, _as_kept, kept[0]))
             targets.append(kept[1].cpu())

@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +77,8 @@ def build_hf(spec: ModelSpec, weights: WeightsChoice, *, tokens: bool = False) -
     if task == "image":
         return LoadedModel(model, _of_pictures(folder), report, spec, _class_names(config))
     preprocessing = _of_texts(spec, folder, config, model, parts)
+    if tokens:  # where the targets of shorter texts are filled up
+        preprocessing = replace(preprocessing, padding_side="right")
     classes = _class_names(config) if report.loaded and task else None
     return LoadedModel(model, preprocessing, report, spec, classes)
 

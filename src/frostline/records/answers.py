@@ -97,7 +97,7 @@ def _answers(task: Task, found: Predictions, epoch: int, most: int | None) -> An
     outputs, targets = found.outputs[order], found.targets[order]
     rows = zip(
         order.tolist(),
-        task.answers(outputs),
+        task.judged_answers(outputs, targets),
         task.truths(outputs, targets),
         badness[order].tolist(),
         strict=True,
@@ -129,7 +129,7 @@ def flat(values: Mapping[str, object], before: str = "") -> dict[str, object]:
         if isinstance(value, Mapping):
             found |= flat(value, head)
         elif isinstance(value, list | tuple):
-            found[head] = "|".join(map(str, value))
+            found[head] = "|".join("" if part is None else str(part) for part in value)
         else:
             found[head] = f"{value:.6g}" if isinstance(value, float) else value
     return found

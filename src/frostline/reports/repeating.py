@@ -11,7 +11,7 @@ from frostline.config import OPTION_OF, RunSettings
 from frostline.records import RunFolder
 from frostline.tasks import TaskSettings
 
-_NO_OPTION = {"path", "classes", "levels", "budget_bytes"}
+_NO_OPTION = {"path", "is_text", "black_and_white", "classes", "levels", "budget_bytes"}
 
 
 def repeat_command(settings: RunSettings, folder: RunFolder) -> str:
@@ -71,7 +71,8 @@ def use_command(settings: RunSettings, folder: RunFolder) -> str:
     """`frostline predict`; empty where only Python can build the model."""
     if settings.model.is_from_python:
         return ""
-    return f"frostline predict {shlex.quote(str(folder.root.resolve()))} FILE..."
+    what = "TEXT..." if settings.data.is_text else "FILE..."
+    return f"frostline predict {shlex.quote(str(folder.root.resolve()))} {what}"
 
 
 def use_python(settings: RunSettings, folder: RunFolder) -> str:
@@ -84,12 +85,14 @@ def use_python(settings: RunSettings, folder: RunFolder) -> str:
             f"fl.load_delta(model, {str(root / 'best' / 'delta.safetensors')!r})\n"
             "model.eval()"
         )
+    shown = "found.file, found.classes" if settings.data.classes else "found.file, found.answer"
+    one = '"a text"' if settings.data.is_text else 'Path("photo.jpg")'
     return (
-        "from pathlib import Path\n\n"
-        "import frostline as fl\n\n"
+        ("" if settings.data.is_text else "from pathlib import Path\n\n")
+        + "import frostline as fl\n\n"
         f"run = fl.open_run({str(root)!r})\n"
-        'for found in run.predict([Path("photo.jpg")]):\n'
-        "    print(found.file, found.classes)\n"
+        f"for found in run.predict([{one}]):\n"
+        f"    print({shown})\n"
         "model = run.loaded.model  # the network itself, with the trained weights, in eval mode"
     )
 

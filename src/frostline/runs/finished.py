@@ -25,6 +25,7 @@ from frostline.data import (
     make_batches,
     read_files,
     run_notes,
+    text_samples,
     without,
 )
 from frostline.deltas import Delta, all_tensors, load_delta, read_delta
@@ -36,7 +37,7 @@ from frostline.freezing import not_covered_text
 from frostline.models import LoadedModel
 from frostline.models.spec import WEIGHT_SUFFIXES, file_and_place
 from frostline.models.state_files import weights_digest
-from frostline.preprocessing import Text
+from frostline.preprocessing import Text, Words
 from frostline.records import RunFolder, judged_by
 from frostline.reports import Judgement, RunReport, make_report, promise_of
 from frostline.runs import material, texts
@@ -44,7 +45,7 @@ from frostline.runs.material import Part
 from frostline.runs.preparing import build
 from frostline.runs.starting import Start, settings_of_start
 from frostline.session import Survey, prefixed, survey
-from frostline.tasks import Classification, Metrics, Predictions, Segmentation, Task
+from frostline.tasks import Classification, Metrics, Predictions, Segmentation, Task, Tokens
 from frostline.units import some_of
 from frostline.wording import either, option
 
@@ -207,7 +208,7 @@ class FinishedRun:
 
     def predict(
         self,
-        samples: Sequence[Path] | Sequence[Text],
+        samples: Sequence[Path] | Sequence[Text] | Sequence[Sequence[str]],
         *,
         top: int = 1,
         device: str = "auto",
@@ -216,7 +217,8 @@ class FinishedRun:
         """What the run says of each picture or text; all pictures must be readable.
 
         Args:
-            samples: files of pictures; or texts, of a run that learnt from texts.
+            samples: files of pictures; or texts, of a run that learnt from texts. Of one that
+                tags words each is a list of words, or a text with blanks between them.
             top: how many of the most probable classes, where there are classes.
 
         Raises:
@@ -224,7 +226,10 @@ class FinishedRun:
             ImageError: a file is no picture.
         """
         if self.settings.data.is_text:
-            found = self._predictions(_as_texts(samples), device, hooks, labelled=False)
+            given = _as_texts(samples, in_words=isinstance(self.task, Tokens))
+            found = self._predictions(given, device, hooks, labelled=False)
+            if isinstance(self.task, Tokens):
+                return _tagged(self.task, found, given.texts)
             return predictions_of(self.task, found, top=top)
         files = [Path(str(file)) for file in samples]
         # Of masks a few pictures at a time: each has a number for each class and pixel.
@@ -249,7 +254,8 @@ class FinishedRun:
         """By the frozen part in the form that the run was trained and judged with."""
         settings = self.settings
         data = material.dataset(samples, settings, self.loaded, self.task, labelled=labelled)
-        as_targets = self.task.targets if labelled else class_targets
+        has_targets = labelled or isinstance(self.task, Tokens)  # which hold the words' numbers
+        as_targets = self.task.targets if has_targets else class_targets
         batches = make_batches(
             data, batch_size=self.batch_size, shuffle=False, seed=0, as_targets=as_targets
         )
@@ -284,7 +290,8 @@ class FinishedRun:
             part = material.held_out_set(self.settings, data, **columns)
         if isinstance(part, TextSet):
             named = (f"left out, since it is empty: {name}" for name in part.empty)
-            return self._held(part, data, texts.contents_of(part), list(named))
+            notes = [*named, *self._words_left_out(part)]
+            return self._held(part, data, texts.contents_of(part), notes)
         files = dict.fromkeys(sample.path for sample in part.samples)
         found = found or read_files(files, levels=self.levels, progress=progress)
         digests = {file: found.digests[file] for file in files if file in found.digests}
@@ -295,6 +302,13 @@ class FinishedRun:
         notes += run_notes((found.seen[file] for file in digests), self.levels)
         kept = tuple(digests[sample.path] for sample in part.samples)
         return self._held(part, data, kept, notes)
+
+    def _words_left_out(self, part: TextSet) -> Iterator[str]:
+        """What metrics of words leave out, as these say how many there are of."""
+        if part.has_words:
+            samples = text_samples(part, self.loaded.of_texts, labelled=False)
+            if cut := samples.truncation():
+                yield cut.removesuffix(".")
 
     def _held(self, part: Part, data: Path, digests: tuple[str, ...], notes: list[str]) -> HeldOut:
         """With a note where the run was trained on some of them."""
@@ -399,7 +413,8 @@ class FinishedRun:
         kept = read_delta(file)
         epoch = int(kept.about.get("epoch", "0"))
         seen = frozenset(self.folder.read_seen_before())
-        return Start(then.start, epoch, self.settings.data.classes, kept.tensors, seen)
+        names = material.names_of(self.task)
+        return Start(then.start, epoch, names, kept.tensors, seen)
 
     def settings_to_begin(self, now: RunSettings, given: Collection[str]) -> RunSettings:
         """The settings of a run that begins with this one: see `settings_of_start`."""
@@ -419,7 +434,7 @@ class FinishedRun:
         return Start(
             str(folder.root.resolve()),
             int(best.about.get("epoch", "0")),
-            self.settings.data.classes,
+            material.names_of(self.task),
             {name: tensors[name].detach() for name in dict.fromkeys([*held, *best.tensors])},
             frozenset((*folder.read_trained_on(), *folder.read_seen_before())),
             frozenset(folder.read_validated_on()),
@@ -515,15 +530,30 @@ def files_as_set(files: Iterable[Path], classes: tuple[str, ...]) -> ImageSet:
     return ImageSet(classes, tuple(Sample(file, 0) for file in files))
 
 
-def _as_texts(samples: Sequence[object]) -> TextSet:
+def _as_texts(samples: Sequence[object], *, in_words: bool) -> TextSet:
     """Texts whose label is not known."""
     found: list[Text] = []
     for one in samples:
         if not isinstance(one, str | tuple | list) or not all(isinstance(p, str) for p in one):
             raise DataError(f"{a_type(one)} is no text. The run learnt from texts: give such.")
-        found.append(one if isinstance(one, str) else (str(one[0]), str(one[1])))
+        if in_words:
+            found.append(Words(one.split() if isinstance(one, str) else one))
+        else:
+            found.append(one if isinstance(one, str) else (str(one[0]), str(one[1])))
     count = len(found)
     return TextSet("the texts", tuple(found), ("",) * count, tuple(range(1, count + 1)), "text")
+
+
+def _tagged(task: Tokens, found: Predictions, texts: Sequence[Text]) -> list[Prediction]:
+    """A tag for each word; None for one that has no token, as behind the end of what is read."""
+    made, taken = list[Prediction](), task.predicted(found.outputs)
+    for name, text, tokens, words in zip(found.names, texts, taken, found.targets, strict=True):
+        begins = words >= 0
+        tags: list[str | None] = [None] * len(text)
+        for word, tag in zip(words[begins].tolist(), tokens[begins[: len(tokens)]], strict=True):
+            tags[word] = task.tags[int(tag)]
+        made.append(Prediction(name, {"words": list(text), "tags": tags}))
+    return made
 
 
 def predictions_of(

@@ -92,8 +92,14 @@ def dataset(
 ) -> ImageDataset | Samples:
     """Samples to judge a run on, or to predict."""
     if isinstance(part, TextSet):
-        return text_samples(part, loaded.of_texts, task.classes, labelled=labelled)
+        return text_samples(part, loaded.of_texts, names_of(task), labelled=labelled)
     return ImageDataset(part, loaded.of_pictures, levels=settings.data.levels)
+
+
+def names_of(task: Task) -> tuple[str, ...]:
+    """Of its classes, labels, targets or tags: what the numbers that the head gives are of."""
+    kept = task.settings()
+    return kept.labels if kept else task.classes
 
 
 def held_out_set(settings: RunSettings, data: Path, **columns: str) -> Part:

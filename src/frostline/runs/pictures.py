@@ -45,7 +45,13 @@ def splits_of(settings: RunSettings) -> Splits:
     }
     if settings.task is None or kind is None:
         return read_splits(data.path, classes=data.classes, **options)
-    return read_task_splits(data.path, task=kind, label_names=settings.task.labels, **options)
+    return read_task_splits(
+        data.path,
+        task=kind,
+        label_names=settings.task.labels,
+        black_and_white=data.black_and_white,
+        **options,
+    )
 
 
 def held_out_set(settings: RunSettings, data: Path, **columns: str) -> ImageSet:
@@ -60,7 +66,13 @@ def held_out_set(settings: RunSettings, data: Path, **columns: str) -> ImageSet:
     named, kind = _columns(settings, **columns), _kind(settings)
     if settings.task is None or kind is None:
         return read_set(data, classes=settings.data.classes, **named)
-    return read_task_set(data, task=kind, label_names=settings.task.labels, **named)
+    return read_task_set(
+        data,
+        task=kind,
+        label_names=settings.task.labels,
+        black_and_white=settings.data.black_and_white,
+        **named,
+    )
 
 
 def audited(

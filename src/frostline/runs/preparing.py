@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import final
 
 from frostline.config import FreezeSettings, RunSettings
-from frostline.data import Augment, ImageDataset, Samples, TextSplits
+from frostline.data import Augment, ImageDataset, MaskFile, Samples, TextSplits
 from frostline.engine import Hook, Training
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
 from frostline.fitting import Run, check_settings, fit
@@ -25,7 +25,7 @@ from frostline.runs.material import Audited
 from frostline.runs.starting import Start, check_kept
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
-from frostline.tasks import Classification, Task, TaskSettings, task_from
+from frostline.tasks import Classification, Task, TaskSettings, Tokens, task_from
 from frostline.wording import option
 
 _TOLD: dict[str, str] = {
@@ -146,12 +146,16 @@ def prepare(
     if start is not None and settings.model.on == "keep":
         check_kept(start, classes)
         classes = start.classes
-    task = task_for(settings.task, splits.names, classes)
+    asked = settings.task
+    if start is not None and asked is not None and splits.names != start.classes:
+        asked = asked.model_copy(update={"mean": (), "std": ()})  # of other targets
+    task = task_for(asked, splits.names, classes)
     loaded, frozen = build(settings, task, weights=weights, start=start)
     if settings.model.on == "keep" and classes:
         is_known = start is not None or classes == data.classes
         order = classes if is_known else own_order(classes, loaded.classes)
         splits = material.ordered(splits, settings, order)
+        task = task_for(settings.task, order, order)
         mapping = mapping_words(order, loaded.classes)
     found = material.audited(splits, settings, loaded, progress)
     found = start.audited(found) if start else found
@@ -165,7 +169,8 @@ def task_for(asked: TaskSettings | None, labels: Sequence[str], classes: Sequenc
     """The task of data whose labels or classes are known."""
     if asked is None or asked.kind == "classification":
         return Classification(classes)
-    return task_from(asked.model_copy(update={"labels": tuple(labels)}))
+    cuts = () if asked.chosen else asked.thresholds  # which are chosen anew
+    return task_from(asked.model_copy(update={"labels": tuple(labels), "thresholds": cuts}))
 
 
 def build(
@@ -197,12 +202,12 @@ def build(
         hidden=model.hidden,
         on=model.on,
         seed=settings.training.seed,
-        tokens=settings.task is not None and settings.task.kind == "tokens",
+        tokens=isinstance(task, Tokens),
     )
     if start is not None:
-        start.put(loaded, task.classes)
+        start.put(loaded, material.names_of(task))
     # As it was then: an own file, a later library or a file of weights may come with another one.
-    prepared = settings.preprocessing or _shortened(loaded.preprocessing, settings)
+    prepared = _shortened(settings.preprocessing or loaded.preprocessing, settings)
     loaded = replace(loaded, preprocessing=prepared)
     frozen = _freeze_as_asked(loaded, settings, phase)
     if model.on != "keep":
@@ -276,6 +281,10 @@ def _completed(settings: RunSettings, loaded: LoadedModel, found: Audited) -> Ru
     if isinstance(found.splits, TextSplits):
         columns = found.splits.columns
         data |= {"text_column": columns.text, "label_column": columns.label or "label"}
+    else:
+        target = next((sample.target for sample in found.splits.train.samples), None)
+        if isinstance(target, MaskFile):
+            data |= {"black_and_white": target.is_black_and_white}
     return settings.model_copy(
         update={
             "model": settings.model.model_copy(update=model),
@@ -329,7 +338,7 @@ class _Noting(Hook):
     notes: DataNotes
 
     def on_start(self, training: Training) -> None:
-        start, classes = self.prepared.start, self.prepared.settings.data.classes
+        start, classes = self.prepared.start, self.prepared.data.splits.names
         if start is not None and not self.folder.start.exists():
             start.keep(training.model, classes, self.folder)
         self.folder.write_data(self.trained_on, self.validated_on)

@@ -78,7 +78,7 @@ class Start:
         """Lines for people: what is new and what is gone since that run."""
         splits, before = found.splits, self.trained_on | self.validated_on
         gets, loses = ", with fresh weights in the head", ", with their weights"
-        classes = _class_changes(self.classes, splits.classes, gets=gets, loses=loses)
+        classes = _class_changes(self.classes, splits.names, gets=gets, loses=loses)
         here = all_contents(found)
         new = sum(digest not in before for digest in here)
         gone = len(before - set(here))
@@ -139,6 +139,7 @@ def settings_of_start(before: RunSettings, now: RunSettings, given: Collection[s
     changed = {
         **sections,
         "data": data.model_copy(update={"path": now.data.path, "classes": ()}),
+        "task": before.task and before.task.model_copy(update={"labels": ()}),
         "freeze": now.freeze if by_selector else sections["freeze"],
         "plan": plan,
         "device": now.device if "device" in given else before.device,

@@ -26,7 +26,7 @@ from frostline.errors import ConfigError
 from frostline.models import LoadedModel
 from frostline.wording import option
 
-_OF_TEXTS = ("classification", "regression")
+_OF_TEXTS = ("classification", "regression", "tokens")
 
 
 @final
@@ -55,7 +55,7 @@ def splits_of(settings: RunSettings) -> TextSplits:
     if kind not in _OF_TEXTS:
         raise ConfigError(
             f"tables of texts are not read for the task {kind}, which is learnt from samples of "
-            f"your own. Use {' or '.join(_OF_TEXTS)} ({option('task')})."
+            f"your own. Use {', '.join(_OF_TEXTS[:-1])} or {_OF_TEXTS[-1]} ({option('task')})."
         )
     columns = columns_of(data)
     return read_texts(
@@ -68,8 +68,14 @@ def splits_of(settings: RunSettings) -> TextSplits:
         fold=data.fold,
         seed=settings.training.seed,
         classes=data.classes,
-        classify=kind == "classification",
+        classify=kind != "regression",
+        words=kind == "tokens",
     )
+
+
+def is_of_words(settings: RunSettings) -> bool:
+    """Whether the run learns a tag for each word."""
+    return settings.task is not None and settings.task.kind == "tokens"
 
 
 def columns_of(data: DataSettings, **others: str) -> TextColumns:
@@ -94,4 +100,5 @@ def audited(splits: TextSplits, settings: RunSettings, loaded: LoadedModel) -> T
 
 def held_out_set(settings: RunSettings, data: Path, **columns: str) -> TextSet:
     """Texts of other data, to judge the run on."""
-    return read_text_set(data, columns=columns_of(settings.data, **columns))
+    asked = columns_of(settings.data, **columns)
+    return read_text_set(data, columns=asked, words=is_of_words(settings))

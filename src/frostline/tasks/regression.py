@@ -98,6 +98,7 @@ class Regression(Task):
         self._scale, self._loss, self._delta = scale, loss, huber_delta
         self._mean = torch.zeros(self.width)
         self._std = torch.ones(self.width)
+        self._is_scaled = False  # once it is known by what
 
     @classmethod
     def from_settings(cls, settings: TaskSettings) -> Self:
@@ -106,21 +107,22 @@ class Regression(Task):
             settings.labels or None,
             loss=settings.loss or "mse",  # type: ignore[arg-type]  # checked as it is made
             huber_delta=settings.huber_delta,
-            scale="standard" if settings.mean else "none",
+            scale=settings.scale,
         )
         if settings.mean:
             task._mean, task._std = torch.tensor(settings.mean), torch.tensor(settings.std)
+            task._is_scaled = True
         return task
 
     def settings(self) -> TaskSettings:
-        scaled = self._scale == "standard"
         return TaskSettings(
             kind="regression",
             labels=self.names,
             loss=self._loss,
             huber_delta=self._delta,
-            mean=tuple(self._mean.tolist()) if scaled else (),
-            std=tuple(self._std.tolist()) if scaled else (),
+            scale=self._scale,
+            mean=tuple(self._mean.tolist()) if self._is_scaled else (),
+            std=tuple(self._std.tolist()) if self._is_scaled else (),
         )
 
     def targets(self, raw: object, count: int, what: str) -> Tensor:
@@ -220,12 +222,16 @@ class Regression(Task):
             )
         self.check(first.outputs, first.targets, first.names)
         task = Regression(names, loss=self._loss, huber_delta=self._delta, scale=self._scale)
-        if self._scale == "standard":
-            known, names = known_targets(data, self.targets)
-            self.check(first.outputs[:1], known, names)
+        if self._scale == "standard" and self._is_scaled and self.names == names:
+            task._mean, task._std = self._mean, self._std  # which the head has learnt by
+        elif self._scale == "standard":
+            known, sample_names = known_targets(data, self.targets)
+            self.check(first.outputs[:1], known, sample_names)
             task._mean = known.double().mean(dim=0).float()
             std = known.double().std(dim=0, correction=0).float()
             task._std = torch.where(std > 0, std, 1.0)
+        if self._scale == "standard":
+            task._is_scaled = True
             pairs = zip(task._mean.tolist(), task._std.tolist(), strict=True)
             each = ", ".join(f"{mean:.4g} and {std:.4g}" for mean, std in pairs)
             task.says = (f"Targets   are scaled by their mean and standard deviation: {each}",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
 from pydantic import BaseModel, Field
 
@@ -16,7 +16,7 @@ class TaskSettings(Data):
 
     `labels` names its classes, labels or targets. `thresholds` are the probabilities from which on
     a label holds; `chosen` says that they were chosen on the validation data. `mean` and `std` are
-    those that the targets of a regression are scaled by, empty where they are not.
+    those that the targets of a regression are scaled by, empty where they are not or not yet.
 
     Example:
         >>> from frostline.tasks import TaskSettings, task_from
@@ -32,6 +32,7 @@ class TaskSettings(Data):
     huber_delta: float = Field(1.0, gt=0, allow_inf_nan=False)
     thresholds: tuple[float, ...] = ()
     chosen: bool = False
+    scale: Literal["standard", "none"] = "standard"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     ignore_index: int | None = None

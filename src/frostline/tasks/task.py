@@ -161,6 +161,11 @@ class Task(Protocol):
         del top
         return [{"output": output} for output in outputs.tolist()]
 
+    def judged_answers(self, outputs: Any, targets: Tensor) -> list[dict[str, object]]:
+        """What is told of each sample beside `truths`; by default `answers`."""
+        del targets
+        return self.answers(outputs)
+
     def truths(self, outputs: Any, targets: Tensor) -> list[dict[str, object]]:
         """What `answers` should have told of each sample, under the same names."""
         del outputs

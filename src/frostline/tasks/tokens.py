@@ -208,7 +208,8 @@ class Tokens(Task):
         """
         outputs = first.outputs
         count = outputs.shape[2] if outputs.dim() == 3 else 0
-        names = Tokens(self.tags or tuple(getattr(data, "label_names", ())) or count).tags
+        own = getattr(data, "label_names", ()) or getattr(data, "classes", ()) or ()
+        names = Tokens(self.tags or tuple(own) or count).tags
         if count < 2 or count != len(names):
             raise ModelError(
                 f"the model gives outputs of shape {tuple(outputs.shape)}, but there are "
@@ -232,6 +233,12 @@ class Tokens(Task):
         del top
         names = self.tags or tuple(map(str, range(outputs.shape[2])))
         return [{"tags": [names[tag] for tag in row]} for row in self.predicted(outputs).tolist()]
+
+    def judged_answers(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
+        """The tag of each token that has a true one."""
+        targets = targets[:, : outputs.shape[1]]
+        taken = self.predicted(outputs).where(targets != _IGNORE, _IGNORE)
+        return self.truths(outputs, taken)
 
     def truths(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
         """The tag of each token that has one."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shlex
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,17 @@ def test_a_regression_is_judged_and_told_in_numbers(world: World, tmp_path: Path
     assert one["label"] == pytest.approx(float(rows[0]["predicted_label"]), rel=1e-4)
     out = call("predict", world.of("numbers.csv"), rows[0]["file"], "--csv").out
     assert read(out)[0]["label"] == rows[0]["predicted_label"]
+
+
+def test_what_the_outputs_of_a_merged_regression_are_is_said(world: World, tmp_path: Path) -> None:
+    run = world.of("numbers.csv")
+    merged = call("merge", run, "--out", tmp_path / "whole.pth")
+    refused = call("export", run, "--to", "onnx", "--out", tmp_path / "a.onnx")
+    for said in (" ".join(merged.out.split()), refused.err):
+        found = re.search(r"from the targets' mean: label = (\S+) \* output \+ (\S+)\.", said)
+        assert found, said
+        kept = tomllib.loads((run / "run.toml").read_text())["task"]
+        assert [*map(float, found.groups())] == pytest.approx([*kept["std"], *kept["mean"]], 1e-5)
 
 
 def test_labels_that_hold_are_told_with_each_ones_probability(world: World, tmp_path: Path) -> None:

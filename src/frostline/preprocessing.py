@@ -142,6 +142,7 @@ class TextPreprocessing:
             longer one the end is cut, of a pair that of the longer text.
         padding_side: where shorter texts of a batch are filled up.
         padding_id: the id that they are filled with.
+        lower_case: whether texts are put in lower case before the tokenizer's own steps.
 
     Example:
         >>> preprocess = fl.TextPreprocessing("encoder", max_length=128)
@@ -155,6 +156,7 @@ class TextPreprocessing:
     max_length: int = 512
     padding_side: Literal["left", "right"] = "right"
     padding_id: int = 0
+    lower_case: bool = False
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
@@ -163,7 +165,8 @@ class TextPreprocessing:
     def __str__(self) -> str:
         """What the ids depend on, wherever the tokenizer lies; padding is no part of a sample."""
         names = " ".join(self.inputs)
-        return f"tokenizer {self.digest}, at most {self.max_length} tokens, {names}"
+        case = ", in lower case" if self.lower_case else ""
+        return f"tokenizer {self.digest}{case}, at most {self.max_length} tokens, {names}"
 
     def __call__(self, texts: Sequence[Text]) -> Tokens:
         """All texts at once, which is many times faster than one by one.
@@ -260,6 +263,8 @@ def _tokenizer(preprocessing: TextPreprocessing, *, in_words: bool) -> Any:
             "the former ones back, or begin anew with these."
         )
     tokenizer = load_tokenizer(folder)
+    if preprocessing.lower_case:
+        _put_in_lower_case(tokenizer)
     if in_words:
         _take_words(tokenizer, folder)
     return tokenizer
@@ -284,6 +289,18 @@ def _take_words(tokenizer: Any, folder: Path) -> None:
         if isinstance(part, pre_tokenizers.ByteLevel):
             part.add_prefix_space = True
     tokenizer.backend_tokenizer.pre_tokenizer = splitting
+
+
+def _put_in_lower_case(tokenizer: Any) -> None:
+    """All but its special tokens, which `str.lower` would change too."""
+    if not tokenizer.is_fast:
+        tokenizer.do_lower_case = True
+        return
+    from tokenizers import normalizers
+
+    backend = tokenizer.backend_tokenizer
+    own = [backend.normalizer] if backend.normalizer else []
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
 
 
 def load_tokenizer(folder: Path) -> Any:

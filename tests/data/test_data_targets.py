@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,40 @@ def test_a_mask_is_read_by_its_indices(mode: str, tmp_path: Path) -> None:
         image = Image.fromarray(values.astype(np.uint16))
     image.save(tmp_path / "mask.png")
     assert np.array_equal(np.asarray(open_mask(tmp_path / "mask.png")), values)
+
+
+@pytest.mark.parametrize("kind", ["2 bits", "4 bits", "pgm", "plain pgm", "16-bit pgm", "tiff"])
+def test_a_mask_of_few_greys_is_read_by_what_is_stored(kind: str, tmp_path: Path) -> None:
+    """Pillow scales each of them to all of black and white."""
+    file = tmp_path / "mask"
+    head = {"pgm": b"P5 4 1 3\n", "plain pgm": b"P2 4 1 3\n", "16-bit pgm": b"P5 4 1 999\n"}
+    if kind in head:
+        rows = {"plain pgm": b"0 1 2 3\n", "16-bit pgm": bytes([0, 0, 0, 1, 0, 2, 0, 3])}
+        file.write_bytes(head[kind] + rows.get(kind, bytes(range(4))))
+    elif kind == "tiff":
+        file.write_bytes(_tiff_of_4_bits(4, b"\x01\x23"))
+    else:
+        row = b"\x1b" if kind == "2 bits" else b"\x01\x23"
+        file.write_bytes(_grey_png(int(kind[0]), 4, row))
+    assert np.asarray(open_mask(file)).tolist() == [[0, 1, 2, 3]]
+
+
+def _grey_png(bits: int, wide: int, row: bytes) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        crc = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", wide, 1, bits, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def _tiff_of_4_bits(wide: int, row: bytes) -> bytes:
+    # Width, height, bits, no compression, black is 0, place and number of the bytes.
+    tags = {256: wide, 257: 1, 258: 4, 259: 1, 262: 1, 273: 8, 278: 1, 279: len(row)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = struct.pack("<2sHI", b"II", 42, 12)
+    return start + row.ljust(4, b"\0") + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 def test_a_mask_is_cut_where_its_picture_is(tmp_path: Path) -> None:

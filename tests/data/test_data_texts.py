@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,31 @@ def test_quotes_are_characters_unless_the_file_quotes(
     assert {*read_text_set(path).texts} == texts
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_separators_of_unicode_do_not_end_a_line(tmp_path: Path, ending: str) -> None:
+    odd = "a\u2028b\x85c\u2029d\x1ce"
+    lines = [f"{odd},1", "f,0"] if ending == "csv" else [f"{odd}\t1", "f\t0"]
+    lines.insert(0, "text,label" if ending == "csv" else "text\tlabel")
+    if ending == "jsonl":
+        lines = [f'{{"text": "{t}", "label": 1}}' for t in (odd.replace("\x1c", ""), "f")]
+    path = tmp_path / f"all.{ending}"
+    path.write_text("".join(f"{line}\r\n" for line in lines), encoding="utf-8", newline="")
+    found = read_text_set(path)
+    assert (len(found), found.texts[1], found.labels[0]) == (2, "f", "1")
+    assert found.texts[0] == (odd.replace("\x1c", "") if ending == "jsonl" else odd)
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (False, True), (0.0, 1.0)])
+def test_a_label_of_zero_is_a_label(tmp_path: Path, labels: tuple[Any, ...]) -> None:
+    rows = [(f"{n} words", labels[n % 2]) for n in range(4)]
+    for name in ("train", "dev"):
+        write_rows(tmp_path / f"{name}.jsonl", rows, ("text", "label"))
+    write(tmp_path / "test.jsonl", *('{"text": "a", "label": null}' for _ in "ab"))
+    splits = read_texts(tmp_path)
+    assert (len(splits.val), splits.how) == (4, "train.jsonl and dev.jsonl")
+    assert splits.notes == ("test.jsonl has no labels: not used.",)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_byte_order_marks_are_read(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "all.csv"
@@ -141,6 +167,7 @@ def test_lists_are_read_like_a_table() -> None:
         ("text,label\na,1\nb\n", r"line 3: 1 fields, where the first line has 2"),
         ('text,label\n"a,1\n', r"line 2: not readable as CSV"),
         ("text,label\na,1\nb,\n", r"a\.csv line 3 has no label"),
+        ("text,label\na,\nb,1\nc,0\n", r"a\.csv line 2 has no label"),
         ("", r"a\.csv is empty"),
         ("text,label\n", r"holds no texts"),
         (b"text,label\na,1\ncaf\xe9,0\n", r"line 3: byte 0xe9 is not UTF-8.*Save the file as"),
@@ -238,6 +265,17 @@ def test_features_of_a_text_are_found_by_its_words_and_its_tokenizer(
     pair = fl.TextSamples([("a", "film")], [1], encoder)
     assert pair.ids([0]) != fl.TextSamples([("a f", "ilm")], [1], encoder).ids([0])
     assert len(pair.load(0)["input_ids"]) == 5
+
+
+@pytest.mark.parametrize("package", ["tokenizers", "transformers"])
+def test_features_are_not_shared_by_versions_of_what_makes_the_ids(
+    encoder: fl.TextPreprocessing, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fl.TextSamples(["a"], [0], encoder).transform
+    real = importlib.metadata.version
+    given = {package: "0"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: given.get(name) or real(name))
+    assert fl.TextSamples(["a"], [0], encoder).transform != before
 
 
 def test_numbers_are_labels_of_a_regression(encoder: fl.TextPreprocessing, tmp_path: Path) -> None:

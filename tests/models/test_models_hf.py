@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,38 @@ def test_a_sentence_encoder_is_pooled_as_its_folder_says(tmp_path: Path) -> None
     first = loaded.model.backbone(**batch).last_hidden_state[:, 0]
     expected = nn.functional.normalize(dense(first).tanh(), dim=1)
     assert torch.allclose(loaded.model(**batch), loaded.model.head(expected))
+
+
+@pytest.mark.parametrize(
+    ("config", "poolings"),
+    [
+        (
+            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+            ("cls", "mean"),
+        ),
+        ({"pooling_mode": ["mean", "cls"], "pooling_mode_max_tokens": True}, ("mean", "cls")),
+    ],
+)
+def test_several_poolings_stand_in_the_order_of_their_makers(
+    config: Any, poolings: Any, tmp_path: Path
+) -> None:
+    folder = write_sentence_encoder(tmp_path)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    assert load(folder).model.poolings == poolings
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_sentence_encoder_reads_lower_case_where_its_folder_says(
+    name: str, tmp_path: Path
+) -> None:
+    folder = write_sentence_encoder(tmp_path)
+    before = load(folder).of_texts
+    config = {"do_lower_case": True, "max_seq_length": 8}
+    (folder / f"sentence_{name}_config.json").write_text(json.dumps(config))
+    after = load(folder).of_texts
+    assert (after.max_length, str(after) == str(replace(before, max_length=8))) == (8, False)
+    assert after(["A Good [SEP]"]).values["input_ids"].tolist() == [2, 7, 4, 3, 3]
+    assert before(["A Good"]).values["input_ids"].tolist() == [2, 1, 1, 3]
 
 
 def test_the_dtype_of_the_checkpoint_is_kept_or_the_one_asked_for(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def merge(
 ) -> None:
     """Write the full state_dict of what was trained, for tools that know nothing of deltas."""
     from frostline.cli._terminal import show
-    from frostline.exports import check_checkpoint_path, merged, write_state_dict
+    from frostline.exports import check_checkpoint_path, merged, scaling, write_state_dict
+    from frostline.runs import open_run
     from frostline.units import format_bytes
 
     check_checkpoint_path(out)
@@ -42,4 +43,7 @@ def merge(
     size = out.stat().st_size
     document = {"file": str(out), "tensors": len(tensors), "bytes": size}
     line = f"Written to {out}: {len(tensors)} tensors, {format_bytes(size)}"
-    show(document, [line], as_json=json)
+    says = scaling(open_run(source).settings) if source.is_dir() else ""
+    if says:
+        document["outputs"] = says
+    show(document, [line, *filter(None, [says])], as_json=json)

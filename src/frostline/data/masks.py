@@ -9,7 +9,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from frostline.data.image_sets import MaskFile, Sample
@@ -34,16 +34,18 @@ def open_mask(path: Path) -> Image.Image:
         with Image.open(path) as image:
             if image.format in _LOSSY:
                 raise _refused(path, f"{image.format} changes values", "Save masks as PNG")
+            step = _grey_step(image)
             image.load()
             if image.mode in ("L", "P"):
-                return Image.frombytes("L", image.size, image.tobytes())
+                grey = Image.frombytes("L", image.size, image.tobytes())
+                return grey.point([round(value / step) for value in range(256)])
             if image.mode == "1":
                 return image.convert("L").point(lambda value: value // 255)
             if image.mode.startswith("I"):
-                values = np.asarray(image)
+                values = np.rint(np.asarray(image) / step)
                 if values.min() >= 0 and values.max() <= IGNORED:
                     return Image.fromarray(values.astype(np.uint8))
-                raise _refused(path, f"its values go up to {values.max()}", "Use 0 to 254")
+                raise _refused(path, f"its values go up to {values.max():g}", "Use 0 to 254")
             raise _refused(
                 path,
                 f"it is in colours ({image.mode})",
@@ -57,6 +59,20 @@ def open_mask(path: Path) -> Image.Image:
         if isinstance(error, DataError):
             raise
         raise _refused(path, f"its data are broken ({error})", "Replace it") from error
+
+
+def _grey_step(image: ImageFile.ImageFile) -> float:
+    """By how much Pillow multiplies stored values: grey of 2 or 4 bits, or a PGM's up to 255.
+
+    The image must not be loaded yet, which forgets how it was stored.
+    """
+    tile = image.tile[0] if image.tile else None
+    if tile is None or image.mode not in ("L", "I"):
+        return 1
+    raw, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    if tile.codec_name in ("ppm", "ppm_plain") and more:
+        return (255 if image.mode == "L" else 65535) / int(more[0])
+    return {"L;2": 85, "L;4": 17}.get(str(raw)[:3], 1)
 
 
 def _refused(path: Path, why: str, do: str) -> DataError:

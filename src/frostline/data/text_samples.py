@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import metadata
 from typing import Any, final
 
 import numpy as np
@@ -17,6 +18,8 @@ from frostline.errors import DataError
 from frostline.preprocessing import Text, TextPreprocessing, Tokens, Words
 
 _NO_TAG = -100  # which the loss leaves out
+
+_MAKERS = ("tokenizers", "transformers")  # of the ids, along with the tokenizer's files
 
 
 @final
@@ -61,7 +64,7 @@ class TextSamples(Samples):
         self.texts, self.preprocessing, self.what = tuple(texts), preprocessing, what
         self._given = targets
         self.classes = tuple(classes) or None
-        self.transform = str(preprocessing)
+        self.transform = ", ".join([str(preprocessing), *map(_version, _MAKERS)])
         self._names = names
         self._tokens: Tokens | None = None
         self._tags: list[Tensor] | None = None
@@ -165,6 +168,13 @@ class TextSamples(Samples):
             f"{self.preprocessing.max_length} tokens and {'was' if count == 1 else 'were'} "
             f"cut{behind}."
         )
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:  # nothing can be tokenised then
+        return f"no {package}"
 
 
 def text_id(text: Text) -> bytes:

@@ -98,6 +98,11 @@ def _separated(path: Path, text: str) -> TextTable:
     return TextTable(str(path), path.name, tuple(rows[0]), (), rows[1:], lines[1:])
 
 
+def _numbered(text: str) -> Iterator[tuple[int, str]]:
+    """Lines from 1; `str.splitlines` would break at U+2028 and others too, which texts hold."""
+    return enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1)
+
+
 _Lines = tuple[list[int], list[list[str]]]
 
 
@@ -107,7 +112,7 @@ def _plain(text: str) -> _Lines | None:
     Most such files know no quoting (GLUE's and SST-2's), some do (pandas): where each field that
     begins with a quote is well-formed as a quoted one, and there is one, they quote.
     """
-    numbered = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    numbered = [(n, line) for n, line in _numbered(text) if line.strip()]
     rows = [line.split("\t") for _, line in numbered]
     quoted = [field for row in rows for field in row if field.startswith('"')]
     if len({len(row) for row in rows}) > 1 or (quoted and all(map(_is_quoted, quoted))):
@@ -169,7 +174,7 @@ def _json_documents(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         if text.lstrip().startswith("["):
             yield from enumerate(json.loads(text), 1)
             return
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in _numbered(text):
             if line.strip():
                 yield number, json.loads(line)
     except (ValueError, RecursionError) as error:

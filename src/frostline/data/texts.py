@@ -217,7 +217,9 @@ class _Reading:
 
 
 def _has_labels(chosen: ChosenColumns) -> bool:
-    return chosen.label is not None and any(row[chosen.label] for row in chosen.rows[:1])
+    return chosen.label is not None and any(
+        _label(row[chosen.label]).strip("|") for row in chosen.rows
+    )
 
 
 def _given(found: _Read, folds: int | None) -> dict[str, TextSet]:
@@ -348,13 +350,15 @@ def _text_set(table: TextTable, chosen: ChosenColumns) -> TextSet:
             empty.append(name)
             continue
         label = None if chosen.label is None else row[chosen.label]
-        written = "" if label is None else _label(label)
-        if chosen.label is not None and not written and any(labels):
-            raise DataError(f"{name} has no label. Fill it in or delete the line.")
         kinds.setdefault(str if isinstance(label, str) else float, line)
         texts.append(parts[0] if len(parts) == 1 else (parts[0], parts[1]))
-        labels.append(written)
+        labels.append(_label(label))
         lines.append(line)
+    if any(labels) and not all(labels):
+        line = lines[labels.index("")]
+        raise DataError(
+            f"{made.source} {made.unit} {line} has no label. Fill it in or delete the line."
+        )
     if len(kinds) > 1:
         text_line, number_line = kinds[str], kinds[float]
         raise DataError(
@@ -387,7 +391,9 @@ def text_of(cell: object, table: TextTable, line: int) -> str:
 
 
 def _label(cell: object) -> str:
-    """As text: whole numbers without a point, several labels with a bar between."""
+    """As text: whole numbers without a point, several with a bar between; empty for none."""
+    if cell is None:
+        return ""
     if isinstance(cell, float) and (math.isnan(cell) or cell.is_integer()):
         return "" if math.isnan(cell) else str(int(cell))
     if isinstance(cell, list | tuple):

@@ -7,6 +7,7 @@ from frostline.exports.exporting import check_fold as check_fold
 from frostline.exports.exporting import export as export
 from frostline.exports.merging import check_checkpoint_path as check_checkpoint_path
 from frostline.exports.merging import merged as merged
+from frostline.exports.merging import scaling as scaling
 from frostline.exports.merging import write_state_dict as write_state_dict
 from frostline.exports.opened import EXPORTED as EXPORTED
 from frostline.exports.opened import ExportedModel as ExportedModel

@@ -19,6 +19,7 @@ from frostline.devices import Compute
 from frostline.engine import Hook, predict
 from frostline.errors import ConfigError, DataError, OutputError
 from frostline.exports.formats import FORMATS, Format
+from frostline.exports.merging import scaling
 from frostline.exports.notes import Checked, Head, Notes
 from frostline.exports.opened import ExportedModel, optional
 from frostline.models import ModelSpec
@@ -76,10 +77,12 @@ def export(
     """
     check_export(to, out, fold=fold)
     if run.settings.task is not None:
+        says = scaling(run.settings)
         raise ConfigError(
             f"{run.folder.root} learnt the task {run.settings.task.kind}, and what is exported are "
             "classifiers of pictures. Use "
             + either("the model itself: fl.open_run(path).loaded.model.", "`frostline merge`.")
+            + (f" {says}" if says else "")
         )
     form, loaded, hooks = FORMATS[to], run.loaded, tuple(hooks)
     model, prepared = loaded.model.cpu(), loaded.of_pictures

@@ -12,6 +12,7 @@ from torch import Tensor
 from frostline._files import check_new
 from frostline._tensor_files import save_tensors, save_torch
 from frostline.choices import Snapshot
+from frostline.config import RunSettings
 from frostline.deltas import Delta, load_delta, merge_tensors, read_delta
 from frostline.errors import ConfigError
 from frostline.models import load_model
@@ -28,6 +29,8 @@ def merged(
     source: Path, *, base: Path | None = None, which: Snapshot = "best"
 ) -> dict[str, Tensor]:
     """The whole `state_dict` of a run, or of a delta with the base that it belongs to.
+
+    What a network of a regression gives is in standard deviations, unless it was not scaled.
 
     Args:
         source: a run's folder, or a delta.
@@ -49,6 +52,16 @@ def merged(
     model = run.built_for(delta).model if run else _model_of(delta, file)
     load_delta(model, file)
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def scaling(settings: RunSettings) -> str:
+    """What the network's outputs are, where the run answers in other units; else empty."""
+    task = settings.task
+    if task is None or not task.mean:
+        return ""
+    answers = zip(task.labels, task.mean, task.std, strict=True)
+    each = "; ".join(f"{name} = {std:g} * output + {mean:g}" for name, mean, std in answers)
+    return f"Its outputs are in standard deviations from the targets' mean: {each}."
 
 
 def write_state_dict(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -283,6 +283,7 @@ def _of_texts(
         max_length=_max_length(config, tokenizer, parts),
         padding_side="left" if tokenizer.padding_side == "left" else "right",
         padding_id=padding,
+        lower_case=parts is not None and parts.lower_case,
     )
 
 

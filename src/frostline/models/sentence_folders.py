@@ -10,7 +10,7 @@ from typing import Any, final
 from torch import nn
 
 from frostline.errors import ModelError, one_line
-from frostline.models.pooled import Normalized, Pooling, Projection, known_pooling
+from frostline.models.pooled import POOLINGS, Normalized, Pooling, Projection, known_pooling
 from frostline.models.weights import load_weights
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -30,12 +30,14 @@ class SentenceParts:
         poolings: of its tokens' states.
         after: name and folder of each part that follows, `Dense` or `Normalize`.
         max_length: most tokens, where it says so.
+        lower_case: whether texts are read in lower case, whatever the tokenizer does.
     """
 
     transformer: str = ""
     poolings: tuple[Pooling, ...] = ("mean",)
     after: tuple[tuple[str, str], ...] = ()
     max_length: int | None = None
+    lower_case: bool = False
 
     def projections(self, root: Path, *, with_weights: bool) -> list[nn.Module]:
         """The parts behind the pooling.
@@ -66,31 +68,37 @@ def sentence_parts(root: Path) -> SentenceParts | None:
             "model and name it file.py:function."
         )
     (_, transformer), (_, pooling), *after = parts
-    limits = (
-        _json(folder, "sentence_bert_config").get("max_seq_length")
-        for folder in (root, root / transformer)
-        if (folder / "sentence_bert_config.json").is_file()
-    )
+    limits: dict[str, Any] = {}
+    for folder in (root / transformer, root):
+        # Named by the encoder once, as sentence_roberta_config.json.
+        for file in sorted(folder.glob("sentence_*_config.json")):
+            limits |= {k: v for k, v in _json(folder, file.stem).items() if v is not None}
     return SentenceParts(
         transformer,
         _poolings(root / pooling),
         tuple(part for part in after if part[0] != "Dropout"),
-        next(filter(None, limits), None),
+        limits.get("max_seq_length"),
+        bool(limits.get("do_lower_case")),
     )
 
 
 def _poolings(folder: Path) -> tuple[Pooling, ...]:
-    """Both spellings: a yes or no for each, and the names of those that are used."""
+    """Both spellings: the names of those that are used, in their order; or a yes or no for each.
+
+    Of the latter the order is always that of `POOLINGS`, whatever that of the file.
+    Source: `Pooling` of sentence-transformers (6.2).
+    """
     found, prefix = _json(folder, "config"), "pooling_mode"
-    named = found.get(prefix)
-    chosen = [named] if isinstance(named, str) else list(named or ())
-    chosen += [
-        key.removeprefix(f"{prefix}_")
+    named, where = found.get(prefix), str(folder / "config.json")
+    if named:
+        names = [named] if isinstance(named, str) else named
+        return tuple(known_pooling(name, where) for name in names)
+    chosen = {
+        known_pooling(key.removeprefix(f"{prefix}_"), where)
         for key in found
         if found[key] is True and key.startswith(f"{prefix}_")
-    ]
-    where = str(folder / "config.json")
-    return tuple(known_pooling(name, where) for name in chosen) or ("mean",)
+    }
+    return tuple(pooling for pooling in POOLINGS if pooling in chosen) or ("mean",)
 
 
 def _dense(folder: Path, with_weights: bool) -> nn.Module:

@@ -18,6 +18,7 @@ import typer
 from PIL import Image
 
 from frostline.cli import app
+from frostline.errors import DataError
 from frostline.runs import open_run
 from small_world import Answer, call, write_net, write_picture
 from text_world import write_bert, write_sentence_encoder
@@ -261,8 +262,27 @@ def test_predict_writes_a_column_beside_a_table_of_texts(texts: World, tmp_path:
     alone = call("predict", texts.root / "run", "good film", "--json").json
     assert alone[0]["class"] == rows[0]["predicted_class"]
     assert sum(alone[0]["probabilities"].values()) == pytest.approx(1)
-    typed = call("predict", texts.root / "run", "-", stdin="good film\nbad, dull\n")
+    typed = call("predict", texts.root / "run", "-", stdin="good film\n\nbad, dull\n")
     assert "bad, dull" in typed.out
+    assert "1 of 3 texts are empty" in typed.err
+    for lost in ("more.txt", "mor.csv"):
+        answer = call("predict", texts.root / "run", tmp_path / lost)
+        assert (answer.status, lost in answer.message) == (1, True)
+    run = open_run(texts.root / "run")
+    for wrong, told in (("good film", "list of texts"), ([("a", "b")], "single"), ([" "], "empty")):
+        with pytest.raises(DataError, match=told):
+            run.predict(wrong)
+
+
+def test_labels_of_texts_with_fractions_are_a_regression(texts: World, tmp_path: Path) -> None:
+    data, model = tmp_path / "scores.csv", f"hf:{texts.root / 'encoder'}"
+    data.write_text("".join(["text,score\n", *(f"good film {n},{n / 4}\n" for n in range(12))]))
+    out = ("--epochs", 1, "--features", "off", "--out", tmp_path / "run")
+    answer = call("train", data, "--model", model, *out)
+    assert "regression, since the column score holds numbers with fractions" in answer.err
+    assert answer.status == 0, answer.err
+    (found,) = call("predict", tmp_path / "run", "good film", "--json").json
+    assert set(found) == {"text", "score"}
 
 
 @pytest.mark.parametrize(

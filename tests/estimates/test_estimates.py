@@ -489,7 +489,7 @@ def test_the_command_line_tells_the_same_in_tables_and_json(tmp_path: Path) -> N
     assert max(map(len, answer.out.splitlines())) <= 80
     for words in ("in all, at the worst moment", "What freezing saves", "Frost line:", "ratio"):
         assert words in answer.out
-    assert "Counted 16 and 8 pictures by their names; opened 8 of them." in answer.out
+    assert "Counted 16 and 8 samples; looked at 8 of them." in answer.out
     found = call("estimate", model, "--samples", 50, "--train", "head", "--lean", "--json").json
     assert found["lean"] is True
     assert found["samples"] == {"train": 50, "validation": 0}

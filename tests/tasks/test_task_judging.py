@@ -190,6 +190,7 @@ def test_metrics_of_tokens_are_scikit_learns_over_those_that_have_a_tag() -> Non
 def _scaled() -> fl.Regression:
     task = fl.Regression(["weight", "height"], loss="huber", huber_delta=0.5)
     task._mean, task._std = torch.tensor([70.0, 1.7]), torch.tensor([12.5, 0.1])
+    task._is_scaled = True
     return task
 
 

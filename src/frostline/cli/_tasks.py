@@ -55,9 +55,36 @@ def _likely(data: DataSettings) -> TaskName:
         why = looks_like_words(data.path)
         if why:
             say(notes(), f"Task     tokens, since {why}; --task says otherwise")
-        return "tokens" if why else "classification"
+            return "tokens"
+        return _of_texts(data)
     columns = ("file_column", "label_column", "split_column")
     kind, why = likely_task(data.path, **{name: getattr(data, name) for name in columns})
     if why:
         say(notes(), f"Task     {kind}, since {why}; --task says otherwise")
     return kind
+
+
+def _of_texts(data: DataSettings) -> TaskName:
+    """A regression where labels are numbers of which some have fractions, as with pictures."""
+    from frostline.cli._terminal import notes, say
+    from frostline.data import label_numbers, read_texts
+    from frostline.errors import DataError
+    from frostline.runs.texts import columns_of
+
+    columns = columns_of(data)
+    try:
+        found = read_texts(
+            data.path,
+            text=columns.text,
+            label=columns.label,
+            split=columns.split,
+            classify=False,
+        )
+        numbers = label_numbers(found.train)
+    except DataError:  # they are words, or reading them says what is wrong
+        return "classification"
+    if all(map(float.is_integer, numbers)):
+        return "classification"
+    why = f"the column {found.columns.label} holds numbers with fractions"
+    say(notes(), f"Task     regression, since {why}; --task says otherwise")
+    return "regression"

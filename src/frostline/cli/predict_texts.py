@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
@@ -57,6 +57,8 @@ class Texts:
         read_rows = read_word_rows if in_words else read_text_rows
         for one in given:
             is_table = one != "-" and Path(one).suffix.lower() in suffixes
+            if not is_table:
+                _check_typed(one, run.settings.data.text_column, suffixes)
             read = read_rows(Path(one), columns=columns) if is_table else _typed(one)
             if heads and read.heads != heads:
                 raise DataError(
@@ -79,6 +81,8 @@ class Texts:
         """Print what a run says of `whole`."""
         from frostline.cli._terminal import output, print_json, warn
 
+        if empty := self.texts.count(None):
+            warn(f"{empty} of {len(self.texts)} texts are empty, and get no answer")
         rest = iter(answers)
         found = [None if text is None else next(rest) for text in self.texts]
         if untagged := sum(tags.count(None) for tags in map(_tags_of, answers)):
@@ -114,6 +118,22 @@ class Texts:
         for cells, row in zip(self.rows, told, strict=True):
             mine = (row.get(head, "") for head in heads)
             writer.writerow([*map(_cell, cells), *mine, "" if row else _EMPTY])
+
+
+def _check_typed(given: str, text_column: str, suffixes: Collection[str]) -> None:
+    """Refuse what is no text of the run's kind, or rather a file."""
+    from frostline.errors import DataError
+
+    if "+" in text_column:
+        raise DataError(
+            "the run learnt from pairs of texts, which cannot be typed. Give a table with the "
+            f"columns {text_column}."
+        )
+    if Path(given).suffix[1:].isalnum() and " " not in given:
+        raise DataError(
+            f"{given} looks like a file, and tables of texts end in {', '.join(sorted(suffixes))}. "
+            "A text of one word comes on standard input, with -."
+        )
 
 
 def _typed(given: str) -> TextRows:

@@ -56,6 +56,7 @@ from frostline.data.text_samples import TextSamples as TextSamples
 from frostline.data.text_samples import text_id as text_id
 from frostline.data.text_sets import TextSet as TextSet
 from frostline.data.text_sets import TextSplits as TextSplits
+from frostline.data.text_sets import label_numbers as label_numbers
 from frostline.data.text_sets import text_samples as text_samples
 from frostline.data.text_tables import TEXT_SUFFIXES as TEXT_SUFFIXES
 from frostline.data.texts import read_text_parts as read_text_parts

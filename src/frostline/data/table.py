@@ -122,7 +122,7 @@ def _cells(path: Path) -> tuple[list[str], _Rows]:
         raise DataError(f"{path} is not UTF-8 text. Save it as CSV in UTF-8.") from error
     except OSError as error:
         raise DataError(
-            f"cannot read {path}: {error.strerror or error}. Check its permissions."
+            f"cannot read {path}: {error.strerror or error}. Check the path and its permissions."
         ) from error
     # Spreadsheets write a semicolon in half of Europe.
     first = text.split("\n", 1)[0]

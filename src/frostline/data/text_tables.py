@@ -67,7 +67,7 @@ def decoded(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"cannot read {path}: {error.strerror or error}. Check its permissions."
+            f"cannot read {path}: {error.strerror or error}. Check the path and its permissions."
         ) from error
     marks = (encoding for mark, encoding in _BYTE_ORDER_MARKS.items() if content.startswith(mark))
     encoding = next(marks, "utf-8")

@@ -226,7 +226,11 @@ class FinishedRun:
             ImageError: a file is no picture.
         """
         if self.settings.data.is_text:
-            given = _as_texts(samples, in_words=isinstance(self.task, Tokens))
+            given = _as_texts(
+                samples,
+                in_words=isinstance(self.task, Tokens),
+                in_pairs="+" in self.settings.data.text_column,
+            )
             found = self._predictions(given, device, hooks, labelled=False)
             if isinstance(self.task, Tokens):
                 return _tagged(self.task, found, given.texts)
@@ -530,12 +534,26 @@ def files_as_set(files: Iterable[Path], classes: tuple[str, ...]) -> ImageSet:
     return ImageSet(classes, tuple(Sample(file, 0) for file in files))
 
 
-def _as_texts(samples: Sequence[object], *, in_words: bool) -> TextSet:
-    """Texts whose label is not known."""
+def _as_texts(samples: Sequence[object], *, in_words: bool, in_pairs: bool) -> TextSet:
+    """Texts whose label is not known.
+
+    Raises:
+        DataError: there is no list of them, one is none or has no letter, or the run read pairs
+            and these are single ones.
+    """
+    if isinstance(samples, str):
+        raise DataError(f"got one text, {samples[:40]!r}. Give a list of texts.")
     found: list[Text] = []
     for one in samples:
         if not isinstance(one, str | tuple | list) or not all(isinstance(p, str) for p in one):
             raise DataError(f"{a_type(one)} is no text. The run learnt from texts: give such.")
+        if isinstance(one, str) if in_pairs else not in_words and not isinstance(one, str):
+            each = "pairs of texts" if in_pairs else "single texts"
+            raise DataError(
+                f"the run learnt from {each}, and {str(one)[:40]!r} is none. Give such."
+            )
+        if not "".join(one).strip():
+            raise DataError(f"text {len(found) + 1} is empty. Leave it out.")
         if in_words:
             found.append(Words(one.split() if isinstance(one, str) else one))
         else:

@@ -12,27 +12,15 @@ import copy
 import tempfile
 
 import torch
-from shared import median, network, options, photos, report, seconds, threads
+from shared import Epochs, median, network, options, photos, report, seconds, threads
 from torch import nn
 
 import frostline as fl
 from frostline.data import first_batch, open_data
-from frostline.engine import Hook, Training
 from frostline.features import extract
 from frostline.store import FeatureStore
 
 BATCH, EPOCHS = 32, 3
-
-
-class Epochs(Hook):
-    """Seconds of each epoch's training."""
-
-    def __init__(self, samples: int) -> None:
-        self.samples = samples
-        self.seconds: list[float] = []
-
-    def on_epoch(self, training: Training) -> None:
-        self.seconds.append(self.samples / training.history[-1].samples_per_second)
 
 
 def main() -> None:

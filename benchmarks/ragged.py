@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared import DATA, median, options, report, seconds, threads
+from shared import DATA, Epochs, median, options, report, seconds, threads
 from torch import Tensor, nn
 
 import frostline as fl
 from frostline.data import make_batches
-from frostline.engine import Hook, Training
+from frostline.engine import Hook
 
 BATCH = 32
 TRAINED = "encoder.encoder.layer.[45] | head"
@@ -72,17 +72,6 @@ class Classifier(nn.Module):
         weights = attention_mask[..., None].to(hidden.dtype)
         found: Tensor = self.head((hidden * weights).sum(dim=1) / weights.sum(dim=1))
         return found
-
-
-class Epochs(Hook):
-    """Seconds of each epoch's training."""
-
-    def __init__(self, samples: int) -> None:
-        self.samples = samples
-        self.seconds: list[float] = []
-
-    def on_epoch(self, training: Training) -> None:
-        self.seconds.append(self.samples / training.history[-1].samples_per_second)
 
 
 def main() -> None:

@@ -16,10 +16,22 @@ import torch
 
 import frostline as fl
 from frostline.data import ImageDataset, read_splits
+from frostline.engine import Hook, Training
 from frostline.models import LoadedModel, load_model
 from frostline.tuning import machine
 
 DATA = Path(os.environ.get("FROSTLINE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+class Epochs(Hook):
+    """Seconds of each epoch's training."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.seconds: list[float] = []
+
+    def on_epoch(self, training: Training) -> None:
+        self.seconds.append(self.samples / training.history[-1].samples_per_second)
 
 
 def options(doc: str, **extra: Any) -> argparse.Namespace:

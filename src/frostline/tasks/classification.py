@@ -14,7 +14,7 @@ from frostline.data import ImageDataset, class_targets
 from frostline.errors import ConfigError, DataError, ModelError
 from frostline.recipe import Recipe
 from frostline.tables import Table, columns
-from frostline.tasks.metrics import Metric, Metrics
+from frostline.tasks.metrics import Metric, Metrics, numbered, share
 from frostline.tasks.settings import TaskSettings
 from frostline.tasks.task import Predictions, Task
 from frostline.wording import option
@@ -126,7 +126,7 @@ class Classification(Task):
     """
 
     def __init__(self, classes: Sequence[str] | int | None = None) -> None:
-        self.classes = () if classes is None else _names(classes)
+        self.classes = () if classes is None else numbered(classes)
         self.width = len(self.classes)
         self._is_open = classes is None
         self._smoothing = 0.0
@@ -200,7 +200,7 @@ class Classification(Task):
             )
         count = outputs.shape[1]
         known = getattr(data, "classes", None) if self._is_open else self.classes
-        classes = _names(count if known is None else known)
+        classes = numbered(count if known is None else known)
         if count != len(classes):
             raise ModelError(
                 f"the model gives logits of shape {tuple(outputs.shape)} for {len(outputs)} "
@@ -220,7 +220,7 @@ class Classification(Task):
 
     def answers(self, outputs: Tensor, *, top: int = 1) -> list[dict[str, object]]:
         """The most probable class and its probability, and of more than one a list of them."""
-        classes = self.classes or _names(outputs.shape[1])
+        classes = self.classes or numbered(outputs.shape[1])
         order = outputs.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
         chances, places = (part[:, :top].tolist() for part in order)
         found: list[dict[str, object]] = []
@@ -233,7 +233,7 @@ class Classification(Task):
         return found
 
     def truths(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
-        classes = self.classes or _names(outputs.shape[1])
+        classes = self.classes or numbered(outputs.shape[1])
         return [{"class": classes[target]} for target in targets.tolist()]
 
     def badness(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -250,11 +250,6 @@ class Classification(Task):
 def _is_of_tokens(outputs: Tensor, targets: Tensor) -> bool:
     """Whether there is a target for each of `(batch, tokens)`, and logits behind."""
     return outputs.dim() == 3 and targets.shape == outputs.shape[:2]
-
-
-def _names(classes: Sequence[str] | int) -> tuple[str, ...]:
-    """Some data sets say how many classes there are, not which."""
-    return tuple(map(str, range(classes) if isinstance(classes, int) else classes))
 
 
 def _weights(data: object, count: int) -> Tensor:
@@ -275,7 +270,7 @@ def evaluate_logits(logits: Tensor, targets: Tensor, *, classes: Sequence[str] |
     anything to count is 0, and a class with no sample and no prediction counts in no mean. Counted
     here in a millisecond: torchmetrics took seconds to import and 20 ms for each epoch.
     """
-    names = _names(classes)
+    names = numbered(classes)
     count = len(names)
     predicted = logits.argmax(dim=1)
     confusion = torch.bincount(targets * count + predicted, minlength=count**2).view(count, count)
@@ -298,11 +293,7 @@ def class_metrics(
 ) -> tuple[float, tuple[ClassMetrics, ...]]:
     """The macro F1 and the metrics of each class, from counts `(true, predicted)`."""
     hits, taken, support = confusion.diagonal(), confusion.sum(dim=0), confusion.sum(dim=1)
-    f1 = _share(2 * hits, taken + support)
-    parts = (_share(hits, taken), _share(hits, support), f1, support)
+    f1 = share(2 * hits, taken + support)
+    parts = (share(hits, taken), share(hits, support), f1, support)
     rows = zip(names, *(part.tolist() for part in parts), strict=True)
     return float(f1[(taken + support) > 0].mean()), tuple(ClassMetrics(*row) for row in rows)
-
-
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    return part.double() / whole.clamp(min=1)

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, Literal, Self, final
 
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from frostline.choices import AUTO_MONITOR
 from frostline.errors import ConfigError, nearest
@@ -247,6 +248,16 @@ def better_of(name: str) -> Better | None:
     if name.lower().endswith("loss"):
         return "lower"
     return None if lower == higher else "lower" if lower else "higher"
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """Counts as shares, float64; of nothing it is 0."""
+    return part.double() / whole.clamp(min=1)
+
+
+def numbered(given: Sequence[str] | int) -> tuple[str, ...]:
+    """Names as they are; of how many there are, their numbers."""
+    return tuple(map(str, range(given) if isinstance(given, int) else given))
 
 
 def label(name: str) -> str:

@@ -14,7 +14,7 @@ from frostline.data import known_targets
 from frostline.errors import ConfigError, DataError, ModelError
 from frostline.recipe import Recipe
 from frostline.tables import Table, columns
-from frostline.tasks.metrics import Metric, Metrics
+from frostline.tasks.metrics import Metric, Metrics, numbered, share
 from frostline.tasks.ranking import average_precision, best_threshold
 from frostline.tasks.settings import TaskSettings
 from frostline.tasks.task import Predictions, Task
@@ -185,11 +185,11 @@ class MultiLabel(Task):
         predicted = chances >= cuts
         hits, taken, support = (predicted & truth).sum(0), predicted.sum(0), truth.sum(0)
         precisions = [average_precision(*p) for p in zip(chances.T, truth.T, strict=True)]
-        f1 = _share(2 * hits, taken + support)
+        f1 = share(2 * hits, taken + support)
         per_label = zip(
             self.labels or _label_names(len(cuts)),
             precisions,
-            *(part.tolist() for part in (_share(hits, taken), _share(hits, support), f1, cuts)),
+            *(part.tolist() for part in (share(hits, taken), share(hits, support), f1, cuts)),
             support.tolist(),
             strict=True,
         )
@@ -268,14 +268,10 @@ def _plain_loss(outputs: Tensor, targets: Tensor) -> float:
     return float(binary_cross_entropy_with_logits(outputs.double(), targets.double()))
 
 
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    return part.double() / whole.clamp(min=1)
-
-
 def _label_names(given: Sequence[str] | int | None) -> tuple[str, ...]:
     if given is None:
         return ()
-    return tuple(map(str, range(given) if isinstance(given, int) else given))
+    return numbered(given)
 
 
 def _thresholds(given: float | Sequence[float], labels: int) -> tuple[float, ...]:

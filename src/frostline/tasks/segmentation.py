@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, interpolate, one_hot
 from frostline.errors import DataError, ModelError
 from frostline.recipe import Recipe
 from frostline.tables import Table, columns
-from frostline.tasks.metrics import Metric, Metrics
+from frostline.tasks.metrics import Metric, Metrics, numbered
 from frostline.tasks.settings import TaskSettings
 from frostline.tasks.task import Predictions, Task, check_loss, check_no_classes
 
@@ -221,7 +221,7 @@ class Segmentation(Task):
         dice = torch.where(union > 0, 2 * hits / (support + taken), torch.nan)
         precision, recall = hits / taken.clamp(min=1), hits / support.clamp(min=1)
         parts = (iou, dice, precision, recall, support / max(1.0, pixels))
-        names = self.regions or tuple(map(str, range(len(hits))))
+        names = self.regions or numbered(len(hits))
         rows = zip(names, *(part.tolist() for part in parts), strict=True)
         found = (
             Metric("mean_iou", float(iou.nanmean())),
@@ -292,7 +292,7 @@ class Segmentation(Task):
         return self._shares(counts[:, 1])
 
     def _shares(self, counts: Tensor) -> list[dict[str, object]]:
-        names = self.regions or tuple(map(str, range(counts.shape[1])))
+        names = self.regions or numbered(counts.shape[1])
         shares = (counts.double() / counts.sum(dim=1, keepdim=True).clamp(min=1)).tolist()
         named = (zip(names, row, strict=True) for row in shares)
         return [{"share": {name: share for name, share in row if share}} for row in named]

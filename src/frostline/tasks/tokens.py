@@ -15,7 +15,7 @@ from frostline.errors import DataError, ModelError
 from frostline.recipe import Recipe
 from frostline.tables import Table, columns
 from frostline.tasks.classification import ClassMetrics, class_metrics
-from frostline.tasks.metrics import Metric, Metrics
+from frostline.tasks.metrics import Metric, Metrics, numbered
 from frostline.tasks.settings import TaskSettings
 from frostline.tasks.task import Predictions, Task
 
@@ -168,7 +168,7 @@ class Tokens(Task):
         targets = targets[:, : outputs.shape[1]]
         valid, predicted = targets != _IGNORE, outputs.argmax(dim=2)
         count, truth, guess = outputs.shape[2], targets[valid], predicted[valid]
-        names = self.tags or tuple(map(str, range(count)))
+        names = self.tags or numbered(count)
         confusion = torch.bincount(truth * count + guess, minlength=count**2).view(count, count)
         macro_f1, per_tag = class_metrics(confusion, names)
         accuracy = float((truth == guess).double().mean())
@@ -231,7 +231,7 @@ class Tokens(Task):
     def answers(self, outputs: Tensor, *, top: int = 1) -> list[dict[str, object]]:
         """The tag of each token, those of padding too."""
         del top
-        names = self.tags or tuple(map(str, range(outputs.shape[2])))
+        names = self.tags or numbered(outputs.shape[2])
         return [{"tags": [names[tag] for tag in row]} for row in self.predicted(outputs).tolist()]
 
     def judged_answers(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
@@ -242,7 +242,7 @@ class Tokens(Task):
 
     def truths(self, outputs: Tensor, targets: Tensor) -> list[dict[str, object]]:
         """The tag of each token that has one."""
-        names = self.tags or tuple(map(str, range(outputs.shape[2])))
+        names = self.tags or numbered(outputs.shape[2])
         return [{"tags": [names[tag] for tag in row if tag >= 0]} for row in targets.tolist()]
 
 

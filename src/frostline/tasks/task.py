@@ -15,6 +15,7 @@ from frostline.models import logits_of
 from frostline.recipe import Recipe
 from frostline.tasks.metrics import Metrics
 from frostline.tasks.settings import TaskSettings
+from frostline.wording import either
 
 
 @final
@@ -221,8 +222,8 @@ def check_loss(given: object, known: Sequence[str], what: str) -> None:
         close = nearest(str(given), known, count=1)
         hint = f" (nearest: {close[0]!r})" if close else ""
         raise ConfigError(
-            f"{what} has no loss {given!r}{hint}. Use {', '.join(map(repr, known))}; a loss of "
-            "your own goes to fl.fit(..., loss=...)."
+            f"{what} has no loss {given!r}{hint}. Use {', '.join(map(repr, known))}"
+            + either("; a loss of your own goes to fl.fit(..., loss=...).", ".")
         )
 
 

@@ -283,7 +283,8 @@ def _thresholds(given: float | Sequence[float], labels: int) -> tuple[float, ...
     values = (given,) if isinstance(given, int | float) else tuple(given)
     if any(not 0 < value < 1 for value in values):
         raise ConfigError(
-            f"asked for the thresholds {', '.join(map(str, values))}. Give probabilities between 0 and 1, or 'best'."
+            f"asked for the thresholds {', '.join(map(str, values))}. Give probabilities between 0 "
+            "and 1, or 'best'."
         )
     if len(values) > 1 and len(values) != labels:
         raise ConfigError(

@@ -64,8 +64,7 @@ def test_sentences_are_read_the_same_from_each_form(kind: str, tmp_path: Path) -
     elif kind == "lists":
         data = (words, tags)
     else:
-        import datasets
-
+        datasets: Any = pytest.importorskip("datasets")
         places = [[names.index(tag) for tag in own] for own in tags]
         labels = datasets.List(datasets.ClassLabel(names=names))
         features = datasets.Features({"tokens": datasets.List(datasets.Value("string"))})

@@ -116,7 +116,7 @@ class Freeze(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        check_callbacks(trainer.callbacks, self)  # type: ignore[attr-defined]  # not declared
+        check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]  # not declared
         check_run(trainer.strategy, pl_module)
         self._attached = self._restored = None
         self._is_within_epoch, self._metrics = False, {}
@@ -166,6 +166,7 @@ class Freeze(Callback):
             steps = -(-int(batches) // trainer.accumulate_grad_batches)
             self.session.steps_per_epoch = steps
         self._begun.begin(state)
+        trainer.should_stop = self._begun.is_over
         self._tell()
 
     # While training
@@ -215,9 +216,10 @@ class Freeze(Callback):
         if self._begun.is_over:
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not as training ends, when other callbacks may still write into the model.
         self._begun.end("training ended")
-        for end in self._begun.ends:
+        for end in self.ends:
             _log.info("%s", end)
         at, count = self.session.position.phase + 1, len(self.session.phases)
         if at < count:

@@ -29,15 +29,9 @@ _AT_ODDS = {
 _ONE_DEVICE = "SingleDeviceStrategy"
 
 
-def check_callbacks(callbacks: Iterable[Any], own: object) -> None:
-    """Raises ConfigError where one of the Trainer's other callbacks is at odds with `own`."""
-    for callback in callbacks:
-        kind = type(callback)
-        if isinstance(callback, type(own)) and callback is not own:
-            raise ConfigError(
-                "the Trainer has two callbacks of Freeze, and each would undo the other. Put all "
-                "phases into one plan."
-            )
+def check_callbacks(callbacks: Iterable[Any]) -> None:
+    """Raises ConfigError where one of the Trainer's callbacks is at odds with `Freeze`."""
+    for kind in map(type, callbacks):
         for base in kind.__mro__:
             if why := _AT_ODDS.get(base.__name__):
                 raise ConfigError(f"{kind.__name__} stands beside Freeze and {why}")
@@ -62,9 +56,11 @@ def check_run(strategy: object, module: Any) -> None:
 
 def check_optimizers(optimizers: list[Any], module: nn.Module) -> None:
     """Raises ConfigError unless there is one."""
-    if len(optimizers) != 1:
+    # Where there is none, Lightning has one without groups in its place.
+    given = [optimizer for optimizer in optimizers if optimizer.param_groups]
+    if len(given) != 1:
         raise ConfigError(
-            f"{type(module).__name__}.configure_optimizers gave {len(optimizers)} optimizers, and "
+            f"{type(module).__name__}.configure_optimizers gave {len(given)} optimizers, and "
             "Freeze looks after one. Return that."
         )
 

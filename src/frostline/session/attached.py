@@ -92,7 +92,7 @@ class Attached:
             schedulers=schedulers,
             steps_per_epoch=steps_per_epoch,
         )
-        self._is_left = False
+        self._is_left = True  # until the first phase is entered
 
     @property
     def is_over(self) -> bool:
@@ -117,6 +117,8 @@ class Attached:
         if state is not None:
             self.session.load_state_dict(checked_state(state)["session"])
         self._enter()
+        if reason := self.session.phase_end:  # it was saved where a phase had just ended
+            self._leave(reason)
 
     def begin_epoch(self) -> None:
         """Enter the next phase where one has ended.
@@ -124,8 +126,6 @@ class Attached:
         Raises:
             SelectorError, FreezeError, ConfigError: as `Session.enter`.
         """
-        if not self._is_left and self.session.phase_end:  # restored where a phase had just ended
-            self._leave(self.session.phase_end)
         if self._is_left and not self.is_over:
             self._enter()
 
@@ -170,14 +170,16 @@ class Attached:
             self._leave(reason)
 
     def end(self, reason: str) -> None:
-        """Training is over, in whichever phase: prove what was frozen in it.
+        """Training is over, in whichever phase: prove what was frozen in it, and in all phases.
 
         Raises:
             DriftError: something moved; names it.
         """
         if not self._is_left:
             self._leave(reason)
-        self.session.verify()
+        elif self.ends:
+            self.session.frozen.verify()  # again: something may have written since
+        self.session.planned.verify(self.model)
 
     def close(self) -> None:
         """Undo what must not outlast training, however it ended."""

@@ -166,7 +166,7 @@ class Freeze(Callback):
             steps = -(-int(batches) // trainer.accumulate_grad_batches)
             self.session.steps_per_epoch = steps
         self._begun.begin(state)
-        trainer.should_stop = self._begun.is_over
+        trainer.should_stop |= self._begun.is_over
         self._tell()
 
     # While training
@@ -205,16 +205,14 @@ class Freeze(Callback):
         self._steps = trainer.global_step
         before = self.session.position
         self._begun.after_step(ends_epoch=trainer.is_last_batch)
-        if self._begun.is_over:
-            trainer.should_stop = True
-        elif self.session.position is not before:
+        trainer.should_stop |= self._begun.is_over
+        if self.session.position is not before:
             self._tell()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_within_epoch = False
         self._begun.end_epoch(self._metrics | _numbers(trainer.callback_metrics))
-        if self._begun.is_over:
-            trainer.should_stop = True
+        trainer.should_stop |= self._begun.is_over
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not as training ends, when other callbacks may still write into the model.

@@ -66,10 +66,6 @@ class Freeze(Callback):
             the optimizer cannot be kept in step with it.
         SelectorError, FreezeError: as fitting starts: a phase does not fit the model.
         DriftError: at the end of a phase or at a checkpoint: something frozen moved.
-
-    Example:
-        >>> freeze = Freeze(fl.Plan([fl.Phase(train="head", epochs=1)]))  # doctest: +SKIP
-        >>> Trainer(max_epochs=-1, callbacks=[freeze]).fit(module, loader)  # doctest: +SKIP
     """
 
     def __init__(

@@ -105,9 +105,10 @@ def test_a_phase_by_steps_ends_within_an_epoch() -> None:
 
 def test_a_phase_by_steps_that_ends_with_an_epoch_leaves_the_next_one_whole() -> None:
     plan = fl.Plan([fl.Phase(train="head", steps=4), fl.Phase(train="neck", epochs=1)])
-    watched = Watching()
-    run(Freeze(plan, module="model"), watched)
+    freeze, watched = Freeze(plan, module="model"), Watching()
+    run(freeze, watched)
     assert [wants for _, wants, _ in watched.seen] == [("head",)] * 4 + [("neck",)] * 4
+    assert [end.epochs for end in freeze.ends] == [1, 1]
 
 
 def test_batches_that_are_accumulated_make_one_step_of_a_phase() -> None:

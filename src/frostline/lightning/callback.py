@@ -125,9 +125,8 @@ class Freeze(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Else it is a checkpoint to be judged, or one of a run without Freeze, to begin from.
-        if trainer.state.fn == "fit":
-            self._restored = checkpoint.get("callbacks", {}).get(self.state_key) or None
+        # One of a run without Freeze is where a plan may begin.
+        self._restored = checkpoint.get("callbacks", {}).get(self.state_key) or None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_optimizers(trainer.optimizers, pl_module)

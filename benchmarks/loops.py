@@ -1,6 +1,6 @@
 """One job in several loops: are frozen bits the same, final bits, and what does a loop cost?
 
-    python benchmarks/loops.py [--loops fit plain ...] [--epochs 2] [--json FILE]
+    python benchmarks/loops.py [--loops fit plain ...] [--epochs 2] [--photos 244] [--json FILE]
 
 The job is hymenoptera and MobileNetV2 with ImageNet weights: a new head for `--epochs` epochs, then
 the head and the last stage for one. Photos are decoded beforehand, features are not stored, so that
@@ -67,11 +67,11 @@ class Found:
 
 
 def main() -> None:
-    chosen = options(__doc__, loops=tuple(LOOPS), epochs=2)
+    chosen = options(__doc__, loops=tuple(LOOPS), epochs=2, photos=244)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     threads()
-    given = job(chosen.epochs)
+    given = job(chosen.epochs, chosen.photos)
     found = {}
     for name in chosen.loops:
         found[name] = timed(LOOPS[name], copy.deepcopy(given))
@@ -85,18 +85,21 @@ def main() -> None:
     for name, value in costs.items():
         print(f"{name}: {1e6 * value:.0f} microseconds a step")
     sides = {name: asdict(side) for name, side in found.items()}
-    report({"epochs": chosen.epochs, "loops": sides, "step_seconds": costs}, chosen.json)
+    settings = {"epochs": chosen.epochs, "photos": len(given.train)}
+    report({"settings": settings, "loops": sides, "step_seconds": costs}, chosen.json)
 
 
-def job(epochs: int) -> Job:
+def job(epochs: int, count: int) -> Job:
+    """Over about so many photos to train on, and as many to validate on, or all there are."""
     loaded = network("mobilenet_v2")
     fl.thaw(loaded.model, "all")
-    train, val = (in_memory(part) for part in photos(loaded))
+    train, val = (in_memory(part, count) for part in photos(loaded))
     return Job(loaded.model, train, val, epochs)
 
 
-def in_memory(data: Any) -> TensorDataset:
-    inputs, targets = zip(*(data[index] for index in range(len(data))), strict=True)
+def in_memory(data: Any, count: int) -> TensorDataset:
+    chosen = range(0, len(data), max(1, len(data) // count))
+    inputs, targets = zip(*(data[index] for index in chosen), strict=True)
     return TensorDataset(torch.stack(inputs), torch.tensor(targets))
 
 

@@ -75,6 +75,21 @@ def test_a_selector_is_frozen_as_long_as_the_trainer_trains() -> None:
     assert watched.rates == [[0.01]] * 12
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_a_part_is_frozen_in_the_precision_that_the_trainer_gives_it(precision: Any) -> None:
+    freeze = Freeze(TWO, module="model")
+    module = run(freeze, precision=precision)
+    assert [end.reason for end in freeze.ends] == ["2 epochs", "2 epochs"]
+    assert (
+        module.model.body[0].bias.dtype
+        == {
+            "bf16-mixed": torch.float32,
+            "bf16-true": torch.bfloat16,
+            "64-true": torch.float64,
+        }[precision]
+    )
+
+
 def test_selectors_are_paths_in_the_lightning_module_without_a_part() -> None:
     watched = Watching()
     run(Freeze("model.body"), watched, max_epochs=1)

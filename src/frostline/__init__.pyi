@@ -6,6 +6,7 @@ from frostline.backward import lean as lean
 from frostline.checkup import Checkup as Checkup
 from frostline.checkup import Finding as Finding
 from frostline.checkup import doctor as doctor
+from frostline.classifier import FrozenClassifier as FrozenClassifier
 from frostline.cutting import Cut as Cut
 from frostline.cutting import cut as cut
 from frostline.data import Samples as Samples

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
+import torch
 import xxhash
 from torch import nn
 
@@ -21,8 +22,9 @@ from frostline.classifier.inputs import Given, Prepare
 from frostline.config import RunSettings
 from frostline.cutting import Cut, cut
 from frostline.cutting.standalone import Standalone, standalone
-from frostline.data import first_batch
-from frostline.devices import resolve_device, to_device
+from frostline.data import Samples, first_batch
+from frostline.devices import device_of, resolve_device, to_device
+from frostline.features import Computing, Decisions, FeatureData, computing, extract, in_passes_of
 from frostline.fingerprints import fingerprint
 from frostline.freezing import Frozen
 from frostline.freezing.modes import is_held
@@ -31,6 +33,9 @@ from frostline.models import LoadedModel, ModelSpec, WeightsReport, put_head
 from frostline.models.spec import file_and_place
 from frostline.preprocessing import Preprocessing
 from frostline.runs.preparing import build, frozen_as_asked
+from frostline.session import default_store
+from frostline.session.pipelines import DEFAULT_BUDGET_BYTES, TRIED_SAMPLES
+from frostline.store import FeatureStore
 from frostline.tasks import Classification
 
 _KEPT = 4  # bases, each with a network in memory
@@ -110,6 +115,35 @@ class Base:
     prepare: Prepare
     cut: Cut
     start: Standalone
+    _computing: dict[tuple[object, ...], Computing] = field(default_factory=dict)
+
+    def extracted(self, samples: Samples, settings: RunSettings) -> FeatureData:
+        """The features of samples, from the store as far as they are there.
+
+        Raises:
+            FrostlineError: as `fl.extract`.
+        """
+        asked = settings.features.store
+        root = default_store() if asked == "auto" else Path(asked).expanduser()
+        store = FeatureStore(root, budget_bytes=DEFAULT_BUDGET_BYTES)
+        size, precision = settings.data.batch_size, settings.training.prefix_precision
+        if precision == "exact":
+            size = min(size, len(samples))
+        # Looking the graph over again would take longer than a fit on stored features.
+        known = (str(root), precision, size, torch.get_num_threads())
+        if known not in self._computing:
+            compute = computing(
+                self.cut,
+                lambda: first_batch(samples, TRIED_SAMPLES).inputs,
+                precision=precision,
+                batch_size=size,
+                device=device_of(self.loaded.model),
+                planned_samples=len(samples),
+                decisions=Decisions(root),
+            )
+            is_exact = precision == "exact"
+            self._computing[known] = in_passes_of(compute, size) if is_exact else compute
+        return extract(self.cut, samples, store, compute=self._computing[known])
 
     def lr(self, optimizer: str) -> float:
         """The learning rate where none is given, as `fl.fit` has it."""

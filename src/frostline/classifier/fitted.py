@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol, final
 
 from torch import Tensor, nn
@@ -19,13 +18,9 @@ from frostline.deltas import delta_content, put_tensors
 from frostline.devices import Compute
 from frostline.engine import predict
 from frostline.errors import DriftError
-from frostline.features import FeatureData, extract
 from frostline.fitting import Run, fit
 from frostline.freezing import Proof
 from frostline.models import LoadedModel
-from frostline.session import default_store
-from frostline.session.pipelines import DEFAULT_BUDGET_BYTES
-from frostline.store import FeatureStore
 from frostline.tasks import Classification
 
 Parts = tuple[Sequence[int], Sequence[int]]
@@ -88,7 +83,7 @@ class OnFeatures:
             if dict(base.cut.key) != self.key:
                 raise DriftError(_OTHER_BASE)
             self._base = base
-        data = _extracted(self._base, given, settings)
+        data = self._base.extracted(given.samples(self._base.prepare), settings)
         rows = FeatureRows(data, range(len(data)), settings.data.classes)
         return _logits(self.rest, rows, settings)
 
@@ -125,7 +120,7 @@ def fit_on_features(spec: BaseSpec, given: Given, parts: Parts) -> OnFeatures:
         FrostlineError: as `fl.fit`.
     """
     settings, base = spec.settings, base_of(spec, given)
-    data = _extracted(base, given, settings)
+    data = base.extracted(given.samples(base.prepare), settings)
     train, val = (FeatureRows(data, part, settings.data.classes) for part in parts)
     rest, recipe = copy.deepcopy(base.start), settings.training
     if recipe.lr is None:  # by the stages of the network, which the rest has not
@@ -155,18 +150,6 @@ def fit_whole(spec: BaseSpec, given: Given, parts: Parts) -> Whole:
     task = Classification(settings.data.classes)
     run = fit(loaded.model, train, val, task=task, settings=settings)
     return Whole(spec, replace(loaded, model=loaded.model.eval()), run)
-
-
-def _extracted(base: Base, given: Given, settings: RunSettings) -> FeatureData:
-    asked = settings.features.store
-    root = default_store() if asked == "auto" else Path(asked).expanduser()
-    return extract(
-        base.cut,
-        given.samples(base.prepare),
-        FeatureStore(root, budget_bytes=DEFAULT_BUDGET_BYTES),
-        precision=settings.training.prefix_precision,
-        batch_size=settings.data.batch_size,
-    )
 
 
 def _logits(model: nn.Module, samples: Samples, settings: RunSettings) -> Tensor:

@@ -14,6 +14,7 @@ from frostline.data import TextSamples as TextSamples
 from frostline.data import open_data as open_data
 from frostline.deltas import load_delta as load_delta
 from frostline.deltas import save_delta as save_delta
+from frostline.engine import Hook as Hook
 from frostline.errors import BrokenPromise as BrokenPromise
 from frostline.errors import ConfigError as ConfigError
 from frostline.errors import CorruptDelta as CorruptDelta

@@ -24,7 +24,7 @@ from frostline.cutting import Cut, cut
 from frostline.cutting.standalone import Standalone, standalone
 from frostline.data import Samples, first_batch
 from frostline.devices import device_of, resolve_device, to_device
-from frostline.features import Computing, Decisions, FeatureData, computing, extract, in_passes_of
+from frostline.features import Computing, Decisions, FeatureData, computing, extract
 from frostline.fingerprints import fingerprint
 from frostline.freezing import Frozen
 from frostline.freezing.modes import is_held
@@ -127,12 +127,10 @@ class Base:
         root = default_store() if asked == "auto" else Path(asked).expanduser()
         store = FeatureStore(root, budget_bytes=DEFAULT_BUDGET_BYTES)
         size, precision = settings.data.batch_size, settings.training.prefix_precision
-        if precision == "exact":
-            size = min(size, len(samples))
         # Looking the graph over again would take longer than a fit on stored features.
         known = (str(root), precision, size, torch.get_num_threads())
         if known not in self._computing:
-            compute = computing(
+            self._computing[known] = computing(
                 self.cut,
                 lambda: first_batch(samples, TRIED_SAMPLES).inputs,
                 precision=precision,
@@ -141,8 +139,6 @@ class Base:
                 planned_samples=len(samples),
                 decisions=Decisions(root),
             )
-            is_exact = precision == "exact"
-            self._computing[known] = in_passes_of(compute, size) if is_exact else compute
         return extract(self.cut, samples, store, compute=self._computing[known])
 
     def lr(self, optimizer: str) -> float:

@@ -36,6 +36,7 @@ try:
     from sklearn.utils import check_random_state
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import (
+        check_array,
         check_consistent_length,
         check_is_fitted,
         column_or_1d,
@@ -176,8 +177,8 @@ class FrozenClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         self.classes_, targets = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ConfigError(
-                f"y has one class, {self.classes_[0]!r}, and there is nothing to tell apart. Give "
-                "samples of two classes or more."
+                f"y has one class, {self.classes_.tolist()[0]!r}, and there is nothing to tell "
+                "apart. Give samples of two classes or more."
             )
         spec, given = self._spec(seed), Given(data, targets)
         parts = parts or held_out(targets, self.val_fraction, seed)
@@ -187,7 +188,8 @@ class FrozenClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
         """The most probable class of each sample, as in `classes_`."""
-        found: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        chances = self.predict_proba(X)
+        found: NDArray[Any] = self.classes_[chances.argmax(axis=1)]
         return found
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
@@ -256,8 +258,11 @@ class FrozenClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     def _fit(self, spec: BaseSpec, given: Given, parts: Parts) -> Fitted:
         settings = spec.settings
-        # Learning rates by stage are those of the whole network.
-        if settings.plan or settings.features.store == "off" or self.layer_decay != 1:
+        recipe = settings.training
+        # Rates by stage are those of the whole network; the plain loop's last bits can depend on
+        # how many rows a batch has, which `fl.fit` looks after.
+        needs_all = recipe.layer_decay != 1 or recipe.precision == "exact"
+        if needs_all or settings.plan or settings.features.store == "off":
             return fit_whole(spec, given, parts)
         try:
             return fit_on_features(spec, given, parts)
@@ -273,7 +278,10 @@ class FrozenClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
                 check_consistent_length(X, y)
             return list(X)
         given = () if y is _NO_TARGETS else (y,)
-        found = validate_data(self, X, *given, reset=reset, allow_nd=True)
+        if getattr(X, "ndim", 2) > 2:  # whose second size is no number of features
+            check_consistent_length(X, *given)
+            return check_array(X, allow_nd=True, estimator=self, input_name="X")
+        found = validate_data(self, X, *given, reset=reset)
         return found[0] if given else found
 
     def _spec(self, seed: int) -> BaseSpec:

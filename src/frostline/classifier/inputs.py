@@ -34,10 +34,10 @@ Prepare = Preprocessing | TextPreprocessing | None
 
 def is_listed(given: Any) -> bool:
     """Whether `given` lists files or texts, and not numbers."""
-    if isinstance(given, Tensor | np.ndarray) and given.dtype != object:
-        return isinstance(given, np.ndarray) and given.dtype.kind in "US"
-    first = next(iter(given), None) if isinstance(given, Iterable) else None
-    return isinstance(first, str | Path)
+    # Arrays, tables and sparse matrices say how many dimensions they have; lists do not.
+    if getattr(given, "ndim", 1) != 1 or not isinstance(given, Iterable):
+        return False
+    return isinstance(next(iter(given), None), str | Path)
 
 
 @final

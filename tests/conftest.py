@@ -16,12 +16,15 @@ import torch
 from warm_process import Start, warm_process
 
 _REPOSITORY = Path(__file__).parents[1]
-# Written by the test runner between a test's phases, and by torch when it first compiles.
+# Written by the test runner between a test's phases, by torch when it first compiles, and by
+# scikit-learn when it is imported.
 _NOT_OURS = {
     "PYTEST_CURRENT_TEST",
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
 }
 
 

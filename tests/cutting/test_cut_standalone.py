@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import frostline as fl
-from frostline.cutting.standalone import Standalone, standalone
+from frostline.cutting.standalone import Standalone
 from phased_net import Net, net, rows
 
 INPUTS, TARGETS = rows(16).tensors
@@ -42,7 +42,7 @@ def stepped(module: nn.Module, values: tuple[torch.Tensor, ...]) -> torch.Tensor
 def test_it_trains_to_the_bits_of_the_suffix_and_leaves_the_model(train: str) -> None:
     model, cut = cut_at(train)
     values, before = cut.prefix(INPUTS), fl.fingerprint(model)
-    alone = standalone(cut.suffix)
+    alone = cut.suffix.alone()
     found = stepped(alone, values)
     assert fl.fingerprint(model) == before
     assert torch.equal(found, stepped(cut.suffix, values))
@@ -53,7 +53,7 @@ def test_it_trains_to_the_bits_of_the_suffix_and_leaves_the_model(train: str) ->
 
 def test_it_holds_what_is_read_above_the_line_alone() -> None:
     _, cut = cut_at("neck.1 | head")
-    alone = standalone(cut.suffix)
+    alone = cut.suffix.alone()
     names = {name for name, _ in alone.model.named_modules() if name}
     assert names == {"neck", "neck.1", "head"}
     assert len(pickle.dumps(alone)) < 20_000
@@ -62,7 +62,7 @@ def test_it_holds_what_is_read_above_the_line_alone() -> None:
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_a_copy_of_it_trains_alike(way: object) -> None:
     _, cut = cut_at("neck | head")
-    values, alone = cut.prefix(INPUTS), standalone(cut.suffix)
+    values, alone = cut.prefix(INPUTS), cut.suffix.alone()
     copied: Standalone = way(alone)  # type: ignore[operator]
     assert torch.equal(stepped(alone, values), stepped(copied, values))
 
@@ -78,12 +78,12 @@ def test_a_train_method_of_the_model_that_looks_for_its_parts_does_no_harm() -> 
     model = Own()
     fl.train_only(model, "head")
     cut = fl.cut(model, INPUTS)
-    assert torch.isfinite(stepped(standalone(cut.suffix), cut.prefix(INPUTS))).all()
+    assert torch.isfinite(stepped(cut.suffix.alone(), cut.prefix(INPUTS))).all()
 
 
 def test_a_batch_of_one_is_refused_where_the_model_refuses_it() -> None:
     _, cut = cut_at("neck | head")
-    alone = standalone(cut.suffix).train()
+    alone = cut.suffix.alone().train()
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         alone(*cut.prefix(INPUTS[:1]))
 
@@ -93,4 +93,4 @@ def test_a_suffix_behind_a_named_submodule_cannot_stand_alone() -> None:
     fl.train_only(model, "head")
     cut = fl.cut(model, INPUTS, at="body")
     with pytest.raises(fl.CutError, match=r"cannot stand alone.*Cut without at="):
-        standalone(cut.suffix)
+        cut.suffix.alone()

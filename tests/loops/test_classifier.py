@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from picture_classes import AnyWidth, classifier, pictures
+from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score

@@ -21,7 +21,7 @@ from frostline.calling import in_turn
 from frostline.classifier.inputs import Given, Prepare
 from frostline.config import RunSettings
 from frostline.cutting import Cut, cut
-from frostline.cutting.standalone import Standalone, standalone
+from frostline.cutting.standalone import Standalone
 from frostline.data import Samples, first_batch
 from frostline.devices import device_of, resolve_device, to_device
 from frostline.features import Computing, Decisions, FeatureData, computing, extract
@@ -171,7 +171,7 @@ def _made(spec: BaseSpec, given: Given) -> Base:
     prepare = spec.prepare(loaded)
     few = first_batch(given.samples(prepare, range(min(_CUT_ON, len(given)))), _CUT_ON).inputs
     made = cut(loaded.model, to_device(few, resolve_device(spec.settings.device)))
-    return Base(loaded, frozen, prepare, made, standalone(made.suffix))
+    return Base(loaded, frozen, prepare, made, made.suffix.alone())
 
 
 def _content(model: nn.Module) -> list[str]:

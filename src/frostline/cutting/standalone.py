@@ -8,36 +8,18 @@ from typing import Any, Self, final
 
 from torch import Tensor, nn
 
-from frostline.cutting import Suffix
-from frostline.cutting.at_module import ModuleSplit
 from frostline.cutting.graphs import OpenGraph, TensorPlace
 from frostline.cutting.halves import Above
-from frostline.errors import CutError
 from frostline.freezing.modes import is_held
-
-
-def standalone(suffix: Suffix) -> Standalone:
-    """What `suffix` computes, as a module of its own.
-
-    It gives the bits of `suffix` in training and in evaluation, and trains without touching the
-    model: each copy of it is one more start from the same place, as large as what lies above the
-    line.
-
-    Raises:
-        CutError: the cut is one behind a named submodule, where no graph tells what is read.
-    """
-    above = suffix._above
-    if isinstance(above, ModuleSplit):
-        raise CutError(
-            "a suffix behind a named submodule cannot stand alone: it runs the model's own "
-            "forward. Cut without at=, or train suffix itself."
-        )
-    return Standalone(suffix.model, above)
 
 
 @final
 class Standalone(nn.Module):
     """A suffix over a copy of its model that has only the modules whose tensors are read.
+
+    It gives the bits of the suffix in training and in evaluation, and trains without touching the
+    model; each copy of it is one more start from the same place, no larger than what lies above
+    the line.
 
     Attributes:
         model: these modules, under the names that they have in the model.

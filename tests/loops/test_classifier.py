@@ -206,6 +206,15 @@ def test_files_and_a_folder_of_classes_are_taken(tmp_path: Path) -> None:
     by_files = clone(asked).fit(files, labels)
     assert by_files.classes_.tolist() == ["dark", "light"]
     assert by_files.score(files, labels) > 0.9
+    numbered = clone(asked).fit(files, [int(label == "light") for label in labels])
+    named = {"dark": "0", "light": "1"}
+    for part in ("train", "val"):
+        for name, number in named.items():
+            (folder / part / name).rename(folder / part / number)
+    assert numbered.score(folder) > 0.9  # of folders by the text of their labels
+    for part in ("train", "val"):
+        for name, number in named.items():
+            (folder / part / number).rename(folder / part / name)
     by_folder = asked.fit(folder)
     assert by_folder.score(folder) > 0.9
     assert by_folder.predict([str(file) for file in files]).tolist() == labels
@@ -320,6 +329,13 @@ def test_labels_that_are_all_one_or_missing_are_refused() -> None:
         classifier().fit(X, ["red"] * 48)
     with pytest.raises(fl.ConfigError, match="X lists files or texts, and y is None"):
         classifier().fit(["a.png", "b.png"])
+
+
+def test_a_folder_with_labels_and_answers_for_a_folder_are_refused(store: Path) -> None:
+    with pytest.raises(fl.ConfigError, match=r"X is the folder photos.*Leave y out"):
+        classifier().fit("photos", Y)
+    with pytest.raises(fl.ConfigError, match="X is 'photos', and answers are asked for a list"):
+        classifier(store, epochs=1).fit(X, Y).predict("photos")
 
 
 def test_a_missing_scikit_learn_is_named_where_it_is_needed(

@@ -170,6 +170,11 @@ class FrozenClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         seed = _seed(self.random_state)
         parts: Parts | None = None
         if isinstance(X, str | PathLike):
+            if y is not None:
+                raise ConfigError(
+                    f"X is the folder {X}, whose folders are the classes, and y is there too. "
+                    "Leave y out, or give a list of files."
+                )
             data, labels, parts = _divided(Path(X), self.val_fraction, seed)
         else:
             data, labels = self._checked(X, y, reset=True), column_or_1d(y, warn=True)
@@ -209,7 +214,8 @@ class FrozenClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         """Accuracy on `X`; of a folder on its test or val part, or all where it is not divided."""
         if isinstance(X, str | PathLike):
             check_is_fitted(self)
-            X, y = _listed(read_set(Path(X), classes=tuple(map(str, self.classes_))))  # noqa: N806
+            images = read_set(Path(X), classes=tuple(map(str, self.classes_)))
+            X, y = _listed(images)[0], self.classes_[[s.label for s in images.samples]]  # noqa: N806
         return float(super().score(X, y, sample_weight))
 
     def verify(self) -> Proof:
@@ -271,6 +277,11 @@ class FrozenClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     def _checked(self, X: Any, y: Any = _NO_TARGETS, *, reset: bool) -> Any:  # noqa: N803
         """Numbers as a checked array; a list of names as it is."""
+        if isinstance(X, str | PathLike):
+            raise ConfigError(
+                f"X is {str(X)!r}, and answers are asked for a list. Give the files: "
+                f"sorted(Path({str(X)!r}).rglob('*.jpg'))."
+            )
         if is_listed(X):
             if y is not _NO_TARGETS:
                 if y is None:

@@ -1,6 +1,6 @@
 """The job of `loops.py` under Accelerate and in a plain loop over a session: the bits of `fl.fit`?
 
-    python benchmarks/loops_accelerate.py [--epochs 1] [--json FILE]
+    python benchmarks/loops_accelerate.py [--epochs 1] [--photos 244] [--json FILE]
 
 *fit* is `fl.fit`; *session* a loop by hand over `fl.Session`; *accelerate* the same loop with the
 model, the backward pass and the checkpoints of Accelerate.
@@ -23,9 +23,9 @@ from loops import BATCH, Found, Job, fit, frozen_hash, job, timed
 
 
 def main() -> None:
-    chosen = options(__doc__, epochs=1)
+    chosen = options(__doc__, epochs=1, photos=244)
     threads()
-    given, found = job(chosen.epochs), {}
+    given, found = job(chosen.epochs, chosen.photos), {}
     for name, loop in (("fit", fit), ("session", session), ("accelerate", accelerate)):
         found[name] = timed(loop, copy.deepcopy(given))
     rows = [("loop", "seconds", "frozen in phase 1", "frozen in phase 2", "final bits")]
@@ -36,7 +36,8 @@ def main() -> None:
     same = len({(*side.frozen, side.bits) for side in found.values()}) == 1
     print("the same bits in all" if same else "NOT the same bits")
     sides = {name: asdict(side) for name, side in found.items()}
-    report({"epochs": chosen.epochs, "loops": sides, "same_bits": same}, chosen.json)
+    settings = {"epochs": chosen.epochs, "photos": len(given.train)}
+    report({"settings": settings, "loops": sides, "same_bits": same}, chosen.json)
 
 
 def session(given: Job) -> Found:

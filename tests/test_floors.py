@@ -58,6 +58,7 @@ FLOORS = {
     "": 11,  # the package itself: what a user imports as `fl`
     "fitting": 11,
     "runs": 12,
+    "classifier": 13,
     "exports": 13,
     "cli": 14,
     "__main__": 15,

@@ -19,6 +19,7 @@ from frostline.cutting.drawing import FrontierValue as FrontierValue
 from frostline.cutting.halves import Above, Half
 from frostline.cutting.keys import At, at_key, at_line, check_current
 from frostline.cutting.reasons import offer
+from frostline.cutting.standalone import Standalone
 from frostline.cutting.structures import (
     Inputs,
     InputSpec,
@@ -143,6 +144,19 @@ class Suffix(nn.Module):
         if refusal is not None and values[0].shape[0] == 1:
             raise refusal()
         return rebuild(iter(half.graph.run(tensors, values)))
+
+    def alone(self) -> Standalone:
+        """A copy that has of its model only what it reads, and trains without touching the model.
+
+        Raises:
+            CutError: the cut is one behind a named submodule, where no graph tells what is read.
+        """
+        if isinstance(self._above, ModuleSplit):
+            raise CutError(
+                "a suffix behind a named submodule cannot stand alone: it runs the model's own "
+                "forward. Cut without at=, or train the suffix itself."
+            )
+        return Standalone(self.model, self._above)
 
 
 @final

@@ -23,7 +23,7 @@ class StopAtStep(Hook):
     def __init__(self, step: int) -> None:
         self._left = step
 
-    def on_step(self, training: Any) -> None:
+    def on_step(self, training: Any) -> None:  # noqa: ARG002 - the hook's form
         self._left -= 1
         if not self._left:
             raise Stop

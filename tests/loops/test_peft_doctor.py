@@ -59,7 +59,7 @@ def test_adapters_that_peft_switched_on_behind_the_freeze_are_named(way: str) ->
         with model.disable_adapter():
             pass
     found = finding(model, "held-though-trainable")
-    assert f"{LAYER}.2" in found.names
+    assert found.names == ("base_model.model.bert",)
     assert "PEFT switches adapters on in set_adapter()" in found.why
     run(found.fix, model)
     assert fl.doctor(model).codes == ()
@@ -101,13 +101,18 @@ def test_an_adapter_that_has_learnt_may_be_frozen() -> None:
     assert fl.doctor(model).codes == ()
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_the_dropout_of_a_frozen_adapter_beside_one_that_trains_is_named(both: bool) -> None:
-    model = adapted(target_modules=["query", "value"] if both else ["query"])
-    model.add_adapter("second", lora(target_modules=["query"]))
+def two_adapters(*layers: str) -> nn.Module:
+    """Both are computed with, the first is frozen."""
+    model = adapted(task_type=None, target_modules=list(layers))
+    model.add_adapter("second", lora(task_type=None, target_modules=list(layers)))
     model.base_model.set_adapter(["default", "second"])
     frozen_around(model)
     fl.freeze(model, "**.lora_*.default")
+    return model
+
+
+def test_the_dropout_of_a_frozen_adapter_beside_one_that_trains_is_named() -> None:
+    model = two_adapters("query")
     found = finding(model, "adapter-dropout")
     assert found.names == (f"{QUERY}.lora_dropout.default",)
     assert "gives other numbers in each pass" in found.why
@@ -116,11 +121,7 @@ def test_the_dropout_of_a_frozen_adapter_beside_one_that_trains_is_named(both: b
 
 
 def test_dropouts_of_several_frozen_adapters_are_all_named() -> None:
-    model = adapted()
-    model.add_adapter("second", lora())
-    model.base_model.set_adapter(["default", "second"])
-    fl.freeze(model, "**.lora_*.default")
-    found = finding(model, "adapter-dropout")
+    found = finding(two_adapters("query", "value"), "adapter-dropout")
     assert len(found.names) == 2
     assert "lora_dropout=0" in found.fix
 

@@ -449,10 +449,9 @@ class Session:
 def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled for one phase; what others compiled of the same code counts for no limit of it."""
     # torch runs a code uncompiled that it compiled eight times; 2.9 can do no other.
-    apart = "isolate_recompiles" in signature(torch.compile).parameters
-    made: Callable[..., Any] = (
-        torch.compile(forward, isolate_recompiles=True) if apart else torch.compile(forward)
-    )
+    known = signature(torch.compile).parameters
+    apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+    made: Callable[..., Any] = torch.compile(forward, **apart)
     return made
 
 

@@ -154,6 +154,25 @@ def test_a_stopped_run_over_quantised_weights_goes_on_to_the_same_bits(
     stopped_and_resumed(lambda: frozen(kind), data(20, 1), data(8, 2), tmp_path / "run")
 
 
+def test_adapters_train_over_quantised_weights_to_the_bits_of_the_plain_loop(
+    tmp_path: Path,
+) -> None:
+    peft = pytest.importorskip("peft")
+    options: dict[str, Any] = {"epochs": 1, "lr": 0.01, "batch_size": 8, "precision": "exact"}
+    found = []
+    for features in ("off", tmp_path):
+        torch.manual_seed(1)
+        lora = peft.LoraConfig(r=4, target_modules=["2"], modules_to_save=["5"], lora_dropout=0.1)
+        model = peft.get_peft_model(quantised("int8"), lora)
+        fl.freeze(model, [p for p in model.parameters() if not p.requires_grad])
+        base = fl.fingerprint(model, "**.0 | **.base_layer")
+        run = fl.fit(model, data(20, 1), data(8, 2), features=features, **options)
+        assert fl.fingerprint(model, "**.0 | **.base_layer") == base
+        found.append(fl.fingerprint(model))
+    assert found[0] == found[1]
+    assert run.computed == 28
+
+
 @kinds
 def test_a_delta_fits_the_quantised_base_it_was_trained_on_alone(kind: str, tmp_path: Path) -> None:
     model, file = frozen(kind), tmp_path / "delta.safetensors"

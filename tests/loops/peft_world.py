@@ -18,15 +18,15 @@ ASKS_BY_AN_OLD_NAME = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
 LAYER = "base_model.model.bert.encoder.layer"
-QUERY = f"{LAYER}.2.attention.self.query"
-BELOW = "**.embeddings | **.layer.[01]"
+QUERY = f"{LAYER}.1.attention.self.query"
+BELOW = "**.embeddings | **.layer.0"
 _SIZES = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 
 
 def bert() -> nn.Module:
-    """Three layers, 16 wide; the same weights each time."""
+    """Two layers, 16 wide; the same weights each time."""
     torch.manual_seed(0)
-    sizes = {**_SIZES, "num_hidden_layers": 3, "max_position_embeddings": 16, "num_labels": 3}
+    sizes = {**_SIZES, "num_hidden_layers": 2, "max_position_embeddings": 16, "num_labels": 3}
     made: nn.Module = BertForSequenceClassification(BertConfig(**sizes))
     return made
 
@@ -34,7 +34,7 @@ def bert() -> nn.Module:
 def lora(**options: Any) -> LoraConfig:
     """Factors in the last layer, which change the model from the beginning."""
     chosen: dict[str, Any] = {"task_type": "SEQ_CLS", "r": 4, "target_modules": ["query", "value"]}
-    chosen |= {"layers_to_transform": [2], "lora_dropout": 0.1, "init_lora_weights": False}
+    chosen |= {"layers_to_transform": [1], "lora_dropout": 0.1, "init_lora_weights": False}
     return LoraConfig(**{**chosen, **options})
 
 
@@ -87,11 +87,11 @@ def vit() -> nn.Module:
     import timm
 
     torch.manual_seed(0)
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     model = timm.create_model("vit_tiny_patch16_224", num_classes=2, **sizes)
     torch.manual_seed(1)
     config = LoraConfig(
-        r=2, target_modules=r"blocks\.2\.attn\.qkv", modules_to_save=["head"], lora_dropout=0.1
+        r=2, target_modules=r"blocks\.1\.attn\.qkv", modules_to_save=["head"], lora_dropout=0.1
     )
     made: nn.Module = get_peft_model(model, config)
     return made

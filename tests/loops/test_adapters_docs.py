@@ -26,7 +26,7 @@ def test_python_in_the_page_runs_and_shows_what_the_page_says(
     for code in BLOCKS:
         exec(compile(code, "adapters.md", "exec"), names)
     shown = capsys.readouterr().out
-    assert "encoder.layer.1" in names["run"].says[0]
+    assert "encoder.layer.0" in names["run"].says[0]
     assert "error: held-though-trainable" in shown
     assert "held-though-trainable" not in fl.doctor(names["adapted"]).codes
     assert (tmp_path / "delta.safetensors").stat().st_size < 30_000

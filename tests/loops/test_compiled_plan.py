@@ -46,7 +46,7 @@ class Tower(nn.Module):
 
     @staticmethod
     def block() -> nn.Sequential:
-        return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2))
+        return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.2))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:

@@ -48,14 +48,14 @@ def test_a_weight_that_moved_within_an_adapted_layer_is_found_by_the_freeze_befo
     model = adapted(base)
     with torch.no_grad():
         model.get_parameter(f"{QUERY}.base_layer.weight")[0, 0] += 1
-    with pytest.raises(fl.DriftError, match=r"layer\.2\.attention\.self\.query\.weight: moved by"):
+    with pytest.raises(fl.DriftError, match=r"layer\.1\.attention\.self\.query\.weight: moved by"):
         frozen.verify()
 
 
 def test_another_layer_in_place_of_a_frozen_one_is_no_wrapper_around_it() -> None:
     base = bert()
     frozen = fl.freeze(base, "bert")
-    attention = base.get_submodule("bert.encoder.layer.2.attention.self")
+    attention = base.get_submodule("bert.encoder.layer.1.attention.self")
     attention.query, attention.key = attention.key, attention.query
     with pytest.raises(fl.DriftError, match=r"self\.query\.weight: is gone; it or the module"):
         frozen.verify()
@@ -67,7 +67,7 @@ def test_blocks_without_adapters_are_held_and_those_with_them_follow_the_mode() 
     for path in (f"{LAYER}.0.output.dropout", "base_model.model.bert.embeddings.dropout"):
         assert not in_training(model, path)
     assert in_training(model, f"{QUERY}.lora_dropout.default")
-    assert in_training(model, f"{LAYER}.2.attention.self.dropout")
+    assert in_training(model, f"{LAYER}.1.attention.self.dropout")
     assert is_held(model.get_submodule(f"{QUERY}.base_layer"))
 
 
@@ -120,7 +120,7 @@ def test_merging_is_said_to_move_the_frozen_weights_it_moves_and_no_others() -> 
     with pytest.raises(fl.DriftError) as raised:
         frozen.verify()
     assert {drift.name for drift in raised.value.drifts} == {
-        f"{LAYER}.2.attention.self.{name}.base_layer.weight" for name in ("query", "value")
+        f"{LAYER}.1.attention.self.{name}.base_layer.weight" for name in ("query", "value")
     }
 
 
@@ -140,7 +140,7 @@ def test_merging_for_good_keeps_what_had_no_adapter_frozen_and_held() -> None:
     merged = model.merge_and_unload()
     below.verify()
     assert not any(p.requires_grad for p in merged.get_submodule("bert").parameters())
-    assert not in_training(merged, "bert.encoder.layer.1.output.dropout")
+    assert not in_training(merged, "bert.encoder.layer.0.output.dropout")
 
 
 def test_adapters_loaded_onto_a_frozen_base_leave_it_frozen(tmp_path: Path) -> None:

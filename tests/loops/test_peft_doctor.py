@@ -46,7 +46,7 @@ def test_adapters_in_a_part_that_was_frozen_before_are_named_with_what_lets_them
     run(found.fix, model)
     assert fl.doctor(model).codes == ()
     frozen.verify()
-    assert is_held(model.get_submodule(f"{LAYER}.1"))
+    assert is_held(model.get_submodule(f"{LAYER}.0"))
 
 
 @pytest.mark.parametrize("way", ["set_adapter", "disable_adapter"])
@@ -84,7 +84,7 @@ def test_a_merged_adapter_that_does_not_train_is_no_fault() -> None:
 
 def test_an_adapter_frozen_with_its_layer_before_it_learnt_is_named() -> None:
     model = adapted(init_lora_weights=True)
-    fl.freeze(model, f"{LAYER}.2")
+    fl.freeze(model, f"{LAYER}.1")
     found = finding(model, "idle-adapter")
     assert (found.level, len(found.names)) == ("warning", 4)
     assert f"{QUERY} (default)" in found.seen
@@ -97,7 +97,7 @@ def test_an_adapter_frozen_with_its_layer_before_it_learnt_is_named() -> None:
 
 def test_an_adapter_that_has_learnt_may_be_frozen() -> None:
     model = healthy()
-    fl.freeze(model, f"{LAYER}.2")
+    fl.freeze(model, f"{LAYER}.1")
     assert fl.doctor(model).codes == ()
 
 

@@ -133,12 +133,12 @@ def test_a_head_trains_on_features_of_quantised_weights_to_the_bits_of_the_plain
 
 def test_no_features_of_other_bits_are_taken_from_the_store(tmp_path: Path) -> None:
     computed = []
-    for make in (lambda: frozen("int8"), lambda: frozen("int4"), lambda: frozen("int8"), _wide):
+    for make in (lambda: frozen("int8"), lambda: frozen("int4"), lambda: frozen("int8")):
         run = fl.fit(
             make(), data(20, 1), data(8, 2), features=tmp_path, precision="exact", epochs=1, lr=0.01
         )
         computed.append(run.computed)
-    assert computed == [28, 28, 0, 28]
+    assert computed == [28, 28, 0]
 
 
 def _wide() -> nn.Module:
@@ -154,6 +154,7 @@ def test_a_stopped_run_over_quantised_weights_goes_on_to_the_same_bits(
     stopped_and_resumed(lambda: frozen(kind), data(20, 1), data(8, 2), tmp_path / "run")
 
 
+@pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated without:UserWarning")
 def test_adapters_train_over_quantised_weights_to_the_bits_of_the_plain_loop(
     tmp_path: Path,
 ) -> None:

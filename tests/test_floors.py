@@ -27,6 +27,7 @@ FLOORS = {
     "units": 0,
     "wording": 0,
     "world": 0,
+    "wrapped": 0,
     "wrappers": 0,
     "_tensor_files": 1,
     "selectors": 1,

@@ -33,6 +33,7 @@ from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike
 from frostline.session import freeze_for
 from frostline.tasks import Task, task_of
+from frostline.wrapped import is_wrapped
 
 __all__ = ["Estimate", "estimate"]
 
@@ -103,7 +104,8 @@ def estimate(
         progress: called with (parts of the work done, parts in all).
 
     Raises:
-        ConfigError: an argument is out of range, or the model's step needs numbers.
+        ConfigError: an argument is out of range, the model has quantised weights, or its step
+            needs numbers.
         SelectorError, FreezeError: a selector or phase does not fit the model.
 
     Example:
@@ -112,6 +114,7 @@ def estimate(
         3076
     """
     _check_asked(optimizer, batch_size, precision)
+    _check_plain(model)
     check_alone(freeze=freeze, train=train, plan=plan)
     counts = samples if isinstance(samples, tuple) else (samples, 0)
     setup = Setup(model, example, optimizer, precision, task_of(task), batch_size)
@@ -197,6 +200,16 @@ def _check_asked(optimizer: str, batch_size: int, precision: str) -> None:
         raise ConfigError(f"no precision '{precision}'. Give one of {', '.join(_PRECISIONS)}.")
     if batch_size < 1:
         raise ConfigError(f"a batch of {batch_size} samples. Give one of at least 1.")
+
+
+def _check_plain(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_wrapped(tensor):
+            raise ConfigError(
+                f"{name} is of class {type(tensor).__name__}, which is made of other tensors, and "
+                "an estimate follows the memory of plain ones. Estimate the model before its "
+                "weights are quantised."
+            )
 
 
 def _phase_freezes(model: nn.Module, phases: Sequence[Phase]) -> Iterator[Freezing]:

@@ -19,7 +19,7 @@ from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.models.classifiers import mapping_words, own_order
 from frostline.models.file_source import line_in
 from frostline.preprocessing import Preprocessing, TextPreprocessing
-from frostline.records import DataNotes, RunFolder, write_data_notes
+from frostline.records import DataNotes, RunFolder, read_data_notes, write_data_notes
 from frostline.runs import material
 from frostline.runs.material import Audited
 from frostline.runs.starting import Start, check_kept
@@ -75,11 +75,13 @@ class Prepared:
         splits, folder = self.data.splits, RunFolder(Path(out))
         train_set, val_set = self.datasets()
         trained_on, validated_on = material.contents(self.data)
+        targets = material.targets_digest(self.data)
         if resume:
             self._check_same(folder, "training", folder.read_trained_on(), trained_on)
             self._check_same(folder, "validation", folder.read_validated_on(), validated_on)
+            self._check_same_targets(folder, targets)
         findings = tuple((one.level, one.code, one.message) for one in self.data.findings)
-        notes = DataNotes(splits.how, *splits.counts, findings)
+        notes = DataNotes(splits.how, *splits.counts, findings, targets)
         try:
             return fit(
                 self.loaded.model,
@@ -104,6 +106,17 @@ class Prepared:
             raise ConfigError(
                 f"cannot resume: the {part} {what} in {self.settings.data.path} are not those "
                 f"that {folder.root} began with. Restore them, or start a new run."
+            )
+
+    def _check_same_targets(self, folder: RunFolder, now: str) -> None:
+        try:
+            before = read_data_notes(folder.data).targets
+        except (OSError, ValueError):  # it is for the report, which says so
+            return
+        if before and before != now:
+            raise ConfigError(
+                f"cannot resume: the labels, targets or masks in {self.settings.data.path} are not "
+                f"those that {folder.root} began with. Restore them, or start a new run."
             )
 
     @property

@@ -297,17 +297,8 @@ class FrozenClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     def _spec(self, seed: int) -> BaseSpec:
         asked = {name: _plain(getattr(self, name)) for name in _RECIPE}
-        head = (self.head,) if isinstance(self.head, int) else tuple(self.head)
-        module = self.model if isinstance(self.model, nn.Module) else None
-        if module is None and not isinstance(self.model, str):
-            raise ConfigError(
-                f"model is {a_type(self.model)}. Give a name, as 'mobilenet_v2', or a module."
-            )
-        made = ModelSettings.from_python(type(module).__name__) if module is not None else None
-        options = {"weights": self.weights, "name": self.model} if made is None else dict(made)
-        plan = self.plan.phases if self.plan else ()
         settings = RunSettings(
-            model=ModelSettings(**{**options, "on": self.on, "hidden": head}),
+            model=self._model_settings(),
             data=DataSettings(
                 val_fraction=self.val_fraction or DataSettings().val_fraction,
                 batch_size=_plain(self.batch_size),
@@ -316,11 +307,24 @@ class FrozenClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
             freeze=FreezeSettings(freeze=self.freeze, train=self.train, norm=self.norm),
             training=Recipe(**asked, seed=seed),
             features=FeatureSettings(store=str(self.features)),
-            plan=plan,
+            plan=self.plan.phases if self.plan else (),
             device=self.device,
         )
         check_settings(settings)
+        module = self.model if isinstance(self.model, nn.Module) else None
         return BaseSpec(settings, module, self.preprocessing)
+
+    def _model_settings(self) -> ModelSettings:
+        hidden = (self.head,) if isinstance(self.head, int) else tuple(self.head)
+        if isinstance(self.model, str):
+            asked = ModelSettings(name=self.model, weights=self.weights)
+        elif isinstance(self.model, nn.Module):
+            asked = ModelSettings.from_python(type(self.model).__name__)
+        else:
+            raise ConfigError(
+                f"model is {a_type(self.model)}. Give a name, as 'mobilenet_v2', or a module."
+            )
+        return ModelSettings(**{**dict(asked), "on": self.on, "hidden": hidden})
 
 
 def _plain(value: Any) -> Any:
@@ -338,7 +342,7 @@ def _seed(state: Any) -> int:
 
 def _divided(folder: Path, fraction: float, seed: int) -> tuple[list[str], list[str], Parts]:
     """Files of a folder, their classes, and the places to train on and to validate on."""
-    splits = read_splits(folder, val_fraction=fraction or 0.2, seed=seed)
+    splits = read_splits(folder, val_fraction=fraction or DataSettings().val_fraction, seed=seed)
     files, labels = (a + b for a, b in zip(*map(_listed, (splits.train, splits.val)), strict=True))
     count = len(splits.train)
     return files, labels, (range(count), range(count, len(files)))

@@ -60,7 +60,18 @@ def test_adapters_that_peft_switched_on_behind_the_freeze_are_named(way: str) ->
             pass
     found = finding(model, "held-though-trainable")
     assert found.names == ("base_model.model.bert",)
-    assert "PEFT switches adapters on in set_adapter()" in found.why
+    assert "PEFT switches adapters and its copies of layers on in" in found.why
+    run(found.fix, model)
+    assert fl.doctor(model).codes == ()
+
+
+def test_a_copy_that_peft_made_of_a_held_layer_is_named_with_what_lets_it_go() -> None:
+    model = healthy()
+    model.add_adapter("second", lora())  # copies the frozen head, its hold too
+    model.set_adapter("second")
+    found = finding(model, "held-though-trainable")
+    assert found.names == ("base_model.model.classifier.modules_to_save.second",)
+    assert "PEFT switches adapters and its copies of layers on in" in found.why
     run(found.fix, model)
     assert fl.doctor(model).codes == ()
 

@@ -70,6 +70,13 @@ def adapters(root: nn.Module) -> Iterator[Adapter]:
             yield Adapter(name, path, layer, parameters)
 
 
+def switched_by_peft(root: nn.Module) -> set[nn.Parameter]:
+    """The parameters whose gradients PEFT switches: adapters, and copies in `modules_to_save`."""
+    copies = (wrapper.modules_to_save for _, wrapper in _copying(root))
+    own = [p for adapter in adapters(root) for p in adapter.parameters.values()]
+    return {*own, *(p for copy in copies for p in copy.parameters())}
+
+
 @check("merged-adapter")
 def merged_adapter(subject: Subject) -> Iterator[Finding]:
     found = tuple(a.path for a in adapters(subject.root) if a.layer.merged and a.trains)
@@ -88,8 +95,8 @@ def merged_adapter(subject: Subject) -> Iterator[Finding]:
 def original_trainable(subject: Subject) -> Iterator[Finding]:
     names = tuple(
         f"{path}.original_module.{name}"
-        for path, wrapper in subject.root.named_modules()
-        if _is_a(wrapper, "ModulesToSaveWrapper") and _uses_copy(wrapper)
+        for path, wrapper in _copying(subject.root)
+        if _uses_copy(wrapper)
         for name, parameter in wrapper.original_module.named_parameters()
         if parameter.requires_grad
     )
@@ -139,6 +146,11 @@ def adapter_dropout(subject: Subject) -> Iterator[Finding]:
             else "Set p = 0.0 on each of them, or load the adapter with lora_dropout=0.",
             names,
         )
+
+
+def _copying(root: nn.Module) -> Iterator[tuple[str, Any]]:
+    """PEFT's wrappers with an original layer and copies of it that train."""
+    return ((path, m) for path, m in root.named_modules() if _is_a(m, "ModulesToSaveWrapper"))
 
 
 def _is_a(module: nn.Module, kind: str) -> bool:

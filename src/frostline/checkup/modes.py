@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from frostline.checkup.adapters import adapters
+from frostline.checkup.adapters import switched_by_peft
 from frostline.checkup.findings import Finding, counted, enumerated, error, listed, warning
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers, replaced_norms
 from frostline.checkup.subject import Subject, check
@@ -49,16 +49,13 @@ def held_and_trainable(subject: Subject) -> Iterator[Finding]:
 
 def _behind(root: nn.Module, trainable: set[nn.Parameter]) -> str:
     """What may have made the parameters of held parts want gradients."""
-    own = {p for adapter in adapters(root) for p in adapter.parameters.values()}
-    if trainable.isdisjoint(own):
+    if trainable.isdisjoint(switched_by_peft(root)):
         return "something set requires_grad behind the freeze, as a trainer's finetuning callback"
-    marks = (
-        mark_of(module) for module in root.modules() if trainable & set(module._parameters.values())
-    )
-    if any(mark is not None for mark in marks):
+    owners = (m for m in root.modules() if trainable & set(m._parameters.values()))
+    if any(mark_of(owner) is not None for owner in owners):
         return (
-            "something set requires_grad behind the freeze: PEFT switches adapters on in "
-            "set_adapter() and at the end of `with disable_adapter()`"
+            "something set requires_grad behind the freeze: PEFT switches adapters and its copies "
+            "of layers on in get_peft_model(), set_adapter() and behind `with disable_adapter()`"
         )
     return "the adapters came after the freeze, into parts that were frozen as a whole"
 

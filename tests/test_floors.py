@@ -51,6 +51,7 @@ FLOORS = {
     "engine": 8,
     "estimates": 8,
     "callbacks": 9,
+    "lightning": 8,
     "config": 9,
     "pages": 9,
     "reports": 10,

@@ -168,6 +168,16 @@ def check_schedulers(optimizer: Optimizer, schedulers: Sequence[Scheduler]) -> N
             )
 
 
+def lengthen(schedulers: Sequence[Scheduler], count: int) -> None:
+    """Give each scheduler what it keeps for each group and saves in no state, for `count` groups.
+
+    Of more groups than it was made for, which `new_groups` let in, all have the first one's.
+    """
+    for own in map(vars, _all(schedulers)):
+        if "lr_lambdas" in own:
+            own["lr_lambdas"] = (own["lr_lambdas"] + [own["lr_lambdas"][0]] * count)[:count]
+
+
 def _all(schedulers: Sequence[Scheduler]) -> Iterator[Scheduler]:
     for scheduler in schedulers:
         yield scheduler

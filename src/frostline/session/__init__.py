@@ -1,5 +1,11 @@
 """A session: freezing, optimizer, batches and proofs of a plan, for any training loop."""
 
+from frostline.session.attached import Attached as Attached
+from frostline.session.attached import PhaseEnd as PhaseEnd
+from frostline.session.attached import checked_state as checked_state
+from frostline.session.attached import plan_of as plan_of
+from frostline.session.attached import prepare_optimizer as prepare_optimizer
+from frostline.session.attached import restore_random as restore_random
 from frostline.session.pipelines import Forward as Forward
 from frostline.session.pipelines import Pipeline as Pipeline
 from frostline.session.pipelines import PipelineOptions as PipelineOptions

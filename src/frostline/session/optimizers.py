@@ -122,12 +122,12 @@ class PhasedOptimizer:
         assert self.present is not None
         return dict(optimizer_state(self.present, self._model))
 
-    def before_step(self, lr_factor: Callable[[], float]) -> None:
+    def before_step(self, lr_factor: Callable[[], float | None]) -> None:
         """Put each learning rate to its share of the peak; `lr_factor` is asked where it counts."""
         assert self.present is not None
-        factor = 1.0 if self._schedulers else lr_factor()
+        factor = None if self._schedulers else lr_factor()
         for group, peak in zip(self.present.param_groups, self._peaks, strict=False):
-            if peak is not None and not self._schedulers:
+            if peak is not None and factor is not None:
                 group["lr"] = in_kind_of(group["lr"], peak * factor)
             even_out(self.present, group)  # one may get its first gradient later than others
 

@@ -210,7 +210,7 @@ class Session:
         at.frozen = found
         restored, self._restored = self._restored, None
         # From the best weights it begins fresh: the state belongs to those of the last epoch.
-        fresh = bool(at.phase) and (from_best or phase.state == "fresh")
+        fresh = bool(at.phase) and is_new and (from_best or phase.state == "fresh")
         upto = self._plan[: at.phase + 1]
         self._optimizer.enter(upto, restored and restored["optimizer"], fresh=fresh)
 
@@ -294,12 +294,16 @@ class Session:
     def before_step(self) -> None:
         """Put the learning rates to where the phase's schedule is; `epoch` does so itself.
 
+        A rate that the phase keeps constant is left as it is found.
+
         Raises:
             ConfigError: the schedule counts steps of an epoch, and no one said how many.
         """
         self._optimizer.before_step(self._lr_factor)
 
-    def _lr_factor(self) -> float:
+    def _lr_factor(self) -> float | None:
+        if self.phase.schedule == "constant" and not self.phase.warmup:
+            return None
         if self.steps_per_epoch is None:
             raise ConfigError(
                 "the schedule of a phase counts steps, and the session does not know how many an "
@@ -403,10 +407,13 @@ class Session:
             return self._frozen.verify()
         return self.planned.verify(self.model)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, optimizer: bool = True) -> dict[str, Any]:
         """All that a session needs to go on later but the model's weights; taken after a step.
 
         Plain data and tensors, which `torch.load(weights_only=True)` reads.
+
+        Args:
+            optimizer: whether the optimizer's state is part of it; not where the loop keeps that.
         """
         if self._restored is not None:  # nothing has happened since
             return dict(self._restored)
@@ -414,7 +421,7 @@ class Session:
             "format": _FORMAT,
             "plan": self._plan_text,
             "position": asdict(self.position),
-            "optimizer": self._optimizer.state() if self._optimizer.present else None,
+            "optimizer": self._optimizer.state() if optimizer and self._optimizer.present else None,
             # Between two epochs they depend on the seed alone.
             "random": random_state() if self.position.batches else None,
             "phase_best": dict(self._phase_best),

@@ -9,6 +9,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+import frostline as fl
+from phased_net import net, rows
+
 _SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -63,3 +66,59 @@ def padding(items: list[dict[str, Any]]) -> dict[str, Tensor]:
         "attention_mask": torch.tensor([[1] * len(r) + [0] * (most - len(r)) for r in rows]),
         "labels": torch.tensor([item["label"] for item in items]),
     }
+
+
+class Labelled(nn.Module):
+    """A network of one's own, as the Trainer calls it; by hand, parts stay in eval."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = net()
+        self.held: tuple[str, ...] = ()
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.model(x)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    def train(self, mode: bool = True) -> Labelled:
+        super().train(mode)
+        for name in self.held:
+            self.model.get_submodule(name).eval()
+        return self
+
+
+ROWS = [{"x": x, "labels": int(label)} for x, label in rows()]
+
+
+class KilledError(Exception):
+    """The process is gone."""
+
+
+class KillAt(transformers.TrainerCallback):
+    """Raises within that step of the optimizer."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step + 1 == self.step:
+            raise KilledError
+
+
+def trainer(
+    model: nn.Module, folder: Path, *callbacks: Any, data: Any = ROWS, **changes: Any
+) -> transformers.Trainer:
+    given = {"num_train_epochs": 6, "per_device_train_batch_size": 8, "weight_decay": 0.1}
+    return transformers.Trainer(
+        model,
+        arguments(folder, **given | changes),
+        train_dataset=data,
+        eval_dataset=data,
+        callbacks=[*callbacks],
+    )
+
+
+def bits(model: nn.Module) -> dict[str, str]:
+    return dict(fl.fingerprint(model).tensors)

@@ -173,7 +173,7 @@ class Freeze(TrainerCallback, ExportableState):
         before = f"{self._module}." if self._module else ""
         held = {name.removeprefix(before) for group in self._forms.names for name in group}
         check_members(self.session, held)
-        if self._awaits_metrics and any(phase.until for phase in self.session.phases):
+        if self._awaits_metrics and args.eval_strategy != "no":
             _log.warning("%s", _NO_END)
         if saved is not None:
             bring_back_resumed(root, saved["weights"], args, state)
@@ -322,8 +322,8 @@ class Freeze(TrainerCallback, ExportableState):
 
 _NO_END = (
     "the checkpoint was saved between the last step of an epoch and its evaluation, which the "
-    "Trainer leaves out as it resumes: that epoch counts with the metrics of the one before. Save "
-    "at the end of epochs, or within them."
+    "Trainer leaves out as it resumes: that epoch counts with the metrics of the one before, and "
+    "random numbers may go on otherwise than in one run. Save at the end of epochs, or within them."
 )
 
 

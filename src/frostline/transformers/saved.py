@@ -41,7 +41,7 @@ class SavedForms:
         ]
         self._is_first_form = True
         optimizer.register_state_dict_post_hook(self._in_first_form)
-        optimizer.register_load_state_dict_pre_hook(lambda *_: self.reset())
+        optimizer.register_load_state_dict_pre_hook(lambda *_: self._reset_first())
 
     @contextmanager
     def as_they_are(self) -> Iterator[None]:
@@ -61,6 +61,11 @@ class SavedForms:
         self.optimizer.state.clear()
         for settings, params in self._groups:
             self.optimizer.add_param_group({**settings, "params": list(params)})
+
+    def _reset_first(self) -> None:
+        """Before the Trainer loads a state, which it saved in the first form."""
+        if self._is_first_form:
+            self.reset()
 
     def watch(self, scheduler: Any) -> None:
         """Let the schedule be saved in its first form too."""

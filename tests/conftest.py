@@ -16,9 +16,11 @@ import torch
 from warm_process import Start, warm_process
 
 _REPOSITORY = Path(__file__).parents[1]
-# Written by the test runner between a test's phases, and by torch when it first compiles.
+# Written by the test runner between a test's phases, by torch when it first compiles, and by
+# Lightning when it is imported.
 _NOT_OURS = {
     "PYTEST_CURRENT_TEST",
+    "PYTORCH_NVML_BASED_CUDA_CHECK",
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",

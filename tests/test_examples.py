@@ -116,6 +116,20 @@ def test_an_exported_file_predicts_without_frostline_as_the_run_does(
     assert [float(share) for *_, share in lines] == pytest.approx(shares, abs=6e-4)
 
 
+# Of Lightning 2.6 with torch 2.15, and its remark on loaders without workers.
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The .*_dataloader' does not have many workers")
+def test_a_lightning_module_is_trained_by_a_plan_and_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where Lightning puts checkpoints
+    runpy.run_path(str(EXAMPLES / "08_lightning.py"), run_name="__main__")
+    *_, head, stage = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"head \(3 epochs\): 14 frozen tensors .* bit for bit .*", head)
+    assert re.fullmatch(r"last stage \(2 epochs\): 7 frozen tensors .* bit for bit .*", stage)
+    assert len(list(tmp_path.rglob("*.ckpt"))) == len(list(tmp_path.rglob("*.delta.safetensors")))
+
+
 def test_every_example_is_run_by_a_test() -> None:
     text = Path(__file__).read_text()
     assert all(path.name in text for path in EXAMPLES.glob("*.py"))

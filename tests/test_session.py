@@ -165,6 +165,21 @@ def test_an_optimizer_that_is_kept_goes_on_to_the_same_bits(tmp_path: Path) -> N
     assert bits(resumed) == bits(whole)
 
 
+def test_a_loop_that_keeps_the_optimizers_state_goes_on_without_it_in_the_sessions() -> None:
+    fresh = fl.Plan([HEAD, HEAD_AGAIN.model_copy(update={"state": "fresh", "epochs": 2})])
+    whole, model = net(), net()
+    trained(fl.Session(whole, fresh, optimizer=ADAM(whole.parameters())))
+    optimizer = ADAM(model.parameters())
+    session = fl.Session(model, fresh, optimizer=optimizer)
+    trained(session, stop_after=10)  # within the phase that began fresh
+    state = session.state_dict(optimizer=False)
+    assert state["optimizer"] is None
+    resumed = fl.Session(model, fresh, optimizer=optimizer)
+    resumed.load_state_dict(state)
+    trained(resumed)
+    assert bits(model) == bits(whole)
+
+
 def test_a_state_of_another_plan_is_refused(tmp_path: Path) -> None:
     session = fl.Session(net(), THREE, optimizer=SGD)
     trained(session, stop_after=2)
@@ -252,6 +267,17 @@ def test_schedulers_keep_the_rates_of_their_optimizer() -> None:
     scheduler.step()
     session.before_step()
     assert set(rates(optimizer, model).values()) == {0.15}
+
+
+def test_a_rate_that_a_phase_keeps_constant_is_left_as_the_loop_sets_it() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    constant = fl.Phase(train="head", epochs=1, schedule="constant", warmup=0)
+    session = fl.Session(model, fl.Plan([constant]), optimizer=optimizer)
+    session.enter()
+    optimizer.param_groups[0]["lr"] = 0.2
+    session.before_step()
+    assert optimizer.param_groups[0]["lr"] == 0.2
 
 
 def test_a_phase_that_begins_fresh_begins_without_state() -> None:

@@ -75,6 +75,21 @@ def test_a_selector_is_frozen_as_long_as_the_trainer_trains() -> None:
     assert watched.rates == [[0.01]] * 12
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_a_part_is_frozen_in_the_precision_that_the_trainer_gives_it(precision: Any) -> None:
+    freeze = Freeze(TWO, module="model")
+    module = run(freeze, precision=precision)
+    assert [end.reason for end in freeze.ends] == ["2 epochs", "2 epochs"]
+    assert (
+        module.model.body[0].bias.dtype
+        == {
+            "bf16-mixed": torch.float32,
+            "bf16-true": torch.bfloat16,
+            "64-true": torch.float64,
+        }[precision]
+    )
+
+
 def test_selectors_are_paths_in_the_lightning_module_without_a_part() -> None:
     watched = Watching()
     run(Freeze("model.body"), watched, max_epochs=1)
@@ -105,9 +120,10 @@ def test_a_phase_by_steps_ends_within_an_epoch() -> None:
 
 def test_a_phase_by_steps_that_ends_with_an_epoch_leaves_the_next_one_whole() -> None:
     plan = fl.Plan([fl.Phase(train="head", steps=4), fl.Phase(train="neck", epochs=1)])
-    watched = Watching()
-    run(Freeze(plan, module="model"), watched)
+    freeze, watched = Freeze(plan, module="model"), Watching()
+    run(freeze, watched)
     assert [wants for _, wants, _ in watched.seen] == [("head",)] * 4 + [("neck",)] * 4
+    assert [end.epochs for end in freeze.ends] == [1, 1]
 
 
 def test_batches_that_are_accumulated_make_one_step_of_a_phase() -> None:

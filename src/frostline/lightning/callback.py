@@ -67,10 +67,6 @@ class Freeze(Callback):
             the optimizer cannot be kept in step with it.
         SelectorError, FreezeError: as fitting starts: a phase does not fit the model.
         DriftError: at the end of a phase or at a checkpoint: something frozen moved.
-
-    Example:
-        >>> freeze = Freeze(fl.Plan([fl.Phase(train="head", epochs=1)]))  # doctest: +SKIP
-        >>> Trainer(max_epochs=-1, callbacks=[freeze]).fit(module, loader)  # doctest: +SKIP
     """
 
     def __init__(
@@ -130,9 +126,8 @@ class Freeze(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Else it is a checkpoint to be judged, or one of a run without Freeze, to begin from.
-        if trainer.state.fn == "fit":
-            self._restored = checkpoint.get("callbacks", {}).get(self.state_key) or None
+        # One of a run without Freeze is where a plan may begin.
+        self._restored = checkpoint.get("callbacks", {}).get(self.state_key) or None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_optimizers(trainer.optimizers, pl_module)
@@ -167,7 +162,7 @@ class Freeze(Callback):
             steps = -(-int(batches) // trainer.accumulate_grad_batches)
             self.session.steps_per_epoch = steps
         self._begun.begin(state)
-        trainer.should_stop = self._begun.is_over
+        trainer.should_stop |= self._begun.is_over
         self._tell()
 
     # While training
@@ -206,16 +201,14 @@ class Freeze(Callback):
         self._steps = trainer.global_step
         before = self.session.position
         self._begun.after_step(ends_epoch=trainer.is_last_batch)
-        if self._begun.is_over:
-            trainer.should_stop = True
-        elif self.session.position is not before:
+        trainer.should_stop |= self._begun.is_over
+        if self.session.position is not before:
             self._tell()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_within_epoch = False
         self._begun.end_epoch(self._metrics | _numbers(trainer.callback_metrics))
-        if self._begun.is_over:
-            trainer.should_stop = True
+        trainer.should_stop |= self._begun.is_over
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not as training ends, when other callbacks may still write into the model.

@@ -130,6 +130,17 @@ def test_a_lightning_module_is_trained_by_a_plan_and_proved(
     assert len(list(tmp_path.rglob("*.ckpt"))) == len(list(tmp_path.rglob("*.delta.safetensors")))
 
 
+def test_a_trainer_goes_by_a_plan_and_then_on_features(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(str(EXAMPLES / "09_trainer.py"), run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "bit for bit" in line]
+    head, block, stored = lines
+    assert re.fullmatch(r"head \(3 epochs\): 38 frozen tensors .* bit for bit .*", head)
+    assert re.fullmatch(r"last block \(2 epochs\): 22 frozen tensors .* bit for bit .*", block)
+    assert stored.startswith("on 200 stored rows: 38 frozen tensors")
+
+
 def test_every_example_is_run_by_a_test() -> None:
     text = Path(__file__).read_text()
     assert all(path.name in text for path in EXAMPLES.glob("*.py"))

@@ -53,6 +53,7 @@ FLOORS = {
     "estimates": 8,
     "callbacks": 9,
     "lightning": 8,
+    "transformers": 8,
     "config": 9,
     "pages": 9,
     "reports": 10,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from math import isnan
 from typing import Any, final
 
@@ -19,7 +21,6 @@ from frostline.cutting.drawing import FrontierValue as FrontierValue
 from frostline.cutting.halves import Above, Half
 from frostline.cutting.keys import At, at_key, at_line, check_current
 from frostline.cutting.reasons import offer
-from frostline.cutting.standalone import Standalone
 from frostline.cutting.structures import (
     Inputs,
     InputSpec,
@@ -27,6 +28,8 @@ from frostline.cutting.structures import (
     rows_of,
     varying_inputs,
 )
+from frostline.cutting.suffix import Suffix as Suffix
+from frostline.cutting.sweep import LABELS as LABELS
 from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import few_samples
 from frostline.errors import CutError, FrostlineError, one_line
@@ -47,8 +50,27 @@ class Frontier:
         """Bytes per sample, as computed."""
         return sum(value.nbytes for value in self.values)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """By which the suffix takes them as keyword arguments; distinct identifiers."""
+        found: dict[str, None] = {}
+        for value in self.values:
+            found[_keyword(value.name, found)] = None
+        return tuple(found)
+
     def __len__(self) -> int:
         return len(self.values)
+
+
+def _keyword(name: str, taken: Collection[str]) -> str:
+    """An identifier of the words of a value's name; what trainers call labels is one value's."""
+    if name == LABELS:
+        return name
+    words = re.sub(r"\W+", "_", name).strip("_")
+    if not words[:1].isalpha() or words in (LABELS, "label", "label_ids"):
+        words = f"value_{words}"
+    again = (f"{words}_{number}" for number in count(2))
+    return words if words not in taken else next(each for each in again if each not in taken)
 
 
 class Prefix(nn.Module):
@@ -104,59 +126,6 @@ class Prefix(nn.Module):
         else:
             values = half.prefix(tensors)
         return tuple(value.detach() for value in values)
-
-
-class Suffix(nn.Module):
-    """The rest: `suffix(*values)` gives what the model gives, in the mode that the model is in.
-
-    Its only submodule is the model itself, so `train()`, `eval()` and `parameters()` are the
-    model's; gradients, buffers and random numbers are those of the plain forward. It reads the
-    tensors that the model has when it is called, so it may be copied, averaged and pickled as any
-    module is.
-    """
-
-    def __init__(self, model: nn.Module, above: ModuleSplit | tuple[Above, Above]) -> None:
-        """Over `model`; `above` is what lies above the line, in evaluation and in training."""
-        super().__init__()
-        self.model = model
-        self.training = model.training
-        self._above = above
-
-    def check_same(self) -> None:
-        """Raise CutError where the model, in the mode that it is in, is not what was cut."""
-        if not isinstance(self._above, ModuleSplit):
-            self._above[self.model.training].half.tensors(self.model)
-
-    def forward(self, *values: Tensor) -> Any:
-        """The model's output.
-
-        Args:
-            values: the frontier's, each `(batch, *shape)`; they are not written into.
-        Raises:
-            CutError: a parameter below the line is trainable now, or the model is not what was cut
-                any more in what it computes here. Otherwise what the model raises.
-        """
-        if isinstance(self._above, ModuleSplit):
-            return self._above.suffix(values)
-        half, rebuild, refusal = self._above[self.model.training]
-        # Here, where torch.compile can follow all the rest as one.
-        tensors = half.tensors(self.model)
-        if refusal is not None and values[0].shape[0] == 1:
-            raise refusal()
-        return rebuild(iter(half.graph.run(tensors, values)))
-
-    def alone(self) -> Standalone:
-        """A copy that has of its model only what it reads, and trains without touching the model.
-
-        Raises:
-            CutError: the cut is one behind a named submodule, where no graph tells what is read.
-        """
-        if isinstance(self._above, ModuleSplit):
-            raise CutError(
-                "a suffix behind a named submodule cannot stand alone: it runs the model's own "
-                "forward. Cut without at=, or train the suffix itself."
-            )
-        return Standalone(self.model, self._above)
 
 
 @final
@@ -317,7 +286,7 @@ def _halves(
 
     structure = seen.structures[True].without(entered - drawn.prefix.entered).held_modes_only()
     prefix = Prefix(spec, model, Half(drawn.prefix, below, structure))
-    return prefix, Suffix(model, (above(False), above(True)))
+    return prefix, Suffix(model, (above(False), above(True)), Frontier(drawn.frontier).names)
 
 
 def _checked(prefix: Prefix, suffix: Suffix, tensors: list[Tensor]) -> Checked:
@@ -361,7 +330,7 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
         )
     )
     key = at_key(model, line)
-    prefix, suffix = Prefix(spec, model, split), Suffix(model, split)
+    prefix, suffix = Prefix(spec, model, split), Suffix(model, split, frontier.names)
     error = _checked(prefix, suffix, tensors).error
     why, vary = f"behind {at}, as asked", tuple(varying_inputs(tensors))
     return Cut(prefix, suffix, frontier, why, float("nan"), error, rows, key, line, vary)

@@ -9,7 +9,7 @@ checked on the example like anything new.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import final
@@ -27,8 +27,15 @@ from frostline.cutting.lengths import OwnLength, length_symbols, own_length, var
 from frostline.cutting.reasons import nothing_kept, why_there
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import InputSpec, Rebuild
-from frostline.cutting.sweep import sweep
-from frostline.cutting.tracing import Unfollowed, forget_symbols, operation, trace, upwards
+from frostline.cutting.sweep import LABELS, sweep
+from frostline.cutting.tracing import (
+    Traced,
+    Unfollowed,
+    forget_symbols,
+    operation,
+    trace,
+    upwards,
+)
 from frostline.cutting.trial import Observed, rearrange, run_trial
 from frostline.errors import NothingFrozen, one_line
 from frostline.standins import StandIn
@@ -156,7 +163,7 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         tuple(_value(node, trial, way) for node, way in zip(firsts, ways, strict=True)),
         why_there(crossing, below, swept),
         forward_share(held, trial),
-        {"prefix": prefix_key(traced, held, firsts), "tensors": prefix_tensors(traced, held)},
+        {"prefix": _prefix_key(traced, held, firsts), "tensors": prefix_tensors(traced, held)},
         varying(traced.module.graph),
     )
     forget_symbols(traced.module.graph, evaluated.module.graph)
@@ -200,6 +207,14 @@ def _value(node: fx.Node, trial: Observed, layout: RowLayout) -> FrontierValue:
     )
     shape, dtype = row_sizes(node, layout), trial.values[node].dtype
     return FrontierValue(operation(node), shape, dtype, row_bytes(node, trial), lengths)
+
+
+def _prefix_key(traced: Traced, held: Collection[fx.Node], crossing: Collection[fx.Node]) -> str:
+    """Of what is computed: labels cross as they are, so features are the same without them."""
+    labels = {n for n in traced.nodes if n.op == "placeholder" and operation(n) == LABELS}
+    return prefix_key(
+        traced, [n for n in held if n not in labels], [n for n in crossing if n not in labels]
+    )
 
 
 def _state(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> tuple[object, ...]:

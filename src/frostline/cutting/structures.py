@@ -35,6 +35,15 @@ class InputSpec:
     leaves: tuple[object, ...]
     names: tuple[str, ...]
 
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments in their order: `Tensor` for one that holds tensors, else its value."""
+        _, named = pytree.tree_unflatten(self.leaves, self.tree)
+        return {
+            name: Tensor if Tensor in pytree.tree_leaves(part) else part
+            for name, part in named.items()
+        }
+
     def flatten(self, inputs: Inputs) -> list[Tensor]:
         """The tensors of `inputs`, which must be built like the example.
 

@@ -19,6 +19,9 @@ from frostline.cutting.layouts import ROWS_FIRST, layouts_of
 from frostline.cutting.tracing import module_path, operation, own_name
 from frostline.cutting.trial import Observed
 
+LABELS = "labels"
+"""The input that a model computes its loss with, as transformers' models call it."""
+
 
 @final
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class _Sweep:
         for argument in node.all_input_nodes:
             if argument in reasons:
                 return reasons[argument]
+            if argument.op == "placeholder" and operation(argument) == LABELS:
+                return "it reads the labels"  # which cross as they are, by their own name
             # A view from before the write is frozen, and holds the new numbers all the same.
             if (why := spoilt.get(self._trial.storage.get(argument, 0))) is not None:
                 return why

@@ -317,19 +317,7 @@ class ItemSamples(Samples):
 
     @cached_property
     def _why_not_stored(self) -> str:
-        """Whether some samples, asked for again, are what they were."""
-        tried = min(_TRIED, len(self))
-        try:
-            for row in (place * len(self) // tried for place in range(tried)):
-                first = content_id(self.load(row) if row else self._first)
-                if any(content_id(self.load(row)) != first for _ in range(_TIMES - 1)):
-                    return (
-                        f"{self.what} gives another sample each time it is asked (item {row}), so "
-                        "there is nothing fixed to store. Leave random transforms out of it."
-                    )
-        except DataError as error:
-            return str(error)
-        return ""
+        return why_not_fixed(self.load, len(self), self.what, first=self._first)
 
 
 @final
@@ -370,6 +358,26 @@ class _LoadedTargets(Sequence[Any]):
         if index not in self._samples.known_targets:
             self._samples.load(range(len(self))[index])
         return self._samples.known_targets[index]
+
+
+def why_not_fixed(load: Callable[[int], Any], count: int, what: str, *, first: Any) -> str:
+    """Why samples have no features to store: asked for again, one is another; else empty.
+
+    Args:
+        first: item 0, as it was loaded before.
+    """
+    tried = min(_TRIED, count)
+    try:
+        for row in (place * count // tried for place in range(tried)):
+            known = content_id(load(row) if row else first)
+            if any(content_id(load(row)) != known for _ in range(_TIMES - 1)):
+                return (
+                    f"{what} gives another sample each time it is asked (item {row}), so "
+                    "there is nothing fixed to store. Leave random transforms out of it."
+                )
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def _check_not_two_arrays(data: object) -> None:

@@ -1,7 +1,5 @@
 """Features: the frozen part computed once per sample, stored, and read in batches."""
 
-from frostline.features.batches import FeatureBatches as FeatureBatches
-from frostline.features.batches import FeatureData as FeatureData
 from frostline.features.batches import LiveLastBatches as LiveLastBatches
 from frostline.features.batches import PrefixedBatches as PrefixedBatches
 from frostline.features.computing import Computing as Computing
@@ -12,6 +10,8 @@ from frostline.features.computing import difference_by_size as difference_by_siz
 from frostline.features.computing import in_form as in_form
 from frostline.features.computing import in_passes_of as in_passes_of
 from frostline.features.extraction import extract as extract
+from frostline.features.feature_data import FeatureBatches as FeatureBatches
+from frostline.features.feature_data import FeatureData as FeatureData
 from frostline.features.padding import Padding as Padding
 from frostline.features.padding import PaddingMatters as PaddingMatters
 from frostline.features.padding import padding_of as padding_of

@@ -16,22 +16,22 @@ from torch import Tensor
 
 from frostline.choices import PrefixPrecision
 from frostline.choices import Storage as Storage
-from frostline.cutting import Cut
+from frostline.cutting import LABELS, Cut
 from frostline.data import (
     AsTargets,
     Samples,
     class_targets,
     count_threads,
-    first_batch,
+    inputs_of,
     lengths_of,
     ordered_map,
     some_targets,
-    stored_samples,
 )
 from frostline.devices import device_of
 from frostline.errors import FrostlineError, StoreError
-from frostline.features.batches import FeatureData
 from frostline.features.computing import Computing, Decisions, computing, in_passes_of
+from frostline.features.feature_data import FeatureData
+from frostline.features.keywords import Collate, CollatedSamples, NamedSamples, keyword_samples
 from frostline.features.padding import Padding, alone, padded, padding_of
 from frostline.store import (
     PADS,
@@ -66,6 +66,7 @@ def extract(
     store: FeatureStore | str | Path,
     *,
     views: int | None = None,
+    collate: Collate | None = None,
     precision: PrefixPrecision = "auto",
     storage: Storage = "auto",
     batch_size: int = 32,
@@ -79,13 +80,17 @@ def extract(
     Rows are found by the content of their sample: a second call makes no forward pass, ten new
     samples cost ten. Before any row is read or becomes visible, the model's frozen tensors are
     proven to be those that were cut. What was complete when a call was cut short stays; several
-    processes may fill one store.
+    processes may fill one store. Of a cut that was made with `labels` these are part of what is
+    given, are never stored, and may change without a row being computed anew.
 
     Args:
         dataset: an `ImageDataset`, a `TensorDataset`, `Samples` of your own, or any indexed data
-            set of (input, target) that gives the same sample each time.
+            set of (input, target), or of mappings by the names of the model's inputs, that gives
+            the same sample each time.
         store: where features are kept, or its folder.
         views: random views of each picture to keep; by default as the data set says.
+        collate: of items of a data set, as the `data_collator` of transformers' Trainer; gives a
+            mapping by the names of the model's inputs. By default items of mappings are stacked.
         precision: `"exact"` is the model's own float32; `"auto"` the first form that suits
             the processor and is within 2 % relative error on real samples; a number allows that
             error.
@@ -107,17 +112,17 @@ def extract(
         >>> print(fl.extract(cut, data, "features", precision="exact"))
         Features of 16 samples: [8] float32 each, 512 B
         computed in float32, exactly as in the model; 16 rows now, ...
-        read with: for batch in features.batches(batch_size=32, shuffle=True).epoch(0)
+        read with: for batch in features.loader(batch_size=64, shuffle=True)
         >>> fl.extract(cut, data, "features", precision="exact").computed
         0
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(Path(store).expanduser())
-    samples = stored_samples(dataset, views=views)
+    samples = keyword_samples(cut, dataset, views=views, collate=collate, as_targets=as_targets)
     padding = padding or padding_of(cut, samples, device_of(cut.suffix.model))
     if compute is None:
         compute = computing(
             cut,
-            lambda: first_batch(samples, _TUNING_SAMPLES, as_targets).inputs,
+            lambda: inputs_of(samples, range(min(_TUNING_SAMPLES, len(samples)))),
             precision=precision,
             batch_size=batch_size,
             device=device_of(cut.suffix.model),
@@ -174,7 +179,7 @@ class _Extraction:
             rows = features.read(ids)
         return FeatureData(
             rows,
-            as_targets(some_targets(samples.targets), len(samples), samples.what),
+            _targets(samples, as_targets),
             samples.views,
             self._computed,
             self._seconds,
@@ -186,6 +191,7 @@ class _Extraction:
             *self._shares(),
             self._padding,
             lengths_of(samples),
+            cut.frontier.names if cut.prefix.spec.keywords else (),
         )
 
     def _shares(self) -> tuple[float, float]:
@@ -284,6 +290,7 @@ class _Extraction:
             for inputs in each:
                 self._padding.check(inputs, self._samples)
             values = self._padding.own(cut, whole, each)
+        values = [v for v, of in zip(values, cut.frontier.values, strict=True) if of.name != LABELS]
         self._computing.append(time.perf_counter() - start)
         return values
 
@@ -316,8 +323,21 @@ def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, .
     return tuple(
         # Not by the module's path: the same weights under another name give the same rows.
         ValueSpec(f"value {number}", value.shape, value.dtype, kept)
-        for number, value in enumerate(cut.frontier.values)
+        for number, value in enumerate(v for v in cut.frontier.values if v.name != LABELS)
     )
+
+
+def _targets(samples: Samples, as_targets: AsTargets) -> Tensor | tuple[Tensor, ...]:
+    """Of all samples; as they are where they came by name, of different lengths one by one."""
+    if isinstance(samples, NamedSamples):
+        found: Tensor = samples.targets
+        return found
+    if not isinstance(samples, CollatedSamples):
+        return as_targets(some_targets(samples.targets), len(samples), samples.what)
+    each = samples.targets
+    if each is None:
+        return torch.empty(0)
+    return torch.stack(each) if len({one.shape for one in each}) == 1 else tuple(each)
 
 
 def _joined(value: Tensor | list[Tensor]) -> Tensor:

@@ -306,6 +306,9 @@ class _Trial:
             plain = self._outputs(partial(self._cut.prefix.spec.call, self._model, inputs))
             cut = self._outputs(partial(self._cut.suffix, *again))
             for one, other, *of in zip(plain, cut, *shapes, strict=True):
+                if one.dim() == 0:  # of the whole batch, as its loss
+                    found.append(_difference(other, one))
+                    continue
                 for a, b, shape in zip(one, other, of, strict=True):
                     found.append(_difference(trimmed(b, shape, pads), trimmed(a, shape, pads)))
         return max(found, default=0.0)

@@ -15,7 +15,7 @@ from frostline.choices import NormPolicy
 from frostline.errors import ConfigError
 from frostline.lightning.checkpoints import DeltasBeside
 from frostline.lightning.package import Callback, LightningModule, Trainer
-from frostline.lightning.refusals import check_callbacks, check_optimizers, check_run, part_of
+from frostline.lightning.refusals import check_callbacks, check_optimizers, check_run
 from frostline.plans import Plan
 from frostline.selectors import SelectorLike
 from frostline.session import (
@@ -23,6 +23,7 @@ from frostline.session import (
     PhaseEnd,
     Session,
     checked_state,
+    part_of,
     plan_of,
     prepare_optimizer,
     restore_random,

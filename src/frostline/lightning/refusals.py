@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from frostline.errors import ConfigError, nearest
+from frostline.errors import ConfigError
 
 # By the names of their classes, which both of Lightning's packages have.
 _AT_ODDS = {
@@ -63,15 +63,3 @@ def check_optimizers(optimizers: list[Any], module: nn.Module) -> None:
             f"{type(module).__name__}.configure_optimizers gave {len(given)} optimizers, and "
             "Freeze looks after one. Return that."
         )
-
-
-def part_of(module: nn.Module, path: str) -> nn.Module:
-    """The module at that path; raises ConfigError where there is none."""
-    known: dict[str, nn.Module] = dict(module.named_modules())
-    if path not in known:
-        near = nearest(path, [*known]) or [name for name, _ in module.named_children()]
-        raise ConfigError(
-            f"{type(module).__name__} has no module '{path}', which Freeze(..., module=...) "
-            f"names. Nearest: {', '.join(near)}."
-        )
-    return known[path]

@@ -161,7 +161,8 @@ def check_schedulers(optimizer: Optimizer, schedulers: Sequence[Scheduler]) -> N
                 f"{type(scheduler).__name__}. Pass the torch scheduler inside it, often "
                 "`scheduler.scheduler`."
             )
-        if scheduler.optimizer is not optimizer:
+        # By the groups: Accelerate puts a wrapper between, which has those of the one inside.
+        if scheduler.optimizer.param_groups is not optimizer.param_groups:
             raise ConfigError(
                 f"the {type(scheduler).__name__} handed over moves another optimizer. Pass the "
                 "schedulers that were made for this one."

@@ -3,6 +3,7 @@
 from frostline.session.attached import Attached as Attached
 from frostline.session.attached import PhaseEnd as PhaseEnd
 from frostline.session.attached import checked_state as checked_state
+from frostline.session.attached import part_of as part_of
 from frostline.session.attached import plan_of as plan_of
 from frostline.session.attached import prepare_optimizer as prepare_optimizer
 from frostline.session.attached import restore_random as restore_random

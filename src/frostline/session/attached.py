@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from frostline.choices import AUTO_MONITOR, NormPolicy
 from frostline.deltas import delta_content, save_delta
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, nearest
 from frostline.freezing import Proof
 from frostline.optimizer_sync import group_names, regroup
 from frostline.plans import Phase, Plan
@@ -233,6 +233,18 @@ def plan_of(given: Plan | SelectorLike, *, norm: NormPolicy = "hold") -> Plan:
     if isinstance(given, Phase):
         raise ConfigError(f"got a phase. A plan is made of phases: fl.Plan([{given!r}]).")
     return Plan([Phase(freeze=given, norm=norm, epochs=_ENDLESS)])
+
+
+def part_of(module: nn.Module, path: str) -> nn.Module:
+    """The module at that path; raises ConfigError where there is none."""
+    known: dict[str, nn.Module] = dict(module.named_modules())
+    if path not in known:
+        near = nearest(path, [*known]) or [name for name, _ in module.named_children()]
+        raise ConfigError(
+            f"{type(module).__name__} has no module '{path}', which Freeze(..., module=...) "
+            f"names. Nearest: {', '.join(near)}."
+        )
+    return known[path]
 
 
 def checked_state(state: Mapping[str, Any]) -> Mapping[str, Any]:

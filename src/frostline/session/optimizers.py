@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from frostline.groups import ParamGroup, default_lr, param_groups
-from frostline.optimizer_sync import even_out, load_optimizer_state, optimizer_state, sync
+from frostline.optimizer_sync import Synced, even_out, load_optimizer_state, optimizer_state, sync
 from frostline.optimizer_sync.members import check_optimizer
 from frostline.optimizer_sync.placing import (
     BaseAndDecay,
@@ -55,6 +55,7 @@ class PhasedOptimizer:
         else:
             self._make = given or (lambda groups: make_optimizer(groups, recipe))
         self._peaks: list[Any] = []
+        self.left: dict[str, int] = {}  # name -> index of the group to which it comes back
 
     def enter(
         self, phases: Sequence[Phase], known: Mapping[str, Any] | None, *, fresh: bool
@@ -111,7 +112,9 @@ class PhasedOptimizer:
             for group in optimizer.param_groups:
                 if has_rate(group):  # of the phase before, which a schedule may have brought down
                     group["lr"] = in_kind_of(group["lr"], base_of(group))
-        sync(optimizer, self._model, schedulers=self._schedulers, **options)
+        former = Synced((), (), {}, self.left)
+        synced = sync(optimizer, self._model, schedulers=self._schedulers, kept=former, **options)
+        self.left |= synced.groups
         if self._schedulers:
             return
         if options:

@@ -423,6 +423,7 @@ class Session:
             "plan": self._plan_text,
             "position": asdict(self.position),
             "optimizer": self._optimizer.state() if optimizer and self._optimizer.present else None,
+            "left": dict(self._optimizer.left),
             # Between two epochs they depend on the seed alone.
             "random": random_state() if self.position.batches else None,
             "phase_best": dict(self._phase_best),
@@ -450,6 +451,7 @@ class Session:
         self.position = Position.read(state["position"])
         self._restored, self._random, self._frozen = state, state["random"], None
         self._phase_best = dict(state["phase_best"])
+        self._optimizer.left = dict(state.get("left", {}))  # not in states of 0.1
         self._batches, self._is_left, self._clock = self.position.batches, False, None
 
 

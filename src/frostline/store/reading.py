@@ -10,7 +10,7 @@ import mmap
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -40,6 +40,10 @@ class Pads:
 
     fills: tuple[float, ...] = ()
     at_start: bool = False
+
+    def without(self, place: int) -> Pads:
+        """The same for all values but one."""
+        return replace(self, fills=self.fills[:place] + self.fills[place + 1 :])
 
 
 PADS = Pads()

@@ -1,0 +1,3 @@
+"""Freezing under transformers' Trainer: `Trainer(callbacks=[Freeze(plan)])`."""
+
+from frostline.transformers.callback import Freeze as Freeze

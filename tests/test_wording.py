@@ -34,10 +34,12 @@ ONLY_PYTHON = {
     "fitting": "arguments of fit",
     "freezing/tree.py": "a model that was unfrozen behind its freeze",
     "groups.py": "multipliers, which are no option",
+    "lightning": "a script over Lightning",
     "optimizer_sync": "an optimizer of one's own",
     "plans/plan.py": "a plan of objects",
     "runs/finished.py": "a run that was begun in Python",
     "selectors": "selectors that are objects, and how they read back",
+    "session/attached.py": "a script over another library's loop",
     "session/session.py": "a loop of one's own",
     "tasks": "a task of one's own",
 }

@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import logging
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -81,12 +82,17 @@ def main() -> None:
         hashes = [text.removeprefix("xxh3:")[:12] for text in (*side.frozen, side.bits)]
         rows.append((name, f"{side.seconds:.1f}", *hashes))
     table(rows)
+    epochs = stored_epochs(given)
+    for name, took in epochs.items():
+        ratio = took["without"] / took["stored"]
+        print(f"{name}: {took['without']:.2f} and {took['stored']:.3f} s of CPU, {ratio:.0f} times")
     costs = overhead()
     for name, value in costs.items():
         print(f"{name}: {1e6 * value:.0f} microseconds of CPU a step")
     sides = {name: asdict(side) for name, side in found.items()}
     settings = {"epochs": chosen.epochs, "photos": len(given.train)}
-    report({"settings": settings, "loops": sides, "step_cpu_seconds": costs}, chosen.json)
+    figures = {"settings": settings, "loops": sides, "epoch_cpu_seconds": epochs}
+    report({**figures, "step_cpu_seconds": costs}, chosen.json)
 
 
 def job(epochs: int, count: int) -> Job:
@@ -279,6 +285,41 @@ LOOPS: dict[str, Callable[[Job], Found]] = {
     "lightning by hand": lightning_by_hand,
     "lightning": lightning,
 }
+
+
+# An epoch on stored features, and without
+
+
+class Timing(pl.Callback):
+    """CPU seconds of each epoch, with its validation."""
+
+    def __init__(self) -> None:
+        self.epochs: list[float] = []
+        self.start = 0.0
+
+    def on_train_epoch_start(self, *_: object) -> None:
+        self.start = time.process_time()
+
+    def on_train_epoch_end(self, *_: object) -> None:
+        self.epochs.append(time.process_time() - self.start)
+
+
+def stored_epochs(given: Job) -> dict[str, dict[str, float]]:
+    """CPU seconds of a Lightning epoch for the head alone, and with the last stage."""
+    found = {}
+    for name, trained in (("head", HEAD), ("last stage", f"{HEAD} | {STAGE}")):
+        without, stored = Timing(), Timing()
+        loaders = (DataLoader(part, batch_size=BATCH) for part in (given.train, given.val))
+        freeze = Freeze(f"~({trained})", module="model")
+        quiet_trainer([freeze, without], max_epochs=2).fit(Module(given.model), *loaders)
+        fl.train_only(given.model, trained)
+        cut = fl.cut(given.model, torch.stack([given.train[n][0] for n in range(4)]))
+        with tempfile.TemporaryDirectory() as folder:
+            parts = [fl.extract(cut, part, folder) for part in (given.train, given.val)]
+            loaders = (part.loader(batch_size=BATCH) for part in parts)
+            quiet_trainer([stored], max_epochs=4).fit(Module(cut.suffix), *loaders)
+        found[name] = {"without": min(without.epochs), "stored": min(stored.epochs)}
+    return found
 
 
 # What a step costs beside its work

@@ -20,7 +20,7 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -312,11 +312,24 @@ def bare(batches: list[tuple[Tensor, Tensor]]) -> None:
         optimizer.step()
 
 
-def heads_in_lightning(batches: Any, *callbacks: pl.Callback) -> None:
+class Ready:
+    """Batches that wait in memory; a list of them Lightning would take for several loaders."""
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.batches)
+
+
+def heads_in_lightning(batches: list[tuple[Tensor, Tensor]], *callbacks: pl.Callback) -> None:
     module = Module(two_layers())
     if not callbacks:
         module.model[0].requires_grad_(False)
-    quiet_trainer([*callbacks], max_epochs=1, limit_val_batches=0).fit(module, batches)
+    quiet_trainer([*callbacks], max_epochs=1, limit_val_batches=0).fit(module, Ready(batches))
 
 
 if __name__ == "__main__":

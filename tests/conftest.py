@@ -17,13 +17,15 @@ from warm_process import Start, warm_process
 
 _REPOSITORY = Path(__file__).parents[1]
 # Written by the test runner between a test's phases, by torch when it first compiles, and by
-# Lightning when it is imported.
+# Lightning and scikit-learn when they are imported.
 _NOT_OURS = {
     "PYTEST_CURRENT_TEST",
     "PYTORCH_NVML_BASED_CUDA_CHECK",
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
 }
 
 

@@ -705,7 +705,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_of_fit_and_recipe(
     [
         ({"forms": 5}, r"^forms is an int. Give a list of texts"),
         ({"forms": [5]}, r"^forms holds an int. Give a list of texts"),
-        ({"hooks": 1}, r"^hooks is an int. Give a list of objects of frostline.engine.Hook"),
+        ({"hooks": 1}, r"^hooks is an int. Give a list of objects of fl.Hook"),
         ({"hooks": [1]}, r"^hooks holds an int. Give a list of objects"),
         ({"plan": 1}, r"^plan is an int. Give a fl.Plan"),
     ],

@@ -201,3 +201,19 @@ def test_sounds_go_through_a_frozen_network_for_pictures(
     assert "2 frozen tensors" in out
     assert "6 rows computed" in out
     assert re.search(r"^high +\d", out, flags=re.MULTILINE)
+
+
+def test_a_hook_logs_to_mlflow_and_another_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    script = str(EXAMPLES / "10_mlflow.py")
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path)])
+    runpy.run_path(script, run_name="__main__")
+    length, proof, logged = capsys.readouterr().out.splitlines()
+    epochs = int(re.match(r"(\d+) epochs of 50; stopped: accuracy 0.8", length)[1])  # type: ignore[index]  # else it fails
+    assert epochs < 50
+    assert proof.startswith("2 frozen tensors")
+    assert logged.count("0.") == epochs
+    assert list(tmp_path.rglob("val/accuracy"))

@@ -27,6 +27,7 @@ FLOORS = {
     "units": 0,
     "wording": 0,
     "world": 0,
+    "wrapped": 0,
     "wrappers": 0,
     "_tensor_files": 1,
     "selectors": 1,
@@ -59,6 +60,7 @@ FLOORS = {
     "": 11,  # the package itself: what a user imports as `fl`
     "fitting": 11,
     "runs": 12,
+    "classifier": 13,
     "exports": 13,
     "cli": 14,
     "__main__": 15,

@@ -639,6 +639,16 @@ def test_a_changed_picture_is_refused_on_a_resume(world: World, part: str, calle
         world.run(resume=True)
 
 
+def test_a_picture_of_another_class_is_refused_on_a_resume(world: World) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        world.run(stop=1)
+    first, *others = sorted((world.photos / "train").iterdir())
+    picture = first / "0.png"
+    picture.rename(others[0] / f"from-{first.name}.png")
+    with pytest.raises(fl.ConfigError, match=r"cannot resume: the labels, targets or masks in"):
+        world.run(resume=True)
+
+
 def test_a_changed_weights_file_is_refused_on_a_resume(world: World) -> None:
     with pytest.raises(KeyboardInterrupt):
         world.run(stop=1)

@@ -94,6 +94,25 @@ def read(text: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
+    ("data", "changed"), [("numbers.csv", "numbers.csv"), ("masked", "masked/train/masks/0.png")]
+)
+def test_changed_targets_are_refused_on_a_resume(world: World, data: str, changed: str) -> None:
+    file = world.root / changed
+    before = file.read_bytes()
+    if file.suffix == ".png":
+        Image.fromarray(1 - np.asarray(Image.open(file))).save(file)
+    else:
+        file.write_bytes(before.replace(b"0.png,train,0.0", b"0.png,train,0.5"))
+    try:
+        answer = call("train", "--resume", world.of(data), "--epochs", 2)
+    finally:
+        file.write_bytes(before)
+    assert answer.status == 1
+    told = f"cannot resume: the labels, targets or masks in {world.root / data} are not those that"
+    assert told in " ".join(answer.err.split())
+
+
+@pytest.mark.parametrize(
     ("data", "kind", "told"),
     [
         ("numbers.csv", "regression", "the column label holds numbers with fractions"),

@@ -6,6 +6,7 @@ from frostline.backward import lean as lean
 from frostline.checkup import Checkup as Checkup
 from frostline.checkup import Finding as Finding
 from frostline.checkup import doctor as doctor
+from frostline.classifier import FrozenClassifier as FrozenClassifier
 from frostline.cutting import Cut as Cut
 from frostline.cutting import cut as cut
 from frostline.data import Samples as Samples
@@ -13,6 +14,7 @@ from frostline.data import TextSamples as TextSamples
 from frostline.data import open_data as open_data
 from frostline.deltas import load_delta as load_delta
 from frostline.deltas import save_delta as save_delta
+from frostline.engine import Hook as Hook
 from frostline.errors import BrokenPromise as BrokenPromise
 from frostline.errors import ConfigError as ConfigError
 from frostline.errors import CorruptDelta as CorruptDelta

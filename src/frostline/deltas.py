@@ -38,7 +38,7 @@ from frostline._tensor_files import check_header, save_tensors
 from frostline.casting import CAST_DTYPES, cast_dtypes
 from frostline.errors import ConfigError, CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
-from frostline.fingerprints.parts import is_distributed, is_shard
+from frostline.fingerprints.parts import is_shard
 from frostline.fingerprints.unlisted import saved_state
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import train_only
@@ -47,6 +47,7 @@ from frostline.freezing.rows import held_rows
 from frostline.selectors import exactly, inventory, rows
 from frostline.units import format_bytes, some_of
 from frostline.wording import either
+from frostline.wrapped import is_distributed
 from frostline.wrappers import unwrap
 
 FORMAT = "frostline-delta"

@@ -49,18 +49,41 @@ def test_a_trained_head_changes_nothing_of_the_line() -> None:
     assert torch.equal(again.suffix.eval()(*again.prefix(example)), model.eval()(example))
 
 
+def test_a_new_head_of_the_same_form_is_trained_behind_the_line_that_is_there() -> None:
+    model, example = net(), torch.randn(3, 4)
+    before = fl.cut(model, example)
+    model[4] = nn.Linear(8, 2)
+    assert follows(model, example) == 0
+    again = fl.cut(model, example)
+    assert again.key == before.key
+    assert torch.equal(again.suffix.eval()(*again.prefix(example)), model.eval()(example))
+    model.train()
+    again.suffix(*again.prefix(example)).sum().backward()
+    assert model[4].weight.grad is not None
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda model: fl.thaw(model, "2"),
         lambda model: model[0].weight.data.add_(1.0),
-        lambda model: model.__setitem__(4, nn.Linear(8, 2)),
+        lambda model: model.__setitem__(4, nn.Linear(8, 3)),
+        lambda model: model.__setitem__(4, nn.Linear(8, 2, bias=False)),
         lambda model: setattr(model[3], "p", 0.25),
         lambda model: model[2].register_forward_hook(lambda *_: None),
         lambda model: model.append(nn.ReLU()),
         lambda model: model[4].weight.requires_grad_(False),
     ],
-    ids=["thawed", "frozen weight", "new head", "attribute", "hook", "new layer", "frozen by hand"],
+    ids=[
+        "thawed",
+        "frozen weight",
+        "wider head",
+        "head without bias",
+        "attribute",
+        "hook",
+        "new layer",
+        "frozen by hand",
+    ],
 )
 def test_a_changed_model_is_followed_again(change: Callable[[nn.Module], object]) -> None:
     model, example = net(), torch.randn(3, 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -233,6 +233,26 @@ def test_a_wrong_path_is_told_with_the_nearest(tiny_net: Net) -> None:
         replace_classifier(tiny_net(), classes=5, path="fcc")
     with pytest.raises(ModelError, match=r"bn, a BatchNorm2d, not a Linear or a 1x1 Conv2d"):
         replace_classifier(tiny_net(), classes=5, path="bn")
+
+
+def segmenter(*, padding: int = 1, name: str = "segmentation_head") -> nn.Module:
+    """As segmentation_models_pytorch builds them."""
+    head = nn.Sequential(nn.Conv2d(4, 1, 3, padding=padding), nn.Identity())
+    return nn.Sequential(OrderedDict([("encoder", nn.Conv2d(3, 4, 3, padding=1)), (name, head)]))
+
+
+def test_a_wide_convolution_in_a_head_is_replaced_by_one_of_its_kernel() -> None:
+    model: Any = segmenter()
+    assert replace_classifier(model, classes=5, hidden=(6,)) == "segmentation_head.0"
+    first, _, last = model.segmentation_head[0]
+    assert (first.kernel_size, last.kernel_size) == ((3, 3), (1, 1))
+    assert model(torch.ones(2, 3, 7, 9)).shape == (2, 5, 7, 9)
+
+
+@pytest.mark.parametrize("other", [{"padding": 0}, {"name": "decoder"}])
+def test_a_wide_convolution_elsewhere_is_no_classifier(other: Any) -> None:
+    with pytest.raises(ModelError, match=r"its last layer is .*, a 3x3 Conv2d"):
+        find_classifier(segmenter(**other))
 
 
 def test_hidden_widths_give_layers_with_relu_between() -> None:

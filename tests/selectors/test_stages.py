@@ -204,7 +204,14 @@ class Heir(Shuffled):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("kind", [Shuffled, Heir])
+class Noted(Shuffled):
+    notes: list[str] = []  # noqa: RUF012 - as adapters have them
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + len(self.notes))
+
+
+@pytest.mark.parametrize("kind", [Shuffled, Heir, Noted])
 def test_stages_follow_the_forward_and_not_the_registration(kind: type[nn.Module]) -> None:
     order = [path for group in stage_paths(kind()) for path in group]
     assert order == ["stem", "position", "first", "second", "head"]

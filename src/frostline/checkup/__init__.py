@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from frostline.calling import in_turn
-from frostline.checkup import data, distributed, gradients, modes, passes, selection, structure
+from frostline.checkup import (
+    adapters,
+    data,
+    distributed,
+    gradients,
+    modes,
+    passes,
+    selection,
+    structure,
+)
 from frostline.checkup import optimizer as optimizers
 from frostline.checkup.findings import LEVELS, Checkup, Finding, Level, enumerated
 from frostline.checkup.subject import CRASHED, Check, Preprocess, Subject
@@ -27,7 +36,8 @@ from frostline.wording import either
 __all__ = ["CODES", "Checkup", "Finding", "Level", "doctor"]
 
 # The most harmful first: what stops training, what trains the wrong thing, what trains badly.
-_FILES = (selection, passes, optimizers, gradients, modes, distributed, data, structure)
+_UNDER_WAY = (passes, optimizers, adapters, gradients, modes, distributed)
+_FILES = (selection, *_UNDER_WAY, data, structure)
 _CHECKS = [one for file in _FILES for one in vars(file).values() if isinstance(one, Check)]
 
 CODES = ("lazy-module", *(one.code for one in _CHECKS), CRASHED)

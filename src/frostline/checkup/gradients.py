@@ -9,9 +9,9 @@ from torch import nn
 from frostline.checkup.findings import Finding, enumerated, error, listed, note, warning
 from frostline.checkup.subject import Subject, check
 from frostline.checkup.trial import Gradient
-from frostline.fingerprints.parts import is_wrapped
 from frostline.units import format_count
 from frostline.wording import either
+from frostline.wrapped import is_wrapped
 
 _WORTH_TELLING = 0.05  # of the model's numbers, in frozen layers that the backward pass crosses
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from frostline.checkup.adapters import switched_by_peft
 from frostline.checkup.findings import Finding, counted, enumerated, error, listed, warning
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers, replaced_norms
 from frostline.checkup.subject import Subject, check
-from frostline.freezing.modes import held_though_trainable, modes_kept
+from frostline.freezing.modes import held_though_trainable, mark_of, modes_kept
 
 
 @check("replaced-norm")
@@ -29,21 +30,34 @@ def replaced_norm(subject: Subject) -> Iterator[Finding]:
 @check("held-though-trainable")
 def held_and_trainable(subject: Subject) -> Iterator[Finding]:
     new = {p for norm in replaced_norms(subject.root).values() for p in norm.parameters()}
-    names = [
-        path
+    stray = {
+        path: own
         for path, part in held_though_trainable(subject.root)
-        if any(p.requires_grad and p not in new for p in part.parameters())
-    ]
-    if names:
-        shown = tuple(name or "(model)" for name in names)
+        if (own := {p for p in part.parameters() if p.requires_grad and p not in new})
+    }
+    if stray:
+        shown = tuple(path or "(model)" for path in stray)
         yield error(
             enumerated(shown, "part", "held in eval though trainable"),
-            "something set requires_grad behind the freeze, as a trainer's finetuning callback: "
-            "they would train with dropout and statistics off for ever",
-            f"fl.thaw(model, {' | '.join(name or 'all' for name in names)!r})  # gives the modes "
-            "back; what is to stay frozen in there, freeze again",
+            f"{_behind(subject.root, set().union(*stray.values()))}: they would train with dropout "
+            "and statistics off for ever",
+            "fl.thaw(model, [p for p in model.parameters() if p.requires_grad])  # gives the modes "
+            "back; or freeze again what is not to train",
             shown,
         )
+
+
+def _behind(root: nn.Module, trainable: set[nn.Parameter]) -> str:
+    """What may have made the parameters of held parts want gradients."""
+    if trainable.isdisjoint(switched_by_peft(root)):
+        return "something set requires_grad behind the freeze, as a trainer's finetuning callback"
+    owners = (m for m in root.modules() if trainable & set(m._parameters.values()))
+    if any(mark_of(owner) is not None for owner in owners):
+        return (
+            "something set requires_grad behind the freeze: PEFT switches adapters and its copies "
+            "of layers on in get_peft_model(), set_adapter() and behind `with disable_adapter()`"
+        )
+    return "the adapters came after the freeze, into parts that were frozen as a whole"
 
 
 @check("moving-statistics")

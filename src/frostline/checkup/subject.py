@@ -15,12 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from frostline.checkup.findings import Finding
 from frostline.checkup.trial import Facts, run_trial
 from frostline.errors import ConfigError, SelectorError, one_line
-from frostline.fingerprints.parts import is_distributed
 from frostline.plans import Plan
 from frostline.plans.parts import Part, parts
 from frostline.recipe import Recipe
 from frostline.selectors import Inventory, Selector, inventory, stages
 from frostline.tasks import Classification, Task
+from frostline.wrapped import is_distributed
 from frostline.wrappers import live_wrappers, unwrap, wrappers
 
 Preprocess = Callable[[Any], Tensor]

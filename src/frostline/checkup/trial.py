@@ -19,8 +19,9 @@ from frostline.checkup.keeping import untouched
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers
 from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, versions_in, watching
 from frostline.errors import DataError
-from frostline.fingerprints.parts import is_finite, is_wrapped, plain_parts, same_bits
+from frostline.fingerprints.parts import is_finite, plain_parts, same_bits
 from frostline.tasks import Classification, Task, step_loss
+from frostline.wrapped import is_wrapped
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 Step = Literal[

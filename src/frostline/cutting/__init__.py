@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from frostline.calling import in_turn
 from frostline.cutting.at_module import ModuleSplit
 from frostline.cutting.checking import Checked, check, state_kept
-from frostline.cutting.drawing import Drawn, draw, recall
+from frostline.cutting.drawing import Drawn, draw, recall, remember
 from frostline.cutting.drawing import FrontierValue as FrontierValue
 from frostline.cutting.halves import Above, Half
 from frostline.cutting.keys import At, at_key, at_line, check_current
@@ -112,6 +112,11 @@ class Prefix(nn.Module):
                 was cut any more.
         """
         return self.run_flat(self.spec.flatten(named or inputs))
+
+    def check_same(self) -> None:
+        """Raise CutError where the model is not what was cut."""
+        if isinstance(self._half, Half):
+            self._half.tensors(self._model)
 
     def run_flat(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
         """The values for the inputs' tensors, in the order of `spec`."""
@@ -229,8 +234,10 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
             return _behind(model, spec, at, tensors)
         known = recall(model, spec, tensors)
         if known is not None:
-            with suppress(CutError):  # something that identities do not tell has changed
-                made = _made(known, model, spec, tensors)
+            drawn, seen = known
+            with suppress(CutError):  # something of it has changed
+                _check_same(drawn, model, spec, seen)
+                made = _made(drawn, model, spec, tensors)
                 made.check_current()
                 return made
         try:
@@ -243,10 +250,25 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
 def _made(drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
     """What was drawn, for this model: checked, and to be compared with it at each call."""
     seen = _checked(*_halves(drawn, model, spec, Checked()), tensors)
+    model.train()
+    remember(model, spec, tensors, drawn, seen)
     prefix, suffix = _halves(drawn, model, spec, seen)
     frontier, rows, vary = Frontier(drawn.frontier), rows_of(tensors), drawn.varying
     found = drawn.why, drawn.share, seen.error
     return Cut(prefix, suffix, frontier, *found, samples=rows, key=drawn.key, varying=vary)
+
+
+def _check_same(drawn: Drawn, model: nn.Module, spec: InputSpec, seen: Checked) -> None:
+    """Compare the model, maybe with another head, with what a check saw of it, in both modes.
+
+    Raises:
+        CutError: it is not what was cut.
+    """
+    prefix, suffix = _halves(drawn, model, spec, seen)
+    for training in (False, True):
+        model.train(training)
+        prefix.check_same()
+        suffix.check_same()
 
 
 def _halves(

@@ -1,8 +1,9 @@
 """The frost line drawn in the graphs of both modes; drawn once for a model that does not change.
 
 Following a model takes longer than training a head on stored features, and a second run with
-another learning rate starts from the same model. What is reused is checked on the example like
-anything new, and its tensors against its key: what was changed behind our back shows there.
+another learning rate starts from the same model, or from it with a new head of the same form. What
+is reused is compared with the model as at each call of a cut, its tensors with its key, and it is
+checked on the example like anything new.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from frostline.cutting.cheapest import choose, forward_share, row_bytes
+from frostline.cutting.checking import Checked
 from frostline.cutting.dividing import GraphLine, build_prefix, build_suffix
 from frostline.cutting.graphs import OpenGraph
 from frostline.cutting.layouts import RowLayout, row_sizes, row_symbols
@@ -36,6 +38,7 @@ from frostline.cutting.tracing import (
 )
 from frostline.cutting.trial import Observed, rearrange, run_trial
 from frostline.errors import NothingFrozen, one_line
+from frostline.standins import StandIn
 from frostline.units import format_bytes
 
 
@@ -93,17 +96,31 @@ class Drawn:
 
 
 # One entry for each model that is alive; it goes with the model.
-_KEPT: WeakKeyDictionary[nn.Module, tuple[object, Drawn]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[nn.Module, tuple[object, Drawn, Checked]] = WeakKeyDictionary()
 
 
-def recall(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn | None:
-    """What was drawn for this very model, if it and the form of its inputs are as they were."""
-    state, drawn = _KEPT.get(model, (None, None))
-    return drawn if state == _state(model, spec, tensors) else None
+def recall(
+    model: nn.Module, spec: InputSpec, tensors: list[Tensor]
+) -> tuple[Drawn, Checked] | None:
+    """What was drawn for this model and what its check saw, if the form of all is as it was.
+
+    Whether the model is still what was checked is to be asked of the halves.
+    """
+    state, drawn, seen = _KEPT.get(model, (None, None, None))
+    if drawn is None or seen is None or state != _state(model, spec, tensors):
+        return None
+    return drawn, seen
+
+
+def remember(
+    model: nn.Module, spec: InputSpec, tensors: list[Tensor], drawn: Drawn, seen: Checked
+) -> None:
+    """Keep a line that was checked on the model, which is in train mode, for `recall`."""
+    _KEPT[model] = _state(model, spec, tensors), drawn, seen
 
 
 def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
-    """Follow the model in both modes and draw the line; remembers it for `recall`.
+    """Follow the model in both modes and draw the line.
 
     The model is in train mode afterwards.
 
@@ -151,7 +168,6 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     )
     forget_symbols(traced.module.graph, evaluated.module.graph)
     model.train()
-    _KEPT[model] = _state(model, spec, tensors), drawn
     return drawn
 
 
@@ -202,13 +218,13 @@ def _prefix_key(traced: Traced, held: Collection[fx.Node], crossing: Collection[
 
 
 def _state(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> tuple[object, ...]:
-    """Identities of modules, tensors and hooks, switches and modes, autocast, shapes of inputs."""
-    modules = [(m, m.training, m.__dict__.get("forward")) for m in model.modules()]
+    """Names, classes, switches and modes, hooks, autocast, shapes of inputs."""
+    modules = list(model.named_modules())
     return (
-        tuple((id(m), type(m), training, id(forward)) for m, training, forward in modules),
-        tuple((*m._forward_hooks, None, *m._forward_pre_hooks) for m, *_ in modules),
-        tuple((id(p), p.requires_grad, p.device) for p in model.parameters()),
-        tuple(id(b) for b in model.buffers()),
+        tuple((path, type(m), m.training, _own_forward(m)) for path, m in modules),
+        tuple((*m._forward_hooks, None, *m._forward_pre_hooks) for _, m in modules),
+        tuple((name, p.requires_grad, p.device) for name, p in model.named_parameters()),
+        tuple(name for name, _ in model.named_buffers()),
         tuple((t.shape[1:], t.dtype, t.device) for t in tensors),
         tuple(
             (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
@@ -217,3 +233,9 @@ def _state(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> tuple[ob
         spec.tree,
         spec.leaves,
     )
+
+
+def _own_forward(module: nn.Module) -> int | None:
+    """The identity of a forward that is not the class's; ours changes no number."""
+    own = vars(module).get("forward")
+    return None if own is None or isinstance(own, StandIn) else id(own)

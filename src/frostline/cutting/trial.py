@@ -23,6 +23,7 @@ from frostline.cutting.layouts import RowLayout, layouts_of
 from frostline.cutting.regions import entered
 from frostline.cutting.tracing import Traced, upwards
 from frostline.schemas import aliased
+from frostline.wrapped import memory_of
 
 _ROWS = 3
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -80,9 +81,7 @@ def run_trial(traced: Traced, tensors: list[Tensor]) -> Observed:
     values = dict(runner.env)
     # Nothing is freed during the run, so one address is one memory.
     storage = {
-        node: value.untyped_storage().data_ptr()
-        for node, value in values.items()
-        if isinstance(value, Tensor)
+        node: memory_of(value) for node, value in values.items() if isinstance(value, Tensor)
     }
     rows = samples[0].shape[0]
     flops = {node: count / rows for node, count in runner.flops.items()}

@@ -66,22 +66,28 @@ class _Loop:
     hooks: tuple[Hook, ...]
 
     def run(self) -> None:
-        """From the session's position to the end of its last phase."""
+        """From the session's position to the end of its last phase, or until it is stopped."""
         training, session = self.training, self.training.session
         while not session.is_over:
             session.enter()
             stepper = Stepper(training, self.task)
-            if not session.phase_end:
+            trains = not session.phase_end
+            if trains:
                 start = time.perf_counter()
                 data = self.pipeline(training)
                 training.sums.pipeline_seconds += time.perf_counter() - start
             while not session.phase_end:
                 self._epoch(stepper, data)
+                if training.stopped:
+                    break
             proof = session.leave()
-            if len(training.phase_history) <= session.position.phase:
+            # One that was stopped and goes on has a record already, of what it was then.
+            if trains or len(training.phase_history) <= session.position.phase:
                 training.end_phase(proof)
                 for hook in self.hooks:
                     hook.on_phase(training)
+            if training.stopped:
+                return
 
     def _epoch(self, stepper: Stepper, data: Pipeline) -> None:
         training, start = self.training, time.perf_counter()

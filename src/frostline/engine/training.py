@@ -42,6 +42,7 @@ class Training:
         compute: where it goes on, and in which precision.
         found: what the model made of the validation data at the end of the last epoch, for hooks
             that are called with it; not kept longer.
+        stopped: why a hook stopped the run; empty while none did.
     """
 
     session: Session
@@ -50,6 +51,7 @@ class Training:
     phase_history: list[PhaseRecord] = field(default_factory=list)
     sums: Sums = field(default_factory=Sums)
     found: Predictions | None = None
+    stopped: str = ""
     _sums: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -73,6 +75,18 @@ class Training:
     def is_over(self) -> bool:
         """Whether the last phase has ended."""
         return self.position.phase == len(self.session.phases) - 1 and bool(self.session.phase_end)
+
+    def stop(self, why: str) -> None:
+        """End the run after the epoch under way, as a whole run: best weights, proof and report.
+
+        No later phase is begun. A run folder can be resumed, and then goes on to the bits that it
+        would have ended with. To end it within an epoch, raise `KeyboardInterrupt`: what was
+        trained is kept to resume from, and there is no result.
+
+        Args:
+            why: for people, in the record of the phase.
+        """
+        self.stopped = why or "by a hook"
 
     def count_step(self, loss: float, sums: Mapping[str, Tensor], samples: int) -> None:
         """Add up a step; the task's `sums` stay on their device until settled."""
@@ -132,7 +146,7 @@ class Training:
                 feed_seconds=self.sums.pipeline_seconds,
                 seconds=at.phase_seconds,
                 plain_step_seconds=self.session.planned.step_seconds[at.phase],
-                ended=self.session.phase_end,
+                ended=self.session.phase_end or f"stopped: {self.stopped}",
                 best_epoch=at.phase_best.epoch,
                 best_metric=at.phase_best.value,
                 frozen=Proven(proof.tensors, proof.nbytes, str(proof.fingerprint)),
@@ -142,7 +156,22 @@ class Training:
 
 
 class Hook:
-    """What a run may call out to; each method does nothing unless it is written."""
+    """What a run may call out to; each method does nothing unless it is written.
+
+    Hooks are called in the order in which they were given, after the run's own. What a hook raises
+    ends the run: what was trained is kept in the run's folder, to be resumed.
+
+    `training` has `model`, `position` (epochs, steps and phase so far), `history` (a record for
+    each epoch), `phase_history`, `session` with its `optimizer`, and `stop(why)`.
+
+    Example:
+        >>> class Enough(fl.Hook):
+        ...     def on_epoch(self, training):
+        ...         if training.history[-1].validation["accuracy"] >= 0.5:
+        ...             training.stop("half of them are right")
+        >>> fl.fit(model, data, data, epochs=2, lr=1e-2, hooks=[Enough()]).proof.tensors
+        7
+    """
 
     def on_start(self, training: Training) -> None:
         """Before the first step; may set the position to resume from."""

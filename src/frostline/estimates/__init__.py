@@ -33,6 +33,7 @@ from frostline.recipe import check_alone
 from frostline.selectors import SelectorLike
 from frostline.session import freeze_for
 from frostline.tasks import Task, task_of
+from frostline.wrapped import is_wrapped
 
 __all__ = ["Estimate", "estimate"]
 
@@ -40,7 +41,7 @@ _PRECISIONS = get_args(StepPrecision)
 _LARGEST_BATCH = 1 << 20
 _SECOND_BATCH = 16  # beside a batch of one, to see how memory grows
 _CUT_SAMPLES = 2  # on which a cut is checked; it computes them some ten times
-_DEPTHS = 10  # stages up to which all is frozen in the table; each costs a trace of the model
+_DEPTHS = 7  # stages up to which all is frozen in the table; each costs a trace of the model
 
 Freezing = Callable[[], object]  # freezes the model in some way
 _Found = TypeVar("_Found")
@@ -65,7 +66,7 @@ def estimate(
     budget: int | None = None,
     check: bool = False,
     task: Task | str | None = None,
-    calibration_seconds: float = 4.0,
+    calibration_seconds: float = 3.0,
     progress: Progress | None = None,
 ) -> Estimate:
     """Say what a training step and a whole plan would cost, before anything runs.
@@ -91,7 +92,7 @@ def estimate(
         samples: to train on, or (to train on, to validate on): for the time of epochs, which is
             where a cut is looked for, and the disk that their features take where they are as long
             as the example is.
-        stages: also a step with everything up to each stage frozen, for at most 10 stages evenly
+        stages: also a step with everything up to each stage frozen, for at most 7 of them evenly
             from none to all but the last. Of these, less that trains is never said to take longer:
             seconds that noise has put the other way round are pooled.
         budget: bytes: the largest batch and the deepest thaw that fit.
@@ -103,7 +104,8 @@ def estimate(
         progress: called with (parts of the work done, parts in all).
 
     Raises:
-        ConfigError: an argument is out of range, or the model's step needs numbers.
+        ConfigError: an argument is out of range, the model has quantised weights, or its step
+            needs numbers.
         SelectorError, FreezeError: a selector or phase does not fit the model.
 
     Example:
@@ -112,6 +114,7 @@ def estimate(
         3076
     """
     _check_asked(optimizer, batch_size, precision)
+    _check_plain(model)
     check_alone(freeze=freeze, train=train, plan=plan)
     counts = samples if isinstance(samples, tuple) else (samples, 0)
     setup = Setup(model, example, optimizer, precision, task_of(task), batch_size)
@@ -197,6 +200,16 @@ def _check_asked(optimizer: str, batch_size: int, precision: str) -> None:
         raise ConfigError(f"no precision '{precision}'. Give one of {', '.join(_PRECISIONS)}.")
     if batch_size < 1:
         raise ConfigError(f"a batch of {batch_size} samples. Give one of at least 1.")
+
+
+def _check_plain(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_wrapped(tensor):
+            raise ConfigError(
+                f"{name} is of class {type(tensor).__name__}, which is made of other tensors, and "
+                "an estimate follows the memory of plain ones. Estimate the model before its "
+                "weights are quantised."
+            )
 
 
 def _phase_freezes(model: nn.Module, phases: Sequence[Phase]) -> Iterator[Freezing]:

@@ -23,7 +23,7 @@ from frostline.estimates.measuring import Progress, Stopwatch, counted
 from frostline.estimates.pricing import Prices, measure_prices
 from frostline.estimates.skeleton import skeleton
 from frostline.estimates.steps import STATE_BYTES, Setup
-from frostline.estimates.tracing import Key, OpRecorder, Pass, touched
+from frostline.estimates.tracing import Key, OpRecorder, Pass, touched, uncollected
 from frostline.freezing import freezes_kept, thaw
 from frostline.tasks import Classification
 
@@ -94,7 +94,7 @@ def ledger(
     *,
     batch_size: int = 32,
     optimizer: str = "adamw",
-    calibration_seconds: float = 4.0,
+    calibration_seconds: float = 3.0,
     progress: Progress | None = None,
 ) -> Ledger:
     """Work out what a step of `model` costs by turns; afterwards the model is as it was.
@@ -122,6 +122,7 @@ def ledger(
     return _Writer(seen, prices).write(batch_size, optimizer, watch.core_share)
 
 
+@uncollected()
 def _follow(model: nn.Module, example: Any, batch_size: int, case: str) -> _Turns:
     fake, batch, mode = skeleton(model, example, batch_size)
     wanting = int(case[0])

@@ -16,7 +16,7 @@ from frostline.estimates.measuring import StepCost, measure_step
 from frostline.estimates.pricing import Prices
 from frostline.estimates.results import LayerCost, Memory, Step
 from frostline.estimates.skeleton import real_batch, skeleton
-from frostline.estimates.tracing import OpRecorder, StepTrace, runnable
+from frostline.estimates.tracing import OpRecorder, StepTrace, runnable, uncollected
 from frostline.tasks import Classification, Task
 
 # Of each optimizer: bytes of state for each byte of a gradient, and for each tensor besides: Adam
@@ -36,6 +36,7 @@ class Setup:
     task: Task = field(default_factory=Classification)
     batch_size: int = 32
 
+    @uncollected()
     def trace(self, rows: int | None = None) -> StepTrace:
         """A step of `batch_size` samples or of so many in train mode, without memory or kernels.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from bisect import bisect_right
 from collections import defaultdict
@@ -116,6 +117,18 @@ def runnable(model: nn.Module) -> Iterator[None]:
             f"({one_line(error)}). Give an example that the model takes; where its "
             "forward asks for values, as `if x.sum() > 0`, an estimate cannot be made."
         ) from error
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's collector: each sweep goes through all of torch, a quarter of a trace."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own

@@ -19,6 +19,7 @@ from frostline.fingerprints.parts import bytes_of, plain_parts
 from frostline.fingerprints.unlisted import saved_state
 from frostline.selectors import Selection, SelectorLike, everything, select
 from frostline.selectors.ranges import suffix
+from frostline.wrapped import is_wrapped
 
 SAMPLED_NUMBERS = 4096
 BLOCK_NUMBERS = 65536
@@ -135,6 +136,7 @@ class Record:
     Attributes:
         nbytes: how many bytes were recorded.
         rows: for a record of some rows of a tensor, which; all else is of these rows alone.
+        wrapped: class of a tensor that is made of others, of which the first gives the sample.
     """
 
     digest: str
@@ -144,6 +146,7 @@ class Record:
     block_sums: Tensor
     nbytes: int
     rows: range | None = None
+    wrapped: str = ""
 
     @classmethod
     def of(cls, tensor: Tensor, *, name: str, at: range | None = None) -> Self:
@@ -152,7 +155,8 @@ class Record:
         _, parts = plain_parts(tensor, name)
         sample, sums = _sample(parts[0]), _block_sums(parts[0])
         size = sum(part.numel() * part.dtype.itemsize for part in parts)
-        return cls(hashed, tensor.dtype, tuple(tensor.shape), sample, sums, size, at)
+        kind, shape = _class_of(tensor), tuple(tensor.shape)
+        return cls(hashed, tensor.dtype, shape, sample, sums, size, at, kind)
 
     def moved(self, tensor: Tensor, *, name: str) -> str | None:
         """How far `tensor` is from this record, in words; `None` when no bit differs.
@@ -167,6 +171,9 @@ class Record:
             return f"dtype changed from {self.dtype} to {tensor.dtype}"
         if tuple(tensor.shape) != self.shape:
             return f"shape changed from {self.shape} to {tuple(tensor.shape)}"
+        kind = _class_of(tensor)
+        if kind != self.wrapped:
+            return f"is kept otherwise now, as {kind or 'a plain tensor'}"
         return self._distance(plain_parts(tensor, name)[1][0])
 
     def _distance(self, tensor: Tensor) -> str:
@@ -180,9 +187,15 @@ class Record:
         shifts = _steps(_block_sums(tensor), self.block_sums)
         block = int(shifts.argmax())
         if shifts[block] == 0:
-            return "differs in bits, by less than its numbers tell"
+            scaled = "; what these are scaled by may have moved" if self.wrapped else ""
+            return f"differs in bits, by less than its numbers tell{scaled}"
         first, last = block * BLOCK_NUMBERS, min((block + 1) * BLOCK_NUMBERS, tensor.numel()) - 1
         return f"moved by about {float(shifts[block]):.3g} within numbers {first} to {last}"
+
+
+def _class_of(tensor: Tensor) -> str:
+    """Of one that is made of others, the class; detached, a parameter is of its own."""
+    return type(tensor.detach()).__name__ if is_wrapped(tensor) else ""
 
 
 def _steps(now: Tensor, before: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from frostline.errors import FrostlineError
+from frostline.wrapped import is_distributed, is_wrapped
 
 _SPARSE = {
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -21,11 +22,6 @@ _SPARSE = {
 def is_shard(tensor: Tensor) -> bool:
     """Whether this process holds a part of the tensor only."""
     return is_distributed(tensor) and _local(tensor).shape != tensor.shape
-
-
-def is_distributed(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, as `fully_shard` makes; by name, to spare a slow import."""
-    return any(base.__name__ == "DTensor" for base in type(tensor).__mro__)
 
 
 def plain_parts(tensor: Tensor, name: str) -> tuple[str, list[Tensor]]:
@@ -49,7 +45,7 @@ def plain_parts(tensor: Tensor, name: str) -> tuple[str, list[Tensor]]:
         return _quantised(value)
     if value.layout is not torch.strided:
         return _sparse(value, name)
-    if hasattr(value, "__tensor_flatten__"):
+    if is_wrapped(value):
         return _wrapped(value, name)
     if value.is_nested:
         raise FrostlineError(
@@ -86,11 +82,6 @@ def bytes_of(part: Tensor) -> Tensor:
     """All bits of a plain dense tensor, in one dimension of bytes."""
     dense = part.detach().resolve_conj().resolve_neg().contiguous()
     return dense.flatten().view(torch.uint8)
-
-
-def is_wrapped(tensor: Tensor) -> bool:
-    """Whether it is of a subclass that is made of other tensors: few operations take those."""
-    return hasattr(tensor, "__tensor_flatten__") and not is_distributed(tensor)
 
 
 def _may(part: Tensor) -> bool:

@@ -147,7 +147,7 @@ def fit(
         forms: how the frozen part is computed in each phase, as another run recorded it in its
             `run.toml`; by default in what the machine is best at within the precision.
         compile: compile what is trained with `torch.compile`.
-        hooks: called by the loop, besides those that save and log.
+        hooks: `fl.Hook`s that the loop calls, besides those that save and log.
         settings: of a run that was prepared; in place of all that they hold.
         world: who else trains this model; one process for now.
 
@@ -319,7 +319,7 @@ def _recipe(recipe: Recipe | None, options: dict[str, object], plan: Plan | None
 
 def _listed(name: str, given: object, kind: type[_Kind]) -> Iterator[_Kind]:
     """What a list holds, if that is of the kind it should be."""
-    wanted = "texts, as a run.toml has them" if kind is str else "objects of frostline.engine.Hook"
+    wanted = "texts, as a run.toml has them" if kind is str else "objects of fl.Hook"
     if not isinstance(given, Iterable):
         raise ConfigError(f"{name} is {a_type(given)}. Give a list of {wanted}.")
     for one in given:

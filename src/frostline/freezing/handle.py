@@ -315,8 +315,20 @@ def non_empty(selection: Selection, verb: str) -> Selection:
 
 
 def _stands_at(module: nn.Module, root: nn.Module, place: str) -> bool:
-    """Whether it still owns the tensor of that full name, through compiled parts as well."""
+    """Whether it still owns the tensor of that full name, through compiled parts as well.
+
+    Also within what was put around it since, or where that stood which was around it and is gone:
+    adapters come and go so, and leave the layer itself alone.
+    """
+    path = place.rpartition(".")[0]
+    found = _module_at(root, path)
+    if found is None:
+        return _module_at(root, path.rpartition(".")[0]) is module
+    return any(inner is module for inner in found.modules())
+
+
+def _module_at(root: nn.Module, path: str) -> nn.Module | None:
     try:
-        return root.get_submodule(place.rpartition(".")[0]) is module
+        return root.get_submodule(path)
     except AttributeError:
-        return False
+        return None

@@ -17,11 +17,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from frostline.choices import NormPolicy
 from frostline.errors import FreezeError
-from frostline.fingerprints.parts import is_wrapped
 from frostline.freezing.modes import is_held, is_random_in_training
 from frostline.selectors import Selection
 from frostline.selectors.inventory import paths_above
 from frostline.units import some_of
+from frostline.wrapped import is_wrapped
 from frostline.wrappers import strays, wrappers
 
 # Whether what is frozen and thawed now is undone before anybody trains.

@@ -13,6 +13,7 @@ from frostline.freezing.rows import held_numel
 from frostline.selectors.inventory import inventory
 from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_count, some_of
+from frostline.wrapped import stored_bytes
 from frostline.wrappers import unwrap
 
 State = Literal["frozen", "trainable", "partly frozen", "no parameters"]
@@ -133,7 +134,7 @@ def _row(path: str, thing: nn.Module | nn.Parameter) -> Row:
         parameters, buffers = list(thing.parameters()), list(thing.buffers())
     count = sum(p.numel() for p in parameters)
     trainable = sum(p.numel() - held_numel(p) for p in parameters if p.requires_grad)
-    nbytes = sum(tensor.nbytes for tensor in (*parameters, *buffers))
+    nbytes = sum(map(stored_bytes, (*parameters, *buffers)))
     return Row(path, kind, count, trainable, nbytes, _state(count, trainable), mode)
 
 

@@ -31,7 +31,8 @@ def find_classifier(model: nn.Module) -> tuple[str, ...]:
 
     What timm says of its models is believed, and of LR-ASPP it is two whose outputs are added.
     Elsewhere it is the last layer with parameters in the model's last child that has any, if that
-    is a `Linear` or a 1x1 `Conv2d`; an auxiliary head of torchvision's is none.
+    is a `Linear` or a 1x1 `Conv2d`, or a larger one that keeps the size of maps in what is named
+    a head; an auxiliary head of torchvision's is none.
 
     Raises:
         ModelError: there is no such layer.
@@ -53,7 +54,7 @@ def find_classifier(model: nn.Module) -> tuple[str, ...]:
     if all(path in dict(model.named_modules()) for path in ADDED):
         return ADDED
     last = _last_layer(model)
-    if last is None or not _is_logit_layer(model.get_submodule(last)):
+    if last is None or not _is_logit_layer(model.get_submodule(last), last):
         found = f"its last layer is {_kind(model, last)}" if last else "it has no layers"
         raise ModelError(f"{_name(model)} has no classifier to be found: {found}. {_instead()}")
     return (last,)
@@ -78,12 +79,20 @@ def logit_layer(model: nn.Module, path: str) -> LogitLayer:
         close = ", ".join(nearest(path, [name for name in modules if name]))
         raise ModelError(f"{_name(model)} has no module {path!r}. Nearest: {close or 'none'}.")
     layer = modules[path]
-    if isinstance(layer, nn.Linear | nn.Conv2d) and _is_logit_layer(layer):
+    if isinstance(layer, nn.Linear | nn.Conv2d) and _is_logit_layer(layer, path):
         return layer
     raise ModelError(
         f"{path} of {_name(model)} is {_kind(model, path)}, not a Linear or a 1x1 Conv2d. "
         "Name the layer that makes the logits."
     )
+
+
+def keeps_size(layer: nn.Conv2d) -> bool:
+    """Whether maps are as high and wide behind the layer as before it."""
+    if set(layer.stride) != {1} or set(layer.dilation) != {1}:
+        return False
+    around = tuple(size // 2 for size in layer.kernel_size)
+    return layer.padding in (around, "same") and all(size % 2 for size in layer.kernel_size)
 
 
 def widths(layer: LogitLayer) -> tuple[int, int]:
@@ -169,11 +178,13 @@ def _last_layer(model: nn.Module) -> str | None:
     return None
 
 
-def _is_logit_layer(module: nn.Module) -> bool:
+def _is_logit_layer(module: nn.Module, path: str) -> bool:
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False  # an attention's own output, not a classifier
     if isinstance(module, nn.Conv2d):
-        return set(module.kernel_size) == {1} and module.groups == 1
+        # A larger one may be a backbone's last; segmentation_models_pytorch has it in a head.
+        may_be_larger = "head" in path and keeps_size(module)
+        return module.groups == 1 and (set(module.kernel_size) == {1} or may_be_larger)
     return isinstance(module, nn.Linear)
 
 

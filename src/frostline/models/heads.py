@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, final
 
@@ -15,6 +14,7 @@ from frostline.errors import ConfigError, ModelError, a_type
 from frostline.models._built import seeded
 from frostline.models.classifiers import (
     ADDED,
+    LogitLayer,
     decoder,
     find_classifier,
     logit_layer,
@@ -114,10 +114,10 @@ def replace_classifier(
 ) -> str:
     """Put a new head where the classifier was, and return its dotted path, which is the same.
 
-    The head is `Linear(in, classes)`, a 1x1 `Conv2d` where that was one, or a `Sequential` if
-    there are hidden widths; on the old layer's device, in its dtype and mode, and trainable.
-    Every other name stays. Counts of classes that timm and transformers keep are updated. Of
-    LR-ASPP both layers are replaced, and the path is that of what holds them.
+    The head is `Linear(in, classes)`, a `Conv2d` of the same kernel where that was one, or a
+    `Sequential` if there are hidden widths; on the old layer's device, in its dtype and mode, and
+    trainable. Every other name stays. Counts of classes that timm and transformers keep are
+    updated. Of LR-ASPP both layers are replaced, and the path is that of what holds them.
 
     Args:
         path: of the layer to replace, where `find_classifier` would not find it.
@@ -134,7 +134,8 @@ def replace_classifier(
     place = _the_only(model, found)
     old = logit_layer(model, place)
     _check_not_shared(model, place)
-    new = build_head(widths(old)[0], classes, hidden, conv=isinstance(old, nn.Conv2d))
+    kernel = max(old.kernel_size) if isinstance(old, nn.Conv2d) else None
+    new = build_head(widths(old)[0], classes, hidden, kernel=kernel)
     new.to(device=old.weight.device, dtype=old.weight.dtype).train(old.training)
     model.set_submodule(place, new)
     _update_counts(model, place, classes)
@@ -169,21 +170,27 @@ def _like(model: nn.Module, head: nn.Module) -> nn.Module:
 
 
 def build_head(
-    features: int, classes: int, hidden: Sequence[int] = (), *, conv: bool = False
+    features: int, classes: int, hidden: Sequence[int] = (), *, kernel: int | None = None
 ) -> nn.Module:
     """`Linear(features, classes)`, or `Sequential(Linear, ReLU, ..., Linear)` with hidden widths.
 
     Args:
-        conv: 1x1 `Conv2d` instead of `Linear`, for `(batch, features, height, width)`.
+        kernel: of a `Conv2d` that is first instead of `Linear`, for maps `(batch, features, height,
+            width)`, which keep their size; those behind it are 1x1.
 
     Raises:
         ConfigError: a width is no positive whole number.
     """
     named = [("features", features), *(("hidden width", width) for width in hidden)]
     _check_widths([*named, ("classes", classes)])
-    make: Any = partial(nn.Conv2d, kernel_size=1) if conv else nn.Linear
-    pairs = pairwise((features, *hidden, classes))
-    layers: list[nn.Linear | nn.Conv2d] = [make(*pair) for pair in pairs]
+
+    def make(number: int, pair: tuple[int, int]) -> LogitLayer:
+        if kernel is None:
+            return nn.Linear(*pair)
+        size = 1 if number else kernel
+        return nn.Conv2d(*pair, kernel_size=size, padding=size // 2)
+
+    layers = [make(*each) for each in enumerate(pairwise((features, *hidden, classes)))]
     last = layers[-1]
     # Small logits at the start, as torchvision gives its own classifiers: SqueezeNet puts a ReLU
     # on its logits, and with torch's larger default some classes start dead.

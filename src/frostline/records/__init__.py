@@ -31,5 +31,6 @@ from frostline.records.reading import DataNotes as DataNotes
 from frostline.records.reading import EpochLine as EpochLine
 from frostline.records.reading import ResultNotes as ResultNotes
 from frostline.records.reading import RunRecords as RunRecords
+from frostline.records.reading import read_data_notes as read_data_notes
 from frostline.records.reading import read_records as read_records
 from frostline.records.reading import write_data_notes as write_data_notes

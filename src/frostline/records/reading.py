@@ -55,12 +55,14 @@ class DataNotes:
         how: how the pictures were divided, for people.
         train, validation: pictures of each class.
         findings: level, code and message of each, worst first.
+        targets: a hash of what each sample is labelled with; empty before 0.2.
     """
 
     how: str
     train: Mapping[str, int]
     validation: Mapping[str, int]
     findings: tuple[tuple[str, str, str], ...] = ()
+    targets: str = ""
 
 
 @final

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+import xxhash
+
+from frostline._files import file_digest
 from frostline.config import RunSettings
 from frostline.data import (
     Audit,
     ImageDataset,
     ImageSet,
+    MaskFile,
     Samples,
     Splits,
     TextSet,
@@ -76,6 +80,27 @@ def all_contents(found: Audited) -> list[str]:
     else:
         every = [texts.contents_of(part) for part in found.splits.sets.values()]
     return [digest for part in every for digest in part]
+
+
+def targets_digest(found: Audited) -> str:
+    """A hash of what each sample to train on or to validate on is labelled with."""
+    hashed = xxhash.xxh3_128()
+    for part, digests in zip((found.splits.train, found.splits.val), contents(found), strict=True):
+        pairs = zip(digests, _said(part), strict=True)
+        hashed.update("\n".join(sorted(f"{digest} {said}" for digest, said in pairs)).encode())
+    return hashed.hexdigest()
+
+
+def _said(part: Part) -> list[str]:
+    if isinstance(part, TextSet):
+        return list(map(str, part.said))
+    targets = ((sample.target, sample.label) for sample in part.samples)
+    return [
+        file_digest(target.path)
+        if isinstance(target, MaskFile)
+        else str(part.classes[label] if target is None else target)
+        for target, label in targets
+    ]
 
 
 def datasets(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
-from frostline.config import FreezeSettings, RunSettings
+from frostline.config import FreezeSettings, ModelSettings, RunSettings
 from frostline.data import Augment, ImageDataset, MaskFile, Samples, TextSplits
 from frostline.engine import Hook, Training
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
@@ -19,7 +19,7 @@ from frostline.models import LoadedModel, ModelSpec, load_model
 from frostline.models.classifiers import mapping_words, own_order
 from frostline.models.file_source import line_in
 from frostline.preprocessing import Preprocessing, TextPreprocessing
-from frostline.records import DataNotes, RunFolder, write_data_notes
+from frostline.records import DataNotes, RunFolder, read_data_notes, write_data_notes
 from frostline.runs import material
 from frostline.runs.material import Audited
 from frostline.runs.starting import Start, check_kept
@@ -75,11 +75,13 @@ class Prepared:
         splits, folder = self.data.splits, RunFolder(Path(out))
         train_set, val_set = self.datasets()
         trained_on, validated_on = material.contents(self.data)
+        targets = material.targets_digest(self.data)
         if resume:
             self._check_same(folder, "training", folder.read_trained_on(), trained_on)
             self._check_same(folder, "validation", folder.read_validated_on(), validated_on)
+            self._check_same_targets(folder, targets)
         findings = tuple((one.level, one.code, one.message) for one in self.data.findings)
-        notes = DataNotes(splits.how, *splits.counts, findings)
+        notes = DataNotes(splits.how, *splits.counts, findings, targets)
         try:
             return fit(
                 self.loaded.model,
@@ -104,6 +106,17 @@ class Prepared:
             raise ConfigError(
                 f"cannot resume: the {part} {what} in {self.settings.data.path} are not those "
                 f"that {folder.root} began with. Restore them, or start a new run."
+            )
+
+    def _check_same_targets(self, folder: RunFolder, now: str) -> None:
+        try:
+            before = read_data_notes(folder.data).targets
+        except (OSError, ValueError):  # it is for the report, which says so
+            return
+        if before and before != now:
+            raise ConfigError(
+                f"cannot resume: the labels, targets or masks in {self.settings.data.path} are not "
+                f"those that {folder.root} began with. Restore them, or start a new run."
             )
 
     @property
@@ -209,10 +222,21 @@ def build(
     # As it was then: an own file, a later library or a file of weights may come with another one.
     prepared = _shortened(settings.preprocessing or loaded.preprocessing, settings)
     loaded = replace(loaded, preprocessing=prepared)
+    return loaded, frozen_as_asked(loaded, settings, phase=phase)
+
+
+def frozen_as_asked(loaded: LoadedModel, settings: RunSettings, *, phase: int = 0) -> Frozen:
+    """Freeze a model with its head by the settings, or as in a phase of their plan.
+
+    Raises:
+        SelectorError, FreezeError: the selector does not fit the model, or leaves nothing, or a
+            new head would never train.
+        ConfigError: two things to freeze or train by are given.
+    """
     frozen = _freeze_as_asked(loaded, settings, phase)
-    if model.on != "keep":
+    if settings.model.on != "keep":
         _check_head_trains(loaded, settings)
-    return loaded, frozen
+    return frozen
 
 
 def _shortened(
@@ -266,13 +290,6 @@ def _freeze_as_asked(loaded: LoadedModel, settings: RunSettings, phase: int) -> 
 
 def _completed(settings: RunSettings, loaded: LoadedModel, found: Audited) -> RunSettings:
     """With what was found, and files by absolute paths, so that any folder will do."""
-    spec, digest, weights = loaded.spec, loaded.weights.digest, settings.model.weights
-    model = {
-        "name": _lasting_name(spec),
-        "head": loaded.head,
-        "weights": _absolute(weights) if digest else weights,
-        "weights_digest": digest,
-    }
     data: dict[str, object] = {
         "path": _absolute(settings.data.path),
         "classes": found.splits.classes,
@@ -287,11 +304,23 @@ def _completed(settings: RunSettings, loaded: LoadedModel, found: Audited) -> Ru
             data |= {"black_and_white": target.is_black_and_white}
     return settings.model_copy(
         update={
-            "model": settings.model.model_copy(update=model),
+            "model": lasting(settings.model, loaded),
             "data": settings.data.model_copy(update=data),
             "preprocessing": loaded.preprocessing,
         }
     )
+
+
+def lasting(model: ModelSettings, loaded: LoadedModel) -> ModelSettings:
+    """With the head that was put and the weights that were loaded, by absolute paths."""
+    digest, weights = loaded.weights.digest, model.weights
+    found = {
+        "name": _lasting_name(loaded.spec),
+        "head": loaded.head,
+        "weights": _absolute(weights) if digest else weights,
+        "weights_digest": digest,
+    }
+    return model.model_copy(update=found)
 
 
 def _lasting_name(spec: ModelSpec) -> str:

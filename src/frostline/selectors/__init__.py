@@ -23,6 +23,7 @@ from frostline.selectors.stages import stages as stages
 from frostline.selectors.terms import Selector as Selector
 from frostline.tables import Table, columns
 from frostline.units import format_bytes, format_count
+from frostline.wrapped import stored_bytes
 
 SelectorLike = (
     Selector
@@ -162,7 +163,7 @@ class Selection:
     @property
     def nbytes(self) -> int:
         """How many bytes the matched parameters hold."""
-        return sum(entry.content.nbytes for entry in self.entries if entry.is_parameter)
+        return sum(stored_bytes(entry.content) for entry in self.entries if entry.is_parameter)
 
     def report(self) -> Table:
         """A table of the matched parameters, with names, shapes and sizes."""

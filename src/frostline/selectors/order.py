@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import cache
 
 from torch import nn
@@ -42,7 +42,9 @@ def _uses(
 ) -> Iterator[str]:
     """What `kind`'s method uses of its children, with what the methods that it calls use."""
     found = next((base for base in kind.__mro__ if method in vars(base)), None)
-    code = None if found is None else _source(vars(found)[method])
+    own = None if found is None else vars(found)[method]
+    # An attribute of a class may be a list, as those of adapters are.
+    code = _source(own) if callable(own) and isinstance(own, Hashable) else None
     if found is None or code is None or (found, method) in above:
         return
     above = (*above, (found, method))
@@ -58,9 +60,7 @@ def _uses(
 
 
 @cache
-def _source(function: object) -> ast.FunctionDef | None:
-    if not callable(function):
-        return None
+def _source(function: Callable[..., object]) -> ast.FunctionDef | None:
     try:
         lines = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
         (found,) = ast.parse(lines).body

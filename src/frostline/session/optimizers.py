@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from frostline.groups import ParamGroup, default_lr, param_groups
 from frostline.optimizer_sync import Synced, even_out, load_optimizer_state, optimizer_state, sync
+from frostline.optimizer_sync.members import check_optimizer
 from frostline.optimizer_sync.placing import (
     BaseAndDecay,
     base_of,
@@ -70,6 +71,8 @@ class PhasedOptimizer:
             if known is None and self.present is not None and not fresh:
                 known = self.state()
             self.present = self._make([dict(group) for group in self._groups(phases[-1])])
+            if not isinstance(self.present, torch.optim.LBFGS):  # which serves a phase alone
+                check_optimizer(self.present)  # a wrapper would be refused by the next phase only
         else:
             assert self.present is not None
             self._sync(self.present, phases)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from inspect import signature
 from typing import Any, final
 
 import torch
@@ -252,7 +253,7 @@ class Session:
         made = pipeline(self.model, example, samples, plain, replace(asked, epochs=epochs))
         if recipe.lean and isinstance(made.forward, nn.Module) and not is_lean(made.forward):
             self._lean = lean(made.forward)
-        return replace(made, forward=torch.compile(made.forward)) if asked.compile else made
+        return replace(made, forward=_compiled(made.forward)) if asked.compile else made
 
     def epoch(self, batches: Batches) -> Generator[Batch, None, None]:
         """The batches of the epoch, or what is left of it; the model is put in train mode.
@@ -452,6 +453,15 @@ class Session:
         self._phase_best = dict(state["phase_best"])
         self._optimizer.left = dict(state.get("left", {}))  # not in states of 0.1
         self._batches, self._is_left, self._clock = self.position.batches, False, None
+
+
+def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled for one phase; what others compiled of the same code counts for no limit of it."""
+    # torch runs a code uncompiled that it compiled eight times; 2.9 can do no other.
+    known = signature(torch.compile).parameters
+    apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+    made: Callable[..., Any] = torch.compile(forward, **apart)
+    return made
 
 
 def _phases(plan: Plan | None, recipe: Recipe) -> tuple[Phase, ...]:

@@ -17,6 +17,7 @@ from frostline.freezing import Frozen, Proof, freezes_kept, frozen_part, train_o
 from frostline.plans import Phase
 from frostline.plans.parts import naming, place_of
 from frostline.selectors import parse
+from frostline.wrapped import stored_bytes
 
 
 def freeze_for(model: nn.Module, phases: Sequence[Phase], number: int) -> Frozen:
@@ -80,7 +81,7 @@ class Survey:
                 f"{', '.join(moved[:3])}. Look for code that writes them.",
                 moved,
             )
-        return Proof(len(tensors), sum(t.nbytes for t in tensors.values()), found)
+        return Proof(len(tensors), sum(map(stored_bytes, tensors.values())), found)
 
 
 def survey(

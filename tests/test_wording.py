@@ -27,6 +27,7 @@ BOTH = {"reports/repeating.py", "reports/reporting.py", "wording.py"}
 # over in Python, and an object that only Python can make.
 ONLY_PYTHON = {
     "checkup": "fixes are lines of Python, but where an option does the same",
+    "classifier": "an estimator among scikit-learn's",
     "cli/train.py": "a run that was begun in Python",
     "cutting": "a cut of one's own, or a model whose code does what cannot be cut",
     "data/door.py": "samples of a class of one's own",
@@ -42,6 +43,7 @@ ONLY_PYTHON = {
     "session/attached.py": "a script over another library's loop",
     "session/session.py": "a loop of one's own",
     "tasks": "a task of one's own",
+    "transformers": "a script over transformers' Trainer",
 }
 
 

@@ -116,6 +116,16 @@ def test_pairs_under_a_cut_with_labels_share_rows_with_mappings_and_get_the_name
     }
 
 
+def test_labels_of_the_items_are_there_for_a_loss_of_ones_own(tmp_path: Path) -> None:
+    made = fl.cut(Two(), {"x": X[:4]})
+    found = fl.extract(made, items(), tmp_path, precision="exact")
+    batch = next(iter(found.loader(22, shuffle=False)))
+    assert torch.equal(batch.pop("labels"), CLASSES)
+    assert torch.equal(made.suffix(**batch), made.suffix.model(X))
+    bare = [{"x": x} for x in X]
+    assert "labels" not in fl.extract(made, bare, tmp_path, precision="exact")[0]
+
+
 def test_a_loader_goes_by_seed_and_epoch_and_leaves_torchs_generator_alone(
     by_place: tuple[fl.Cut, FeatureData],
 ) -> None:

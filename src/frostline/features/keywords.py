@@ -80,16 +80,22 @@ class CollatedSamples(Samples):
         if not isinstance(item, Mapping):
             return item
         # As Trainers do: columns that the model does not name are no inputs.
-        wanted = {*self._keywords, *(_OTHER_NAMES if LABELS in self._keywords else ())}
+        wanted = {*self._keywords, LABELS, *_OTHER_NAMES}
         return {name: item[name] for name in item if name in wanted}
 
     def collate(self, loaded: Sequence[Any]) -> dict[str, Any]:
+        return self._inputs(self._batch(loaded))
+
+    def _batch(self, loaded: Sequence[Any]) -> Mapping[str, Any]:
         batch = self._collate(list(loaded))
         if not isinstance(batch, Mapping):
             raise DataError(
                 f"collate made {a_type(batch)} of items of {self.what}. Let it give a mapping: "
                 f"{', '.join(self._keywords)}."
             )
+        return batch
+
+    def _inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         if missing := [
             n for n, kind in self._keywords.items() if kind is Tensor and n not in batch
         ]:
@@ -120,28 +126,26 @@ class CollatedSamples(Samples):
 
     def why_not_stored(self) -> str:
         def inputs(row: int) -> dict[str, Any]:
-            return self._inputs(self.load(row))
+            return self.collate([self.load(row)])
 
         return why_not_fixed(inputs, len(self), self.what, first=inputs(0))
 
     @property
     def targets(self) -> list[Tensor] | None:
-        """The labels of each item; None where the cut has none."""
-        if LABELS not in self._keywords:
-            return None
+        """The labels of each item; None where they have none."""
         for row in range(len(self)):
             if row not in self._labels:
                 self._id(row, self.load(row))
+            if row not in self._labels:
+                return None
         return [self._labels[row] for row in range(len(self))]
 
     def _id(self, row: int, item: Any) -> bytes:
-        inputs = self._inputs(item)
-        if LABELS in inputs:
-            self._labels[row] = inputs.pop(LABELS)[0].clone()
-        return content_id({n: part for n, part in inputs.items() if part is not None})
-
-    def _inputs(self, item: Any) -> dict[str, Any]:
-        return self.collate([item])
+        batch = self._batch([item])
+        if batch.get(LABELS) is not None:
+            self._labels[row] = batch[LABELS][0].clone()
+        inputs = self._inputs(batch)
+        return content_id({n: part for n, part in inputs.items() if n != LABELS})
 
 
 @final

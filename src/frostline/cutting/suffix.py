@@ -68,24 +68,6 @@ class Suffix(nn.Module):
         """As the model does."""
         return self.model.load_state_dict(state_dict, **options)
 
-    def check_same(self) -> None:
-        """Raise CutError where the model, in the mode that it is in, is not what was cut."""
-        if not isinstance(self._above, ModuleSplit):
-            self._above[self.model.training].half.tensors(self.model)
-
-    def alone(self) -> Standalone:
-        """A copy that has of its model only what it reads, and trains without touching the model.
-
-        Raises:
-            CutError: the cut is one behind a named submodule, where no graph tells what is read.
-        """
-        if isinstance(self._above, ModuleSplit):
-            raise CutError(
-                "a suffix behind a named submodule cannot stand alone: it runs the model's own "
-                "forward. Cut without at=, or train the suffix itself."
-            )
-        return Standalone(self.model, self._above)
-
     def forward(self, *values: Any, labels: Tensor | None = None, **named: Tensor) -> Any:
         """The model's output.
 

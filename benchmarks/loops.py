@@ -6,11 +6,12 @@ The job is hymenoptera and MobileNetV2 with ImageNet weights: a new head for `--
 the head and the last stage for one. Photos are decoded beforehand, features are not stored, so that
 each loop does the same work. *fit* is `fl.fit`; *plain* a loop by hand over the same batches and
 random numbers; *lightning by hand* a module that freezes itself, in eval mode and with an optimizer
-that gets the last stage later; *lightning* the same module without that, with `Freeze`.
+that gets the last stage later; *lightning* the same module without that, with `Freeze`; the two of
+transformers' *Trainer* likewise, with one constant rate: a schedule of the Trainer's is for all.
 
-`fit` and `plain` are to end at the same bits, and the two of Lightning; what is frozen in a phase
-is to have the same hash in all. *Overhead* is what a step costs beside the bare step of a linear
-head on 1,280 numbers a sample.
+`fit` and `plain` are to end at the same bits, and the two of Lightning, and of the Trainer; what is
+frozen in a phase is to have the same hash in all. *Overhead* is what a step costs beside the bare
+step of a linear head on 1,280 numbers a sample.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import transformers
 from shared import network, options, photos, report, table, threads
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -36,6 +38,7 @@ from frostline.data import make_batches, open_data
 from frostline.engine import Hook, Training
 from frostline.lightning import Freeze
 from frostline.session.randomness import seed_epoch
+from frostline.transformers import Freeze as FreezeTrainer
 
 BATCH, HEAD_LR, STAGE_LR = 32, 1e-3, 1e-4
 HEAD, STAGE = "classifier", "features.18"
@@ -71,6 +74,7 @@ def main() -> None:
     chosen = options(__doc__, loops=tuple(LOOPS), epochs=2, photos=244)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
     threads()
     given = job(chosen.epochs, chosen.photos)
     found = {}
@@ -279,11 +283,103 @@ def quiet_trainer(callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
     )
 
 
+class Named(nn.Module):
+    """The model as transformers' Trainer calls it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.model(pixels)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class NamedByHand(Named):
+    """Keeps the right parts in eval mode, whoever calls `train()`."""
+
+    with_stage = False
+
+    def train(self, mode: bool = True) -> NamedByHand:
+        super().train(mode)
+        if mode:
+            modes_by_hand(self.model, with_stage=self.with_stage)
+        return self
+
+
+class FreezeByHand(transformers.TrainerCallback):
+    """Over the Trainer's optimizer, which holds all and skips what has no gradient."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_epoch_begin(self, _args: Any, state: Any, *_: Any, **given: Any) -> None:
+        model = given["model"]
+        model.with_stage = round(state.epoch) == self.epochs
+        model.requires_grad_(False)
+        model.model.get_submodule(HEAD).requires_grad_(True)
+        model.model.get_submodule(STAGE).requires_grad_(model.with_stage)
+
+
+class NotingTrainer(transformers.TrainerCallback):
+    """The hash of what is frozen, at the ends of phases."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.frozen: list[str] = []
+
+    def on_epoch_end(self, _args: Any, state: Any, *_: Any, **given: Any) -> None:
+        if round(state.epoch) >= self.epochs:
+            model = given["model"].model
+            self.frozen.append(frozen_hash(model, with_stage=bool(self.frozen)))
+
+
+def trainer_by_hand(given: Job) -> Found:
+    return in_trainer(NamedByHand(given.model), given, FreezeByHand(given.epochs))
+
+
+def trainer(given: Job) -> Found:
+    head = fl.Phase(train=HEAD, epochs=given.epochs)
+    stage = fl.Phase(train=f"{HEAD} | {STAGE}", epochs=1)
+    freeze = FreezeTrainer(fl.Plan([head, stage]), module="model")
+    return in_trainer(Named(given.model), given, freeze)
+
+
+def in_trainer(model: Named, given: Job, callback: Any) -> Found:
+    noting = NotingTrainer(given.epochs)
+    train, val = (
+        [{"pixels": pixels, "labels": label} for pixels, label in part]
+        for part in (given.train, given.val)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        args = transformers.TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=given.epochs + 1,
+            per_device_train_batch_size=BATCH,
+            per_device_eval_batch_size=BATCH,
+            learning_rate=HEAD_LR,
+            lr_scheduler_type="constant",
+            eval_strategy="epoch",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            seed=0,
+        )
+        callbacks = [callback, noting]
+        transformers.Trainer(
+            model, args, train_dataset=train, eval_dataset=val, callbacks=callbacks
+        ).train()
+    return Found(noting.frozen, str(fl.fingerprint(given.model)))
+
+
 LOOPS: dict[str, Callable[[Job], Found]] = {
     "fit": fit,
     "plain": plain,
     "lightning by hand": lightning_by_hand,
     "lightning": lightning,
+    "trainer by hand": trainer_by_hand,
+    "trainer": trainer,
 }
 
 

@@ -19,7 +19,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -83,9 +82,8 @@ class Epochs(transformers.TrainerCallback):
 
 
 def main() -> None:
-    model = "/tmp/minilm/all-MiniLM-L6-v2"
     chosen = options(
-        __doc__, jobs=("photos", "texts"), epochs=2, photos=244, sentences=500, model=model
+        __doc__, jobs=("photos", "texts"), epochs=2, photos=244, sentences=500, model=""
     )
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -123,7 +121,7 @@ def on_photos(chosen: Any) -> Any:
             features = fl.extract(by_name, named, store)
             yield (
                 f"Trainer, photos, {part}",
-                compared(chosen, features, by_name, lambda m, d, n: trainer(m, d, n), model, named),
+                compared(chosen, features, by_name, trainer, model, named),
             )
             by_place = fl.cut(loaded.model, example)
             pairs = fl.extract(by_place, in_memory, store)
@@ -133,7 +131,7 @@ def on_photos(chosen: Any) -> Any:
                     chosen,
                     pairs,
                     by_place,
-                    lambda m, d, n: lightning(m, d, n),
+                    lightning,
                     loaded.model,
                     in_memory,
                 ),
@@ -244,5 +242,4 @@ def bare_epoch(cut: fl.Cut, features: FeatureData) -> float:
 
 
 if __name__ == "__main__":
-    assert Path(DATA).is_dir()
     main()

@@ -41,7 +41,7 @@ _PRECISIONS = get_args(StepPrecision)
 _LARGEST_BATCH = 1 << 20
 _SECOND_BATCH = 16  # beside a batch of one, to see how memory grows
 _CUT_SAMPLES = 2  # on which a cut is checked; it computes them some ten times
-_DEPTHS = 7  # stages up to which all is frozen in the table; each costs a trace of the model
+_DEPTHS = 6  # stages up to which all is frozen in the table; each costs a trace of the model
 
 Freezing = Callable[[], object]  # freezes the model in some way
 _Found = TypeVar("_Found")
@@ -66,7 +66,7 @@ def estimate(
     budget: int | None = None,
     check: bool = False,
     task: Task | str | None = None,
-    calibration_seconds: float = 3.0,
+    calibration_seconds: float = 2.5,
     progress: Progress | None = None,
 ) -> Estimate:
     """Say what a training step and a whole plan would cost, before anything runs.
@@ -92,7 +92,7 @@ def estimate(
         samples: to train on, or (to train on, to validate on): for the time of epochs, which is
             where a cut is looked for, and the disk that their features take where they are as long
             as the example is.
-        stages: also a step with everything up to each stage frozen, for at most 7 of them evenly
+        stages: also a step with everything up to each stage frozen, for at most 6 of them evenly
             from none to all but the last. Of these, less that trains is never said to take longer:
             seconds that noise has put the other way round are pooled.
         budget: bytes: the largest batch and the deepest thaw that fit.

@@ -24,7 +24,7 @@ from frostline.estimates.steps import Setup
 from frostline.estimates.tracing import Pass, StepTrace
 
 OPERATIONS_SHARE = 1 / 3  # of the time for calibrating; the rest is for real steps
-_STEPS = 5  # the first two to warm up
+_STEPS = 10  # by the sum of operations; of a real step it may be less than half
 _REPEATS = 16
 _UNKNOWN_BYTES = 2 << 30
 

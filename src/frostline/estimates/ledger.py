@@ -94,7 +94,7 @@ def ledger(
     *,
     batch_size: int = 32,
     optimizer: str = "adamw",
-    calibration_seconds: float = 3.0,
+    calibration_seconds: float = 2.5,
     progress: Progress | None = None,
 ) -> Ledger:
     """Work out what a step of `model` costs by turns; afterwards the model is as it was.

@@ -17,6 +17,7 @@ from frostline.estimates.pricing import Prices
 from frostline.estimates.results import LayerCost, Memory, Step
 from frostline.estimates.skeleton import real_batch, skeleton
 from frostline.estimates.tracing import OpRecorder, StepTrace, runnable, uncollected
+from frostline.freezing.modes import modes_kept
 from frostline.tasks import Classification, Task
 
 # Of each optimizer: bytes of state for each byte of a gradient, and for each tensor besides: Adam
@@ -35,15 +36,24 @@ class Setup:
     precision: str = "fp32"
     task: Task = field(default_factory=Classification)
     batch_size: int = 32
+    _traced: dict[object, StepTrace] = field(default_factory=dict, repr=False, compare=False)
 
-    @uncollected()
     def trace(self, rows: int | None = None) -> StepTrace:
         """A step of `batch_size` samples or of so many in train mode, without memory or kernels.
+
+        One that was traced before with the same parts in training is not traced again.
 
         Raises:
             ConfigError: the forward needs numbers, so that it cannot run without them.
         """
-        fake, batch, mode = skeleton(self.model, self.example, rows or self.batch_size)
+        key = rows or self.batch_size, _selection(self.model)
+        if key not in self._traced:
+            self._traced[key] = self._trace(rows or self.batch_size)
+        return self._traced[key]
+
+    @uncollected()
+    def _trace(self, rows: int) -> StepTrace:
+        fake, batch, mode = skeleton(self.model, self.example, rows)
         fake.train()
         if is_lean(fake):  # from its second forward on it knows what is cheap beside the rest
             with mode, torch.enable_grad(), runnable(fake), autocast(fake, self.precision):
@@ -94,6 +104,14 @@ class Setup:
             optimizer_seconds=prices.of_optimizer(trace.gradients.values()),
             measured_on=prices.measured_on,
         )
+
+
+def _selection(model: nn.Module) -> tuple[object, ...]:
+    """What trains, and the mode that each module is in while it does."""
+    with modes_kept(model):
+        model.train()
+        modes = tuple(module.training for module in model.modules())
+    return tuple(p.requires_grad for p in model.parameters()), modes
 
 
 def state_bytes(optimizer: str, gradients: Iterable[int]) -> int:

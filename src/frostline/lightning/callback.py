@@ -5,23 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from frostline.choices import NormPolicy
-from frostline.errors import ConfigError
 from frostline.lightning.checkpoints import DeltasBeside
 from frostline.lightning.package import Callback, LightningModule, Trainer
 from frostline.lightning.refusals import check_callbacks, check_optimizers, check_run
 from frostline.plans import Plan
 from frostline.selectors import SelectorLike
 from frostline.session import (
+    Attachable,
     Attached,
-    PhaseEnd,
-    Session,
     checked_state,
     part_of,
     plan_of,
@@ -34,7 +31,7 @@ _log = logging.getLogger(Callback.__module__.partition(".callbacks")[0]).getChil
 
 
 @final
-class Freeze(Callback):
+class Freeze(Attachable, Callback):
     """Goes through a plan while Lightning's Trainer trains, and proves each phase.
 
     At the beginning of each phase the rest of the model is frozen (gradients, buffers and mode,
@@ -69,6 +66,8 @@ class Freeze(Callback):
         DriftError: at the end of a phase or at a checkpoint: something frozen moved.
     """
 
+    _verb = "fit"
+
     def __init__(
         self,
         plan: Plan | SelectorLike,
@@ -88,25 +87,6 @@ class Freeze(Callback):
         self._is_within_epoch = False
         self._metrics: dict[str, float] = {}  # which Lightning does not keep for a restart
         self._undo_deltas: Callable[[], None] | None = None
-
-    @property
-    def session(self) -> Session:
-        """The session under the Trainer's loop: phase, position and handle on what is frozen.
-
-        Raises:
-            ConfigError: the Trainer has not begun to fit.
-        """
-        return self._begun.session
-
-    @property
-    def ends(self) -> tuple[PhaseEnd, ...]:
-        return tuple(self._attached.ends) if self._attached else ()
-
-    @property
-    def _begun(self) -> Attached:
-        if self._attached is None:
-            raise ConfigError("Freeze has no session before the Trainer fits. Call trainer.fit.")
-        return self._attached
 
     # Before training
 
@@ -231,16 +211,6 @@ class Freeze(Callback):
             return {}
         own = {"within_epoch": self._is_within_epoch, "metrics": dict(self._metrics)}
         return self._attached.state_dict() | own
-
-    def save_delta(self, path: str | Path) -> None:
-        """Write what was trained until now, with the hash of what it belongs to.
-
-        Raises:
-            ConfigError: the Trainer has not begun to fit.
-            DriftError: something frozen moved.
-            OutputError: the file cannot be written.
-        """
-        self._begun.save_delta(path)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

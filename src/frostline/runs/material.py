@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -82,10 +82,11 @@ def all_contents(found: Audited) -> list[str]:
     return [digest for part in every for digest in part]
 
 
-def targets_digest(found: Audited) -> str:
-    """A hash of what each sample to train on or to validate on is labelled with."""
+def targets_digest(found: Audited, trained_on: Sequence[str], validated_on: Sequence[str]) -> str:
+    """A hash of what each sample is labelled with; both are what `contents` gives."""
     hashed = xxhash.xxh3_128()
-    for part, digests in zip((found.splits.train, found.splits.val), contents(found), strict=True):
+    parts = (found.splits.train, trained_on), (found.splits.val, validated_on)
+    for part, digests in parts:
         pairs = zip(digests, _said(part), strict=True)
         hashed.update("\n".join(sorted(f"{digest} {said}" for digest, said in pairs)).encode())
     return hashed.hexdigest()

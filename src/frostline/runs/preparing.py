@@ -75,7 +75,7 @@ class Prepared:
         splits, folder = self.data.splits, RunFolder(Path(out))
         train_set, val_set = self.datasets()
         trained_on, validated_on = material.contents(self.data)
-        targets = material.targets_digest(self.data)
+        targets = material.targets_digest(self.data, trained_on, validated_on)
         if resume:
             self._check_same(folder, "training", folder.read_trained_on(), trained_on)
             self._check_same(folder, "validation", folder.read_validated_on(), validated_on)

@@ -1,5 +1,6 @@
 """A session: freezing, optimizer, batches and proofs of a plan, for any training loop."""
 
+from frostline.session.attached import Attachable as Attachable
 from frostline.session.attached import Attached as Attached
 from frostline.session.attached import PhaseEnd as PhaseEnd
 from frostline.session.attached import checked_state as checked_state

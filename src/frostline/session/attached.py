@@ -222,6 +222,46 @@ class Attached:
         self.ends.append(PhaseEnd(name, reason, at.phase_epochs, at.phase_steps, proof))
 
 
+class Attachable:
+    """What a callback shows of the session under its loop, whichever library's that is."""
+
+    _attached: Attached | None = None
+    _verb: str  # by which the loop begins
+
+    @property
+    def session(self) -> Session:
+        """The session under the Trainer's loop: phase, position and handle on what is frozen.
+
+        Raises:
+            ConfigError: the Trainer has not begun.
+        """
+        return self._begun.session
+
+    @property
+    def ends(self) -> tuple[PhaseEnd, ...]:
+        """The phases that have ended, each with its proof."""
+        return tuple(self._attached.ends) if self._attached else ()
+
+    def save_delta(self, path: str | Path) -> None:
+        """Write what was trained until now, with the hash of what it belongs to.
+
+        Raises:
+            ConfigError: the Trainer has not begun.
+            DriftError: something frozen moved.
+            OutputError: the file cannot be written.
+        """
+        self._begun.save_delta(path)
+
+    @property
+    def _begun(self) -> Attached:
+        if self._attached is None:
+            raise ConfigError(
+                f"Freeze has no session before the Trainer {self._verb}s. Call "
+                f"trainer.{self._verb}."
+            )
+        return self._attached
+
+
 def plan_of(given: Plan | SelectorLike, *, norm: NormPolicy = "hold") -> Plan:
     """The plan itself; of a selector, one phase that freezes it as long as the loop goes on.
 

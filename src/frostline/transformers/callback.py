@@ -15,7 +15,7 @@ from frostline.cutting import Suffix
 from frostline.errors import ConfigError
 from frostline.plans import Plan
 from frostline.selectors import SelectorLike
-from frostline.session import Attached, PhaseEnd, Session, part_of, plan_of
+from frostline.session import Attachable, Attached, part_of, plan_of
 from frostline.transformers.package import (
     ExportableState,
     TrainerCallback,
@@ -38,7 +38,7 @@ _log = logging.getLogger("transformers.frostline")  # which the Trainer's verbos
 
 
 @final
-class Freeze(TrainerCallback, ExportableState):
+class Freeze(Attachable, TrainerCallback, ExportableState):
     """Goes through a plan while transformers' Trainer trains, and proves each phase.
 
     At the beginning of each phase the rest of the model is frozen (gradients, buffers and mode,
@@ -80,6 +80,8 @@ class Freeze(TrainerCallback, ExportableState):
         >>> Trainer(model, args, train_dataset=data, callbacks=[freeze]).train()  # doctest: +SKIP
     """
 
+    _verb = "train"
+
     def __init__(
         self,
         plan: Plan | SelectorLike,
@@ -101,27 +103,6 @@ class Freeze(TrainerCallback, ExportableState):
         self._is_within_epoch = False
         self._awaits_metrics = False  # an epoch is over that has yet to be evaluated
         self._is_proven = False
-
-    @property
-    def session(self) -> Session:
-        """The session under the Trainer's loop: phase, position and handle on what is frozen.
-
-        Raises:
-            ConfigError: the Trainer has not begun to train.
-        """
-        return self._begun.session
-
-    @property
-    def ends(self) -> tuple[PhaseEnd, ...]:
-        return tuple(self._attached.ends) if self._attached else ()
-
-    @property
-    def _begun(self) -> Attached:
-        if self._attached is None:
-            raise ConfigError(
-                "Freeze has no session before the Trainer trains. Call trainer.train."
-            )
-        return self._attached
 
     @property
     def _forms_now(self) -> SavedForms:
@@ -308,16 +289,6 @@ class Freeze(TrainerCallback, ExportableState):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if self._deltas and self._attached is not None and folder.is_dir():
             self.save_delta(folder / DELTA)
-
-    def save_delta(self, path: str | Path) -> None:
-        """Write what was trained until now, with the hash of what it belongs to.
-
-        Raises:
-            ConfigError: the Trainer has not begun to train.
-            DriftError: something frozen moved.
-            OutputError: the file cannot be written.
-        """
-        self._begun.save_delta(path)
 
 
 _NO_END = (

@@ -14,6 +14,7 @@ from frostline.data.batches import epoch_order as epoch_order
 from frostline.data.batches import holds_all as holds_all
 from frostline.data.division import without as without
 from frostline.data.door import ImageSamples as ImageSamples
+from frostline.data.door import LoadedHere as LoadedHere
 from frostline.data.door import TensorSamples as TensorSamples
 from frostline.data.door import first_batch as first_batch
 from frostline.data.door import known_targets as known_targets

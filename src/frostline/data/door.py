@@ -281,9 +281,22 @@ class TensorSamples(Samples):
         return loaded.contiguous() if isinstance(loaded, Tensor) else torch.stack(list(loaded))
 
 
+class LoadedHere(Samples):
+    """Samples that are loaded in the calling thread, since loading may draw numbers; abstract."""
+
+    def in_batches(
+        self,
+        batches: Iterable[Sequence[int]],
+        *,
+        threads: int | None = None,  # noqa: ARG002
+    ) -> Generator[list[Any], None, None]:
+        for rows in batches:
+            yield [self.load(row) for row in rows]
+
+
 @final
-class ItemSamples(Samples):
-    """Any data set of (input, target) pairs, loaded in the calling thread: it may draw numbers."""
+class ItemSamples(LoadedHere):
+    """Any data set of (input, target) pairs."""
 
     def __init__(self, data: Any) -> None:
         self.what = f"the {type(data).__name__}"
@@ -302,15 +315,6 @@ class ItemSamples(Samples):
     def read(self, rows: Sequence[int]) -> list[tuple[bytes, Callable[[], Any]]]:
         loaded = [self.load(row) for row in rows]
         return [(content_id(item), repeat(item).__next__) for item in loaded]
-
-    def in_batches(
-        self,
-        batches: Iterable[Sequence[int]],
-        *,
-        threads: int | None = None,  # noqa: ARG002
-    ) -> Generator[list[Any], None, None]:
-        for rows in batches:
-            yield [self.load(row) for row in rows]
 
     def why_not_stored(self) -> str:
         return self._why_not_stored

@@ -15,6 +15,7 @@ from frostline.cutting import LABELS, Cut
 from frostline.data import (
     AsTargets,
     ImageSamples,
+    LoadedHere,
     Samples,
     TensorSamples,
     content_id,
@@ -59,7 +60,7 @@ def keyword_samples(
 
 
 @final
-class CollatedSamples(Samples):
+class CollatedSamples(LoadedHere):
     """Items of any kind, of which a collate makes batches by name; known by their inputs alone."""
 
     def __init__(self, data: Any, collate: Collate, keywords: Mapping[str, Any]) -> None:
@@ -114,15 +115,6 @@ class CollatedSamples(Samples):
             (self._id(row, item), repeat(item).__next__)
             for row, item in zip(rows, items, strict=True)
         ]
-
-    def in_batches(
-        self,
-        batches: Iterable[Sequence[int]],
-        *,
-        threads: int | None = None,  # noqa: ARG002
-    ) -> Generator[list[Any], None, None]:
-        for rows in batches:
-            yield [self.load(row) for row in rows]
 
     def why_not_stored(self) -> str:
         def inputs(row: int) -> dict[str, Any]:

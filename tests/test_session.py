@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 import frostline as fl
 from frostline.engine import Hook, Training
 from frostline.session import Pipeline
+from frostline.session.randomness import seed_epoch
 from phased_net import HEAD, HEAD_AGAIN, net, rows
 
 NECK = fl.Phase(name="neck", train="neck | head", epochs=2, lr=0.02, layer_decay=0.5)
@@ -450,3 +451,13 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_is_frozen() -> None
     with pytest.raises(fl.SelectorError, match="phase 2"):
         fl.Session(model, fl.Plan([HEAD, fl.Phase(train="neckk", epochs=1)]), optimizer=SGD)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="seeds the accelerator too")
+def test_seeds_of_many_epochs_are_not_kept_for_a_device_that_is_not_there() -> None:
+    waiting = len(torch.cuda._queued_calls)
+    seed_epoch(7, 2)
+    assert len(torch.cuda._queued_calls) == waiting
+    drawn = torch.rand(2)
+    torch.manual_seed(7 + 2 * 1_000_003)
+    assert torch.equal(drawn, torch.rand(2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import pickle
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from sklearn.utils.estimator_checks import check_estimator
 import frostline as fl
 from frostline.classifier import bases
 from frostline.classifier.inputs import held_out
+from frostline.data import door
 from phased_net import net, rows
 from small_world import call, write_net, write_pictures
 
@@ -195,6 +197,26 @@ def test_a_part_of_each_class_is_held_out_and_a_single_sample_is_trained_on() ->
 
 
 # Files, folders, plans
+
+
+def test_files_are_read_once_for_all_fits_unless_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = write_pictures(tmp_path / "photos", train=8, val=0), write_net(tmp_path)
+    files = sorted((folder / "train").rglob("*.png"))
+    labels, read = [file.parent.name for file in files], list[Path]()
+    real = door.file_digest
+    monkeypatch.setattr(door, "file_digest", lambda path: read.append(path) or real(path))
+    options = {"weights": "none", "epochs": 1, "lr": 0.05, "device": "cpu"}
+    asked = fl.FrozenClassifier(model, freeze="features", features=tmp_path / "f", **options)
+    for _ in range(2):
+        clone(asked).fit(files, labels)
+    assert sorted(read) == files
+    before, content = files[0].stat(), files[1].read_bytes()
+    files[0].write_bytes(content[: before.st_size].ljust(before.st_size, b"\0"))
+    os.utime(files[0], ns=(before.st_atime_ns, before.st_mtime_ns))  # as a copy that keeps times
+    clone(asked).fit(files, labels)
+    assert read[len(files) :] == files[:1]
 
 
 def test_files_and_a_folder_of_classes_are_taken(tmp_path: Path) -> None:

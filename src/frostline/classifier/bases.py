@@ -22,7 +22,7 @@ from frostline.classifier.inputs import Given, Prepare
 from frostline.config import RunSettings
 from frostline.cutting import Cut, cut
 from frostline.cutting.standalone import Standalone
-from frostline.data import Samples, first_batch
+from frostline.data import ImageSamples, Samples, first_batch
 from frostline.devices import device_of, resolve_device, to_device
 from frostline.features import Computing, Decisions, FeatureData, computing, extract
 from frostline.fingerprints import fingerprint
@@ -116,6 +116,7 @@ class Base:
     cut: Cut
     start: Standalone
     _computing: dict[tuple[object, ...], Computing] = field(default_factory=dict)
+    _digests: dict[Path, tuple[object, str]] = field(default_factory=dict)
 
     def extracted(self, samples: Samples, settings: RunSettings) -> FeatureData:
         """The features of samples, from the store as far as they are there.
@@ -123,6 +124,8 @@ class Base:
         Raises:
             FrostlineError: as `fl.extract`.
         """
+        if isinstance(samples, ImageSamples):  # of a search the same files come for every fit
+            samples.digests = self._digests
         asked = settings.features.store
         root = default_store() if asked == "auto" else Path(asked).expanduser()
         store = FeatureStore(root, budget_bytes=DEFAULT_BUDGET_BYTES)

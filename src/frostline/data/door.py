@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import replace
@@ -189,7 +190,12 @@ def some_rows(inputs: Any, chosen: slice | Tensor) -> Any:
 
 @final
 class ImageSamples(Samples):
-    """Pictures: the hash is of the file's bytes and the view's seed, so names do not count."""
+    """Pictures: the hash is of the file's bytes and the view's seed, so names do not count.
+
+    Attributes:
+        digests: of files that were read, each with what the file was like then; may be shared by
+            several that are made of the same files.
+    """
 
     def __init__(self, data: ImageDataset, views: int | None = None) -> None:
         self.what = "the ImageDataset"
@@ -203,7 +209,7 @@ class ImageSamples(Samples):
         self.transform = f"{data.preprocessing!r}, Pillow {PIL.__version__}"
         if data.levels not in (None, FULL):
             self.transform += f", levels {[float(end) for end in data.levels]}"
-        self._digests: dict[Path, tuple[object, str]] = {}  # with what the file was like then
+        self.digests: dict[Path, tuple[object, str]] = {}
 
     def __len__(self) -> int:
         return len(self._data)
@@ -215,8 +221,10 @@ class ImageSamples(Samples):
     def ids(self, rows: Sequence[int]) -> list[bytes]:
         wanted = [divmod(row, len(self)) for row in rows]
         paths = [self._data.images.samples[sample].path for _, sample in wanted]
-        with closing(ordered_map(self._digest, dict.fromkeys(paths), ahead=64)) as digests:
-            found = dict(zip(dict.fromkeys(paths), digests, strict=True))
+        new = [path for path in dict.fromkeys(paths) if path not in self.digests]
+        with closing(ordered_map(self._digest, new, ahead=64)) as digests:
+            deque(digests, maxlen=0)  # read side by side
+        found = {path: self._digest(path) for path in dict.fromkeys(paths)}
         seeds = (self._data.view_seed(sample, view) for view, sample in wanted)
         texts = (f"{found[path]} view {seed}" for path, seed in zip(paths, seeds, strict=True))
         return [xxhash.xxh3_128_digest(text.encode()) for text in texts]
@@ -232,8 +240,8 @@ class ImageSamples(Samples):
         """Of the file's content, which is read once unless the file changed since."""
         try:
             now = path.stat()
-            stamp = (now.st_mtime_ns, now.st_size, now.st_ino)
-            known = self._digests.get(path)
+            stamp = (now.st_mtime_ns, now.st_ctime_ns, now.st_size, now.st_ino)
+            known = self.digests.get(path)
             if known is None and path in self._data.digests:
                 known = (stamp, self._data.digests[path] + reading_of(path))
             if known is None or known[0] != stamp:
@@ -242,7 +250,7 @@ class ImageSamples(Samples):
             raise DataError(
                 f"{path} cannot be read: {error.strerror or error}. Restore it, or leave it out."
             ) from error
-        self._digests[path] = known
+        self.digests[path] = known
         return known[1]
 
 

@@ -15,7 +15,10 @@ _EPOCH_STRIDE = 1_000_003
 def seed_epoch(seed: int, epoch: int) -> None:
     """Seed torch, and Python and numpy for data sets that draw from those."""
     mixed = seed + _EPOCH_STRIDE * epoch
-    torch.manual_seed(mixed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(mixed)
+    else:  # which would keep each call, with its stack, for a GPU that never comes (torch 2.15)
+        torch.default_generator.manual_seed(mixed)
     random.seed(mixed)
     np.random.seed(mixed % 2**32)
 

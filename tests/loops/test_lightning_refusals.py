@@ -10,7 +10,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    BatchSizeFinder,
     EMAWeightAveraging,
+    LearningRateFinder,
+    ModelPruning,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy
@@ -18,8 +21,8 @@ from torch import nn
 
 import frostline as fl
 from frostline.lightning import Freeze
-from frostline.lightning.refusals import check_run
-from lightning_runs import HEAD, TWO, Module, adam, run, saving
+from frostline.lightning.refusals import check_callbacks, check_run
+from lightning_runs import HEAD, TWO, Module, adam, loader, run, saving
 from phased_net import net
 
 pytestmark = [
@@ -36,6 +39,8 @@ pytestmark = [
         (BackboneFinetuning(), "^BackboneFinetuning stands beside Freeze and freezes and thaws by"),
         (StochasticWeightAveraging(0.1), "^StochasticWeightAveraging stands .* and puts an averag"),
         (EMAWeightAveraging(), "^EMAWeightAveraging stands beside Freeze and writes averages"),
+        (ModelPruning("l1_unstructured"), "^ModelPruning stands beside Freeze and puts masked"),
+        (LearningRateFinder(), "^LearningRateFinder stands .* tries the learning rate in steps"),
     ],
 )
 def test_a_callback_that_would_undo_the_freeze_is_refused(other: pl.Callback, why: str) -> None:
@@ -58,6 +63,18 @@ class MovesFrozenWeights(pl.Callback):
 def test_an_average_that_is_not_known_by_name_is_found_by_the_proof() -> None:
     with pytest.raises(fl.DriftError, match="did not stay as it was"):
         run(Freeze("body", module="model"), MovesFrozenWeights(), max_epochs=3)
+
+
+def test_a_search_of_the_trainer_for_a_learning_rate_is_refused(tmp_path: Path) -> None:
+    module = Module()
+    freeze = Freeze("body", module="model")
+    options = {"logger": False, "accelerator": "cpu", "max_epochs": -1}
+    trainer = pl.Trainer(callbacks=[freeze], default_root_dir=tmp_path, **options)
+    with pytest.raises(fl.ConfigError, match=r"^LearningRateFinder stands beside .*fl\.freeze"):
+        pl.tuner.Tuner(trainer).lr_find(module, loader(), loader())
+    assert module.losses == []
+    with pytest.raises(fl.ConfigError, match=r"^BatchSizeFinder .* tries the batch size in steps"):
+        check_callbacks([BatchSizeFinder()])  # which takes only a module's own loaders
 
 
 def test_several_devices_are_refused() -> None:

@@ -9,6 +9,11 @@ from torch import nn
 
 from frostline.errors import ConfigError
 
+_TRIES = (
+    "tries {} in steps before the first phase, where nothing is frozen yet, and finds {}. Find it "
+    "in a run of its own, on a model that fl.freeze or fl.train_only froze."
+)
+
 # By the names of their classes, which both of Lightning's packages have.
 _AT_ODDS = {
     "BaseFinetuning": (
@@ -24,6 +29,14 @@ _AT_ODDS = {
         "writes averages into the model, whose steps round frozen weights and which mix what "
         "phases trained apart. Average what the last phase trains in a callback of your own, by "
         "torch.optim.swa_utils, and write it back after training."
+    ),
+    "ModelPruning": (
+        "puts masked copies in place of frozen weights too. Prune before training, make it lasting "
+        "(torch.nn.utils.prune.remove), and freeze that model."
+    ),
+    "LearningRateFinder": _TRIES.format("the learning rate", "a rate that suits another training"),
+    "BatchSizeFinder": _TRIES.format(
+        "the batch size", "less than fits; fl.estimate says what does"
     ),
 }
 _ONE_DEVICE = "SingleDeviceStrategy"

@@ -21,8 +21,8 @@ Messages = list[tuple[str, ast.Constant, str]]
 ROOT = Path(fl.__file__).parent
 TYPED = re.compile(r"(?<![\w-])--([a-z]|$)|`frostline ")
 PYTHON = re.compile(r"\bfl\.\w|\b[a-z]\w*\(model\b|\w=\.\.\.")
-# A page, which shows commands to both; and what writes either.
-BOTH = {"reports/repeating.py", "reports/reporting.py", "wording.py"}
+# A page, which shows commands to both; what writes either; and options of a launcher, for both.
+BOTH = {"reports/repeating.py", "reports/reporting.py", "wording.py", "world.py"}
 # What the command line never gets to, or cannot do anything about: a run whose model was handed
 # over in Python, and an object that only Python can make.
 ONLY_PYTHON = {

@@ -56,6 +56,9 @@ class Rank:
         self.barrier()
         return total.to(values.dtype)
 
+    def tell(self, error: BaseException) -> None:
+        raise AssertionError("threads that fail break the barrier") from error
+
 
 def together(work: Callable[[World], Any], *, size: int = 2) -> list[Any]:
     """What `work` gives on each rank, all at once."""
@@ -165,6 +168,9 @@ class Apart:
 
     def sum(self, values: Tensor) -> Tensor:
         return values
+
+    def tell(self, error: BaseException) -> None:
+        """Nobody to tell."""
 
 
 @pytest.mark.parametrize("rank", [0, 1])

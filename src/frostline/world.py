@@ -1,20 +1,38 @@
 """Who else computes: one process, or several that share the samples of a run.
 
 Whatever depends on that asks a `World`: which samples are this one's, sums over all, who writes.
+
+Several processes are torch's own (`torch.distributed`), as `torchrun` and `accelerate launch` start
+them. What is averaged while a model trains goes through the group that is there; what a world sums
+goes through a second one on the CPU, so that neither is taken for the other where a process fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, final
+import atexit
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, Protocol, final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from frostline.errors import ConfigError, FrostlineError, TrainingError
+
+_ROOM = 7  # numbers that go along when processes meet
+_LAST_WORDS = timedelta(seconds=20)  # for what failed to be heard by all
 
 
 class World(Protocol):
     """The processes that train one model together, as one of them sees them.
+
+    All call the same methods in the same order.
 
     Example:
         >>> from frostline.world import ALONE
@@ -45,6 +63,10 @@ class World(Protocol):
         """The element-wise sum over all processes, which all call it with the same shape."""
         ...
 
+    def tell(self, error: BaseException) -> None:
+        """Let the others know that this process failed, wherever they are: they end with it."""
+        ...
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -61,23 +83,144 @@ class OneProcess:
     def sum(self, values: Tensor) -> Tensor:
         return values
 
+    def tell(self, error: BaseException) -> None:
+        """Nobody to tell."""
+
 
 ALONE: World = OneProcess()
+
+
+@final
+@dataclass(slots=True, eq=False)
+class Ranks:
+    """Processes of a group of `torch.distributed`; see `world_here`.
+
+    Whenever they meet, a few numbers go round first, of which one says whether a process failed:
+    then all raise what it raised, and none waits for it.
+
+    Attributes:
+        group: one on the CPU, which nothing else uses.
+    """
+
+    rank: int
+    size: int
+    group: dist.ProcessGroup
+    _has_ended: bool = field(default=False, init=False)  # all know of a failure
+
+    @property
+    def writes(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        self._meet(torch.empty(0))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum, on the device of `values`; the same bits on all processes and each time.
+
+        Raises:
+            FrostlineError: a process failed; of the kind and with the words of its error.
+            KeyboardInterrupt: it was interrupted.
+            TrainingError: it is gone without a word.
+        """
+        if values.dtype == torch.float64 and values.numel() <= _ROOM:
+            return self._meet(values.detach().flatten()).view(values.shape).to(values.device)
+        self._meet(torch.empty(0))
+        return self._added(values)
+
+    def tell(self, error: BaseException) -> None:
+        if self._has_ended:
+            return
+        with suppress(TrainingError):  # the others are gone, too
+            self._added(torch.tensor([1.0] + [0.0] * _ROOM, dtype=torch.float64), _LAST_WORDS)
+            self._words_of(json.dumps([type(error).__name__, str(error)]))
+
+    def _meet(self, values: Tensor) -> Tensor:
+        around = torch.zeros(1 + _ROOM, dtype=torch.float64)
+        around[1 : 1 + len(values)] = values.cpu()
+        around = self._added(around)
+        if around[0]:
+            raise _raised(self._words_of(""))
+        return around[1 : 1 + len(values)]
+
+    def _words_of(self, error: str) -> list[str]:
+        """What each process has to say of its error."""
+        self._has_ended = True
+        own = torch.tensor(list(error.encode()), dtype=torch.uint8)
+        sizes = torch.zeros(self.size, dtype=torch.long)
+        sizes[self.rank] = len(own)
+        sizes = self._added(sizes)
+        words = torch.zeros(self.size, int(sizes.max()), dtype=torch.uint8)
+        words[self.rank, : len(own)] = own
+        rows = zip(self._added(words), sizes.tolist(), strict=True)
+        return [bytes(row[:size].tolist()).decode() for row, size in rows]
+
+    def _added(self, values: Tensor, timeout: timedelta | None = None) -> Tensor:
+        total = values.detach().to("cpu", copy=True).contiguous()
+        try:
+            work = dist.all_reduce(total, group=self.group, async_op=True)
+            work.wait() if timeout is None else work.wait(timeout)
+        except RuntimeError as error:
+            self._has_ended = True
+            raise TrainingError(
+                f"another of the {self.size} processes is gone, or was not heard of for too long. "
+                "Its own message says why; torchrun --max-restarts 3 starts all of them again."
+            ) from error
+        return total.to(values.device)
+
+
+def world_here(device: str = "auto") -> World:
+    """The processes that were started together with this one; `ALONE` where there are none.
+
+    A group of `torch.distributed` that is there is used as it is. Else the one that a launcher
+    announces in the environment (`torchrun`, `accelerate launch`) is joined, and left when the
+    process ends; this process then computes on the accelerator of its number on this machine.
+    All processes call it, before they call anything else of their world.
+
+    Args:
+        device: where they will compute, as `fl.fit` takes it.
+    Raises:
+        ConfigError: there are more processes on this machine than accelerators.
+        TrainingError: the others could not be reached.
+    """
+    if not dist.is_available():
+        return ALONE
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+            return ALONE
+        _join(device)
+    if dist.get_world_size() < 2:
+        return ALONE
+    return Ranks(dist.get_rank(), dist.get_world_size(), _beside(dist.group.WORLD))
+
+
+def is_restarted() -> bool:
+    """Whether a launcher started these processes again after one of them had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
+
+
+@contextmanager
+def together(world: World) -> Iterator[None]:
+    """An error in it, on any process, ends it on all: with the words of the one that failed."""
+    try:
+        yield
+    except BaseException as error:
+        world.tell(error)
+        raise
 
 
 def gathered(world: World, own: Tensor) -> Tensor:
     """The rows of all processes, in the order of their ranks; each may have another number.
 
-    By a sum, which every world has: beside a row stand zeros, so it keeps its value.
+    By a sum, which every world has: beside the bytes of a row stand zeros, so it keeps its bits.
     """
     if world.size == 1:
         return own
-    counts = torch.zeros(world.size, dtype=torch.long, device=own.device)
+    counts = torch.zeros(world.size, dtype=torch.long)
     counts[world.rank] = len(own)
     ends = world.sum(counts).cumsum(0).tolist()
     rows = torch.zeros(ends[-1], *own.shape[1:], dtype=own.dtype, device=own.device)
     rows[ends[world.rank] - len(own) : ends[world.rank]] = own
-    return world.sum(rows)
+    return world.sum(rows.flatten().view(torch.uint8)).view(own.dtype).view(rows.shape)
 
 
 def gathered_names(world: World, own: Sequence[str]) -> tuple[str, ...]:
@@ -87,3 +230,88 @@ def gathered_names(world: World, own: Sequence[str]) -> tuple[str, ...]:
     text = "".join(f"{name}\0" for name in own).encode(errors="surrogateescape")
     every = bytes(gathered(world, torch.tensor(list(text), dtype=torch.uint8)).tolist())
     return tuple(every.decode(errors="surrogateescape").split("\0")[:-1])
+
+
+def decided(world: World, value: Any) -> Any:
+    """What the first process decided, for all: plain data, as JSON gives them back.
+
+    Args:
+        value: of the first process; what the others give is not looked at.
+
+    Example:
+        >>> from frostline.world import ALONE, decided
+        >>> decided(ALONE, {"rows": (1, 2)})
+        {'rows': [1, 2]}
+    """
+    text = json.dumps(value) if world.rank == 0 else ""
+    return json.loads("".join(gathered_names(world, [text] if world.rank == 0 else [])))
+
+
+def agreed(world: World, error: FrostlineError | None) -> None:
+    """Go on where no process met an error; else all raise it, and may go on in another way.
+
+    Args:
+        error: that this process met.
+    Raises:
+        FrostlineError: of the kind and with the words of the first process that met one.
+    """
+    if not world.sum(torch.tensor([float(error is not None)], dtype=torch.float64)):
+        return
+    own = "" if error is None else json.dumps([type(error).__name__, str(error)])
+    words = gathered_names(world, [own])
+    raise _raised(words) if error is None else error
+
+
+def _raised(words: Sequence[str]) -> BaseException:
+    """The first error that was told, as one of its kind."""
+    rank = next(number for number, said in enumerate(words) if said)
+    kind, text = json.loads(words[rank])
+    if kind == KeyboardInterrupt.__name__:
+        return KeyboardInterrupt(f"process {rank} was interrupted")
+    known = _kinds(FrostlineError).get(kind)
+    said = f"process {rank}: {text if known else f'{kind}: {text}'}"
+    return (known or TrainingError)(said)
+
+
+def _kinds(root: type[FrostlineError]) -> dict[str, type[FrostlineError]]:
+    found = {root.__name__: root}
+    for kind in root.__subclasses__():
+        found |= _kinds(kind)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _beside(default: object) -> dist.ProcessGroup:
+    """A group on the CPU beside the one that is there, made once."""
+    del default
+    return dist.new_group(backend="gloo")  # type: ignore[return-value]  # all ranks are in it
+
+
+def _join(device: str) -> None:
+    """Join those whom the launcher's environment announces."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    on_cpu = found is None or device.partition(":")[0] == "cpu"
+    backend = "gloo"
+    if found is not None and not on_cpu:
+        own, there = int(os.environ.get("LOCAL_RANK") or 0), torch.accelerator.device_count()
+        if own >= there:
+            raise ConfigError(
+                f"process {own} of this machine has no {found.type} device of its own: there are "
+                f"{there}. Start {there} on it (--nproc-per-node {there}), or compute on the CPU."
+            )
+        torch.accelerator.set_device_index(own)
+        backend = f"cpu:gloo,{found.type}:{dist.get_default_backend_for_device(found)}"
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        raise TrainingError(
+            f"WORLD_SIZE announces {os.environ['WORLD_SIZE']} processes, and they could not be "
+            f"reached at {where}: {error}. Start them with torchrun or accelerate launch."
+        ) from error
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -21,7 +21,8 @@ from frostline.store.layout import IN_USE, check_no_link, key_folders
 from frostline.store.manifest import Manifest, miss_line, settle
 from frostline.store.reading import StoredRows, map_rows
 from frostline.store.removal import StoreBudget, folder_bytes, remove_oldest, used_at
-from frostline.store.writing import Writer, first_positions
+from frostline.store.row_index import Keys, first_places, row_keys
+from frostline.store.writing import Writer
 
 
 @final
@@ -50,10 +51,12 @@ class Features:
         Raises:
             StoreError: an id is not 16 bytes long.
         """
-        first = first_positions(row_ids)
+        keys = row_keys(row_ids)
+        first = first_places(keys)
         catalogue = Catalogue(self.path, self._manifest)
-        catalogue.check(first)
-        return [position for row_id, position in first.items() if row_id not in catalogue]
+        catalogue.check(keys[first])
+        found: list[int] = first[~catalogue.has(keys[first])].tolist()
+        return found
 
     @contextmanager
     def writer(self) -> Iterator[Writer]:
@@ -75,14 +78,17 @@ class Features:
             StoreError: rows are missing; says how many.
             CorruptFeatures: rows are damaged; names the first.
         """
-        wanted = first_positions(row_ids)
+        return self._read(row_keys(row_ids))
+
+    def _read(self, keys: Keys) -> StoredRows:
+        wanted = keys[first_places(keys)]
         held = None
         with suppress(OSError):  # keeps the key from being pruned, where locks can be had
             held = lock(self.path / IN_USE, mode="shared")
         with suppress(OSError):
             os.utime(self.path / IN_USE)
         catalogue = Catalogue(self.path, self._manifest)
-        missing = sum(row_id not in catalogue for row_id in wanted)
+        missing = int((~catalogue.has(wanted)).sum())
         if missing:
             raise StoreError(
                 f"{missing} of {len(wanted)} rows are not in {self.path}. "
@@ -98,8 +104,7 @@ class Features:
             )
         try:
             found_anywhere = Features(self.path.absolute(), self._manifest, self._budget)
-            again = partial(found_anywhere.read, list(row_ids))
-            return map_rows(catalogue, row_ids, held, again)
+            return map_rows(catalogue, keys, held, partial(found_anywhere._read, keys))
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"cannot map the features in {self.path}: {error}. "

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, final
 
+import numpy as np
 from torch import Tensor
 
 from frostline._files import FileLock, lock
@@ -17,8 +18,9 @@ from frostline.errors import StoreError
 from frostline.store.catalogue import Catalogue
 from frostline.store.layout import IN_USE, TURN
 from frostline.store.manifest import Manifest, settle
-from frostline.store.records import ID_BYTES, encode
+from frostline.store.records import Mask, encode
 from frostline.store.removal import StoreBudget
+from frostline.store.row_index import Keys, RowIndex, first_places, key_bytes, row_keys
 from frostline.store.segments import OtherClaims, Segment, stored_or_kept
 
 FLUSH_SECONDS: Final = 5.0
@@ -44,8 +46,8 @@ class Writer:
             undo.pop_all()
         self._catalogue = Catalogue(folder, manifest)
         self._claims = OtherClaims(folder, self._segment.folder)
-        self._intact: set[bytes] = set()  # complete, and checked by this writer or its own
-        self._claimed: set[bytes] = set()
+        self._intact = RowIndex()  # complete, and checked by this writer or its own
+        self._claimed: set[bytes] = set()  # and not stored by it yet
         self._flushed_at = time.monotonic()
 
     def claim(self, row_ids: Sequence[bytes], limit: int) -> list[int]:
@@ -59,16 +61,17 @@ class Writer:
             OutputError: the claim cannot be written.
         """
         self._check_process()
-        positions = first_positions(row_ids)
+        keys = row_keys(row_ids)
+        first = first_places(keys)
         self._catalogue.refresh()
-        self._settle(row_ids)
+        self._settle(keys)
         with self._turn_with_news():
-            taken = (self._intact, self._claimed, self._catalogue, self._claims)
-            free = (i for i in positions if not any(i in of_some for of_some in taken))
+            missing = first[~self._stored(keys[first])].tolist()
+            free = (at for at in missing if not self._is_claimed(row_ids[at]))
             chosen = list(islice(free, limit))
-            self._segment.claim(chosen)
-        self._claimed.update(chosen)
-        return [positions[row_id] for row_id in chosen]
+            self._segment.claim([row_ids[at] for at in chosen])
+        self._claimed.update(row_ids[at] for at in chosen)
+        return chosen
 
     def put(self, row_ids: Sequence[bytes], values: Sequence[Tensor | Sequence[Tensor]]) -> None:
         """Store a batch; on return its rows are complete for every later reader.
@@ -90,15 +93,16 @@ class Writer:
                 f"{len(row_ids)} row ids, and {len(values)} values with {counts[1:]} rows were "
                 f"given; a row has {len(specs)} values. Give each value with one row for each id."
             )
-        first = first_positions(row_ids)
-        self._settle(row_ids)
-        new = {row_id: at for row_id, at in first.items() if row_id not in self._intact}
-        if not new:
+        keys = row_keys(row_ids)
+        first = first_places(keys)
+        self._settle(keys)
+        new = first[~self._intact.has(keys[first])]
+        if not len(new):
             return
-        records, contents = encode(specs, row_ids, values, list(new.values()))
+        records, contents = encode(specs, row_ids, values, new.tolist())
         self._budget.make_room(records.nbytes + sum(content.nbytes for content in contents))
         self._segment.append(records, contents)
-        self._intact.update(new)
+        self._add_intact(keys[new])
         if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
             self._segment.flush()
             self._flushed_at = time.monotonic()
@@ -111,11 +115,12 @@ class Writer:
         """
         self._check_process()
         end = time.monotonic() + timeout_seconds
+        keys = row_keys(row_ids)
         while True:
-            self._settle(row_ids)
+            self._settle(keys)
             with self._turn_with_news():
-                known = (self._catalogue, self._intact, self._claimed)
-                others = {i for i in row_ids if not any(i in of_some for of_some in known)}
+                missing = keys[~self._stored(keys)]
+                others = [i for i in key_bytes(missing) if i not in self._claimed]
             free = any(row_id not in self._claims for row_id in others)
             if not others or free or time.monotonic() >= end:
                 return
@@ -150,11 +155,26 @@ class Writer:
             self._claims.refresh()
             yield
 
-    def _settle(self, row_ids: Sequence[bytes]) -> None:
+    def _stored(self, keys: Keys) -> Mask:
+        """Which of the rows are complete."""
+        found = self._intact.has(keys)
+        found[~found] = self._catalogue.has(keys[~found])
+        return found
+
+    def _is_claimed(self, row_id: bytes) -> bool:
+        return row_id in self._claimed or row_id in self._claims
+
+    def _settle(self, keys: Keys) -> None:
         """Check rows that others say are complete, each once. Takes long: not in the key's turn."""
-        new = {i for i in row_ids if i not in self._intact and i in self._catalogue}
-        self._catalogue.check(new)
-        self._intact.update(i for i in new if i in self._catalogue)
+        unknown = keys[~self._intact.has(keys)]
+        new = unknown[self._catalogue.has(unknown)]
+        if len(new):
+            self._catalogue.check(new)
+            self._add_intact(new[self._catalogue.has(new)])
+
+    def _add_intact(self, keys: Keys) -> None:
+        self._intact.add(keys, np.zeros(len(keys), dtype=np.int64))
+        self._claimed.difference_update(key_bytes(keys))
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
@@ -162,19 +182,6 @@ class Writer:
                 f"this writer of {self._folder} was made in process {self._process} and is used "
                 f"in process {os.getpid()}. Open a writer of its own in each process."
             )
-
-
-def first_positions(row_ids: Sequence[bytes]) -> dict[bytes, int]:
-    """Where each distinct id stands first, in order; refuses what is no id."""
-    found: dict[bytes, int] = {}
-    for position, row_id in enumerate(row_ids):
-        if len(row_id) != ID_BYTES:
-            raise StoreError(
-                f"a row id is {ID_BYTES} bytes, and one of {len(row_id)} was given: {row_id!r}. "
-                "Use a 128-bit hash of the sample and its view."
-            )
-        found.setdefault(row_id, position)
-    return found
 
 
 def use_key(folder: Path) -> FileLock:

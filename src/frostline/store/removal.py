@@ -12,7 +12,14 @@ from typing import Final, final
 
 from frostline._files import lock
 from frostline.errors import OutputError, StoreError
-from frostline.store.layout import IN_USE, key_folders, own_files, removed_folders, segment_folders
+from frostline.store.layout import (
+    IN_USE,
+    fetched_folders,
+    key_folders,
+    own_files,
+    removed_folders,
+    segment_folders,
+)
 from frostline.units import format_bytes
 
 RECOUNT_SECONDS: Final = 5.0  # other processes write too
@@ -54,8 +61,10 @@ def remove(folder: Path) -> bool:
         with held:
             aside = folder.with_name(f".removed-{folder.name}-{secrets.token_hex(8)}")
             folder.rename(aside)
-            if not _clear(aside):
-                aside.rename(folder)
+        # Not while the lock is held: NFS keeps a file that is open under another name when it is
+        # deleted, and its folder could not go.
+        if not _clear(aside):
+            aside.rename(folder)
     except FileNotFoundError:  # another process removed it
         return True
     except OSError as error:
@@ -70,7 +79,7 @@ def _clear(folder: Path) -> bool:
     """Delete the store's own files, and the folders that are empty then; gives whether all are."""
     for path in own_files(folder):
         path.unlink(missing_ok=True)
-    for path in (*segment_folders(folder), folder):
+    for path in (*segment_folders(folder), *fetched_folders(folder), folder):
         if not any(path.iterdir()):
             path.rmdir()
     return not folder.exists()

@@ -16,6 +16,7 @@ from torch import Tensor
 from frostline._files import FileLock, lock
 from frostline.errors import StoreError
 from frostline.store.catalogue import Catalogue
+from frostline.store.homes import home_of
 from frostline.store.layout import IN_USE, TURN
 from frostline.store.manifest import Manifest, settle
 from frostline.store.records import Mask, encode
@@ -42,10 +43,11 @@ class Writer:
             with self._turn():
                 if settle(folder, manifest) is None:
                     manifest.write(folder)
-                self._segment = Segment.take(folder, manifest)
+                home = home_of(folder)
+                self._segment = Segment.take(folder, manifest, home)
             undo.pop_all()
         self._catalogue = Catalogue(folder, manifest)
-        self._claims = OtherClaims(folder, self._segment.folder)
+        self._claims = OtherClaims(folder, self._segment.folder, home)
         self._intact = RowIndex()  # complete, and checked by this writer or its own
         self._claimed: set[bytes] = set()  # and not stored by it yet
         self._flushed_at = time.monotonic()
@@ -104,8 +106,7 @@ class Writer:
         self._segment.append(records, contents)
         self._add_intact(keys[new])
         if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
-            self._segment.flush()
-            self._flushed_at = time.monotonic()
+            self._flush()
 
     def wait(self, row_ids: Sequence[bytes], timeout_seconds: float) -> None:
         """Wait while the missing rows are all claimed by other live writers.
@@ -114,6 +115,7 @@ class Writer:
         those that are missing are claimed by this writer, or after `timeout_seconds`.
         """
         self._check_process()
+        self._flush()
         end = time.monotonic() + timeout_seconds
         keys = row_keys(row_ids)
         while True:
@@ -142,8 +144,12 @@ class Writer:
                 with self._turn():
                     self._segment.close()
 
+    def _flush(self) -> None:
+        self._segment.flush()
+        self._flushed_at = time.monotonic()
+
     def _turn(self) -> FileLock:
-        held = lock(self._folder / TURN)
+        held = lock(self._folder / TURN, needed=False)
         assert held is not None  # it waits
         return held
 
@@ -190,7 +196,7 @@ def use_key(folder: Path) -> FileLock:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.mkdir(exist_ok=True)
-            held = lock(folder / IN_USE, mode="shared")
+            held = lock(folder / IN_USE, mode="shared", needed=False)
         except (FileNotFoundError, FileExistsError):
             if folder.is_file():
                 raise

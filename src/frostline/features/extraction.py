@@ -87,7 +87,7 @@ def extract(
         dataset: an `ImageDataset`, a `TensorDataset`, `Samples` of your own, or any indexed data
             set of (input, target), or of mappings by the names of the model's inputs, that gives
             the same sample each time.
-        store: where features are kept, or its folder.
+        store: where features are kept, or its folder or address.
         views: random views of each picture to keep; by default as the data set says.
         collate: of items of a data set, as the `data_collator` of transformers' Trainer; gives a
             mapping by the names of the model's inputs. By default items of mappings are stacked.
@@ -116,7 +116,7 @@ def extract(
         >>> fl.extract(cut, data, "features", precision="exact").computed
         0
     """
-    store = store if isinstance(store, FeatureStore) else FeatureStore(Path(store).expanduser())
+    store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     samples = keyword_samples(cut, dataset, views=views, collate=collate, as_targets=as_targets)
     padding = padding or padding_of(cut, samples, device_of(cut.suffix.model))
     if compute is None:
@@ -169,7 +169,7 @@ class _Extraction:
         key, model = FeatureKey(parts), type(cut.suffix.model).__name__
         note = {"model": model, "line": cut.why, "form": self._compute.words}
         features = self._store.open(key, specs, note=note)
-        ids = samples.ids(self._every) if features.nbytes else []
+        ids = [] if features.is_empty() else samples.ids(self._every)
         why = "rows of these samples were missing" if ids else self._store.explain_miss(key)
         rows: StoredRows | None = None
         with suppress(StoreError):  # some are missing or damaged

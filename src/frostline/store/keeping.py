@@ -57,13 +57,13 @@ class Damage:
     """Something stored that is not what was written.
 
     Attributes:
-        folder: of the key.
+        folder: of the key, or its address.
         value: name of the damaged value; empty when it is not one value.
         row_id: empty when it is not known.
         what: in words.
     """
 
-    folder: Path
+    folder: Path | str
     value: str
     row_id: bytes
     what: str

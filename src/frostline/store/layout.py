@@ -34,7 +34,9 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 _REMOVED: Final = re.compile(r"\.removed-[0-9a-f]{32}-[0-9a-f]{16}")
 _SEGMENT: Final = re.compile(r"segment-[0-9a-f]{16}")
 _IN_KEY: Final = re.compile(r"manifest\.json|in-use\.lock|turn\.lock|\.manifest\.json\.\w+\.tmp")
-_IN_SEGMENT: Final = re.compile(r"writer\.lock|rows|claims|home|sealed\.json|pushed|value\d+\.npy")
+_IN_SEGMENT: Final = re.compile(
+    r"writer\.lock|rows|claims|home|\.?sealed\.json(\.\w+\.tmp)?|pushed|value\d+\.npy"
+)
 _FETCHED: Final = re.compile(r"fetched-[0-9a-f]{16}")
 
 
@@ -48,6 +50,16 @@ def key_folders(root: Path) -> Iterator[Path]:
 def removed_folders(root: Path) -> Iterator[Path]:
     """What is left of keys whose removal was cut short."""
     return _named(root, _REMOVED, stat.S_ISDIR)
+
+
+def is_segment(name: str) -> bool:
+    """Whether it is a segment's name."""
+    return _SEGMENT.fullmatch(name) is not None
+
+
+def is_digest(name: str) -> bool:
+    """Whether it is a key's name."""
+    return _DIGEST.fullmatch(name) is not None
 
 
 def segment_folders(folder: Path) -> Iterator[Path]:

@@ -91,6 +91,7 @@ def remove_oldest(
     max_bytes: float,
     keep: Collection[str] = (),
     also: Callable[[Path], bool] = lambda _: False,
+    stays: Callable[[Path], bool] = lambda _: False,
 ) -> list[Path]:
     """Remove keys, least recently used first, until the store has at most `max_bytes`.
 
@@ -98,6 +99,7 @@ def remove_oldest(
 
     Args:
         also: which keys go even so.
+        stays: which keys do not, as those in `keep`.
     Returns:
         Those that are gone.
     Raises:
@@ -109,7 +111,9 @@ def remove_oldest(
     sizes = {path: folder_bytes(path) for path in key_folders(root)}
     total, gone = sum(sizes.values()), []
     for path in sorted(sizes, key=used_at):
-        if path.name not in keep and (total > max_bytes or also(path)) and remove(path):
+        if path.name in keep or not (total > max_bytes or also(path)) or stays(path):
+            continue
+        if remove(path):
             total -= sizes[path]
             gone.append(path)
     return gone
@@ -117,10 +121,20 @@ def remove_oldest(
 
 @final
 class StoreBudget:
-    """Makes room for rows by removing keys that nobody uses, least recently used first."""
+    """Makes room for rows by removing keys that nobody uses, least recently used first.
 
-    def __init__(self, root: Path, limit_bytes: int | None) -> None:
-        self._root, self._limit_bytes = root, limit_bytes
+    Args:
+        stays: which keys are not removed, whoever uses them.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        limit_bytes: int | None,
+        *,
+        stays: Callable[[Path], bool] = lambda _: False,
+    ) -> None:
+        self._root, self._limit_bytes, self._stays = root, limit_bytes, stays
         self._expected_bytes = 0
         self._counted_at = -RECOUNT_SECONDS
 
@@ -138,7 +152,7 @@ class StoreBudget:
         recent = time.monotonic() - self._counted_at < RECOUNT_SECONDS
         if recent and self._expected_bytes <= self._limit_bytes:
             return
-        remove_oldest(self._root, max_bytes=self._limit_bytes - new_bytes)
+        remove_oldest(self._root, max_bytes=self._limit_bytes - new_bytes, stays=self._stays)
         total = sum(folder_bytes(path) for path in key_folders(self._root))
         self._expected_bytes, self._counted_at = total + new_bytes, time.monotonic()
         if self._expected_bytes > self._limit_bytes:

@@ -44,9 +44,11 @@ from frostline.store.records import (
     Records,
     data_bytes,
     parse,
+    record_dtype,
     seal,
     unit_totals,
 )
+from frostline.store.sealing import Sealed
 from frostline.wording import either
 
 CLAIM_TOKEN_BYTES: Final = 16  # at the head of the file: another token, another writer
@@ -162,14 +164,7 @@ class Segment:
         lock that is free need not mean that nobody writes.
         """
         with stored_or_kept(folder):
-            free = []
-            for path in own_segments(folder):
-                if read_home(path) != home:
-                    continue
-                with suppress(OSError):  # one that cannot be written is left as it is
-                    held = lock(path / SEGMENT_LOCK, wait=False)
-                    if held is not None:
-                        free.append(cls(path, manifest, held))
+            free = list(cls._free(folder, manifest, home))
             for segment in free[1:]:
                 segment.close()
             if free:
@@ -180,6 +175,30 @@ class Segment:
             held = lock(path / SEGMENT_LOCK, wait=False, needed=False)
             assert held is not None  # nobody else takes one in this turn
             return cls(path, manifest, held)
+
+    @classmethod
+    def seal_free(cls, folder: Path, manifest: Manifest, home: str) -> None:
+        """Seal all segments of a home that nobody writes. In the key's turn."""
+        with stored_or_kept(folder):
+            for segment in cls._free(folder, manifest, home):
+                segment._seal()
+                segment.close()
+
+    @classmethod
+    def _free(cls, folder: Path, manifest: Manifest, home: str) -> Iterator[Self]:
+        """The segments of a home that nobody writes, held and repaired."""
+        for path in own_segments(folder):
+            if read_home(path) != home:
+                continue
+            with suppress(OSError):  # one that cannot be written is left as it is
+                held = lock(path / SEGMENT_LOCK, wait=False)
+                if held is not None:
+                    yield cls(path, manifest, held)
+
+    @property
+    def nbytes(self) -> int:
+        """Of its values."""
+        return sum(self._ends(self._units))
 
     def append(self, records: Records, contents: Sequence[Bytes]) -> None:
         """Store encoded rows, sealing their records; on return they are complete.
@@ -231,6 +250,13 @@ class Segment:
                 for path in segment_files(self.folder):
                     path.unlink()
                 self.folder.rmdir()
+
+    def _seal(self) -> None:
+        """Say that nothing is added any more; what was just repaired is as long as its rows."""
+        if self._count:
+            files = {value_name(n): end for n, end in enumerate(self._ends(self._units))}
+            log_bytes = self._count * record_dtype(self._values).itemsize
+            Sealed(self._count, {ROWS: log_bytes, **files}).write(self.folder)
 
     def _repair(self) -> None:
         """Take away what a killed writer left half done, and void what is no record.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,8 @@ from frostline.store.segments import OtherClaims, Segment, stored_or_kept
 
 FLUSH_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.02
+FULL_BYTES: Final = 256 << 20  # of a segment that is to be used elsewhere
+FULL_SECONDS: Final = 300.0
 
 
 @final
@@ -35,22 +37,38 @@ class Writer:
     Killed at any instant, it leaves every row whose `put` returned.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, budget: StoreBudget) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        budget: StoreBudget,
+        *,
+        home: str | None = None,
+        when_full: Callable[[], None] | None = None,
+    ) -> None:
+        """Open the key.
+
+        Args:
+            home: of the folder; by default found out.
+            when_full: called each time a segment is let go that is large enough, or old enough,
+                to be used elsewhere; without it one segment is written to the end.
+        """
         self._folder, self._manifest, self._budget = folder, manifest, budget
+        self._when_full = when_full
         self._process, self._closed = os.getpid(), False
         with stored_or_kept(folder), ExitStack() as undo:
             self._in_use = undo.enter_context(use_key(folder))
-            with self._turn():
+            with turn(self._folder):
                 if settle(folder, manifest) is None:
                     manifest.write(folder)
-                home = home_of(folder)
-                self._segment = Segment.take(folder, manifest, home)
+                self._home = home or home_of(folder)
+                self._segment = Segment.take(folder, manifest, self._home)
             undo.pop_all()
         self._catalogue = Catalogue(folder, manifest)
-        self._claims = OtherClaims(folder, self._segment.folder, home)
+        self._claims = OtherClaims(folder, self._segment.folder, self._home)
         self._intact = RowIndex()  # complete, and checked by this writer or its own
         self._claimed: set[bytes] = set()  # and not stored by it yet
-        self._flushed_at = time.monotonic()
+        self._flushed_at = self._began_at = time.monotonic()
 
     def claim(self, row_ids: Sequence[bytes], limit: int) -> list[int]:
         """Positions of up to `limit` rows that this writer is now to compute.
@@ -107,6 +125,10 @@ class Writer:
         self._add_intact(keys[new])
         if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
             self._flush()
+        old = time.monotonic() - self._began_at > FULL_SECONDS
+        if self._when_full and (old or self._segment.nbytes > FULL_BYTES):
+            self._begin_segment()
+            self._when_full()
 
     def wait(self, row_ids: Sequence[bytes], timeout_seconds: float) -> None:
         """Wait while the missing rows are all claimed by other live writers.
@@ -141,22 +163,28 @@ class Writer:
             try:
                 self._segment.flush()
             finally:
-                with self._turn():
+                with turn(self._folder):
                     self._segment.close()
+
+    def _begin_segment(self) -> None:
+        """Go on in another segment; what is claimed and not stored yet is claimed there."""
+        self._flush()
+        full = self._segment
+        with turn(self._folder):
+            self._segment = Segment.take(self._folder, self._manifest, self._home)
+            self._segment.claim(list(self._claimed))
+            full.close()
+        self._claims = OtherClaims(self._folder, self._segment.folder, self._home)
+        self._began_at = time.monotonic()
 
     def _flush(self) -> None:
         self._segment.flush()
         self._flushed_at = time.monotonic()
 
-    def _turn(self) -> FileLock:
-        held = lock(self._folder / TURN, needed=False)
-        assert held is not None  # it waits
-        return held
-
     @contextmanager
     def _turn_with_news(self) -> Iterator[None]:
         """The key's turn, once what others stored and claim is taken in."""
-        with stored_or_kept(self._folder), self._turn():
+        with stored_or_kept(self._folder), turn(self._folder):
             self._catalogue.refresh()
             self._claims.refresh()
             yield
@@ -188,6 +216,13 @@ class Writer:
                 f"this writer of {self._folder} was made in process {self._process} and is used "
                 f"in process {os.getpid()}. Open a writer of its own in each process."
             )
+
+
+def turn(folder: Path) -> FileLock:
+    """The key's turn, once the others had theirs."""
+    held = lock(folder / TURN, needed=False)
+    assert held is not None  # it waits
+    return held
 
 
 def use_key(folder: Path) -> FileLock:

@@ -127,11 +127,11 @@ class Base:
         if isinstance(samples, ImageSamples):  # of a search the same files come for every fit
             samples.digests = self._digests
         asked = settings.features.store
-        root = default_store() if asked == "auto" else Path(asked).expanduser()
-        store = FeatureStore(root, budget_bytes=DEFAULT_BUDGET_BYTES)
+        where = default_store() if asked == "auto" else asked
+        store = FeatureStore(where, budget_bytes=DEFAULT_BUDGET_BYTES)
         size, precision = settings.data.batch_size, settings.training.prefix_precision
         # Looking the graph over again would take longer than a fit on stored features.
-        known = (str(root), precision, size, torch.get_num_threads())
+        known = (store.where, precision, size, torch.get_num_threads())
         if known not in self._computing:
             self._computing[known] = computing(
                 self.cut,
@@ -140,7 +140,7 @@ class Base:
                 batch_size=size,
                 device=device_of(self.loaded.model),
                 planned_samples=len(samples),
-                decisions=Decisions(root),
+                decisions=Decisions(store.root),
             )
         return extract(self.cut, samples, store, compute=self._computing[known])
 

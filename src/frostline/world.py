@@ -26,6 +26,7 @@ from torch import Tensor
 from frostline.errors import ConfigError, FrostlineError, TrainingError
 
 _ROOM = 7  # numbers that go along when processes meet
+_OF_TRANSPORT = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 _LAST_WORDS = timedelta(seconds=20)  # for what failed to be heard by all
 
 
@@ -63,8 +64,11 @@ class World(Protocol):
         """The element-wise sum over all processes, which all call it with the same shape."""
         ...
 
-    def tell(self, error: BaseException) -> None:
-        """Let the others know that this process failed, wherever they are: they end with it."""
+    def tell(self, error: BaseException) -> BaseException:
+        """Let the others know that this process failed, wherever they are: they end with it.
+
+        Gives what to raise here: the error, unless it is one of torch's about a lost process.
+        """
         ...
 
 
@@ -83,8 +87,9 @@ class OneProcess:
     def sum(self, values: Tensor) -> Tensor:
         return values
 
-    def tell(self, error: BaseException) -> None:
+    def tell(self, error: BaseException) -> BaseException:
         """Nobody to tell."""
+        return error
 
 
 ALONE: World = OneProcess()
@@ -127,12 +132,15 @@ class Ranks:
         self._meet(torch.empty(0))
         return self._added(values)
 
-    def tell(self, error: BaseException) -> None:
+    def tell(self, error: BaseException) -> BaseException:
         if self._has_ended:
-            return
+            return error
+        if isinstance(error, RuntimeError) and _is_of_transport(error):
+            return self._gone()
         with suppress(TrainingError):  # the others are gone, too
             self._added(torch.tensor([1.0] + [0.0] * _ROOM, dtype=torch.float64), _LAST_WORDS)
             self._words_of(json.dumps([type(error).__name__, str(error)]))
+        return error
 
     def _meet(self, values: Tensor) -> Tensor:
         around = torch.zeros(1 + _ROOM, dtype=torch.float64)
@@ -160,12 +168,15 @@ class Ranks:
             work = dist.all_reduce(total, group=self.group, async_op=True)
             work.wait() if timeout is None else work.wait(timeout)
         except RuntimeError as error:
-            self._has_ended = True
-            raise TrainingError(
-                f"another of the {self.size} processes is gone, or was not heard of for too long. "
-                "Its own message says why; torchrun --max-restarts 3 starts all of them again."
-            ) from error
+            raise self._gone() from error
         return total.to(values.device)
+
+    def _gone(self) -> TrainingError:
+        self._has_ended = True
+        return TrainingError(
+            f"another of the {self.size} processes is gone, or was not heard of for too long. "
+            "Its own message says why; torchrun --max-restarts 3 starts all of them again."
+        )
 
 
 def world_here(device: str = "auto") -> World:
@@ -204,8 +215,10 @@ def together(world: World) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        world.tell(error)
-        raise
+        told = world.tell(error)
+        if told is error:
+            raise
+        raise told from error
 
 
 def gathered(world: World, own: Tensor) -> Tensor:
@@ -230,6 +243,15 @@ def gathered_names(world: World, own: Sequence[str]) -> tuple[str, ...]:
     text = "".join(f"{name}\0" for name in own).encode(errors="surrogateescape")
     every = bytes(gathered(world, torch.tensor(list(text), dtype=torch.uint8)).tolist())
     return tuple(every.decode(errors="surrogateescape").split("\0")[:-1])
+
+
+def of_first(world: World, own: Tensor) -> Tensor:
+    """What the first process has, bit for bit; all give a tensor of one shape and dtype."""
+    if world.size == 1:
+        return own
+    given = own if world.rank == 0 else torch.zeros_like(own)
+    flat = given.detach().contiguous().view(-1).view(torch.uint8)
+    return world.sum(flat).view(own.dtype).view(own.shape)
 
 
 def decided(world: World, value: Any) -> Any:
@@ -262,6 +284,12 @@ def agreed(world: World, error: FrostlineError | None) -> None:
     raise _raised(words) if error is None else error
 
 
+def _is_of_transport(error: RuntimeError) -> bool:
+    """Whether a collective of torch's own failed; gloo's errors have no class of theirs (2.15)."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(word in text for word in _OF_TRANSPORT)
+
+
 def _raised(words: Sequence[str]) -> BaseException:
     """The first error that was told, as one of its kind."""
     rank = next(number for number, said in enumerate(words) if said)
@@ -269,8 +297,11 @@ def _raised(words: Sequence[str]) -> BaseException:
     if kind == KeyboardInterrupt.__name__:
         return KeyboardInterrupt(f"process {rank} was interrupted")
     known = _kinds(FrostlineError).get(kind)
-    said = f"process {rank}: {text if known else f'{kind}: {text}'}"
-    return (known or TrainingError)(said)
+    who = f"process {rank}: "
+    said = text if known else f"{kind}: {text}"
+    error = (known or TrainingError)(f"{who}{said.removeprefix(who)}")
+    error.process = rank
+    return error
 
 
 def _kinds(root: type[FrostlineError]) -> dict[str, type[FrostlineError]]:

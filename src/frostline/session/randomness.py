@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 _EPOCH_STRIDE = 1_000_003
 
@@ -19,6 +20,14 @@ def seed_epoch(seed: int, epoch: int) -> None:
         torch.manual_seed(mixed)
     else:  # which would keep each call, with its stack, for a GPU that never comes (torch 2.15)
         torch.default_generator.manual_seed(mixed)
+    random.seed(mixed)
+    np.random.seed(mixed % 2**32)
+
+
+def seed_batch(seed: int, epoch: int, batch: int, rank: int) -> None:
+    """The same for one batch of several processes, in each of which it draws other numbers."""
+    mixed = xxhash.xxh3_64_intdigest(f"{seed}\0{epoch}\0{batch}\0{rank}".encode()) >> 1
+    torch.manual_seed(mixed)
     random.seed(mixed)
     np.random.seed(mixed % 2**32)
 

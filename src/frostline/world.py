@@ -247,6 +247,21 @@ def decided(world: World, value: Any) -> Any:
     return json.loads("".join(gathered_names(world, [text] if world.rank == 0 else [])))
 
 
+def agreed(world: World, error: FrostlineError | None) -> None:
+    """Go on where no process met an error; else all raise it, and may go on in another way.
+
+    Args:
+        error: that this process met.
+    Raises:
+        FrostlineError: of the kind and with the words of the first process that met one.
+    """
+    if not world.sum(torch.tensor([float(error is not None)], dtype=torch.float64)):
+        return
+    own = "" if error is None else json.dumps([type(error).__name__, str(error)])
+    words = gathered_names(world, [own])
+    raise _raised(words) if error is None else error
+
+
 def _raised(words: Sequence[str]) -> BaseException:
     """The first error that was told, as one of its kind."""
     rank = next(number for number, said in enumerate(words) if said)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torchvision.models import VisionTransformer
+from torch.distributed.fsdp import fully_shard
+from torchvision.models import VisionTransformer, mobilenet_v2
 
 
-def vit() -> Any:
+def vit(*, dropout: float = 0.1) -> Any:
     """Three blocks; its class token has one row, so that only the first process has some of it."""
     torch.manual_seed(0)
     return VisionTransformer(
@@ -21,7 +21,7 @@ def vit() -> Any:
         num_heads=2,
         hidden_dim=24,
         mlp_dim=37,
-        dropout=0.1,
+        dropout=dropout,
         num_classes=3,
     )
 
@@ -43,16 +43,21 @@ def both() -> tuple[Any, Any]:
     return plain, sharded(copy.deepcopy(plain), *BLOCKS)
 
 
+STAGES = ([1, 8, 1, 1], [2, 12, 1, 2], [2, 16, 1, 2])
+SMALL_PARTS = tuple(f"features.{number}" for number in range(5))
+
+
+def small_mobilenet() -> Any:
+    """Five blocks with batch norms, and a dropout before the classifier."""
+    torch.manual_seed(0)
+    return mobilenet_v2(num_classes=3, width_mult=0.5, inverted_residual_setting=STAGES)
+
+
 def pictures(count: int = 4, *, seed: int = 1) -> tuple[Tensor, Tensor]:
     """With their classes."""
     draw = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, 16, 16, generator=draw)
     return images, torch.randint(3, (count,), generator=draw)
-
-
-def is_unit(module: nn.Module) -> bool:
-    """Whether `fully_shard` was applied to it."""
-    return isinstance(module, FSDPModule)
 
 
 def whole(tensor: Any) -> Tensor:

@@ -114,6 +114,11 @@ class Prefix(nn.Module):
         """
         return self.run_flat(self.spec.flatten(named or inputs))
 
+    @property
+    def in_step(self) -> bool:
+        """Whether all processes call it as one: each holds a part of the model."""
+        return isinstance(self._half, ModuleSplit) and is_sharded(self._model)
+
     def check_same(self) -> None:
         """Raise CutError where the model is not what was cut."""
         if isinstance(self._half, Half):

@@ -2,23 +2,31 @@
 
 For models that torch.export cannot follow. The prefix runs the model until the submodule has
 answered; the suffix runs it with that answer given, and with inputs that can be handed to the
-submodule and asked for their shape, but not read.
+submodule and asked for their shape, but not read. Frozen modules that had answered before are not
+run again (`unread.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, final
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from frostline.cutting.halves import trainable_below
 from frostline.cutting.structures import InputSpec, Rebuild, flatten_output, rows_of
 from frostline.cutting.trial import REARRANGED, few_samples, is_close, rows_at
+from frostline.cutting.unread import (
+    CALL,
+    Skipped,
+    Unread,
+    is_frozen,
+    put,
+    reads_input,
+    unread,
+)
 from frostline.cutting.watching import reads_recorded, upwards
 from frostline.errors import CutError, nearest
 from frostline.fingerprints.parts import same_bits
@@ -44,7 +52,7 @@ class ModuleSplit:
         self._shapes = [(t.shape[1:], t.dtype) for t in tensors]
         self._rebuild: Rebuild | None = None
         self._below: list[str] = []
-        self._skipped: list[_Skipped] = []
+        self._skipped: list[Skipped] = []
         self._check_fixed(tensors)
 
     def prefix(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
@@ -59,7 +67,7 @@ class ModuleSplit:
         if trainable:
             raise trainable_below(trainable)
         rows = features[0].shape[0]
-        stubs = [_unread((rows, *shape), dtype) for shape, dtype in self._shapes]
+        stubs = [unread((rows, *shape), dtype) for shape, dtype in self._shapes]
         answer = self._rebuild(iter(f.clone() for f in features))
         calls: list[int] = []
 
@@ -69,12 +77,15 @@ class ModuleSplit:
 
         module = self._module
         # Hooks of `fully_shard` would gather its parameters for a forward that it does not run.
-        name = _CALL if module in units(module) else "forward"
+        name = CALL if module in units(module) else "forward"
         with ExitStack() as replaced:
-            replaced.enter_context(_put(module, name, forward))
+            replaced.enter_context(put(module, name, forward))
             for one in self._skipped:
                 replaced.enter_context(one.skipping(self._model, rows))
             output = self._spec.call(self._model, stubs)
+        for value in flatten_output(output)[0]:
+            if isinstance(value, Unread):
+                raise reads_input(value.mixed_by or "giving it back")
         if len(calls) != 1:
             raise CutError(
                 f"{self._path} is used {len(calls)} times in one forward, and one answer cannot "
@@ -134,13 +145,13 @@ class ModuleSplit:
             if inside or leaf in read or ("forward" in read and not running):
                 yield name
 
-    def _run_below(self, tensors: list[Tensor]) -> Iterator[_Skipped]:
+    def _run_below(self, tensors: list[Tensor]) -> Iterator[Skipped]:
         """The frozen modules that have answered when the submodule does, the outermost ones."""
         apart = {*self._module.modules(), *map(self._model.get_submodule, upwards(self._path))}
         frozen = {
             module: path
             for path, module in self._model.named_modules()
-            if module not in apart and _is_frozen(module)
+            if module not in apart and is_frozen(module)
         }
         answers: dict[str, list[object]] = {}
         running: list[nn.Module] = []
@@ -161,7 +172,7 @@ class ModuleSplit:
         rows = rows_of(tensors)
         for path, outputs in answers.items():
             with suppress(CutError):  # what cannot be taken apart is run all the same
-                yield _Skipped(path, [_Answer.of(output, rows) for output in outputs])
+                yield Skipped.of(path, outputs, rows)
 
     def _check_batches(self, tensors: list[Tensor]) -> None:
         """A sample's answer is the same in whatever batch."""
@@ -205,96 +216,5 @@ class ModuleSplit:
         return flatten_output(answered[0])
 
 
-# What stands for a module's call with its hooks; torch.compile puts its own there (torch 2.15).
-_CALL = "_compiled_call_impl"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """Of what form a module's answer was, to a batch of `rows`."""
-
-    forms: tuple[tuple[tuple[int, ...], torch.dtype], ...]
-    rebuild: Rebuild
-    rows: int
-
-    @classmethod
-    def of(cls, output: object, rows: int) -> _Answer:
-        tensors, rebuild = flatten_output(output)
-        return cls(tuple((tuple(t.shape), t.dtype) for t in tensors), rebuild, rows)
-
-    def unread(self, rows: int) -> Any:
-        """The same for a batch of `rows`, without numbers to read."""
-        shapes = ((rows, *s[1:]) if s[:1] == (self.rows,) else s for s, _ in self.forms)
-        pairs = zip(shapes, (dtype for _, dtype in self.forms), strict=True)
-        return self.rebuild(iter(_unread(shape, dtype) for shape, dtype in pairs))
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Skipped:
-    """A module below the line, which need not run where it is given what nobody may read.
-
-    Attributes:
-        answers: to its calls, in their order.
-    """
-
-    path: str
-    answers: list[_Answer]
-
-    def skipping(self, model: nn.Module, rows: int) -> AbstractContextManager[None]:
-        """While in the block, calls with unread inputs give unread outputs, and run nothing."""
-        module, left = model.get_submodule(self.path), iter(self.answers)
-        run = vars(module).get(_CALL) or module._call_impl
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            leaves = pytree.tree_leaves((args, kwargs))
-            is_below = any(isinstance(leaf, _Unread) for leaf in leaves)
-            known = next(left, None) if is_below else None
-            return run(*args, **kwargs) if known is None else known.unread(rows)
-
-        return _put(module, _CALL, call)
-
-
-@contextmanager
-def _put(module: nn.Module, name: str, function: Callable[..., object]) -> Iterator[None]:
-    """While in the block, `function` is this attribute of the module."""
-    own = vars(module)
-    former = own.get(name)
-    own[name] = function
-    try:
-        yield
-    finally:
-        own.pop(name)
-        if former is not None:
-            own[name] = former
-
-
-def _is_frozen(module: nn.Module) -> bool:
-    wanted = [parameter.requires_grad for parameter in module.parameters()]
-    return bool(wanted) and not any(wanted)
-
-
-def _unread(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta").as_subclass(_Unread)
-
-
 class _ReachedError(Exception):
     """The submodule has answered; the rest of the forward is not wanted."""
-
-
-class _Unread(Tensor):
-    """Stands for an input above the line: it has a shape, but no numbers to read."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.to:  # its device, as `fully_shard` moves what goes into a model
-            return args[0]
-        try:
-            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]  # torch's own
-        except (RuntimeError, NotImplementedError) as error:
-            name = getattr(func, "__name__", str(func))
-            raise CutError(
-                f"what stands above the line reads the model's input itself (by {name}), so the "
-                "features alone do not do. Name another submodule, or train with features off."
-            ) from error

@@ -29,6 +29,7 @@ FLOORS = {
     "world": 0,
     "wrapped": 0,
     "wrappers": 0,
+    "sharding": 1,
     "_tensor_files": 1,
     "selectors": 1,
     "backward": 2,

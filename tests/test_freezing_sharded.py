@@ -1,10 +1,9 @@
-"""Models sharded by `fully_shard`, in one process, and with tensors whose bits lie in others."""
+"""Models sharded by `fully_shard` in one process; for several see `distributed/`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from torch import nn
 
 import frostline as fl
 from frostline.deltas import load_delta, save_delta
-from frostline.fingerprints import parts as tensor_parts
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +56,3 @@ def test_a_delta_of_it_fits_the_plain_model(mesh: Any, tmp_path: Path) -> None:
     load_delta(plain, tmp_path / "delta.safetensors")
     assert bool((plain[1].weight == 3).all())
     load_delta(model, tmp_path / "delta.safetensors")
-
-
-def test_a_delta_of_shards_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = net()
-    fl.freeze(model, "0")
-    monkeypatch.setattr("frostline.deltas.is_shard", lambda tensor: tensor.dim() == 2)
-    with pytest.raises(fl.DeltaError, match=r"0\.0\.weight.* holds a part of it only.*full_tensor"):
-        save_delta(model, tmp_path / "delta.safetensors")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_shard_is_told_by_its_shape() -> None:
-    part = type("DTensor", (SimpleNamespace,), {})(shape=(4, 4), to_local=lambda: torch.zeros(2, 4))
-    assert tensor_parts.is_shard(part)
-    assert not tensor_parts.is_shard(torch.zeros(2, 4))

@@ -24,10 +24,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Literal, cast, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,16 +38,16 @@ from frostline._tensor_files import check_header, save_tensors
 from frostline.casting import CAST_DTYPES, cast_dtypes
 from frostline.errors import ConfigError, CorruptDelta, DeltaError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
-from frostline.fingerprints.parts import is_shard
 from frostline.fingerprints.unlisted import saved_state
 from frostline.freezing import freeze as freeze_part
 from frostline.freezing import train_only
 from frostline.freezing.modes import is_held, mark_of, note_content
 from frostline.freezing.rows import held_rows
 from frostline.selectors import exactly, inventory, rows
+from frostline.sharding import is_shard, placed_like, whole, world_of
 from frostline.units import format_bytes, some_of
 from frostline.wording import either
-from frostline.wrapped import is_distributed
+from frostline.world import together
 from frostline.wrappers import unwrap
 
 FORMAT = "frostline-delta"
@@ -101,6 +101,10 @@ def save_delta(
 ) -> None:
     """Write the trainable parameters and changed buffers of `model`, whole or not at all.
 
+    Of a model that `fully_shard` sharded all processes call it. What was trained is gathered, one
+    tensor at a time, into the memory of the first process, which writes the file that one process
+    would; where it cannot, all raise.
+
     Args:
         base: fingerprint of the whole model before training; with it, buffers that did not
             change and are not held are left out. Without it all buffers outside the held part
@@ -138,21 +142,42 @@ def save_delta(
         unsaved=(*(name for name in tensors if name not in listed), *saved_besides(model)),
         kept={name: word for name, word in cast_dtypes(model).items() if name in rest.tensors},
     )
+    world = world_of(model)
+    delta = replace(delta, tensors=_gathered(trained, keep=world.writes))
+    with together(world):
+        if world.writes:
+            _write(delta, Path(path))
+        world.barrier()
+
+
+def _write(delta: Delta, path: Path) -> None:
     try:
-        save_tensors(trained, Path(path), header=_header(delta))
+        save_tensors(delta.tensors, path, header=_header(delta))
     except KeyError as error:  # safetensors 0.8: a dtype that its table of sizes lacks
         dtype = error.args[0]
-        names = [name for name, tensor in trained.items() if tensor.dtype == dtype]
+        names = [name for name, tensor in delta.tensors.items() if tensor.dtype == dtype]
         raise DeltaError(
             f"safetensors, the format of a delta, has no {dtype}, the dtype of {_some(names)}. "
             "Keep them in complex64, or save the state_dict with torch.save."
         ) from error
 
 
+def _gathered(content: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """All of each tensor, on the CPU; of the sharded ones only where they are kept."""
+    found = {}
+    for name, tensor in content.items():
+        values = whole(tensor) if is_shard(tensor) else tensor  # all processes gather it
+        if keep or not is_shard(tensor):
+            found[name] = values.cpu()
+    return found
+
+
 def delta_content(
     model: nn.Module, *, base: Fingerprint | None = None, also: Collection[str] = ()
 ) -> dict[str, Tensor]:
     """Copies, on the CPU, of what a delta of `model` would hold now.
+
+    Of a sharded tensor it is this process's part, on its device.
 
     Args:
         base: as for `save_delta`.
@@ -168,8 +193,7 @@ def delta_content(
             f"nothing in {type(model).__name__} is trainable, so there is no delta to save. "
             "Thaw what was trained, or save the whole state_dict."
         )
-    _check_whole(tensors)
-    return {n: _dense(t).cpu().contiguous().clone() for n, t in tensors.items() if n in changed}
+    return {name: _copied(tensor) for name, tensor in tensors.items() if name in changed}
 
 
 def load_delta(
@@ -180,6 +204,8 @@ def load_delta(
     freeze: Literal["as it is", "as saved"] = "as it is",
 ) -> Delta:
     """Put a delta's tensors into `model`, the base it was made from; all of them or none.
+
+    Of a model that `fully_shard` sharded all processes call it, and each reads the file.
 
     Args:
         check_base: compare the rest of the model with the delta's base first.
@@ -251,7 +277,7 @@ def put_tensors(model: nn.Module, content: Mapping[str, Tensor]) -> None:
     tensors, root = all_tensors(model), unwrap(model)
     with torch.no_grad():
         for name, values in content.items():
-            _dense(tensors[name]).copy_(values)
+            tensors[name].detach().copy_(placed_like(values, tensors[name]))
             path, _, leaf = name.rpartition(".")
             note_content(root.get_submodule(path), leaf, None)
 
@@ -318,14 +344,10 @@ def saved_besides(model: nn.Module) -> dict[str, Tensor]:
     return saved_state(stock.modules, {id(p) for p in stock.model.parameters()})
 
 
-def _check_whole(tensors: Mapping[str, Tensor]) -> None:
-    parts = [name for name, tensor in tensors.items() if is_shard(tensor)]
-    if parts:
-        raise DeltaError(
-            f"{_some(parts)} cannot be in a delta or its base: this process holds a part of it "
-            "only. Save the delta of an unsharded copy, filled from `full_tensor()` of each "
-            "parameter on every process."
-        )
+def _copied(tensor: Tensor) -> Tensor:
+    if is_shard(tensor):
+        return tensor.detach().clone()
+    return whole(tensor).cpu().contiguous().clone()
 
 
 def _check_as_frozen(model: nn.Module, rest: Fingerprint) -> None:
@@ -357,13 +379,6 @@ def _rest(model: nn.Module, tensors: Mapping[str, Tensor], content: Collection[s
     """Of the base: all tensors that are not in the delta, and what modules save besides."""
     left = {name: tensor for name, tensor in tensors.items() if name not in content}
     return fingerprint_of({**left, **saved_besides(model)})
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """The tensor's own numbers; of one that is distributed, those here, which are all of it."""
-    values: Any = tensor.detach()
-    local: Tensor = values.to_local() if is_distributed(values) else values
-    return local
 
 
 def _damaged(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

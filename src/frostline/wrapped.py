@@ -8,14 +8,10 @@ from typing import Any
 from torch import Tensor
 
 
-def is_distributed(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, as `fully_shard` makes; by name, to spare a slow import."""
-    return any(base.__name__ == "DTensor" for base in type(tensor).__mro__)
-
-
 def is_wrapped(tensor: Tensor) -> bool:
     """Whether it is of a subclass that is made of other tensors: few operations take those."""
-    return hasattr(tensor, "__tensor_flatten__") and not is_distributed(tensor)
+    # Only a DTensor has a mesh: of these each process holds a part (see sharding.py).
+    return hasattr(tensor, "__tensor_flatten__") and not hasattr(tensor, "device_mesh")
 
 
 def stored_bytes(tensor: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""What is wrapped around a model: torch.compile, DataParallel and DistributedDataParallel.
+"""What is put around a model: torch.compile, DataParallel, DistributedDataParallel, `fully_shard`.
 
 DistributedDataParallel records what trains when it is made. What is thawed later is never averaged,
 and each process trains a model of its own, silently. It leaves no trace on the model (torch 2.15),
@@ -29,6 +29,24 @@ def wrappers(model: nn.Module) -> Iterator[nn.Module]:
     while (inner := _inside(model)) is not None:
         yield model
         model = inner
+
+
+def units(model: nn.Module) -> list[Any]:
+    """The modules that `fully_shard` was applied to, the outer first."""
+    known = sys.modules.get("torch.distributed.fsdp")  # takes a second to import
+    if known is None:
+        return []
+    return [module for module in model.modules() if isinstance(module, known.FSDPModule)]
+
+
+def reshard(model: nn.Module) -> None:
+    """Let each sharded part have its own parameters again, not what a forward gathered of them.
+
+    The root of `fully_shard` keeps what it gathered until a backward, as other tensors under the
+    same names: whoever freezes these, or gives them to an optimizer, changes nothing that lasts.
+    """
+    for unit in units(model):
+        unit.reshard()
 
 
 def live_wrappers(model: nn.Module) -> list[DistributedDataParallel]:

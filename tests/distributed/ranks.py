@@ -18,7 +18,16 @@ import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "torchvision.models", "torch.export._trace", "frostline", "frostline.runs", "pytest"]
+    [
+        "torch",
+        "torch.distributed.checkpoint",
+        "torch.distributed.fsdp",
+        "torch.export._trace",
+        "torchvision.models",
+        "frostline",
+        "frostline.runs",
+        "pytest",
+    ]
 )
 _AT_MOST_SECONDS = 120
 

@@ -19,8 +19,8 @@ from frostline.plans import Plan
 from frostline.plans.parts import Part, parts
 from frostline.recipe import Recipe
 from frostline.selectors import Inventory, Selector, inventory, stages
+from frostline.sharding import is_distributed
 from frostline.tasks import Classification, Task
-from frostline.wrapped import is_distributed
 from frostline.wrappers import live_wrappers, unwrap, wrappers
 
 Preprocess = Callable[[Any], Tensor]

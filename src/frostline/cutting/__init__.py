@@ -20,7 +20,7 @@ from frostline.cutting.drawing import Drawn, draw, recall, remember
 from frostline.cutting.drawing import FrontierValue as FrontierValue
 from frostline.cutting.halves import Above, Half
 from frostline.cutting.keys import At, at_key, at_line, check_current
-from frostline.cutting.reasons import offer
+from frostline.cutting.reasons import behind_one, offer
 from frostline.cutting.structures import (
     Inputs,
     InputSpec,
@@ -34,6 +34,7 @@ from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import few_samples
 from frostline.errors import CutError, FrostlineError, one_line
 from frostline.freezing.modes import modes_kept
+from frostline.sharding import is_sharded
 from frostline.tables import hanging
 from frostline.units import format_bytes
 
@@ -112,6 +113,11 @@ class Prefix(nn.Module):
                 was cut any more.
         """
         return self.run_flat(self.spec.flatten(named or inputs))
+
+    @property
+    def in_step(self) -> bool:
+        """Whether all processes call it as one: each holds a part of the model."""
+        return isinstance(self._half, ModuleSplit) and is_sharded(self._model)
 
     def check_same(self) -> None:
         """Raise CutError where the model is not what was cut."""
@@ -204,6 +210,10 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
     epoch least there. Parameters stay the model's own objects; a cut is valid as long as the
     model's frozen tensors, modes and device stay as they are.
 
+    A model that `fully_shard` sharded is cut behind a submodule, and its own forward runs up to
+    there, gathered part by part: all processes call this with the same example, and call the
+    halves as often as one another.
+
     Args:
         example: one batch as the model takes it: a tensor `(batch, ...)`, a tuple of positional
             arguments, or a mapping of keyword arguments; best of samples that differ.
@@ -232,6 +242,8 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
         model.train()
         if at:
             return _behind(model, spec, at, tensors)
+        if is_sharded(model):
+            return behind_one(model, lambda path: _behind(model, spec, path, tensors))
         known = recall(model, spec, tensors)
         if known is not None:
             drawn, seen = known

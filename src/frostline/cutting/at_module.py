@@ -2,25 +2,37 @@
 
 For models that torch.export cannot follow. The prefix runs the model until the submodule has
 answered; the suffix runs it with that answer given, and with inputs that can be handed to the
-submodule and asked for their shape, but not read.
+submodule and asked for their shape, but not read. Frozen modules that had answered before are not
+run again (`unread.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, final
+from contextlib import ExitStack, suppress
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from frostline.cutting.halves import trainable_below
-from frostline.cutting.structures import InputSpec, Rebuild, flatten_output
+from frostline.cutting.structures import InputSpec, Rebuild, flatten_output, rows_of
 from frostline.cutting.trial import REARRANGED, few_samples, is_close, rows_at
-from frostline.cutting.watching import reads_recorded
+from frostline.cutting.unread import (
+    CALL,
+    Skipped,
+    Unread,
+    is_frozen,
+    put,
+    reads_input,
+    unread,
+)
+from frostline.cutting.watching import reads_recorded, upwards
 from frostline.errors import CutError, nearest
 from frostline.fingerprints.parts import same_bits
 from frostline.freezing.modes import modes_kept
+from frostline.sharding import can_be_cut_short, cut_short
+from frostline.wrappers import units
 
 
 @final
@@ -40,6 +52,7 @@ class ModuleSplit:
         self._shapes = [(t.shape[1:], t.dtype) for t in tensors]
         self._rebuild: Rebuild | None = None
         self._below: list[str] = []
+        self._skipped: list[Skipped] = []
         self._check_fixed(tensors)
 
     def prefix(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
@@ -54,10 +67,7 @@ class ModuleSplit:
         if trainable:
             raise trainable_below(trainable)
         rows = features[0].shape[0]
-        stubs: list[Tensor] = [
-            torch.empty((rows, *shape), dtype=dtype, device="meta").as_subclass(_Unread)
-            for shape, dtype in self._shapes
-        ]
+        stubs = [unread((rows, *shape), dtype) for shape, dtype in self._shapes]
         answer = self._rebuild(iter(f.clone() for f in features))
         calls: list[int] = []
 
@@ -66,14 +76,16 @@ class ModuleSplit:
             return answer
 
         module = self._module
-        former = vars(module).get("forward")
-        module.forward = forward
-        try:
+        # Hooks of `fully_shard` would gather its parameters for a forward that it does not run.
+        name = CALL if module in units(module) else "forward"
+        with ExitStack() as replaced:
+            replaced.enter_context(put(module, name, forward))
+            for one in self._skipped:
+                replaced.enter_context(one.skipping(self._model, rows))
             output = self._spec.call(self._model, stubs)
-        finally:
-            vars(module).pop("forward")
-            if former is not None:
-                module.forward = former
+        for value in flatten_output(output)[0]:
+            if isinstance(value, Unread):
+                raise reads_input(value.mixed_by or "giving it back")
         if len(calls) != 1:
             raise CutError(
                 f"{self._path} is used {len(calls)} times in one forward, and one answer cannot "
@@ -97,8 +109,11 @@ class ModuleSplit:
         """The answer depends on nothing trainable, on no chance and not on the mode."""
         if any(p.requires_grad for p in self._module.parameters()):
             raise CutError(f"{self._path} is not wholly frozen. Freeze it, or name another part.")
+        if units(self._model):  # whose first forward goes through all modules, to get ready
+            self._answers(tensors)
         with reads_recorded(self._model) as reads:
             first = self._answers(tensors, seed=0)
+        self._skipped = list(self._run_below(tensors))
         second = self._answers(tensors, seed=1)
         self._below = list(self._parameters_below(reads))
         if any(t.requires_grad for t in first):
@@ -130,6 +145,35 @@ class ModuleSplit:
             if inside or leaf in read or ("forward" in read and not running):
                 yield name
 
+    def _run_below(self, tensors: list[Tensor]) -> Iterator[Skipped]:
+        """The frozen modules that have answered when the submodule does, the outermost ones."""
+        apart = {*self._module.modules(), *map(self._model.get_submodule, upwards(self._path))}
+        frozen = {
+            module: path
+            for path, module in self._model.named_modules()
+            if module not in apart and is_frozen(module)
+        }
+        answers: dict[str, list[object]] = {}
+        running: list[nn.Module] = []
+
+        def begin(module: nn.Module, _: object) -> None:
+            running.append(module)
+
+        def end(module: nn.Module, _: object, output: object) -> None:
+            running.pop()
+            if not running:
+                answers.setdefault(frozen[module], []).append(output)
+
+        with ExitStack() as hooks:
+            for module in frozen:
+                hooks.callback(module.register_forward_pre_hook(begin).remove)
+                hooks.callback(module.register_forward_hook(end).remove)
+            self._answers(tensors)
+        rows = rows_of(tensors)
+        for path, outputs in answers.items():
+            with suppress(CutError):  # what cannot be taken apart is run all the same
+                yield Skipped.of(path, outputs, rows)
+
     def _check_batches(self, tensors: list[Tensor]) -> None:
         """A sample's answer is the same in whatever batch."""
         samples = few_samples(tensors)
@@ -157,11 +201,12 @@ class ModuleSplit:
 
         def stop(_module: nn.Module, _inputs: object, output: object) -> None:
             answered.append(output)
-            raise _ReachedError
+            if can_be_cut_short():
+                raise _ReachedError
 
         handle = self._module.register_forward_hook(stop)
         try:
-            with modes_kept(self._model), suppress(_ReachedError):
+            with modes_kept(self._model), suppress(_ReachedError), cut_short(self._model):
                 self._model.train(training)
                 self._spec.call(self._model, tensors)
         finally:
@@ -173,18 +218,3 @@ class ModuleSplit:
 
 class _ReachedError(Exception):
     """The submodule has answered; the rest of the forward is not wanted."""
-
-
-class _Unread(Tensor):
-    """Stands for an input above the line: it has a shape, but no numbers to read."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        try:
-            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]  # torch's own
-        except (RuntimeError, NotImplementedError) as error:
-            name = getattr(func, "__name__", str(func))
-            raise CutError(
-                f"what stands above the line reads the model's input itself (by {name}), so the "
-                "features alone do not do. Name another submodule, or train with features off."
-            ) from error

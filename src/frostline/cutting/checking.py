@@ -20,6 +20,8 @@ from frostline.cutting.watching import Structure, reads_recorded
 from frostline.errors import CutError
 from frostline.fingerprints.parts import same_bits
 from frostline.freezing.held_layers import packing
+from frostline.sharding import cut_short, whole
+from frostline.wrappers import reshard
 
 # Above it, it is another function; below, kernels that sum in another order.
 _LARGEST_ERROR = 1e-4
@@ -146,15 +148,17 @@ def _outcome(
     devices = [t.device for t in tensors[:1] if t.device.type == "cuda"]
     with (
         state_kept(model),
+        cut_short(model),
         warnings.catch_warnings(action="ignore"),  # the user's to see when training, not now
         torch.random.fork_rng(devices=devices),
         torch.set_grad_enabled(training),
     ):
         torch.manual_seed(0)
+        trained = [p for p in model.parameters() if p.requires_grad]
         outputs, _ = flatten_output(forward([t.clone() for t in tensors]))
         found = [output.detach() for output in outputs]
         if training:
-            found += _gradients(outputs, [p for p in model.parameters() if p.requires_grad])
+            found += _gradients(outputs, trained)
             found += [buffer.clone() for buffer in model.buffers()]
             found.append(torch.get_rng_state())
     return found
@@ -176,6 +180,7 @@ def _error(plain: Tensor, cut: Tensor) -> float:
         return 0.0
     if plain.shape != cut.shape or plain.dtype != cut.dtype or not plain.is_floating_point():
         return float("inf")
+    plain, cut = whole(plain), whole(cut)
     away = (plain - cut).double().norm() / plain.double().norm().clamp(min=1e-30)
     return float(away) if away.isfinite() else float("inf")
 
@@ -186,6 +191,7 @@ def state_kept(model: nn.Module) -> Iterator[None]:
 
     The buffers are the same objects, also where a forward puts new ones in their place.
     """
+    reshard(model)
     gradients = [(p, p.grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     places = [(module, dict(module._buffers)) for module in model.modules()]

@@ -21,7 +21,9 @@ from frostline.errors import CutError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.fingerprints.unlisted import cell_content
 from frostline.freezing.modes import is_held
+from frostline.sharding import own_class, precisions
 from frostline.units import some_of
+from frostline.wrappers import reshard, units
 
 
 @final
@@ -56,13 +58,14 @@ def at_key(model: nn.Module, at: At) -> dict[str, str]:
     not count, nor do functions elsewhere that the forward calls. The tensors' part tells each
     tensor's digest by its name.
     """
+    reshard(model)
     lines = "\n".join(f"{n} {text}" for n, text in _lines(model) if n not in at.passing)
     modules = xxhash.xxh3_128_hexdigest(lines.encode())
     frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
     tensors = chain(frozen, model.named_buffers())
     held = {name: tensor for name, tensor in tensors if name not in at.passing}
     return {
-        "prefix": f"{type(model).__qualname__} up to {at.path}, modules {modules}",
+        "prefix": f"{own_class(model).__qualname__} up to {at.path}, modules {modules}",
         "tensors": fingerprint_of(held),
     }
 
@@ -118,17 +121,27 @@ def _content_now(model: nn.Module) -> dict[str, str]:
 
 
 def _lines(model: nn.Module) -> Iterator[tuple[str, str]]:
-    yield "", repr(model)
+    # As of the model that it was before it was sharded, but for what changes its numbers.
+    yield "", _printed(model)
+    yield from ((f"{path}: computed in", text) for path, text in precisions(model).items())
     classes: dict[type, None] = {}
     for path, module in model.named_modules():
-        yield f"{path}:", type(module).__qualname__
+        kind = own_class(module)
+        yield f"{path}:", kind.__qualname__
         # In any mode the key is that of train mode, where only what is held stays in eval.
         own = {**vars(module), "training": not is_held(module)}
         yield from ((f"{path}: {name}", text) for name, text in _attributes(own))
-        classes |= dict.fromkeys(c for c in type(module).__mro__ if c not in nn.Module.__mro__)
+        classes |= dict.fromkeys(c for c in kind.__mro__ if c not in nn.Module.__mro__)
     for of in classes:
         for name, text in _attributes(dict(vars(of))):
             yield f"class {of.__qualname__} {name}", text
+
+
+def _printed(model: nn.Module) -> str:
+    text = repr(model)
+    for name, own in {(type(m).__name__, own_class(m).__name__) for m in units(model)}:
+        text = text.replace(f"{name}(", f"{own}(")
+    return text
 
 
 def _attributes(owner: dict[str, Any]) -> Iterator[tuple[str, str]]:

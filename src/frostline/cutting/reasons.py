@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
+from typing import TypeVar
 
 from torch import fx, nn
 
 from frostline.cutting.sweep import Swept
 from frostline.cutting.tracing import Traced, module_path, operation, own_name
+from frostline.errors import CutError
 from frostline.freezing.modes import is_held
 from frostline.wording import either
 
 # Each is tried on the example, which takes some forwards.
 _MOST_TRIED = 4
+_Made = TypeVar("_Made")
 
 
 def why_there(crossing: list[fx.Node], below: frozenset[fx.Node], swept: Swept) -> str:
@@ -109,6 +112,25 @@ def offer(model: nn.Module, cut_behind: Callable[[str], object]) -> str:
             cut_behind(path)
             return sentence.format(path)
     return ""
+
+
+def behind_one(model: nn.Module, cut_behind: Callable[[str], _Made]) -> _Made:
+    """What `cut_behind` gives for the last frozen submodule that it takes: most lies below that.
+
+    Raises:
+        CutError: it takes none.
+    """
+    refused = "none is wholly frozen"
+    for path in islice(_candidates(model), _MOST_TRIED):
+        try:
+            return cut_behind(path)
+        except CutError as error:
+            refused = str(error)
+    raise CutError(
+        f"{type(model).__name__} is sharded, so it can only be cut behind a frozen submodule, and "
+        f"none was found: {refused} To cut before it is sharded, or elsewhere: "
+        'fl.cut(model, example, at="...").'
+    )
 
 
 def _candidates(model: nn.Module) -> Iterator[str]:

@@ -27,19 +27,20 @@ _Found = TypeVar("_Found")
 _Plain = TypeVar("_Plain")
 
 
-def of_first(world: World, decide: Callable[[], _Plain]) -> _Plain:
+def of_first(world: World, decide: Callable[[], _Plain], *, cut: Cut) -> _Plain:
     """What `decide` gives in the first process, for all: plain data, as JSON gives them back.
 
-    The first process alone calls it, and what it raises all raise.
+    The first process alone calls it, and what it raises all raise; all call it where they call
+    the prefix of `cut` as one.
     """
-    found: _Plain = decided(world, _tried(world, decide))
+    found: _Plain = decided(world, _tried(world, decide, cut))
     return found
 
 
-def _tried(world: World, decide: Callable[[], _Found]) -> _Found | None:
-    """The same in the first process only, of anything; None in the others."""
+def _tried(world: World, decide: Callable[[], _Found], cut: Cut) -> _Found | None:
+    """The same of anything; None in processes that did not call it."""
     found, failed = None, None
-    if world.rank == 0:
+    if world.rank == 0 or cut.prefix.in_step:
         try:
             found = decide()
         except FrostlineError as error:
@@ -52,7 +53,7 @@ def computing_of_first(
     world: World, cut: Cut, choose: Callable[[], Computing], device: torch.device
 ) -> Computing:
     """How to compute the prefix, as the first process chooses; on the device of each."""
-    own = _tried(world, choose)
+    own = _tried(world, choose, cut)
     told = decided(world, own and [plain_of(own.tuned), own.exact, own.whole])
     if own is not None:
         return own
@@ -62,12 +63,13 @@ def computing_of_first(
 
 def padding_of_first(world: World, cut: Cut, samples: Samples, device: torch.device) -> Padding:
     """How samples of different lengths are padded, as the first process finds by trying."""
-    own = _tried(world, lambda: padding_of(cut, samples, device))
+    own = _tried(world, lambda: padding_of(cut, samples, device), cut)
     if world.size == 1 and own is not None:
         return own
     told = decided(world, own and _plain_padding(own))
     count, fills, at_start, difference, varying, form = told
-    lengths = torch.tensor(own.lengths if own else [0] * count, dtype=torch.long)
+    is_first = own is not None and world.rank == 0
+    lengths = torch.tensor(own.lengths if own and is_first else [0] * count, dtype=torch.long)
     return Padding(
         world.sum(lengths).tolist() if count else (),
         Pads(tuple(fills), at_start),

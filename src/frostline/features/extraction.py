@@ -38,6 +38,7 @@ from frostline.features.feature_data import FeatureData
 from frostline.features.filling import Filling, Progress
 from frostline.features.keywords import Collate, CollatedSamples, NamedSamples, keyword_samples
 from frostline.features.padding import Padding
+from frostline.sharding import own_class
 from frostline.store import (
     FeatureKey,
     Features,
@@ -114,7 +115,9 @@ def extract(
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     device = device_of(cut.suffix.model)
-    among = world_here(str(device)) if world is None else world
+    # Who holds parts of one model computes with all who do.
+    is_own = world is not None and not cut.prefix.in_step
+    among = world if world is not None and is_own else world_here(str(device))
     with together(among) if world is None else nullcontext():
         samples = keyword_samples(cut, dataset, views=views, collate=collate, as_targets=as_targets)
         padding = padding or padding_of_first(among, cut, samples, device)
@@ -198,7 +201,7 @@ class _Extraction:
         try:
             self._compute.cut.check_current()
             key = self._key()
-            note = {"model": type(self._compute.cut.suffix.model).__name__}
+            note = {"model": own_class(self._compute.cut.suffix.model).__name__}
             note |= {"line": self._compute.cut.why, "form": self._compute.words}
             features = self._store.open(key, self._specs, note=note)
         except FrostlineError as error:

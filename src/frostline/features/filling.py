@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,14 +21,16 @@ from frostline.features.computing import Computing
 from frostline.features.padding import Padding, alone, padded
 from frostline.store import PADS, Features, SharedParts, ValueSpec, Writer, storage_error
 from frostline.tuning import PLAIN
-from frostline.world import World, agreed
+from frostline.world import ALONE, World, agreed, gathered
 
 Progress = Callable[[int, int], None]
 
 _Loads = list[tuple[int, Callable[[], Any]]]  # rows of a batch, and what loads each
 _Values = list[Tensor | list[Tensor]]  # of ragged values a tensor for each row
+_Loaded = tuple[list[int], list[Any]]  # rows of a batch, and their samples
 _Computed = tuple[list[int], _Values]  # rows of a batch, and their values
 
+_NOBODYS = -1  # the row of a sample that is computed only because others compute
 _CLAIMED_BATCHES = 4
 _PARTS_EACH = 8  # at least, for each process, so that none waits long for another's last
 _WAIT_SECONDS = 600.0
@@ -62,6 +64,11 @@ class Filling:
     storage_error: float = 0.0
     loading: list[float] = field(default_factory=list)
     computing: list[float] = field(default_factory=list)
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether all processes make each pass together, since each holds a part of the model."""
+        return self.world.size > 1 and self.compute.cut.prefix.in_step
 
     def fill(self, features: Features, known: list[bytes], work: str) -> list[bytes]:
         """Compute what is missing; gives the ids of all rows.
@@ -112,6 +119,15 @@ class Filling:
         self, writer: Writer, missing: Sequence[int], found: dict[int, bytes], work: str
     ) -> None:
         size, most = self.compute.tuned.batch_size, _CLAIMED_BATCHES
+        if self._in_step:
+            missing = self._of_first(missing)
+            computed = self._passes(self._dealt(writer, missing, found))
+
+            def of_others() -> int:
+                return self.computed * (self.world.size - 1)
+
+            self._publish(writer, found, computed, of_others, len(missing))
+            return
         if self.world.size == 1:
             self._fill_claimed(writer, missing, found, size * most)
             return
@@ -144,17 +160,32 @@ class Filling:
         on_cpu = self.compute.device.type == "cpu" and self.compute.tuned.form != PLAIN
         beside = on_cpu and 1 < torch.get_num_threads() <= count_threads(None)
         computed = self._side_by_side(batches) if beside else self._overlapping(batches)
-        with closing(computed), _Publisher(self.compute.cut, writer) as publisher:
+
+        def of_others() -> int:
+            return parts.of_others * size if parts else 0
+
+        self._publish(writer, found, computed, of_others, len(missing))
+
+    def _publish(
+        self,
+        writer: Writer,
+        found: Mapping[int, bytes],
+        computed: Generator[_Computed, None, None],
+        of_others: Callable[[], int],
+        count: int,
+    ) -> None:
+        """Put into the store what is computed of `count` missing rows; others compute some."""
+        world = self.world if self._in_step else ALONE
+        with closing(computed), _Publisher(self.compute.cut, writer, world) as publisher:
             for rows, values in computed:
-                if not self.computed:
+                if rows and not self.computed:
                     stored = zip(values, self.specs, strict=True)
                     errors = [storage_error(_joined(value), spec.storage) for value, spec in stored]
                     self.storage_error = max(errors)
-                publisher.put([found[row] for row in rows], values)
+                publisher.put([found[row] for row in rows], values if rows else [])
                 self.computed += len(rows)
                 if self.progress:
-                    done = self.computed + (parts.of_others * size if parts else 0)
-                    self.progress(min(done, len(missing)), len(missing))
+                    self.progress(min(self.computed + of_others(), count), count)
 
     def _claimed(
         self,
@@ -174,6 +205,48 @@ class Filling:
             del loads  # and with them the samples of rows that another process computes
             for first in range(0, len(mine), batch):
                 yield mine[first : first + batch]
+
+    def _of_first(self, rows: Sequence[int]) -> list[int]:
+        """Those of the first process: another may have seen others missing, a moment later."""
+        own = torch.tensor(rows if self.world.rank == 0 else [], dtype=torch.long)
+        shared: list[int] = gathered(self.world, own).tolist()
+        return shared
+
+    def _dealt(
+        self, writer: Writer, missing: Sequence[int], found: dict[int, bytes]
+    ) -> Generator[_Loads, None, None]:
+        """The missing rows in batches, as many for each process.
+
+        Where none is left for this one, or others outside compute them, it is a sample whose row
+        nobody keeps.
+        """
+        world, size = self.world, self.compute.tuned.batch_size
+        for start in range(world.rank * size, len(missing) + world.rank * size, world.size * size):
+            rows = missing[start : start + size]
+            ids, loads = zip(*self.samples.read(rows or missing[:1]), strict=True)
+            found.update(zip(rows, ids, strict=False))
+            free = writer.claim(ids, len(ids)) if rows else []
+            yield [(rows[place], loads[place]) for place in free] or [(_NOBODYS, loads[0])]
+
+    def _passes(self, batches: Iterable[_Loads]) -> Generator[_Computed, None, None]:
+        """Values batch by batch, which all processes compute together.
+
+        Before each pass they tell whether one could not load its samples, for it would be waited
+        for.
+        """
+        with closing(self._loaded(batches)) as loaded:
+            while batch := self._next_of_all(loaded):
+                rows, samples = batch
+                yield [row for row in rows if row != _NOBODYS], self._values(samples)
+
+    def _next_of_all(self, loaded: Iterator[_Loaded]) -> _Loaded | None:
+        batch, failed = None, None
+        try:
+            batch = next(loaded, None)
+        except FrostlineError as error:
+            failed = error
+        agreed(self.world, failed)
+        return batch
 
     def _side_by_side(self, batches: Iterable[_Loads]) -> Generator[_Computed, None, None]:
         """Batches side by side, each from its files to its values by one thread.
@@ -218,6 +291,12 @@ class Filling:
 
     def _overlapping(self, batches: Iterable[_Loads]) -> Generator[_Computed, None, None]:
         """Values batch by batch; the next samples are loaded in threads meanwhile."""
+        with closing(self._loaded(batches)) as loaded:
+            for rows, samples in loaded:
+                yield rows, self._values(samples)
+
+    def _loaded(self, batches: Iterable[_Loads]) -> Generator[_Loaded, None, None]:
+        """Samples batch by batch, loaded in threads while the caller has another batch."""
         pending: deque[list[int]] = deque()
 
         def loads() -> Iterator[Callable[[], Any]]:
@@ -232,7 +311,7 @@ class Filling:
                 rows = pending.popleft()
                 samples = [sample, *(next(loaded) for _ in rows[1:])]
                 self.loading.append(time.perf_counter() - start)
-                yield rows, self._values(samples)
+                yield rows, samples
                 start = time.perf_counter()
 
 
@@ -245,11 +324,13 @@ def _joined(value: Tensor | list[Tensor]) -> Tensor:
 class _Publisher:
     """Computed rows, visible in groups, each once the cut is proven to be the one of its key.
 
-    At the end of its block, and where that fails, what waits is published.
+    At the end of its block, and where that fails, what waits is published. Processes that hold
+    parts of one model prove it together, and only where none fails.
     """
 
     _cut: Cut
     _writer: Writer
+    _world: World
     _waiting: list[tuple[list[bytes], _Values]] = field(default_factory=list)
     _bytes: int = 0
     _proof_seconds: float = 0.0
@@ -259,6 +340,8 @@ class _Publisher:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind and self._world.size > 1:
+            return
         # The first failure is the one to raise.
         with suppress(FrostlineError) if kind else nullcontext():
             self.publish()
@@ -268,17 +351,19 @@ class _Publisher:
         self._waiting.append((row_ids, values))
         self._bytes += sum(row.nbytes for value in values for row in value)
         since = time.perf_counter() - self._proven_at
-        if self._proof_seconds <= _PROOF_SHARE * since or self._bytes > _MOST_BYTES:
+        is_due = self._proof_seconds <= _PROOF_SHARE * since or self._bytes > _MOST_BYTES
+        if anywhere(self._world, is_due):
             self.publish()
 
     def publish(self) -> None:
         """Prove, then store what waits; of a cut that is another one now it is dropped."""
         waiting, self._waiting, self._bytes = self._waiting, [], 0
-        if not waiting:
+        if not waiting:  # in no process, since all put as often
             return
         start = time.perf_counter()
         self._cut.check_current()
         self._proven_at = time.perf_counter()
         self._proof_seconds = self._proven_at - start
         for row_ids, values in waiting:
-            self._writer.put(row_ids, values)
+            if row_ids:
+                self._writer.put(row_ids, values)

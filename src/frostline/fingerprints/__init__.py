@@ -7,7 +7,7 @@ fingerprint covers names and digests. NaN payloads and the sign of zero count: b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -59,7 +59,8 @@ def fingerprint(model: nn.Module, selector: SelectorLike = everything) -> Finger
     Equal exactly when names, shapes, dtypes and bits are; the device and memory layout do not
     count. A module's buffers belong to the selection when all its own parameters do. So does what
     its class itself saves, as packed weights and `get_extra_state`; tensors that are plain
-    attributes do not.
+    attributes do not. Of a model that `fully_shard` sharded it is that of the whole model: all
+    processes call it, and gather one tensor at a time.
 
     Raises:
         SelectorError: as `select`.
@@ -109,12 +110,17 @@ def named_tensors(
 
 
 def digest(tensor: Tensor, *, name: str = "tensor") -> str:
-    """Hash of one tensor's dtype, shape and bytes; of a sharded one, of this process's shard.
+    """Hash of one tensor's dtype, shape and bytes, wherever they lie.
+
+    A sharded tensor is gathered for it, so all processes call it.
 
     Raises:
         FrostlineError: the tensor has no data, or none that can be read.
     """
-    kind, parts = plain_parts(tensor, name)
+    return _hashed(tensor, *plain_parts(tensor, name))
+
+
+def _hashed(tensor: Tensor, kind: str, parts: Sequence[Tensor]) -> str:
     state = xxhash.xxh3_128(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     for part in parts:
         if kind:  # a plain tensor has its hash of old
@@ -151,12 +157,12 @@ class Record:
     @classmethod
     def of(cls, tensor: Tensor, *, name: str, at: range | None = None) -> Self:
         """Take down `tensor` as it is now; with `at`, it is these rows of a larger one."""
-        hashed = digest(tensor, name=name)  # first, since it refuses a tensor without data
-        _, parts = plain_parts(tensor, name)
+        kind, parts = plain_parts(tensor, name)
+        hashed = _hashed(tensor, kind, parts)
         sample, sums = _sample(parts[0]), _block_sums(parts[0])
         size = sum(part.numel() * part.dtype.itemsize for part in parts)
-        kind, shape = _class_of(tensor), tuple(tensor.shape)
-        return cls(hashed, tensor.dtype, shape, sample, sums, size, at, kind)
+        shape, wrapped = tuple(tensor.shape), _class_of(tensor)
+        return cls(hashed, tensor.dtype, shape, sample, sums, size, at, wrapped)
 
     def moved(self, tensor: Tensor, *, name: str) -> str | None:
         """How far `tensor` is from this record, in words; `None` when no bit differs.

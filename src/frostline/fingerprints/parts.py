@@ -1,4 +1,4 @@
-"""A tensor of any kind as plain dense ones: shards, quantised, sparse and wrapped tensors."""
+"""A tensor of any kind as plain dense ones: sharded, quantised, sparse and wrapped tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from frostline.errors import FrostlineError
-from frostline.wrapped import is_distributed, is_wrapped
+from frostline.sharding import whole
+from frostline.wrapped import is_wrapped
 
 _SPARSE = {
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -19,15 +20,10 @@ _SPARSE = {
 }
 
 
-def is_shard(tensor: Tensor) -> bool:
-    """Whether this process holds a part of the tensor only."""
-    return is_distributed(tensor) and _local(tensor).shape != tensor.shape
-
-
 def plain_parts(tensor: Tensor, name: str) -> tuple[str, list[Tensor]]:
     """Its kind in words, empty for a plain one, and the dense tensors that hold all its bits.
 
-    Of a sharded tensor these are the shard of this process.
+    A sharded tensor is gathered for it, so all processes call it.
 
     Raises:
         FrostlineError: it has no data, or is of a kind whose bits cannot be reached.
@@ -37,10 +33,7 @@ def plain_parts(tensor: Tensor, name: str) -> tuple[str, list[Tensor]]:
         raise FrostlineError(
             f"{name} has no data to hash: it lives on the meta device. Load the weights first."
         )
-    if is_distributed(value):
-        kind, parts = plain_parts(_local(value), name)
-        word = f"shard {getattr(value, 'placements', '')} of {tuple(value.shape)} {kind}"
-        return (word if is_shard(value) else kind), parts
+    value = whole(value)
     if value.is_quantized:
         return _quantised(value)
     if value.layout is not torch.strided:
@@ -88,11 +81,6 @@ def _may(part: Tensor) -> bool:
     """Whether the dtype has NaN or infinity; torch 2.15 asks it of no float of four bits."""
     has_exponent = part.is_floating_point() or part.is_complex()
     return has_exponent and not str(part.dtype).startswith("torch.float4")
-
-
-def _local(tensor: Any) -> Tensor:
-    local: Tensor = tensor.to_local()
-    return local
 
 
 def _quantised(tensor: Tensor) -> tuple[str, list[Tensor]]:

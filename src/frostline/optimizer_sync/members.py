@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from frostline.errors import ConfigError
 from frostline.selectors import inventory
 from frostline.selectors.inventory import Entry
+from frostline.sharding import is_distributed
 
 Group = dict[str, Any]  # torch's own type for a parameter group
 
@@ -83,6 +84,13 @@ def keeper(optimizer: Optimizer) -> Optimizer:
 def groups_of_model(groups: list[Group], params: ModelParams) -> list[Group]:
     """Those that hold parameters of the model; raises ConfigError if none does."""
     found = [group for group in groups if params.of_group(group)]
+    if not found and any(is_distributed(entry.tensor) for entry in params.by_id.values()):
+        raise ConfigError(
+            f"the optimizer holds no parameter of this {params.title}, whose own were replaced "
+            "when it was sharded. Make the optimizer after fully_shard; one made before from "
+            "fl.param_groups(model, lr=...) gets the new ones by their names: "
+            "fl.sync(optimizer, model)."
+        )
     if not found:
         raise ConfigError(
             f"the optimizer holds no parameter of this {params.title}. Pass the very model that "

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from frostline.errors import ConfigError
 from frostline.optimizer_sync.members import Group, keeper
 from frostline.selectors.inventory import Entry
+from frostline.sharding import placed_like
 
 State = dict[str, Any]  # torch's own type for the state of one parameter
 # How the shape of a state may follow from its parameter's: the same, or that of a row or column.
@@ -116,6 +117,8 @@ def placed(
             return value.to(parameter.device, torch.float32) if is_beside else value
         if value.dim() or not parameter.dim():
             dtype = parameter.dtype if value.dtype == former else value.dtype
+            if value.shape == parameter.shape:  # one per number: sharded where the parameter is
+                value = placed_like(value, parameter)
             return value.to(device=parameter.device, dtype=dtype)
         return value if counters == "stay" else value.to(parameter.device)
 

@@ -25,6 +25,7 @@ from frostline.optimizer_sync.placing import (
     has_rule,
     highest,
 )
+from frostline.optimizer_sync.renewing import renew
 from frostline.optimizer_sync.results import Former, Kept, Synced, as_synced
 from frostline.optimizer_sync.schedules import NewValues, Scheduler
 from frostline.optimizer_sync.states import State
@@ -61,6 +62,8 @@ def sync(
     the options in its stead where given. Without a rule or options it is the group that `kept`
     says it left; else, and for what the options leave open, the highest learning rate there is,
     and no decay on biases and norms if the groups are split so.
+    After `fully_shard`, which puts others in the places of a model's parameters, one that holds
+    the former ones gets the new by their `param_names`, with their states sharded.
     With several optimizers over one model, sync each with the submodule that it trains.
     State of another shape than its parameter has now, as after a resize of embeddings, is
     dropped. `Synced` names these, and modules that are held though something unfroze them.
@@ -102,6 +105,7 @@ def sync(
         "no_decay": no_decay,
     }
     options = cast("Options", {key: value for key, value in said.items() if value is not None})
+    renew(optimizer, members.model_params(model))
     changes = _planned(optimizer, model, schedulers, as_synced(kept), options)
     return _made(optimizer, changes, model)
 

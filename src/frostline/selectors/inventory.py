@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from frostline.errors import SelectorError, a_type
 from frostline.selectors.ranges import all_rows, suffix
-from frostline.wrappers import unwrap
+from frostline.wrappers import reshard, unwrap
 
 # Names that wrappers put between a module and its content; selectors need not know them.
 _WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
@@ -135,6 +135,7 @@ def inventory(model: nn.Module, *, kinds_may_miss: bool = False) -> Inventory:
             f"selectors work on a torch.nn.Module, got {type(model).__name__}. Pass the model."
         )
     root = unwrap(model)
+    reshard(root)
     entries = tuple(_entries(root))
     lazy = [entry.name for entry in entries if is_lazy(entry.tensor)]
     if lazy:

@@ -302,7 +302,8 @@ class _Making:
             pairs = zip(training(inputs), compute(inputs), strict=True)
             return not all(torch.equal(a, b) for a, b in pairs)
 
-        return training if of_first(self._options.world, differ) else compute, compute
+        differs = of_first(self._options.world, differ, cut=compute.cut)
+        return training if differs else compute, compute
 
     def _batches(self, made: Cut, side: _Side, compute: Computing, *, shuffle: bool) -> Batches:
         options, samples = self._options, side.samples
@@ -351,7 +352,7 @@ class _Making:
             is_asked = last and not by_place
             return [by_place, difference_by_size(compute, whole, last) if is_asked else 0.0]
 
-        by_place, by_size = of_first(self._options.world, measured)
+        by_place, by_size = of_first(self._options.world, measured, cut=compute.cut)
         return by_place, by_size
 
     def _extracted(

@@ -204,6 +204,26 @@ def world_here(device: str = "auto") -> World:
     return Ranks(dist.get_rank(), dist.get_world_size(), _beside(dist.group.WORLD))
 
 
+def refuse_several(what: str) -> None:
+    """Refuse what one process does alone where a launcher started several.
+
+    Raises:
+        TrainingError: it did; says what to do.
+    """
+    count = int(os.environ.get("WORLD_SIZE") or 1)
+    if dist.is_available() and dist.is_initialized():
+        count = dist.get_world_size()
+    if count > 1:
+        raise TrainingError(
+            f"started with {count} processes, and {what} works in one. Start it without a launcher."
+        )
+
+
+def is_restartable() -> bool:
+    """Whether a launcher would start these processes again if one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > 0
+
+
 def is_restarted() -> bool:
     """Whether a launcher started these processes again after one of them had failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
@@ -245,7 +265,7 @@ def gathered_names(world: World, own: Sequence[str]) -> tuple[str, ...]:
     return tuple(every.decode(errors="surrogateescape").split("\0")[:-1])
 
 
-def of_first(world: World, own: Tensor) -> Tensor:
+def bits_of_first(world: World, own: Tensor) -> Tensor:
     """What the first process has, bit for bit; all give a tensor of one shape and dtype."""
     if world.size == 1:
         return own
@@ -273,6 +293,21 @@ def _is_of_transport(error: RuntimeError) -> bool:
     """Whether a collective of torch's own failed; gloo's errors have no class of theirs (2.15)."""
     text = str(error)
     return isinstance(error, dist.DistError) or any(word in text for word in _OF_TRANSPORT)
+
+
+def agreed(world: World, error: FrostlineError | None) -> None:
+    """Go on where no process met an error; else all raise it, and may go on in another way.
+
+    Args:
+        error: that this process met.
+    Raises:
+        FrostlineError: of the kind and with the words of the first process that met one.
+    """
+    if not world.sum(torch.tensor([float(error is not None)], dtype=torch.float64)):
+        return
+    own = "" if error is None else json.dumps([type(error).__name__, str(error)])
+    words = gathered_names(world, [own])
+    raise _raised(words) if error is None else error
 
 
 def _raised(words: Sequence[str]) -> BaseException:

@@ -1,5 +1,8 @@
 """Features: the frozen part computed once per sample, stored, and read in batches."""
 
+from frostline.features.agreeing import computing_of_first as computing_of_first
+from frostline.features.agreeing import of_first as of_first
+from frostline.features.agreeing import padding_of_first as padding_of_first
 from frostline.features.batches import LiveLastBatches as LiveLastBatches
 from frostline.features.batches import PrefixedBatches as PrefixedBatches
 from frostline.features.computing import Computing as Computing

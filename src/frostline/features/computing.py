@@ -63,27 +63,19 @@ class Decisions:
         None where nothing was decided, or nothing that can be used.
         """
         with suppress(KeyError, TypeError, ValueError, AttributeError, ConfigError):
-            kept = self._read()[name]
-            error, size = kept["error"], kept["batch_size"]
-            seconds = (kept["seconds_per_sample"], kept["plain_seconds_per_sample"])
-            bounds = [(error, 0, tolerance), (size, 1, _LARGEST_BATCH)]
+            kept = tuned_of(self._read()[name])
+            bounds = [(kept.error, 0, tolerance), (kept.batch_size, 1, _LARGEST_BATCH)]
+            seconds = (kept.seconds_per_sample, kept.plain_seconds_per_sample)
             bounds += [(found, 0, 1e6) for found in seconds if found is not None]
             usable = all(type(n) in (int, float) and a <= n <= b for n, a, b in bounds)  # not NaN
-            if usable and type(size) is int:
-                return Tuned(Form.parse(kept["form"]), float(error), size, (), *seconds)
+            if usable and type(kept.batch_size) is int:
+                return replace(kept, error=float(kept.error))
         return None
 
     def keep(self, name: str, tuned: Tuned) -> None:
         """Record a decision; where nothing can be written it is made again next time."""
-        kept = {
-            "form": str(tuned.form),
-            "error": tuned.error,
-            "batch_size": tuned.batch_size,
-            "seconds_per_sample": tuned.seconds_per_sample,
-            "plain_seconds_per_sample": tuned.plain_seconds_per_sample,
-        }
         with suppress(OutputError):
-            text = json.dumps({**self._read(), name: kept}, indent=1)
+            text = json.dumps({**self._read(), name: plain_of(tuned)}, indent=1)
             write_text(self.root / _DECISIONS, text)
 
     def _read(self) -> dict[str, Any]:
@@ -93,6 +85,23 @@ class Decisions:
                 found = json.loads((self.root / _DECISIONS).read_bytes())
                 return found if isinstance(found, dict) else {}
         return {}
+
+
+def plain_of(tuned: Tuned) -> dict[str, Any]:
+    """What was decided, less what was tried on the way, as plain data."""
+    return {
+        "form": str(tuned.form),
+        "error": tuned.error,
+        "batch_size": tuned.batch_size,
+        "seconds_per_sample": tuned.seconds_per_sample,
+        "plain_seconds_per_sample": tuned.plain_seconds_per_sample,
+    }
+
+
+def tuned_of(plain: dict[str, Any]) -> Tuned:
+    """What `plain_of` made."""
+    seconds = (plain["seconds_per_sample"], plain["plain_seconds_per_sample"])
+    return Tuned(Form.parse(plain["form"]), plain["error"], plain["batch_size"], (), *seconds)
 
 
 @final
@@ -190,7 +199,7 @@ def computing(
     cut.check_current()
     graph = cut.prefix.graph
     if graph is None or precision == "exact":
-        plain = _realised_later(cut, Tuned(PLAIN, 0.0, batch_size), device)
+        plain = realised_later(cut, Tuned(PLAIN, 0.0, batch_size), device)
         return replace(plain, exact=precision == "exact")
     shapes = " ".join(str(value.shape) for value in cut.frontier.values)
     prefix = f"{cut.key['prefix']} {cut.key['tensors']}"
@@ -198,7 +207,7 @@ def computing(
     tolerance = DEFAULT_TOLERANCE if precision == "auto" else precision
     if decisions and (known := decisions.find(name, tolerance=tolerance)):
         # Another run may have had batches of another size.
-        return _realised_later(cut, replace(known, batch_size=batch_size), device)
+        return realised_later(cut, replace(known, batch_size=batch_size), device)
     tuned, run = tune_and_realise(
         graph,
         [t.to(device) for t in cut.prefix.spec.flatten(samples())],
@@ -209,7 +218,7 @@ def computing(
     cut.check_current()  # what was measured, and the copies that `run` holds
     if decisions:
         decisions.keep(name, tuned)
-    later = _realised_later(cut, tuned, device)
+    later = realised_later(cut, tuned, device)
     return replace(later, _run=run) if run else later
 
 
@@ -221,10 +230,10 @@ def in_form(cut: Cut, form: Form, *, batch_size: int, device: torch.device) -> C
         CutError: as `computing`.
     """
     cut.check_current()
-    return _realised_later(cut, Tuned(form, float("nan"), batch_size), device)
+    return realised_later(cut, Tuned(form, float("nan"), batch_size), device)
 
 
-def _realised_later(cut: Cut, tuned: Tuned, device: torch.device) -> Computing:
+def realised_later(cut: Cut, tuned: Tuned, device: torch.device) -> Computing:
     """The prefix in a form, converted when it is first run: where all is stored it never is."""
     graph = cut.prefix.graph
     if graph is None or tuned.form == PLAIN:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -21,43 +20,36 @@ from frostline.data import (
     AsTargets,
     Samples,
     class_targets,
-    count_threads,
     inputs_of,
     lengths_of,
-    ordered_map,
     some_targets,
 )
 from frostline.devices import device_of
 from frostline.errors import FrostlineError, StoreError
+from frostline.features.agreeing import (
+    anywhere,
+    check_alike,
+    computing_of_first,
+    padding_of_first,
+    shared_ids,
+)
 from frostline.features.computing import Computing, Decisions, computing, in_passes_of
 from frostline.features.feature_data import FeatureData
+from frostline.features.filling import Filling, Progress
 from frostline.features.keywords import Collate, CollatedSamples, NamedSamples, keyword_samples
-from frostline.features.padding import Padding, alone, padded, padding_of
+from frostline.features.padding import Padding
 from frostline.store import (
-    PADS,
     FeatureKey,
     Features,
     FeatureStore,
     StoredRows,
     ValueSpec,
-    Writer,
     dtype_name,
-    storage_error,
 )
 from frostline.tuning import PLAIN
-
-Progress = Callable[[int, int], None]
-
-_Loads = list[tuple[int, Callable[[], Any]]]  # rows of a batch, and what loads each
-_Values = list[Tensor | list[Tensor]]  # of ragged values a tensor for each row
-_Computed = tuple[list[int], _Values]  # rows of a batch, and their values
+from frostline.world import World, agreed, decided, gathered, together, world_here
 
 _TUNING_SAMPLES = 8
-_CLAIMED_BATCHES = 4
-_WAIT_SECONDS = 600.0
-# A proof reads all tensors of the prefix, so for large ones not each batch has a proof of its own.
-_PROOF_SHARE = 0.05  # of the time is what proofs may take
-_MOST_BYTES = 256 << 20  # of rows that wait for one
 
 
 def extract(
@@ -74,6 +66,7 @@ def extract(
     compute: Computing | None = None,
     as_targets: AsTargets = class_targets,
     padding: Padding | None = None,
+    world: World | None = None,
 ) -> FeatureData:
     """The features of `dataset`, each computed once and then read from `store`.
 
@@ -100,7 +93,10 @@ def extract(
         compute: how to compute, where that was decided before.
         as_targets: makes the tensor of the targets; by default class indices.
         padding: how samples of different lengths are padded, where that was found before.
+        world: the processes that share the rows; by default those that `torchrun` started with
+            this one, which all call this. `frostline.world.ALONE` is this one by itself.
     Raises:
+        ConfigError: processes have other data, or a model with other weights.
         CutError: frozen tensors were changed or are trainable now, cut again; or samples are of
             different lengths, and padding changes what the model gives.
         DataError: the data set has no fixed samples, or one cannot be read.
@@ -117,22 +113,37 @@ def extract(
         0
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(Path(store).expanduser())
-    samples = keyword_samples(cut, dataset, views=views, collate=collate, as_targets=as_targets)
-    padding = padding or padding_of(cut, samples, device_of(cut.suffix.model))
-    if compute is None:
-        compute = computing(
-            cut,
-            lambda: inputs_of(samples, range(min(_TUNING_SAMPLES, len(samples)))),
-            precision=precision,
-            batch_size=batch_size,
-            device=device_of(cut.suffix.model),
-            planned_samples=len(samples) * samples.views,
-            decisions=Decisions(store.root),
-        )
-        if precision == "exact":
-            compute = in_passes_of(compute, min(batch_size, len(samples)))
-    specs = _specs(cut, compute, storage)
-    return _Extraction(samples, store, compute, specs, padding, progress).run(as_targets)
+    device = device_of(cut.suffix.model)
+    among = world_here(str(device)) if world is None else world
+    with together(among) if world is None else nullcontext():
+        samples = keyword_samples(cut, dataset, views=views, collate=collate, as_targets=as_targets)
+        padding = padding or padding_of_first(among, cut, samples, device)
+        if compute is None:
+            choose = partial(
+                _chosen, cut, samples, store, precision=precision, batch_size=batch_size
+            )
+            compute = computing_of_first(among, cut, choose, device)
+        specs = _specs(cut, compute, storage)
+        extraction = _Extraction(samples, store, compute, specs, padding, among, progress)
+        return extraction.run(as_targets)
+
+
+def _chosen(
+    cut: Cut, samples: Samples, store: FeatureStore, *, precision: PrefixPrecision, batch_size: int
+) -> Computing:
+    """How to compute the prefix, by measuring on a few samples."""
+    compute = computing(
+        cut,
+        lambda: inputs_of(samples, range(min(_TUNING_SAMPLES, len(samples)))),
+        precision=precision,
+        batch_size=batch_size,
+        device=device_of(cut.suffix.model),
+        planned_samples=len(samples) * samples.views,
+        decisions=Decisions(store.root),
+    )
+    if precision == "exact":
+        return in_passes_of(compute, min(batch_size, len(samples)))
+    return compute
 
 
 @final
@@ -145,173 +156,89 @@ class _Extraction:
     _compute: Computing
     _specs: tuple[ValueSpec, ...]
     _padding: Padding
+    _world: World
     _progress: Progress | None
-    _computed: int = 0
     _seconds: float = 0.0
-    _storage_error: float = 0.0
-    # Seconds of each batch; lists, since threads append.
-    _loading: list[float] = field(default_factory=list)
-    _computing: list[float] = field(default_factory=list)
-
-    @property
-    def _every(self) -> range:
-        return range(len(self._samples) * self._samples.views)
 
     def run(self, as_targets: AsTargets) -> FeatureData:
-        cut, samples, specs = self._compute.cut, self._samples, self._specs
-        cut.check_current()
-        parts = {
-            **self._compute.key,
-            "transform": samples.transform,
-            "values": " ".join(f"{dtype_name(spec.dtype)} {list(spec.shape)}" for spec in specs),
-            "storage": " ".join(dtype_name(spec.stored) for spec in specs),
-        }
-        key, model = FeatureKey(parts), type(cut.suffix.model).__name__
-        note = {"model": model, "line": cut.why, "form": self._compute.words}
-        features = self._store.open(key, specs, note=note)
-        ids = samples.ids(self._every) if features.nbytes else []
-        why = "rows of these samples were missing" if ids else self._store.explain_miss(key)
+        cut, samples, world = self._compute.cut, self._samples, self._world
+        features, why, ids = self._opened()
         rows: StoredRows | None = None
         with suppress(StoreError):  # some are missing or damaged
             rows = features.read(ids) if ids else None
-        if rows is None:
-            ids = self._fill(features, ids)
-            rows = features.read(ids)
+        compute, specs, padding = self._compute, self._specs, self._padding
+        filling = Filling(samples, compute, specs, padding, world, self._progress)
+        if anywhere(world, rows is None):
+            rows = self._filled(features, ids, filling)
+        assert rows is not None  # in no process
+        measured = torch.tensor([[filling.computed, filling.storage_error]], dtype=torch.float64)
+        by_rank, errors = gathered(world, measured).T.tolist()
+        computed = tuple(map(int, by_rank))
         return FeatureData(
             rows,
             _targets(samples, as_targets),
             samples.views,
-            self._computed,
+            sum(computed),
             self._seconds,
-            self._compute.words,
+            compute.words,
             rows.nbytes,
-            self._storage_error,
-            why if self._computed else "",
+            max(errors),
+            why if any(computed) else "",
             tuple(map(samples.name, range(len(samples)))),
-            *self._shares(),
-            self._padding,
+            *self._shares(filling),
+            padding,
             lengths_of(samples),
             cut.frontier.names if cut.prefix.spec.keywords else (),
+            computed,
         )
 
-    def _shares(self) -> tuple[float, float]:
+    def _opened(self) -> tuple[Features, str, list[bytes]]:
+        """The key in the store, why rows may be missing, and the ids of all, if any is there."""
+        samples, world, failed = self._samples, self._world, None
+        try:
+            self._compute.cut.check_current()
+            key = self._key()
+            note = {"model": type(self._compute.cut.suffix.model).__name__}
+            note |= {"line": self._compute.cut.why, "form": self._compute.words}
+            features = self._store.open(key, self._specs, note=note)
+        except FrostlineError as error:
+            failed = error
+        agreed(world, failed)
+        check_alike(world, {**key.parts, "samples": f"{len(samples)} in {samples.views} views"})
+        every = range(len(samples) * samples.views)
+        there = decided(world, features.nbytes > 0)
+        ids = shared_ids(world, samples, every) if there else []
+        why = "rows of these samples were missing" if ids else self._store.explain_miss(key)
+        return features, why, ids
+
+    def _key(self) -> FeatureKey:
+        specs = self._specs
+        parts = {
+            **self._compute.key,
+            "transform": self._samples.transform,
+            "values": " ".join(f"{dtype_name(spec.dtype)} {list(spec.shape)}" for spec in specs),
+            "storage": " ".join(dtype_name(spec.stored) for spec in specs),
+        }
+        return FeatureKey(parts)
+
+    def _filled(self, features: Features, ids: list[bytes], filling: Filling) -> StoredRows:
+        """All rows, once those that are missing were computed."""
+        start, failed = time.perf_counter(), None
+        work = decided(self._world, secrets.token_hex(8))
+        ids = filling.fill(features, ids, work)
+        self._seconds = time.perf_counter() - start
+        try:
+            rows = features.read(ids)
+        except FrostlineError as error:
+            failed = error
+        agreed(self._world, failed)
+        return rows
+
+    def _shares(self, filling: Filling) -> tuple[float, float]:
         """Seconds of loading and of computing; no more than there were, if threads shared them."""
-        loading, computing = sum(self._loading), sum(self._computing)
+        loading, computing = sum(filling.loading), sum(filling.computing)
         share = min(1.0, self._seconds / (loading + computing or 1.0))
         return loading * share, computing * share
-
-    def _fill(self, features: Features, known: list[bytes]) -> list[bytes]:
-        """Compute what is missing; gives the ids of all rows."""
-        start = time.perf_counter()
-        missing: Sequence[int] = features.missing(known) if known else self._every
-        missing = self._padding.longest_first(missing)
-        ids, found = known, dict(enumerate(known))
-        with features.writer() as writer:
-            while missing:
-                before = self._computed
-                self._fill_claimed(writer, missing, found)
-                ids = [found[row] for row in self._every]
-                missing = self._padding.longest_first(features.missing(ids))
-                if missing and self._computed == before:
-                    writer.wait(ids, _WAIT_SECONDS)
-        self._seconds = time.perf_counter() - start
-        return ids
-
-    def _fill_claimed(
-        self, writer: Writer, missing: Sequence[int], found: dict[int, bytes]
-    ) -> None:
-        """Compute those of the missing rows that no other process is computing."""
-        batches = self._claimed(writer, missing, found)
-        # Better one to a thread than one over all threads; but not in plain float32, whose last
-        # bits may depend on the number of threads.
-        on_cpu = self._compute.device.type == "cpu" and self._compute.tuned.form != PLAIN
-        beside = on_cpu and 1 < torch.get_num_threads() <= count_threads(None)
-        computed = self._side_by_side(batches) if beside else self._overlapping(batches)
-        with closing(computed), _Publisher(self._compute.cut, writer) as publisher:
-            for rows, values in computed:
-                if not self._computed:
-                    stored = zip(values, self._specs, strict=True)
-                    errors = [storage_error(_joined(value), spec.storage) for value, spec in stored]
-                    self._storage_error = max(errors)
-                publisher.put([found[row] for row in rows], values)
-                self._computed += len(rows)
-                if self._progress:
-                    self._progress(self._computed, len(missing))
-
-    def _claimed(
-        self, writer: Writer, missing: Sequence[int], found: dict[int, bytes]
-    ) -> Generator[_Loads, None, None]:
-        """The missing rows in batches, claimed a few batches at a time."""
-        size = self._compute.tuned.batch_size
-        chunk = size * _CLAIMED_BATCHES
-        for start in range(0, len(missing), chunk):
-            rows = missing[start : start + chunk]
-            ids, loads = zip(*self._samples.read(rows), strict=True)
-            found.update(zip(rows, ids, strict=True))
-            mine = [(rows[place], loads[place]) for place in writer.claim(ids, len(ids))]
-            del loads  # and with them the samples of rows that another process computes
-            for first in range(0, len(mine), size):
-                yield mine[first : first + size]
-
-    def _side_by_side(self, batches: Iterable[_Loads]) -> Generator[_Computed, None, None]:
-        """Batches side by side, each from its files to its values by one thread.
-
-        Decoding beside a forward that spreads over all cores makes both wait at every operation's
-        barrier. One thread a batch has no barriers: measured here, 400 photos through AlexNet in
-        bfloat16 take two thirds of the time. Torch's number of threads is as before in the end.
-        """
-        cores = torch.get_num_threads()
-        # Of each thread; for threads yet to come it is put back. Once, since each call empties
-        # oneDNN's cache of kernels for all: ResNet-18 took a tenth longer.
-        begin = partial(torch.set_num_threads, 1)
-
-        def alone(batch: _Loads) -> _Computed:
-            start = time.perf_counter()
-            samples = [load() for _, load in batch]
-            self._loading.append(time.perf_counter() - start)
-            return [row for row, _ in batch], self._values(samples)
-
-        try:
-            with closing(
-                ordered_map(alone, batches, threads=cores, ahead=cores, begin=begin)
-            ) as results:
-                yield from results
-        finally:
-            torch.set_num_threads(cores)
-
-    def _values(self, samples: Sequence[Any]) -> _Values:
-        """The values of some samples, on the CPU; of ragged ones a tensor for each sample."""
-        start = time.perf_counter()
-        collate, cut = self._samples.collate, self._compute.cut
-        whole = [v.cpu() for v in self._compute.rows(samples, collate)]
-        values: _Values = list(whole)
-        if self._padding.form or any(spec.ragged_count for spec in self._specs):
-            each = [alone(cut, collate, one) for one in samples]
-            for inputs in each:
-                self._padding.check(inputs, self._samples)
-            values = self._padding.own(cut, whole, each)
-        values = [v for v, of in zip(values, cut.frontier.values, strict=True) if of.name != LABELS]
-        self._computing.append(time.perf_counter() - start)
-        return values
-
-    def _overlapping(self, batches: Iterable[_Loads]) -> Generator[_Computed, None, None]:
-        """Values batch by batch; the next samples are loaded in threads meanwhile."""
-        pending: deque[list[int]] = deque()
-
-        def loads() -> Iterator[Callable[[], Any]]:
-            for batch in batches:
-                pending.append([row for row, _ in batch])
-                yield from (load for _, load in batch)
-
-        ahead = 2 * self._compute.tuned.batch_size
-        with closing(ordered_map(lambda load: load(), loads(), ahead=ahead)) as loaded:
-            start = time.perf_counter()
-            for sample in loaded:
-                rows = pending.popleft()
-                samples = [sample, *(next(loaded) for _ in rows[1:])]
-                self._loading.append(time.perf_counter() - start)
-                yield rows, self._values(samples)
-                start = time.perf_counter()
 
 
 def _specs(cut: Cut, compute: Computing, storage: Storage) -> tuple[ValueSpec, ...]:
@@ -338,51 +265,3 @@ def _targets(samples: Samples, as_targets: AsTargets) -> Tensor | tuple[Tensor, 
     if each is None:
         return torch.empty(0)
     return torch.stack(each) if len({one.shape for one in each}) == 1 else tuple(each)
-
-
-def _joined(value: Tensor | list[Tensor]) -> Tensor:
-    return value if isinstance(value, Tensor) else padded(value, PADS)
-
-
-@final
-@dataclass
-class _Publisher:
-    """Computed rows, visible in groups, each once the cut is proven to be the one of its key.
-
-    At the end of its block, and where that fails, what waits is published.
-    """
-
-    _cut: Cut
-    _writer: Writer
-    _waiting: list[tuple[list[bytes], _Values]] = field(default_factory=list)
-    _bytes: int = 0
-    _proof_seconds: float = 0.0
-    _proven_at: float = field(default_factory=time.perf_counter)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # The first failure is the one to raise.
-        with suppress(FrostlineError) if kind else nullcontext():
-            self.publish()
-
-    def put(self, row_ids: list[bytes], values: _Values) -> None:
-        """Keep rows, and publish all that wait where it is time for a proof."""
-        self._waiting.append((row_ids, values))
-        self._bytes += sum(row.nbytes for value in values for row in value)
-        since = time.perf_counter() - self._proven_at
-        if self._proof_seconds <= _PROOF_SHARE * since or self._bytes > _MOST_BYTES:
-            self.publish()
-
-    def publish(self) -> None:
-        """Prove, then store what waits; of a cut that is another one now it is dropped."""
-        waiting, self._waiting, self._bytes = self._waiting, [], 0
-        if not waiting:
-            return
-        start = time.perf_counter()
-        self._cut.check_current()
-        self._proven_at = time.perf_counter()
-        self._proof_seconds = self._proven_at - start
-        for row_ids, values in waiting:
-            self._writer.put(row_ids, values)

@@ -34,7 +34,8 @@ class FeatureData(Dataset[Any]):
         targets: of the samples, as the task takes them: class indices are int64; of a data set of
             mappings its labels as they are, none where it has none.
         views: how many fixed views each sample has; epochs walk through them in turn.
-        computed: rows that this call computed; 0 means no forward pass of the prefix over data.
+        computed: rows that this call computed, in all processes that share it; 0 means no forward
+            pass of the prefix over data.
         seconds: that computing them took.
         form: in which they were computed, in words, with the error that was measured.
         nbytes: that these rows take as they are read, without what is kept beside them.
@@ -47,6 +48,7 @@ class FeatureData(Dataset[Any]):
         padding: how samples of different lengths are padded in batches.
         lengths: of the samples, as far as the data set says.
         inputs: what the suffix calls the values, in its order; empty where it goes by position.
+        computed_by: of `computed`, how many each process computed, in the order of their ranks.
     """
 
     rows: StoredRows
@@ -64,6 +66,7 @@ class FeatureData(Dataset[Any]):
     padding: Padding = field(default_factory=Padding)
     lengths: Sequence[int] | None = None
     inputs: tuple[str, ...] = ()
+    computed_by: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         values = " and ".join(

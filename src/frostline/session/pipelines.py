@@ -41,19 +41,21 @@ from frostline.features import (
     PaddingMatters,
     PrefixedBatches,
     computing,
+    computing_of_first,
     difference_by_place,
     difference_by_size,
     extract,
     in_form,
     in_passes_of,
-    padding_of,
+    of_first,
+    padding_of_first,
 )
 from frostline.records import BY_MODEL, PipelineFacts
 from frostline.store import FeatureStore
 from frostline.tuning import PLAIN, Form
 from frostline.units import Stopwatch, format_bytes, format_seconds
 from frostline.wording import either
-from frostline.world import ALONE, World
+from frostline.world import ALONE, World, agreed
 
 CHECKED_SAMPLES = 4  # on which a cut is checked against the model
 TRIED_SAMPLES = 8  # on which forms are tried
@@ -178,7 +180,7 @@ def pipeline(
     try:
         sides = tuple(map(_Side, data, plain))
         few = sides[0].first(options, CHECKED_SAMPLES) if example is None else example
-        return _Making(options, sides).through(cut(model, few))
+        return _Making(options, sides).through(_cut_everywhere(model, few, options.world))
     except (CutError, StoreError, OutputError) as error:
         if options.features != "auto" and not isinstance(error, CutError):
             raise
@@ -211,6 +213,17 @@ def default_store() -> Path:
         return Path(given)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "frostline" / "features"
+
+
+def _cut_everywhere(model: nn.Module, few: Any, world: World) -> Cut:
+    """The cut of this process; where one process finds none, none has."""
+    failed = None
+    try:
+        made = cut(model, few)
+    except CutError as error:
+        failed = error
+    agreed(world, failed)
+    return made
 
 
 @final
@@ -267,7 +280,8 @@ class _Making:
         if options.form and options.precision != "exact":
             form, size = Form.parse(options.form), options.batch_size
             return in_form(made, form, batch_size=size, device=options.device)
-        return computing(
+        choose = partial(
+            computing,
             made,
             partial(self._train.first, options),
             precision=options.precision,
@@ -276,17 +290,20 @@ class _Making:
             planned_samples=self._train.plain.samples + self._validation.plain.samples,
             decisions=Decisions(self._store.root),
         )
+        return computing_of_first(options.world, made, choose, options.device)
 
     def _of_each_mode(self, compute: Computing) -> tuple[Computing, Computing]:
         """Plain float32 as a training step and as evaluation compute it, where that differs."""
         if compute.tuned.form != PLAIN:
             return compute, compute
         training = replace(compute, training=True)
-        inputs = self._validation.first(self._options)
-        pairs = zip(training(inputs), compute(inputs), strict=True)
-        if all(torch.equal(a, b) for a, b in pairs):
-            return compute, compute
-        return training, compute
+
+        def differ() -> bool:
+            inputs = self._validation.first(self._options)
+            pairs = zip(training(inputs), compute(inputs), strict=True)
+            return not all(torch.equal(a, b) for a, b in pairs)
+
+        return training if of_first(self._options.world, differ) else compute, compute
 
     def _batches(self, made: Cut, side: _Side, compute: Computing, *, shuffle: bool) -> Batches:
         options, samples = self._options, side.samples
@@ -294,7 +311,7 @@ class _Making:
             self._notes.append(why)
             return PrefixedBatches(side.plain, compute)
         try:
-            padding = padding_of(made, samples, options.device)
+            padding = padding_of_first(options.world, made, samples, options.device)
         except PaddingMatters as error:
             self._unpadded = self._unpadded or str(error)
             return PrefixedBatches(side.plain, compute)
@@ -303,16 +320,15 @@ class _Making:
         difference = 0.0
         if options.precision == "exact" and not padding.varies:
             size = min(options.batch_size, len(samples))
-            whole = first_batch(samples, size, options.as_targets).inputs
-            if by_place := difference_by_place(compute, whole):
+            last = len(samples) % size
+            by_place, difference = self._differences(compute, samples, size, last)
+            if by_place:
                 self._notes.append(
                     f"rows differ by up to {by_place:.0e} with their place in a batch on this "
                     "machine, so to be exact they are computed in each epoch"
                 )
                 return PrefixedBatches(side.plain, compute)
             # Rows as whole batches give them, which those of a smaller last one may differ from.
-            if last := len(samples) % size:
-                difference = difference_by_size(compute, whole, last)
             compute = in_passes_of(compute, size)
         batches = self._extracted(made, samples, compute, padding).batches(
             batch_size=options.batch_size, shuffle=shuffle, seed=options.seed, world=options.world
@@ -324,6 +340,20 @@ class _Making:
             f"{len(samples) % options.batch_size} of {len(samples)} are computed in each epoch"
         )
         return LiveLastBatches(batches, samples, compute)
+
+    def _differences(
+        self, compute: Computing, samples: Samples, size: int, last: int
+    ) -> tuple[float, float]:
+        """Of rows by their place in a batch, and of the last few where they are one."""
+
+        def measured() -> list[float]:
+            whole = first_batch(samples, size, self._options.as_targets).inputs
+            by_place = difference_by_place(compute, whole)
+            is_asked = last and not by_place
+            return [by_place, difference_by_size(compute, whole, last) if is_asked else 0.0]
+
+        by_place, by_size = of_first(self._options.world, measured)
+        return by_place, by_size
 
     def _extracted(
         self, made: Cut, samples: Samples, compute: Computing, padding: Padding
@@ -338,6 +368,7 @@ class _Making:
             compute=compute,
             as_targets=options.as_targets,
             padding=padding,
+            world=options.world,
         )
         self._stored.append(found)
         if found.storage_error:
@@ -384,7 +415,8 @@ class _Making:
         Where rows were computed, by what they took: hundreds of samples say more than the few
         that forms were timed on, perhaps while something else was running.
         """
-        if facts.computed and facts.prefix_seconds:
-            return compute.tuned.speedup * facts.prefix_seconds / facts.computed
+        here = sum(data.computed_by[self._options.world.rank] for data in self._stored)
+        if here and facts.prefix_seconds:
+            return compute.tuned.speedup * facts.prefix_seconds / here
         timed = (compute.tuned.plain_seconds_per_sample, self._options.seconds_per_sample)
         return min(filter(None, timed), default=0.0)  # what stood in the way only added to it

@@ -13,6 +13,7 @@ from frostline.store.reading import PADS as PADS
 from frostline.store.reading import Pads as Pads
 from frostline.store.reading import StoredRows as StoredRows
 from frostline.store.records import storage_error as storage_error
+from frostline.store.sharing import SharedParts as SharedParts
 from frostline.store.stores import Features as Features
 from frostline.store.stores import FeatureStore as FeatureStore
 from frostline.store.writing import Writer as Writer

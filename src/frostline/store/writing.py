@@ -70,6 +70,12 @@ class Writer:
         self._claimed.update(chosen)
         return [positions[row_id] for row_id in chosen]
 
+    def claimed(self, row_ids: Sequence[bytes]) -> list[bool]:
+        """Of each row whether a live writer claims it, this one included."""
+        self._check_process()
+        with self._turn_with_news():
+            return [row_id in self._claimed or row_id in self._claims for row_id in row_ids]
+
     def put(self, row_ids: Sequence[bytes], values: Sequence[Tensor | Sequence[Tensor]]) -> None:
         """Store a batch; on return its rows are complete for every later reader.
 

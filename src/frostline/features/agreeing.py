@@ -1,0 +1,132 @@
+"""What processes that extract together have in common: decisions, the key, the ids of rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor
+
+from frostline.cutting import Cut
+from frostline.data import Samples
+from frostline.errors import ConfigError, FrostlineError
+from frostline.features.computing import Computing, plain_of, realised_later, tuned_of
+from frostline.features.padding import Padding, padding_of
+from frostline.store import Pads
+from frostline.world import World, agreed, decided, gathered, gathered_names
+
+# Parts of a key that differ where processors do: then each kind has rows of its own.
+_OF_MACHINES: Final = ("kernels", "threads")
+_ID_BYTES: Final = 16
+_ROW_BYTES: Final = 8
+
+_Found = TypeVar("_Found")
+_Plain = TypeVar("_Plain")
+
+
+def of_first(world: World, decide: Callable[[], _Plain]) -> _Plain:
+    """What `decide` gives in the first process, for all: plain data, as JSON gives them back.
+
+    The first process alone calls it, and what it raises all raise.
+    """
+    found: _Plain = decided(world, _tried(world, decide))
+    return found
+
+
+def _tried(world: World, decide: Callable[[], _Found]) -> _Found | None:
+    """The same in the first process only, of anything; None in the others."""
+    found, failed = None, None
+    if world.rank == 0:
+        try:
+            found = decide()
+        except FrostlineError as error:
+            failed = error
+    agreed(world, failed)
+    return found
+
+
+def computing_of_first(
+    world: World, cut: Cut, choose: Callable[[], Computing], device: torch.device
+) -> Computing:
+    """How to compute the prefix, as the first process chooses; on the device of each."""
+    own = _tried(world, choose)
+    told = decided(world, own and [plain_of(own.tuned), own.exact, own.whole])
+    if own is not None:
+        return own
+    plain, exact, whole = told
+    return replace(realised_later(cut, tuned_of(plain), device), exact=exact, whole=whole)
+
+
+def padding_of_first(world: World, cut: Cut, samples: Samples, device: torch.device) -> Padding:
+    """How samples of different lengths are padded, as the first process finds by trying."""
+    own = _tried(world, lambda: padding_of(cut, samples, device))
+    if world.size == 1 and own is not None:
+        return own
+    told = decided(world, own and _plain_padding(own))
+    count, fills, at_start, difference, varying, form = told
+    lengths = torch.tensor(own.lengths if own else [0] * count, dtype=torch.long)
+    return Padding(
+        world.sum(lengths).tolist() if count else (),
+        Pads(tuple(fills), at_start),
+        difference,
+        tuple(varying),
+        None if form is None else tuple(map(tuple, form)),
+    )
+
+
+def _plain_padding(padding: Padding) -> list[Any]:
+    pads = padding.pads
+    found = [len(padding.lengths), pads.fills, pads.at_start]
+    return [*found, padding.difference, padding.varying, padding.form]
+
+
+def check_alike(world: World, parts: Mapping[str, str]) -> None:
+    """Make sure that all processes are about to compute the same.
+
+    Raises:
+        ConfigError: in all, where a part of one process is another than the first's.
+    """
+    own = json.dumps({name: text for name, text in parts.items() if name not in _OF_MACHINES})
+    first, *others = map(json.loads, gathered_names(world, [own]))
+    for rank, other in enumerate(others, 1):
+        if different := [name for name in first if other.get(name) != first[name]]:
+            raise ConfigError(
+                f"process {rank} would compute other features than process 0: they differ in "
+                f"{' and '.join(different)}. Give all processes the same data, and the same "
+                "weights: load them, or seed torch before the model is made."
+            )
+
+
+def anywhere(world: World, here: bool) -> bool:
+    """Whether something is so in any process."""
+    return bool(world.sum(torch.tensor([float(here)], dtype=torch.float64)))
+
+
+def shared_ids(world: World, samples: Samples, rows: range) -> list[bytes]:
+    """The ids of rows; each process finds a share of them."""
+    ends = [len(rows) * rank // world.size for rank in range(world.size + 1)]
+    own = samples.ids(rows[ends[world.rank] : ends[world.rank + 1]])
+    return own if world.size == 1 else _unpacked(gathered(world, _packed(own)))
+
+
+def exchanged(world: World, own: Mapping[int, bytes]) -> dict[int, bytes]:
+    """Row -> id of what all processes found out."""
+    if world.size == 1:
+        return dict(own)
+    rows = gathered(world, torch.tensor(list(own), dtype=torch.long))
+    ids = _unpacked(gathered(world, _packed(list(own.values()))))
+    return dict(zip(rows.tolist(), ids, strict=True))
+
+
+def _packed(ids: Sequence[bytes]) -> Tensor:
+    return torch.frombuffer(
+        bytearray(b"".join(ids)) or bytearray(_ID_BYTES), dtype=torch.uint8
+    ).view(-1, _ID_BYTES)[: len(ids)]
+
+
+def _unpacked(packed: Tensor) -> list[bytes]:
+    raw = packed.contiguous().numpy().tobytes()
+    return [raw[at : at + _ID_BYTES] for at in range(0, len(raw), _ID_BYTES)]

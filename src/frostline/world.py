@@ -340,6 +340,9 @@ def _beside(default: object) -> dist.ProcessGroup:
 
 def _join(device: str) -> None:
     """Join those whom the launcher's environment announces."""
+    from torch.distributed.distributed_c10d import PrefixStore  # a torch may be built without it
+    from torch.distributed.rendezvous import rendezvous
+
     found = torch.accelerator.current_accelerator(check_available=True)
     on_cpu = found is None or device.partition(":")[0] == "cpu"
     backend = "gloo"
@@ -353,7 +356,11 @@ def _join(device: str) -> None:
         torch.accelerator.set_device_index(own)
         backend = f"cpu:gloo,{found.type}:{dist.get_default_backend_for_device(found)}"
     try:
-        dist.init_process_group(backend)
+        store, rank, size = next(rendezvous("env://"))
+        # torchrun --standalone keeps one store for all its restarts (torch 2.15), in which gloo
+        # finds the addresses of processes that are gone; so each start has names of its own.
+        start = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=start, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise TrainingError(

@@ -204,6 +204,26 @@ def world_here(device: str = "auto") -> World:
     return Ranks(dist.get_rank(), dist.get_world_size(), _beside(dist.group.WORLD))
 
 
+def refuse_several(what: str) -> None:
+    """Refuse what one process does alone where a launcher started several.
+
+    Raises:
+        TrainingError: it did; says what to do.
+    """
+    count = int(os.environ.get("WORLD_SIZE") or 1)
+    if dist.is_available() and dist.is_initialized():
+        count = dist.get_world_size()
+    if count > 1:
+        raise TrainingError(
+            f"started with {count} processes, and {what} works in one. Start it without a launcher."
+        )
+
+
+def is_restartable() -> bool:
+    """Whether a launcher would start these processes again if one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > 0
+
+
 def is_restarted() -> bool:
     """Whether a launcher started these processes again after one of them had failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
@@ -245,7 +265,7 @@ def gathered_names(world: World, own: Sequence[str]) -> tuple[str, ...]:
     return tuple(every.decode(errors="surrogateescape").split("\0")[:-1])
 
 
-def of_first(world: World, own: Tensor) -> Tensor:
+def bits_of_first(world: World, own: Tensor) -> Tensor:
     """What the first process has, bit for bit; all give a tensor of one shape and dtype."""
     if world.size == 1:
         return own
@@ -269,6 +289,12 @@ def decided(world: World, value: Any) -> Any:
     return json.loads("".join(gathered_names(world, [text] if world.rank == 0 else [])))
 
 
+def _is_of_transport(error: RuntimeError) -> bool:
+    """Whether a collective of torch's own failed; gloo's errors have no class of theirs (2.15)."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(word in text for word in _OF_TRANSPORT)
+
+
 def agreed(world: World, error: FrostlineError | None) -> None:
     """Go on where no process met an error; else all raise it, and may go on in another way.
 
@@ -282,12 +308,6 @@ def agreed(world: World, error: FrostlineError | None) -> None:
     own = "" if error is None else json.dumps([type(error).__name__, str(error)])
     words = gathered_names(world, [own])
     raise _raised(words) if error is None else error
-
-
-def _is_of_transport(error: RuntimeError) -> bool:
-    """Whether a collective of torch's own failed; gloo's errors have no class of theirs (2.15)."""
-    text = str(error)
-    return isinstance(error, dist.DistError) or any(word in text for word in _OF_TRANSPORT)
 
 
 def _raised(words: Sequence[str]) -> BaseException:
@@ -320,6 +340,9 @@ def _beside(default: object) -> dist.ProcessGroup:
 
 def _join(device: str) -> None:
     """Join those whom the launcher's environment announces."""
+    from torch.distributed.distributed_c10d import PrefixStore  # a torch may be built without it
+    from torch.distributed.rendezvous import rendezvous
+
     found = torch.accelerator.current_accelerator(check_available=True)
     on_cpu = found is None or device.partition(":")[0] == "cpu"
     backend = "gloo"
@@ -333,7 +356,11 @@ def _join(device: str) -> None:
         torch.accelerator.set_device_index(own)
         backend = f"cpu:gloo,{found.type}:{dist.get_default_backend_for_device(found)}"
     try:
-        dist.init_process_group(backend)
+        store, rank, size = next(rendezvous("env://"))
+        # torchrun --standalone keeps one store for all its restarts (torch 2.15), in which gloo
+        # finds the addresses of processes that are gone; so each start has names of its own.
+        start = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=start, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise TrainingError(

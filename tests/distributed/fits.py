@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ class Net(nn.Module):
     No bias in front of the norm: its gradient is 0 but for rounding, which Adam turns into steps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
         self.top = nn.Sequential(
@@ -37,6 +36,7 @@ class Net(nn.Module):
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
+            nn.Dropout(dropout),
         )
         self.head = nn.Linear(12, 3)
 
@@ -45,9 +45,9 @@ class Net(nn.Module):
         return found
 
 
-def net(seed: int = 0) -> Net:
-    torch.manual_seed(seed)
-    return Net()
+def net(dropout: float = 0.0) -> Net:
+    torch.manual_seed(0)
+    return Net(dropout)
 
 
 def pictures(count: int, seed: int) -> TensorDataset:
@@ -82,11 +82,15 @@ def fitted(run: fl.Run) -> Fitted:
 
 
 def fit_net(
-    train: str | None = None, *, count: int = 37, out: Path | None = None, **options: Any
+    train: str | None = None,
+    *,
+    count: int = 37,
+    out: Path | None = None,
+    dropout: float = 0.0,
+    **options: Any,
 ) -> Fitted:
     """Pictures in batches of 8, of which the last has 5."""
-    os.environ.setdefault("FROSTLINE_FEATURES", "/nonexistent")
-    model = net()
+    model = net(dropout)
     if train is not None:
         fl.train_only(model, train)
     if "plan" not in options:

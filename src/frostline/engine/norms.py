@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from frostline.cutting.effects import parts_of_batches
+
 _ATEN = torch.ops.aten.batch_norm.default
 
 
@@ -28,7 +30,7 @@ def shared_norms(*, counts: bool) -> Iterator[None]:
     Args:
         counts: whether this process's samples count; a spare one only goes along.
     """
-    with _SharedNorms(counts=counts):
+    with _SharedNorms(counts=counts), parts_of_batches():
         yield
 
 

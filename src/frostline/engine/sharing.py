@@ -26,7 +26,7 @@ from frostline.errors import ModelError, TrainingError
 from frostline.freezing.modes import is_held, modes_kept
 from frostline.session import Forward, Survey
 from frostline.tasks import Task, loss_of
-from frostline.world import World, gathered, of_first
+from frostline.world import World, bits_of_first, gathered
 
 _NAMED_AT_MOST = 3
 _SENT = frozenset(
@@ -218,7 +218,7 @@ def even_out(model: nn.Module, planned: Survey, world: World) -> None:
     with torch.no_grad():
         for name, tensor in all_tensors(model).items():
             if name not in planned.untouched.tensors:
-                tensor.copy_(of_first(world, tensor))
+                tensor.copy_(bits_of_first(world, tensor))
 
 
 @final

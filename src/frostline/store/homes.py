@@ -24,6 +24,11 @@ def home_of(folder: Path) -> str:
     return f"{_started()} {folder.stat().st_dev:x}"
 
 
+def place_of(folder: Path) -> str:
+    """This machine since its last start, and a folder's path on it; it need not be there."""
+    return f"{_started()} {folder.absolute()}"
+
+
 def write_home(segment: Path, home: str) -> None:
     """Say where a new segment's writers live."""
     with open_own(segment / HOME, "r+b") as file:

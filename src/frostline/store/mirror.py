@@ -12,6 +12,7 @@ from typing import Final, final
 from frostline.errors import OutputError, StoreError
 from frostline.store.layout import segment_folders
 from frostline.store.manifest import Manifest, settle
+from frostline.store.objects import KEPT, AddressError
 from frostline.store.remote import Remote
 from frostline.store.removal import StoreBudget
 from frostline.store.row_index import Keys
@@ -56,14 +57,18 @@ class Mirror:
         """Bring complete rows that nobody is adding to to the address, if it never had them.
 
         Raises:
-            StoreError: the address cannot be read, or holds the key with other values.
+            StoreError: the address holds the key with other values.
             OutputError: it cannot be written; the rows are kept in the folder.
         """
-        if waits(self.folder):
-            with self._held():
-                with turn(self.folder):
-                    Segment.seal_free(self.folder, self.manifest, _HOME)
+        if not waits(self.folder):
+            return
+        with self._held():
+            with turn(self.folder):
+                Segment.seal_free(self.folder, self.manifest, _HOME)
+            try:
                 self.remote.push(self.folder, self.manifest)
+            except AddressError as error:
+                raise OutputError(f"{error} {KEPT}") from error
 
     def push_leftovers(self) -> None:
         """Push what a killed process could not, where that can be done now."""

@@ -19,6 +19,8 @@ from frostline.errors import OutputError, StoreError, one_line
 _ADDRESS: Final = re.compile(r"[a-z][a-z0-9+.-]*://")
 _TIMES: Final = ("LastModified", "last_modified", "updated", "mtime", "created")
 _TOGETHER: Final = 64  # small objects that are asked for in one go
+# Whatever an address refuses.
+KEPT: Final = "Rows that were complete are kept in the local folder, and go there the next time."
 _LOCAL: Final = ("file", "local")
 
 
@@ -36,13 +38,17 @@ class Found:
     changed_at: float
 
 
+class AddressError(StoreError):
+    """An address cannot be read."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Objects:
     """The objects below an address, each by its name there.
 
     Raises:
-        StoreError: from whatever reads: the address cannot be reached or read, or the package for
+        AddressError: from whatever reads: the address cannot be reached or read, or the package for
             it is not installed.
         OutputError: from whatever writes or deletes.
     """
@@ -127,8 +133,8 @@ class Objects:
             raise self._not_installed(one_line(error)) from error
         return system, str(root).rstrip("/")
 
-    def _not_installed(self, what: str) -> StoreError:
-        return StoreError(
+    def _not_installed(self, what: str) -> AddressError:
+        return AddressError(
             f"{self.address} needs a package that is not installed ({what}): pip install "
             "'frostline[remote]', or fsspec's package for other addresses than s3://."
         )
@@ -140,7 +146,7 @@ class Objects:
         except (StoreError, FileNotFoundError):
             raise
         except Exception as error:  # of any kind: each package has its own
-            raise StoreError(
+            raise AddressError(
                 f"cannot read features from {self.address}: {one_line(error)}. Check the address, "
                 "the network and what your credentials allow."
             ) from error
@@ -149,13 +155,12 @@ class Objects:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except StoreError:
+        except AddressError:
             raise
         except Exception as error:
             raise OutputError(
-                f"cannot write features to {self.address}: {one_line(error)}. Rows that were "
-                "complete are kept in the local folder. Check the address, the network and what "
-                "your credentials allow, and run it again: it goes on where it stopped."
+                f"cannot write features to {self.address}: {one_line(error)}. {KEPT} Check the "
+                "address, the network and what your credentials allow, and run it again."
             ) from error
 
 

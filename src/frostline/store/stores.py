@@ -17,6 +17,7 @@ import xxhash
 from frostline._files import lock
 from frostline.errors import CorruptFeatures, StoreError
 from frostline.store.catalogue import Catalogue
+from frostline.store.homes import place_of
 from frostline.store.keeping import Damage, Stored, find_damage, read_stored
 from frostline.store.keys import FeatureKey, ValueSpec
 from frostline.store.layout import IN_USE, check_no_link, key_folders
@@ -57,6 +58,14 @@ class Features:
     def nbytes(self) -> int:
         """Bytes on disk, of all files of the key."""
         return folder_bytes(self.path)
+
+    @property
+    def place(self) -> str:
+        """Of a store at an address, where its local folder is: other text on other machines.
+
+        Empty where there is no address.
+        """
+        return place_of(self.path) if self._remote else ""
 
     def is_empty(self) -> bool:
         """Whether there is nothing under the key, at the store's address neither.

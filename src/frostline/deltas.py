@@ -126,7 +126,7 @@ def save_delta(
     """
     tensors = all_tensors(model)
     trained = delta_content(model, base=base) if content is None else content
-    rest = _rest(model, tensors, trained)
+    rest = rest_of(model, tensors, trained)
     # A run that kept an earlier state proves the frozen part itself, and keeps what it trained.
     if content is None:
         _check_as_frozen(model, rest)
@@ -232,7 +232,7 @@ def load_delta(
     tensors = all_tensors(model)
     _check_fit(delta, tensors, Path(path))
     if check_base:
-        _check_base(model, delta, tensors, Path(path))
+        compare_base(model, delta, tensors, Path(path))
     if freeze == "as saved":
         _check_says_what_trained(delta, tensors, Path(path))
     put_tensors(model, delta.tensors)
@@ -375,7 +375,9 @@ def _check_as_frozen(model: nn.Module, rest: Fingerprint) -> None:
         )
 
 
-def _rest(model: nn.Module, tensors: Mapping[str, Tensor], content: Collection[str]) -> Fingerprint:
+def rest_of(
+    model: nn.Module, tensors: Mapping[str, Tensor], content: Collection[str]
+) -> Fingerprint:
     """Of the base: all tensors that are not in the delta, and what modules save besides."""
     left = {name: tensor for name, tensor in tensors.items() if name not in content}
     return fingerprint_of({**left, **saved_besides(model)})
@@ -489,8 +491,9 @@ def _check_fit(delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
         raise DeltaError(f"{file} does not fit this model: {_some(wrong)}. Build the same head.")
 
 
-def _check_base(model: nn.Module, delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
-    rest = _rest(model, tensors, delta.tensors)
+def compare_base(model: nn.Module, delta: Delta, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Raises DeltaError where the rest of the model is not what the delta was made from."""
+    rest = rest_of(model, tensors, delta.tensors)
     # A delta of before knows nothing of what modules save besides their tensors.
     names = [n for n in rest.tensors if n in tensors or n in delta.base.tensors]
     differing = [

@@ -8,6 +8,8 @@ from frostline.session.attached import part_of as part_of
 from frostline.session.attached import plan_of as plan_of
 from frostline.session.attached import prepare_optimizer as prepare_optimizer
 from frostline.session.attached import restore_random as restore_random
+from frostline.session.checkpoints import load_checkpoint as load_checkpoint
+from frostline.session.checkpoints import save_checkpoint as save_checkpoint
 from frostline.session.pipelines import Forward as Forward
 from frostline.session.pipelines import Pipeline as Pipeline
 from frostline.session.pipelines import PipelineOptions as PipelineOptions

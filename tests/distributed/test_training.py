@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from fits import PLAN, Fitted, fit_net, net
+from fits import PLAN, Fitted, fit_net, fitted, net, pictures
 from ranks import on_ranks
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import stochastic_depth
 
 import frostline as fl
 
@@ -30,6 +33,44 @@ def assert_same_bits(one: Fitted, other: Fitted) -> None:
     assert one.tensors.keys() == other.tensors.keys()
     for name, tensor in one.tensors.items():
         assert torch.equal(tensor, other.tensors[name]), name
+
+
+class Droppy(nn.Module):
+    """Dropout of each kind, stochastic depth among them, behind a stem that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.top = nn.ModuleList([nn.Conv2d(8, 8, 3, padding=1) for _ in range(2)])
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).to(memory_format=torch.channels_last)
+        for block in self.top:
+            x = x + stochastic_depth(block(x), 0.3, "row", self.training)
+        x = functional.dropout2d(functional.dropout(x, 0.2, self.training), 0.2, self.training)
+        windows = x.unflatten(2, (2, 4)).movedim(2, 1).flatten(0, 1)  # two of each sample
+        x = functional.alpha_dropout(windows, 0.1, self.training).unflatten(0, (-1, 2)).mean(1)
+        x = x.mean((2, 3))
+        if self.training:
+            x = x + 0.01 * torch.randn_like(x) + 0.01 * torch.rand(x.shape)
+        found: Tensor = self.head(x)
+        return found
+
+
+def fit_droppy(features: str | Path = "off") -> Fitted:
+    torch.manual_seed(0)
+    model = Droppy()
+    fl.train_only(model, "head" if features != "off" else "head | top")
+    options = {"epochs": 2, "lr": 1e-2, "batch_size": 8, "device": "cpu", "features": features}
+    return fitted(fl.fit(model, pictures(33, 1), pictures(19, 2), precision="exact", **options))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_dropout_hits_the_samples_that_it_hits_in_one_process(size: int, tmp_path: Path) -> None:
+    assert_alike(on_ranks(fit_droppy, size=size), fit_droppy())
+    alone = fit_droppy(tmp_path / "one")
+    assert_alike(on_ranks(fit_droppy, tmp_path / "shared", size=size), alone)
 
 
 @pytest.mark.parametrize("size", [2, 3])

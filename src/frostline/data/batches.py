@@ -39,12 +39,14 @@ class Batch:
         names: what to call each sample in messages: a path, or `sample 17`.
         is_spare: whether it is of another process, lent to this one, for which the batch has no
             sample: a forward is made with it, and it counts nowhere.
+        whole: samples of the batch in all processes, where there are several.
     """
 
     inputs: Any
     targets: Tensor
     names: tuple[str, ...]
     is_spare: bool = False
+    whole: int = 0
 
 
 class Batches(Protocol):
@@ -114,7 +116,11 @@ class Order:
 
     def is_spare(self, number: int) -> bool:
         """Whether a batch, counted from 0, has no sample for this process."""
-        return self.world.rank >= min(self.batch_size, self.samples - number * self.batch_size)
+        return self.world.rank >= self.count(number)
+
+    def count(self, number: int) -> int:
+        """Samples of a whole batch, counted from 0."""
+        return min(self.batch_size, self.samples - number * self.batch_size)
 
     def wholes(self, epoch: int, *, start: int = 0) -> list[Tensor]:
         """The indices of each whole batch from number `start` on."""
@@ -179,7 +185,8 @@ class SampleBatches:
                 else:
                     raw = some_targets(samples.targets, places)
                     targets = self._as_targets(raw, len(places), samples.what)
-                yield Batch(inputs, targets, names, self._order.is_spare(number))
+                order = self._order
+                yield Batch(inputs, targets, names, order.is_spare(number), order.count(number))
 
 
 @final
@@ -278,7 +285,7 @@ class GivenBatches:
         is_spare = count <= world.rank
         chosen = slice(0, 1) if is_spare else slice(world.rank, None, world.size)
         inputs = some_rows(whole.inputs, chosen)
-        return Batch(inputs, whole.targets[chosen], whole.names[chosen], is_spare)
+        return Batch(inputs, whole.targets[chosen], whole.names[chosen], is_spare, count)
 
     def _pairs(self) -> Generator[tuple[Any, Tensor], None, None]:
         for number, batch in enumerate(self._data):

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from frostline.data import Batch
 from frostline.deltas import all_tensors
+from frostline.engine.draws import DrawsOfAll
 from frostline.engine.joining import places_of
 from frostline.engine.norms import shared_norms
 from frostline.errors import ModelError, TrainingError
@@ -111,6 +112,7 @@ class SharedSteps:
         are shared, it stays out of their statistics instead.
         """
         with ExitStack() as stack:
+            stack.enter_context(DrawsOfAll(self._world.rank, self._world.size, batch.whole))
             if self._sync_norm:
                 stack.enter_context(shared_norms(counts=not batch.is_spare))
             elif batch.is_spare:

@@ -89,7 +89,8 @@ class Stepper:
         self, shared: SharedSteps, forward: Forward, batch: Batch, *, check: bool
     ) -> Stepped:
         targets = self._targets(batch)
-        with _batch_errors(batch), shared.computing(batch):
+        alike = self._training.session.drawing_alike(batch.whole)
+        with _batch_errors(batch), alike, shared.computing(batch):
             with self._training.compute.autocast():
                 outputs = self._outputs(shared.around(forward), batch, check=check)
                 part = shared.part(outputs, targets, batch)

@@ -217,5 +217,5 @@ class FeatureBatches:
         for number, indices in enumerate(self.order.epoch(epoch, start=start), start):
             values = data.values(indices + first if first else indices)
             names = tuple(map(name_of, indices.tolist()))
-            is_spare = self.order.is_spare(number)
-            yield Batch(values, data.targets_of(indices), names, is_spare)
+            targets, order = data.targets_of(indices), self.order
+            yield Batch(values, targets, names, order.is_spare(number), order.count(number))

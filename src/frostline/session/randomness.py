@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
+from torch import Tensor
 
 _EPOCH_STRIDE = 1_000_003
 
@@ -30,6 +31,21 @@ def seed_batch(seed: int, epoch: int, batch: int, rank: int) -> None:
     torch.manual_seed(mixed)
     random.seed(mixed)
     np.random.seed(mixed % 2**32)
+
+
+def drawing_state(device: torch.device) -> dict[str, Tensor]:
+    """The present state of torch's generators that a model on `device` draws by."""
+    found = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["cuda"] = torch.cuda.get_rng_state(device)
+    return found
+
+
+def set_drawing_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on from what `drawing_state` gave, of a device of the same kind."""
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def random_state() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from inspect import signature
 from itertools import count
@@ -27,10 +27,17 @@ from frostline.recipe import Recipe, recipe_from
 from frostline.session.optimizers import MakeOptimizer, PhasedOptimizer
 from frostline.session.pipelines import Pipeline, PipelineOptions, pipeline
 from frostline.session.position import Position, goes_on
-from frostline.session.randomness import random_state, seed_batch, seed_epoch, set_random_state
+from frostline.session.randomness import (
+    drawing_state,
+    random_state,
+    seed_batch,
+    seed_epoch,
+    set_drawing_state,
+    set_random_state,
+)
 from frostline.session.survey import freeze_for, survey
 from frostline.tasks import RESERVED, Metric, Metrics, better_of
-from frostline.world import ALONE, World, gathered_names
+from frostline.world import ALONE, World, bits_of_first, gathered_names
 
 _FORMAT = "frostline session 1"
 _OPEN_EPOCHS = 10  # of a phase that ends by what it reaches
@@ -114,6 +121,7 @@ class Session:
         self._clock: float | None = None
         self._restored: Mapping[str, Any] | None = None
         self._random: Mapping[str, Any] | None = None
+        self._shared: dict[str, Tensor] = {}  # from which all processes draw alike
         self._phase_best: dict[str, Tensor] = {}
 
     @property
@@ -262,7 +270,7 @@ class Session:
 
         Random numbers of an epoch depend on the recipe's seed and the epoch alone, so that a
         session which was restored goes on to the same bits. Of several processes each draws its
-        own for each batch: dropout is another than in one process, and the same each time.
+        own as it loads a batch; what the model draws is for the whole batch, see `drawing_alike`.
 
         Raises:
             ConfigError: no phase was entered, or it was left.
@@ -284,6 +292,10 @@ class Session:
             # As they were between the two batches where the epoch was cut.
             if self._random and at.batches:
                 set_random_state(self._random)
+                device = device_of(self.model)
+                self._shared = self._random.get("shared") or drawing_state(device)
+                if self.world.size == 1:
+                    set_drawing_state(self._shared, device)
             self._random = None
             for number, batch in enumerate(self._seeded(given), at.batches + 1):
                 if (number - 1) % self._accumulate == 0:
@@ -308,8 +320,27 @@ class Session:
             if batch is None:
                 return
             if not number:
+                self._shared = drawing_state(device_of(self.model))
                 seed_batch(self.recipe.seed, at.epochs, number, rank)
             yield batch
+
+    @contextmanager
+    def drawing_alike(self, whole: int) -> Iterator[None]:
+        """In it torch draws what one process would, from the same state in all processes.
+
+        Args:
+            whole: samples of the batch in all processes.
+        """
+        device = device_of(self.model)
+        own = drawing_state(device)
+        set_drawing_state(self._shared, device)
+        try:
+            yield
+        finally:
+            self._shared = drawing_state(device)
+            set_drawing_state(own, device)
+        if whole % self.world.size:  # who has fewer samples may have drawn less
+            self._shared = {n: bits_of_first(self.world, t) for n, t in self._shared.items()}
 
     def before_step(self) -> None:
         """Put the learning rates to where the phase's schedule is; `epoch` does so itself.
@@ -465,9 +496,13 @@ class Session:
             "optimizer": self._optimizer.state() if optimizer and self._optimizer.present else None,
             "left": dict(self._optimizer.left),
             # Between two epochs they depend on the seed alone.
-            "random": random_state() if self.position.batches else None,
+            "random": self._random_state() if self.position.batches else None,
             "phase_best": dict(self._phase_best),
         }
+
+    def _random_state(self) -> dict[str, Any]:
+        shared = {"shared": dict(self._shared)} if self.world.size > 1 else {}
+        return {**random_state(), **shared}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken; call `enter` next.

@@ -45,8 +45,8 @@ class Mirror:
             StoreError: the address cannot be read, or the budget does not allow it.
         """
         here = {path.name for path in segment_folders(self.folder)}
-        there = [s for s in self.remote.segments(self.folder.name) if s.name not in here]
-        if not there or not len(wanted):
+        there = self.remote.segments(self.folder.name, without=here)
+        if not there:
             return False
         with self._held():
             return self.remote.fetch(

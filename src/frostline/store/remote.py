@@ -8,7 +8,7 @@ it is missing or files are shorter than it says, nothing of the segment is read.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +69,21 @@ class Remote:
         return any(name.endswith(f"/{SEALED}") for name in self.objects.found(digest))
 
     def segments(
-        self, digest: str, listed: Mapping[str, Found] | None = None
+        self,
+        digest: str,
+        listed: Mapping[str, Found] | None = None,
+        *,
+        without: Collection[str] = (),
     ) -> list[RemoteSegment]:
         """The whole segments of a key.
 
         Args:
             listed: all its objects; by default they are asked for.
+            without: names of segments that are not looked at.
         """
         found = self.objects.found(digest) if listed is None else listed
-        names = sorted(name for name in found if is_seal(name, digest))
+        seals = sorted(name for name in found if is_seal(name, digest))
+        names = [name for name in seals if name.split("/")[1] not in without]
         whole = []
         for name, raw in self.objects.read(names).items():
             folder, sealed = name.removesuffix(f"/{SEALED}"), parse_sealed(raw)

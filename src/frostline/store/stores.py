@@ -27,7 +27,14 @@ from frostline.store.objects import Objects, is_address
 from frostline.store.reading import StoredRows, map_rows
 from frostline.store.remote import Remote
 from frostline.store.remote_keeping import remote_damage, remote_keys, remove_remote
-from frostline.store.removal import StoreBudget, folder_bytes, remove, remove_oldest, used_at
+from frostline.store.removal import (
+    StoreBudget,
+    folder_bytes,
+    never,
+    remove,
+    remove_oldest,
+    used_at,
+)
 from frostline.store.row_index import Keys, first_places, row_keys
 from frostline.store.sealing import waits
 from frostline.store.writing import Writer
@@ -246,7 +253,7 @@ class FeatureStore:
         check_no_link(folder)
         settle(folder, manifest)
         # Rows that no address has yet make no room for others.
-        stays = waits if self._remote else lambda _: False
+        stays = waits if self._remote else never
         budget = StoreBudget(self.root, self._budget_bytes, stays=stays)
         return Features(folder, manifest, budget, self._remote)
 

@@ -35,11 +35,6 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-def no_folder(_: Path) -> bool:
-    """Which are chosen where none is; a function with a name, so that stores can be pickled."""
-    return False
-
-
 def used_at(folder: Path) -> float:
     """When the key was last opened to be read or written, in seconds since the epoch."""
     for path in (folder / IN_USE, folder):
@@ -90,13 +85,18 @@ def _clear(folder: Path) -> bool:
     return not folder.exists()
 
 
+def never(_: Path) -> bool:
+    """Of no key; a function with a name can be pickled."""
+    return False
+
+
 def remove_oldest(
     root: Path,
     *,
     max_bytes: float,
     keep: Collection[str] = (),
-    also: Callable[[Path], bool] = no_folder,
-    stays: Callable[[Path], bool] = no_folder,
+    also: Callable[[Path], bool] = never,
+    stays: Callable[[Path], bool] = never,
 ) -> list[Path]:
     """Remove keys, least recently used first, until the store has at most `max_bytes`.
 
@@ -137,7 +137,7 @@ class StoreBudget:
         root: Path,
         limit_bytes: int | None,
         *,
-        stays: Callable[[Path], bool] = no_folder,
+        stays: Callable[[Path], bool] = never,
     ) -> None:
         self._root, self._limit_bytes, self._stays = root, limit_bytes, stays
         self._expected_bytes = 0

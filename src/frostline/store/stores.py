@@ -30,7 +30,7 @@ from frostline.store.remote_keeping import remote_damage, remote_keys, remove_re
 from frostline.store.removal import (
     StoreBudget,
     folder_bytes,
-    no_folder,
+    never,
     remove,
     remove_oldest,
     used_at,
@@ -253,7 +253,7 @@ class FeatureStore:
         check_no_link(folder)
         settle(folder, manifest)
         # Rows that no address has yet make no room for others.
-        stays = waits if self._remote else no_folder
+        stays = waits if self._remote else never
         budget = StoreBudget(self.root, self._budget_bytes, stays=stays)
         return Features(folder, manifest, budget, self._remote)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from inspect import signature
 from itertools import count
 from typing import Any, final
@@ -40,6 +41,7 @@ from frostline.tasks import RESERVED, Metric, Metrics, better_of
 from frostline.world import ALONE, World, bits_of_first, gathered_names
 
 _FORMAT = "frostline session 1"
+_OF_ALL = -1  # no process's number: what all draw alike
 _OPEN_EPOCHS = 10  # of a phase that ends by what it reaches
 
 
@@ -313,16 +315,20 @@ class Session:
             yield from given
             return
         at, rank = self.position, self.world.rank
-        for number in count(at.batches):
-            if number:  # the order of an epoch is drawn with the first, and the same in all
-                seed_batch(self.recipe.seed, at.epochs, number, rank)
-            batch = next(given, None)
-            if batch is None:
-                return
-            if not number:
-                self._shared = drawing_state(device_of(self.model))
-                seed_batch(self.recipe.seed, at.epochs, number, rank)
-            yield batch
+        seeded = partial(seed_batch, self.recipe.seed, at.epochs)
+        try:
+            for number in count(at.batches):
+                if number:  # the order of an epoch is drawn with the first, and the same in all
+                    seeded(number, rank)
+                batch = next(given, None)
+                if batch is None:
+                    return
+                if not number:
+                    self._shared = drawing_state(device_of(self.model))
+                    seeded(number, rank)
+                yield batch
+        finally:
+            seeded(0, _OF_ALL)
 
     @contextmanager
     def drawing_alike(self, whole: int) -> Iterator[None]:

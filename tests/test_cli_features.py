@@ -89,6 +89,21 @@ def test_a_second_run_makes_no_forward_pass_of_the_frozen_part(world: World) -> 
     assert "computed" not in notes(again.out)["Features"]
 
 
+def test_runs_of_two_machines_share_what_is_at_an_address(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, told = f"file://{world.root}/there", []
+    for machine in ("one", "two"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(world.root / machine))
+        answer = world.train("--features", address, out=world.root / f"run {machine}")
+        assert answer.status == 0
+        told.append(notes(answer.out)["Features"])
+    assert told[0].startswith("24 rows computed in ")
+    assert told[1].startswith("all in the store, no forward pass")
+    settings = tomllib.loads((world.root / "run two" / "run.toml").read_text())
+    assert settings["features"]["store"] == address
+
+
 def test_a_new_picture_is_the_only_row_that_is_computed(world: World) -> None:
     world.train()
     shutil.move(world.photos / "train/dark/0.png", world.photos / "train/dark/renamed.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, final
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.choices import StepPrecision
-from frostline.errors import ConfigError, TrainingError
+from frostline.errors import ConfigError
 
 
 @final
@@ -24,12 +23,10 @@ class Compute:
 
     Raises:
         ConfigError: there is no such device here.
-        TrainingError: started with several processes, which this version does not train with.
     """
 
     def __init__(self, device: str = "auto", precision: StepPrecision = "fp32") -> None:
         self.device = resolve_device(device)
-        _refuse_several_processes()
         # A CPU computes in float32 instead: float16 is slower there, and nothing scales it.
         is_half = precision == "fp16" and self.device.type != "cpu"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
@@ -100,15 +97,3 @@ def resolve_device(device: str) -> torch.device:
 def _accelerator() -> torch.device | None:
     """What torch finds on this machine, not what it was built for."""
     return torch.accelerator.current_accelerator(check_available=True)
-
-
-def _refuse_several_processes() -> None:
-    """As launchers announce them, or as they were set up already."""
-    count = int(os.environ.get("WORLD_SIZE", "1") or 1)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        count = torch.distributed.get_world_size()
-    if count > 1:
-        raise TrainingError(
-            f"started with {count} processes, but this version trains in one. "
-            "Start it without a launcher."
-        )

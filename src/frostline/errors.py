@@ -30,6 +30,9 @@ from typing import ClassVar
 class FrostlineError(Exception):
     """Root of all of Frostline's errors.
 
+    Attributes:
+        process: the number of the process that failed, where that was another one than this.
+
     Example:
         >>> try:
         ...     fl.freeze(model, "bakbone")
@@ -39,6 +42,7 @@ class FrostlineError(Exception):
     """
 
     exit_status: ClassVar[int] = 1
+    process: int | None = None
 
 
 class SelectorError(FrostlineError, ValueError):

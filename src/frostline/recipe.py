@@ -113,6 +113,11 @@ class Recipe(Data):
         description="Keep for the backward pass only what the wanted gradients need; bit for bit "
         "the same in float32.",
     )
+    sync_norm: bool = Field(
+        False,
+        description="Of several processes: trainable batch norms take statistics over the samples "
+        "of all, as one process does; else each over its own, and the first one's are kept.",
+    )
     monitor: str = Field(
         AUTO_MONITOR,
         description="Validation metric that decides the best epoch: accuracy, macro_f1 or loss, or "

@@ -26,6 +26,7 @@ from torch import Tensor
 from frostline.errors import ConfigError, FrostlineError, TrainingError
 
 _ROOM = 7  # numbers that go along when processes meet
+_OF_TRANSPORT = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 _LAST_WORDS = timedelta(seconds=20)  # for what failed to be heard by all
 
 
@@ -63,8 +64,11 @@ class World(Protocol):
         """The element-wise sum over all processes, which all call it with the same shape."""
         ...
 
-    def tell(self, error: BaseException) -> None:
-        """Let the others know that this process failed, wherever they are: they end with it."""
+    def tell(self, error: BaseException) -> BaseException:
+        """Let the others know that this process failed, wherever they are: they end with it.
+
+        Gives what to raise here: the error, unless it is one of torch's about a lost process.
+        """
         ...
 
 
@@ -83,8 +87,9 @@ class OneProcess:
     def sum(self, values: Tensor) -> Tensor:
         return values
 
-    def tell(self, error: BaseException) -> None:
+    def tell(self, error: BaseException) -> BaseException:
         """Nobody to tell."""
+        return error
 
 
 ALONE: World = OneProcess()
@@ -127,12 +132,15 @@ class Ranks:
         self._meet(torch.empty(0))
         return self._added(values)
 
-    def tell(self, error: BaseException) -> None:
+    def tell(self, error: BaseException) -> BaseException:
         if self._has_ended:
-            return
+            return error
+        if isinstance(error, RuntimeError) and _is_of_transport(error):
+            return self._gone()
         with suppress(TrainingError):  # the others are gone, too
             self._added(torch.tensor([1.0] + [0.0] * _ROOM, dtype=torch.float64), _LAST_WORDS)
             self._words_of(json.dumps([type(error).__name__, str(error)]))
+        return error
 
     def _meet(self, values: Tensor) -> Tensor:
         around = torch.zeros(1 + _ROOM, dtype=torch.float64)
@@ -160,12 +168,15 @@ class Ranks:
             work = dist.all_reduce(total, group=self.group, async_op=True)
             work.wait() if timeout is None else work.wait(timeout)
         except RuntimeError as error:
-            self._has_ended = True
-            raise TrainingError(
-                f"another of the {self.size} processes is gone, or was not heard of for too long. "
-                "Its own message says why; torchrun --max-restarts 3 starts all of them again."
-            ) from error
+            raise self._gone() from error
         return total.to(values.device)
+
+    def _gone(self) -> TrainingError:
+        self._has_ended = True
+        return TrainingError(
+            f"another of the {self.size} processes is gone, or was not heard of for too long. "
+            "Its own message says why; torchrun --max-restarts 3 starts all of them again."
+        )
 
 
 def world_here(device: str = "auto") -> World:
@@ -193,6 +204,26 @@ def world_here(device: str = "auto") -> World:
     return Ranks(dist.get_rank(), dist.get_world_size(), _beside(dist.group.WORLD))
 
 
+def refuse_several(what: str) -> None:
+    """Refuse what one process does alone where a launcher started several.
+
+    Raises:
+        TrainingError: it did; says what to do.
+    """
+    count = int(os.environ.get("WORLD_SIZE") or 1)
+    if dist.is_available() and dist.is_initialized():
+        count = dist.get_world_size()
+    if count > 1:
+        raise TrainingError(
+            f"started with {count} processes, and {what} works in one. Start it without a launcher."
+        )
+
+
+def is_restartable() -> bool:
+    """Whether a launcher would start these processes again if one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > 0
+
+
 def is_restarted() -> bool:
     """Whether a launcher started these processes again after one of them had failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
@@ -204,8 +235,10 @@ def together(world: World) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        world.tell(error)
-        raise
+        told = world.tell(error)
+        if told is error:
+            raise
+        raise told from error
 
 
 def gathered(world: World, own: Tensor) -> Tensor:
@@ -232,6 +265,15 @@ def gathered_names(world: World, own: Sequence[str]) -> tuple[str, ...]:
     return tuple(every.decode(errors="surrogateescape").split("\0")[:-1])
 
 
+def bits_of_first(world: World, own: Tensor) -> Tensor:
+    """What the first process has, bit for bit; all give a tensor of one shape and dtype."""
+    if world.size == 1:
+        return own
+    given = own if world.rank == 0 else torch.zeros_like(own)
+    flat = given.detach().contiguous().view(-1).view(torch.uint8)
+    return world.sum(flat).view(own.dtype).view(own.shape)
+
+
 def decided(world: World, value: Any) -> Any:
     """What the first process decided, for all: plain data, as JSON gives them back.
 
@@ -245,6 +287,12 @@ def decided(world: World, value: Any) -> Any:
     """
     text = json.dumps(value) if world.rank == 0 else ""
     return json.loads("".join(gathered_names(world, [text] if world.rank == 0 else [])))
+
+
+def _is_of_transport(error: RuntimeError) -> bool:
+    """Whether a collective of torch's own failed; gloo's errors have no class of theirs (2.15)."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or any(word in text for word in _OF_TRANSPORT)
 
 
 def agreed(world: World, error: FrostlineError | None) -> None:
@@ -269,8 +317,11 @@ def _raised(words: Sequence[str]) -> BaseException:
     if kind == KeyboardInterrupt.__name__:
         return KeyboardInterrupt(f"process {rank} was interrupted")
     known = _kinds(FrostlineError).get(kind)
-    said = f"process {rank}: {text if known else f'{kind}: {text}'}"
-    return (known or TrainingError)(said)
+    who = f"process {rank}: "
+    said = text if known else f"{kind}: {text}"
+    error = (known or TrainingError)(f"{who}{said.removeprefix(who)}")
+    error.process = rank
+    return error
 
 
 def _kinds(root: type[FrostlineError]) -> dict[str, type[FrostlineError]]:
@@ -289,6 +340,9 @@ def _beside(default: object) -> dist.ProcessGroup:
 
 def _join(device: str) -> None:
     """Join those whom the launcher's environment announces."""
+    from torch.distributed.distributed_c10d import PrefixStore  # a torch may be built without it
+    from torch.distributed.rendezvous import rendezvous
+
     found = torch.accelerator.current_accelerator(check_available=True)
     on_cpu = found is None or device.partition(":")[0] == "cpu"
     backend = "gloo"
@@ -302,7 +356,11 @@ def _join(device: str) -> None:
         torch.accelerator.set_device_index(own)
         backend = f"cpu:gloo,{found.type}:{dist.get_default_backend_for_device(found)}"
     try:
-        dist.init_process_group(backend)
+        store, rank, size = next(rendezvous("env://"))
+        # torchrun --standalone keeps one store for all its restarts (torch 2.15), in which gloo
+        # finds the addresses of processes that are gone; so each start has names of its own.
+        start = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=start, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise TrainingError(

@@ -14,11 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, final
 from zipfile import BadZipFile, ZipFile
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from frostline._files import has_own_sum, keep_as
 from frostline._tensor_files import save_torch
 from frostline.deltas import delta_content, load_delta, put_tensors, read_delta, save_delta
-from frostline.engine import Hook, Sums, Training
+from frostline.engine import Hook, Sums, Training, even_out
 from frostline.errors import ConfigError, CorruptDelta, OutputError, one_line
 from frostline.plans import Phase, Plan
 from frostline.records import (
@@ -41,6 +43,7 @@ from frostline.records import (
 from frostline.session import goes_on
 from frostline.tasks import Metrics, Task
 from frostline.wording import option
+from frostline.world import World, gathered
 
 _PROGRESS = TypeAdapter(tuple[Sums, list[dict[str, Any]], list[PhaseRecord]])
 # What a cut or overwritten state file makes torch, pickle and pydantic raise.
@@ -103,10 +106,22 @@ class Saver(Hook):
         self._training, session = training, training.session
         if len(session.phases) > 1:
             self._start = session.planned.copies(training.model)
+        if self._resume:
+            self._go_on(training)
+
+    def _go_on(self, training: Training) -> None:
+        """From where the run was last written; in all processes, of which the first reads."""
+        folder, world = self._folder, training.session.world
+        state: dict[str, Any] | None = None
         # A run that was killed before `last` was there has nothing to go on from, and begins.
-        if self._resume and self._folder and self._folder.last.exists():
-            plan = self._about.get("plan", "")
-            _restore(training, self._folder, plan=plan, like=self._like)
+        if folder and folder.last.exists():
+            state = _restored(training, folder, plan=self._about.get("plan", ""), like=self._like)
+        if world.size > 1:
+            state = _of_first(state, world)
+            even_out(training.model, training.session.planned, world)
+            if state is not None and world.rank:
+                _put(training, state, self._like)
+        if state is not None:
             self._mark = training.position.mark
 
     def on_step(self, training: Training) -> None:
@@ -211,8 +226,8 @@ class Saver(Hook):
         self._wait_seconds = max(SAVE_SECONDS, _SHARE_OF_TIME * (self._written_at - start))
 
 
-def _restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics) -> None:
-    """Put the model and the position to where the run was last written; the optimizer follows.
+def _restored(training: Training, folder: RunFolder, *, plan: str, like: Metrics) -> dict[str, Any]:
+    """The state where the run was last written, whose weights the model gets.
 
     Where the last files are damaged and earlier ones were kept, those are taken.
     """
@@ -225,12 +240,21 @@ def _restore(training: Training, folder: RunFolder, *, plan: str, like: Metrics)
                     "and run.toml or the plan given says another. Restore it, or start a new run "
                     f"with another {option('out')}."
                 )
-            _restore_from(training, folder, file, like)
+            return _restored_from(training, folder, file, like)
         except (ConfigError, CorruptDelta) as error:
             refusals.append(error)
-        else:
-            return
     raise refusals[0]
+
+
+def _of_first(state: Mapping[str, Any] | None, world: World) -> dict[str, Any] | None:
+    """The state that the first process read, in all."""
+    written = BytesIO()
+    if world.rank == 0:
+        torch.save(state, written)
+    own = torch.from_numpy(np.frombuffer(written.getvalue(), dtype=np.uint8).copy())
+    every = BytesIO(gathered(world, own).numpy().tobytes())
+    found: dict[str, Any] | None = torch.load(every, weights_only=True)
+    return found
 
 
 def _goes_on(before: str, now: str) -> bool:
@@ -242,26 +266,34 @@ def _goes_on(before: str, now: str) -> bool:
     return goes_on(Plan.loads(before).phases if before else first, phases)
 
 
-def _restore_from(training: Training, folder: RunFolder, file: Path, like: Metrics) -> None:
+def _restored_from(
+    training: Training, folder: RunFolder, file: Path, like: Metrics
+) -> dict[str, Any]:
     delta = load_delta(training.model, file)
     about = delta.about
     state_file = folder.state(about.get("position") or about.get("epoch", ""))
     try:
         _check_state(state_file)
         state = torch.load(state_file, map_location="cpu", weights_only=True)
-        sums, epochs, phases = _PROGRESS.validate_json(state["progress"])
-        history = [EpochRecord.read(record, like=like) for record in epochs]
-        if "format" not in state:
-            state = _as_of_now(state, training, history, sums)
-        training.session.load_state_dict(state)
-        if state["scaler"]:  # none where it went on in another precision
-            training.compute.scaler.load_state_dict(state["scaler"])
+        _put(training, state, like)
     except _DAMAGES as error:
         reason = one_line(error, first=True, named=False)
         raise ConfigError(
             f"cannot resume: {state_file} is missing or damaged ({reason}). Start a new run with "
             f"another {option('out')}; what was trained so far is in {folder.best.parent}."
         ) from error
+    return dict(state)
+
+
+def _put(training: Training, state: Mapping[str, Any], like: Metrics) -> None:
+    """Go on from a state."""
+    sums, epochs, phases = _PROGRESS.validate_json(state["progress"])
+    history = [EpochRecord.read(record, like=like) for record in epochs]
+    if "format" not in state:
+        state = _as_of_now(state, training, history, sums)
+    training.session.load_state_dict(state)
+    if state["scaler"]:  # none where it went on in another precision
+        training.compute.scaler.load_state_dict(state["scaler"])
     training.history[:], training.phase_history[:] = history, phases
     training.sums = sums
 

@@ -30,6 +30,7 @@ from frostline.freezing import Proof
 from frostline.plans import Plan
 from frostline.preprocessing import Preprocessing
 from frostline.recipe import Recipe
+from frostline.world import refuse_several
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -48,7 +49,7 @@ except ImportError as error:
     ) from error
 
 _NO_TARGETS = object()
-_RECIPE = frozenset(Recipe.model_fields) - {"seed", "lean", "keep"}
+_RECIPE = frozenset(Recipe.model_fields) - {"seed", "lean", "keep", "sync_norm"}
 
 
 @final
@@ -167,6 +168,7 @@ class FrozenClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
             ValueError: as scikit-learn's own checks of `X` and `y`.
             FrostlineError: as `fl.fit`.
         """
+        refuse_several("FrozenClassifier")
         seed = _seed(self.random_state)
         parts: Parts | None = None
         if isinstance(X, str | PathLike):

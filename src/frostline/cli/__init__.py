@@ -17,6 +17,7 @@ import typer
 
 from frostline._version import __version__
 from frostline.cli._options import Verbs
+from frostline.cli._speaking import one_speaks
 from frostline.cli.features import features
 from frostline.errors import FrostlineError
 from frostline.tables import visible
@@ -64,10 +65,12 @@ def main() -> None:
             # A file's name need not be text in the terminal's encoding, nor in any.
             stream.reconfigure(errors="backslashreplace")
     try:
-        with on_the_command_line():
+        with on_the_command_line(), one_speaks():
             app()
     except FrostlineError as error:
-        _fail(str(error), error.exit_status)
+        if error.process is None:
+            _fail(str(error), error.exit_status)
+        sys.exit(error.exit_status)  # the process that it happened to says so
     except SystemExit as leaving:
         if leaving.code != _TYPER_INTERRUPTED:
             raise

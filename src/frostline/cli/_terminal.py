@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from frostline.cli._speaking import is_first
 from frostline.tables import COLUMNS, Table, visible
 
 
@@ -22,7 +23,7 @@ def output() -> Console:
 
 def notes() -> Console:
     """Standard error, for progress, notes and warnings."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=not is_first())
 
 
 def say(console: Console, message: str, *, style: str = "") -> None:

@@ -42,6 +42,9 @@ def demo() -> None:
     from frostline.devices import Compute
     from frostline.engine import predict
     from frostline.tasks import evaluate_logits
+    from frostline.world import refuse_several
+
+    refuse_several("the demo")
 
     start, page = time.perf_counter(), output()
     with tempfile.TemporaryDirectory(prefix="frostline-demo-") as scratch:

@@ -43,6 +43,7 @@ def evaluate(
     from frostline.pages.rendering import check_page_path
     from frostline.reports import check_table_path
     from frostline.runs import open_run
+    from frostline.world import together, world_here
 
     opened = open_run(run, weights=weights)
     _ = opened.task  # refuses one that no file can make again, before any work
@@ -62,14 +63,17 @@ def evaluate(
     for note in held.notes:
         warn(note)
     bar = BatchBar(notes(), samples_per_batch=opened.settings.data.batch_size)
-    judgement = opened.judge(held, device=device, hooks=(bar,))
-    found, written = judgement.metrics, dict[str, str]()
-    if csv:
-        judgement.save_table(csv, force=force)
-        written["csv"] = str(csv)
-    if report:
-        judgement.save(report, force=force)
-        written["report"] = str(report)
+    world, written = world_here(device), dict[str, str]()
+    with together(world):
+        judgement = opened.judge(held, device=device, hooks=(bar,), world=world)
+        found = judgement.metrics
+        if csv and world.writes:
+            judgement.save_table(csv, force=force)
+            written["csv"] = str(csv)
+        if report and world.writes:
+            judgement.save(report, force=force)
+            written["report"] = str(report)
+        world.barrier()
     what = "texts" if opened.settings.data.is_text else "pictures"
     lines = [f"{found.line()} on {found.samples} {what}"]
     lines += [f"Written to {file}" for file in written.values()]

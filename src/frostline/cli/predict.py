@@ -15,6 +15,7 @@ from frostline.cli._answers import cells_of, document_of, heads_of, in_words_of
 from frostline.tables import Table, columns
 
 if TYPE_CHECKING:
+    from frostline.data import Levels
     from frostline.errors import ImageError
     from frostline.exports import ExportedModel
     from frostline.runs import FinishedRun, Prediction
@@ -60,36 +61,37 @@ def predict(
     same, and the exit status is 1.
     """
     from frostline.callbacks.progress import BatchBar
-    from frostline.cli._terminal import notes, output, print_json, say, warn
+    from frostline.cli._terminal import notes, output, print_json, say
     from frostline.cli.predict_texts import Texts
-    from frostline.data import read_files, run_notes
     from frostline.runs import FinishedRun
+    from frostline.world import together, world_here
 
     if json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv.")
-    opened, aside = _opened(run, weights, device), notes()
+    opened, aside, world = _opened(run, weights, device), notes(), world_here(device)
     if masks:
         _check_masks(masks, opened)
     if isinstance(opened, FinishedRun) and opened.settings.data.is_text:
         given = Texts.read(files, opened, text_column)
         bar = BatchBar(aside, samples_per_batch=opened.batch_size)
         named = sys.maxsize if json else top
-        answers = opened.predict(given.whole, top=named, device=device, hooks=(bar,))
+        with together(world):
+            answers = opened.predict(
+                given.whole, top=named, device=device, hooks=(bar,), world=world
+            )
         given.show(answers, top=top, as_json=json, as_csv=as_csv)
         return
     if text_column:
         raise typer.BadParameter("the run learnt from pictures.", param_hint="--text-column")
     asked = list(expanded(files))
-    digests, broken, values = read_files(asked, levels=opened.levels)
-    good = [file for file in asked if file in digests]
-    for error in broken.values():
-        say(aside, f"Error: {error}", style="red")
-    for note in run_notes(values.values(), opened.levels):
-        warn(note)
+    good, broken = _readable(asked, opened.levels)
     bar = BatchBar(aside, samples_per_batch=opened.batch_size)
     named = sys.maxsize if json else top
-    found = opened.predict(good, top=named, device=device, hooks=(bar,)) if good else []
-    written = _write_masks(found, masks) if masks else {}
+    found: list[Prediction] = []
+    if good:
+        with together(world):
+            found = opened.predict(good, top=named, device=device, hooks=(bar,), world=world)
+    written = _write_masks(found, masks) if masks and world.writes else {}
     if json:
         documents = [document_of(prediction, top) for prediction in found]
         print_json([{**one, **_mask_of(one, written)} for one in documents])
@@ -101,6 +103,21 @@ def predict(
         say(aside, f"Written to {masks}: {len(written)} masks, a grey PNG each, of class numbers")
     if broken or not found:
         raise typer.Exit(1)
+
+
+def _readable(
+    files: Sequence[Path], levels: Levels | None
+) -> tuple[list[Path], dict[Path, ImageError]]:
+    """The pictures that can be read, and why the others cannot; says so of these."""
+    from frostline.cli._terminal import notes, say, warn
+    from frostline.data import read_files, run_notes
+
+    digests, broken, values = read_files(files, levels=levels)
+    for error in broken.values():
+        say(notes(), f"Error: {error}", style="red")
+    for note in run_notes(values.values(), levels):
+        warn(note)
+    return [file for file in files if file in digests], dict(broken)
 
 
 def _check_masks(folder: Path, opened: FinishedRun | ExportedModel) -> None:

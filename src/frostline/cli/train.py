@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from frostline.config import RunSettings
+    from frostline.engine import Hook
     from frostline.fitting import Run
     from frostline.runs import FinishedRun, Prepared, Start
+    from frostline.world import World
 
 
 # All that may stand beside `--resume RUN`; the rest is in the run's settings.
@@ -44,7 +46,9 @@ OnBadImages = Annotated[BadImages, typer.Option(help="What to do about broken pi
 Features = Annotated[
     str,
     typer.Option(
-        help="Folder of stored features; auto: in your cache folder; off: none.", metavar="DIR|off"
+        help="Folder of stored features, or an address as s3://bucket/prefix; auto: in your cache "
+        "folder; off: none.",
+        metavar="DIR|off",
     ),
 ]
 OnDisk = Annotated[
@@ -145,6 +149,7 @@ def train(
     from frostline.plans import Plan
     from frostline.records import RunFolder
     from frostline.runs import open_run
+    from frostline.store import is_address
 
     check_one_of(freeze=freeze, train=train)
     phases = Plan.load(plan).phases if plan is not None else ()
@@ -175,7 +180,7 @@ def train(
     _check_fold(folds, fold)
     is_text = bool(text_column) or reads_texts(model)
     # A folder by its absolute path, so that the run can be resumed from anywhere.
-    is_word = features in ("auto", "off")
+    is_word = features in ("auto", "off") or is_address(features)
     store = features if is_word else str(Path(features).expanduser().resolve())
     hidden = options.hidden_widths(head, on=on)
     with options.usage_errors():
@@ -212,9 +217,8 @@ def train(
         with options.usage_errors():
             settings = earlier.settings_to_begin(settings, given)
     _check_storage(settings)
-    folder = out or _free_folder(model)
     asked = None if from_ else AskedTask(task, loss, thresholds)
-    return _go(settings, folder, resume=resume, as_json=json, earlier=earlier, asked=asked)
+    return _go(settings, out, resume=resume, as_json=json, earlier=earlier, asked=asked)
 
 
 def _check_storage(settings: RunSettings) -> None:
@@ -285,7 +289,7 @@ def _free_folder(model: str) -> Path:
 
 def _go(
     settings: RunSettings,
-    folder: Path,
+    out: Path | None,
     *,
     resume: bool,
     as_json: bool,
@@ -293,35 +297,26 @@ def _go(
     earlier: FinishedRun | None = None,
     asked: AskedTask | None = None,
 ) -> None:
-    from frostline.callbacks.progress import BatchBar, EpochTable
-    from frostline.cli._terminal import counting, notes, output, print_json, say
-    from frostline.records import RunFolder
-    from frostline.runs import open_run, prepare
+    from frostline.cli._terminal import notes, output, print_json, say
+    from frostline.fitting import resumes
+    from frostline.world import decided, is_restartable, together, world_here
 
-    files = RunFolder(folder)
-    files.check_idle()
-    if resume:
-        # With the run's own order of classes: runs of before counted numbers as text.
-        opened = open_run(folder)
-        classes, start = opened.settings.data.classes, opened.began_with
-        data = settings.data.model_copy(update={"classes": classes})
-        settings = settings.model_copy(update={"data": data})
-    else:
-        _check_apart(folder, Path(settings.data.path))
-        files.check_free()
-        start = earlier.as_start() if earlier else None
-        if asked is not None:
-            settings = settings.model_copy(update={"task": asked.of(settings.data)})
     aside = notes()
     page = aside if as_json else output()
-    with counting("checking the data") as progress:
-        prepared = prepare(settings, weights=base, start=start, progress=progress)
-    _describe(prepared, page, aside)
-    if earlier is not None and start is not None:
-        _describe_start(start, prepared, page)
-    bar = BatchBar(aside, samples_per_batch=settings.data.batch_size)
+    world = world_here(settings.device)
+    if out is None and is_restartable():
+        raise ConfigError(
+            "processes that a launcher may start again must find their run: say its folder, --out."
+        )
+    folder = out or Path(decided(world, str(_free_folder(settings.model.name))))
     try:
-        run = prepared.run(folder, resume=resume, hooks=(EpochTable(page), bar))
+        with together(world):
+            resume = resumes(folder, world, resume=resume)
+            prepared = _prepared(settings, folder, resume, world, base, earlier, asked)
+            _describe(prepared, page, aside)
+            if earlier is not None and prepared.start is not None and not resume:
+                _describe_start(prepared.start, prepared, page)
+            run = prepared.run(folder, resume=resume, hooks=_shown(settings, page), world=world)
     except KeyboardInterrupt:
         say(aside, _interrupted(folder))
         raise typer.Exit(1) from None
@@ -337,6 +332,47 @@ def _go(
         "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
     }
     print_json(document)
+
+
+def _prepared(
+    settings: RunSettings,
+    folder: Path,
+    resume: bool,
+    world: World,
+    base: str,
+    earlier: FinishedRun | None,
+    asked: AskedTask | None,
+) -> Prepared:
+    """The run, ready to start, once it is known that its folder may be written."""
+    from frostline.cli._terminal import counting
+    from frostline.records import RunFolder
+    from frostline.runs import open_run, prepare
+
+    files = RunFolder(folder)
+    if world.writes:
+        files.check_idle()
+    if resume:
+        # With the run's own order of classes: runs of before counted numbers as text.
+        opened = open_run(folder)
+        classes, start = opened.settings.data.classes, opened.began_with
+        data = settings.data.model_copy(update={"classes": classes})
+        settings = settings.model_copy(update={"data": data})
+    else:
+        if world.writes:
+            _check_apart(folder, Path(settings.data.path))
+            files.check_free()
+        start = earlier.as_start() if earlier else None
+        if asked is not None:
+            settings = settings.model_copy(update={"task": asked.of(settings.data)})
+    with counting("checking the data") as progress:
+        return prepare(settings, weights=base, start=start, progress=progress)
+
+
+def _shown(settings: RunSettings, page: Console) -> tuple[Hook, Hook]:
+    from frostline.callbacks.progress import BatchBar, EpochTable
+    from frostline.cli._terminal import notes
+
+    return EpochTable(page), BatchBar(notes(), samples_per_batch=settings.data.batch_size)
 
 
 def _check_apart(folder: Path, data: Path) -> None:

@@ -7,7 +7,9 @@ statistics without saying so), from the tables here.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -104,9 +106,28 @@ def add_check(graph: fx.Graph, copied: fx.Node) -> None:
             graph.call_function(check, tuple(given[name] for name in names))
 
 
+_is_part = ContextVar("_is_part", default=False)
+
+
+@contextmanager
+def parts_of_batches() -> Iterator[None]:
+    """In it what is computed is part of a batch, of which norms take the statistics of all."""
+    token = _is_part.set(True)
+    try:
+        yield
+    finally:
+        _is_part.reset(token)
+
+
+def is_part() -> bool:
+    """Whether a single value in a channel is none, since others are computed elsewhere."""
+    return _is_part.get()
+
+
 def check_batch_norm(given: Tensor) -> None:
     """Raises ValueError for one value in a channel, in training."""
-    _functional._verify_batch_size(given.size())
+    if not is_part():
+        _functional._verify_batch_size(given.size())
 
 
 def check_instance_norm(given: Tensor) -> None:

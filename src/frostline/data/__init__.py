@@ -12,6 +12,7 @@ from frostline.data.batches import Batches as Batches
 from frostline.data.batches import Order as Order
 from frostline.data.batches import epoch_order as epoch_order
 from frostline.data.batches import holds_all as holds_all
+from frostline.data.batches import some_rows as some_rows
 from frostline.data.division import without as without
 from frostline.data.door import ImageSamples as ImageSamples
 from frostline.data.door import LoadedHere as LoadedHere
@@ -20,7 +21,6 @@ from frostline.data.door import first_batch as first_batch
 from frostline.data.door import known_targets as known_targets
 from frostline.data.door import make_batches as make_batches
 from frostline.data.door import open_data as open_data
-from frostline.data.door import some_rows as some_rows
 from frostline.data.door import stored_samples as stored_samples
 from frostline.data.door import why_not_fixed as why_not_fixed
 from frostline.data.folder import read_set as read_set

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import xxhash
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from frostline.data.samples import Samples, class_targets, some_targets
 from frostline.errors import DataError, a_type
@@ -37,11 +37,14 @@ class Batch:
         inputs: whatever the model takes, with the batch as first dimension.
         targets: `(batch, ...)`, as the task takes them: class indices are int64 `(batch,)`.
         names: what to call each sample in messages: a path, or `sample 17`.
+        is_spare: whether it is of another process, lent to this one, for which the batch has no
+            sample: a forward is made with it, and it counts nowhere.
     """
 
     inputs: Any
     targets: Tensor
     names: tuple[str, ...]
+    is_spare: bool = False
 
 
 class Batches(Protocol):
@@ -77,10 +80,10 @@ def epoch_order(count: int, *, shuffle: bool, seed: int, epoch: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Which samples make up which batch of this process.
+    """Which samples make up which batch, and which of them are this process's.
 
-    Several processes share each epoch: every step takes `batch_size` samples for each of them, so
-    that together they see every sample once.
+    The batches are those of one process, however many share them: process `r` of `n` takes the
+    samples `r`, `r + n`, `r + 2n` and so on of each.
 
     Attributes:
         lengths: of the samples, where batches are padded to their longest: those of like length
@@ -95,18 +98,31 @@ class Order:
     lengths: Sequence[int] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
-        left_over = max(0, self.samples - self.world.rank)  # for who comes late there may be none
-        return -(-left_over // (self.batch_size * self.world.size))
+        return -(-self.samples // self.batch_size)
 
     def epoch(self, epoch: int, *, start: int = 0) -> list[Tensor]:
-        """The indices of each batch from number `start` on."""
-        order = epoch_order(self.samples, shuffle=self.shuffle, seed=self.seed, epoch=epoch)
+        """The indices of this process's part of each batch from number `start` on.
+
+        Of a batch that has none for it, those of one sample that is another process's.
+        """
         rank, size = self.world.rank, self.world.size
-        whole = self.batch_size * size
+        own = [whole[rank::size] for whole in self.wholes(epoch, start=start)]
+        if (own and not len(own[-1])) or self.batch_size < size:
+            firsts = [whole[:1] for whole in self.wholes(epoch, start=start)]
+            return [part if len(part) else one for part, one in zip(own, firsts, strict=True)]
+        return own
+
+    def is_spare(self, number: int) -> bool:
+        """Whether a batch, counted from 0, has no sample for this process."""
+        return self.world.rank >= min(self.batch_size, self.samples - number * self.batch_size)
+
+    def wholes(self, epoch: int, *, start: int = 0) -> list[Tensor]:
+        """The indices of each whole batch from number `start` on."""
+        order = epoch_order(self.samples, shuffle=self.shuffle, seed=self.seed, epoch=epoch)
         if self.shuffle and self.lengths is not None and len(set(self.lengths)) > 1:
-            order = self._alike(order, torch.tensor(self.lengths), whole, epoch)
-        firsts = range(start * whole, self.samples - rank, whole)
-        return [order[first : first + whole][rank::size] for first in firsts]
+            order = self._alike(order, torch.tensor(self.lengths), self.batch_size, epoch)
+        firsts = range(start * self.batch_size, self.samples, self.batch_size)
+        return [order[first : first + self.batch_size] for first in firsts]
 
     def _alike(self, order: Tensor, lengths: Tensor, whole: int, epoch: int) -> Tensor:
         """The order with samples of like length in a batch; what is left over stays last."""
@@ -148,7 +164,7 @@ class SampleBatches:
         first = (epoch % samples.views if samples.views else epoch) * len(samples)
         rows = [(places + first).tolist() for places in batches]
         with closing(samples.in_batches(rows, threads=self._threads)) as loading:
-            for places in batches:
+            for number, places in enumerate(batches, start):
                 loaded = next(loading)
                 names = tuple(map(samples.name, places.tolist()))
                 try:
@@ -163,19 +179,24 @@ class SampleBatches:
                 else:
                     raw = some_targets(samples.targets, places)
                     targets = self._as_targets(raw, len(places), samples.what)
-                yield Batch(inputs, targets, names)
+                yield Batch(inputs, targets, names, self._order.is_spare(number))
 
 
 @final
 class GivenBatches:
     """A re-iterable of (inputs, targets) batches, checked, with its lengths.
 
+    Several processes go through the same batches, each of which takes its rows of them.
+
     Raises:
-        DataError: it ends after one pass, cannot be iterated, or has no length or no batches.
+        DataError: it ends after one pass, cannot be iterated, or has no length or no batches; or
+            a sampler gives each process other samples.
     """
 
-    def __init__(self, data: Any, as_targets: AsTargets = class_targets) -> None:
-        self._data, self._as_targets = data, as_targets
+    def __init__(
+        self, data: Any, as_targets: AsTargets = class_targets, world: World = ALONE
+    ) -> None:
+        self._data, self._as_targets, self._world = data, as_targets, world
         self._what = type(data).__name__
         self._samples: int | None = None
         if isinstance(data, Iterator):
@@ -199,6 +220,11 @@ class GivenBatches:
             ) from error
         if not self._count:
             raise DataError(f"the {self._what} holds no batches. Give it some.")
+        if world.size > 1 and isinstance(getattr(data, "sampler", None), DistributedSampler):
+            raise DataError(
+                f"the {self._what} has a DistributedSampler, and processes share its batches here "
+                "already. Give the loader without it; its batch size is that of all processes."
+            )
 
     def __len__(self) -> int:
         return self._count
@@ -231,18 +257,40 @@ class GivenBatches:
         number = start
         for number, (inputs, targets) in enumerate(given, start + 1):
             names = tuple(f"sample {i} of batch {number - 1}" for i in range(len(targets)))
-            yield Batch(inputs, targets, names)
+            whole = Batch(inputs, targets, names)
+            yield whole if self._world.size == 1 else self._own_rows(whole)
         if not number:
             raise DataError(
                 f"the {self._what} gave no batches in epoch {epoch}; it may be good for one pass "
                 "only. Give a Dataset, a DataLoader or a list of batches."
             )
 
+    def _own_rows(self, whole: Batch) -> Batch:
+        """What of a batch is this process's, after a look at whether all were given the same."""
+        world, count = self._world, len(whole.targets)
+        digest = xxhash.xxh3_64_intdigest(whole.targets.contiguous().view(torch.uint8).numpy().data)
+        seen = torch.tensor([digest >> 32, digest % 2**32, count], dtype=torch.float64)
+        if not torch.equal(world.sum(seen), seen * world.size):
+            raise DataError(
+                f"the {self._what} gives other batches in each of the {world.size} processes. Let "
+                "their order depend on torch's generator alone, which is the same in all."
+            )
+        is_spare = count <= world.rank
+        chosen = slice(0, 1) if is_spare else slice(world.rank, None, world.size)
+        inputs = some_rows(whole.inputs, chosen)
+        return Batch(inputs, whole.targets[chosen], whole.names[chosen], is_spare)
+
     def _pairs(self) -> Generator[tuple[Any, Tensor], None, None]:
         for number, batch in enumerate(self._data):
             what = f"batch {number} of the {self._what}"
             inputs, targets = as_pair(batch, what)
             yield inputs, self._as_targets(targets, batch_length(targets), what)
+
+
+def some_rows(inputs: Any, chosen: slice | Tensor) -> Any:
+    """The chosen samples of a batch of inputs."""
+    parts = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    return tree_map_only(Tensor, lambda tensor: tensor[chosen], parts)
 
 
 def as_pair(item: object, what: str) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Sequence, Sized
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -15,7 +15,6 @@ import PIL
 import torch
 import xxhash
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from frostline._files import file_digest
@@ -29,6 +28,7 @@ from frostline.data.batches import (
     as_pair,
     holds_all,
     holds_batches,
+    some_rows,
 )
 from frostline.data.images import reading_of
 from frostline.data.levels import FULL
@@ -126,7 +126,7 @@ def make_batches(
     batches that are made elsewhere keep their own size and order.
 
     Args:
-        batch_size: samples in a batch.
+        batch_size: samples in a batch, of all processes together.
         shuffle: a new order every epoch; else the order of the data.
         seed: of the order.
         threads: loading threads; by default one for each core, at most 16.
@@ -141,7 +141,7 @@ def make_batches(
     workers = count_threads(threads)
     samples = open_data(data)
     if isinstance(samples, GivenSamples):
-        return GivenBatches(samples.data, as_targets)
+        return GivenBatches(samples.data, as_targets, world)
     order = Order(len(samples), batch_size, shuffle, seed, world, lengths_of(samples))
     return SampleBatches(samples, order, workers, as_targets)
 
@@ -179,12 +179,6 @@ def known_targets(data: object, as_targets: AsTargets) -> tuple[Tensor, tuple[st
         places = torch.arange(few) * count // few
         raw = some_targets(samples.targets, places if few < count else None)
         return as_targets(raw, few, samples.what), tuple(map(samples.name, places.tolist()))
-
-
-def some_rows(inputs: Any, chosen: slice | Tensor) -> Any:
-    """The chosen samples of a batch of inputs."""
-    parts = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    return tree_map_only(Tensor, lambda tensor: tensor[chosen], parts)
 
 
 @final

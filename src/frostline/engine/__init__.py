@@ -5,6 +5,7 @@ run again, or a run continued at any step, with the same bits on the same machin
 """
 
 from frostline.engine.loop import train_phases as train_phases
+from frostline.engine.sharing import even_out as even_out
 from frostline.engine.steps import predict as predict
 from frostline.engine.steps import summarised as summarised
 from frostline.engine.training import Hook as Hook

@@ -15,6 +15,7 @@ from frostline.freezing.modes import modes_kept
 from frostline.records import Spent
 from frostline.session import Pipeline, random_state, set_random_state
 from frostline.tasks import Task
+from frostline.world import gathered_names
 
 _NAMED_AT_MOST = 3
 
@@ -80,6 +81,7 @@ class _Loop:
                 self._epoch(stepper, data)
                 if training.stopped:
                     break
+            stepper.close()
             proof = session.leave()
             # One that was stopped and goes on has a record already, of what it was then.
             if trains or len(training.phase_history) <= session.position.phase:
@@ -112,6 +114,9 @@ class _Loop:
         for hook in self.hooks:
             hook.on_epoch(training)
         training.found = None
+        world = training.session.world
+        if world.size > 1:
+            training.stopped = next(filter(None, gathered_names(world, [training.stopped])), "")
 
     def _train(self, stepper: Stepper, data: Pipeline) -> None:
         """One pass over the training data, or what is left of it."""
@@ -119,11 +124,12 @@ class _Loop:
         with closing(training.session.epoch(data.train)) as given:
             for batch in _timed(given, data, spent):
                 began = time.perf_counter()
-                loss, sums = stepper.step(data.forward, batch, check=check)
+                made = stepper.step(data.forward, batch, check=check)
                 spent.step_seconds += time.perf_counter() - began
-                training.count_step(loss, sums, len(batch.targets))
+                training.count_step(made.loss, made.sums, made.samples)
                 self._tell(stepper, len(data.train))
         training.settle_sums()
+        stepper.settle()
 
     def _tell(self, stepper: Stepper, count: int) -> None:
         training = self.training

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from frostline.devices import Compute
@@ -89,7 +88,7 @@ class Training:
         self.stopped = why or "by a hook"
 
     def count_step(self, loss: float, sums: Mapping[str, Tensor], samples: int) -> None:
-        """Add up a step; the task's `sums` stay on their device until settled."""
+        """Add up a step of all processes; the task's `sums` stay on their device until settled."""
         for name, value in sums.items():
             self._sums[name] = self._sums.get(name, self.sums.of_task.get(name, 0)) + value
         self.sums.loss_sum += loss * samples
@@ -113,10 +112,8 @@ class Training:
         seconds = at.epoch_seconds
         self.session.end_epoch(found)
         trained: dict[str, float] = {"loss": 0.0, **sums.of_task}
-        trained |= {"loss": sums.loss_sum, "samples": sums.seen}
-        over_all = self.session.world.sum(torch.tensor([*trained.values()], dtype=torch.float64))
-        trained = dict(zip(trained, over_all.tolist(), strict=True))
-        samples = trained.pop("samples")
+        trained |= {"loss": sums.loss_sum}
+        samples = sums.seen
         record = EpochRecord(
             epoch=at.epochs,
             lr=rates[0],

@@ -22,6 +22,7 @@ from frostline.exports.notes import Notes
 from frostline.models import load_model
 from frostline.runs.finished import Prediction, files_as_set, predictions_of
 from frostline.tasks import Classification, Predictions
+from frostline.world import ALONE, World
 
 Forward = Callable[[Tensor], Tensor]
 Reader = Callable[[Path], tuple[Notes, Forward]]
@@ -58,6 +59,7 @@ class ExportedModel:
         top: int = 1,
         device: str = "cpu",  # noqa: ARG002 - as a run's; it is the only one
         hooks: Iterable[Hook] = (),
+        world: World = ALONE,  # noqa: ARG002 - likewise; of several processes each computes all
     ) -> list[Prediction]:
         """The `top` most probable classes of each picture; all must be readable.
 

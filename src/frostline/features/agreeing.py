@@ -107,6 +107,20 @@ def anywhere(world: World, here: bool) -> bool:
     return bool(world.sum(torch.tensor([float(here)], dtype=torch.float64)))
 
 
+def own_part(world: World, place: str, count: int) -> range:
+    """Which of so many parts are those of this process's place; all, where it is the only one.
+
+    Args:
+        place: the same for processes that see each other's work as it is done; empty where they
+            do not divide it.
+    """
+    places = gathered_names(world, [place])
+    if not place or len(set(places)) == 1:
+        return range(count)
+    before = sum(places.count(other) for other in dict.fromkeys(places[: places.index(place)]))
+    return range(count * before // world.size, count * (before + places.count(place)) // world.size)
+
+
 def shared_ids(world: World, samples: Samples, rows: range) -> list[bytes]:
     """The ids of rows; each process finds a share of them."""
     ends = [len(rows) * rank // world.size for rank in range(world.size + 1)]

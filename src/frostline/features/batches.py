@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -40,7 +40,7 @@ class PrefixedBatches:
         self.compute.cut.check_current()
         with closing(whole) as batches:
             for batch in batches:
-                yield Batch(self.compute(batch.inputs), batch.targets, batch.names)
+                yield replace(batch, inputs=self.compute(batch.inputs))
 
 
 @final
@@ -64,13 +64,22 @@ class LiveLastBatches:
         return self.stored.samples
 
     def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
-        stored = self.stored
+        stored, last = self.stored, len(self) - 1
         view = epoch % stored.data.views
-        last = stored.order.epoch(epoch)[-1] + view * stored.samples
-        size = min(stored.order.batch_size, stored.samples)
-        for batch in stored.epoch(epoch, start=start):
-            fits = len(batch.targets) == size
-            yield batch if fits else Batch(self._values(last), batch.targets, batch.names)
+        fits = stored.samples % stored.order.batch_size == 0 or not last
+        for number, batch in enumerate(stored.epoch(epoch, start=start), start):
+            if fits or number < last:
+                yield batch
+                continue
+            rows = stored.order.wholes(epoch, start=last)[0] + view * stored.samples
+            yield replace(batch, inputs=self._own(self._values(rows)))
+
+    def _own(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """This process's rows of a whole batch, which was computed as one process does."""
+        order = self.stored.order
+        world, is_spare = order.world, order.is_spare(len(self) - 1)
+        chosen = slice(0, 1) if is_spare else slice(world.rank, None, world.size)
+        return tuple(value[chosen] for value in values) if world.size > 1 else values
 
     def _values(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Computed once for rows that are the same in each epoch, as in validation."""

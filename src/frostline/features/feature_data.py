@@ -214,7 +214,8 @@ class FeatureBatches:
         data = self.data
         first = (epoch % data.views) * len(data)
         name_of = data.names.__getitem__
-        for indices in self.order.epoch(epoch, start=start):
+        for number, indices in enumerate(self.order.epoch(epoch, start=start), start):
             values = data.values(indices + first if first else indices)
             names = tuple(map(name_of, indices.tolist()))
-            yield Batch(values, data.targets_of(indices), names)
+            is_spare = self.order.is_spare(number)
+            yield Batch(values, data.targets_of(indices), names, is_spare)

@@ -5,3 +5,4 @@ from frostline.fitting.fitting import Run as Run
 from frostline.fitting.fitting import fit as fit
 from frostline.fitting.longer import is_length_alone as is_length_alone
 from frostline.fitting.longer import lengthened as lengthened
+from frostline.fitting.together import resumes as resumes

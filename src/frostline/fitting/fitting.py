@@ -17,11 +17,12 @@ from frostline.calling import in_turn
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
 from frostline.data import open_data
 from frostline.devices import Compute, resolve_device
-from frostline.engine import Hook, Training, train_phases
+from frostline.engine import Hook, Training, even_out, train_phases
 from frostline.errors import ConfigError, TrainingError, a_type
 from frostline.fitting.beginning import about, begun, check_settings, continued, run_folder
 from frostline.fitting.first_samples import FirstSamples
 from frostline.fitting.phases import PhasePipelines
+from frostline.fitting.together import check_alike, of_all, resumes
 from frostline.freezing import Proof
 from frostline.groups import param_groups
 from frostline.plans import Plan
@@ -32,7 +33,7 @@ from frostline.selectors import inventory
 from frostline.session import PipelineOptions, Session
 from frostline.tasks import CallableTask, Classification, Metrics, Task, TaskSettings, task_of
 from frostline.wording import either, option
-from frostline.world import ALONE, World
+from frostline.world import World, together, world_here
 
 _Kind = TypeVar("_Kind")
 _MANY_EPOCHS = 5  # after which it is worth saying that the first one was the best
@@ -106,7 +107,7 @@ def fit(
     compile: bool = False,  # noqa: A002 - the field's word
     hooks: Iterable[Hook] = (),
     settings: RunSettings | None = None,
-    world: World = ALONE,
+    world: World | None = None,
     **options: object,
 ) -> Run:
     """Train the trainable part of `model` for a task; the frozen part stays as it is.
@@ -121,6 +122,10 @@ def fit(
     What lies below the frost line is computed once for each sample, in the first faithful form
     that suits the processor, and kept in a feature store; the epochs train from there. With
     `precision="exact"` the results are those of the plain loop (`features="off"`).
+
+    Under `torchrun` and `accelerate launch` all processes train one model, to the losses that one
+    process gives; the first one writes. Batch size, data and results are those of all together;
+    see `docs/processes.md`.
 
     In several threads of a process runs take turns, since random numbers are the process's.
 
@@ -149,7 +154,8 @@ def fit(
         compile: compile what is trained with `torch.compile`.
         hooks: `fl.Hook`s that the loop calls, besides those that save and log.
         settings: of a run that was prepared; in place of all that they hold.
-        world: who else trains this model; one process for now.
+        world: who else trains this model; by default the processes that a launcher started
+            together with this one, see `frostline.world.world_here`.
 
     Raises:
         ConfigError: an option is unknown or out of range, the plan does not fit the model, the
@@ -160,6 +166,7 @@ def fit(
         OutputError: `out` exists or cannot be written.
         TrainingError: the loss is not finite, or a batch does not go through.
         DriftError: something frozen moved; what was trained is kept in `out`.
+        FrostlineError: another process failed; of its kind, with its words.
 
     Example:
         >>> print(fl.fit(model, data, data, epochs=2, lr=1e-2))
@@ -167,7 +174,6 @@ def fit(
         Verified  7 frozen tensors (1.03 KB) are bit for bit as they were
         ...
     """
-    # Over 40 lines, since each step needs what those before it made.
     forms = (forms,) if isinstance(forms, str) else tuple(_listed("forms", forms, str))
     hooks = tuple(_listed("hooks", hooks, Hook))
     settings = settings or RunSettings(
@@ -179,11 +185,30 @@ def fit(
         device=device,
     )
     check_settings(settings)
+    kind = _task(task, classes, loss, metrics)
+    world = world_here(settings.device) if world is None else world
+    with together(world):
+        resume = resumes(out, world, resume=resume)
+        return _fitted(model, (train, val), kind, settings, hooks, world, out=out, resume=resume)
+
+
+def _fitted(
+    model: nn.Module,
+    given: tuple[object, object],
+    task: Task,
+    settings: RunSettings,
+    hooks: tuple[Hook, ...],
+    world: World,
+    *,
+    out: str | Path | None,
+    resume: bool,
+) -> Run:
+    # Over 40 lines, since each step needs what those before it made.
     inventory(model)  # refuses lazy layers, which the first samples would give a shape
     if not settings.plan:
         param_groups(model, lr=1.0)  # refuses one in which nothing trains
+    train, val = given
     data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
-    task = _task(task, classes, loss, metrics)
     first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
     task = task.completed(first.found, data=train, recipe=settings.training)
     for samples in data:
@@ -201,8 +226,9 @@ def fit(
         by_name = {"monitor": like.metric(recipe.monitor).name}  # checks know some directions
         found = plan.check(model, recipe=recipe.model_copy(update=by_name))
         _say(said_to, *(f"Warning   {warning}" for warning in found))
-    with run_folder(kept, resume=resume) as folder:
+    with run_folder(kept, resume=resume and world.writes) as folder:
         written, lines = continued(folder, settings, resume=resume)
+        written = of_all(written, world)
         _say(said_to, *lines)
         plan = written.as_plan()
         session = Session(
@@ -213,7 +239,9 @@ def fit(
             steps_per_epoch=len(plain[0]),
             world=world,
         )
+        check_alike(session.planned, world)
         begun(folder, written, session.planned, resume=resume)
+        even_out(model, session.planned, world)
         saver = Saver(folder, about(written), resume=resume, task=task, like=like)
         make = partial(session.data, *data, asked, plain=plain, example=first.inputs)
         pipelines = PhasePipelines(make, written, folder, journal, hooks)
@@ -262,6 +290,7 @@ def _ended(
             f"the best. Look at the metrics; lower the learning rate ({option('lr')})."
         )
     saver.put_best(training.model)
+    even_out(training.model, training.session.planned, training.session.world)
     best = training.history[best_epoch - 1]
     if best_epoch == 1 and epochs >= _MANY_EPOCHS:
         pipelines.say(
@@ -287,6 +316,7 @@ def _ended(
         folder.write_result({"epoch": best.epoch, **best.validation.as_dict(), **ended})
         pipelines.on_end()
         _write_report(folder, proof, pipelines)
+    training.session.world.barrier()  # none goes on before the first has written all
     return Run(
         training.model,
         tuple(training.history),

@@ -48,6 +48,7 @@ from frostline.session import Survey, prefixed, survey
 from frostline.tasks import Classification, Metrics, Predictions, Segmentation, Task, Tokens
 from frostline.units import some_of
 from frostline.wording import either, option
+from frostline.world import ALONE, World
 
 _MASKS_AT_ONCE = 64
 _some = partial(some_of, most=5)  # names of tensors in a message
@@ -173,18 +174,31 @@ class FinishedRun:
         return loaded
 
     def evaluate(
-        self, samples: Part, *, device: str = "auto", hooks: Iterable[Hook] = ()
+        self,
+        samples: Part,
+        *,
+        device: str = "auto",
+        hooks: Iterable[Hook] = (),
+        world: World = ALONE,
     ) -> Metrics:
         """Metrics on `samples`, as `held_out` gives them.
+
+        Args:
+            world: the processes that share the samples; all of them call this.
 
         Raises:
             ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
         """
-        found = self._predictions(samples, device, hooks, keep="summary")
+        found = self._predictions(samples, device, hooks, world, keep="summary")
         return summarised(self.task, found)
 
     def judge(
-        self, held: HeldOut, *, device: str = "auto", hooks: Iterable[Hook] = ()
+        self,
+        held: HeldOut,
+        *,
+        device: str = "auto",
+        hooks: Iterable[Hook] = (),
+        world: World = ALONE,
     ) -> Judgement:
         """Metrics on `held`, and what each picture was taken for.
 
@@ -193,7 +207,7 @@ class FinishedRun:
         Raises:
             ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
         """
-        found = self._predictions(held.samples, device, hooks, keep="summary")
+        found = self._predictions(held.samples, device, hooks, world, keep="summary")
         epoch = int(read_delta(self.folder.best).about.get("epoch", "0"))
         judged = judged_by(self.task, found, epoch=epoch)
         return Judgement(
@@ -213,6 +227,7 @@ class FinishedRun:
         top: int = 1,
         device: str = "auto",
         hooks: Iterable[Hook] = (),
+        world: World = ALONE,
     ) -> list[Prediction]:
         """What the run says of each picture or text; all pictures must be readable.
 
@@ -220,6 +235,8 @@ class FinishedRun:
             samples: files of pictures; or texts, of a run that learnt from texts. Of one that
                 tags words each is a list of words, or a text with blanks between them.
             top: how many of the most probable classes, where there are classes.
+            world: the processes that share the samples; all of them call this, and have all
+                predictions.
 
         Raises:
             ConfigError, WeightsError, DeltaError, DriftError: as `loaded`.
@@ -231,7 +248,7 @@ class FinishedRun:
                 in_words=isinstance(self.task, Tokens),
                 in_pairs="+" in self.settings.data.text_column,
             )
-            found = self._predictions(given, device, hooks, labelled=False)
+            found = self._predictions(given, device, hooks, world, labelled=False)
             if isinstance(self.task, Tokens):
                 return _tagged(self.task, found, given.texts)
             return predictions_of(self.task, found, top=top)
@@ -242,7 +259,7 @@ class FinishedRun:
         answers: list[Prediction] = []
         for start in range(0, len(files), max(1, step)):
             few = files_as_set(files[start : start + step], self.task.classes)
-            found = self._predictions(few, device, hooks, labelled=False)
+            found = self._predictions(few, device, hooks, world, labelled=False)
             answers += predictions_of(self.task, found, top=top, size=size)
         return answers
 
@@ -251,6 +268,7 @@ class FinishedRun:
         samples: Part,
         device: str,
         hooks: Iterable[Hook],
+        world: World,
         *,
         keep: Literal["outputs", "summary"] = "outputs",
         labelled: bool = True,
@@ -261,7 +279,12 @@ class FinishedRun:
         has_targets = labelled or isinstance(self.task, Tokens)  # which hold the words' numbers
         as_targets = self.task.targets if has_targets else class_targets
         batches = make_batches(
-            data, batch_size=self.batch_size, shuffle=False, seed=0, as_targets=as_targets
+            data,
+            batch_size=self.batch_size,
+            shuffle=False,
+            seed=0,
+            as_targets=as_targets,
+            world=world,
         )
         phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
         form = forms[phase] if phase < len(forms) else ""
@@ -269,7 +292,14 @@ class FinishedRun:
         model = self.loaded.model.to(compute.device)
         given, forward = prefixed(model, batches, form, compute.device)
         return predict(
-            model, given, compute, forward=forward, hooks=tuple(hooks), task=self.task, keep=keep
+            model,
+            given,
+            compute,
+            forward=forward,
+            hooks=tuple(hooks),
+            task=self.task,
+            keep=keep,
+            world=world,
         )
 
     def held_out(

@@ -27,6 +27,7 @@ from frostline.selectors import path
 from frostline.session import freeze_for, survey
 from frostline.tasks import Classification, Task, TaskSettings, Tokens, task_from
 from frostline.wording import option
+from frostline.world import World, world_here
 
 _TOLD: dict[str, str] = {
     "classification": "classes",
@@ -61,12 +62,21 @@ class Prepared:
     start: Start | None = None
     mapping: str = ""
 
-    def run(self, out: str | Path, *, resume: bool = False, hooks: Iterable[Hook] = ()) -> Run:
+    def run(
+        self,
+        out: str | Path,
+        *,
+        resume: bool = False,
+        hooks: Iterable[Hook] = (),
+        world: World | None = None,
+    ) -> Run:
         """Train, into the folder `out`.
 
         A new run that fails before its first epoch is finished leaves no folder behind, so that
         it can be started again with other settings.
 
+        Args:
+            world: who else trains this run; by default as `fit` finds them.
         Raises:
             FrostlineError: as `fit`.
             ModelError: the forward of the user's own model raised RuntimeError, as where shapes
@@ -76,12 +86,14 @@ class Prepared:
         train_set, val_set = self.datasets()
         trained_on, validated_on = material.contents(self.data)
         targets = material.targets_digest(self.data, trained_on, validated_on)
-        if resume:
+        world = world_here(self.settings.device) if world is None else world
+        if resume and world.writes:
             self._check_same(folder, "training", folder.read_trained_on(), trained_on)
             self._check_same(folder, "validation", folder.read_validated_on(), validated_on)
             self._check_same_targets(folder, targets)
         findings = tuple((one.level, one.code, one.message) for one in self.data.findings)
         notes = DataNotes(splits.how, *splits.counts, findings, targets)
+        noting = (_Noting(self, folder, trained_on, validated_on, notes),) if world.writes else ()
         try:
             return fit(
                 self.loaded.model,
@@ -89,9 +101,10 @@ class Prepared:
                 val_set,
                 out=out,
                 resume=resume,
-                hooks=(_Noting(self, folder, trained_on, validated_on, notes), *hooks),
+                hooks=(*noting, *hooks),
                 task=self.task,
                 settings=self.settings,
+                world=world,
             )
         except RuntimeError as error:
             if _is_of_own_forward(error, self.loaded):

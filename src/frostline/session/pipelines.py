@@ -51,7 +51,7 @@ from frostline.features import (
     padding_of_first,
 )
 from frostline.records import BY_MODEL, PipelineFacts
-from frostline.store import FeatureStore
+from frostline.store import FeatureStore, is_address, user_cache
 from frostline.tuning import PLAIN, Form
 from frostline.units import Stopwatch, format_bytes, format_seconds
 from frostline.wording import either
@@ -102,8 +102,8 @@ class PipelineOptions:
     """What is asked of a pipeline.
 
     Attributes:
-        features: folder of the feature store; `auto` is one in the user's cache folder where
-            storing is worth it, `off` is the plain loop.
+        features: folder or address of the feature store; `auto` is one in the user's cache folder
+            where storing is worth it, `off` is the plain loop.
         storage: dtype in which they are stored; `auto` keeps every bit that was computed.
         precision: how faithful the frozen part must be to its float32.
         epochs: in which the features will be used.
@@ -206,13 +206,12 @@ def prefixed(
     return PrefixedBatches(batches, compute), made.suffix
 
 
-def default_store() -> Path:
-    """`$FROSTLINE_FEATURES`, or `frostline/features` in the user's cache folder."""
+def default_store() -> Path | str:
+    """`$FROSTLINE_FEATURES`, which may be an address, or a folder in the user's cache folder."""
     given = os.environ.get("FROSTLINE_FEATURES")
     if given:
-        return Path(given)
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "frostline" / "features"
+        return given if is_address(given) else Path(given)
+    return user_cache() / "features"
 
 
 def _cut_everywhere(model: nn.Module, few: Any, world: World) -> Cut:
@@ -247,8 +246,8 @@ class _Making:
         self._options = options
         self._train, self._validation = sides
         auto, budget = options.features == "auto", options.budget_bytes or DEFAULT_BUDGET_BYTES
-        root = default_store() if auto else Path(options.features).expanduser()
-        self._store = FeatureStore(root, budget_bytes=budget)
+        where = default_store() if auto else options.features
+        self._store = FeatureStore(where, budget_bytes=budget)
         self._stored: list[FeatureData] = []
         self._notes: list[str] = []
         self._by_padding: float | None = None  # where samples are of different lengths

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 _EPOCH_STRIDE = 1_000_003
 
@@ -15,6 +16,14 @@ _EPOCH_STRIDE = 1_000_003
 def seed_epoch(seed: int, epoch: int) -> None:
     """Seed torch, and Python and numpy for data sets that draw from those."""
     mixed = seed + _EPOCH_STRIDE * epoch
+    torch.manual_seed(mixed)
+    random.seed(mixed)
+    np.random.seed(mixed % 2**32)
+
+
+def seed_batch(seed: int, epoch: int, batch: int, rank: int) -> None:
+    """The same for one batch of several processes, in each of which it draws other numbers."""
+    mixed = xxhash.xxh3_64_intdigest(f"{seed}\0{epoch}\0{batch}\0{rank}".encode()) >> 1
     torch.manual_seed(mixed)
     random.seed(mixed)
     np.random.seed(mixed % 2**32)

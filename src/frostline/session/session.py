@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from inspect import signature
+from itertools import count
 from typing import Any, final
 
 import torch
@@ -26,10 +27,10 @@ from frostline.recipe import Recipe, recipe_from
 from frostline.session.optimizers import MakeOptimizer, PhasedOptimizer
 from frostline.session.pipelines import Pipeline, PipelineOptions, pipeline
 from frostline.session.position import Position, goes_on
-from frostline.session.randomness import random_state, seed_epoch, set_random_state
+from frostline.session.randomness import random_state, seed_batch, seed_epoch, set_random_state
 from frostline.session.survey import freeze_for, survey
 from frostline.tasks import RESERVED, Metric, Metrics, better_of
-from frostline.world import ALONE, World
+from frostline.world import ALONE, World, gathered_names
 
 _FORMAT = "frostline session 1"
 _OPEN_EPOCHS = 10  # of a phase that ends by what it reaches
@@ -208,6 +209,7 @@ class Session:
                 f"cannot resume within {phase.label(at.phase + 1)}: what was frozen in this phase "
                 "is not what it was. Give the same model and plan, or start a new run."
             )
+        self._check_alike(found)
         at.frozen = found
         restored, self._restored = self._restored, None
         # From the best weights it begins fresh: the state belongs to those of the last epoch.
@@ -259,7 +261,8 @@ class Session:
         """The batches of the epoch, or what is left of it; the model is put in train mode.
 
         Random numbers of an epoch depend on the recipe's seed and the epoch alone, so that a
-        session which was restored goes on to the same bits.
+        session which was restored goes on to the same bits. Of several processes each draws its
+        own for each batch: dropout is another than in one process, and the same each time.
 
         Raises:
             ConfigError: no phase was entered, or it was left.
@@ -282,7 +285,7 @@ class Session:
             if self._random and at.batches:
                 set_random_state(self._random)
             self._random = None
-            for number, batch in enumerate(given, at.batches + 1):
+            for number, batch in enumerate(self._seeded(given), at.batches + 1):
                 if (number - 1) % self._accumulate == 0:
                     self.before_step()
                 self._batches = number
@@ -291,6 +294,22 @@ class Session:
                 yield batch
                 if self.stops_within_epoch:
                     return
+
+    def _seeded(self, given: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; where there are several processes, each with random numbers of its own."""
+        if self.world.size == 1:
+            yield from given
+            return
+        at, rank = self.position, self.world.rank
+        for number in count(at.batches):
+            if number:  # the order of an epoch is drawn with the first, and the same in all
+                seed_batch(self.recipe.seed, at.epochs, number, rank)
+            batch = next(given, None)
+            if batch is None:
+                return
+            if not number:
+                seed_batch(self.recipe.seed, at.epochs, number, rank)
+            yield batch
 
     def before_step(self) -> None:
         """Put the learning rates to where the phase's schedule is; `epoch` does so itself.
@@ -332,6 +351,11 @@ class Session:
         """Count the wall clock since the last tick, or the phase's first batch."""
         now, at = time.perf_counter(), self.position
         passed = 0.0 if self._clock is None else now - self._clock
+        until = self.phase.until
+        if self.world.size > 1 and until is not None and until.minutes is not None:
+            # By the first process's clock, since all must end the phase at the same step.
+            own = torch.tensor([passed if self.world.rank == 0 else 0.0], dtype=torch.float64)
+            passed = self.world.sum(own).item()
         at.phase_seconds, at.epoch_seconds = at.phase_seconds + passed, at.epoch_seconds + passed
         self._clock = now
 
@@ -380,7 +404,13 @@ class Session:
             DriftError: it did; names the tensors.
         """
         self.close()
-        proof = self.frozen.verify()
+        try:
+            proof = self.frozen.verify()
+        except DriftError as error:
+            if self.world.size == 1:
+                raise
+            raise DriftError(f"process {self.world.rank}: {error}", error.drifts) from error
+        self._check_alike(str(proof.fingerprint))
         model, moved = self.frozen.model, set(self.position.moved)
         moved.update(name for name, p in model.named_parameters() if p.requires_grad)
         for name, _ in model.named_buffers():
@@ -389,6 +419,16 @@ class Session:
         self.position.moved = tuple(sorted(moved & all_tensors(model).keys()))
         self._is_left = True
         return proof
+
+    def _check_alike(self, fingerprint: str) -> None:
+        """Raise DriftError where the frozen part is not the same in all processes."""
+        every = gathered_names(self.world, [fingerprint])
+        others = [str(rank) for rank, found in enumerate(every) if found != every[0]]
+        if others:
+            raise DriftError(
+                f"what is frozen in process {', '.join(others)} is not what it is in process 0. "
+                "Load the same weights in all of them, and look for code that writes them."
+            )
 
     def close(self) -> None:
         """Make what was leaned for a phase plain again, however the phase ended."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
@@ -175,6 +175,12 @@ class Classification(Task):
         return cross_entropy(
             outputs, targets, weight=self._weights, label_smoothing=self._smoothing
         )
+
+    def weight(self, outputs: Any, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """Targets, or where classes are weighed the sum of their weights."""
+        if self._weights is None:
+            return targets.new_tensor(targets.numel())
+        return self._weights.to(targets.device)[targets].sum()
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         return {"accuracy": (outputs.argmax(dim=1) == targets).sum()}

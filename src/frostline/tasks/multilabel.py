@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, final
+from typing import Any, Literal, Self, final
 
 import torch
 from torch import Tensor
@@ -162,6 +162,10 @@ class MultiLabel(Task):
             targets * (1 - self._smoothing) + self._smoothing / 2 if self._smoothing else targets
         )
         return binary_cross_entropy_with_logits(outputs, smooth, pos_weight=self._weights)
+
+    def weight(self, outputs: Any, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """Samples."""
+        return targets.new_tensor(len(targets))
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         right = (outputs >= 0) == (targets > 0.5)

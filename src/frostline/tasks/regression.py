@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self, final, get_args
+from typing import Any, Literal, Self, final, get_args
 
 import torch
 from torch import Tensor
@@ -171,6 +171,10 @@ class Regression(Task):
         if self._loss == "huber":
             return partial(huber_loss, delta=self._delta)
         return mse_loss if self._loss == "mse" else l1_loss
+
+    def weight(self, outputs: Any, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """Samples."""
+        return targets.new_tensor(len(targets))
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         errors = (self._in_units(outputs, torch.float32) - targets).abs()

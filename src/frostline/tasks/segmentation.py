@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, final, get_args
+from typing import Any, Literal, Self, final, get_args
 
 import torch
 from torch import Tensor
@@ -184,6 +184,10 @@ class Segmentation(Task):
         if outputs.shape[-2:] == size:
             return outputs
         return interpolate(outputs, size=size, mode="bilinear", align_corners=False)
+
+    def weight(self, outputs: Any, targets: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Pixels that are not ignored; the Dice loss is no mean over them."""
+        return (targets != self._ignore).sum() if self._loss == "cross_entropy" else None
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         valid = targets != self._ignore

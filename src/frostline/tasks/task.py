@@ -107,6 +107,16 @@ class Task(Protocol):
         """What is minimised: its mean over a batch, a scalar."""
         ...
 
+    def weight(self, outputs: Any, targets: Tensor) -> Tensor | None:
+        """What the loss of a batch is the mean over, a scalar: samples, pixels, tokens.
+
+        Of a batch that several processes share, each computes the loss of its part and weighs it
+        by this. None, as by default, where the loss is no such mean: then the outputs of all are
+        brought together for it, which is right for any loss and slow for large outputs.
+        """
+        del outputs, targets
+        return None
+
     def sums(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         """Metrics to follow while training, each summed over a batch; by default none.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
@@ -156,6 +156,10 @@ class Tokens(Task):
             reduction="sum",
         )
         return total / (targets != _IGNORE).sum().clamp(min=1)
+
+    def weight(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Tokens that have a tag."""
+        return (targets[:, : outputs.shape[1]] != _IGNORE).sum()
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
         targets = targets[:, : outputs.shape[1]]

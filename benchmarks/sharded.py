@@ -130,7 +130,7 @@ def trained(model: nn.Module, layers: int, out: Path, memory: Memory, world: Any
         data = session.data(
             Noise(),
             Noise(),
-            batch_size=BATCH // world.size,
+            batch_size=BATCH,
             features=str(out.with_suffix(".features")),
             precision="exact",
         )

@@ -1044,6 +1044,44 @@ def test_the_key_of_a_named_cut_is_that_of_its_frozen_tensors() -> None:
     assert cut(net, torch.randn(4, 6), at="backbone").key != key
 
 
+class Tokens(nn.Module):
+    """What stands below the line mixes its input with parameters, and has norms."""
+
+    def __init__(self, *, skips: bool) -> None:
+        super().__init__()
+        self.skips = skips
+        self.first, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+        self.token, self.place = nn.Parameter(torch.ones(1, 1, 6)), nn.Parameter(torch.rand(2, 6))
+        self.middle, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        x = torch.cat([self.token.expand(len(x), -1, -1), x[:, None]], dim=1) + self.place
+        y = self.middle(x)
+        found: Tensor = self.head(y + x if self.skips else y)
+        return found
+
+
+def test_a_line_behind_a_submodule_runs_above_norms_and_a_class_token() -> None:
+    net = Tokens(skips=False)
+    fl.train_only(net, "head")
+    made = cut(net, torch.randn(4, 6), at="middle")
+    ran = []
+    net.first.register_forward_hook(lambda *_: ran.append("first"))
+    (features,) = made.prefix(torch.randn(4, 6))
+    assert ran == ["first"]
+    made.suffix(features).sum().backward()
+    assert ran == ["first"]
+    assert made.error == 0.0
+
+
+def test_a_skip_over_the_line_behind_a_submodule_is_refused() -> None:
+    net = Tokens(skips=True)
+    fl.train_only(net, "head")
+    with pytest.raises(fl.CutError, match=r"reads the model's input itself \(by (cat|add)\)"):
+        cut(net, torch.randn(4, 6), at="middle")
+
+
 @pytest.mark.parametrize(
     ("at", "message"),
     [

@@ -254,3 +254,30 @@ def test_weights_kept_in_half_the_bits_are_sharded_so() -> None:
         assert dtype == torch.bfloat16
         assert has_its_print
         assert "cannot be kept in bfloat16: it is a DTensor" in refused
+
+
+def _left_out() -> tuple[Any, ...]:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+    fl.freeze(model, "rows:0.weight[0:2] | 0.bias")
+    sharded(model[0])
+    session = fl.Session(model, epochs=1, optimizer=None)
+    session.enter()
+    model(torch.ones(2, 6)).sum().backward()
+    try:
+        session.optimizer.step()
+    except fl.FreezeError as error:
+        refused = str(error)
+    return [(one.code, one.seen) for one in fl.doctor(model, optimizer=session.optimizer)], refused
+
+
+def test_what_sharding_left_out_and_rows_that_it_took_are_named() -> None:
+    for found, refused in on_ranks(_left_out):
+        assert found[:2] == [
+            (
+                "fsdp-left-out",
+                "2 trainable parameters in no part that fully_shard was applied to: 1.weight, "
+                "1.bias",
+            ),
+            ("fsdp-rows", "1 parameter with frozen rows, sharded since: 0.weight"),
+        ]
+        assert "no rows of 0.weight can be held: it is a DTensor" in refused

@@ -19,7 +19,7 @@ import frostline as fl
 from frostline.session import load_checkpoint, save_checkpoint
 from frostline.world import world_here
 
-KILLED_AT = 5  # of 6 steps: in the second phase, within its epoch
+KILLED_AT = 10  # of 12 steps: in the second phase, within its epoch
 
 
 def _session(model: nn.Module, plan: fl.Plan = PHASES) -> fl.Session:

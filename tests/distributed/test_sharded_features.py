@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from ranks import on_ranks
 from safetensors.torch import load_file
@@ -167,11 +168,16 @@ def _in_bfloat16() -> dict[str, Any]:
             sharded(model.get_submodule(block), **options)
         cuts[name] = fl.cut(sharded(model), pictures()[0])
     values = {name: cut.prefix(pictures()[0])[0] for name, cut in cuts.items()}
+    with pytest.MonkeyPatch.context() as patch:  # a torch that does not find back
+        for module in ("sharding", "cutting.at_module"):
+            patch.setattr(f"frostline.{module}.can_be_cut_short", lambda: False)
+        whole = fl.cut(cuts["plain"].suffix.model, pictures()[0]).prefix(pictures()[0])[0]
     away = (values["half"] - values["plain"]).norm() / values["plain"].norm()
     return {
         "lines": {cut.why for cut in cuts.values()},
         "keys": {cut.key["prefix"] for cut in cuts.values()},
         "tensors": len({str(cut.key["tensors"]) for cut in cuts.values()}),
+        "runs to its end": torch.equal(whole, values["plain"]),
         "away": float(away),
         "crosses": {str(cut.frontier.values[0].dtype) for cut in cuts.values()},
     }
@@ -182,5 +188,6 @@ def test_a_part_that_is_computed_in_bfloat16_has_rows_of_its_own() -> None:
         assert found["lines"] == {f"behind {BLOCKS[1]}, as asked"}
         assert len(found["keys"]) == 2
         assert found["tensors"] == 1
+        assert found["runs to its end"]
         assert 1e-4 < found["away"] < 0.1
         assert found["crosses"] == {"torch.float32"}

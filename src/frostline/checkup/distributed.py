@@ -1,4 +1,4 @@
-"""What data-parallel wrappers recorded when they were made, against what trains now."""
+"""What data-parallel wrappers and sharding took in when they were made, against what trains now."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from frostline.checkup.findings import Finding, counted, enumerated, error, listed, note, warning
 from frostline.checkup.subject import Subject, check
+from frostline.freezing.rows import held_rows
+from frostline.sharding import is_distributed, is_shard
 from frostline.wrappers import reduced, wrappers
 
 _DDP = "DistributedDataParallel"
@@ -107,4 +109,33 @@ def fsdp_mixed(subject: Subject) -> Iterator[Finding]:
             "gradients are kept for the whole unit, frozen or not, so freezing saves no memory",
             "Wrap frozen parts as units of their own, by an auto_wrap_policy; or use fully_shard.",
             mixed,
+        )
+
+
+@check("fsdp-left-out")
+def fsdp_left_out(subject: Subject) -> Iterator[Finding]:
+    tensors = {entry.name: entry.tensor for entry in subject.inventory.entries}
+    left = tuple(name for name in subject.trainable if not is_distributed(tensors[name]))
+    if left and any(map(is_shard, tensors.values())):
+        yield error(
+            enumerated(left, "trainable parameter", "in no part that fully_shard was applied to"),
+            "their gradients are never averaged, so each process trains a model of its own",
+            "torch.distributed.fsdp.fully_shard(model)  # around its parts, before the optimizer",
+            left,
+        )
+
+
+@check("fsdp-rows")
+def fsdp_rows(subject: Subject) -> Iterator[Finding]:
+    held = tuple(
+        entry.name
+        for entry in subject.inventory.entries
+        if is_distributed(entry.tensor) and held_rows(entry.tensor)
+    )
+    if held:
+        yield error(
+            enumerated(held, "parameter", "with frozen rows, sharded since"),
+            "rows that lie on several processes cannot be put back: the first step raises",
+            f"Freeze them whole, fl.freeze(model, {list(held[:5])!r}), or train without sharding.",
+            held,
         )

@@ -111,8 +111,9 @@ class ModuleSplit:
             raise CutError(f"{self._path} is not wholly frozen. Freeze it, or name another part.")
         if units(self._model):  # whose first forward goes through all modules, to get ready
             self._answers(tensors)
-        with reads_recorded(self._model) as reads:
-            first = self._answers(tensors, seed=0)
+        answered: list[object] = []
+        with reads_recorded(self._model, until=answered) as reads:
+            first = self._answers(tensors, seed=0, answered=answered)
         self._skipped = list(self._run_below(tensors))
         second = self._answers(tensors, seed=1)
         self._below = list(self._parameters_below(reads))
@@ -154,21 +155,21 @@ class ModuleSplit:
             if module not in apart and is_frozen(module)
         }
         answers: dict[str, list[object]] = {}
-        running: list[nn.Module] = []
+        running, answered = list[nn.Module](), list[object]()
 
         def begin(module: nn.Module, _: object) -> None:
             running.append(module)
 
         def end(module: nn.Module, _: object, output: object) -> None:
             running.pop()
-            if not running:
+            if not running and not answered:
                 answers.setdefault(frozen[module], []).append(output)
 
         with ExitStack() as hooks:
             for module in frozen:
                 hooks.callback(module.register_forward_pre_hook(begin).remove)
                 hooks.callback(module.register_forward_hook(end).remove)
-            self._answers(tensors)
+            self._answers(tensors, answered=answered)
         rows = rows_of(tensors)
         for path, outputs in answers.items():
             with suppress(CutError):  # what cannot be taken apart is run all the same
@@ -188,16 +189,26 @@ class ModuleSplit:
                         "fl.freeze, which holds norms, or name a lower part."
                     )
 
-    def _answers(self, tensors: list[Tensor], *, seed: int = 0) -> list[Tensor]:
+    def _answers(
+        self, tensors: list[Tensor], *, seed: int = 0, answered: list[object] | None = None
+    ) -> list[Tensor]:
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
-            return self._answer([t.clone() for t in tensors])[0]
+            return self._answer([t.clone() for t in tensors], answered=answered)[0]
 
     def _answer(
-        self, tensors: list[Tensor], *, training: bool = True
+        self,
+        tensors: list[Tensor],
+        *,
+        training: bool = True,
+        answered: list[object] | None = None,
     ) -> tuple[list[Tensor], Rebuild]:
-        """What the submodule answers in a mode of the model, flat, and what makes it of that."""
-        answered: list[object] = []
+        """What the submodule answers in a mode of the model, flat, and what makes it of that.
+
+        Args:
+            answered: takes the answer as soon as it is there.
+        """
+        answered = [] if answered is None else answered
 
         def stop(_module: nn.Module, _inputs: object, output: object) -> None:
             answered.append(output)

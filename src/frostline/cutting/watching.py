@@ -9,7 +9,7 @@ microsecond for each module; where that finds something new, the words decide.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -260,18 +260,24 @@ def changed(model: nn.Module, what: str) -> CutError:
 
 
 @contextmanager
-def reads_recorded(model: nn.Module) -> Iterator[dict[str, set[str]]]:
+def reads_recorded(
+    model: nn.Module, *, until: Sequence[object] = ()
+) -> Iterator[dict[str, set[str]]]:
     """Path of a module -> names of its attributes that the block reads, and does not set.
 
     For a module under several paths, under each. What a forward sets is its own business: a
     counter, a cache, the attention it saw last.
+
+    Args:
+        until: once there is something in it, nothing more is recorded.
     """
     read = {id(module): set[str]() for module in model.modules()}
     written = {id(module): set[str]() for module in model.modules()}
     found, others = dict[str, set[str]](), set[str]()
 
     def recording_get(self: nn.Module, name: str) -> Any:
-        read.get(id(self), others).add(name)
+        if not until:
+            read.get(id(self), others).add(name)
         return get(self, name)
 
     def recording_put(self: nn.Module, name: str, value: Any) -> None:

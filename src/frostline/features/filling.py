@@ -82,7 +82,8 @@ class Filling:
         missing = self.padding.longest_first(missing)
         ids, found, turn, waited_for = known, dict(enumerate(known)), 0, list[bytes]()
         while anywhere(self.world, bool(missing)):
-            rows = missing if turn else self._divided(features, missing)
+            is_whole = turn or self._in_step
+            rows = missing if is_whole else self._divided(features, missing)
             before = self.computed
             found.update(self._filled(features, rows, f"{work} {turn}", waited_for))
             ids, turn = [found[row] for row in every], turn + 1

@@ -206,17 +206,18 @@ def _class_of(tensor: Tensor) -> str:
 
 def _steps(now: Tensor, before: Tensor) -> Tensor:
     """Distances; 0 between equal infinities and between NaNs, whose difference would be NaN."""
+    now, before = now.double(), before.double()
     same = (now == before) | (now.isnan() & before.isnan())
     return (now - before).abs().masked_fill(same, 0)
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Up to `SAMPLED_NUMBERS` evenly spaced numbers as float64 on the CPU."""
+    """A copy of up to `SAMPLED_NUMBERS` evenly spaced numbers, on the CPU."""
     flat = tensor.detach().reshape(-1)
     if flat.numel() > SAMPLED_NUMBERS:
         flat = flat[:: math.ceil(flat.numel() / SAMPLED_NUMBERS)]
-    flat = flat.cpu()
-    return (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).double()
+    flat = flat.to("cpu", copy=True)
+    return torch.view_as_real(flat).flatten() if flat.is_complex() else flat
 
 
 def _block_sums(tensor: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from frostline.optimizer_sync.placing import (
 )
 from frostline.plans import Phase
 from frostline.recipe import Recipe
+from frostline.sharding import is_distributed
 
 Group = dict[str, Any]
 _LISTS = frozenset({"params", "param_names"})
@@ -140,8 +141,10 @@ class PhasedOptimizer:
 
 def make_optimizer(groups: list[Group], recipe: Recipe) -> Optimizer:
     """The recipe's optimizer over `groups`, with fused kernels where torch has them."""
-    fused = all(p.is_floating_point() for group in groups for p in group["params"])
-    options: Group = {"fused": fused or None}
+    every = [parameter for group in groups for parameter in group["params"]]
+    options: Group = {"fused": all(parameter.is_floating_point() for parameter in every) or None}
+    if len(set(map(is_distributed, every))) == 2:
+        options = {"foreach": False}  # others take sharded or plain ones, not both (torch 2.15)
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=recipe.momentum, **options)
     adam = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam

@@ -316,6 +316,7 @@ class _Making:
                     first_batch(samples, size, options.as_targets).inputs,
                     len(samples) % size,
                 ),
+                cut=compute.cut,
             )
             if by_place:
                 self._notes.append(

@@ -55,7 +55,8 @@ def main() -> None:
     chosen = options(__doc__)
     with tempfile.TemporaryDirectory() as scratch:
         with tarfile.open(DATA / "cifar10.tar.xz") as archive:
-            archive.extractall(scratch, filter="data")
+            pictures = [m for m in archive.getmembers() if m.isfile() and "train" in m.name]
+            archive.extractall(scratch, pictures[:: len(pictures) // MANY], filter="data")
         runs = [measured(Path(scratch)) for _ in range(chosen.repeats)]
     result: dict[str, Any] = {
         name: statistics.median(run[name] for run in runs) for name in runs[0]

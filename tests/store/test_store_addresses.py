@@ -38,6 +38,7 @@ import frostline as fl
 from frostline import OutputError, StoreError
 from frostline.store import FeatureKey, Features, FeatureStore, ValueSpec, segments, writing
 from frostline.store.objects import Objects
+from frostline.store.removal import remove
 from small_world import call
 
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: no address to test")
@@ -408,6 +409,18 @@ def test_what_a_killed_fetch_left_is_cleared_and_never_read(address: str, on: Ma
     (left / "rows").write_bytes(b"a part")
     assert_holds(here, range(8))
     assert not left.exists()
+
+
+def test_a_key_whose_rows_were_just_fetched_is_kept_while_they_are_read(
+    address: str, on: Machine
+) -> None:
+    fill(on(address, "one"), range(8))
+    here = on(address, "two")
+    rows = here.read(row_ids(range(8)))
+    assert not remove(here.path)
+    assert_rows(rows, range(8))
+    del rows
+    assert remove(here.path)
 
 
 def test_rows_of_an_address_are_pickled_as_their_place(address: str, on: Machine) -> None:

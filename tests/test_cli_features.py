@@ -318,6 +318,11 @@ def test_without_a_folder_it_is_the_one_of_the_user() -> None:
     assert call("features", "ls", "--json").json["store"] == str(default_store())
 
 
+def test_the_store_of_the_user_may_be_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROSTLINE_FEATURES", "memory://of the user")
+    assert call("features", "ls", "--json").json == {"store": "memory://of the user", "keys": []}
+
+
 def test_verify_reads_every_row(finished: World) -> None:
     answer = finished.features("verify")
     assert answer.status == 0

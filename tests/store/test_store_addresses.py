@@ -38,6 +38,7 @@ import frostline as fl
 from frostline import OutputError, StoreError
 from frostline.store import FeatureKey, Features, FeatureStore, ValueSpec, segments, writing
 from frostline.store.objects import Objects
+from frostline.store.removal import remove
 from small_world import call
 
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: no address to test")
@@ -333,6 +334,13 @@ def test_rows_stay_here_where_the_address_cannot_be_written_and_go_there_later(
     assert_holds(on(address, "two"), range(4))
 
 
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_named_and_the_rows_stay_here(on: Machine) -> None:
+    with pytest.raises(OutputError, match=r"cannot write features to s3://none/x: .*kept in the"):
+        fill(on("s3://none/x", "one"), range(4))
+    assert_holds(on("s3://none/x", "one"), range(4))
+
+
 def test_an_address_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     features = store(tmp_path, "nothing://here", "one").open(KEY, VALUES)
     with pytest.raises(StoreError, match=r"cannot read features from nothing://here: .*nothing"):
@@ -401,6 +409,18 @@ def test_what_a_killed_fetch_left_is_cleared_and_never_read(address: str, on: Ma
     (left / "rows").write_bytes(b"a part")
     assert_holds(here, range(8))
     assert not left.exists()
+
+
+def test_a_key_whose_rows_were_just_fetched_is_kept_while_they_are_read(
+    address: str, on: Machine
+) -> None:
+    fill(on(address, "one"), range(8))
+    here = on(address, "two")
+    rows = here.read(row_ids(range(8)))
+    assert not remove(here.path)
+    assert_rows(rows, range(8))
+    del rows
+    assert remove(here.path)
 
 
 def test_rows_of_an_address_are_pickled_as_their_place(address: str, on: Machine) -> None:

@@ -126,12 +126,14 @@ class Features:
 
     def _read(self, keys: Keys) -> StoredRows:
         wanted = keys[first_places(keys)]
+        if self._remote:
+            self._look(wanted)  # before the lock, since only then the folder is there
         held = None
         with suppress(OSError):  # keeps the key from being pruned, where locks can be had
             held = lock(self.path / IN_USE, mode="shared")
         with suppress(OSError):
             os.utime(self.path / IN_USE)
-        catalogue = self._look(wanted)
+        catalogue = Catalogue(self.path, self._manifest)
         missing = int((~catalogue.has(wanted)).sum())
         if missing:
             raise StoreError(

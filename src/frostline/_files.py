@@ -8,6 +8,7 @@ carries none, like older files and those that were changed by hand, is read as i
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from frostline.wording import either, option
 LockMode = Literal["exclusive", "shared"]
 
 _HEAD_BYTES = 1 << 16
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -225,11 +227,16 @@ class FileLock:
         self.release()
 
 
-def lock(path: Path, *, mode: LockMode = "exclusive", wait: bool = True) -> FileLock | None:
+def lock(
+    path: Path, *, mode: LockMode = "exclusive", wait: bool = True, needed: bool = True
+) -> FileLock | None:
     """Lock the file at `path`, made if it is missing; `None` when it is taken and `wait` is false.
 
     The lock is on the file that stands at `path` when it is given, never on one that was removed
     or moved meanwhile. A shared lock needs no permission to write.
+
+    Args:
+        needed: whether a file system without locks is an error; else nobody is kept out there.
 
     Raises:
         OSError: the file cannot be opened, or its file system has no locks.
@@ -237,7 +244,12 @@ def lock(path: Path, *, mode: LockMode = "exclusive", wait: bool = True) -> File
     while True:
         handle = _open_lock(path, mode)
         held = FileLock(handle)  # an error lets go of it
-        taken = _lock_handle(handle, mode, wait)
+        try:
+            taken = _lock_handle(handle, mode, wait)
+        except OSError as error:
+            if needed or error.errno not in _NO_LOCKS:
+                raise
+            taken = True
         if taken and _stands_at(handle, path):
             return held
         held.release()

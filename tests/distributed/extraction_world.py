@@ -109,7 +109,9 @@ class Found:
     form: str
 
 
-def extracted(samples: fl.Samples, store: Path, *, seed: int = 0, **options: Any) -> Found:
+def extracted(
+    samples: fl.Samples, store: Path | fl.FeatureStore, *, seed: int = 0, **options: Any
+) -> Found:
     """The features of pictures or texts, alone or with the processes of a launcher."""
     model = texts_net() if isinstance(samples, Texts) else pictures_net(seed)
     few = samples.collate([samples.load(row) for row in range(2)])

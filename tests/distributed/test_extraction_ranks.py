@@ -114,3 +114,20 @@ def test_the_form_is_measured_once_and_a_folder_is_filled_by_those_who_see_it(
     assert equal(first.values, second.values)
     alone = extracted(Noise(), tmp_path / "alone", precision="auto")
     assert equal(first.values, alone.values)
+
+
+def _at_address(root: Path) -> Found:
+    """Each process as on a machine of its own: its local folder is nobody else's."""
+    cache = root / f"machine {world_here('cpu').rank}"
+    store = fl.FeatureStore(f"file://{root}/address", cache=cache)
+    return extracted(Noise(), store)
+
+
+def test_machines_that_share_an_address_divide_the_rows(tmp_path: Path) -> None:
+    first, second = on_ranks(_at_address, tmp_path)
+    assert first.computed_by == second.computed_by
+    assert sum(first.computed_by) == PICTURES
+    assert min(first.computed_by) > PICTURES // 3
+    alone = extracted(Noise(), tmp_path / "alone")
+    assert equal(first.values, alone.values)
+    assert equal(second.values, alone.values)

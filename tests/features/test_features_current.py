@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import frostline as fl
-from frostline.features import FeatureData, PrefixedBatches, computing, extraction, in_form
+from frostline.features import FeatureData, PrefixedBatches, computing, filling, in_form
 from frostline.tuning import Form
 
 INPUTS = torch.randn(64, 8, generator=torch.Generator().manual_seed(3))
@@ -156,7 +156,7 @@ def test_a_change_that_is_followed_by_another_failure_hides_rows_too(tmp_path: P
 def test_rows_that_wait_for_a_proof_are_kept_when_an_extraction_is_cut_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "_PROOF_SHARE", -1.0)  # no batch is published by itself
+    monkeypatch.setattr(filling, "_PROOF_SHARE", -1.0)  # no batch is published by itself
 
     def stop(done: int, _: int) -> None:
         if done == 40:
@@ -170,8 +170,8 @@ def test_rows_that_wait_for_a_proof_are_kept_when_an_extraction_is_cut_short(
 def test_many_rows_do_not_wait_in_memory_for_a_proof(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "_PROOF_SHARE", -1.0)
-    monkeypatch.setattr(extraction, "_MOST_BYTES", 1)
+    monkeypatch.setattr(filling, "_PROOF_SHARE", -1.0)
+    monkeypatch.setattr(filling, "_MOST_BYTES", 1)
     seen = []
 
     def look(_: int, __: int) -> None:

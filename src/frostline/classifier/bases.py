@@ -124,11 +124,11 @@ class Base:
             FrostlineError: as `fl.extract`.
         """
         asked = settings.features.store
-        root = default_store() if asked == "auto" else Path(asked).expanduser()
-        store = FeatureStore(root, budget_bytes=DEFAULT_BUDGET_BYTES)
+        where = default_store() if asked == "auto" else asked
+        store = FeatureStore(where, budget_bytes=DEFAULT_BUDGET_BYTES)
         size, precision = settings.data.batch_size, settings.training.prefix_precision
         # Looking the graph over again would take longer than a fit on stored features.
-        known = (str(root), precision, size, torch.get_num_threads())
+        known = (store.where, precision, size, torch.get_num_threads())
         if known not in self._computing:
             self._computing[known] = computing(
                 self.cut,
@@ -137,7 +137,7 @@ class Base:
                 batch_size=size,
                 device=device_of(self.loaded.model),
                 planned_samples=len(samples),
-                decisions=Decisions(root),
+                decisions=Decisions(store.root),
             )
         return extract(self.cut, samples, store, compute=self._computing[known])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,8 +18,12 @@ features = typer.Typer(
 )
 
 Folder = Annotated[
-    Path | None,
-    typer.Argument(help="A feature store; by default the one in your cache folder.", metavar="DIR"),
+    str | None,
+    typer.Argument(
+        help="A feature store, or its address as s3://bucket/prefix; by default the one in your "
+        "cache folder.",
+        metavar="DIR",
+    ),
 ]
 _DAY_SECONDS = 86_400.0
 
@@ -34,10 +37,10 @@ def list_features(folder: Folder = None, *, json: options.Json = False) -> None:
     store = _store(folder)
     stored = store.ls()
     if json:
-        print_json({"store": str(store.root), "keys": [_document(entry) for entry in stored]})
+        print_json({"store": store.where, "keys": [_document(entry) for entry in stored]})
         return
     page = output()
-    say(page, f"{store.root}")
+    say(page, f"{store.where}")
     page.print(stored_table(stored))
 
 
@@ -49,12 +52,12 @@ def verify_features(folder: Folder = None, *, json: options.Json = False) -> Non
     store = _store(folder)
     damages = [str(damage) for damage in store.verify()]
     rows = sum(entry.rows for entry in store.ls())
-    line = f"Verified: {rows} rows in {store.root} are what was written"
+    line = f"Verified: {rows} rows in {store.where} are what was written"
     document = {"verified": not damages, "rows": rows, "damages": damages}
     show(document, ["\n".join(damages) or line], as_json=json)
     if damages:
         raise CorruptFeatures(
-            f"{len(damages)} of {rows} rows or files in {store.root} are not what was written. "
+            f"{len(damages)} of {rows} rows or files in {store.where} are not what was written. "
             "The next run computes them again; or remove them: frostline features prune --damaged"
         )
 
@@ -81,21 +84,22 @@ def prune_features(
     seconds = None if older_than is None else older_than * _DAY_SECONDS
     store = _store(folder)
     gone = store.prune(max_bytes=limit, older_than_seconds=seconds, damaged=damaged)
-    document = {"store": str(store.root), "removed": [_document(entry) for entry in gone]}
+    document = {"store": store.where, "removed": [_document(entry) for entry in gone]}
     size = format_bytes(sum(entry.nbytes for entry in gone))
-    show(document, [f"Removed {len(gone)} keys, {size}, from {store.root}"], as_json=json)
+    show(document, [f"Removed {len(gone)} keys, {size}, from {store.where}"], as_json=json)
 
 
-def _store(folder: Path | None) -> FeatureStore:
+def _store(folder: str | None) -> FeatureStore:
     from frostline.session import default_store
-    from frostline.store import FeatureStore
+    from frostline.store import FeatureStore, is_address
 
-    root = folder or default_store()
-    if not root.is_dir():
+    where = folder or default_store()
+    store = FeatureStore(where)
+    if not is_address(where) and not store.root.is_dir():
         raise StoreError(
-            f"there is no feature store at {root}. Give the folder that was named with --features."
+            f"there is no feature store at {where}. Give the folder that was named with --features."
         )
-    return FeatureStore(root)
+    return store
 
 
 def _document(entry: Stored) -> dict[str, object]:

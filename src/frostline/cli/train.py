@@ -46,7 +46,9 @@ OnBadImages = Annotated[BadImages, typer.Option(help="What to do about broken pi
 Features = Annotated[
     str,
     typer.Option(
-        help="Folder of stored features; auto: in your cache folder; off: none.", metavar="DIR|off"
+        help="Folder of stored features, or an address as s3://bucket/prefix; auto: in your cache "
+        "folder; off: none.",
+        metavar="DIR|off",
     ),
 ]
 OnDisk = Annotated[
@@ -147,6 +149,7 @@ def train(
     from frostline.plans import Plan
     from frostline.records import RunFolder
     from frostline.runs import open_run
+    from frostline.store import is_address
 
     check_one_of(freeze=freeze, train=train)
     phases = Plan.load(plan).phases if plan is not None else ()
@@ -177,7 +180,7 @@ def train(
     _check_fold(folds, fold)
     is_text = bool(text_column) or reads_texts(model)
     # A folder by its absolute path, so that the run can be resumed from anywhere.
-    is_word = features in ("auto", "off")
+    is_word = features in ("auto", "off") or is_address(features)
     store = features if is_word else str(Path(features).expanduser().resolve())
     hidden = options.hidden_widths(head, on=on)
     with options.usage_errors():

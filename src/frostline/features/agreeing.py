@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from frostline.cutting import Cut
+from frostline.cutting import Cut, cut
 from frostline.data import Samples
-from frostline.errors import ConfigError, FrostlineError
+from frostline.errors import ConfigError, CutError, FrostlineError
 from frostline.features.computing import Computing, plain_of, realised_later, tuned_of
 from frostline.features.padding import Padding, padding_of
 from frostline.store import Pads
@@ -46,6 +46,21 @@ def _tried(world: World, decide: Callable[[], _Found]) -> _Found | None:
             failed = error
     agreed(world, failed)
     return found
+
+
+def cut_by_all(world: World, model: nn.Module, few: Any) -> Cut:
+    """The cut of this process's model; where one process finds none, none has.
+
+    Args:
+        few: a batch of inputs.
+    """
+    failed = None
+    try:
+        made = cut(model, few)
+    except CutError as error:
+        failed = error
+    agreed(world, failed)
+    return made
 
 
 def computing_of_first(
@@ -103,6 +118,20 @@ def check_alike(world: World, parts: Mapping[str, str]) -> None:
 def anywhere(world: World, here: bool) -> bool:
     """Whether something is so in any process."""
     return bool(world.sum(torch.tensor([float(here)], dtype=torch.float64)))
+
+
+def own_part(world: World, place: str, count: int) -> range:
+    """Which of so many parts are those of this process's place; all, where it is the only one.
+
+    Args:
+        place: the same for processes that see each other's work as it is done; empty where they
+            do not divide it.
+    """
+    places = gathered_names(world, [place])
+    if not place or len(set(places)) == 1:
+        return range(count)
+    before = sum(places.count(other) for other in dict.fromkeys(places[: places.index(place)]))
+    return range(count * before // world.size, count * (before + places.count(place)) // world.size)
 
 
 def shared_ids(world: World, samples: Samples, rows: range) -> list[bytes]:

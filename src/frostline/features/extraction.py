@@ -80,7 +80,7 @@ def extract(
         dataset: an `ImageDataset`, a `TensorDataset`, `Samples` of your own, or any indexed data
             set of (input, target), or of mappings by the names of the model's inputs, that gives
             the same sample each time.
-        store: where features are kept, or its folder.
+        store: where features are kept, or its folder or address.
         views: random views of each picture to keep; by default as the data set says.
         collate: of items of a data set, as the `data_collator` of transformers' Trainer; gives a
             mapping by the names of the model's inputs. By default items of mappings are stacked.
@@ -112,7 +112,7 @@ def extract(
         >>> fl.extract(cut, data, "features", precision="exact").computed
         0
     """
-    store = store if isinstance(store, FeatureStore) else FeatureStore(Path(store).expanduser())
+    store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     device = device_of(cut.suffix.model)
     among = world_here(str(device)) if world is None else world
     with together(among) if world is None else nullcontext():
@@ -206,7 +206,7 @@ class _Extraction:
         agreed(world, failed)
         check_alike(world, {**key.parts, "samples": f"{len(samples)} in {samples.views} views"})
         every = range(len(samples) * samples.views)
-        there = decided(world, features.nbytes > 0)
+        there = decided(world, not features.is_empty())
         ids = shared_ids(world, samples, every) if there else []
         why = "rows of these samples were missing" if ids else self._store.explain_miss(key)
         return features, why, ids

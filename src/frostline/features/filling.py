@@ -16,7 +16,7 @@ from torch import Tensor
 from frostline.cutting import LABELS, Cut
 from frostline.data import Samples, count_threads, ordered_map
 from frostline.errors import FrostlineError
-from frostline.features.agreeing import anywhere, exchanged
+from frostline.features.agreeing import anywhere, exchanged, own_part
 from frostline.features.computing import Computing
 from frostline.features.padding import Padding, alone, padded
 from frostline.store import PADS, Features, SharedParts, ValueSpec, Writer, storage_error
@@ -73,40 +73,56 @@ class Filling:
         every = range(len(self.samples) * self.samples.views)
         missing: Sequence[int] = features.missing(known) if known else every
         missing = self.padding.longest_first(missing)
-        ids, found, turn = known, dict(enumerate(known)), 0
+        ids, found, turn, waited_for = known, dict(enumerate(known)), 0, list[bytes]()
         while anywhere(self.world, bool(missing)):
-            with ExitStack() as held:
-                before, own = self.computed, dict[int, bytes]()
-                writer = self._fill_or_fail(held, features, missing, own, f"{work} {turn}")
-                found.update(exchanged(self.world, own))
-                ids, turn = [found[row] for row in every], turn + 1
-                missing = self.padding.longest_first(features.missing(ids))
-                if missing and self.computed == before:
-                    writer.wait(ids, _WAIT_SECONDS)
+            rows = missing if turn else self._divided(features, missing)
+            before = self.computed
+            found.update(self._filled(features, rows, f"{work} {turn}", waited_for))
+            ids, turn = [found[row] for row in every], turn + 1
+            missing = self.padding.longest_first(features.missing(ids))
+            # What this process could not have others compute, who share no more than the store.
+            waited_for = ids if missing and self.computed == before else []
         return ids
 
-    def _fill_or_fail(
-        self,
-        held: ExitStack,
-        features: Features,
-        missing: Sequence[int],
-        found: dict[int, bytes],
-        work: str,
-    ) -> Writer:
+    def _divided(self, features: Features, rows: Sequence[int]) -> Sequence[int]:
+        """Those that are this machine's, where each has a folder of its own for one address.
+
+        What one machine computed reaches the others by the address when it is complete, so they
+        divide the rows beforehand. Machines that have no more than a folder of their own fill it.
+        """
+        size = self.compute.tuned.batch_size
+        batches = own_part(self.world, features.place, -(-len(rows) // size))
+        return rows[batches.start * size : batches.stop * size]
+
+    def _filled(
+        self, features: Features, rows: Sequence[int], work: str, waited_for: list[bytes]
+    ) -> dict[int, bytes]:
         """Compute what is free, and wait for what others compute; an error is one of all.
 
-        Whoever fails lets go of what it claimed, and others take it.
+        Whoever fails lets go of what it claimed, and others take it. All keep their claims until
+        all are done, and have stored their rows when this ends.
+
+        Returns: the ids of all rows that any process looked at.
         """
-        failed = None
-        try:
-            writer = held.enter_context(features.writer())
-            self._fill_parts(writer, missing, found, work)
-        except FrostlineError as error:
-            failed = error
-            with suppress(FrostlineError):
+        failed, found = None, dict[int, bytes]()
+        with ExitStack() as held:
+            try:
+                writer = held.enter_context(features.writer())
+                if waited_for:
+                    writer.wait(waited_for, _WAIT_SECONDS)
+                self._fill_parts(writer, rows, found, work)
+            except FrostlineError as error:
+                failed = error
+                with suppress(FrostlineError):
+                    held.close()
+            agreed(self.world, failed)
+            every = exchanged(self.world, found)
+            try:
                 held.close()
-        agreed(self.world, failed)
-        return writer
+            except FrostlineError as error:
+                failed = error
+            agreed(self.world, failed)
+        return every
 
     def _fill_parts(
         self, writer: Writer, missing: Sequence[int], found: dict[int, bytes], work: str

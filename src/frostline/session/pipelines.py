@@ -42,8 +42,8 @@ from frostline.features import (
     PrefixedBatches,
     computing,
     computing_of_first,
-    difference_by_place,
-    difference_by_size,
+    cut_by_all,
+    differences,
     extract,
     in_form,
     in_passes_of,
@@ -51,11 +51,11 @@ from frostline.features import (
     padding_of_first,
 )
 from frostline.records import BY_MODEL, PipelineFacts
-from frostline.store import FeatureStore
+from frostline.store import FeatureStore, is_address, user_cache
 from frostline.tuning import PLAIN, Form
 from frostline.units import Stopwatch, format_bytes, format_seconds
 from frostline.wording import either
-from frostline.world import ALONE, World, agreed
+from frostline.world import ALONE, World
 
 CHECKED_SAMPLES = 4  # on which a cut is checked against the model
 TRIED_SAMPLES = 8  # on which forms are tried
@@ -102,8 +102,8 @@ class PipelineOptions:
     """What is asked of a pipeline.
 
     Attributes:
-        features: folder of the feature store; `auto` is one in the user's cache folder where
-            storing is worth it, `off` is the plain loop.
+        features: folder or address of the feature store; `auto` is one in the user's cache folder
+            where storing is worth it, `off` is the plain loop.
         storage: dtype in which they are stored; `auto` keeps every bit that was computed.
         precision: how faithful the frozen part must be to its float32.
         epochs: in which the features will be used.
@@ -180,7 +180,7 @@ def pipeline(
     try:
         sides = tuple(map(_Side, data, plain))
         few = sides[0].first(options, CHECKED_SAMPLES) if example is None else example
-        return _Making(options, sides).through(_cut_everywhere(model, few, options.world))
+        return _Making(options, sides).through(cut_by_all(options.world, model, few))
     except (CutError, StoreError, OutputError) as error:
         if options.features != "auto" and not isinstance(error, CutError):
             raise
@@ -206,24 +206,12 @@ def prefixed(
     return PrefixedBatches(batches, compute), made.suffix
 
 
-def default_store() -> Path:
-    """`$FROSTLINE_FEATURES`, or `frostline/features` in the user's cache folder."""
+def default_store() -> Path | str:
+    """`$FROSTLINE_FEATURES`, which may be an address, or a folder in the user's cache folder."""
     given = os.environ.get("FROSTLINE_FEATURES")
     if given:
-        return Path(given)
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "frostline" / "features"
-
-
-def _cut_everywhere(model: nn.Module, few: Any, world: World) -> Cut:
-    """The cut of this process; where one process finds none, none has."""
-    failed = None
-    try:
-        made = cut(model, few)
-    except CutError as error:
-        failed = error
-    agreed(world, failed)
-    return made
+        return given if is_address(given) else Path(given)
+    return user_cache() / "features"
 
 
 @final
@@ -247,8 +235,8 @@ class _Making:
         self._options = options
         self._train, self._validation = sides
         auto, budget = options.features == "auto", options.budget_bytes or DEFAULT_BUDGET_BYTES
-        root = default_store() if auto else Path(options.features).expanduser()
-        self._store = FeatureStore(root, budget_bytes=budget)
+        where = default_store() if auto else options.features
+        self._store = FeatureStore(where, budget_bytes=budget)
         self._stored: list[FeatureData] = []
         self._notes: list[str] = []
         self._by_padding: float | None = None  # where samples are of different lengths
@@ -320,8 +308,14 @@ class _Making:
         difference = 0.0
         if options.precision == "exact" and not padding.varies:
             size = min(options.batch_size, len(samples))
-            last = len(samples) % size
-            by_place, difference = self._differences(compute, samples, size, last)
+            by_place, difference = of_first(
+                options.world,
+                lambda: differences(
+                    compute,
+                    first_batch(samples, size, options.as_targets).inputs,
+                    len(samples) % size,
+                ),
+            )
             if by_place:
                 self._notes.append(
                     f"rows differ by up to {by_place:.0e} with their place in a batch on this "
@@ -340,20 +334,6 @@ class _Making:
             f"{len(samples) % options.batch_size} of {len(samples)} are computed in each epoch"
         )
         return LiveLastBatches(batches, samples, compute)
-
-    def _differences(
-        self, compute: Computing, samples: Samples, size: int, last: int
-    ) -> tuple[float, float]:
-        """Of rows by their place in a batch, and of the last few where they are one."""
-
-        def measured() -> list[float]:
-            whole = first_batch(samples, size, self._options.as_targets).inputs
-            by_place = difference_by_place(compute, whole)
-            is_asked = last and not by_place
-            return [by_place, difference_by_size(compute, whole, last) if is_asked else 0.0]
-
-        by_place, by_size = of_first(self._options.world, measured)
-        return by_place, by_size
 
     def _extracted(
         self, made: Cut, samples: Samples, compute: Computing, padding: Padding

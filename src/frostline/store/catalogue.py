@@ -6,7 +6,6 @@ dead process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedReader
@@ -28,10 +27,12 @@ from frostline.store.records import (
     leading_shapes,
     parse,
 )
+from frostline.store.row_index import NOWHERE, Keys, RowIndex, key_bytes, record_keys, row_keys
 
 CHUNK_BYTES: Final = 1 << 20
 _LONGEST_EMPTY: Final = 1 << 20  # a row without bytes may still be long
 _PLACE_BITS: Final = 40
+_PIECE: Final = 1 << 15  # rows that are looked at together: what they take in passing stays small
 
 
 def damaged(
@@ -40,22 +41,27 @@ def damaged(
     """Which rows' bytes of one value do not match the checksum in their record."""
     starts, sizes = data_bytes(value, number, records, places)
     longest = leading_shapes(value, number, records).max(axis=1, initial=0)
-    sums = records[f"sum{number}"].tolist()
     bad = np.ones(len(records), dtype=np.bool_)
     with suppress(OSError), open_own(segment / value_name(number)) as opened:
         end = opened.seek(0, 2)
         fits = (starts + sizes <= end) & (longest <= max(end, _LONGEST_EMPTY))
+        order = np.argsort(starts, kind="stable")
+        order = order[fits[order]]
+        columns = (order, starts[order], sizes[order], records[f"sum{number}"][order])
         file = BufferedReader(opened, CHUNK_BYTES)
-        for at in np.argsort(starts, kind="stable").tolist():
-            bad[at] = not fits[at] or _sum(file, int(starts[at]), int(sizes[at])) != sums[at]
+        for at, start, size, total in zip(*(c.tolist() for c in columns), strict=True):
+            bad[at] = _sum(file, start, size) != total
     return bad
 
 
 def _sum(file: BinaryIO, start: int, size: int) -> int | None:
     """Checksum of a piece of a file, which need not fit into memory; `None` if it is unreadable."""
-    state = xxhash.xxh3_64()
     try:
         file.seek(start)
+        if size <= CHUNK_BYTES:
+            content = file.read(size)
+            return xxhash.xxh3_64_intdigest(content) if len(content) == size else None
+        state = xxhash.xxh3_64()
         while size:
             content = file.read(min(size, CHUNK_BYTES))
             if not content:
@@ -78,12 +84,44 @@ class Flaw:
 
 
 @final
-@dataclass(slots=True)
 class SegmentRows:
     """One segment's log as far as it was read."""
 
-    folder: Path
-    log: Log
+    __slots__ = ("_count", "_records", "_sound", "folder")
+
+    def __init__(self, folder: Path, nothing: Log) -> None:
+        self.folder = folder
+        self._records, self._sound, self._count = nothing.records, nothing.sound, 0
+
+    @property
+    def log(self) -> Log:
+        """What was read; it stays as it is when more is read."""
+        return Log(self._records[: self._count], self._sound[: self._count])
+
+    def read_on(self, manifest: Manifest, identity: int) -> Log:
+        """Read the records that are new, and give them."""
+        known, size = self._count, self._records.itemsize
+        with suppress(OSError), open_own(self.folder / ROWS) as file:
+            self._make_room(file.seek(0, 2) // size)
+            file.seek(known * size)
+            while len(raw := file.read(_PIECE * size)) >= size:  # less is a torn record
+                new = parse(manifest.values, raw, identity=identity, first=self._count)
+                end = self._count + len(new.records)
+                self._make_room(end)
+                self._records[self._count : end] = new.records
+                self._sound[self._count : end] = new.sound
+                self._count = end
+                file.seek(end * size)  # a read may have ended within a record
+        return Log(self._records[known : self._count], self._sound[known : self._count])
+
+    def _make_room(self, count: int) -> None:
+        """For so many records; by half more than there are, so that growing costs little."""
+        if count > len(self._records):
+            room = max(count, len(self._records) * 3 // 2)
+            records, sound = self.log.records, self.log.sound
+            self._records = np.empty(room, dtype=records.dtype)
+            self._sound = np.empty(room, dtype=np.bool_)
+            self._records[: self._count], self._sound[: self._count] = records, sound
 
 
 @final
@@ -96,19 +134,19 @@ class Catalogue:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder, self.manifest, self._identity = folder, manifest, manifest.identity
         self.segments: list[SegmentRows] = []
-        self._place: dict[bytes, int] = {}
-        self._others: dict[bytes, list[int]] = {}
+        self._index = RowIndex()
         self.refresh()
 
-    def __contains__(self, row_id: bytes) -> bool:
-        return row_id in self._place
-
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self._index)
 
-    def row_ids(self) -> list[bytes]:
+    def has(self, keys: Keys) -> Mask:
+        """Which of these rows are complete."""
+        return self._index.has(keys)
+
+    def keys(self) -> Keys:
         """Every complete row."""
-        return list(self._place)
+        return self._index.keys()
 
     def refresh(self) -> None:
         """Take in new segments and new records."""
@@ -118,54 +156,40 @@ class Catalogue:
                 nothing = parse(self.manifest.values, b"", identity=self._identity)
                 self.segments.append(SegmentRows(path, nothing))
         for number, segment in enumerate(self.segments):
-            self._read_on(number, segment)
+            first = len(segment.log.records)
+            new = segment.read_on(self.manifest, self._identity)
+            if len(new.records):
+                places = np.flatnonzero(new.sound) + first + (number << _PLACE_BITS)
+                self._index.add(record_keys(new.records[new.sound]), places)
 
-    def check(self, row_ids: Iterable[bytes]) -> list[Flaw]:
+    def check(self, keys: Keys) -> list[Flaw]:
         """Check the data of complete rows against their checksums, and forget what is damaged.
 
         A row that was stored twice is complete as long as one copy is intact; the flaws of the
         other are not given.
         """
         flaws: dict[bytes, Flaw] = {}
-        pending = [row_id for row_id in row_ids if row_id in self._place]
-        while pending:
-            found = self._damaged(pending)
+        pending = keys
+        while len(pending):
+            places = self._index.find(pending)
+            order = np.argsort(places, kind="stable")  # as they lie on the disk
+            pending = pending[order[places[order] != NOWHERE]]
+            found: dict[bytes, Flaw] = {}
+            for start in range(0, len(pending), _PIECE):
+                found |= self._damaged(pending[start : start + _PIECE])
             flaws |= found
-            for row_id in found:
-                if others := self._others.get(row_id):
-                    self._place[row_id] = others.pop()
-                else:
-                    del self._place[row_id]
-            pending = [row_id for row_id in found if row_id in self._place]
-        return [flaw for row_id, flaw in flaws.items() if row_id not in self._place]
+            pending = row_keys(list(found))
+            self._index.forget(pending)
+        gone = ~self.has(row_keys(list(flaws)))
+        return [flaw for flaw, is_gone in zip(flaws.values(), gone, strict=True) if is_gone]
 
-    def places(self, row_ids: Sequence[bytes]) -> tuple[Integers, Integers]:
+    def places(self, keys: Keys) -> tuple[Integers, Integers]:
         """The segment and the record of each row; all must be complete."""
-        find = self._place
-        codes = np.fromiter((find[row_id] for row_id in row_ids), np.int64, len(row_ids))
+        codes = self._index.find(keys)
         return codes >> _PLACE_BITS, codes & ((1 << _PLACE_BITS) - 1)
 
-    def _read_on(self, number: int, segment: SegmentRows) -> None:
-        old = segment.log
-        known = len(old.records)
-        try:
-            with open_own(segment.folder / ROWS) as file:
-                file.seek(known * old.records.itemsize)
-                raw = file.read()
-        except OSError:
-            return
-        new = parse(self.manifest.values, raw, identity=self._identity, first=known)
-        records = np.concatenate([old.records, new.records])
-        segment.log = Log(records, np.concatenate([old.sound, new.sound]))
-        places = np.flatnonzero(new.sound) + known + (number << _PLACE_BITS)
-        ids = new.records["id"][new.sound]
-        for row_id, place in zip(ids.tolist(), places.tolist(), strict=True):
-            if row_id in self._place:
-                self._others.setdefault(row_id, []).append(self._place[row_id])
-            self._place[row_id] = place
-
-    def _damaged(self, row_ids: Sequence[bytes]) -> dict[bytes, Flaw]:
-        segments, places = self.places(row_ids)
+    def _damaged(self, keys: Keys) -> dict[bytes, Flaw]:
+        segments, places = self.places(keys)
         flaws: dict[bytes, Flaw] = {}
         for at in np.unique(segments).tolist():
             here = np.flatnonzero(segments == at)
@@ -173,7 +197,6 @@ class Catalogue:
             records = self.segments[at].log.records[places[here]]
             for number, value in enumerate(self.manifest.values):
                 bad = here[damaged(folder, number, value, records, places[here])]
-                for position in bad.tolist():
-                    row_id = row_ids[position]
+                for row_id in key_bytes(keys[bad]):
                     flaws.setdefault(row_id, Flaw(folder, value.name, row_id))
         return flaws

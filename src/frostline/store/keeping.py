@@ -57,13 +57,13 @@ class Damage:
     """Something stored that is not what was written.
 
     Attributes:
-        folder: of the key.
+        folder: of the key, or its address.
         value: name of the damaged value; empty when it is not one value.
         row_id: empty when it is not known.
         what: in words.
     """
 
-    folder: Path
+    folder: Path | str
     value: str
     row_id: bytes
     what: str
@@ -115,7 +115,7 @@ def find_damage(folder: Path) -> Iterator[Damage]:
                         "Frostline does not use it, but other programs would misread the file"
                     )
                     yield Damage(folder, value.name, b"", what)
-    for flaw in catalogue.check(catalogue.row_ids()):
+    for flaw in catalogue.check(catalogue.keys()):
         what = f"its bytes in {flaw.segment.name} do not match their checksum"
         yield Damage(folder, flaw.value, flaw.row_id, what)
 

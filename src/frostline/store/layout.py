@@ -25,13 +25,19 @@ TURN: Final = "turn.lock"  # held for an instant by who claims rows or takes a s
 SEGMENT_LOCK: Final = "writer.lock"  # held by the segment's writer while it lives
 ROWS: Final = "rows"
 CLAIMS: Final = "claims"
+HOME: Final = "home"  # where the segment's writers live
+SEALED: Final = "sealed.json"  # of a segment to which nothing is added any more
+PUSHED: Final = "pushed"  # beside it, once a remote has the segment
 HEADER_BYTES: Final = 128
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{32}")
 _REMOVED: Final = re.compile(r"\.removed-[0-9a-f]{32}-[0-9a-f]{16}")
 _SEGMENT: Final = re.compile(r"segment-[0-9a-f]{16}")
 _IN_KEY: Final = re.compile(r"manifest\.json|in-use\.lock|turn\.lock|\.manifest\.json\.\w+\.tmp")
-_IN_SEGMENT: Final = re.compile(r"writer\.lock|rows|claims|value\d+\.npy")
+_IN_SEGMENT: Final = re.compile(
+    r"writer\.lock|rows|claims|home|\.?sealed\.json(\.\w+\.tmp)?|pushed|value\d+\.npy"
+)
+_FETCHED: Final = re.compile(r"fetched-[0-9a-f]{16}")
 
 
 def key_folders(root: Path) -> Iterator[Path]:
@@ -46,6 +52,16 @@ def removed_folders(root: Path) -> Iterator[Path]:
     return _named(root, _REMOVED, stat.S_ISDIR)
 
 
+def is_segment(name: str) -> bool:
+    """Whether it is a segment's name."""
+    return _SEGMENT.fullmatch(name) is not None
+
+
+def is_digest(name: str) -> bool:
+    """Whether it is a key's name."""
+    return _DIGEST.fullmatch(name) is not None
+
+
 def segment_folders(folder: Path) -> Iterator[Path]:
     """The segments of a key, by name."""
     return _named(folder, _SEGMENT, stat.S_ISDIR)
@@ -55,14 +71,21 @@ def own_segments(folder: Path) -> Iterator[Path]:
     """The segments in which all is a writer's own: only there may anything be written."""
     for path in segment_folders(folder):
         entries = _entries(path)
+        if path / SEALED in entries:
+            continue
         if all(_IN_SEGMENT.fullmatch(entry.name) and _is_ours_alone(entry) for entry in entries):
             yield path
+
+
+def fetched_folders(folder: Path) -> Iterator[Path]:
+    """What is being fetched into a key, or was when that was cut short."""
+    return _named(folder, _FETCHED, stat.S_ISDIR)
 
 
 def own_files(folder: Path) -> Iterator[Path]:
     """The store's own files in a key's folder and its segments; no links, nothing else."""
     yield from _named(folder, _IN_KEY, stat.S_ISREG)
-    for segment in segment_folders(folder):
+    for segment in (*segment_folders(folder), *fetched_folders(folder)):
         yield from segment_files(segment)
 
 

@@ -26,7 +26,7 @@ _CONTEXT: Final = 8
 
 # What comes of reading, or of making values of, another JSON than `Manifest.write` writes.
 _NOT_AS_WRITTEN: Final = (
-    *(OSError, StoreError, RecursionError),
+    *(StoreError, RecursionError),
     *(ValueError, KeyError, TypeError, AttributeError, OverflowError),
 )
 _DTYPES: Final = {dtype_name(dtype): dtype for dtype in NUMPY_TYPES}
@@ -82,14 +82,22 @@ class Manifest:
             OutputError: as `frostline._files.write_text`.
             StoreError: the key, the values and the note are longer than a reader takes.
         """
+        write_text(folder / MANIFEST, self.text(folder))
+
+    def text(self, where: Path | str) -> str:
+        """As it is written.
+
+        Raises:
+            StoreError: as `write`.
+        """
         sealed = {"checksum": _checksum(self.content), **self.content}
         text = json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
         if len(text.encode()) > MOST_BYTES:
             raise StoreError(
-                f"the key, the values and the note of {folder} take more than "
+                f"the key, the values and the note of {where} take more than "
                 f"{format_bytes(MOST_BYTES)}. Put hashes into the key, and a shorter note."
             )
-        write_text(folder / MANIFEST, text)
+        return text
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -102,6 +110,20 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         with open_own(folder / MANIFEST) as file:
             raw = file.read(MOST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _not_as_written(folder) from error
+    return parse_manifest(raw, folder.name, folder)
+
+
+def parse_manifest(raw: bytes, digest: str, where: Path | str) -> Manifest:
+    """The manifest of a key from the content of its file.
+
+    Raises:
+        CorruptFeatures, StoreError: as `read_manifest`.
+    """
+    try:
         if len(raw) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES} bytes")
         content = json.loads(raw)
@@ -110,16 +132,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         if not intact or type(version) is not int:
             raise ValueError("not what was written")
         if version == VERSION:
-            return _read(content, folder.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+            return _read(content, digest)
     except _NOT_AS_WRITTEN as error:
-        raise CorruptFeatures(
-            f"{folder / MANIFEST} is not what was written. Opening the store for writing with the "
-            "same key repairs it; or delete the folder."
-        ) from error
+        raise _not_as_written(where) from error
     raise StoreError(
-        f"{folder} is of format version {version}; this Frostline reads version {VERSION}. "
+        f"{where} is of format version {version}; this Frostline reads version {VERSION}. "
         "Use the Frostline that wrote it, or delete the folder: its features are then "
         "computed anew."
     )
@@ -137,13 +154,29 @@ def settle(folder: Path, wanted: Manifest) -> Manifest | None:
         found = read_manifest(folder)
     except CorruptFeatures:
         return None
-    if found is not None and found.identity != wanted.identity:
+    return None if found is None else agreed(found, wanted, folder)
+
+
+def agreed(found: Manifest, wanted: Manifest, where: Path | str) -> Manifest:
+    """What was found, made sure to be `wanted`.
+
+    Raises:
+        StoreError: the same key was written with other values.
+    """
+    if found.identity != wanted.identity:
         raise StoreError(
-            f"{folder} holds {_listed(found.values)} and was opened for {_listed(wanted.values)} "
+            f"{where} holds {_listed(found.values)} and was opened for {_listed(wanted.values)} "
             "under the same key. Name in the key whatever makes the values differ, "
             "or delete the folder."
         )
     return found
+
+
+def _not_as_written(where: Path | str) -> CorruptFeatures:
+    return CorruptFeatures(
+        f"{where}/{MANIFEST} is not what was written. Opening the store for writing with the "
+        "same key repairs it; or delete the folder."
+    )
 
 
 def _read(content: Any, digest: str) -> Manifest:

@@ -23,6 +23,7 @@ from frostline.store.catalogue import Catalogue
 from frostline.store.keys import ValueSpec
 from frostline.store.layout import HEADER_BYTES, open_own, value_name
 from frostline.store.records import decode, leading_shapes, unit_offsets
+from frostline.store.row_index import Keys
 
 RESIDENT_BYTES = 1 << 30
 _ASKED_EVERY = 4  # batches
@@ -195,19 +196,19 @@ def _own(shape: Sequence[int], padded: Sequence[int], *, at_start: bool) -> tupl
 
 def map_rows(
     catalogue: Catalogue,
-    row_ids: Sequence[bytes],
+    keys: Keys,
     held: FileLock | None,
     again: Callable[[], StoredRows],
 ) -> StoredRows:
-    """Rows in the order of `row_ids`, all of which must be complete and checked."""
-    segments, places = catalogue.places(row_ids)
+    """Rows in the order of `keys`, all of which must be complete and checked."""
+    segments, places = catalogue.places(keys)
     used, segment_of = np.unique(segments, return_inverse=True)
     segment = None if len(used) <= 1 else torch.from_numpy(segment_of.astype(np.int64))
     columns, mapped = [], list[mmap.mmap]()
     for number, spec in enumerate(catalogue.manifest.values):
-        offsets = np.empty(len(row_ids), dtype=np.int64)
-        leading = np.empty((len(row_ids), len(spec.leading)), dtype=np.int64)
-        scales = np.zeros(len(row_ids), dtype=np.float32)
+        offsets = np.empty(len(keys), dtype=np.int64)
+        leading = np.empty((len(keys), len(spec.leading)), dtype=np.int64)
+        scales = np.zeros(len(keys), dtype=np.float32)
         maps = []
         for each in used.tolist():
             here = np.flatnonzero(segments == each)
@@ -222,7 +223,7 @@ def map_rows(
         maps = maps or [_map(Path(), 0, spec.unit_nbytes, mapped)]
         of_rows = map(torch.from_numpy, (offsets, leading, scales))
         columns.append(ValueColumn(spec, maps, segment, *of_rows))
-    return StoredRows(columns, len(row_ids), mapped, held, again)
+    return StoredRows(columns, len(keys), mapped, held, again)
 
 
 def _map(path: Path, units: int, unit_nbytes: int, mapped: list[mmap.mmap]) -> Tensor:

@@ -12,7 +12,14 @@ from typing import Final, final
 
 from frostline._files import lock
 from frostline.errors import OutputError, StoreError
-from frostline.store.layout import IN_USE, key_folders, own_files, removed_folders, segment_folders
+from frostline.store.layout import (
+    IN_USE,
+    fetched_folders,
+    key_folders,
+    own_files,
+    removed_folders,
+    segment_folders,
+)
 from frostline.units import format_bytes
 
 RECOUNT_SECONDS: Final = 5.0  # other processes write too
@@ -54,8 +61,10 @@ def remove(folder: Path) -> bool:
         with held:
             aside = folder.with_name(f".removed-{folder.name}-{secrets.token_hex(8)}")
             folder.rename(aside)
-            if not _clear(aside):
-                aside.rename(folder)
+        # Not while the lock is held: NFS keeps a file that is open under another name when it is
+        # deleted, and its folder could not go.
+        if not _clear(aside):
+            aside.rename(folder)
     except FileNotFoundError:  # another process removed it
         return True
     except OSError as error:
@@ -70,10 +79,15 @@ def _clear(folder: Path) -> bool:
     """Delete the store's own files, and the folders that are empty then; gives whether all are."""
     for path in own_files(folder):
         path.unlink(missing_ok=True)
-    for path in (*segment_folders(folder), folder):
+    for path in (*segment_folders(folder), *fetched_folders(folder), folder):
         if not any(path.iterdir()):
             path.rmdir()
     return not folder.exists()
+
+
+def never(_: Path) -> bool:
+    """Of no key; a function with a name can be pickled."""
+    return False
 
 
 def remove_oldest(
@@ -81,7 +95,8 @@ def remove_oldest(
     *,
     max_bytes: float,
     keep: Collection[str] = (),
-    also: Callable[[Path], bool] = lambda _: False,
+    also: Callable[[Path], bool] = never,
+    stays: Callable[[Path], bool] = never,
 ) -> list[Path]:
     """Remove keys, least recently used first, until the store has at most `max_bytes`.
 
@@ -89,6 +104,7 @@ def remove_oldest(
 
     Args:
         also: which keys go even so.
+        stays: which keys do not, as those in `keep`.
     Returns:
         Those that are gone.
     Raises:
@@ -100,7 +116,9 @@ def remove_oldest(
     sizes = {path: folder_bytes(path) for path in key_folders(root)}
     total, gone = sum(sizes.values()), []
     for path in sorted(sizes, key=used_at):
-        if path.name not in keep and (total > max_bytes or also(path)) and remove(path):
+        if path.name in keep or not (total > max_bytes or also(path)) or stays(path):
+            continue
+        if remove(path):
             total -= sizes[path]
             gone.append(path)
     return gone
@@ -108,10 +126,20 @@ def remove_oldest(
 
 @final
 class StoreBudget:
-    """Makes room for rows by removing keys that nobody uses, least recently used first."""
+    """Makes room for rows by removing keys that nobody uses, least recently used first.
 
-    def __init__(self, root: Path, limit_bytes: int | None) -> None:
-        self._root, self._limit_bytes = root, limit_bytes
+    Args:
+        stays: which keys are not removed, whoever uses them.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        limit_bytes: int | None,
+        *,
+        stays: Callable[[Path], bool] = never,
+    ) -> None:
+        self._root, self._limit_bytes, self._stays = root, limit_bytes, stays
         self._expected_bytes = 0
         self._counted_at = -RECOUNT_SECONDS
 
@@ -129,7 +157,7 @@ class StoreBudget:
         recent = time.monotonic() - self._counted_at < RECOUNT_SECONDS
         if recent and self._expected_bytes <= self._limit_bytes:
             return
-        remove_oldest(self._root, max_bytes=self._limit_bytes - new_bytes)
+        remove_oldest(self._root, max_bytes=self._limit_bytes - new_bytes, stays=self._stays)
         total = sum(folder_bytes(path) for path in key_folders(self._root))
         self._expected_bytes, self._counted_at = total + new_bytes, time.monotonic()
         if self._expected_bytes > self._limit_bytes:

@@ -7,21 +7,37 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import final
 
+import xxhash
+
 from frostline._files import lock
 from frostline.errors import CorruptFeatures, StoreError
 from frostline.store.catalogue import Catalogue
+from frostline.store.homes import place_of
 from frostline.store.keeping import Damage, Stored, find_damage, read_stored
 from frostline.store.keys import FeatureKey, ValueSpec
 from frostline.store.layout import IN_USE, check_no_link, key_folders
 from frostline.store.manifest import Manifest, miss_line, settle
+from frostline.store.mirror import Mirror
+from frostline.store.objects import Objects, is_address
 from frostline.store.reading import StoredRows, map_rows
-from frostline.store.removal import StoreBudget, folder_bytes, remove_oldest, used_at
-from frostline.store.writing import Writer, first_positions
+from frostline.store.remote import Remote
+from frostline.store.remote_keeping import remote_damage, remote_keys, remove_remote
+from frostline.store.removal import (
+    StoreBudget,
+    folder_bytes,
+    never,
+    remove,
+    remove_oldest,
+    used_at,
+)
+from frostline.store.row_index import Keys, first_places, row_keys
+from frostline.store.sealing import waits
+from frostline.store.writing import Writer
 
 
 @final
@@ -36,11 +52,29 @@ class Features:
     path: Path
     _manifest: Manifest
     _budget: StoreBudget
+    _remote: Remote | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes on disk, of all files of the key."""
         return folder_bytes(self.path)
+
+    @property
+    def place(self) -> str:
+        """Of a store at an address, where its local folder is: other text on other machines.
+
+        Empty where there is no address.
+        """
+        return place_of(self.path) if self._remote else ""
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing under the key, at the store's address neither.
+
+        Raises:
+            StoreError: the address cannot be read.
+        """
+        mirror = self._mirror
+        return not self.nbytes and (mirror is None or mirror.is_empty())
 
     def missing(self, row_ids: Sequence[bytes]) -> list[int]:
         """Positions of rows that must be computed, each distinct row once.
@@ -50,39 +84,55 @@ class Features:
         Raises:
             StoreError: an id is not 16 bytes long.
         """
-        first = first_positions(row_ids)
-        catalogue = Catalogue(self.path, self._manifest)
-        catalogue.check(first)
-        return [position for row_id, position in first.items() if row_id not in catalogue]
+        keys = row_keys(row_ids)
+        first = first_places(keys)
+        catalogue = self._look(keys[first])
+        catalogue.check(keys[first])
+        while self._fetch(catalogue, missing := keys[first][~catalogue.has(keys[first])]):
+            catalogue.check(missing)
+        found: list[int] = first[~catalogue.has(keys[first])].tolist()
+        return found
 
     @contextmanager
     def writer(self) -> Iterator[Writer]:
         """Open the key for writing; several processes may do so at once.
 
+        Where the store has an address, rows are brought there at the end, and while it is written.
+
         Raises:
-            OutputError: the folder cannot be written, or at the end the disk refuses.
+            OutputError: the folder cannot be written, or at the end the disk or address refuses.
             StoreError: the folder was written with other values.
         """
-        with closing(Writer(self.path, self._manifest, self._budget)) as writer:
+        mirror = self._mirror
+        if mirror is None:
+            with closing(Writer(self.path, self._manifest, self._budget)) as writer:
+                yield writer
+            return
+        with closing(mirror.writer()) as writer:
             yield writer
+        mirror.push()
 
     def read(self, row_ids: Sequence[bytes]) -> StoredRows:
         """The rows in the order of `row_ids`, each checked against its checksum.
 
-        Writes nothing but the time of last use, and that only where it can.
+        Writes nothing but the time of last use, and that only where it can; of a store with an
+        address also the rows that are there and not here.
 
         Raises:
             StoreError: rows are missing; says how many.
             CorruptFeatures: rows are damaged; names the first.
         """
-        wanted = first_positions(row_ids)
+        return self._read(row_keys(row_ids))
+
+    def _read(self, keys: Keys) -> StoredRows:
+        wanted = keys[first_places(keys)]
         held = None
         with suppress(OSError):  # keeps the key from being pruned, where locks can be had
             held = lock(self.path / IN_USE, mode="shared")
         with suppress(OSError):
             os.utime(self.path / IN_USE)
-        catalogue = Catalogue(self.path, self._manifest)
-        missing = sum(row_id not in catalogue for row_id in wanted)
+        catalogue = self._look(wanted)
+        missing = int((~catalogue.has(wanted)).sum())
         if missing:
             raise StoreError(
                 f"{missing} of {len(wanted)} rows are not in {self.path}. "
@@ -97,14 +147,33 @@ class Features:
                 "Compute them anew: `missing` names them, and `writer` stores them again."
             )
         try:
-            found_anywhere = Features(self.path.absolute(), self._manifest, self._budget)
-            again = partial(found_anywhere.read, list(row_ids))
-            return map_rows(catalogue, row_ids, held, again)
+            found_anywhere = replace(self, path=self.path.absolute())
+            return map_rows(catalogue, keys, held, partial(found_anywhere._read, keys))
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"cannot map the features in {self.path}: {error}. "
                 "Raise the limit on memory or open files of this process."
             ) from error
+
+    @property
+    def _mirror(self) -> Mirror | None:
+        remote = self._remote
+        return remote and Mirror(remote, self.path, self._manifest, self._budget)
+
+    def _look(self, wanted: Keys) -> Catalogue:
+        """What is stored, with what the address has of the wanted rows that are not here."""
+        if self._mirror:
+            self._mirror.push_leftovers()
+        catalogue = Catalogue(self.path, self._manifest)
+        self._fetch(catalogue, wanted[~catalogue.has(wanted)])
+        return catalogue
+
+    def _fetch(self, catalogue: Catalogue, wanted: Keys) -> bool:
+        """Whether any rows came that may be wanted; then the catalogue has them."""
+        if self._mirror is None or not len(wanted) or not self._mirror.fetch(wanted):
+            return False
+        catalogue.refresh()
+        return True
 
 
 @final
@@ -114,9 +183,16 @@ class FeatureStore:
     Making one does nothing on disk. Several processes may use one store.
 
     Args:
-        root: the store's folder.
+        root: the store's folder, or an address as `s3://bucket/prefix`. Rows are then read and
+            written in a local folder, fetched from the address where they are wanted and brought
+            there when they are complete; any number of machines may share it.
         budget_bytes: what the whole store may take; while it is written, the least recently used
-            keys make room.
+            keys make room. With an address it is the local folder that is meant.
+        cache: where the local folder of an address is, on a disk of this machine; by default in
+            the user's cache folder. Each address has one of its own there.
+
+    Raises:
+        StoreError: `cache` is given and `root` is no address.
 
     Example:
         >>> store = fl.FeatureStore("features", budget_bytes=10**9)
@@ -125,13 +201,36 @@ class FeatureStore:
         [(16, '')]
     """
 
-    def __init__(self, root: str | Path, *, budget_bytes: int | None = None) -> None:
-        self.root = Path(root)
-        self._budget_bytes = budget_bytes
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        budget_bytes: int | None = None,
+        cache: str | Path | None = None,
+    ) -> None:
+        self._budget_bytes, self._remote = budget_bytes, None
+        if is_address(root):
+            address = str(root).rstrip("/")
+            self._remote = Remote(Objects(address))
+            beside = Path(cache).expanduser() if cache else user_cache() / "remote"
+            self.root = beside / xxhash.xxh3_64_hexdigest(address.encode())
+        elif cache is None:
+            self.root = Path(root).expanduser()
+        else:
+            raise StoreError(
+                f"{root} is a folder, so there is nothing to keep in {cache}. Give an address as "
+                "s3://bucket/prefix, or leave out the cache."
+            )
 
     def __repr__(self) -> str:
         budget = "" if self._budget_bytes is None else f", budget_bytes={self._budget_bytes}"
-        return f"FeatureStore({str(self.root)!r}{budget})"
+        cache = f", cache={str(self.root.parent)!r}" if self._remote else ""
+        return f"FeatureStore({self.where!r}{budget}{cache})"
+
+    @property
+    def where(self) -> str:
+        """The store's folder, or its address."""
+        return self._remote.objects.address if self._remote else str(self.root)
 
     def open(
         self,
@@ -153,7 +252,10 @@ class FeatureStore:
         folder = self.root / key.digest
         check_no_link(folder)
         settle(folder, manifest)
-        return Features(folder, manifest, StoreBudget(self.root, self._budget_bytes))
+        # Rows that no address has yet make no room for others.
+        stays = waits if self._remote else never
+        budget = StoreBudget(self.root, self._budget_bytes, stays=stays)
+        return Features(folder, manifest, budget, self._remote)
 
     def explain_miss(self, key: FeatureKey) -> str:
         """One line on why `key` is not stored: which parts differ from the nearest stored key."""
@@ -161,7 +263,9 @@ class FeatureStore:
 
     def ls(self) -> tuple[Stored, ...]:
         """Every key, most recently used first; reads no feature."""
-        found = map(read_stored, key_folders(self.root))
+        found = (
+            remote_keys(self._remote) if self._remote else map(read_stored, key_folders(self.root))
+        )
         return tuple(sorted(found, key=lambda stored: -stored.used_at))
 
     def verify(self) -> tuple[Damage, ...]:
@@ -169,6 +273,8 @@ class FeatureStore:
 
         A damaged row that was stored again intact is not given.
         """
+        if self._remote:
+            return tuple(remote_damage(self._remote))
         return tuple(damage for folder in key_folders(self.root) for damage in find_damage(folder))
 
     def prune(
@@ -191,12 +297,27 @@ class FeatureStore:
         Raises:
             OutputError: a folder cannot be removed.
         """
-        stored = {entry.path: entry for entry in self.ls()}
+        stored = self.ls()
         oldest = -math.inf if older_than_seconds is None else time.time() - older_than_seconds
+        most = math.inf if max_bytes is None else max_bytes
+        if self._remote:
+            broken = {Path(str(damage.folder)).name for damage in self.verify()} if damaged else ()
+            also = [e.digest for e in stored if e.used_at < oldest or e.digest in broken]
+            removed = remove_remote(self._remote, stored, max_bytes=most, keep=keep, also=also)
+            for entry in removed:
+                remove(self.root / entry.digest)
+            return removed
         gone = remove_oldest(
             self.root,
-            max_bytes=math.inf if max_bytes is None else max_bytes,
+            max_bytes=most,
             keep=keep,
             also=lambda path: used_at(path) < oldest or (damaged and any(find_damage(path))),
         )
-        return tuple(stored[path] for path in gone if path in stored)
+        by_path = {entry.path: entry for entry in stored}
+        return tuple(by_path[path] for path in gone if path in by_path)
+
+
+def user_cache() -> Path:
+    """Frostline's folder in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "frostline"

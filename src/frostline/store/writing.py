@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final, final
 
+import numpy as np
 from torch import Tensor
 
 from frostline._files import FileLock, lock
 from frostline.errors import StoreError
 from frostline.store.catalogue import Catalogue
+from frostline.store.homes import home_of
 from frostline.store.layout import IN_USE, TURN
 from frostline.store.manifest import Manifest, settle
-from frostline.store.records import ID_BYTES, encode
+from frostline.store.records import Mask, encode
 from frostline.store.removal import StoreBudget
+from frostline.store.row_index import Keys, RowIndex, first_places, key_bytes, row_keys
 from frostline.store.segments import OtherClaims, Segment, stored_or_kept
 
 FLUSH_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.02
+FULL_BYTES: Final = 256 << 20  # of a segment that is to be used elsewhere
+FULL_SECONDS: Final = 300.0
 
 
 @final
@@ -32,21 +37,38 @@ class Writer:
     Killed at any instant, it leaves every row whose `put` returned.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, budget: StoreBudget) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        budget: StoreBudget,
+        *,
+        home: str | None = None,
+        when_full: Callable[[], None] | None = None,
+    ) -> None:
+        """Open the key.
+
+        Args:
+            home: of the folder; by default found out.
+            when_full: called each time a segment is let go that is large enough, or old enough,
+                to be used elsewhere; without it one segment is written to the end.
+        """
         self._folder, self._manifest, self._budget = folder, manifest, budget
+        self._when_full = when_full
         self._process, self._closed = os.getpid(), False
         with stored_or_kept(folder), ExitStack() as undo:
             self._in_use = undo.enter_context(use_key(folder))
-            with self._turn():
+            with turn(self._folder):
                 if settle(folder, manifest) is None:
                     manifest.write(folder)
-                self._segment = Segment.take(folder, manifest)
+                self._home = home or home_of(folder)
+                self._segment = Segment.take(folder, manifest, self._home)
             undo.pop_all()
         self._catalogue = Catalogue(folder, manifest)
-        self._claims = OtherClaims(folder, self._segment.folder)
-        self._intact: set[bytes] = set()  # complete, and checked by this writer or its own
-        self._claimed: set[bytes] = set()
-        self._flushed_at = time.monotonic()
+        self._claims = OtherClaims(folder, self._segment.folder, self._home)
+        self._intact = RowIndex()  # complete, and checked by this writer or its own
+        self._claimed: set[bytes] = set()  # and not stored by it yet
+        self._flushed_at = self._began_at = time.monotonic()
 
     def claim(self, row_ids: Sequence[bytes], limit: int) -> list[int]:
         """Positions of up to `limit` rows that this writer is now to compute.
@@ -59,16 +81,17 @@ class Writer:
             OutputError: the claim cannot be written.
         """
         self._check_process()
-        positions = first_positions(row_ids)
+        keys = row_keys(row_ids)
+        first = first_places(keys)
         self._catalogue.refresh()
-        self._settle(row_ids)
+        self._settle(keys)
         with self._turn_with_news():
-            taken = (self._intact, self._claimed, self._catalogue, self._claims)
-            free = (i for i in positions if not any(i in of_some for of_some in taken))
+            missing = first[~self._stored(keys[first])].tolist()
+            free = (at for at in missing if not self._is_claimed(row_ids[at]))
             chosen = list(islice(free, limit))
-            self._segment.claim(chosen)
-        self._claimed.update(chosen)
-        return [positions[row_id] for row_id in chosen]
+            self._segment.claim([row_ids[at] for at in chosen])
+        self._claimed.update(row_ids[at] for at in chosen)
+        return chosen
 
     def claimed(self, row_ids: Sequence[bytes]) -> list[bool]:
         """Of each row whether a live writer claims it, this one included."""
@@ -96,18 +119,22 @@ class Writer:
                 f"{len(row_ids)} row ids, and {len(values)} values with {counts[1:]} rows were "
                 f"given; a row has {len(specs)} values. Give each value with one row for each id."
             )
-        first = first_positions(row_ids)
-        self._settle(row_ids)
-        new = {row_id: at for row_id, at in first.items() if row_id not in self._intact}
-        if not new:
+        keys = row_keys(row_ids)
+        first = first_places(keys)
+        self._settle(keys)
+        new = first[~self._intact.has(keys[first])]
+        if not len(new):
             return
-        records, contents = encode(specs, row_ids, values, list(new.values()))
+        records, contents = encode(specs, row_ids, values, new.tolist())
         self._budget.make_room(records.nbytes + sum(content.nbytes for content in contents))
         self._segment.append(records, contents)
-        self._intact.update(new)
+        self._add_intact(keys[new])
         if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
-            self._segment.flush()
-            self._flushed_at = time.monotonic()
+            self._flush()
+        old = time.monotonic() - self._began_at > FULL_SECONDS
+        if self._when_full and (old or self._segment.nbytes > FULL_BYTES):
+            self._begin_segment()
+            self._when_full()
 
     def wait(self, row_ids: Sequence[bytes], timeout_seconds: float) -> None:
         """Wait while the missing rows are all claimed by other live writers.
@@ -116,12 +143,14 @@ class Writer:
         those that are missing are claimed by this writer, or after `timeout_seconds`.
         """
         self._check_process()
+        self._flush()
         end = time.monotonic() + timeout_seconds
+        keys = row_keys(row_ids)
         while True:
-            self._settle(row_ids)
+            self._settle(keys)
             with self._turn_with_news():
-                known = (self._catalogue, self._intact, self._claimed)
-                others = {i for i in row_ids if not any(i in of_some for of_some in known)}
+                missing = keys[~self._stored(keys)]
+                others = [i for i in key_bytes(missing) if i not in self._claimed]
             free = any(row_id not in self._claims for row_id in others)
             if not others or free or time.monotonic() >= end:
                 return
@@ -140,27 +169,52 @@ class Writer:
             try:
                 self._segment.flush()
             finally:
-                with self._turn():
+                with turn(self._folder):
                     self._segment.close()
 
-    def _turn(self) -> FileLock:
-        held = lock(self._folder / TURN)
-        assert held is not None  # it waits
-        return held
+    def _begin_segment(self) -> None:
+        """Go on in another segment; what is claimed and not stored yet is claimed there."""
+        self._flush()
+        full = self._segment
+        with turn(self._folder):
+            self._segment = Segment.take(self._folder, self._manifest, self._home)
+            self._segment.claim(list(self._claimed))
+            full.close()
+        self._claims = OtherClaims(self._folder, self._segment.folder, self._home)
+        self._began_at = time.monotonic()
+
+    def _flush(self) -> None:
+        self._segment.flush()
+        self._flushed_at = time.monotonic()
 
     @contextmanager
     def _turn_with_news(self) -> Iterator[None]:
         """The key's turn, once what others stored and claim is taken in."""
-        with stored_or_kept(self._folder), self._turn():
+        with stored_or_kept(self._folder), turn(self._folder):
             self._catalogue.refresh()
             self._claims.refresh()
             yield
 
-    def _settle(self, row_ids: Sequence[bytes]) -> None:
+    def _stored(self, keys: Keys) -> Mask:
+        """Which of the rows are complete."""
+        found = self._intact.has(keys)
+        found[~found] = self._catalogue.has(keys[~found])
+        return found
+
+    def _is_claimed(self, row_id: bytes) -> bool:
+        return row_id in self._claimed or row_id in self._claims
+
+    def _settle(self, keys: Keys) -> None:
         """Check rows that others say are complete, each once. Takes long: not in the key's turn."""
-        new = {i for i in row_ids if i not in self._intact and i in self._catalogue}
-        self._catalogue.check(new)
-        self._intact.update(i for i in new if i in self._catalogue)
+        unknown = keys[~self._intact.has(keys)]
+        new = unknown[self._catalogue.has(unknown)]
+        if len(new):
+            self._catalogue.check(new)
+            self._add_intact(new[self._catalogue.has(new)])
+
+    def _add_intact(self, keys: Keys) -> None:
+        self._intact.add(keys, np.zeros(len(keys), dtype=np.int64))
+        self._claimed.difference_update(key_bytes(keys))
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
@@ -170,17 +224,11 @@ class Writer:
             )
 
 
-def first_positions(row_ids: Sequence[bytes]) -> dict[bytes, int]:
-    """Where each distinct id stands first, in order; refuses what is no id."""
-    found: dict[bytes, int] = {}
-    for position, row_id in enumerate(row_ids):
-        if len(row_id) != ID_BYTES:
-            raise StoreError(
-                f"a row id is {ID_BYTES} bytes, and one of {len(row_id)} was given: {row_id!r}. "
-                "Use a 128-bit hash of the sample and its view."
-            )
-        found.setdefault(row_id, position)
-    return found
+def turn(folder: Path) -> FileLock:
+    """The key's turn, once the others had theirs."""
+    held = lock(folder / TURN, needed=False)
+    assert held is not None  # it waits
+    return held
 
 
 def use_key(folder: Path) -> FileLock:
@@ -189,7 +237,7 @@ def use_key(folder: Path) -> FileLock:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             folder.mkdir(exist_ok=True)
-            held = lock(folder / IN_USE, mode="shared")
+            held = lock(folder / IN_USE, mode="shared", needed=False)
         except (FileNotFoundError, FileExistsError):
             if folder.is_file():
                 raise

@@ -10,6 +10,7 @@ import torch
 from fits import Fitted, Net, fit_net, fitted, net, pictures
 from ranks import ends_of, on_ranks
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, random_split
 
 import frostline as fl
 from frostline.errors import TrainingError
@@ -153,3 +154,52 @@ def test_what_serves_one_process_refuses_several(monkeypatch: pytest.MonkeyPatch
         fl.FrozenClassifier(model="mobilenet_v2").fit(np.zeros((4, 3, 8, 8)), [0, 1, 0, 1])
     answer = call("demo")
     assert (answer.status, "the demo works in one" in answer.message) == (1, True)
+
+
+def fit_other_data() -> None:
+    rank = world_here("cpu").rank
+    fl.train_only(model := net(), "head")
+    train = random_split(pictures(30, 1), [20, 10], torch.Generator().manual_seed(rank))[0]
+    fl.fit(model, train, pictures(5, 2), epochs=1, device="cpu", features="off")
+
+
+def test_data_that_each_process_divided_otherwise_are_an_error() -> None:
+    for ended in ends_of(fit_other_data):
+        assert "DataError" in ended.error
+        assert "the training data of process 1 are not those of process 0" in ended.error
+
+
+def fit_shuffled() -> Fitted:
+    """By loaders that shuffle, of which the validation data's draws after dropout has drawn."""
+    loaders = (DataLoader(pictures(n, n), batch_size=8, shuffle=True) for n in (37, 19))
+    fl.train_only(model := net(0.2), "head | top")
+    return fitted(fl.fit(model, *loaders, epochs=2, device="cpu", features="off"))
+
+
+def test_loaders_that_shuffle_give_all_processes_one_order() -> None:
+    first, second = on_ranks(fit_shuffled)
+    assert first.losses == second.losses
+    assert first.metrics == second.metrics
+
+
+def fit_sampled() -> None:
+    data = pictures(16, 1)
+    sampler: Any = DistributedSampler(data, num_replicas=2, rank=world_here("cpu").rank)
+    fl.train_only(model := net(), "head")
+    fl.fit(model, DataLoader(data, 4, sampler=sampler), data, epochs=1, device="cpu")
+
+
+def test_a_loader_that_is_divided_already_is_refused() -> None:
+    for ended in ends_of(fit_sampled):
+        assert (
+            "has a DistributedSampler, and processes share its batches here already" in ended.error
+        )
+
+
+def fit_compiled() -> None:
+    fit_net("head", compile=True, sync_norm=True)
+
+
+def test_norms_of_all_processes_are_not_compiled() -> None:
+    for ended in ends_of(fit_compiled):
+        assert "compile=True takes batch norms out of the hands of sync_norm=True" in ended.error

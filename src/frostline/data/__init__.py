@@ -14,6 +14,7 @@ from frostline.data.batches import epoch_order as epoch_order
 from frostline.data.batches import holds_all as holds_all
 from frostline.data.batches import some_rows as some_rows
 from frostline.data.division import without as without
+from frostline.data.door import GivenSamples as GivenSamples
 from frostline.data.door import ImageSamples as ImageSamples
 from frostline.data.door import LoadedHere as LoadedHere
 from frostline.data.door import TensorSamples as TensorSamples

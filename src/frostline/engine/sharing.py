@@ -124,9 +124,9 @@ class SharedSteps:
         Raises:
             ModelError: it is of all, and their outputs do not fit together.
         """
-        if batch.is_spare and self._task.weight(outputs, targets) is not None:
-            return Part(_nothing(outputs), targets.new_zeros(()))
         weight = self._task.weight(outputs, targets)
+        if weight is not None and batch.is_spare:
+            return Part(_nothing(outputs), torch.zeros_like(weight))
         if weight is not None:
             return Part(loss_of(self._task, outputs, targets), weight)
         loss = loss_of(self._task, *self._brought_together(outputs, targets, batch))
@@ -134,17 +134,16 @@ class SharedSteps:
 
     def whole(self, part: Part, sums: Mapping[str, Tensor], batch: Batch) -> Whole:
         """What all parts make together."""
-        counts, names = not batch.is_spare, sorted(sums)
-        is_first = self._world.rank == 0
-        weight = float(is_first) if part.weight is None else float(part.weight)
+        names = sorted(sums)
+        counted = [len(batch.targets), *(float(sums[name]) for name in names)]
+        own = [0.0 if batch.is_spare else count for count in counted]
+        # A loss of all samples is the same in each process: the first one says it.
+        weight = float(self._world.rank == 0 if part.weight is None else part.weight)
         loss = weight * part.loss.item() if weight else 0.0
-        own = [len(batch.targets), *(float(sums[name]) for name in names)] if counts else None
-        met = [weight, loss, *(own or [0.0] * (1 + len(names)))]
-        every, value, samples, *rest = self._world.sum(
-            torch.tensor(met, dtype=torch.float64)
-        ).tolist()
+        met = self._world.sum(torch.tensor([weight, loss, *own], dtype=torch.float64))
+        every, value, samples, *_ = met.tolist()
         share = part.loss if part.weight is None else part.loss * (weight / (every or 1.0))
-        found = dict(zip(names, map(torch.tensor, rest), strict=True))
+        found = dict(zip(names, met[3:].unbind(), strict=True))
         return Whole(value / (every or 1.0), found, round(samples), share)
 
     def sum_gradients(self) -> None:

@@ -22,7 +22,13 @@ from frostline.errors import ConfigError, TrainingError, a_type
 from frostline.fitting.beginning import about, begun, check_settings, continued, run_folder
 from frostline.fitting.first_samples import FirstSamples
 from frostline.fitting.phases import PhasePipelines
-from frostline.fitting.together import check_alike, of_all, resumes
+from frostline.fitting.together import (
+    check_alike,
+    check_same_data,
+    check_shared,
+    of_all,
+    resumes,
+)
 from frostline.freezing import Proof
 from frostline.groups import param_groups
 from frostline.plans import Plan
@@ -184,10 +190,11 @@ def fit(
         plan=plan.phases if plan else (),
         device=device,
     )
-    check_settings(settings)
     kind = _task(task, classes, loss, metrics)
     world = world_here(settings.device) if world is None else world
     with together(world):
+        check_settings(settings)
+        check_shared(settings, world)
         resume = resumes(out, world, resume=resume)
         return _fitted(model, (train, val), kind, settings, hooks, world, out=out, resume=resume)
 
@@ -209,6 +216,7 @@ def _fitted(
         param_groups(model, lr=1.0)  # refuses one in which nothing trains
     train, val = given
     data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
+    check_same_data(data, world)
     first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
     task = task.completed(first.found, data=train, recipe=settings.training)
     for samples in data:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from frostline.config import RunSettings
-from frostline.errors import DriftError
+from frostline.data import GivenSamples, Samples, some_targets
+from frostline.errors import ConfigError, DataError, DriftError
 from frostline.records import RunFolder
 from frostline.session import Survey
 from frostline.units import some_of
+from frostline.wording import option
 from frostline.world import World, decided, is_restarted
+
+_LOOKED_AT = 16  # samples of a data set
 
 
 def resumes(out: str | Path | None, world: World, *, resume: bool) -> bool:
@@ -22,6 +29,39 @@ def resumes(out: str | Path | None, world: World, *, resume: bool) -> bool:
         return resume
     begun = is_restarted() and out is not None and RunFolder(Path(out)).settings.is_file()
     return bool(decided(world, resume or begun))
+
+
+def check_shared(settings: RunSettings, world: World) -> None:
+    """Refuse what several processes cannot heed together.
+
+    Raises:
+        ConfigError: names the options.
+    """
+    if world.size > 1 and settings.training.sync_norm and settings.features.compile:
+        raise ConfigError(
+            f"{option('compile', True)} takes batch norms out of the hands of "
+            f"{option('sync_norm', True)}. Leave one of them out."
+        )
+
+
+def check_same_data(data: Sequence[Samples], world: World) -> None:
+    """Make sure that all processes were given the same samples, as far as a few of them say.
+
+    Raises:
+        DataError: they were not, as where each divided a data set at random.
+    """
+    if world.size == 1:
+        return
+    for samples, part in zip(data, ("training", "validation"), strict=True):
+        if isinstance(samples, GivenSamples):
+            continue  # looked at batch by batch
+        places = torch.linspace(0, len(samples) - 1, min(_LOOKED_AT, len(samples))).long()
+        own = [len(samples), repr(some_targets(samples.targets, places))]
+        if decided(world, own) != own:
+            raise DataError(
+                f"the {part} data of process {world.rank} are not those of process 0. Let each "
+                "make them by the same seed, as torch.Generator().manual_seed(0)."
+            )
 
 
 def of_all(settings: RunSettings, world: World) -> RunSettings:

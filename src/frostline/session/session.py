@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from inspect import signature
 from itertools import count
 from typing import Any, final
@@ -33,6 +34,7 @@ from frostline.tasks import RESERVED, Metric, Metrics, better_of
 from frostline.world import ALONE, World, gathered_names
 
 _FORMAT = "frostline session 1"
+_OF_ALL = -1  # no process's number: what all draw alike
 _OPEN_EPOCHS = 10  # of a phase that ends by what it reaches
 
 
@@ -301,15 +303,19 @@ class Session:
             yield from given
             return
         at, rank = self.position, self.world.rank
-        for number in count(at.batches):
-            if number:  # the order of an epoch is drawn with the first, and the same in all
-                seed_batch(self.recipe.seed, at.epochs, number, rank)
-            batch = next(given, None)
-            if batch is None:
-                return
-            if not number:
-                seed_batch(self.recipe.seed, at.epochs, number, rank)
-            yield batch
+        seeded = partial(seed_batch, self.recipe.seed, at.epochs)
+        try:
+            for number in count(at.batches):
+                if number:  # the order of an epoch is drawn with the first, and the same in all
+                    seeded(number, rank)
+                batch = next(given, None)
+                if batch is None:
+                    return
+                if not number:
+                    seeded(number, rank)
+                yield batch
+        finally:
+            seeded(0, _OF_ALL)
 
     def before_step(self) -> None:
         """Put the learning rates to where the phase's schedule is; `epoch` does so itself.

@@ -85,13 +85,20 @@ def test_machines_that_do_not_see_each_others_locks_lose_and_mix_no_row(
     tmp_path: Path, locks: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     ear, mouth = os.pipe()
-    machines = [
-        on_machine(str(n), locks, partial(fill_in_sessions, tmp_path, n, mouth)) for n in range(3)
+
+    def fill_and_stay() -> None:
+        fill_in_sessions(tmp_path, 0, mouth)
+        signal.pause()
+
+    machines = [on_machine("0", locks, fill_and_stay)]
+    machines += [
+        on_machine(str(n), locks, partial(fill_in_sessions, tmp_path, n, mouth)) for n in (1, 2)
     ]
     os.close(mouth)
+    raw = os.read(ear, 2)
     os.kill(machines[0], signal.SIGKILL)
     with os.fdopen(ear, "rb") as file:
-        raw = file.read()
+        raw += file.read()
     assert [ended(child) for child in machines] == [-signal.SIGKILL, 0, 0]
     stored = {int.from_bytes(raw[at : at + 2], "little") for at in range(0, len(raw), 2)}
     assert stored == set(NUMBERS)

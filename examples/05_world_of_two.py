@@ -2,7 +2,8 @@
 
     python examples/05_world_of_two.py
 
-Two threads stand in for two processes here. `torch.distributed` would take the same five members.
+Two threads stand in for two processes here. Under `torchrun`, `frostline.world.world_here()` gives
+one of `torch.distributed`, and `fl.fit` finds it itself: see docs/processes.md.
 """
 
 import threading
@@ -31,6 +32,10 @@ class Thread:
         self.barrier()  # nobody puts new values before both have read these
         return total
 
+    def tell(self, error):
+        self._barrier.abort()
+        return error
+
 
 def main() -> None:
     shared = threading.Barrier(2), {}
@@ -42,8 +47,9 @@ def main() -> None:
 
 
 def work(world: fl.World) -> None:
-    order = Order(samples=11, batch_size=2, shuffle=True, seed=0, world=world)
-    own = torch.cat(order.epoch(0))  # this one's samples of the first epoch
+    order = Order(samples=11, batch_size=5, shuffle=True, seed=0, world=world)
+    parts = enumerate(order.epoch(0))  # this one's samples of each batch of the first epoch
+    own = torch.cat([part for number, part in parts if not order.is_spare(number)])
     hits = world.sum((own % 3 == 0).sum())  # an evaluation: sums over all
     every = gathered(world, own)
     if world.writes:

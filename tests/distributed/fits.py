@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Fitted:
     frozen: list[str]
     ended: list[str]
     folder: str
-    more: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, float]
 
 
 def fitted(run: fl.Run) -> Fitted:
@@ -78,6 +78,7 @@ def fitted(run: fl.Run) -> Fitted:
         [str(run.proof.fingerprint), *(str(phase.frozen.fingerprint) for phase in run.phases)],
         [phase.ended for phase in run.phases],
         str(run.folder.root) if run.folder else "",
+        dict(run.best.validation.headline()),
     )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from extraction_world import Noise, passes, pictures_net
+import torch
+from extraction_world import Noise, Reader, Texts, passes, pictures_net
 from fits import Fitted, fitted
 from ranks import on_ranks
 from test_training import assert_alike
 from torch import Tensor
 
 import frostline as fl
+from frostline.session import pipelines
+from frostline.world import world_here
 
 
 class Live(Noise):
@@ -76,3 +80,46 @@ def test_what_is_new_in_every_epoch_goes_through_the_frozen_part_of_each(tmp_pat
     assert len(set(alone[0].losses)) == 3
     assert [computed for _, computed, *_ in shared] == [30, 30]  # validation
     assert any("new noise in every epoch" in said for said in shared[0][3])
+
+
+class Careless(Reader):
+    """The mean over all positions of a batch, padding and all, so texts have no features."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        mean = torch.tanh(self.hidden(self.words(input_ids))).mean(dim=1)
+        found: Tensor = self.head(mean + 0.0 * attention_mask[:, :1])
+        return found
+
+
+def _fit_careless(features: Path) -> tuple[Fitted, tuple[str, ...]]:
+    torch.manual_seed(0)
+    model = Careless()
+    fl.train_only(model, "head")
+    texts = Texts(40), Texts(20)
+    options = {"epochs": 2, "lr": 0.01, "batch_size": 8, "device": "cpu", "features": features}
+    run = fl.fit(model, *texts, precision="exact", **options)
+    return fitted(run), run.says
+
+
+def test_all_do_without_features_where_the_first_finds_that_padding_matters(tmp_path: Path) -> None:
+    shared = on_ranks(_fit_careless, tmp_path)
+    assert all(any("no features are stored" in line for line in says) for _, says in shared)
+    first, second = (found for found, _ in shared)
+    assert first.losses == second.losses
+
+
+def _fit_without_a_store(root: Path) -> tuple[Fitted, tuple[str, ...]]:
+    """The user's own store cannot be written by the second process."""
+    pipelines.WORTH_OPERATIONS = {"cpu": 0.0}
+    own = root / ("file" if world_here("cpu").rank else "store")
+    os.environ["FROSTLINE_FEATURES"] = str(own)
+    found, _, _, says = fit_noise("auto", precision="exact")
+    return found, says
+
+
+def test_all_do_without_a_store_that_one_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    shared = on_ranks(_fit_without_a_store, tmp_path)
+    assert all(says[0].startswith("Features  none are stored: ") for _, says in shared)
+    assert all("cannot write features to" in says[0] for _, says in shared)
+    assert_alike([found for found, _ in shared], fit_noise("off", precision="exact")[0])

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from fits import PLAN, Fitted, fit_net, net
+from fits import PLAN, Fitted, fit_net, net, pictures
 from ranks import on_ranks
 
 import frostline as fl
+from frostline.data import make_batches
+from frostline.devices import Compute
+from frostline.engine import predict
+
+BATCHES: Any = {"batch_size": 8, "shuffle": False, "seed": 0}
 
 
 def assert_alike(shared: list[Fitted], alone: Fitted, *, rtol: float = 1e-6) -> None:
@@ -61,6 +67,11 @@ def test_a_norm_of_all_processes_learns_as_in_one() -> None:
 def test_a_norm_of_each_process_learns_otherwise_and_ends_alike() -> None:
     first, second = on_ranks(fit_top, False)
     assert_same_bits(first, second)
+    model = net()
+    model.load_state_dict(first.tensors)
+    outputs = predict(model, make_batches(pictures(19, 2), **BATCHES), Compute("cpu")).outputs
+    judged = fl.Classification(3).summarise(outputs, pictures(19, 2).tensors[1])
+    assert first.best == second.best == pytest.approx(dict(judged.headline()))
     assert first.losses != pytest.approx(fit_top(False).losses, rel=1e-3)
 
 

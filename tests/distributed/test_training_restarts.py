@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from fits import PLAN, Fitted, fit_net
 from ranks import ends_of, on_ranks
 from test_training import assert_same_bits
@@ -61,3 +62,16 @@ def test_a_run_that_no_restart_announces_is_not_resumed(tmp_path: Path) -> None:
     ended = ends_of(fit_plan, tmp_path / "run", size=2)
     assert "OutputError" in ended[0].error
     assert "already holds a run" in ended[1].error
+
+
+def fit_head(out: Path | None, step: int = 0, resume: bool = False) -> Fitted:
+    saving.SAVE_SECONDS, saving._SHARE_OF_TIME = 0.0, 0
+    return fit_net("head", out=out, resume=resume, hooks=[KillAt(step)])
+
+
+def test_one_process_goes_on_with_the_run_of_several(tmp_path: Path) -> None:
+    ends_of(fit_head, tmp_path / "run", 7)
+    alone, whole = fit_head(tmp_path / "run", resume=True), fit_head(None)
+    assert alone.losses == pytest.approx(whole.losses, rel=1e-6)
+    for name, tensor in whole.tensors.items():
+        torch.testing.assert_close(alone.tensors[name], tensor)

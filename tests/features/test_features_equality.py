@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,6 @@ from frostline.data import Augment, ImageDataset, ImageSet, read_set
 from frostline.engine import Hook, Training
 from frostline.features import Computing, difference_by_place
 from frostline.models import load_model
-from frostline.session import pipelines
 from warm_process import Start
 
 
@@ -350,7 +350,8 @@ def test_rows_that_differ_by_their_place_in_a_batch_are_computed_in_each_epoch(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As matrix kernels of some processors do, which cannot be had on every one.
-    monkeypatch.setattr(pipelines, "difference_by_place", lambda *_: 1e-7)
+    module = import_module("frostline.features.computing")
+    monkeypatch.setattr(module, "difference_by_place", lambda *_: 1e-7)
     found = both(pictures_net, images(photos / "train"), images(photos / "val"), tmp_path)
     found.assert_equal()
     assert found.stored.computed == 0

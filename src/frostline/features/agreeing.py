@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from frostline.cutting import Cut
+from frostline.cutting import Cut, cut
 from frostline.data import Samples
-from frostline.errors import ConfigError, FrostlineError
+from frostline.errors import ConfigError, CutError, FrostlineError
 from frostline.features.computing import Computing, plain_of, realised_later, tuned_of
 from frostline.features.padding import Padding, padding_of
 from frostline.store import Pads
@@ -47,6 +47,21 @@ def _tried(world: World, decide: Callable[[], _Found], cut: Cut) -> _Found | Non
             failed = error
     agreed(world, failed)
     return found
+
+
+def cut_by_all(world: World, model: nn.Module, few: Any) -> Cut:
+    """The cut of this process's model; where one process finds none, none has.
+
+    Args:
+        few: a batch of inputs.
+    """
+    failed = None
+    try:
+        made = cut(model, few)
+    except CutError as error:
+        failed = error
+    agreed(world, failed)
+    return made
 
 
 def computing_of_first(

@@ -282,6 +282,18 @@ def difference_by_place(compute: Computing, inputs: Any) -> float:
     return _difference(tuple(value[turned] for value in found), whole)
 
 
+def differences(compute: Computing, inputs: Any, last: int) -> list[float]:
+    """`difference_by_place`, and where that is 0 `difference_by_size` of the last few samples.
+
+    Args:
+        inputs: a whole batch of samples.
+        last: samples of a last batch that is smaller; 0 where there is none.
+    """
+    by_place = difference_by_place(compute, inputs)
+    is_asked = last and not by_place
+    return [by_place, difference_by_size(compute, inputs, last) if is_asked else 0.0]
+
+
 def _difference(few: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> float:
     """The largest difference from the same rows of a larger batch, relative to the largest."""
     pairs = [(a, b[: len(a)]) for a, b in zip(few, whole, strict=True)]

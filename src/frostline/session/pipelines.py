@@ -42,8 +42,8 @@ from frostline.features import (
     PrefixedBatches,
     computing,
     computing_of_first,
-    difference_by_place,
-    difference_by_size,
+    cut_by_all,
+    differences,
     extract,
     in_form,
     in_passes_of,
@@ -55,7 +55,7 @@ from frostline.store import FeatureStore, is_address, user_cache
 from frostline.tuning import PLAIN, Form
 from frostline.units import Stopwatch, format_bytes, format_seconds
 from frostline.wording import either
-from frostline.world import ALONE, World, agreed
+from frostline.world import ALONE, World
 
 CHECKED_SAMPLES = 4  # on which a cut is checked against the model
 TRIED_SAMPLES = 8  # on which forms are tried
@@ -180,7 +180,7 @@ def pipeline(
     try:
         sides = tuple(map(_Side, data, plain))
         few = sides[0].first(options, CHECKED_SAMPLES) if example is None else example
-        return _Making(options, sides).through(_cut_everywhere(model, few, options.world))
+        return _Making(options, sides).through(cut_by_all(options.world, model, few))
     except (CutError, StoreError, OutputError) as error:
         if options.features != "auto" and not isinstance(error, CutError):
             raise
@@ -212,17 +212,6 @@ def default_store() -> Path | str:
     if given:
         return given if is_address(given) else Path(given)
     return user_cache() / "features"
-
-
-def _cut_everywhere(model: nn.Module, few: Any, world: World) -> Cut:
-    """The cut of this process; where one process finds none, none has."""
-    failed = None
-    try:
-        made = cut(model, few)
-    except CutError as error:
-        failed = error
-    agreed(world, failed)
-    return made
 
 
 @final
@@ -320,8 +309,15 @@ class _Making:
         difference = 0.0
         if options.precision == "exact" and not padding.varies:
             size = min(options.batch_size, len(samples))
-            last = len(samples) % size
-            by_place, difference = self._differences(compute, samples, size, last)
+            by_place, difference = of_first(
+                options.world,
+                lambda: differences(
+                    compute,
+                    first_batch(samples, size, options.as_targets).inputs,
+                    len(samples) % size,
+                ),
+                cut=compute.cut,
+            )
             if by_place:
                 self._notes.append(
                     f"rows differ by up to {by_place:.0e} with their place in a batch on this "
@@ -340,20 +336,6 @@ class _Making:
             f"{len(samples) % options.batch_size} of {len(samples)} are computed in each epoch"
         )
         return LiveLastBatches(batches, samples, compute)
-
-    def _differences(
-        self, compute: Computing, samples: Samples, size: int, last: int
-    ) -> tuple[float, float]:
-        """Of rows by their place in a batch, and of the last few where they are one."""
-
-        def measured() -> list[float]:
-            whole = first_batch(samples, size, self._options.as_targets).inputs
-            by_place = difference_by_place(compute, whole)
-            is_asked = last and not by_place
-            return [by_place, difference_by_size(compute, whole, last) if is_asked else 0.0]
-
-        by_place, by_size = of_first(self._options.world, measured, cut=compute.cut)
-        return by_place, by_size
 
     def _extracted(
         self, made: Cut, samples: Samples, compute: Computing, padding: Padding

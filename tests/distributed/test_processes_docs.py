@@ -24,8 +24,9 @@ def run_script(script: str, folder: Path) -> int:
 
 
 def test_the_script_trains_on_two_processes(tmp_path: Path) -> None:
-    first = PAGE.partition("\n## ")[0]
-    (script,) = re.findall(r"^```python\n(.*?)^```$", first, flags=re.DOTALL | re.MULTILINE)
+    (script,) = re.findall(
+        r"^```python\n(# train\.py.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE
+    )
     assert on_ranks(run_script, script, tmp_path) == [2, 2]
     assert (tmp_path / "run" / "result.json").exists()
 

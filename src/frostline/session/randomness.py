@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from itertools import count
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import xxhash
 
+_Item = TypeVar("_Item")
+_OF_ALL = -1  # no process's number: what all draw alike
 _EPOCH_STRIDE = 1_000_003
 
 
@@ -21,9 +24,30 @@ def seed_epoch(seed: int, epoch: int) -> None:
     np.random.seed(mixed % 2**32)
 
 
-def seed_batch(seed: int, epoch: int, batch: int, rank: int) -> None:
-    """The same for one batch of several processes, in each of which it draws other numbers."""
-    mixed = xxhash.xxh3_64_intdigest(f"{seed}\0{epoch}\0{batch}\0{rank}".encode()) >> 1
+def seeded_apart(
+    given: Iterator[_Item], *, seed: int, epoch: int, first: int, rank: int
+) -> Iterator[_Item]:
+    """The batches of an epoch from number `first` on, with random numbers of each process's own.
+
+    Each batch begins with a seed of its own, so that none needs a state to go on from. What an
+    epoch draws with its first batch, as the order of a loader, is the same in all processes.
+    """
+    try:
+        for number in count(first):
+            if number:
+                _seed(seed, epoch, number, rank)
+            batch = next(given, None)
+            if batch is None:
+                return
+            if not number:
+                _seed(seed, epoch, number, rank)
+            yield batch
+    finally:
+        _seed(seed, epoch, 0, _OF_ALL)
+
+
+def _seed(*parts: int) -> None:
+    mixed = xxhash.xxh3_64_intdigest("\0".join(map(str, parts)).encode()) >> 1
     torch.manual_seed(mixed)
     random.seed(mixed)
     np.random.seed(mixed % 2**32)

@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from functools import partial
-from inspect import signature
-from itertools import count
 from typing import Any, final
 
 import torch
@@ -26,15 +23,15 @@ from frostline.freezing.modes import is_held
 from frostline.plans import Phase, Plan
 from frostline.recipe import Recipe, recipe_from
 from frostline.session.optimizers import MakeOptimizer, PhasedOptimizer
-from frostline.session.pipelines import Pipeline, PipelineOptions, pipeline
+from frostline.session.pipelines import Pipeline, PipelineOptions, compiled, pipeline
 from frostline.session.position import Position, goes_on
-from frostline.session.randomness import random_state, seed_batch, seed_epoch, set_random_state
+from frostline.session.randomness import random_state, seed_epoch, seeded_apart, set_random_state
 from frostline.session.survey import freeze_for, survey
-from frostline.tasks import RESERVED, Metric, Metrics, better_of
+from frostline.tasks import Metrics
+from frostline.tasks.metrics import metrics_from
 from frostline.world import ALONE, World, gathered_names
 
 _FORMAT = "frostline session 1"
-_OF_ALL = -1  # no process's number: what all draw alike
 _OPEN_EPOCHS = 10  # of a phase that ends by what it reaches
 
 
@@ -257,7 +254,7 @@ class Session:
         made = pipeline(self.model, example, samples, plain, replace(asked, epochs=epochs))
         if recipe.lean and isinstance(made.forward, nn.Module) and not is_lean(made.forward):
             self._lean = lean(made.forward)
-        return replace(made, forward=_compiled(made.forward)) if asked.compile else made
+        return replace(made, forward=compiled(made.forward)) if asked.compile else made
 
     def epoch(self, batches: Batches) -> Generator[Batch, None, None]:
         """The batches of the epoch, or what is left of it; the model is put in train mode.
@@ -287,7 +284,7 @@ class Session:
             if self._random and at.batches:
                 set_random_state(self._random)
             self._random = None
-            for number, batch in enumerate(self._seeded(given), at.batches + 1):
+            for number, batch in enumerate(self._drawn(given), at.batches + 1):
                 if (number - 1) % self._accumulate == 0:
                     self.before_step()
                 self._batches = number
@@ -297,25 +294,11 @@ class Session:
                 if self.stops_within_epoch:
                     return
 
-    def _seeded(self, given: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; where there are several processes, each with random numbers of its own."""
+    def _drawn(self, given: Iterator[Batch]) -> Iterator[Batch]:
         if self.world.size == 1:
-            yield from given
-            return
-        at, rank = self.position, self.world.rank
-        seeded = partial(seed_batch, self.recipe.seed, at.epochs)
-        try:
-            for number in count(at.batches):
-                if number:  # the order of an epoch is drawn with the first, and the same in all
-                    seeded(number, rank)
-                batch = next(given, None)
-                if batch is None:
-                    return
-                if not number:
-                    seeded(number, rank)
-                yield batch
-        finally:
-            seeded(0, _OF_ALL)
+            return given
+        seed, at, rank = self.recipe.seed, self.position, self.world.rank
+        return seeded_apart(given, seed=seed, epoch=at.epochs, first=at.batches, rank=rank)
 
     def before_step(self) -> None:
         """Put the learning rates to where the phase's schedule is; `epoch` does so itself.
@@ -376,7 +359,7 @@ class Session:
                 that the phase's `until` watches is not among them.
         """
         self._check_entered("end_epoch")
-        found = _metrics(metrics)
+        found = metrics_from(metrics)
         self.tick()
         at, until = self.position, self.phase.until
         at.epochs, at.phase_epochs = at.epochs + 1, at.phase_epochs + 1
@@ -501,15 +484,6 @@ class Session:
         self._batches, self._is_left, self._clock = self.position.batches, False, None
 
 
-def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled for one phase; what others compiled of the same code counts for no limit of it."""
-    # torch runs a code uncompiled that it compiled eight times; 2.9 can do no other.
-    known = signature(torch.compile).parameters
-    apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
-    made: Callable[..., Any] = torch.compile(forward, **apart)
-    return made
-
-
 def _phases(plan: Plan | None, recipe: Recipe) -> tuple[Phase, ...]:
     if plan is None:
         return (Phase(epochs=recipe.epochs),)
@@ -518,23 +492,6 @@ def _phases(plan: Plan | None, recipe: Recipe) -> tuple[Phase, ...]:
             f"the plan is {a_type(plan)}. Give fl.Plan([fl.Phase(...)]), or fl.Plan.load(file)."
         )
     return plan.phases
-
-
-def _metrics(metrics: Metrics | Mapping[str, float] | None) -> Metrics:
-    if isinstance(metrics, Metrics):
-        return metrics
-    found = []
-    for name, value in (metrics or {}).items():
-        try:
-            number = float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"the metric {name} of the epoch is {a_type(value)}. Give a number."
-            ) from error
-        if name not in RESERVED:
-            found.append(Metric(name, number, better_of(name) or "higher"))
-    found.sort(key=lambda metric: metric.name != "accuracy")
-    return Metrics(tuple(found), samples=0)
 
 
 _ENTER = "Enter a phase first: session.enter()."

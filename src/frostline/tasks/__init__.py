@@ -12,6 +12,7 @@ from frostline.tasks.classification import evaluate_logits as evaluate_logits
 from frostline.tasks.metrics import Best as Best
 from frostline.tasks.metrics import Metric as Metric
 from frostline.tasks.metrics import Metrics as Metrics
+from frostline.tasks.metrics import better_of as better_of
 from frostline.tasks.metrics import label as label
 from frostline.tasks.metrics import shown as shown
 from frostline.tasks.multilabel import MultiLabel as MultiLabel

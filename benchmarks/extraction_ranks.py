@@ -97,17 +97,16 @@ def compare(timed: Any, processes: int, repeats: int, name: str) -> dict[str, An
 def kills(work: Any, count: int) -> dict[str, Any]:
     draw = random.Random(0)
     undisturbed = started(work, KILLED_OF, store="undisturbed")
-    again, died = [], 0
-    for turn in range(count):
-        after = draw.uniform(0.0, undisturbed["seconds"])
-        killed = (draw.randrange(KILLED_OF), after)
-        found = started(work, KILLED_OF, store=f"killed{turn}", killed=killed)
-        assert found["digest"] == undisturbed["digest"], f"other bits after {killed}"
-        died += found["was_killed"]
-        again.append(found["records"] - found["rows"])
-        print(f"process {killed[0]} killed after {after:.2f} s: same bits, {again[-1]} rows twice")
-    # Those drawn after the end of what was quicker than the undisturbed one kill nobody.
-    return {"kills": died, "rows_stored_twice": sum(again), "kill_rows": undisturbed["rows"]}
+    again = list[int]()
+    while len(again) < count:
+        killed = (draw.randrange(KILLED_OF), draw.uniform(0.0, undisturbed["seconds"]))
+        found = started(work, KILLED_OF, store=uuid.uuid4().hex, killed=killed)
+        said = f"process {killed[0]} after {killed[1]:.2f} s"
+        assert found["digest"] == undisturbed["digest"], f"other bits: {said}"
+        if found["was_killed"]:  # else it had ended before
+            again.append(found["records"] - found["rows"])
+            print(f"killed {said}: same bits, {again[-1]} rows twice", flush=True)
+    return {"kills": count, "rows_stored_twice": sum(again), "kill_rows": undisturbed["rows"]}
 
 
 def started(work: Any, processes: int, *, store: str, **named: Any) -> dict[str, Any]:

@@ -11,7 +11,8 @@ which the peak of resident memory is told, with what torch and frostline alone t
 - lookup: of 10,000 keys that are not there.
 - ls, prune: what is there; then all of it goes.
 
-Growth is what ten times the rows cost, as the exponent of a power: 1 is linear.
+Seconds are of a processor core, which others on the machine do not lengthen. Growth is what ten
+times the rows cost, as the exponent of a power: 1 is linear.
 """
 
 from __future__ import annotations
@@ -140,9 +141,9 @@ def batches(rows: int) -> Iterator[torch.Tensor]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def peak() -> float:

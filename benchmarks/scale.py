@@ -5,8 +5,8 @@
 
 Reads `results/slopes.json` and `results/million_rows.json` and simulates: pictures are handed out
 to the devices in chunks as an extraction does, each device stores its rows in segments, brings them
-to an address, and fetches what the others stored; then epochs are divided. A device is one process;
-all figures are of the machine of the slopes, so give `--seconds-per-picture` for another.
+to an address, and fetches what the others stored; then epochs are divided. A device is one process
+on one core of the machine of the slopes; for another give `--seconds-per-picture`.
 
 What is not in it: network bandwidth (bytes are told), the sum of gradients in a step, decoding
 that competes for one disk.
@@ -28,7 +28,7 @@ from frostline.store.writing import FULL_BYTES, FULL_SECONDS
 RESULTS = Path(__file__).parent / "results"
 CHUNK = 128  # pictures that a process claims at a time: four batches of 32
 SPREAD = 0.1  # of the time of a chunk, from one to the next
-RECORD_BYTES = 40  # of a row of one value in the log, with its id and sums
+RECORD_BYTES = 32  # of a row of one value in the log, with its id and sums
 LISTED = 1000  # objects in an answer of S3
 
 

@@ -3,7 +3,8 @@
     python benchmarks/slopes.py [--json FILE] [--repeats 3]
 
 Each is the difference of two sizes, over the difference of the sizes, so that what happens once
-drops out; processes of their own with one thread each, medians:
+drops out; in processes of their own with one torch thread each, medians. Seconds are of a processor
+core, all threads together.
 
 - photos: seconds of `fl.extract` for a photo of hymenoptera (500 x 375) through MobileNetV2 at
   224 px, into an empty store; and of naming a picture by its content.
@@ -30,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ import torch
 import frostline as fl
 from frostline.store import FeatureKey, FeatureStore, ValueSpec
 
-FEW, MANY = 4_000, 16_000  # pictures, samples and rows
+FEW, MANY = 2_000, 8_000  # pictures, samples and rows
+PHOTOS = 60
 WIDTH = 1280
 
 
@@ -65,28 +68,33 @@ def main() -> None:
 
 def measured(scratch: Path) -> dict[str, float]:
     """The slopes of one run of everything."""
-    photos = [told("photos", count) for count in (60, 240)]
-    each = {
-        f"{name}_seconds_per_photo": (photos[1][name] - photos[0][name]) / 180
-        for name in ("extract", "ids")
-    }
-    epochs = [told("epoch", count)["seconds"] for count in (FEW, MANY)]
-    narrow = [told("check", count, 32)["seconds"] for count in (FEW, MANY)]
-    wide = [told("check", count, WIDTH)["seconds"] for count in (FEW, MANY)]
-    per_narrow, per_wide = ((pair[1] - pair[0]) / (MANY - FEW) for pair in (narrow, wide))
     root = next(path for path in scratch.rglob("train") if path.is_dir())
     memory = [told("memory", root, count) for count in (FEW, MANY)]
     kept = {
         f"{name}_bytes_per_sample": (memory[1][name] - memory[0][name]) / (MANY - FEW)
         for name in ("data", "stored")
     }
+    return {**told("times", ""), **kept, "process_bytes": memory[0]["base"]}
+
+
+def times(_: str) -> dict[str, float]:
+    photos(8)  # imports, and all that happens once
+    few, many = photos(PHOTOS), photos(3 * PHOTOS)
+    each = {
+        f"{name}_seconds_per_photo": (many[name] - few[name]) / (2 * PHOTOS)
+        for name in ("extract", "ids")
+    }
+
+    def slope(of: Callable[[int], float]) -> float:
+        return (of(MANY) - of(FEW)) / (MANY - FEW)
+
+    epoch(FEW)
+    narrow, wide = (slope(partial(check, width=width)) for width in (32, WIDTH))
     return {
         **each,
-        "epoch_seconds_per_sample": (epochs[1] - epochs[0]) / (MANY - FEW),
-        "check_seconds_per_row": per_narrow,
-        "check_seconds_per_byte": max(0.0, per_wide - per_narrow) / (4 * (WIDTH - 32)),
-        **kept,
-        "process_bytes": memory[0]["base"],
+        "epoch_seconds_per_sample": slope(epoch),
+        "check_seconds_per_row": narrow,
+        "check_seconds_per_byte": max(0.0, wide - narrow) / (4 * (WIDTH - 32)),
     }
 
 
@@ -98,14 +106,14 @@ def told(part: str, *arguments: object) -> dict[str, float]:
     return found
 
 
-def photos(count: str) -> dict[str, float]:
+def photos(count: int) -> dict[str, float]:
     from shared import DATA, network
 
     from frostline.data import ImageDataset, ImageSet, open_data, read_splits
 
     loaded = network("mobilenet_v2")
     train = read_splits(DATA / "hymenoptera").train
-    data = ImageDataset(ImageSet(train.classes, train.samples[: int(count)]), loaded.preprocessing)
+    data = ImageDataset(ImageSet(train.classes, train.samples[:count]), loaded.preprocessing)
     samples = open_data(data)
     seconds_of_ids = seconds(lambda: samples.ids(range(len(data))))
     cut = fl.cut(loaded.model, torch.randn(2, 3, 224, 224))
@@ -114,29 +122,32 @@ def photos(count: str) -> dict[str, float]:
     return {"extract": took, "ids": seconds_of_ids}
 
 
-def epoch(count: str) -> dict[str, float]:
-    from shared import Epochs
+def epoch(samples: int) -> float:
     from torch.utils.data import TensorDataset
 
-    samples = int(count)
     model = torch.nn.Sequential(torch.nn.Linear(8, WIDTH), torch.nn.Linear(WIDTH, 100))
     fl.train_only(model, "1")
     data = TensorDataset(torch.randn(samples, 8), torch.randint(100, (samples,)))
     few = TensorDataset(torch.randn(64, 8), torch.randint(100, (64,)))
-    timed = Epochs(samples)
     with tempfile.TemporaryDirectory() as store:
-        fl.fit(model, data, few, features=store, epochs=3, batch_size=64, hooks=[timed])
-    return {"seconds": statistics.median(timed.seconds)}
+
+        def fit(epochs: int) -> float:
+            return seconds(
+                lambda: fl.fit(model, data, few, features=store, epochs=epochs, batch_size=64)
+            )
+
+        fit(1)
+        return (fit(6) - fit(1)) / 5
 
 
-def check(count: str, width: str) -> dict[str, float]:
-    rows, values = int(count), (ValueSpec("value 0", (int(width),), torch.float32),)
+def check(rows: int, width: int) -> float:
+    values = (ValueSpec("value 0", (width,), torch.float32),)
     ids = [number.to_bytes(16, "little") for number in range(rows)]
     with tempfile.TemporaryDirectory() as folder:
         features = FeatureStore(folder).open(FeatureKey({"prefix": "synthetic"}), values)
         with features.writer() as writer:
-            writer.put(ids, [torch.zeros(rows, int(width))])
-        return {"seconds": statistics.median(seconds(lambda: features.read(ids)) for _ in range(3))}
+            writer.put(ids, [torch.zeros(rows, width)])
+        return statistics.median(seconds(lambda: features.read(ids)) for _ in range(3))
 
 
 def memory(root: str, count: str) -> dict[str, float]:
@@ -181,9 +192,7 @@ def linked(root: Path, to: Path, count: int) -> None:
 
 
 PARTS: dict[str, Callable[..., dict[str, float]]] = {
-    "photos": photos,
-    "epoch": epoch,
-    "check": check,
+    "times": times,
     "memory": memory,
 }
 
@@ -265,9 +274,10 @@ def await_server(port: int) -> None:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """Processor seconds of all threads, which others on the machine do not lengthen."""
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def resident() -> int:

@@ -89,6 +89,21 @@ def test_a_second_run_makes_no_forward_pass_of_the_frozen_part(world: World) -> 
     assert "computed" not in notes(again.out)["Features"]
 
 
+def test_runs_of_two_machines_share_what_is_at_an_address(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, told = f"file://{world.root}/there", []
+    for machine in ("one", "two"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(world.root / machine))
+        answer = world.train("--features", address, out=world.root / f"run {machine}")
+        assert answer.status == 0
+        told.append(notes(answer.out)["Features"])
+    assert told[0].startswith("24 rows computed in ")
+    assert told[1].startswith("all in the store, no forward pass")
+    settings = tomllib.loads((world.root / "run two" / "run.toml").read_text())
+    assert settings["features"]["store"] == address
+
+
 def test_a_new_picture_is_the_only_row_that_is_computed(world: World) -> None:
     world.train()
     shutil.move(world.photos / "train/dark/0.png", world.photos / "train/dark/renamed.png")
@@ -301,6 +316,11 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path, arguments: list[str
 def test_without_a_folder_it_is_the_one_of_the_user() -> None:
     default_store().mkdir(parents=True, exist_ok=True)
     assert call("features", "ls", "--json").json["store"] == str(default_store())
+
+
+def test_the_store_of_the_user_may_be_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROSTLINE_FEATURES", "memory://of the user")
+    assert call("features", "ls", "--json").json == {"store": "memory://of the user", "keys": []}
 
 
 def test_verify_reads_every_row(finished: World) -> None:

@@ -333,6 +333,13 @@ def test_rows_stay_here_where_the_address_cannot_be_written_and_go_there_later(
     assert_holds(on(address, "two"), range(4))
 
 
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_named_and_the_rows_stay_here(on: Machine) -> None:
+    with pytest.raises(OutputError, match=r"cannot write features to s3://none/x: .*kept in the"):
+        fill(on("s3://none/x", "one"), range(4))
+    assert_holds(on("s3://none/x", "one"), range(4))
+
+
 def test_an_address_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     features = store(tmp_path, "nothing://here", "one").open(KEY, VALUES)
     with pytest.raises(StoreError, match=r"cannot read features from nothing://here: .*nothing"):

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from made_rows import (
     VALUES,
     assert_holds,
@@ -24,6 +25,7 @@ from made_rows import (
     row_ids,
     stored_numbers,
 )
+from torch import Tensor
 
 from frostline import OutputError
 from frostline.store import FeatureStore, segments, writing
@@ -125,6 +127,21 @@ def test_a_writer_goes_on_with_the_segment_of_its_own_machine(tmp_path: Path) ->
     fill(opened(tmp_path), range(5))
     fill(opened(tmp_path), range(5, 9))
     assert len(list(opened(tmp_path).path.glob("segment-*"))) == 1
+
+
+@pytest.mark.parametrize("times", [1, 200])
+def test_rows_of_as_many_machines_as_a_batch_has_rows_are_gathered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    for number in range(12):
+        live_on(monkeypatch, str(number // 2))
+        fill(opened(tmp_path), [number])
+    rows = opened(tmp_path).read(row_ids(range(12)))
+    order = torch.randperm(12).repeat(times)
+    found, wanted = rows.gather(order), batch(order.tolist()[:12])
+    for value, each in zip(found, wanted, strict=True):
+        if isinstance(each, Tensor):
+            assert torch.equal(value, torch.cat([each] * times))
 
 
 def test_claims_of_a_machine_whose_locks_are_not_seen_count_while_it_works(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -204,6 +205,15 @@ def prefixed(
         return batches, model
     compute = in_form(made, Form.parse(form), batch_size=32, device=device)
     return PrefixedBatches(batches, compute), made.suffix
+
+
+def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled for one phase; what others compiled of the same code counts for no limit of it."""
+    # torch runs a code uncompiled that it compiled eight times; 2.9 can do no other.
+    known = signature(torch.compile).parameters
+    apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
+    made: Callable[..., Any] = torch.compile(forward, **apart)
+    return made
 
 
 def default_store() -> Path | str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from functools import partial
-from inspect import signature
-from itertools import count
 from typing import Any, final
 
 import torch
@@ -26,22 +24,21 @@ from frostline.freezing.modes import is_held
 from frostline.plans import Phase, Plan
 from frostline.recipe import Recipe, recipe_from
 from frostline.session.optimizers import MakeOptimizer, PhasedOptimizer
-from frostline.session.pipelines import Pipeline, PipelineOptions, pipeline
+from frostline.session.pipelines import Pipeline, PipelineOptions, compiled, pipeline
 from frostline.session.position import Position, goes_on
 from frostline.session.randomness import (
-    drawing_state,
+    DrawnAlike,
     random_state,
-    seed_batch,
     seed_epoch,
-    set_drawing_state,
+    seeded_apart,
     set_random_state,
 )
 from frostline.session.survey import freeze_for, survey
-from frostline.tasks import RESERVED, Metric, Metrics, better_of
-from frostline.world import ALONE, World, bits_of_first, gathered_names
+from frostline.tasks import Metrics
+from frostline.tasks.metrics import metrics_from
+from frostline.world import ALONE, World, gathered_names
 
 _FORMAT = "frostline session 1"
-_OF_ALL = -1  # no process's number: what all draw alike
 _OPEN_EPOCHS = 10  # of a phase that ends by what it reaches
 
 
@@ -123,7 +120,7 @@ class Session:
         self._clock: float | None = None
         self._restored: Mapping[str, Any] | None = None
         self._random: Mapping[str, Any] | None = None
-        self._shared: dict[str, Tensor] = {}  # from which all processes draw alike
+        self._alike = DrawnAlike(world)
         self._phase_best: dict[str, Tensor] = {}
 
     @property
@@ -265,7 +262,7 @@ class Session:
         made = pipeline(self.model, example, samples, plain, replace(asked, epochs=epochs))
         if recipe.lean and isinstance(made.forward, nn.Module) and not is_lean(made.forward):
             self._lean = lean(made.forward)
-        return replace(made, forward=_compiled(made.forward)) if asked.compile else made
+        return replace(made, forward=compiled(made.forward)) if asked.compile else made
 
     def epoch(self, batches: Batches) -> Generator[Batch, None, None]:
         """The batches of the epoch, or what is left of it; the model is put in train mode.
@@ -294,12 +291,9 @@ class Session:
             # As they were between the two batches where the epoch was cut.
             if self._random and at.batches:
                 set_random_state(self._random)
-                device = device_of(self.model)
-                self._shared = self._random.get("shared") or drawing_state(device)
-                if self.world.size == 1:
-                    set_drawing_state(self._shared, device)
+                self._alike.go_on(device_of(self.model), self._random.get("alike"))
             self._random = None
-            for number, batch in enumerate(self._seeded(given), at.batches + 1):
+            for number, batch in enumerate(self._drawn(given), at.batches + 1):
                 if (number - 1) % self._accumulate == 0:
                     self.before_step()
                 self._batches = number
@@ -309,44 +303,22 @@ class Session:
                 if self.stops_within_epoch:
                     return
 
-    def _seeded(self, given: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; where there are several processes, each with random numbers of its own."""
+    def _drawn(self, given: Iterator[Batch]) -> Iterator[Batch]:
         if self.world.size == 1:
-            yield from given
-            return
-        at, rank = self.position, self.world.rank
-        seeded = partial(seed_batch, self.recipe.seed, at.epochs)
-        try:
-            for number in count(at.batches):
-                if number:  # the order of an epoch is drawn with the first, and the same in all
-                    seeded(number, rank)
-                batch = next(given, None)
-                if batch is None:
-                    return
-                if not number:
-                    self._shared = drawing_state(device_of(self.model))
-                    seeded(number, rank)
-                yield batch
-        finally:
-            seeded(0, _OF_ALL)
+            return given
+        seed, at, alike = self.recipe.seed, self.position, self._alike
+        begun = partial(alike.begin, device_of(self.model))
+        return seeded_apart(
+            given, seed=seed, epoch=at.epochs, first=at.batches, rank=self.world.rank, begun=begun
+        )
 
-    @contextmanager
-    def drawing_alike(self, whole: int) -> Iterator[None]:
+    def drawing_alike(self, whole: int) -> AbstractContextManager[None]:
         """In it torch draws what one process would, from the same state in all processes.
 
         Args:
             whole: samples of the batch in all processes.
         """
-        device = device_of(self.model)
-        own = drawing_state(device)
-        set_drawing_state(self._shared, device)
-        try:
-            yield
-        finally:
-            self._shared = drawing_state(device)
-            set_drawing_state(own, device)
-        if whole % self.world.size:  # who has fewer samples may have drawn less
-            self._shared = {n: bits_of_first(self.world, t) for n, t in self._shared.items()}
+        return self._alike.drawing(device_of(self.model), whole)
 
     def before_step(self) -> None:
         """Put the learning rates to where the phase's schedule is; `epoch` does so itself.
@@ -407,7 +379,7 @@ class Session:
                 that the phase's `until` watches is not among them.
         """
         self._check_entered("end_epoch")
-        found = _metrics(metrics)
+        found = metrics_from(metrics)
         self.tick()
         at, until = self.position, self.phase.until
         at.epochs, at.phase_epochs = at.epochs + 1, at.phase_epochs + 1
@@ -507,8 +479,8 @@ class Session:
         }
 
     def _random_state(self) -> dict[str, Any]:
-        shared = {"shared": dict(self._shared)} if self.world.size > 1 else {}
-        return {**random_state(), **shared}
+        alike = {"alike": self._alike.state} if self.world.size > 1 else {}
+        return {**random_state(), **alike}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken; call `enter` next.
@@ -536,15 +508,6 @@ class Session:
         self._batches, self._is_left, self._clock = self.position.batches, False, None
 
 
-def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled for one phase; what others compiled of the same code counts for no limit of it."""
-    # torch runs a code uncompiled that it compiled eight times; 2.9 can do no other.
-    known = signature(torch.compile).parameters
-    apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
-    made: Callable[..., Any] = torch.compile(forward, **apart)
-    return made
-
-
 def _phases(plan: Plan | None, recipe: Recipe) -> tuple[Phase, ...]:
     if plan is None:
         return (Phase(epochs=recipe.epochs),)
@@ -553,23 +516,6 @@ def _phases(plan: Plan | None, recipe: Recipe) -> tuple[Phase, ...]:
             f"the plan is {a_type(plan)}. Give fl.Plan([fl.Phase(...)]), or fl.Plan.load(file)."
         )
     return plan.phases
-
-
-def _metrics(metrics: Metrics | Mapping[str, float] | None) -> Metrics:
-    if isinstance(metrics, Metrics):
-        return metrics
-    found = []
-    for name, value in (metrics or {}).items():
-        try:
-            number = float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"the metric {name} of the epoch is {a_type(value)}. Give a number."
-            ) from error
-        if name not in RESERVED:
-            found.append(Metric(name, number, better_of(name) or "higher"))
-    found.sort(key=lambda metric: metric.name != "accuracy")
-    return Metrics(tuple(found), samples=0)
 
 
 _ENTER = "Enter a phase first: session.enter()."

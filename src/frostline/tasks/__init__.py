@@ -9,7 +9,6 @@ from frostline.tasks.classification import ClassMetrics as ClassMetrics
 from frostline.tasks.classification import Evaluation as Evaluation
 from frostline.tasks.classification import class_metrics as class_metrics
 from frostline.tasks.classification import evaluate_logits as evaluate_logits
-from frostline.tasks.metrics import RESERVED as RESERVED
 from frostline.tasks.metrics import Best as Best
 from frostline.tasks.metrics import Metric as Metric
 from frostline.tasks.metrics import Metrics as Metrics

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from frostline.choices import AUTO_MONITOR
-from frostline.errors import ConfigError, nearest
+from frostline.errors import ConfigError, a_type, nearest
 from frostline.tables import Table
 
 Better = Literal["higher", "lower"]
@@ -270,3 +270,25 @@ def shown(name: str, value: float) -> str:
     decimals = 4 if name == "loss" else 3
     fits = value == 0 or 10.0**-decimals <= abs(value) < 10**5 or not math.isfinite(value)
     return f"{value:.{decimals}f}" if fits else f"{value:.4g}"
+
+
+def metrics_from(metrics: Metrics | Mapping[str, float] | None) -> Metrics:
+    """Metrics that were given as such, or by name alone, without a number of samples.
+
+    Raises:
+        ConfigError: a value is no number.
+    """
+    if isinstance(metrics, Metrics):
+        return metrics
+    found = []
+    for name, value in (metrics or {}).items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"the metric {name} of the epoch is {a_type(value)}. Give a number."
+            ) from error
+        if name not in RESERVED:
+            found.append(Metric(name, number, better_of(name) or "higher"))
+    found.sort(key=lambda metric: metric.name != "accuracy")
+    return Metrics(tuple(found), samples=0)

@@ -122,7 +122,7 @@ def fit_on_features(spec: BaseSpec, given: Given, parts: Parts) -> OnFeatures:
     settings, base = spec.settings, base_of(spec, given)
     data = base.extracted(given.samples(base.prepare), settings)
     train, val = (FeatureRows(data, part, settings.data.classes) for part in parts)
-    rest, recipe = copy.deepcopy(base.start), settings.training
+    rest, recipe = base.start.copied(), settings.training
     if recipe.lr is None:  # by the stages of the network, which the rest has not
         recipe = recipe.model_copy(update={"lr": base.lr(recipe.optimizer)})
     run = fit(

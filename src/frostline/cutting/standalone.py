@@ -33,6 +33,10 @@ class Standalone(nn.Module):
         places = [place for part in above for place in part.half.graph.places]
         _keep_only(self.model, {name for p in places for name in (p.name, *p.ties)})
 
+    def copied(self) -> Standalone:
+        """A copy with tensors of its own; it shares the graph, which holds none."""
+        return copy.deepcopy(self, {id(self._above): self._above})
+
     def forward(self, *values: Tensor) -> Any:
         """The model's output for the frontier's values, each `(batch, *shape)`."""
         half, rebuild, refusal = self._above[self.training]

@@ -106,7 +106,10 @@ def _nothing_left_behind() -> Iterator[None]:
     environment = _environment()
     threads = set(threading.enumerate())
     yield
-    left = [t.name for t in threading.enumerate() if t not in threads and not t.daemon]
+    more = [t for t in threading.enumerate() if t not in threads and not t.daemon]
+    for thread in more:  # transformers' loading does not wait for its own to end
+        thread.join(timeout=5)
+    left = [thread.name for thread in more if thread.is_alive()]
     changed = {name for name, _ in environment.items() ^ _environment().items()}
     assert not changed, f"the test leaks environment variables: {sorted(changed)}"
     assert not left, f"the test leaks threads: {left}"

@@ -19,6 +19,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Protocol, final
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -256,12 +257,20 @@ def gathered(world: World, own: Tensor) -> Tensor:
     return world.sum(rows.flatten().view(torch.uint8)).view(own.dtype).view(rows.shape)
 
 
+def gathered_bytes(world: World, own: bytes) -> bytes:
+    """The same of bytes, one after the other."""
+    if world.size == 1:
+        return own
+    given = torch.from_numpy(np.frombuffer(own, dtype=np.uint8).copy())
+    return gathered(world, given).numpy().tobytes()
+
+
 def gathered_names(world: World, own: Sequence[str]) -> tuple[str, ...]:
     """The same of texts without a zero character, as names of samples are."""
     if world.size == 1:
         return tuple(own)
     text = "".join(f"{name}\0" for name in own).encode(errors="surrogateescape")
-    every = bytes(gathered(world, torch.tensor(list(text), dtype=torch.uint8)).tolist())
+    every = gathered_bytes(world, text)
     return tuple(every.decode(errors="surrogateescape").split("\0")[:-1])
 
 

@@ -106,6 +106,23 @@ def in_child(work: Callable[[], None]) -> int:
         os._exit(status)
 
 
+def claiming_child(root: Path, ids: list[bytes]) -> int:
+    """A process that has claimed rows and waits; gives its process id."""
+    ear, mouth = os.pipe()
+
+    def claim_and_stay() -> None:
+        with opened(root).writer() as writer:
+            writer.claim(ids, len(ids))
+            os.write(mouth, b"x")
+            signal.pause()
+
+    child = in_child(claim_and_stay)
+    os.read(ear, 1)
+    os.close(ear)
+    os.close(mouth)
+    return child
+
+
 def ended(child: int) -> int:
     """Wait for the child; gives its exit status, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

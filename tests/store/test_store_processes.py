@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from made_rows import VALUES, assert_holds, batch, ended, in_child, opened, row_ids
+from made_rows import VALUES, assert_holds, batch, claiming_child, ended, in_child, opened, row_ids
 
 from frostline.store import FeatureStore, Writer, segments
 from frostline.store.records import record_dtype
@@ -102,16 +102,7 @@ def test_waiting_ends_when_the_others_rows_are_complete(tmp_path: Path) -> None:
 
 def test_waiting_ends_when_the_other_writer_is_killed(tmp_path: Path) -> None:
     ids = row_ids(range(2))
-    ear, mouth = os.pipe()
-
-    def claim_and_stay() -> None:
-        with opened(tmp_path).writer() as writer:
-            writer.claim(ids, 9)
-            os.write(mouth, b"x")
-            signal.pause()
-
-    child = in_child(claim_and_stay)
-    os.read(ear, 1)
+    child = claiming_child(tmp_path, ids)
     with opened(tmp_path).writer() as writer:
         assert writer.claim(ids, 9) == []
         writer.wait(ids, 0)  # still held
@@ -120,8 +111,6 @@ def test_waiting_ends_when_the_other_writer_is_killed(tmp_path: Path) -> None:
         assert ended(child) == -signal.SIGKILL
         assert _seconds_of_waiting(writer, ids) < 5
         assert writer.claim(ids, 9) == [0, 1]
-    os.close(ear)
-    os.close(mouth)
 
 
 def test_waiting_does_not_wait_for_ones_own_claims(tmp_path: Path) -> None:

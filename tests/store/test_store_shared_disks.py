@@ -17,6 +17,7 @@ from made_rows import (
     VALUES,
     assert_holds,
     batch,
+    claiming_child,
     ended,
     files_of,
     fill,
@@ -185,16 +186,7 @@ def test_claims_of_another_machine_end_at_once_with_a_writer_that_is_closed(
 
 def test_claims_of_the_same_machine_end_with_its_lock_however_recent(tmp_path: Path) -> None:
     ids = row_ids(range(4))
-    ear, mouth = os.pipe()
-
-    def claim_and_stay() -> None:
-        with opened(tmp_path).writer() as writer:
-            writer.claim(ids, 9)
-            os.write(mouth, b"x")
-            signal.pause()
-
-    child = in_child(claim_and_stay)
-    os.read(ear, 1)
+    child = claiming_child(tmp_path, ids)
     with opened(tmp_path).writer() as writer:
         assert writer.claim(ids, 9) == []
         os.kill(child, signal.SIGKILL)

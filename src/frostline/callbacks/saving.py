@@ -20,7 +20,6 @@ from pickle import UnpicklingError
 from typing import Any, final
 from zipfile import BadZipFile, ZipFile
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ from frostline.records import (
 from frostline.session import goes_on
 from frostline.tasks import Metrics, Task
 from frostline.wording import option
-from frostline.world import World, gathered
+from frostline.world import World, gathered_bytes
 
 _PROGRESS = TypeAdapter(tuple[Sums, list[dict[str, Any]], list[PhaseRecord]])
 # What a cut or overwritten state file makes torch, pickle and pydantic raise.
@@ -251,8 +250,7 @@ def _of_first(state: Mapping[str, Any] | None, world: World) -> dict[str, Any] |
     written = BytesIO()
     if world.rank == 0:
         torch.save(state, written)
-    own = torch.from_numpy(np.frombuffer(written.getvalue(), dtype=np.uint8).copy())
-    every = BytesIO(gathered(world, own).numpy().tobytes())
+    every = BytesIO(gathered_bytes(world, written.getvalue()))
     found: dict[str, Any] | None = torch.load(every, weights_only=True)
     return found
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from frostline.cutting import Cut, cut
 from frostline.data import Samples
@@ -16,12 +16,11 @@ from frostline.errors import ConfigError, CutError, FrostlineError
 from frostline.features.computing import Computing, plain_of, realised_later, tuned_of
 from frostline.features.padding import Padding, padding_of
 from frostline.store import Pads
-from frostline.world import World, agreed, decided, gathered, gathered_names
+from frostline.world import World, agreed, decided, gathered, gathered_bytes, gathered_names
 
 # Parts of a key that differ where processors do: then each kind has rows of its own.
 _OF_MACHINES: Final = ("kernels", "threads")
 _ID_BYTES: Final = 16
-_ROW_BYTES: Final = 8
 
 _Found = TypeVar("_Found")
 _Plain = TypeVar("_Plain")
@@ -139,8 +138,7 @@ def own_part(world: World, place: str, count: int) -> range:
 def shared_ids(world: World, samples: Samples, rows: range) -> list[bytes]:
     """The ids of rows; each process finds a share of them."""
     ends = [len(rows) * rank // world.size for rank in range(world.size + 1)]
-    own = samples.ids(rows[ends[world.rank] : ends[world.rank + 1]])
-    return own if world.size == 1 else _unpacked(gathered(world, _packed(own)))
+    return _gathered_ids(world, samples.ids(rows[ends[world.rank] : ends[world.rank + 1]]))
 
 
 def exchanged(world: World, own: Mapping[int, bytes]) -> dict[int, bytes]:
@@ -148,16 +146,9 @@ def exchanged(world: World, own: Mapping[int, bytes]) -> dict[int, bytes]:
     if world.size == 1:
         return dict(own)
     rows = gathered(world, torch.tensor(list(own), dtype=torch.long))
-    ids = _unpacked(gathered(world, _packed(list(own.values()))))
-    return dict(zip(rows.tolist(), ids, strict=True))
+    return dict(zip(rows.tolist(), _gathered_ids(world, own.values()), strict=True))
 
 
-def _packed(ids: Sequence[bytes]) -> Tensor:
-    return torch.frombuffer(
-        bytearray(b"".join(ids)) or bytearray(_ID_BYTES), dtype=torch.uint8
-    ).view(-1, _ID_BYTES)[: len(ids)]
-
-
-def _unpacked(packed: Tensor) -> list[bytes]:
-    raw = packed.contiguous().numpy().tobytes()
-    return [raw[at : at + _ID_BYTES] for at in range(0, len(raw), _ID_BYTES)]
+def _gathered_ids(world: World, own: Iterable[bytes]) -> list[bytes]:
+    every = gathered_bytes(world, b"".join(own))
+    return [every[at : at + _ID_BYTES] for at in range(0, len(every), _ID_BYTES)]

@@ -74,4 +74,4 @@ def test_the_tensors_of_a_named_cut_are_what_they_were() -> None:
 @of_this_python
 def test_the_modules_of_a_named_cut_are_what_they_were() -> None:
     key = cut(fixed_net(), torch.ones(3, 2, 6), at="norm").key
-    assert key["prefix"] == "Net up to norm, modules 9b6827c967f8cf1e6d47f181ea366443"
+    assert key["prefix"] == "Net up to norm, modules 7e3d7a1a7ed49aff0027aa78b965c70b"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,13 @@ class Net(nn.Module):
         self.backbone = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16))
         self.head = nn.Linear(16, 3)
         self.scale = 1.0
+        self._scale = 1.0
         self.register_buffer("mean", torch.zeros(()))
 
     mean: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.backbone((x - self.mean) * self.scale))
+        out: Tensor = self.head(self.backbone((x - self.mean) * self.scale * self._scale))
         return out
 
 
@@ -74,10 +76,66 @@ def with_scale() -> nn.Module:
     return model
 
 
+def with_private_scale() -> nn.Module:
+    model = Net()
+    model._scale = 2.0
+    return model
+
+
+def doubled(_: nn.Module, __: object, output: Tensor) -> Tensor:
+    return output * 2
+
+
+def centred(_: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0] - 1
+
+
+class Scaled:
+    """A hook that holds a number."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __call__(self, _: nn.Module, __: object, output: Tensor) -> Tensor:
+        return output * self.scale
+
+
+def with_hook(hook: Callable[..., Tensor], path: str = "backbone") -> nn.Module:
+    model = Net()
+    model.get_submodule(path).register_forward_hook(hook)
+    return model
+
+
+def with_hook_before() -> nn.Module:
+    model = Net()
+    model.backbone[0].register_forward_pre_hook(centred)
+    return model
+
+
 @pytest.mark.parametrize(
     "make",
-    [with_tanh, with_mean, with_scale, lambda: edited()()],
-    ids=["module", "buffer of the root", "attribute", "code"],
+    [
+        with_tanh,
+        with_mean,
+        with_scale,
+        with_private_scale,
+        lambda: edited()(),
+        lambda: with_hook(doubled),
+        lambda: with_hook(doubled, "backbone.1"),
+        lambda: with_hook(Scaled(2.0)),
+        with_hook_before,
+    ],
+    ids=[
+        "module",
+        "buffer of the root",
+        "attribute",
+        "private attribute",
+        "code",
+        "hook of the part",
+        "hook below",
+        "hook that is an object",
+        "hook before",
+    ],
 )
 def test_another_forward_below_the_line_is_computed_anew(
     tmp_path: Path, make: Callable[[], nn.Module]
@@ -86,6 +144,25 @@ def test_another_forward_below_the_line_is_computed_anew(
     assert extract(Net(), tmp_path).computed == 0
     assert extract(make(), tmp_path).computed == 10
     assert extract(make(), tmp_path).computed == 0
+
+
+def test_hooks_that_hold_other_numbers_are_other_hooks(tmp_path: Path) -> None:
+    def scaled(by: float) -> Callable[..., Tensor]:
+        return lambda _, __, output: output * by
+
+    def scaled_by(by: dict[str, float], _: object, __: object, output: Tensor) -> Tensor:
+        return output * by["scale"]
+
+    for make in (Scaled, scaled, lambda by: partial(scaled_by, {"scale": by})):
+        computed = [extract(with_hook(make(by)), tmp_path).computed for by in (2.0, 3.0, 3.0)]
+        assert computed == [10, 10, 0]
+
+
+def test_a_hook_of_the_named_part_changes_its_answer_once() -> None:
+    model = with_hook(doubled)
+    fl.freeze(model, "backbone")
+    made = fl.cut(model, INPUTS, at="backbone")
+    assert torch.equal(made.suffix(*made.prefix(INPUTS)), model(INPUTS))
 
 
 def test_a_trained_head_costs_nothing(tmp_path: Path) -> None:

@@ -75,11 +75,10 @@ class ModuleSplit:
             calls.append(1)
             return answer
 
-        module = self._module
-        # Hooks of `fully_shard` would gather its parameters for a forward that it does not run.
-        name = CALL if module in units(module) else "forward"
         with ExitStack() as replaced:
-            replaced.enter_context(put(module, name, forward))
+            # With its hooks: what they change is in the answer, and those of `fully_shard` would
+            # gather parameters for a forward that it does not run.
+            replaced.enter_context(put(self._module, CALL, forward))
             for one in self._skipped:
                 replaced.enter_context(one.skipping(self._model, rows))
             output = self._spec.call(self._model, stubs)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from types import CodeType, FunctionType, MethodType
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 import xxhash
 from torch import Tensor, nn
 
+from frostline.backward.entering import Enter, Leave
 from frostline.errors import CutError
 from frostline.fingerprints import Fingerprint, digest, fingerprint_of
 from frostline.fingerprints.unlisted import cell_content
@@ -24,6 +26,11 @@ from frostline.freezing.modes import is_held
 from frostline.sharding import own_class, precisions
 from frostline.units import some_of
 from frostline.wrappers import reshard, units
+
+OF_MODULES: Final = frozenset(vars(nn.Module())) - {"training"}
+"""Attributes that torch gives each module."""
+
+_MARKS: Final = ("_frostline", "_fsdp_", "_is_fsdp_")  # left by us and by `fully_shard`
 
 
 @final
@@ -54,9 +61,9 @@ def at_key(model: nn.Module, at: At) -> dict[str, str]:
     """The key of a cut at a line; equal for equal models in any process.
 
     Counted are frozen parameters, all buffers, how the modules print, their attributes that are
-    numbers, text or tensors, and the code of their classes as it runs. Trainable parameters do
-    not count, nor do functions elsewhere that the forward calls. The tensors' part tells each
-    tensor's digest by its name.
+    numbers, text or tensors, the code of their classes and hooks as it runs, and what hooks hold.
+    Trainable parameters do not count, nor do functions elsewhere that the forward calls. The
+    tensors' part tells each tensor's digest by its name.
     """
     reshard(model)
     lines = "\n".join(f"{n} {text}" for n, text in _lines(model) if n not in at.passing)
@@ -129,12 +136,61 @@ def _lines(model: nn.Module) -> Iterator[tuple[str, str]]:
         kind = own_class(module)
         yield f"{path}:", kind.__qualname__
         # In any mode the key is that of train mode, where only what is held stays in eval.
-        own = {**vars(module), "training": not is_held(module)}
+        own = {
+            name: value
+            for name, value in vars(module).items()
+            if name not in OF_MODULES and not name.startswith(_MARKS)
+        }
+        own["training"] = not is_held(module)
         yield from ((f"{path}: {name}", text) for name, text in _attributes(own))
         classes |= dict.fromkeys(c for c in kind.__mro__ if c not in nn.Module.__mro__)
+        for hook, where in _hooks_of_users(module):
+            # Apart, since what it holds may be a list that each forward makes longer.
+            yield f"{path}: {where}", hook_name(hook)
+            yield f"{path}: {where} holds", _held_by(hook)
+            code = getattr(hook, "__func__", hook)
+            if isinstance(code, FunctionType):
+                yield f"{path}: {where} does", _code(code.__code__)
+            else:
+                classes[type(hook)] = None
     for of in classes:
         for name, text in _attributes(dict(vars(of))):
             yield f"class {of.__qualname__} {name}", text
+
+
+def hooks_of(module: nn.Module, label: str) -> list[object]:
+    """The hooks of a module in one of torch's dicts, but for those of `fl.lean`.
+
+    Those change no number.
+    """
+    return [hook for hook in vars(module)[label].values() if not isinstance(hook, Enter | Leave)]
+
+
+def hook_name(hook: object) -> str:
+    """Its name, or its class's."""
+    return str(getattr(hook, "__qualname__", type(hook).__qualname__))
+
+
+def _hooks_of_users(module: nn.Module) -> Iterator[tuple[object, str]]:
+    """What changes inputs and outputs of a module, with the place of each."""
+    for label in ("_forward_pre_hooks", "_forward_hooks"):
+        hooks = [h for h in hooks_of(module, label) if not _is_of_sharding(h)]
+        yield from ((hook, f"{label} {place}") for place, hook in enumerate(hooks))
+
+
+def _is_of_sharding(hook: object) -> bool:
+    """Whether it gathers and frees what `fully_shard` divided, which changes no number."""
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed")
+
+
+def _held_by(hook: object) -> str:
+    owner = getattr(hook, "__self__", hook)  # of a method
+    if isinstance(owner, FunctionType):
+        return content((owner.__defaults__, tuple(map(cell_content, owner.__closure__ or ()))))
+    if isinstance(owner, partial):
+        return content(owner)
+    own = {} if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {})
+    return " ".join(f"{name} {text}" for name, text in _attributes(own))
 
 
 def _printed(model: nn.Module) -> str:
@@ -145,10 +201,10 @@ def _printed(model: nn.Module) -> str:
 
 
 def _attributes(owner: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Functions under any name; the rest only if public, since torch keeps its own there."""
+    """Functions under any name; of the rest nothing that Python itself puts there."""
     for name in sorted(owner):
         text = content(owner[name])
-        if text and (not name.startswith("_") or text.startswith("code ")):
+        if text and (not name.startswith("__") or text.startswith("code ")):
             yield name, text
 
 
@@ -164,7 +220,12 @@ def content(value: Any, seen: set[int] | None = None) -> str:
             return repr(value)
         case tuple() | list():
             return f"[{', '.join(content(part, seen) for part in value)}]"
-        case frozenset():
+        case dict():
+            pairs = (f"{key!r}: {content(part, seen)}" for key, part in value.items())
+            return f"{{{', '.join(pairs)}}}"
+        case partial():
+            return f"partial {content((value.func, value.args, value.keywords), seen)}"
+        case set() | frozenset():
             return f"{{{', '.join(sorted(content(part, seen) for part in value))}}}"
         case Tensor() if value.layout == torch.strided and not value.is_meta:
             return digest(value)

@@ -21,13 +21,11 @@ from typing import Any, final
 import xxhash
 from torch import Tensor, nn
 
-from frostline.backward.entering import Enter, Leave
-from frostline.cutting.keys import content
+from frostline.cutting.keys import OF_MODULES, content, hook_name, hooks_of
 from frostline.errors import CutError, a_type
 from frostline.standins import StandIn
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
 _MODE = "training"
 # What is told of a module beside its attributes, under words that can be no attribute's name.
 _CLASS, _CODE, _CHILDREN = "its class", "its code", "its modules"
@@ -88,7 +86,7 @@ class Structure:
         """The model as it is now, in the mode it is in; `reads` tells what its forward reads."""
         read = [path for path, names in reads.items() if names]
         wanted = {*read, *(up for path in read for up in upwards(path))}
-        return cls(_described(model, {p: {*reads.get(p, ())} - _OF_MODULES for p in wanted}))
+        return cls(_described(model, {p: {*reads.get(p, ())} - OF_MODULES for p in wanted}))
 
     def settled(self, model: nn.Module) -> Structure:
         """Less what has moved since without anyone's doing, as a cache does in a forward.
@@ -175,10 +173,9 @@ def _is_plain(value: object, deep: int) -> bool:
 def _words(module: nn.Module, names: Iterable[str], code: str) -> Words:
     own = vars(module)
     found = {_CLASS: type(module).__qualname__, _CODE: code}
-    for label in _HOOKS:  # those of `fl.lean` change no number
-        hooks = [_name(h) for h in own[label].values() if not isinstance(h, Enter | Leave)]
-        if hooks:
-            found[label] = ", ".join(hooks)
+    for label in _HOOKS:
+        if hooks := hooks_of(module, label):
+            found[label] = ", ".join(map(hook_name, hooks))
     found[_CHILDREN] = " ".join(n for n, child in own["_modules"].items() if child is not None)
     for name in names:
         value = own.get(name, _ABSENT)
@@ -193,10 +190,6 @@ def _code(kind: type) -> str:
     own = [c for c in kind.__mro__ if c not in nn.Module.__mro__]
     texts = (f"{name} {content(vars(c)[name])}" for c in own for name in sorted(vars(c)))
     return xxhash.xxh3_128_hexdigest("\n".join(t for t in texts if " code " in t).encode())
-
-
-def _name(hook: object) -> str:
-    return str(getattr(hook, "__qualname__", type(hook).__qualname__))
 
 
 def _in_words(value: Any, deep: int) -> str:
@@ -214,7 +207,7 @@ def _in_words(value: Any, deep: int) -> str:
             return f"({', '.join(_in_words(part, deep - 1) for part in value)})"
         case partial():
             return f"partial {_in_words((value.func, value.args, value.keywords), deep - 1)}"
-    return content(value) or _name(value)
+    return content(value) or hook_name(value)
 
 
 def upwards(path: str) -> Iterator[str]:

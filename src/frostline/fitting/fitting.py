@@ -26,6 +26,7 @@ from frostline.fitting.together import (
     check_alike,
     check_same_data,
     check_shared,
+    check_whole,
     of_all,
     resumes,
 )
@@ -195,6 +196,7 @@ def fit(
     with together(world):
         check_settings(settings)
         check_shared(settings, world)
+        check_whole(model)
         resume = resumes(out, world, resume=resume)
         return _fitted(model, (train, val), kind, settings, hooks, world, out=out, resume=resume)
 

@@ -54,9 +54,9 @@ def check_whole(model: nn.Module) -> None:
     """
     if is_sharded(model):
         raise ModelError(
-            f"the processes hold parts of this {own_class(model).__name__} (fully_shard), and fl.fit "
-            "trains models that each process holds whole. Train it in a loop of your own, on "
-            "stored features too, as under 'Sharding' in docs/processes.md: fl.Session(model, "
+            f"the processes hold parts of this {own_class(model).__name__} (fully_shard), and "
+            "fl.fit trains models that each process holds whole. Train it in a loop of your own, "
+            "on stored features too, as under 'Sharding' in docs/processes.md: fl.Session(model, "
             "plan, world=world)."
         )
 

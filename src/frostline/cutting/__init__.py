@@ -328,7 +328,7 @@ def _looked_at(model: nn.Module) -> Iterator[None]:
     """In it the model is in train mode; afterwards it is as it was."""
     # What torch.compile makes of a part draws other random numbers; the line is the plain model's.
     # Where dynamo was not imported, nothing is compiled.
-    is_compiling = "torch._dynamo" in sys.modules
+    is_compiling = "torch._dynamo.eval_frame" in sys.modules
     eager = torch.compiler.set_stance("force_eager") if is_compiling else nullcontext()
     with modes_kept(model), state_kept(model), eager:
         model.train()

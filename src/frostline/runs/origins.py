@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import sysconfig
@@ -54,10 +55,10 @@ def _versions(model: nn.Module) -> Iterator[str]:
 def _own_files() -> Iterator[str]:
     """Of files that no installed package and no part of Python are; each with its digest."""
     found = sysconfig.get_paths()
-    homes = [found[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    installed = tuple(str(Path(home)) for home in (*homes, Path(__file__).parents[1]))
-    files = set(map(_file_of, list(sys.modules.values()))) - {""}
-    for file in sorted(file for file in files if not file.startswith(installed)):
+    homes = [Path(found[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    installed = tuple(f"{home}{os.sep}" for home in (*homes, Path(__file__).parents[1]))
+    files: set[str] = set(map(_file_of, list(sys.modules.values())))
+    for file in sorted(file for file in files if file and not file.startswith(installed)):
         try:
             yield f"{file} {file_digest(Path(file))}"
         except OSError:
@@ -65,7 +66,8 @@ def _own_files() -> Iterator[str]:
 
 
 def _file_of(module: ModuleType) -> str:
-    return str(getattr(module, "__file__", None) or "")
+    file = str(getattr(module, "__file__", None) or "")
+    return file if Path(file).suffix else ""  # not the command that was started
 
 
 def _configs(model: nn.Module) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -30,6 +30,8 @@ def let_dynamo_wait() -> None:
     waiting: list[_Unfollowed] = []
 
     def disable(fn: Any = None, recursive: bool = True, **how: Any) -> Any:
+        if fn is None:
+            return partial(disable, recursive=recursive, **how)
         if not isinstance(fn, FunctionType | MethodType):
             return _real(_DYNAMO).disable(fn, recursive, **how)
         made = _Unfollowed(fn, recursive, how)

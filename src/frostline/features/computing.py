@@ -197,8 +197,7 @@ def computing(
         CutError: the model's frozen tensors are not those that were cut; cut again.
     """
     cut.check_current()
-    graph = cut.prefix.graph
-    if graph is None or precision == "exact":
+    if not cut.prefix.has_graph or precision == "exact":
         plain = realised_later(cut, Tuned(PLAIN, 0.0, batch_size), device)
         return replace(plain, exact=precision == "exact")
     shapes = " ".join(str(value.shape) for value in cut.frontier.values)
@@ -208,6 +207,8 @@ def computing(
     if decisions and (known := decisions.find(name, tolerance=tolerance)):
         # Another run may have had batches of another size.
         return realised_later(cut, replace(known, batch_size=batch_size), device)
+    graph = cut.prefix.graph
+    assert graph is not None
     tuned, run = tune_and_realise(
         graph,
         [t.to(device) for t in cut.prefix.spec.flatten(samples())],
@@ -235,13 +236,14 @@ def in_form(cut: Cut, form: Form, *, batch_size: int, device: torch.device) -> C
 
 def realised_later(cut: Cut, tuned: Tuned, device: torch.device) -> Computing:
     """The prefix in a form, converted when it is first run: where all is stored it never is."""
-    graph = cut.prefix.graph
-    if graph is None or tuned.form == PLAIN:
+    if not cut.prefix.has_graph or tuned.form == PLAIN:
         plain = Tuned(PLAIN, 0.0, tuned.batch_size)
         return Computing(cut, plain, device, lambda *given: cut.prefix.run_flat(list(given)))
 
     @cache
     def realised() -> Realised:
+        graph = cut.prefix.graph
+        assert graph is not None
         run = realise(graph, tuned.form)
         cut.check_current()  # whose converted copies it holds from now on
         return run

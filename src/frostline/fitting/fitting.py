@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, NamedTuple, TypeVar, final
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
+from frostline.cutting import Origin
 from frostline.data import open_data
 from frostline.devices import Compute, resolve_device
 from frostline.engine import Hook, Training, even_out, train_phases
@@ -37,7 +38,7 @@ from frostline.recipe import Recipe, check_alone, recipe_from
 from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
 from frostline.reports import make_report, promise_at_end
 from frostline.selectors import inventory
-from frostline.session import PipelineOptions, Session
+from frostline.session import PipelineOptions, Session, kept_lines
 from frostline.tasks import CallableTask, Classification, Metrics, Task, TaskSettings, task_of
 from frostline.wording import either, option
 from frostline.world import World, together, world_here
@@ -115,6 +116,7 @@ def fit(
     hooks: Iterable[Hook] = (),
     settings: RunSettings | None = None,
     world: World | None = None,
+    origin: Origin | None = None,
     **options: object,
 ) -> Run:
     """Train the trainable part of `model` for a task; the frozen part stays as it is.
@@ -163,6 +165,8 @@ def fit(
         settings: of a run that was prepared; in place of all that they hold.
         world: who else trains this model; by default the processes that a launcher started
             together with this one, see `frostline.world.world_here`.
+        origin: who made the model, where its line is to be kept beside the features; as a
+            prepared run says it.
 
     Raises:
         ConfigError: an option is unknown or out of range, the plan does not fit the model, the
@@ -198,11 +202,19 @@ def fit(
         check_shared(settings, world)
         check_whole(model)
         resume = resumes(out, world, resume=resume)
-        return _fitted(model, (train, val), kind, settings, hooks, world, out=out, resume=resume)
+        made = _Made(model, origin if world.size == 1 else None)
+        return _fitted(made, (train, val), kind, settings, hooks, world, out=out, resume=resume)
+
+
+class _Made(NamedTuple):
+    """A model, and who made it where that is known."""
+
+    model: nn.Module
+    origin: Origin | None
 
 
 def _fitted(
-    model: nn.Module,
+    made: _Made,
     given: tuple[object, object],
     task: Task,
     settings: RunSettings,
@@ -213,20 +225,23 @@ def _fitted(
     resume: bool,
 ) -> Run:
     # Over 40 lines, since each step needs what those before it made.
+    model, store = made.model, settings.features.store
+    known = made.origin and kept_lines(store, made.origin)
     inventory(model)  # refuses lazy layers, which the first samples would give a shape
     if not settings.plan:
         param_groups(model, lr=1.0)  # refuses one in which nothing trains
     train, val = given
     data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
     check_same_data(data, world)
-    first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
+    compute = Compute(settings.device)
+    first = FirstSamples.of(model, data[1], task, compute, judged=judged, lines=known)
     task = task.completed(first.found, data=train, recipe=settings.training)
     for samples in data:
         first.check_targets(samples, task)
     like = _first_metrics(task, first)
     settings = _completed(settings, task, like)
     recipe = settings.training
-    asked = _pipeline_options(settings, task, first, world)
+    asked = replace(_pipeline_options(settings, task, first, world), lines=known)
     plain = asked.plain(*data)
     kept = out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
@@ -280,6 +295,7 @@ def _pipeline_options(
         compile=features.compile,
         as_targets=task.targets,
         world=world,
+        known=None if settings.plan else first.cut,
     )
 
 

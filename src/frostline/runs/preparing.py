@@ -11,6 +11,7 @@ from typing import final
 
 from frostline.config import FreezeSettings, ModelSettings, RunSettings
 from frostline.data import Augment, ImageDataset, MaskFile, Samples, TextSplits
+from frostline.devices import resolve_device
 from frostline.engine import Hook, Training
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
 from frostline.fitting import Run, check_settings, fit
@@ -22,6 +23,7 @@ from frostline.preprocessing import Preprocessing, TextPreprocessing
 from frostline.records import DataNotes, RunFolder, read_data_notes, write_data_notes
 from frostline.runs import material
 from frostline.runs.material import Audited
+from frostline.runs.origins import origin_of
 from frostline.runs.starting import Start, check_kept
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
@@ -105,6 +107,7 @@ class Prepared:
                 task=self.task,
                 settings=self.settings,
                 world=world,
+                origin=origin_of(self.loaded, resolve_device(self.settings.device)),
             )
         except RuntimeError as error:
             if _is_of_own_forward(error, self.loaded):

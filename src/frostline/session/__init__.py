@@ -14,6 +14,7 @@ from frostline.session.pipelines import Forward as Forward
 from frostline.session.pipelines import Pipeline as Pipeline
 from frostline.session.pipelines import PipelineOptions as PipelineOptions
 from frostline.session.pipelines import default_store as default_store
+from frostline.session.pipelines import kept_lines as kept_lines
 from frostline.session.pipelines import prefixed as prefixed
 from frostline.session.position import Position as Position
 from frostline.session.position import goes_on as goes_on

@@ -20,7 +20,7 @@ from torch import nn
 
 from frostline.calling import call_with
 from frostline.choices import Storage
-from frostline.cutting import Cut, cut
+from frostline.cutting import Cut, KeptLines, Origin, cut, is_current
 from frostline.data import (
     AsTargets,
     Batch,
@@ -117,6 +117,8 @@ class PipelineOptions:
         progress: called with (rows done, rows to compute).
         as_targets: makes the tensor of the targets; by default class indices.
         world: the processes that share each epoch.
+        lines: where lines of this model are kept.
+        known: its cut, where one was made before.
     """
 
     device: torch.device
@@ -135,6 +137,8 @@ class PipelineOptions:
     progress: Callable[[int, int], None] | None = None
     as_targets: AsTargets = class_targets
     world: World = ALONE
+    lines: KeptLines | None = None
+    known: Cut | None = None
 
     def plain(self, train: Samples, val: Samples) -> tuple[Batches, Batches]:
         """The batches of a plain loop."""
@@ -180,8 +184,12 @@ def pipeline(
             return replace(by_model, says=(line,))
     try:
         sides = tuple(map(_Side, data, plain))
+        if (known := options.known) is not None and is_current(known, model):
+            return _Making(options, sides).through(known)
         few = sides[0].first(options, CHECKED_SAMPLES) if example is None else example
-        return _Making(options, sides).through(cut_by_all(options.world, model, few))
+        each = {"seconds": options.seconds_per_sample, "operations": options.operations_per_sample}
+        made = cut_by_all(options.world, model, few, lines=options.lines, facts=each)
+        return _Making(options, sides).through(made)
     except (CutError, StoreError, OutputError) as error:
         if options.features != "auto" and not isinstance(error, CutError):
             raise
@@ -224,6 +232,16 @@ def default_store() -> Path | str:
     return user_cache() / "features"
 
 
+def kept_lines(features: str, origin: Origin) -> KeptLines | None:
+    """Where lines of a model are kept, beside the features; None where these are off."""
+    return None if features == "off" else KeptLines(_store_of(features).root / "lines", origin)
+
+
+def _store_of(features: str, budget_bytes: int | None = None) -> FeatureStore:
+    where = default_store() if features == "auto" else features
+    return FeatureStore(where, budget_bytes=budget_bytes or DEFAULT_BUDGET_BYTES)
+
+
 @final
 @dataclass(frozen=True)
 class _Side:
@@ -244,9 +262,7 @@ class _Making:
     def __init__(self, options: PipelineOptions, sides: tuple[_Side, ...]) -> None:
         self._options = options
         self._train, self._validation = sides
-        auto, budget = options.features == "auto", options.budget_bytes or DEFAULT_BUDGET_BYTES
-        where = default_store() if auto else options.features
-        self._store = FeatureStore(where, budget_bytes=budget)
+        self._store = _store_of(options.features, options.budget_bytes)
         self._stored: list[FeatureData] = []
         self._notes: list[str] = []
         self._by_padding: float | None = None  # where samples are of different lengths

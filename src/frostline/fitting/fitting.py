@@ -15,7 +15,7 @@ from frostline.callbacks.logs import MetricsLog, TensorBoardLog
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
-from frostline.data import open_data
+from frostline.data import Batches, Samples, open_data
 from frostline.devices import Compute, resolve_device
 from frostline.engine import Hook, Training, even_out, train_phases
 from frostline.errors import ConfigError, TrainingError, a_type
@@ -190,13 +190,62 @@ def fit(
         plan=plan.phases if plan else (),
         device=device,
     )
-    kind = _task(task, classes, loss, metrics)
+    kind = task_given(task, classes, loss, metrics)
     world = world_here(settings.device) if world is None else world
     with together(world):
         check_settings(settings)
         check_shared(settings, world)
         resume = resumes(out, world, resume=resume)
         return _fitted(model, (train, val), kind, settings, hooks, world, out=out, resume=resume)
+
+
+@final
+@dataclass(frozen=True)
+class Outset:
+    """What a run begins with, once its first samples were looked at.
+
+    Attributes:
+        data: opened, to train and to validate on; `plain` are their batches in a plain loop.
+        task: completed by what the data made of it.
+        like: metrics of a few samples, as all epochs will have them.
+        settings: completed by the task.
+        asked: of the pipeline.
+    """
+
+    data: tuple[Samples, Samples]
+    first: FirstSamples
+    task: Task
+    like: Metrics
+    settings: RunSettings
+    asked: PipelineOptions
+    plain: tuple[Batches, Batches]
+
+
+def outset(
+    model: nn.Module,
+    given: tuple[object, object],
+    task: Task,
+    settings: RunSettings,
+    world: World,
+) -> Outset:
+    """Open data, look at a few samples, and complete task and settings by them.
+
+    Raises: as `fit`.
+    """
+    inventory(model)  # refuses lazy layers, which the first samples would give a shape
+    if not settings.plan:
+        param_groups(model, lr=1.0)  # refuses one in which nothing trains
+    train, val = given
+    data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
+    check_same_data(data, world)
+    first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
+    task = task.completed(first.found, data=train, recipe=settings.training)
+    for samples in data:
+        first.check_targets(samples, task)
+    like = _first_metrics(task, first)
+    settings = _completed(settings, task, like)
+    asked = _pipeline_options(settings, task, first, world)
+    return Outset(data, first, task, like, settings, asked, asked.plain(*data))
 
 
 def _fitted(
@@ -211,21 +260,10 @@ def _fitted(
     resume: bool,
 ) -> Run:
     # Over 40 lines, since each step needs what those before it made.
-    inventory(model)  # refuses lazy layers, which the first samples would give a shape
-    if not settings.plan:
-        param_groups(model, lr=1.0)  # refuses one in which nothing trains
-    train, val = given
-    data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
-    check_same_data(data, world)
-    first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
-    task = task.completed(first.found, data=train, recipe=settings.training)
-    for samples in data:
-        first.check_targets(samples, task)
-    like = _first_metrics(task, first)
-    settings = _completed(settings, task, like)
+    begin = outset(model, given, task, settings, world)
+    data, plain, asked, first = begin.data, begin.plain, begin.asked, begin.first
+    task, like, settings = begin.task, begin.like, begin.settings
     recipe = settings.training
-    asked = _pipeline_options(settings, task, first, world)
-    plain = asked.plain(*data)
     kept = out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
     said_to = (journal.notice, *(hook.on_notice for hook in hooks))
@@ -390,12 +428,17 @@ def _first_metrics(task: Task, first: FirstSamples) -> Metrics:
     return found
 
 
-def _task(
+def task_given(
     task: Task | str | None,
     classes: Sequence[str] | None,
-    loss: Callable[[Any, Any], Any] | None,
-    metrics: Mapping[str, Any] | None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Task:
+    """The task that these arguments say; a classification where they say nothing.
+
+    Raises:
+        ConfigError: two of them say it.
+    """
     if loss is not None:
         check_alone(loss=loss, task=task, classes=classes)
         return CallableTask(loss, metrics)

@@ -12,7 +12,8 @@ from torch import Tensor
 from frostline.choices import FloatName, HeadPlace
 from frostline.errors import ModelError
 from frostline.models._built import LoadedModel as LoadedModel
-from frostline.models._built import Source, seeded
+from frostline.models._built import Source
+from frostline.models._built import seeded as seeded
 from frostline.models.classifiers import find_classifier as find_classifier
 from frostline.models.classifiers import logit_layer
 from frostline.models.file_source import build_from_file
@@ -23,6 +24,7 @@ from frostline.models.heads import check_head as check_head
 from frostline.models.heads import logits_of as logits_of
 from frostline.models.heads import put_head as put_head
 from frostline.models.heads import replace_classifier as replace_classifier
+from frostline.models.heads import set_dropout as set_dropout
 from frostline.models.heads import stack_head as stack_head
 from frostline.models.hf_source import build_hf
 from frostline.models.hf_source import reads_texts as reads_texts

@@ -231,11 +231,11 @@ def with_head(
     if not hidden:
         made: list[Layer] = [LinearLayer(f"{path}.weight", f"{path}.bias")]
     else:
-        made, step = [], 2 if dropout is None else 3
+        made = []
         for number in range(len(hidden)):
-            made += [_linear_at(f"{path}.{number * step}"), Activation(_aten.relu.default)]
+            made += [_linear_at(f"{path}.{2 * number}"), Activation(_aten.relu.default)]
             made += [] if dropout is None else [DropoutLayer(dropout)]
-        made.append(_linear_at(f"{path}.{len(hidden) * step}"))
+        made.append(_linear_at(f"{path}.{2 * len(hidden)}"))
     return Chain((*chain.layers[: places[0]], *made, *chain.layers[places[-1] + 1 :]), chain.place)
 
 

@@ -48,6 +48,7 @@ def load_model(
     hidden: Sequence[int] = (),
     on: HeadPlace = "classifier",
     seed: int | None = 0,
+    dropout: float | None = None,
     dtype: FloatName | None = None,
     tokens: bool = False,
 ) -> LoadedModel:
@@ -62,7 +63,7 @@ def load_model(
             `path/to/file.py:function`.
         weights: `DEFAULT`, `none`, a file, `FILE:PLACE` where it holds several networks that fit,
             or the name of torchvision's entry.
-        hidden, on: as for `put_head`.
+        hidden, on, dropout: as for `put_head`.
         seed: of every random value; None draws from torch's generator.
         dtype: of all weights; by default as the source has them, as its checkpoint of `hf:`.
         tokens: logits for each token of a text, as models of `hf:` can give them.
@@ -75,7 +76,9 @@ def load_model(
     spec = ModelSpec.parse(model)
     check_head(classes=classes, hidden=hidden, on=on)
     built = build(spec, weights=weights, seed=seed, replaced=on == "classifier", tokens=tokens)
-    headed = put_head(built.model, classes=classes, hidden=hidden, on=on, seed=seed)
+    headed = put_head(
+        built.model, classes=classes, hidden=hidden, on=on, seed=seed, dropout=dropout
+    )
     if dtype is not None:
         headed.model.to(getattr(torch, dtype))
     return replace(built, model=headed.model, head=headed.head)

@@ -199,7 +199,8 @@ def build_head(
     Args:
         kernel: of a `Conv2d` that is first instead of `Linear`, for maps `(batch, features, height,
             width)`, which keep their size; those behind it are 1x1.
-        dropout: probability behind each hidden layer's ReLU; None puts none there.
+        dropout: probability behind each hidden layer's ReLU, which has one place with it, so that
+            names stay; None puts none there.
 
     Raises:
         ConfigError: a width is no positive whole number.
@@ -220,9 +221,12 @@ def build_head(
     nn.init.normal_(last.weight, std=0.01)
     if last.bias is not None:
         nn.init.zeros_(last.bias)
-    drops = [] if dropout is None else [dropout]
-    below = [part for layer in layers[:-1] for part in (layer, nn.ReLU(), *map(nn.Dropout, drops))]
+    below = [part for layer in layers[:-1] for part in (layer, _activation(dropout))]
     return nn.Sequential(*below, last) if hidden else last
+
+
+def _activation(dropout: float | None) -> nn.Module:
+    return nn.ReLU() if dropout is None else nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
 
 
 def set_dropout(model: nn.Module, p: float) -> int:

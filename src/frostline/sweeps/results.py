@@ -132,7 +132,8 @@ class Sweep:
     def _notes(self) -> Iterator[str]:
         more = len(self.members) - _ROWS
         if more > 0:
-            yield f"          and {more} more: `members`, and sweep.csv in the run's folder"
+            where = "" if self.run.folder is None else ": sweep.csv in the run's folder has all"
+            yield f"          and {more} more{where}"
         yield f"Best      {self.winner.setting.line()}"
         if alike := self.alike:
             places = [str(self.members.index(one) + 1) for one in alike]

@@ -45,6 +45,8 @@ from frostline.wording import option
 from frostline.world import ALONE, refuse_several
 
 Progress = Callable[[int, int], None]
+# How far rounding may move a member's validation loss from that of its own run.
+BOUND, FLOOR = 1e-3, 1e-4
 
 
 @in_turn
@@ -272,7 +274,7 @@ def swept(
         )
     start = time.perf_counter()
     run = subject.win(winner.setting, begin.task.width, form=made.facts.form, hooks=hooks, out=out)
-    says = tuple(shapes.says(len(members), seconds))
+    says = (*shapes.says(len(members), seconds), *_held_against(winner, run))
     found = Sweep(tuple(members), run, recipe.epochs, says, seconds, time.perf_counter() - start)
     if run.folder is not None:
         found.write(run.folder)
@@ -440,6 +442,19 @@ def _one_by_one(
             return subject.run(setting, begin.task.width, form=form, hooks=(hook,))
 
         yield trained_alone(number + 1, setting, fit_one, counted)
+
+
+def _held_against(winner: Member, run: Run) -> Iterable[str]:
+    """A line where its own run gives the winner another loss than it had among the others."""
+    if not winner.together or winner.metrics is None:
+        return
+    own, among = run.history[winner.epoch - 1].validation["loss"], winner.metrics["loss"]
+    if abs(own - among) > BOUND * own + FLOOR:
+        yield (
+            f"Note      after epoch {winner.epoch} its own run has the loss {own:.4g}, and had "
+            f"{among:.4g} among the others: further apart than {BOUND:.1%} by rounding. Look at "
+            "the learning rate; so large a one makes a run swing."
+        )
 
 
 def _in_order(members: Sequence[Member], monitor: str) -> list[Member]:

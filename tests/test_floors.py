@@ -63,6 +63,7 @@ FLOORS = {
     "runs": 12,
     "classifier": 13,
     "exports": 13,
+    "sweeps": 13,
     "cli": 14,
     "__main__": 15,
 }

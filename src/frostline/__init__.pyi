@@ -76,6 +76,8 @@ from frostline.selectors import stage as stage
 from frostline.selectors import where as where
 from frostline.session import Session as Session
 from frostline.store import FeatureStore as FeatureStore
+from frostline.sweeps import Sweep as Sweep
+from frostline.sweeps import sweep as sweep
 from frostline.tasks import Classification as Classification
 from frostline.tasks import Metric as Metric
 from frostline.tasks import Metrics as Metrics

@@ -83,6 +83,16 @@ class OpenGraph:
         outputs: tuple[Tensor, ...] = self._code.forward(*tensors, *values)
         return outputs
 
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """Its operations, in their order."""
+        return tuple(self._graph.nodes)
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        """Those that stand for the values that `run` takes, in their order."""
+        return list(self._graph.find_nodes(op="placeholder"))
+
     def read(self, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
         """All tensors that its operations read, in their order, by name: these, and constants."""
         held = self._with(tensors)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from frostline.cutting.at_module import ModuleSplit
 from frostline.cutting.effects import is_part
+from frostline.cutting.graphs import OpenGraph
 from frostline.cutting.halves import Above
 from frostline.cutting.standalone import Standalone
 from frostline.cutting.sweep import LABELS
@@ -102,6 +103,11 @@ class Suffix(nn.Module):
         """Raise CutError where the model, in the mode that it is in, is not what was cut."""
         if not isinstance(self._above, ModuleSplit):
             self._above[self.model.training].half.tensors(self.model)
+
+    def graph(self, *, training: bool) -> OpenGraph | None:
+        """What it computes in that mode; None behind a named submodule, where no graph tells."""
+        above = self._above
+        return None if isinstance(above, ModuleSplit) else above[training].half.graph
 
     def alone(self) -> Standalone:
         """A copy that has of its model only what it reads, and trains without touching the model.

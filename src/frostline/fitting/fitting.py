@@ -16,7 +16,7 @@ from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
 from frostline.cutting import Origin
-from frostline.data import open_data
+from frostline.data import Batches, Samples, open_data
 from frostline.devices import Compute, resolve_device
 from frostline.engine import Hook, Training, even_out, train_phases
 from frostline.errors import ConfigError, TrainingError, a_type
@@ -195,7 +195,7 @@ def fit(
         plan=plan.phases if plan else (),
         device=device,
     )
-    kind = _task(task, classes, loss, metrics)
+    kind = task_given(task, classes, loss, metrics)
     world = world_here(settings.device) if world is None else world
     with together(world):
         check_settings(settings)
@@ -213,6 +213,61 @@ class _Made(NamedTuple):
     origin: Origin | None
 
 
+@final
+@dataclass(frozen=True)
+class Outset:
+    """What a run begins with, once its first samples were looked at.
+
+    Attributes:
+        data: opened, to train and to validate on; `plain` are their batches in a plain loop.
+        task: completed by what the data made of it.
+        like: metrics of a few samples, as all epochs will have them.
+        settings: completed by the task.
+        asked: of the pipeline.
+    """
+
+    data: tuple[Samples, Samples]
+    first: FirstSamples
+    task: Task
+    like: Metrics
+    settings: RunSettings
+    asked: PipelineOptions
+    plain: tuple[Batches, Batches]
+
+
+def outset(
+    model: nn.Module,
+    given: tuple[object, object],
+    task: Task,
+    settings: RunSettings,
+    world: World,
+    *,
+    origin: Origin | None = None,
+) -> Outset:
+    """Open data, look at a few samples, and complete task and settings by them.
+
+    Args:
+        origin: of the model, where it is known; then its line may be one that is kept.
+    Raises: as `fit`.
+    """
+    lines = origin and kept_lines(settings.features.store, origin)
+    inventory(model)  # refuses lazy layers, which the first samples would give a shape
+    if not settings.plan:
+        param_groups(model, lr=1.0)  # refuses one in which nothing trains
+    train, val = given
+    data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
+    check_same_data(data, world)
+    compute = Compute(settings.device)
+    first = FirstSamples.of(model, data[1], task, compute, judged=judged, lines=lines)
+    task = task.completed(first.found, data=train, recipe=settings.training)
+    for samples in data:
+        first.check_targets(samples, task)
+    like = _first_metrics(task, first)
+    settings = _completed(settings, task, like)
+    asked = replace(_pipeline_options(settings, task, first, world), lines=lines)
+    return Outset(data, first, task, like, settings, asked, asked.plain(*data))
+
+
 def _fitted(
     made: _Made,
     given: tuple[object, object],
@@ -225,24 +280,11 @@ def _fitted(
     resume: bool,
 ) -> Run:
     # Over 40 lines, since each step needs what those before it made.
-    model, store = made.model, settings.features.store
-    known = made.origin and kept_lines(store, made.origin)
-    inventory(model)  # refuses lazy layers, which the first samples would give a shape
-    if not settings.plan:
-        param_groups(model, lr=1.0)  # refuses one in which nothing trains
-    train, val = given
-    data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
-    check_same_data(data, world)
-    compute = Compute(settings.device)
-    first = FirstSamples.of(model, data[1], task, compute, judged=judged, lines=known)
-    task = task.completed(first.found, data=train, recipe=settings.training)
-    for samples in data:
-        first.check_targets(samples, task)
-    like = _first_metrics(task, first)
-    settings = _completed(settings, task, like)
+    model = made.model
+    begin = outset(model, given, task, settings, world, origin=made.origin)
+    data, plain, asked, first = begin.data, begin.plain, begin.asked, begin.first
+    task, like, settings = begin.task, begin.like, begin.settings
     recipe = settings.training
-    asked = replace(_pipeline_options(settings, task, first, world), lines=known)
-    plain = asked.plain(*data)
     kept = out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
     said_to = (journal.notice, *(hook.on_notice for hook in hooks))
@@ -408,12 +450,17 @@ def _first_metrics(task: Task, first: FirstSamples) -> Metrics:
     return found
 
 
-def _task(
+def task_given(
     task: Task | str | None,
     classes: Sequence[str] | None,
-    loss: Callable[[Any, Any], Any] | None,
-    metrics: Mapping[str, Any] | None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Task:
+    """The task that these arguments say; a classification where they say nothing.
+
+    Raises:
+        ConfigError: two of them say it.
+    """
     if loss is not None:
         check_alone(loss=loss, task=task, classes=classes)
         return CallableTask(loss, metrics)

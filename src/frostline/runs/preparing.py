@@ -16,7 +16,7 @@ from frostline.engine import Hook, Training
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
 from frostline.fitting import Run, check_settings, fit
 from frostline.freezing import Frozen, freeze, train_only
-from frostline.models import LoadedModel, ModelSpec, load_model
+from frostline.models import LoadedModel, ModelSpec, load_model, set_dropout
 from frostline.models.classifiers import mapping_words, own_order
 from frostline.models.file_source import line_in
 from frostline.preprocessing import Preprocessing, TextPreprocessing
@@ -135,6 +135,17 @@ class Prepared:
                 f"those that {folder.root} began with. Restore them, or start a new run."
             )
 
+    def with_settings(self, settings: RunSettings) -> Prepared:
+        """The same data with a model that is built anew, by settings of another head or recipe.
+
+        Raises:
+            ModelError, WeightsError, SelectorError, FreezeError, ConfigError: as `build`.
+        """
+        loaded, frozen = build(settings, self.task)
+        model = lasting(settings.model, loaded)
+        settings = settings.model_copy(update={"model": model})
+        return replace(self, settings=settings, loaded=loaded, frozen=frozen)
+
     @property
     def task_words(self) -> tuple[str, tuple[str, ...]]:
         """What is told apart or measured, in the plural, and their names."""
@@ -231,6 +242,7 @@ def build(
         hidden=model.hidden,
         on=model.on,
         seed=settings.training.seed,
+        dropout=model.dropout,
         tokens=isinstance(task, Tokens),
     )
     if start is not None:
@@ -238,7 +250,13 @@ def build(
     # As it was then: an own file, a later library or a file of weights may come with another one.
     prepared = _shortened(settings.preprocessing or loaded.preprocessing, settings)
     loaded = replace(loaded, preprocessing=prepared)
-    return loaded, frozen_as_asked(loaded, settings, phase=phase)
+    frozen = frozen_as_asked(loaded, settings, phase=phase)
+    if model.dropout is not None and not set_dropout(loaded.model, model.dropout):
+        raise ConfigError(
+            f"{loaded.spec} has no dropout that is not frozen. Leave out {option('dropout')}, or "
+            f"give the head hidden layers, which have it behind each: {option('head', 100)}."
+        )
+    return loaded, frozen
 
 
 def frozen_as_asked(loaded: LoadedModel, settings: RunSettings, *, phase: int = 0) -> Frozen:

@@ -18,6 +18,7 @@ from frostline.session.pipelines import kept_lines as kept_lines
 from frostline.session.pipelines import prefixed as prefixed
 from frostline.session.position import Position as Position
 from frostline.session.position import goes_on as goes_on
+from frostline.session.randomness import epoch_seed as epoch_seed
 from frostline.session.randomness import random_state as random_state
 from frostline.session.randomness import set_random_state as set_random_state
 from frostline.session.session import Session as Session

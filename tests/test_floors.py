@@ -57,6 +57,7 @@ FLOORS = {
     "transformers": 8,
     "config": 9,
     "pages": 9,
+    "probing": 9,
     "reports": 10,
     "": 11,  # the package itself: what a user imports as `fl`
     "fitting": 11,

@@ -19,6 +19,7 @@ FLOORS = {
     "choices": 0,
     "devices": 1,
     "errors": 0,
+    "narrowing": 0,
     "preprocessing": 0,
     "recipe": 1,
     "schemas": 0,

@@ -19,6 +19,7 @@ FLOORS = {
     "choices": 0,
     "devices": 1,
     "errors": 0,
+    "narrowing": 0,
     "preprocessing": 0,
     "recipe": 1,
     "schemas": 0,
@@ -57,6 +58,7 @@ FLOORS = {
     "transformers": 8,
     "config": 9,
     "pages": 9,
+    "probing": 9,
     "reports": 10,
     "": 11,  # the package itself: what a user imports as `fl`
     "fitting": 11,

@@ -57,6 +57,8 @@ from frostline.plans import Until as Until
 from frostline.preprocessing import Preprocessing as Preprocessing
 from frostline.preprocessing import TextPreprocessing as TextPreprocessing
 from frostline.preprocessing import Words as Words
+from frostline.probing import Probe as Probe
+from frostline.probing import probe as probe
 from frostline.recipe import Recipe as Recipe
 from frostline.runs import open_run as open_run
 from frostline.selectors import Selection as Selection

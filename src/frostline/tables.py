@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from textwrap import fill
 from typing import TYPE_CHECKING, Literal
 
@@ -94,6 +95,30 @@ def columns(*headings: str, left: int = 1, right: int | None = None) -> tuple[Co
         Column(heading, "right" if place in numbers else "left")
         for place, heading in enumerate(headings)
     )
+
+
+def as_html(parts: Iterable[Table | str]) -> str:
+    """Tables and paragraphs for a notebook, without styles of their own."""
+    return "\n".join(_html(part) for part in parts)
+
+
+def _html(part: Table | str) -> str:
+    if isinstance(part, str):
+        return f"<p>{escape(visible(part))}</p>"
+
+    def row(cells: Iterable[str], tag: str) -> str:
+        pairs = zip(cells, part.columns, strict=True)
+        made = (
+            f'<{tag} style="text-align: {column.justify}">{escape(visible(cell))}</{tag}>'
+            for cell, column in pairs
+        )
+        return f"<tr>{''.join(made)}</tr>"
+
+    head = row((column.heading for column in part.columns), "th")
+    body = "".join(row(cells, "td") for cells in part.rows)
+    caption = f"<caption>{escape(visible(part.title))}</caption>" if part.title else ""
+    notes = f"<p>{escape(visible(' '.join(map(str.strip, part.notes))))}</p>" if part.notes else ""
+    return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
 
 
 def hanging(text: str, *, indent: int) -> str:

@@ -8,7 +8,7 @@ blocks alone.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -101,6 +101,13 @@ class OpenGraph:
     def over(self, tensors: Sequence[Tensor]) -> fx.GraphModule:
         """The graph as a module that holds these tensors, under the targets they have in it."""
         return close_regions(self._graph, self._with(tensors))
+
+    def rewritten(self, rewrite: Callable[[fx.Graph], int]) -> OpenGraph | None:
+        """Over the same tensors, after `rewrite` changed a copy; None where that says 0."""
+        graph = _graph(_rows(self._graph))
+        if not rewrite(graph):
+            return None
+        return OpenGraph(_rows(graph), self._values, self.places, self.entered)
 
     def _with(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         given = {target_of(p.name): t for p, t in zip(self.places, tensors, strict=True)}

@@ -40,6 +40,10 @@ class Half:
         self._structure = structure
         self._found: _Spots | None = None
 
+    def over(self, graph: OpenGraph) -> Half:
+        """The same of a model, with another graph over the same tensors."""
+        return Half(graph, self._below, self._structure)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Half, (self.graph, self._below, self._structure)
 

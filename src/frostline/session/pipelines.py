@@ -285,9 +285,19 @@ class _Making:
         if facts.nbytes:
             each = self._plain_seconds(compute, facts)
             facts = replace(facts, plain_seconds_per_sample=each)
+        suffix = self._suffix(made)
         says = tuple(self._says(made, compute, facts))
         device = self._options.device
-        return Pipeline(train, validation, made.suffix, device, facts, says, compute.watch)
+        return Pipeline(train, validation, suffix, device, facts, says, compute.watch)
+
+    def _suffix(self, made: Cut) -> Forward:
+        """Without rows that nobody reads, where last bits do not count."""
+        if self._options.precision == "exact":
+            return made.suffix
+        narrowed = made.suffix.narrowed(made.frontier.values)
+        if narrowed is not None:
+            self._notes.append("above the line rows that the head does not read are left out")
+        return narrowed or made.suffix
 
     def _compute(self, made: Cut) -> Computing:
         options = self._options

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from frostline._files import file_digest
+from frostline.choices import DecodingName
 from frostline.data.batches import (
     AsTargets,
     Batch,
@@ -31,8 +32,10 @@ from frostline.data.batches import (
     holds_batches,
     some_rows,
 )
+from frostline.data.decoding import decodings_of, worth_less
 from frostline.data.images import reading_of
 from frostline.data.levels import FULL
+from frostline.data.masks import Masks
 from frostline.data.ordered import count_threads, ordered_map
 from frostline.data.samples import (
     Samples,
@@ -44,6 +47,7 @@ from frostline.data.samples import (
 )
 from frostline.data.views import Augment, ImageDataset
 from frostline.errors import ConfigError, DataError, a_type
+from frostline.preprocessing import Preprocessing
 from frostline.world import ALONE, World
 
 # Samples of a data set of the user's own that are asked for, and how often each: a change made in
@@ -203,6 +207,8 @@ class ImageSamples(Samples):
         self.transform = f"{data.preprocessing!r}, Pillow {PIL.__version__}"
         if data.levels not in (None, FULL):
             self.transform += f", levels {[float(end) for end in data.levels]}"
+        if data.decoding != "full":
+            self.transform += f", {data.decoding}"
         self.digests: dict[Path, tuple[object, str]] = {}
 
     def __len__(self) -> int:
@@ -225,6 +231,35 @@ class ImageSamples(Samples):
 
     def name(self, sample: int) -> str:
         return self._data.names[sample]
+
+    def decoded(self, decoding: DecodingName) -> ImageSamples:
+        """The same pictures, of which no more than that is decoded.
+
+        Random views, which may show a small part of a picture, and pictures beside masks stay.
+        """
+        if not self._is_plain or decoding == self._data.decoding:
+            return self
+        made = ImageSamples(replace(self._data, decoding=decoding))
+        made.digests = self.digests
+        return made
+
+    def worth_less(self, most: int) -> list[int]:
+        """A few samples that need not be decoded in full; none where little is gained by it."""
+        if not self._is_plain:
+            return []
+        paths = [sample.path for sample in self._data.images.samples]
+        return worth_less(paths, self._data.preprocessing, most)
+
+    def decodings(self, samples: Sequence[int]) -> tuple[DecodingName, ...]:
+        """What there is to try on these samples beside a full decoding, the quickest first."""
+        paths = [self._data.images.samples[sample].path for sample in samples]
+        return decodings_of(paths, self._data.preprocessing)
+
+    @property
+    def _is_plain(self) -> bool:
+        data = self._data
+        has_steps = type(data.preprocessing) is Preprocessing  # and none of someone's own
+        return has_steps and data.augment.kind == "none" and not isinstance(data.targets, Masks)
 
     def why_not_stored(self) -> str:
         live = "augment live makes a new view every epoch, so there is none to store."

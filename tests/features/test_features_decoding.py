@@ -134,8 +134,8 @@ def test_what_misses_the_tolerance_in_one_picture_is_not_taken(
     *refused, last = decided["decodings"]
     assert [one["decoding"] for one in refused] == ["jpeg-2x", "jpeg-4x"]
     assert all(one["worst"] > 0.01 for one in refused)
-    assert last["decoding"] == "by-crop"
-    assert decided["form"].endswith("by-crop") == (last["worst"] <= 0.01 and last["speedup"] > 1)
+    assert last["decoding"] == "jpeg-crop"
+    assert decided["form"].endswith("jpeg-crop") == (last["worst"] <= 0.01 and last["speedup"] > 1)
 
 
 def test_precision_and_decoding_hold_the_tolerance_together(

@@ -31,7 +31,7 @@ def test_a_form_says_what_it_does() -> None:
     "text",
     [
         *("", "int8", "folded", "float32 fast", "float32 folded folded"),
-        *("float32 full", "float32 jpeg-4x folded", "float32 by-crop jpeg-4x", "jpeg-4x"),
+        *("float32 full", "float32 jpeg-4x folded", "float32 jpeg-crop jpeg-4x", "jpeg-4x"),
     ],
 )
 def test_unknown_words_are_refused_with_those_there_are(text: str) -> None:
@@ -45,7 +45,7 @@ def test_a_form_of_an_unknown_dtype_cannot_be_made() -> None:
 
 
 def test_a_form_of_an_unknown_decoding_cannot_be_made() -> None:
-    with pytest.raises(ConfigError, match=r"decoding is one of full, by-crop, .*; got 'jpeg-9x'"):
+    with pytest.raises(ConfigError, match=r"decoding is one of full, jpeg-crop, .*; got 'jpeg-9x'"):
         Form(decoding="jpeg-9x")  # type: ignore[arg-type] # what is tested
 
 

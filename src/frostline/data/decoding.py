@@ -11,7 +11,7 @@ from PIL import Image
 
 from frostline.choices import DecodingName
 from frostline.data.framing import frame, times_wanted
-from frostline.data.images import decode_scaled, header_of
+from frostline.data.images import Header, decode_scaled, header_of
 from frostline.data.levels import Levels
 from frostline.errors import ImageError
 from frostline.preprocessing import Preprocessing
@@ -33,14 +33,16 @@ def seen_of(
 
     Args:
         levels: as for `open_image`.
-        decoding: `full`, to the bits of `preprocessing(open_image(path))`; `by-crop`, where no more
-            is resized than is seen; `jpeg-4x` and `jpeg-2x`, where besides a JPEG is scaled by its
-            own cosine transform while it is decoded, to at least so many times the wanted size.
+        decoding: `full`, to the bits of `preprocessing(open_image(path))`, as all but a JPEG are;
+            `jpeg-crop`, where no more is resized than is seen; `jpeg-4x` and `jpeg-2x`, where
+            besides it is scaled by its own cosine transform while it is decoded, to at least so
+            many times the wanted size.
     Raises:
         ImageError: as `open_image`.
     """
     found = decode_scaled(path, levels, partial(scale_of, preprocessing, decoding))
-    if decoding == "full" or times_wanted(preprocessing, found.size) < 1:
+    is_less = decoding != "full" and found.is_jpeg
+    if not is_less or times_wanted(preprocessing, found.size) < 1:
         return preprocessing.frame(found.image)
     return frame(found.image, preprocessing, found.size, scale=found.scale)
 
@@ -54,16 +56,20 @@ def scale_of(preprocessing: Preprocessing, decoding: DecodingName, size: tuple[i
 
 
 def worth_less(paths: Sequence[Path], preprocessing: Preprocessing, most: int) -> list[int]:
-    """Places of a few pictures, evenly, that need not be decoded in full for what is seen of them.
+    """Places of a few JPEGs, evenly, that need not be decoded in full for what is seen of them.
 
     None where these are less than half of all pixels, by the headers of a few pictures: then
     there is little to be gained, and nothing to be tried.
     """
     count = min(_LOOKED_AT, len(paths))
     places = [number * len(paths) // count for number in range(count)]
-    sizes = {place: _size(paths[place]) for place in places}
-    large = [place for place in places if times_wanted(preprocessing, sizes[place]) >= _WORTH]
-    pixels = {place: width * height for place, (width, height) in sizes.items()}
+    headers = {place: _header(paths[place]) for place in places}
+    large = [
+        place
+        for place, (size, is_jpeg) in headers.items()
+        if is_jpeg and times_wanted(preprocessing, size) >= _WORTH
+    ]
+    pixels = {place: header.size[0] * header.size[1] for place, header in headers.items()}
     if 2 * sum(pixels[place] for place in large) <= sum(pixels.values()):
         return []
     few = min(most, len(large))
@@ -71,17 +77,16 @@ def worth_less(paths: Sequence[Path], preprocessing: Preprocessing, most: int) -
 
 
 def decodings_of(paths: Iterable[Path], preprocessing: Preprocessing) -> tuple[DecodingName, ...]:
-    """What there is to try on these pictures beside a full decoding, the quickest first."""
-    headers = [header_of(path) for path in paths]
-    sizes = [header.size for header in headers if header.is_jpeg]
+    """What there is to try on these JPEGs beside a full decoding, the quickest first."""
+    sizes = [header_of(path).size for path in paths]
     scales = {name: [scale_of(preprocessing, name, size) for size in sizes] for name in LEAST}
     twice = ("jpeg-2x",) if scales["jpeg-2x"] != scales["jpeg-4x"] else ()
     four_times = ("jpeg-4x",) if any(scale > 1 for scale in scales["jpeg-4x"]) else ()
-    return (*twice, *four_times, "by-crop")
+    return (*twice, *four_times, "jpeg-crop")
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _header(path: Path) -> Header:
     try:
-        return header_of(path).size
-    except ImageError:
-        return 1, 1
+        return header_of(path)
+    except ImageError:  # whoever reads it says what is wrong
+        return Header((1, 1), is_jpeg=False)

@@ -34,6 +34,7 @@ from frostline.data.batches import (
 )
 from frostline.data.decoding import decodings_of, worth_less
 from frostline.data.images import reading_of
+from frostline.data.kept import stamp_of
 from frostline.data.levels import FULL
 from frostline.data.masks import Masks
 from frostline.data.ordered import count_threads, ordered_map
@@ -261,6 +262,11 @@ class ImageSamples(Samples):
         has_steps = type(data.preprocessing) is Preprocessing  # and none of someone's own
         return has_steps and data.augment.kind == "none" and not isinstance(data.targets, Masks)
 
+    def forget_kept(self) -> None:
+        """Free what an audit kept of these pictures, once their features are there."""
+        if self._data.kept is not None:
+            self._data.kept.forget(sample.path for sample in self._data.images.samples)
+
     def why_not_stored(self) -> str:
         live = "augment live makes a new view every epoch, so there is none to store."
         return "" if self.views else live
@@ -268,8 +274,7 @@ class ImageSamples(Samples):
     def _digest(self, path: Path) -> str:
         """Of the file's content, which is read once unless the file changed since."""
         try:
-            now = path.stat()
-            stamp = (now.st_mtime_ns, now.st_ctime_ns, now.st_size, now.st_ino)
+            stamp = stamp_of(path.stat())
             known = self.digests.get(path)
             if known is None and path in self._data.digests:
                 known = (stamp, self._data.digests[path] + reading_of(path))

@@ -82,11 +82,13 @@ class Decoded:
         size: width and height of the whole picture, upright.
         scale: by how much `image` is smaller in width and in height; a part of a pixel that is left
             over is its last column or row.
+        is_jpeg: whether it is a JPEG.
     """
 
     image: Image.Image
     size: tuple[int, int]
     scale: int = 1
+    is_jpeg: bool = False
 
 
 Scaling = Callable[[tuple[int, int]], int]
@@ -204,7 +206,7 @@ def _decode(file: IO[bytes], levels: Levels | None, scaling: Scaling | None = No
         else:
             image.load()
             found = upright(to_rgb(image, levels), by=image)
-    return Decoded(found, found.size)
+    return Decoded(found, found.size, is_jpeg=isinstance(image, _Jpeg))
 
 
 def _scaled(image: _Jpeg, scaling: Scaling) -> Decoded | None:
@@ -220,7 +222,7 @@ def _scaled(image: _Jpeg, scaling: Scaling) -> Decoded | None:
         if image.draft(None, (stored[0] // scale, stored[1] // scale)) is None:
             return None
         image.load()
-        return Decoded(upright(to_rgb(image), by=image), size, scale)
+        return Decoded(upright(to_rgb(image), by=image), size, scale, is_jpeg=True)
 
 
 def check(file: IO[bytes], levels: Levels | None) -> Seen:
@@ -233,8 +235,13 @@ def check(file: IO[bytes], levels: Levels | None) -> Seen:
     return seen
 
 
-def look(file: IO[bytes]) -> Seen:
-    """Read a picture, within `opened`, to its last byte; whatever levels it will be given."""
+def look(file: IO[bytes], take: Callable[[Image.Image], object] | None = None) -> Seen:
+    """Read a picture, within `opened`, to its last byte; whatever levels it will be given.
+
+    Args:
+        take: called with the picture, upright and in mode RGB, where it has 8 bits, so that levels
+            say nothing of it, and was decoded in full on the way, as all but a JPEG are.
+    """
     image = _identify(file)
     if isinstance(image, _Jpeg):
         # At an eighth of its size a JPEG is still read to its last byte, but hardly computed.
@@ -247,16 +254,26 @@ def look(file: IO[bytes]) -> Seen:
             image = _identify(file)
     layout = _tiff_layout(file)
     with _refusals():
-        seen = image.seen() if isinstance(image, Values) else _seen_by_pillow(image, file, layout)
+        if isinstance(image, Values):
+            seen = image.seen()
+        else:
+            seen = _seen_by_pillow(image, file, layout, take)
     return replace(seen, more_pages=True) if layout and has_more_pages(file, layout) else seen
 
 
-def _seen_by_pillow(image: ImageFile, file: IO[bytes], layout: TiffLayout | None) -> Seen:
+def _seen_by_pillow(
+    image: ImageFile,
+    file: IO[bytes],
+    layout: TiffLayout | None,
+    take: Callable[[Image.Image], object] | None,
+) -> Seen:
     image.load()
     if (grey := deep_grey(image)) is not None:
         return grey.seen()
-    to_rgb(image)
-    seen = high_bytes(image) if _is_deep_colour(file, layout) else Seen()
+    found, is_deep = to_rgb(image), _is_deep_colour(file, layout)
+    seen = high_bytes(image) if is_deep else Seen()
+    if take is not None and not is_deep:
+        take(upright(found, by=image))
     return replace(seen, odd_alpha=layout is not None and looks_like_a_band(image))
 
 

@@ -19,6 +19,7 @@ from frostline.choices import DecodingName
 from frostline.data.decoding import seen_of
 from frostline.data.image_sets import ImageSet, MaskFile
 from frostline.data.images import open_image
+from frostline.data.kept import KeptFrames
 from frostline.data.levels import Levels
 from frostline.data.masks import Masks
 from frostline.errors import ConfigError
@@ -157,6 +158,7 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
         levels: what becomes black and white in pictures of more than 8 bits, as `Audit.levels`; by
             default 0..65535 of integers and 0..1 of floats.
         decoding: how much of a plain picture is decoded, as for `seen_of`; of a random view all is.
+        kept: of these preprocessing steps, what an audit saw of plain pictures that are no JPEGs.
     """
 
     images: ImageSet
@@ -167,6 +169,7 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
     digests: Mapping[Path, str] = field(default_factory=dict)
     levels: Levels | None = None
     decoding: DecodingName = "full"
+    kept: KeptFrames | None = None
 
     def __post_init__(self) -> None:
         self.classes, self.label_names = self.images.classes, self.images.label_names
@@ -202,7 +205,9 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
             return view(open_image(path, self.levels), prepare, seed=seed)
         if type(prepare) is not Preprocessing:  # which may do otherwise
             return prepare(open_image(path, self.levels))
-        seen = seen_of(path, prepare, levels=self.levels, decoding=self.decoding)
+        seen = self.kept.take(path) if self.kept and self.kept.preprocessing == prepare else None
+        if seen is None:
+            seen = seen_of(path, prepare, levels=self.levels, decoding=self.decoding)
         return prepare.to_tensor(seen)
 
     def view_seed(self, index: int, epoch: int) -> int | None:

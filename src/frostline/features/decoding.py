@@ -38,6 +38,14 @@ def as_decoded(samples: Samples, decoding: DecodingName) -> Samples:
     return samples
 
 
+def forget_kept(samples: Samples) -> None:
+    """Free what an audit kept of pictures whose features are stored now."""
+    if isinstance(samples, NamedSamples):
+        samples = samples.inner
+    if isinstance(samples, ImageSamples):
+        samples.forget_kept()
+
+
 @in_turn
 def with_decoding(
     compute: Computing,

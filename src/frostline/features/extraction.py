@@ -34,7 +34,7 @@ from frostline.features.agreeing import (
     shared_ids,
 )
 from frostline.features.computing import Computing, Decisions, computing, in_passes_of
-from frostline.features.decoding import as_decoded, with_decoding
+from frostline.features.decoding import as_decoded, forget_kept, with_decoding
 from frostline.features.feature_data import FeatureData
 from frostline.features.filling import Filling, Progress
 from frostline.features.keywords import Collate, CollatedSamples, NamedSamples, keyword_samples
@@ -180,6 +180,7 @@ class _Extraction:
         if anywhere(world, rows is None):
             rows = self._filled(features, ids, filling)
         assert rows is not None  # in no process
+        forget_kept(samples)
         measured = torch.tensor([[filling.computed, filling.storage_error]], dtype=torch.float64)
         by_rank, errors = gathered(world, measured).T.tolist()
         computed = tuple(map(int, by_rank))

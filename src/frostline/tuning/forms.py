@@ -29,9 +29,9 @@ class Form:
         channels_last: 4-D inputs and convolution weights lie as (batch, height, width, channels).
         folded: batch norms are multiplied into the convolution or linear layer before them.
         compiled: by `torch.compile`.
-        decoding: how much of a picture is decoded: `full`; `by-crop`, where no more is resized than
-            is seen; `jpeg-4x` and `jpeg-2x`, where a JPEG besides is scaled while it is decoded, to
-            at least so many times the size that it is resized to.
+        decoding: how much of a picture is decoded: `full`; `jpeg-crop`, where no more of a JPEG is
+            resized than is seen; `jpeg-4x` and `jpeg-2x`, where besides it is scaled while it is
+            decoded, to at least so many times the size that it is resized to.
     """
 
     dtype: FloatName = "float32"

@@ -35,6 +35,7 @@ from frostline.data.image_sets import in_order as in_order
 from frostline.data.images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from frostline.data.images import check_image as check_image
 from frostline.data.images import open_image as open_image
+from frostline.data.kept import KeptFrames as KeptFrames
 from frostline.data.levels import Levels as Levels
 from frostline.data.levels import run_notes as run_notes
 from frostline.data.ordered import count_threads as count_threads

@@ -50,6 +50,7 @@ from frostline.features import (
     in_passes_of,
     of_first,
     padding_of_first,
+    with_decoding,
 )
 from frostline.records import BY_MODEL, PipelineFacts
 from frostline.store import FeatureStore, is_address, user_cache
@@ -304,17 +305,29 @@ class _Making:
         if options.form and options.precision != "exact":
             form, size = Form.parse(options.form), options.batch_size
             return in_form(made, form, batch_size=size, device=options.device)
-        choose = partial(
-            computing,
+        choose = partial(self._chosen, made)
+        return computing_of_first(options.world, made, choose, options.device)
+
+    def _chosen(self, made: Cut) -> Computing:
+        """How to compute, and how much of pictures to decode, by measuring on a few samples."""
+        options, decisions = self._options, Decisions(self._store.root)
+        planned = self._train.plain.samples + self._validation.plain.samples
+        compute = computing(
             made,
             partial(self._train.first, options),
             precision=options.precision,
             batch_size=options.batch_size,
             device=options.device,
-            planned_samples=self._train.plain.samples + self._validation.plain.samples,
-            decisions=Decisions(self._store.root),
+            planned_samples=planned,
+            decisions=decisions,
         )
-        return computing_of_first(options.world, made, choose, options.device)
+        return with_decoding(
+            compute,
+            self._train.samples,
+            precision=options.precision,
+            planned_samples=planned,
+            decisions=decisions,
+        )
 
     def _of_each_mode(self, compute: Computing) -> tuple[Computing, Computing]:
         """Plain float32 as a training step and as evaluation compute it, where that differs."""

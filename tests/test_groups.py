@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import frostline as fl
-from frostline.groups import ParamGroup
 
 
 @pytest.fixture
@@ -18,11 +17,11 @@ def net() -> nn.Module:
     return nn.ModuleDict({"body": nn.Sequential(*layers), "head": nn.Linear(2, 2)})
 
 
-def rates(groups: list[ParamGroup]) -> dict[str, float]:
+def rates(groups: list[dict[str, Any]]) -> dict[str, float]:
     return {name: group["lr"] for group in groups for name in group["param_names"]}
 
 
-def decays(groups: list[ParamGroup]) -> dict[str, float]:
+def decays(groups: list[dict[str, Any]]) -> dict[str, float]:
     return {name: group["weight_decay"] for group in groups for name in group["param_names"]}
 
 

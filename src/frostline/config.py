@@ -72,16 +72,16 @@ class DataSettings(_Section):
     path: str = ""
     is_text: bool = False
     text_column: str = ""
-    max_tokens: int | None = Field(None, ge=1)
-    file_column: str = Field("file", min_length=1)
-    label_column: str = Field("label", min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    file_column: str = Field(default="file", min_length=1)
+    label_column: str = Field(default="label", min_length=1)
     split_column: str = ""
-    val_fraction: float = Field(0.2, gt=0, lt=1)
-    folds: int | None = Field(None, ge=2)
-    fold: int = Field(0, ge=0)
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)
+    folds: int | None = Field(default=None, ge=2)
+    fold: int = Field(default=0, ge=0)
     bad_images: BadImages = "skip"
     augment: str = "none"
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     classes: tuple[str, ...] = ()
     levels: Levels | None = None
     black_and_white: bool | None = None
@@ -112,7 +112,7 @@ class FeatureSettings(_Section):
 
     store: str = "auto"
     storage: Storage = "auto"
-    budget_bytes: int | None = Field(None, ge=1)
+    budget_bytes: int | None = Field(default=None, ge=1)
     compile: bool = False
     forms: tuple[str, ...] = ()
 

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypedDict, cast, final
+from typing import Any, TypedDict, cast, final
 
 from torch import nn
 
@@ -40,21 +40,6 @@ class Rule(TypedDict):
     no_decay: str | None
 
 
-class ParamGroup(TypedDict):
-    """One group as torch's optimizers take it; `param_names` stand beside `params`.
-
-    `base_lr` stays where schedules move `lr`; by `rule`, `fl.sync` finds the group of a parameter
-    that is thawed later.
-    """
-
-    params: list[nn.Parameter]
-    param_names: list[str]
-    lr: float
-    weight_decay: float
-    base_lr: float
-    rule: Rule
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -74,13 +59,17 @@ def param_groups(
     layer_decay: float = 1.0,
     lr_mult: Mapping[str, float] | None = None,
     no_decay: SelectorLike = DEFAULT_NO_DECAY,
-) -> list[ParamGroup]:
+) -> list[dict[str, Any]]:
     """Groups of the trainable parameters, for any torch optimizer; frozen ones are in none.
 
     A parameter's learning rate is `lr`, times `layer_decay` for each stage between its own and
     the last, times the multiplier of each selector in `lr_mult` that matches it. Its weight
     decay is `weight_decay`, or 0 where `no_decay` matches it; a `kind:` there that the model
     does not have is fine.
+
+    Beside `params` a group has their `param_names`, `lr`, `weight_decay`, `base_lr`, which stays
+    where schedules move `lr`, and `rule`, by which `fl.sync` finds the group of a parameter that is
+    thawed later.
 
     Args:
         lr: learning rate of the last stage, above 0.
@@ -118,19 +107,19 @@ def param_groups(
     return _grouped(rates, rule)
 
 
-def _grouped(rates: Iterable[Rate], rule: Rule) -> list[ParamGroup]:
-    groups: dict[tuple[float, float], ParamGroup] = {}
+def _grouped(rates: Iterable[Rate], rule: Rule) -> list[dict[str, Any]]:
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     for rate in rates:
         group = groups.setdefault(
             (rate.lr, rate.weight_decay),
-            ParamGroup(
-                params=[],
-                param_names=[],
-                lr=rate.lr,
-                weight_decay=rate.weight_decay,
-                base_lr=float(rate.lr),
-                rule=copy.deepcopy(rule),  # each group's is its own, as its other options are
-            ),
+            {
+                "params": [],
+                "param_names": [],
+                "lr": rate.lr,
+                "weight_decay": rate.weight_decay,
+                "base_lr": float(rate.lr),
+                "rule": copy.deepcopy(rule),  # each group's is its own, as its other options are
+            },
         )
         group["params"].append(rate.parameter)
         group["param_names"].append(rate.name)

@@ -76,61 +76,68 @@ class Recipe(Data):
         fl.Recipe(epochs=5, lr=0.001, patience=2)
     """
 
-    epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training data.")
+    epochs: int = Field(default=10, ge=1, le=10**9, description="Passes over the training data.")
     lr: float | None = Field(
-        None,
+        default=None,
         gt=0,
         allow_inf_nan=False,
         description="Peak learning rate; by default 3e-3 for a head alone, else 3e-4.",
     )
     optimizer: OptimizerName = Field(
-        "adamw", description="Optimizer, with fused kernels where torch has them."
+        default="adamw", description="Optimizer, with fused kernels where torch has them."
     )
     weight_decay: float = Field(
-        0.01, ge=0, allow_inf_nan=False, description="Weight decay; biases and norms have none."
+        default=0.01,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight decay; biases and norms have none.",
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
-    schedule: Schedule = Field("cosine", description="Learning rate after the warm-up.")
-    warmup: float = Field(0.5, ge=0, allow_inf_nan=False, description="Epochs of linear warm-up.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD.")
+    schedule: Schedule = Field(default="cosine", description="Learning rate after the warm-up.")
+    warmup: float = Field(
+        default=0.5, ge=0, allow_inf_nan=False, description="Epochs of linear warm-up."
+    )
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="Learning-rate factor for each stage below the head."
+        default=1.0, gt=0, le=1, description="Learning-rate factor for each stage below the head."
     )
     clip_norm: float | None = Field(
-        None, gt=0, description="Clip the gradient's norm to this; none by default."
+        default=None, gt=0, description="Clip the gradient's norm to this; none by default."
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Label smoothing.")
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="Weigh classes in the loss by the inverse of their frequency."
+        default="none", description="Weigh classes in the loss by the inverse of their frequency."
     )
     precision: str = Field(
-        "auto",
+        default="auto",
         description="auto: float32, the frozen part in the first form that suits the processor "
         "and is within 2 % error; exact: float32 throughout, bit for bit; a number: that error; "
         "bf16 or fp16: mixed precision.",
     )
     lean: bool = Field(
-        False,
+        default=False,
         description="Keep for the backward pass only what the wanted gradients need; bit for bit "
         "the same in float32.",
     )
     sync_norm: bool = Field(
-        False,
+        default=False,
         description="Of several processes: trainable batch norms take statistics over the samples "
         "of all, as one process does; else each over its own, and the first one's are kept.",
     )
     monitor: str = Field(
-        AUTO_MONITOR,
+        default=AUTO_MONITOR,
         description="Validation metric that decides the best epoch: accuracy, macro_f1 or loss, or "
         "one of your task; ties go to the lower loss. auto: the first, and accuracies that so few "
         "samples cannot tell apart are ties.",
     )
     patience: int | None = Field(
-        None, ge=1, description="Stop after this many epochs without a better metric."
+        default=None, ge=1, description="Stop after this many epochs without a better metric."
     )
     keep: int = Field(
-        1, ge=1, description="How many of the last checkpoints stay, beside the best."
+        default=1, ge=1, description="How many of the last checkpoints stay, beside the best."
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of everything random in the run.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Seed of everything random in the run."
+    )
 
     @field_validator("precision", mode="before")
     @classmethod

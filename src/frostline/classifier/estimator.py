@@ -306,7 +306,7 @@ class FrozenClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
                 batch_size=_plain(self.batch_size),
                 classes=tuple(map(str, self.classes_)),
             ),
-            freeze=FreezeSettings(freeze=self.freeze, train=self.train, norm=self.norm),
+            freeze=FreezeSettings(freeze=self.freeze, train=self.train, norm=_plain(self.norm)),
             training=Recipe(**asked, seed=seed),
             features=FeatureSettings(store=str(self.features)),
             plan=self.plan.phases if self.plan else (),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Annotated
 
 import typer
@@ -27,7 +27,7 @@ app = typer.Typer(
     cls=Verbs,
     help="Freeze any part of a pretrained network and train the rest.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # of which `--show-completion` shows one shell alone, the one it guesses
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -43,9 +43,33 @@ app.add_typer(features, name="features")
 _TYPER_INTERRUPTED = 130  # how typer leaves on Ctrl-C; our own statuses are 0 to 3
 
 
-def _show_version(wanted: bool) -> None:
+_COMPLETE = "_FROSTLINE_COMPLETE"  # in the environment when a shell asks how a line may go on
+
+
+def _show_versions(wanted: bool) -> None:
+    """What a report of a mistake should begin with; torch is not loaded for it."""
     if wanted:
+        import platform
+
         typer.echo(f"frostline {__version__}")
+        typer.echo(f"torch {metadata.version('torch')}")
+        typer.echo(f"Python {platform.python_version()}")
+        typer.echo(platform.platform())
+        raise typer.Exit
+
+
+_SHELLS = ("bash", "zsh", "fish")
+
+
+def _show_completion(shell: str | None) -> None:
+    if shell is not None:
+        if shell not in _SHELLS:
+            raise typer.BadParameter(f"'{shell}' is not one of {', '.join(_SHELLS)}.")
+        from typer._completion_shared import get_completion_script
+
+        typer.echo(
+            get_completion_script(prog_name="frostline", complete_var=_COMPLETE, shell=shell)
+        )
         raise typer.Exit
 
 
@@ -53,8 +77,22 @@ def _show_version(wanted: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+        typer.Option(
+            "--version",
+            help="Show the versions of Frostline, torch and Python, and the platform.",
+            callback=_show_versions,
+            is_eager=True,
+        ),
     ] = False,
+    show_completion: Annotated[
+        str | None,
+        typer.Option(
+            help="Show what makes bash, zsh or fish complete `frostline`, for its start-up file.",
+            metavar="SHELL",
+            callback=_show_completion,
+            is_eager=True,
+        ),
+    ] = None,
 ) -> None:
     """Freeze any part of a pretrained network and train the rest."""
 
@@ -65,6 +103,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A file's name need not be text in the terminal's encoding, nor in any.
             stream.reconfigure(errors="backslashreplace")
+    if _COMPLETE in os.environ:
+        from typer._completion_classes import completion_init
+
+        completion_init()  # as typer does where it has completion options of its own
     try:
         with on_the_command_line(), one_speaks():
             app()

@@ -58,7 +58,7 @@ class ModelSetup:
 
 
 def data_settings(
-    model: str, data: Path | None, task: AskedTask, **columns: str
+    model: str, data: Path | None, task: AskedTask, **columns: Any
 ) -> RunSettings | None:
     """What `--data` and its columns say, as settings of a run; None without it."""
     from frostline import config

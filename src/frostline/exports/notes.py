@@ -103,6 +103,12 @@ class Notes:
                 f"{path} does not say its classes: it is no file of an export. Give a run's "
                 "folder, or a file that was exported."
             )
+        if texts.get("version") != _VERSION:
+            raise ConfigError(
+                f"{path} is an export of version {texts.get('version')}, this Frostline "
+                f"({__version__}) reads {_VERSION}. Use the Frostline that wrote it "
+                f"({texts.get('frostline')}), or a newer one."
+            )
         try:
             own = {"model": texts["model"], "base": texts["base"]}
             rest = [field.name for field in fields(cls)]
@@ -110,6 +116,6 @@ class Notes:
             return TypeAdapter(cls).validate_python({**values, **own})
         except (KeyError, ValueError) as error:
             raise ConfigError(
-                f"{path} is damaged or of another version of Frostline ({texts.get('frostline')}; "
-                f"this is {__version__}): its notes cannot be read. Export the run again."
+                f"{path} is damaged: its notes cannot be read (written by Frostline "
+                f"{texts.get('frostline')}, this is {__version__}). Export the run again."
             ) from error

@@ -64,10 +64,10 @@ class Until(Data):
     """
 
     monitor: str | None = None
-    patience: int | None = Field(None, ge=1, le=_MOST)
-    min_change: float = Field(0.0, ge=0, allow_inf_nan=False)
-    target: float | None = Field(None, allow_inf_nan=False)
-    minutes: float | None = Field(None, gt=0, allow_inf_nan=False)
+    patience: int | None = Field(default=None, ge=1, le=_MOST)
+    min_change: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    target: float | None = Field(default=None, allow_inf_nan=False)
+    minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _ends_something(self) -> Self:
@@ -116,14 +116,14 @@ class Phase(Data):
     train: SelectorText | None = None
     freeze: SelectorText | None = None
     norm: NormPolicy = "hold"
-    epochs: int | None = Field(None, ge=1, le=_MOST)
-    steps: int | None = Field(None, ge=1, le=_MOST)
+    epochs: int | None = Field(default=None, ge=1, le=_MOST)
+    steps: int | None = Field(default=None, ge=1, le=_MOST)
     until: Until | None = None
-    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
-    layer_decay: float | None = Field(None, gt=0, le=1)
-    weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     schedule: Schedule | None = None
-    warmup: float | None = Field(None, ge=0, allow_inf_nan=False)
+    warmup: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     lr_mult: dict[str, Factor] = Field(default_factory=dict)
     start: Snapshot = "last"
     state: Literal["keep", "fresh"] = "keep"

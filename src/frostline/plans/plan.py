@@ -314,7 +314,8 @@ def _head(
     model: nn.Module, head: Head, epochs: int, *, name: str = "head", lr: float | None = None
 ) -> Phase:
     select(model, head)  # where it matches nothing, that is said of the head, not of a phase
-    return Phase(name=name, train=head, epochs=epochs, lr=lr)
+    # A phase makes a text of it, or says that it has none.
+    return Phase(name=name, train=head, epochs=epochs, lr=lr)  # type: ignore[arg-type]
 
 
 def _stage_count(model: nn.Module) -> int:

@@ -144,8 +144,13 @@ def read_judged(path: Path) -> Judged:
     try:
         with safe_open(path, framework="pt") as content:
             header = content.metadata() or {}
-            if (header.get("format"), header.get("version")) != (_FORMAT, _VERSION):
-                raise ValueError(f"format {header.get('format')!r} {header.get('version')!r}")
+            if header.get("format") != _FORMAT:
+                raise ValueError(f"format {header.get('format')!r}")
+            if (version := header.get("version")) != _VERSION:
+                raise ConfigError(
+                    f"{path} is of version {version}, this Frostline reads {_VERSION}, so nothing "
+                    "is known of single samples. Use the Frostline that wrote it, or a newer one."
+                )
             check_header(header)
             tensors = {name: content.get_tensor(name) for name in sorted(content.keys())}
             if header.get("content", found := str(fingerprint_of(tensors))) != found:

@@ -195,7 +195,8 @@ def _epoch(line: Mapping[str, Any]) -> EpochLine:
 def _read_result(path: Path) -> ResultNotes:
     content = json_checked(path.read_text(encoding="utf-8"))
     known = {name: content.pop(name) for name in _BESIDE_METRICS if name in content}
-    metrics = {name: value for name, value in content.items() if not isinstance(value, list)}
+    # What a later version notes besides is no number, or a table.
+    metrics = {name: value for name, value in content.items() if type(value) in (int, float)}
     found = TypeAdapter(ResultNotes).validate_python(
         {**known, "frozen": known["frozen"], "metrics": metrics}
     )

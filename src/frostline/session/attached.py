@@ -272,7 +272,8 @@ def plan_of(given: Plan | SelectorLike, *, norm: NormPolicy = "hold") -> Plan:
         return given
     if isinstance(given, Phase):
         raise ConfigError(f"got a phase. A plan is made of phases: fl.Plan([{given!r}]).")
-    return Plan([Phase(freeze=given, norm=norm, epochs=_ENDLESS)])
+    # A phase makes a text of it, or says that it has none.
+    return Plan([Phase(freeze=given, norm=norm, epochs=_ENDLESS)])  # type: ignore[arg-type]
 
 
 def part_of(module: nn.Module, path: str) -> nn.Module:

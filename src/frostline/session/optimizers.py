@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from frostline.groups import ParamGroup, default_lr, param_groups
+from frostline.groups import default_lr, param_groups
 from frostline.optimizer_sync import Synced, even_out, load_optimizer_state, optimizer_state, sync
 from frostline.optimizer_sync.members import check_optimizer
 from frostline.optimizer_sync.placing import (
@@ -87,7 +87,7 @@ class PhasedOptimizer:
         self.present.zero_grad(set_to_none=True)
         self._peaks = [group.get("lr") for group in self.present.param_groups]
 
-    def _groups(self, phase: Phase) -> list[ParamGroup]:
+    def _groups(self, phase: Phase) -> list[dict[str, Any]]:
         """The groups of a new optimizer, by the phase and, for what it leaves open, the recipe."""
         filled = phase.completed(self._recipe)
         return param_groups(

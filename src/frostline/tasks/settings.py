@@ -29,7 +29,7 @@ class TaskSettings(Data):
     kind: TaskName
     labels: tuple[str, ...] = ()
     loss: str = ""
-    huber_delta: float = Field(1.0, gt=0, allow_inf_nan=False)
+    huber_delta: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     thresholds: tuple[float, ...] = ()
     chosen: bool = False
     scale: Literal["standard", "none"] = "standard"

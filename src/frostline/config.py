@@ -44,7 +44,7 @@ class ModelSettings(_Section):
     weights_digest: str = ""
     on: HeadPlace = "classifier"
     hidden: tuple[int, ...] = ()
-    dropout: float | None = Field(None, ge=0, lt=1)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
     head: str = ""
     start: str = ""
 

@@ -76,7 +76,7 @@ def probe(
     store = features if is_word else str(Path(features).expanduser().resolve())
     hidden = options.hidden_widths(head, on=on)
     with options.usage_errors():
-        recipe = Recipe(seed=seed, precision=_precision(precision))
+        recipe = Recipe.model_validate({"seed": seed, "precision": _precision(precision)})
         settings = config.RunSettings(
             model=config.ModelSettings(name=model, weights=weights, on=on, hidden=hidden),
             data=config.DataSettings(

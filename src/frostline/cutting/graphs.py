@@ -107,7 +107,7 @@ class OpenGraph:
         graph = _graph(_rows(self._graph))
         if not rewrite(graph):
             return None
-        return OpenGraph(_rows(graph), self._values, self.places, self.entered)
+        return OpenGraph(_rows(graph), self.values, self.places, self.entered)
 
     def _with(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         given = {target_of(p.name): t for p, t in zip(self.places, tensors, strict=True)}

@@ -84,7 +84,7 @@ def every_setting(
     chosen = _listed("seeds", seeds, recipe.seed)
     for name, values in (("lr", rates), ("weight_decay", decays), ("seed", chosen)):
         for value in values:
-            Recipe(**{name: value})  # refuses what is out of range
+            Recipe.model_validate({name: value})  # refuses what is out of range
     shapes: tuple[Head | None, ...] = (None,) if heads is None else tuple(_heads(heads))
     drops = (None,) if dropout is None else _numbers("dropout", dropout, 0.0)
     for p in drops:

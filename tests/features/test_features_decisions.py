@@ -65,7 +65,7 @@ def test_a_decision_out_of_range_is_made_again(tmp_path: Path, wrong: dict[str, 
     "wrong",
     [
         {"decodings": []},
-        {"decodings": [{**TRIAL, "decoding": "by-crop"}]},
+        {"decodings": [{**TRIAL, "decoding": "jpeg-crop"}]},
         {"decodings": [{**TRIAL, "worst": float("nan")}]},
         {"decodings": [{**TRIAL, "worst": 0.03}]},
         {"decodings": [{**TRIAL, "error": "small"}]},

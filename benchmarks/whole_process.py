@@ -2,9 +2,9 @@
 
     python benchmarks/whole_process.py [--networks alexnet resnet18] [--repeats 3] [--json FILE]
 
-Whole processes, one after another: `imports` is `python -c "import torch, torchvision"`, `plain`
-the tutorial's loop as a program of its own (`plain_process.py`, of which a few epochs are timed, and
-scaled to 25: all cost the same), `cold` is `frostline train` where nothing is stored, and `warm` the
+Whole processes in turn. `imports` is `python -c "import torch, torchvision"`; `plain` the
+tutorial's loop as a program of its own (`plain_process.py`, of which a few epochs are timed, and
+scaled to 25: all cost the same); `cold` is `frostline train` where nothing is stored, `warm` the
 same again with another learning rate. Medians.
 """
 

@@ -323,7 +323,8 @@ def _go(
             describe(prepared, page, aside)
             if earlier is not None and prepared.start is not None and not resume:
                 _describe_start(prepared.start, prepared, page)
-            run = prepared.run(folder, resume=resume, hooks=_shown(settings, page), world=world)
+            hooks = _shown(settings, page)
+            run = prepared.run(folder, resume=resume, hooks=hooks, world=world, report=False)
     except KeyboardInterrupt:
         say(aside, _interrupted(folder))
         raise typer.Exit(1) from None
@@ -339,6 +340,7 @@ def _go(
         "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
     }
     print_json(document)
+    run.write_report()
 
 
 def _prepared(
@@ -440,9 +442,10 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
         )
     else:
         say(page, f"Verified: {run.proof}")
+    say(page, f"Written to {folder}; next: frostline predict {quote(str(folder))} FILE...")
+    run.write_report()
     if run.folder is not None and run.folder.report.exists():
         say(page, f"Report: {run.folder.report}")
-    say(page, f"Written to {folder}; next: frostline predict {quote(str(folder))} FILE...")
 
 
 def _interrupted(folder: Path) -> str:

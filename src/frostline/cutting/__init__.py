@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from frostline.calling import in_turn
 from frostline.cutting.at_module import ModuleSplit
 from frostline.cutting.checking import Checked, CutForward, check, compared_on_one, state_kept
-from frostline.cutting.drawing import Drawn, draw, recall, remember
+from frostline.cutting.drawing import Drawn, draw, is_known, recall, remember
 from frostline.cutting.drawing import FrontierValue as FrontierValue
 from frostline.cutting.halves import Above, Half
 from frostline.cutting.kept import KeptLines as KeptLines
@@ -297,6 +297,11 @@ def keep_cut(
     with _looked_at(model):
         if (known := recall(model, spec, tensors)) is not None:
             lines.keep(model, spec, tensors, *known, facts)
+
+
+def is_followed(model: nn.Module) -> bool:
+    """Whether a line was drawn for this model in this process, perhaps before it changed."""
+    return is_known(model)
 
 
 def is_current(made: Cut, model: nn.Module) -> bool:

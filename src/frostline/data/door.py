@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from frostline._files import file_digest
 from frostline.choices import DecodingName
+from frostline.data.ahead import Ahead
 from frostline.data.batches import (
     AsTargets,
     Batch,
@@ -211,11 +212,27 @@ class ImageSamples(Samples):
         if data.decoding != "full":
             self.transform += f", {data.decoding}"
         self.digests: dict[Path, tuple[object, str]] = {}
+        self._ahead: Ahead | None = None
 
     def __len__(self) -> int:
         return len(self._data)
 
+    def begin(self) -> None:
+        """Load rows in the background, for who asks for them later."""
+        self._ahead = Ahead(self._loaded, range(len(self) * self.views))
+
+    def end(self) -> None:
+        """Let go of what was loaded in the background and not asked for."""
+        if self._ahead is not None:
+            self._ahead.end()
+            self._ahead = None
+
     def load(self, row: int) -> Tensor:
+        ahead = self._ahead
+        found = None if ahead is None else ahead.take(row)
+        return self._loaded(row) if found is None else found
+
+    def _loaded(self, row: int) -> Tensor:
         view, sample = divmod(row, len(self))
         return self._data.picture(sample, view)
 

@@ -80,6 +80,12 @@ class Run:
     computed: int = 0
     phases: tuple[PhaseRecord, ...] = ()
     task: Task = field(default_factory=Classification)
+    _report: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+
+    def write_report(self) -> None:
+        """Write the report of a run that left it for later; whatever goes wrong is a notice."""
+        if self._report is not None:
+            self._report()
 
     def __repr__(self) -> str:
         found, many = self.best.validation, "s" if len(self.history) > 1 else ""
@@ -117,6 +123,7 @@ def fit(
     settings: RunSettings | None = None,
     world: World | None = None,
     origin: Origin | None = None,
+    report: bool = True,
     **options: object,
 ) -> Run:
     """Train the trainable part of `model` for a task; the frozen part stays as it is.
@@ -167,6 +174,8 @@ def fit(
             together with this one, see `frostline.world.world_here`.
         origin: who made the model, where its line is to be kept beside the features; as a
             prepared run says it.
+        report: write the report of the run in `out`; else `run.write_report()` does, as where the
+            result is to be told first.
 
     Raises:
         ConfigError: an option is unknown or out of range, the plan does not fit the model, the
@@ -203,7 +212,10 @@ def fit(
         check_whole(model)
         resume = resumes(out, world, resume=resume)
         made = _Made(model, origin if world.size == 1 else None)
-        return _fitted(made, (train, val), kind, settings, hooks, world, out=out, resume=resume)
+        run = _fitted(made, (train, val), kind, settings, hooks, world, out=out, resume=resume)
+        if report:
+            run.write_report()
+        return run
 
 
 class _Made(NamedTuple):
@@ -383,7 +395,6 @@ def _ended(
             ended["tables"] = [asdict(table) for table in best.validation.tables()]
         folder.write_result({"epoch": best.epoch, **best.validation.as_dict(), **ended})
         pipelines.on_end()
-        _write_report(folder, proof, pipelines)
     training.session.world.barrier()  # none goes on before the first has written all
     return Run(
         training.model,
@@ -395,6 +406,7 @@ def _ended(
         pipelines.computed,
         phases,
         task,
+        partial(_write_report, folder, proof, pipelines) if folder else None,
     )
 
 

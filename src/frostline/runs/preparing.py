@@ -71,6 +71,7 @@ class Prepared:
         resume: bool = False,
         hooks: Iterable[Hook] = (),
         world: World | None = None,
+        report: bool = True,
     ) -> Run:
         """Train, into the folder `out`.
 
@@ -79,6 +80,7 @@ class Prepared:
 
         Args:
             world: who else trains this run; by default as `fit` finds them.
+            report: as for `fit`.
         Raises:
             FrostlineError: as `fit`.
             ModelError: the forward of the user's own model raised RuntimeError, as where shapes
@@ -108,6 +110,7 @@ class Prepared:
                 settings=self.settings,
                 world=world,
                 origin=origin_of(self.loaded, resolve_device(self.settings.device)),
+                report=report,
             )
         except RuntimeError as error:
             if _is_of_own_forward(error, self.loaded):

@@ -7,8 +7,8 @@ numbers, and one line says why.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
@@ -20,13 +20,15 @@ from torch import nn
 
 from frostline.calling import call_with
 from frostline.choices import Storage
-from frostline.cutting import Cut, KeptLines, Origin, cut, is_current
+from frostline.cutting import Cut, KeptLines, Origin, cut, is_current, is_followed
 from frostline.data import (
     AsTargets,
     Batch,
     Batches,
+    ImageSamples,
     Samples,
     class_targets,
+    count_threads,
     first_batch,
     make_batches,
     some_rows,
@@ -185,16 +187,41 @@ def pipeline(
             return replace(by_model, says=(line,))
     try:
         sides = tuple(map(_Side, data, plain))
-        if (known := options.known) is not None and is_current(known, model):
-            return _Making(options, sides).through(known)
-        few = sides[0].first(options, CHECKED_SAMPLES) if example is None else example
-        each = {"seconds": options.seconds_per_sample, "operations": options.operations_per_sample}
-        made = cut_by_all(options.world, model, few, lines=options.lines, facts=each)
-        return _Making(options, sides).through(made)
+        with _loading_ahead(model, data, options):
+            return _made(model, example, sides, options)
     except (CutError, StoreError, OutputError) as error:
         if options.features != "auto" and not isinstance(error, CutError):
             raise
         return replace(by_model, says=(f"Features  none are stored: {error}",))
+
+
+def _made(
+    model: nn.Module, example: Any, sides: tuple[_Side, ...], options: PipelineOptions
+) -> Pipeline:
+    if (known := options.known) is not None and is_current(known, model):
+        return _Making(options, sides).through(known)
+    few = sides[0].first(options, CHECKED_SAMPLES) if example is None else example
+    each = {"seconds": options.seconds_per_sample, "operations": options.operations_per_sample}
+    made = cut_by_all(options.world, model, few, lines=options.lines, facts=each)
+    return _Making(options, sides).through(made)
+
+
+@contextmanager
+def _loading_ahead(
+    model: nn.Module, data: Sequence[Samples], options: PipelineOptions
+) -> Iterator[None]:
+    """Where the model has to be followed, pictures are decoded on the cores that are idle then.
+
+    Not where it was followed before, since its features may be stored.
+    """
+    new = options.known is None and not is_followed(model) and options.world.size == 1
+    cores = count_threads(None) > 1
+    pictures = [d for d in data if isinstance(d, ImageSamples) and not d.why_not_stored()]
+    with ExitStack() as stack:
+        for samples in pictures[:1] if new and cores else ():
+            samples.begin()
+            stack.callback(samples.end)
+        yield
 
 
 def prefixed(

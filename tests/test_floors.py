@@ -14,6 +14,7 @@ import frostline
 FLOORS = {
     "_files": 0,
     "_moved": 0,
+    "_sources": 0,
     "_version": 0,
     "calling": 0,
     "choices": 0,

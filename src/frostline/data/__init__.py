@@ -9,6 +9,7 @@ from frostline.data.audit import read_files as read_files
 from frostline.data.batches import AsTargets as AsTargets
 from frostline.data.batches import Batch as Batch
 from frostline.data.batches import Batches as Batches
+from frostline.data.batches import NamesAt as NamesAt
 from frostline.data.batches import Order as Order
 from frostline.data.batches import epoch_order as epoch_order
 from frostline.data.batches import holds_all as holds_all

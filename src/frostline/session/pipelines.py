@@ -212,15 +212,17 @@ def _loading_ahead(
 ) -> Iterator[None]:
     """Where the model has to be followed, pictures are decoded on the cores that are idle then.
 
-    Not where it was followed before, since its features may be stored.
+    Not where it was followed before, since its features may be stored; nor where a part of each
+    picture may turn out to do.
     """
     new = options.known is None and not is_followed(model) and options.world.size == 1
     cores = count_threads(None) > 1
     pictures = [d for d in data if isinstance(d, ImageSamples) and not d.why_not_stored()]
     with ExitStack() as stack:
         for samples in pictures[:1] if new and cores else ():
-            samples.begin()
-            stack.callback(samples.end)
+            if options.precision == "exact" or not samples.worth_less(1):
+                samples.begin()
+                stack.callback(samples.end)
         yield
 
 

@@ -42,9 +42,16 @@ class StackedOptimizer:
     ) -> None:
         self._names = tuple(tensors)
         self._recipe = recipe
-        self._rates, self._decays = rates, decays
-        self._shares = [shares[name] for name in self._names]
         every = tensors.values()
+        pairs = [(tensors[name], *shares[name]) for name in self._names]
+        self._rates = [_beside(rates * rate, tensor) for tensor, rate, _ in pairs]
+        # Of AdamW a share of the weights for each step, of others a part of the gradient.
+        is_apart = recipe.optimizer == "adamw"
+        self._decays = [
+            _beside(decays * decay * (rates * rate if is_apart else 1.0), tensor)
+            for tensor, rate, decay in pairs
+        ]
+        self._decaying = [bool(decay.any()) for decay in self._decays]
         self._first = [torch.zeros_like(tensor) for tensor in every]
         self._second = [torch.zeros_like(tensor) for tensor in every if recipe.optimizer != "sgd"]
         self._moves = [torch.zeros_like(tensor) for tensor in every]
@@ -53,8 +60,8 @@ class StackedOptimizer:
 
     def keep(self, places: Tensor) -> None:
         """Go on with these members alone."""
-        self._rates, self._decays = self._rates[places], self._decays[places]
-        for state in (self._first, self._second, self._moves):
+        every = self._rates, self._decays, self._first, self._second, self._moves
+        for state in every:
             state[:] = [tensor.index_select(0, places.to(tensor.device)) for tensor in state]
 
     @torch.no_grad()
@@ -68,17 +75,16 @@ class StackedOptimizer:
         gradients = [_gradient(tensor) for tensor in every]
         if self._recipe.clip_norm is not None:
             _clip(gradients, self._recipe.clip_norm)
-        rates = [self._rates * rate * factor for rate, _ in self._shares]
-        decays = [self._decays * decay for _, decay in self._shares]
-        if self._recipe.optimizer != "adamw":
-            for tensor, gradient, decay in zip(every, gradients, decays, strict=True):
-                if decay.any():
-                    gradient.addcmul_(tensor, _beside(decay, tensor))
+        is_apart = self._recipe.optimizer == "adamw"
+        decays = zip(every, gradients, self._decays, self._decaying, strict=True)
+        for tensor, gradient, decay, is_decaying in decays:
+            if is_decaying and is_apart:
+                tensor.mul_((decay * -factor).add_(1.0))
+            elif is_decaying:
+                gradient.addcmul_(tensor, decay)
         self._move(gradients)
-        for tensor, move, rate, decay in zip(every, self._moves, rates, decays, strict=True):
-            if self._recipe.optimizer == "adamw" and decay.any():
-                tensor.mul_(_beside(1 - rate * decay, tensor))
-            tensor.addcmul_(move, _beside(rate, tensor))
+        for tensor, move, rate in zip(every, self._moves, self._rates, strict=True):
+            tensor.addcmul_(move, rate, value=factor)
             tensor.grad = None
 
     def _move(self, gradients: list[Tensor]) -> None:

@@ -111,7 +111,7 @@ class Stack:
 
     def epoch(self, number: int) -> list[Judged]:
         """Train an epoch, counted from 0, and judge what came of it."""
-        losses = self._train(number) / self.ground.train.samples
+        losses = self.train_epoch(number) / self.ground.train.samples
         return self._judged(losses.tolist())
 
     def keep(self, numbers: Sequence[int]) -> None:
@@ -125,8 +125,8 @@ class Stack:
         }
         self._optimizer.keep(chosen)
 
-    def _train(self, number: int) -> Tensor:
-        """Sums of each member's loss, `(members,)`."""
+    def train_epoch(self, number: int) -> Tensor:
+        """Train an epoch, counted from 0; sums of each member's loss over it, `(members,)`."""
         ground, phase = self.ground, self.ground.phase
         seeds = list(dict.fromkeys(setting.seed for setting in self.settings))
         draws = _Draws(seeds, [setting.seed for setting in self.settings], number, ground.compute)
@@ -149,11 +149,11 @@ class Stack:
     def _placed(self, batches: Sequence[Batch], seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Values `(1 or members, batch, ...)` and targets `(1 or members, batch)`."""
         place, device = self.chain.place, self.ground.compute.device
-        values = torch.stack([batch.inputs[place] for batch in batches])
-        targets = torch.stack([batch.targets for batch in batches])
-        values, targets = to_device(values, device), to_device(targets, device)
-        if len(seeds) == 1:
-            return values, targets
+        parts = [to_device((batch.inputs[place], batch.targets), device) for batch in batches]
+        if len(seeds) == 1:  # a view: copying them would take as long as a small product
+            values, targets = parts[0]
+            return values.unsqueeze(0), targets.unsqueeze(0)
+        values, targets = (torch.stack(one) for one in zip(*parts, strict=True))
         own = torch.tensor([seeds.index(setting.seed) for setting in self.settings], device=device)
         return values[own], targets[own]
 

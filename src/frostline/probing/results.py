@@ -13,9 +13,9 @@ from frostline.units import format_bytes, format_count, format_seconds
 from frostline.wording import either
 
 RULE = (
-    "The stage to cut after is the earliest whose score is not below the lower end of the best "
-    "one's 95 % interval: what lies above it adds nothing that a linear probe can tell, so it may "
-    "train; what lies below serves as it is."
+    "The stage to cut after is the earliest whose score is within a standard error of the best "
+    "one's, a quarter of its 95 % interval: what lies above adds nothing to speak of as it is, so "
+    "it may train; what lies below serves as it is."
 )
 
 
@@ -98,12 +98,16 @@ class Probe:
 
     @property
     def cut_after(self) -> StageScore:
-        """The earliest stage whose score is not below the lower end of the best one's interval.
+        """The earliest stage whose score is within a standard error of the best one's.
 
-        From there on the layers add nothing that a linear probe can tell: what lies below serves
-        as it is, what lies above may train.
+        That is a quarter of the width of its interval. From there on the layers add nothing to
+        speak of as they are: what lies below serves as it is, what lies above may train.
+
+        Source: the rule of one standard error of Breiman and others (1984), for trees.
         """
-        return next(one for one in self.stages if one.score >= self.best.low)
+        best = self.best
+        least = best.score - (best.high - best.low) / 4
+        return next(one for one in self.stages if one.score >= least)
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""

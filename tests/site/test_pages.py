@@ -38,6 +38,7 @@ ELSEWHERE = {
     ("processes.md", "python"): "distributed/test_processes_docs.py and its neighbours",
 }
 LEFT_OUT = {("sounds.md", "sh"): "downloads recordings; test_examples.py runs the example"}
+FIRST_RUNS = ("start.md",)  # pages that show what is printed where nothing is stored yet
 WORDS = ("text", "toml", "")  # blocks of words, which nobody runs
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -104,6 +105,8 @@ def test_what_a_page_shows_is_what_happens(
 ) -> None:
     here = shutil.copytree(world, tmp_path / "here")
     monkeypatch.chdir(here)
+    if page in FIRST_RUNS:
+        monkeypatch.setenv("FROSTLINE_FEATURES", str(tmp_path / "features"))
     names: dict[str, Any] = {"__name__": "page"} | GIVEN.get(page, dict)()
     check = doctest.OutputChecker()
     for block in blocks_of(page):

@@ -1,4 +1,4 @@
-"""Docstrings as griffe reads them: what stands under `Example:` is code and what it shows."""
+"""Docstrings as griffe reads them: a blank line before each section, and examples under its name."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import Any
 
 import griffe
 
+SECTION = re.compile(r"\n+^(Args|Returns|Yields|Raises|Source|Example):$", re.MULTILINE)
 
-class Examples(griffe.Extension):
+
+class Sections(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            text = obj.docstring.value
-            obj.docstring.value = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
+            obj.docstring.value = SECTION.sub(_apart, obj.docstring.value)
+
+
+def _apart(found: re.Match[str]) -> str:
+    name = {"Example": "Examples"}.get(found[1], found[1])
+    return f"\n\n{name}:"

@@ -34,6 +34,7 @@ SOURCES = {page: source for source, page in SHOWN.items()}
 PLAIN = {"LICENSE"}  # a link to it becomes its name
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
 DRAWING = re.compile(r'<img [^>]*src="([^"]+\.svg)"[^>]*>')
+FETCHED = re.compile(r'<(?:script|link|img)\b[^>]*(?:src|href)="(https?:[^"]+)"')
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 log = logging.getLogger("mkdocs.plugins.frostline")
 
@@ -57,9 +58,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    for address in re.findall(r'<(?:script|link|img)\b[^>]*(?:src|href)="(https?:[^"]+)"', output):
-        if 'rel="canonical"' not in output or address not in output:
-            log.warning("%s fetches %s: everything is to come from the site", page.url, address)
+    for address in FETCHED.findall(output):
+        log.warning("%s fetches %s: everything is to come from the site", page.url, address)
     return output
 
 

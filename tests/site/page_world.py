@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -86,9 +87,9 @@ def write_weights(home: Path) -> None:
 
 def write_world(root: Path) -> Path:
     """Photos, tables, texts and a model of texts, under the names that the pages use."""
-    write_pictures(root / "photos")
-    write_pictures(root / "test-photos", train=2, val=2)
-    write_pictures(root / "more-photos", train=4, val=2, names=("dark", "grey", "light"))
+    write_pictures(root / "photos", train=4, val=2)
+    write_pictures(root / "test-photos", train=1, val=1)
+    write_pictures(root / "more-photos", train=2, val=1, names=("dark", "grey", "light"))
     for number in range(3):
         write_picture(root / "new" / f"{number}.jpg", 90 * number)
     body = models.mobilenet_v2().features.state_dict()
@@ -103,14 +104,14 @@ def write_world(root: Path) -> Path:
 
 def _write_leaves(root: Path) -> None:
     rows = ["file,length,width"]
-    for number in range(20):
-        write_picture(root / "leaves" / f"{number}.png", 10 * number)
+    for number in range(10):
+        write_picture(root / "leaves" / f"{number}.png", 20 * number)
         rows.append(f"leaves/{number}.png,{number + 0.5},{20.25 - number}")
     (root / "leaves.csv").write_text("\n".join(rows))
 
 
 def _write_cells(root: Path) -> None:
-    for part, count in (("train", 4), ("val", 2)):
+    for part, count in (("train", 2), ("val", 1)):
         for number in range(count):
             write_picture(root / part / "images" / f"{number}.png", 60 * number)
             mask = Image.new("L", (18, 18))
@@ -122,7 +123,16 @@ def _write_cells(root: Path) -> None:
 def _write_texts(root: Path) -> None:
     (root / "path" / "to").mkdir(parents=True)
     write_bert(root / "path" / "to" / "encoder")
-    texts = [(f"a {how} film", kind) for how, kind in (("good", 1), ("dull", 0)) for _ in range(12)]
-    same = [(f"the plot {number} {text}", kind) for number, (text, kind) in enumerate(texts)]
-    for name, head in (("reviews.csv", "review,stars"), ("more.csv", "review,stars")):
-        (root / name).write_text("\n".join([head, *(f"{text},{kind}" for text, kind in same)]))
+    kinds = [("a good film", 1), ("a dull plot", 0)]
+    texts = [(f"{text} number {number}", kind) for number in range(12) for text, kind in kinds]
+    for name in ("reviews.csv", "more.csv"):
+        (root / name).write_text("review,stars\n" + "\n".join(f"{t},{kind}" for t, kind in texts))
+    pairs = [{"premise": text, "hypothesis": "fine", "label": kind} for text, kind in texts]
+    (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    (root / "sst2").mkdir()
+    for part in ("train", "dev", "test"):
+        (root / "sst2" / f"{part}.tsv").write_text("\n".join(f"{t}\t{kind}" for t, kind in texts))
+    sentence = "Anna B-PER\nlives O\nin O\nOslo B-LOC\n\nthe O\nfilm O\n\n"
+    (root / "conll2003").mkdir()
+    for part in ("train", "valid", "test"):
+        (root / "conll2003" / f"{part}.txt").write_text(sentence * 8)

@@ -1,4 +1,4 @@
-"""Docstrings as griffe reads them: a blank line before each section, and examples under its name."""
+"""Docstrings as griffe reads them: a blank line before a section, and examples under its name."""
 
 from __future__ import annotations
 

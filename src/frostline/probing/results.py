@@ -13,10 +13,12 @@ from frostline.units import format_bytes, format_count, format_seconds
 from frostline.wording import either
 
 RULE = (
-    "The stage to cut after is the earliest whose score is within a standard error of the best "
-    "one's, a quarter of its 95 % interval: what lies above adds nothing to speak of as it is, so "
-    "it may train; what lies below serves as it is."
+    "The stage to cut after is the earliest whose score is not clearly lower than the best one's "
+    "(one-sided, at 5 %): what lies above adds nothing to speak of as it is, so it may train; what "
+    "lies below serves as it is."
 )
+# The distance of the one-sided 95 % point, as a share of the width of a two-sided 95 % interval.
+_ONE_SIDED = 1.645 / (2 * 1.960)
 
 
 @final
@@ -98,15 +100,14 @@ class Probe:
 
     @property
     def cut_after(self) -> StageScore:
-        """The earliest stage whose score is within a standard error of the best one's.
+        """The earliest stage whose score is not clearly lower than the best one's.
 
-        That is a quarter of the width of its interval. From there on the layers add nothing to
-        speak of as they are: what lies below serves as it is, what lies above may train.
-
-        Source: the rule of one standard error of Breiman and others (1984), for trees.
+        That is 1.645 standard errors, by the width of its interval: one-sided, at 5 %. From there
+        on the layers add nothing to speak of as they are: what lies below serves as it is, what
+        lies above may train.
         """
         best = self.best
-        least = best.score - (best.high - best.low) / 4
+        least = best.score - _ONE_SIDED * (best.high - best.low)
         return next(one for one in self.stages if one.score >= least)
 
     def as_dict(self) -> dict[str, object]:

@@ -220,9 +220,16 @@ def frozen_part(name: str) -> Frozen:
         loaded = load_model(name, weights=str(weights or "none"), classes=2)
         model, head, has_weights = loaded.model, loaded.head, weights is not None
         prepare = loaded.of_pictures
-    fl.train_only(model, head)
-    made = fl.cut(model, torch.randn(2, 3, *prepare.crop))
-    return Frozen(lambda batch: made.prefix(batch), prepare, has_weights)
+    model.eval()
+    given: list[tuple[Tensor, ...]] = []
+    model.get_submodule(head).register_forward_pre_hook(lambda _, inputs: given.append(inputs))
+
+    def values(batch: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            model(batch)
+        return given.pop()
+
+    return Frozen(values, prepare, has_weights)
 
 
 def lite0() -> tuple[nn.Module, str, fl.Preprocessing, bool]:

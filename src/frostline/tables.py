@@ -105,9 +105,9 @@ def in_html(parts: Iterable[Table | str]) -> str:
 
 
 def _text_html(text: str) -> str:
-    return (
-        f'<pre style="font-family: monospace; white-space: pre-wrap">{escape(visible(text))}</pre>'
-    )
+    # Pages of notebooks break lines within words otherwise.
+    style = "font-family: monospace; white-space: pre-wrap; word-break: normal"
+    return f'<pre style="{style}">{escape(visible(text))}</pre>'
 
 
 def _table_html(table: Table) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import frostline as fl
-from frostline.callbacks.notebook import in_notebook, notebook_hooks
+from frostline.callbacks.notebook import NotebookProgress, in_notebook, notebook_hooks
 from frostline.tables import Displayed, Table, columns
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -99,6 +99,35 @@ def test_numbers_stand_to_the_right_and_indents_stay() -> None:
     page = fl.summary(net())._repr_html_()
     assert '<td style="text-align: left; white-space: pre">  backbone</td>' in page
     assert re.search(r'<td style="text-align: right; white-space: pre">[\d,]+</td>', page)
+
+
+class Drawn:
+    """In place of what a page shows: all that was drawn, one over the other."""
+
+    def __init__(self) -> None:
+        self.pages: list[dict[str, str]] = []
+
+    def show(self, page: dict[str, str], **_: object) -> Drawn:
+        self.pages.append(page)
+        return self
+
+    update = show
+
+
+def test_progress_is_drawn_into_one_output_and_takes_names_for_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn, progress = Drawn(), NotebookProgress()
+    monkeypatch.setattr("IPython.display.display", drawn.show)
+    progress.on_notice(f"Note {HOSTILE}")
+    progress._drawn_at = 0.0  # long ago
+    progress.on_batch(HOSTILE, 1, 4)
+    progress.on_batch(HOSTILE, 2, 4)  # at once: not drawn
+    progress.on_end()
+    shown = [page["text/html"] for page in drawn.pages]
+    assert ['value="1" max="4"' in page for page in shown] == [False, True, False]
+    assert not any("<img" in page for page in shown)
+    assert drawn.pages[-1]["text/plain"] == f"Note {HOSTILE}"
 
 
 def test_a_run_outside_of_notebooks_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,8 +84,11 @@ class NotebookProgress(Hook):
     def _draw(self) -> None:
         shown: Any = import_module("IPython.display")  # it is there, since this is a notebook
         self._drawn_at = time.monotonic()
-        page = shown.HTML(in_html(self._parts()) + self._bar)
+        page = {
+            "text/html": in_html(self._parts()) + self._bar,
+            "text/plain": "\n\n".join(map(str, self._parts())),
+        }
         if self._display is None:
-            self._display = shown.display(page, display_id=True)
+            self._display = shown.display(page, raw=True, display_id=True)
         else:
-            self._display.update(page)
+            self._display.update(page, raw=True)

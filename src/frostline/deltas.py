@@ -45,6 +45,7 @@ from frostline.freezing.modes import is_held, mark_of, note_content
 from frostline.freezing.rows import held_rows
 from frostline.selectors import exactly, inventory, rows
 from frostline.sharding import is_shard, placed_like, whole, world_of
+from frostline.tables import Displayed
 from frostline.units import format_bytes, some_of
 from frostline.wording import either
 from frostline.world import together
@@ -59,7 +60,7 @@ _FREEZES = ("as it is", "as saved")
 
 @final
 @dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(Displayed):
     """A delta's content.
 
     Attributes:

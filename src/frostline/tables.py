@@ -1,4 +1,4 @@
-"""A table as data; printed plainly at 80 columns, or in colour where a terminal shows it."""
+"""A table as data: plain at 80 columns, in colour where a terminal shows it, HTML in a notebook."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ _BREAKS = (
 )
 
 
+class Displayed:
+    """Abstract: what a notebook shows as `print` does, with tables as tables."""
+
+    __slots__ = ()
+
+    def _parts(self) -> Iterable[Table | str]:
+        """Tables and texts, in the order in which they are read; those of `str` by default."""
+        return (str(self),)
+
+    def _repr_html_(self) -> str:
+        return in_html(self._parts())
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A heading and how its cells stand."""
@@ -36,7 +49,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class Table(Displayed):
     """Columns, rows of text, and lines to stand under them."""
 
     columns: tuple[Column, ...]
@@ -58,6 +71,9 @@ class Table:
     def __str__(self) -> str:
         return self.render()
 
+    def _parts(self) -> Iterable[Table | str]:
+        return (self,)
+
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
         from rich import box
         from rich.table import Table as RichTable
@@ -77,6 +93,41 @@ class Table:
             yield Text(visible(self.title), style="bold")
         yield grid
         yield from (Text(visible(note)) for note in self.notes)
+
+
+def in_html(parts: Iterable[Table | str]) -> str:
+    """Tables and texts for a notebook; what stands in them is shown, never obeyed.
+
+    It carries no colours, so that it is read on any ground, and no script.
+    """
+    every = (_table_html(part) if isinstance(part, Table) else _text_html(part) for part in parts)
+    return f'<div style="overflow-x: auto">{"".join(every)}</div>'
+
+
+def _text_html(text: str) -> str:
+    # Pages of notebooks break lines within words otherwise.
+    style = "font-family: monospace; white-space: pre-wrap; word-break: normal"
+    return f'<pre style="{style}">{escape(visible(text))}</pre>'
+
+
+def _table_html(table: Table) -> str:
+    def row(cells: Iterable[str], tag: str) -> str:
+        aligned = zip(table.columns, cells, strict=True)
+        return "".join(
+            # Indents and line ends of a cell are kept: they show what lies in what.
+            f'<{tag} style="text-align: {column.justify}; white-space: pre">'
+            f"{escape(visible(cell))}</{tag}>"
+            for column, cell in aligned
+        )
+
+    title = f"<div><b>{escape(visible(table.title))}</b></div>" if table.title else ""
+    head = row((column.heading for column in table.columns), "th")
+    body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
+    notes = "".join(f"<div>{escape(visible(note))}</div>" for note in table.notes)
+    return (
+        f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f'<div style="margin-bottom: 1em">{notes}</div>'
+    )
 
 
 def visible(text: str) -> str:

@@ -59,7 +59,7 @@ class EpochTable(Hook):
         self._row(training.history[-1], training.planned_epochs)
 
     def _row(self, record: EpochRecord, epochs: int | None) -> None:
-        cells = _cells(record, epochs)
+        cells = cells_of(record, epochs)
         if not self._is_headed:
             self._line(cells, cells, style="bold")
             self._is_headed = True
@@ -115,7 +115,7 @@ class BatchBar(Hook):
             self._stage = ""
 
 
-def _cells(record: EpochRecord, epochs: int | None) -> dict[str, str]:
+def cells_of(record: EpochRecord, epochs: int | None) -> dict[str, str]:
     """A cell below each heading; of many metrics the first ones and the loss, as fit into a line.
 
     All of them are in the run's files.

@@ -20,6 +20,7 @@ from frostline.casting.calls import Cast, casts_of, hang
 from frostline.errors import FreezeError
 from frostline.selectors import Entry, Selection, inventory
 from frostline.selectors.inventory import not_plain
+from frostline.tables import Displayed
 from frostline.units import format_bytes
 
 CastDtype = Literal["bfloat16", "float16"]
@@ -28,7 +29,7 @@ CAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @final
 @dataclass(frozen=True, slots=True)
-class CastReport:
+class CastReport(Displayed):
     """What casting weights brought and what it cost.
 
     Attributes:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal, final
 
-from frostline.tables import hanging
+from frostline.tables import Displayed, hanging
 from frostline.units import some_of
 
 Level = Literal["error", "warning", "note"]
@@ -21,7 +21,7 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 @final
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Displayed):
     """One thing that is wrong with a set-up, or good to know about it.
 
     Attributes:
@@ -59,7 +59,7 @@ error, warning, note = (partial(Finding, "", level) for level in LEVELS)
 
 @final
 @dataclass(frozen=True, slots=True)
-class Checkup:
+class Checkup(Displayed):
     """All findings, worst first; `print` shows them.
 
     Attributes:

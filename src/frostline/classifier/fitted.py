@@ -134,6 +134,7 @@ def fit_on_features(spec: BaseSpec, given: Given, parts: Parts) -> OnFeatures:
         batch_size=settings.data.batch_size,
         device=settings.device,
         features="off",
+        hooks=(),
     )
     return OnFeatures(spec, rest, dict(base.cut.key), str(base.frozen.fingerprint), run, base)
 
@@ -148,7 +149,7 @@ def fit_whole(spec: BaseSpec, given: Given, parts: Parts) -> Whole:
     loaded, _ = spec.built()
     train, val = (given.samples(spec.prepare(loaded), part) for part in parts)
     task = Classification(settings.data.classes)
-    run = fit(loaded.model, train, val, task=task, settings=settings)
+    run = fit(loaded.model, train, val, task=task, settings=settings, hooks=())
     return Whole(spec, replace(loaded, model=loaded.model.eval()), run)
 
 

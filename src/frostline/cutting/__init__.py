@@ -38,7 +38,7 @@ from frostline.cutting.trial import few_samples
 from frostline.errors import CutError, FrostlineError, one_line
 from frostline.freezing.modes import modes_kept
 from frostline.sharding import is_sharded
-from frostline.tables import hanging
+from frostline.tables import Displayed, hanging
 from frostline.units import format_bytes
 
 
@@ -144,7 +144,7 @@ class Prefix(nn.Module):
 
 @final
 @dataclass(frozen=True)
-class Cut:
+class Cut(Displayed):
     """A model in two halves.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 
 from frostline.estimates.measuring import StepCost
-from frostline.tables import Table, columns, hanging
+from frostline.tables import Displayed, Table, columns, hanging
 from frostline.units import format_bytes, format_count, format_seconds
 from frostline.wording import either, option
 
@@ -187,7 +187,7 @@ class BudgetFit:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(Displayed):
     """What training would cost; printing it shows tables.
 
     Attributes:
@@ -246,6 +246,9 @@ class Estimate:
             "calibration_seconds": self.measured_seconds,
             "core_share": self.core_share,
         }
+
+    def _parts(self) -> Iterator[Table | str]:
+        return self.tables()
 
     def __str__(self) -> str:
         return "\n\n".join(str(part) for part in self.tables())

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar, final
 from torch import nn
 
 from frostline.callbacks.logs import MetricsLog, TensorBoardLog
+from frostline.callbacks.notebook import notebook_hooks
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
@@ -39,6 +40,7 @@ from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
 from frostline.reports import make_report, promise_at_end
 from frostline.selectors import inventory
 from frostline.session import PipelineOptions, Session, kept_lines
+from frostline.tables import Displayed
 from frostline.tasks import CallableTask, Classification, Metrics, Task, TaskSettings, task_of
 from frostline.wording import either, option
 from frostline.world import World, together, world_here
@@ -50,7 +52,7 @@ _COMPILED = 10**6  # variants of one code: more than a process will make
 
 @final
 @dataclass(frozen=True)
-class Run:
+class Run(Displayed):
     """What a run gave. `model` holds the weights of the best epoch.
 
     Attributes:
@@ -119,7 +121,7 @@ def fit(
     features: str | Path = "auto",
     forms: Sequence[str] = (),
     compile: bool = False,  # noqa: A002 - the field's word
-    hooks: Iterable[Hook] = (),
+    hooks: Iterable[Hook] | None = None,
     settings: RunSettings | None = None,
     world: World | None = None,
     origin: Origin | None = None,
@@ -168,7 +170,8 @@ def fit(
         forms: how the frozen part is computed in each phase, as another run recorded it in its
             `run.toml`; by default in what the machine is best at within the precision.
         compile: compile what is trained with `torch.compile`.
-        hooks: `fl.Hook`s that the loop calls, besides those that save and log.
+        hooks: `fl.Hook`s that the loop calls, besides those that save and log. Without any a
+            notebook shows how the run goes; `[]` shows nothing there either.
         settings: of a run that was prepared; in place of all that they hold.
         world: who else trains this model; by default the processes that a launcher started
             together with this one, see `frostline.world.world_here`.
@@ -195,7 +198,7 @@ def fit(
         ...
     """
     forms = (forms,) if isinstance(forms, str) else tuple(_listed("forms", forms, str))
-    hooks = tuple(_listed("hooks", hooks, Hook))
+    hooks = notebook_hooks() if hooks is None else tuple(_listed("hooks", hooks, Hook))
     settings = settings or RunSettings(
         model=ModelSettings.from_python(type(model).__name__),
         data=DataSettings(batch_size=batch_size),

@@ -23,13 +23,14 @@ from frostline.selectors import Selection, SelectorLike, common, select
 from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.ranges import suffix
 from frostline.selectors.terms import Nothing
+from frostline.tables import Displayed, Table
 from frostline.units import format_bytes, some_of
 from frostline.wording import either
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Drift:
+class Drift(Displayed):
     """One frozen tensor or module that did not stay as it was."""
 
     name: str
@@ -41,7 +42,7 @@ class Drift:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(Displayed):
     """The result of a verification that found nothing: how much was compared, and its hash.
 
     `not_covered` names what of the frozen part no proof can see, with what it is.
@@ -116,7 +117,7 @@ class UnlistedRecord:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Frozen:
+class Frozen(Displayed):
     """A handle on what one call froze; printing it shows the model's table.
 
     Attributes:
@@ -247,9 +248,13 @@ class Frozen:
         """The model's table as data, `depth` levels deep."""
         return summary(self.model, depth=depth)
 
-    def __str__(self) -> str:
+    def _parts(self) -> Iterator[Table | str]:
+        yield self.summary().table()
         covered = not_covered_text(self.not_covered).removeprefix("; ")
-        return "\n".join(filter(None, (str(self.summary()), str(self.kept or ""), covered)))
+        yield from filter(None, (str(self.kept or ""), covered))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self._parts()))
 
     def _beside(self) -> list[UnlistedRecord]:
         return [one for one in self.unlisted if is_held(one.module)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from frostline.freezing.modes import adapts, held_though_trainable, is_held
 from frostline.freezing.rows import held_numel
 from frostline.selectors.inventory import inventory
-from frostline.tables import Table, columns
+from frostline.tables import Displayed, Table, columns
 from frostline.units import format_bytes, format_count, some_of
 from frostline.wrapped import stored_bytes
 from frostline.wrappers import unwrap
@@ -44,7 +44,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(Displayed):
     """The model's modules down to a depth, and the whole in the first row.
 
     Attributes:
@@ -82,6 +82,9 @@ class Summary:
     def as_dict(self) -> dict[str, list[dict[str, str | int]]]:
         """Plain data for JSON."""
         return {"modules": [asdict(row) for row in self.rows]}
+
+    def _parts(self) -> tuple[Table]:
+        return (self.table(),)
 
     def __str__(self) -> str:
         return str(self.table())

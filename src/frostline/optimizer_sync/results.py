@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 
 from frostline.errors import ConfigError
+from frostline.tables import Displayed
 from frostline.units import format_count
 
 
@@ -23,7 +24,7 @@ class Former:
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
-class Synced:
+class Synced(Displayed):
     """What a `sync` did; hand it to a later one as `kept` to give states back.
 
     Attributes:

@@ -18,7 +18,7 @@ from frostline.plans.showing import model_table, plan_table
 from frostline.recipe import Data, Recipe
 from frostline.selectors import Selector, inventory, select, select_whole
 from frostline.selectors import stages as stages_of
-from frostline.tables import Table
+from frostline.tables import Displayed, Table
 from frostline.wording import either
 
 Head = str | Selector
@@ -28,7 +28,7 @@ _MOST_PHASES = 1000
 
 
 @final
-class Plan(Data):
+class Plan(Data, Displayed):
     """What is trainable when: one or more phases, trained one after the other.
 
     `print(plan)` shows its table, `plan[0]` is its first phase, equal plans are equal.
@@ -305,6 +305,9 @@ class Plan(Data):
 
     def __repr__(self) -> str:
         return f"fl.Plan([{', '.join(map(repr, self.phases))}])"
+
+    def _parts(self) -> tuple[Table]:
+        return (plan_table(self.phases),)
 
     def __str__(self) -> str:
         return str(plan_table(self.phases))

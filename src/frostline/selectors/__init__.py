@@ -21,7 +21,7 @@ from frostline.selectors.pieces import Rows, cut_at, joined, refined, row_terms
 from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.stages import stages as stages
 from frostline.selectors.terms import Selector as Selector
-from frostline.tables import Table, columns
+from frostline.tables import Displayed, Table, columns
 from frostline.units import format_bytes, format_count
 from frostline.wrapped import stored_bytes
 
@@ -86,7 +86,7 @@ def as_selector(value: SelectorLike) -> Selector:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Selection(Displayed):
     """What a selector matched in one model.
 
     Rows that were matched of a tensor are shown as `embed.weight[0:100]`, rows that touch as one
@@ -188,6 +188,9 @@ class Selection:
 
     def __contains__(self, name: object) -> bool:
         return any(name in entry.names for entry in self.entries)
+
+    def _parts(self) -> tuple[Table]:
+        return (self.report(),)
 
     def __str__(self) -> str:
         return str(self.report())

@@ -24,6 +24,8 @@ from phased_net import net, rows
 NOT_RUN = {
     r"(python3? -m venv|\. \S+/activate|pip (install|wheel)|git clone) ?": "sets up a machine",
     r"scripts/(docs|test|demo)\b": "makes an environment; `scripts/demo` has test_demo.py",
+    r"frostline --show-completion": "writes into the home folder; tests/release",
+    r"docker ": "needs a daemon; what the Dockerfile runs is tested in tests/release",
     r"frostline demo$": "test_demo.py",
     r"(torchrun|accelerate launch) ": "tests/distributed",
     r"frostline .*s3://": "tests/store, against a server of its own",
@@ -62,10 +64,15 @@ def task_names() -> dict[str, Any]:
     return names | {"preprocessing": fl.Preprocessing(resize=16, crop=(16, 16))}
 
 
+def probe_names() -> dict[str, Any]:
+    return {"fl": fl, "model": net(), "train": rows(), "val": rows(12, seed=2)}
+
+
 # What a page of fragments takes as given.
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "doctor.md": checkup_names,
     "tasks.md": task_names,
+    "probe.md": probe_names,
     "sounds.md": lambda: {"fl": fl},
 }
 

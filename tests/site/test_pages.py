@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import io
 import re
 import shutil
@@ -24,6 +23,8 @@ from phased_net import net, rows
 NOT_RUN = {
     r"(python3? -m venv|\. \S+/activate|pip (install|wheel)|git clone) ?": "sets up a machine",
     r"scripts/(docs|test|demo)\b": "makes an environment; `scripts/demo` has test_demo.py",
+    r"frostline --show-completion": "writes into the home folder; tests/release",
+    r"docker ": "needs a daemon; what the Dockerfile runs is tested in tests/release",
     r"frostline demo$": "test_demo.py",
     r"(torchrun|accelerate launch) ": "tests/distributed",
     r"frostline .*s3://": "tests/store, against a server of its own",
@@ -40,7 +41,6 @@ ELSEWHERE = {
 LEFT_OUT = {("sounds.md", "sh"): "downloads recordings; test_examples.py runs the example"}
 FIRST_RUNS = ("start.md",)  # pages that show what is printed where nothing is stored yet
 WORDS = ("text", "toml", "")  # blocks of words, which nobody runs
-SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def checkup_names() -> dict[str, Any]:
@@ -62,10 +62,15 @@ def task_names() -> dict[str, Any]:
     return names | {"preprocessing": fl.Preprocessing(resize=16, crop=(16, 16))}
 
 
+def probe_names() -> dict[str, Any]:
+    return {"fl": fl, "model": net(), "train": rows(), "val": rows(12, seed=2)}
+
+
 # What a page of fragments takes as given.
 GIVEN: dict[str, Callable[[], dict[str, Any]]] = {
     "doctor.md": checkup_names,
     "tasks.md": task_names,
+    "probe.md": probe_names,
     "sounds.md": lambda: {"fl": fl},
 }
 
@@ -95,6 +100,13 @@ def shown(block: Block, page: str, names: dict[str, Any]) -> str:
     return "".join(answer.out for _, answer in answers)
 
 
+def agrees(printed: str, said: str) -> bool:
+    """Whether a block prints what the page says, where `...` is anything, or nothing."""
+    parts = " ".join(printed.split()).split("...")
+    form = ".*".join(re.escape(part.strip()) for part in parts)
+    return re.fullmatch(form, " ".join(said.split())) is not None
+
+
 def why_not(line: str) -> str | None:
     return next((why for form, why in NOT_RUN.items() if re.match(form, line)), None)
 
@@ -108,13 +120,12 @@ def test_what_a_page_shows_is_what_happens(
     if page in FIRST_RUNS:
         monkeypatch.setenv("FROSTLINE_FEATURES", str(tmp_path / "features"))
     names: dict[str, Any] = {"__name__": "page"} | GIVEN.get(page, dict)()
-    check = doctest.OutputChecker()
     for block in blocks_of(page):
         if block.language in WORDS or (page, block.language) in {**ELSEWHERE, **LEFT_OUT}:
             continue
         said = shown(block, page, names)
         if block.printed is not None:
-            assert check.check_output(block.printed, said, SAME), f"{block.code}\n{said}"
+            assert agrees(block.printed, said), f"{block.code}\n{said}"
 
 
 @pytest.mark.parametrize("page", PAGES)

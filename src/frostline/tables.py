@@ -39,6 +39,10 @@ class Displayed:
     def _repr_html_(self) -> str:
         return in_html(self._parts())
 
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        """Beside the HTML, and where there is none, as in IPython: what `print` shows."""
+        return {"text/plain": str(self)}
+
 
 @dataclass(frozen=True, slots=True)
 class Column:

@@ -74,6 +74,17 @@ def test_a_cell_shows_every_word_that_is_printed(kind: str, shown: dict[str, Dis
         assert sorted(seen) == sorted(printed)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_ipython_in_a_terminal_shows_what_is_printed(
+    kind: str, shown: dict[str, Displayed]
+) -> None:
+    from IPython.core.formatters import DisplayFormatter
+
+    bundle, _ = DisplayFormatter().format(shown[kind])
+    assert bundle["text/plain"] == str(shown[kind])
+    assert bundle["text/html"] == shown[kind]._repr_html_()
+
+
 def test_names_of_others_are_text_wherever_they_stand() -> None:
     model = net(HOSTILE)
     frozen = fl.freeze(model, fl.where(lambda name, *_: not name.startswith("head")))

@@ -41,7 +41,9 @@ def options(doc: str, **extra: Any) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="medians of so many runs")
     for name, default in extra.items():
         option = f"--{name.replace('_', '-')}"
-        if isinstance(default, tuple):
+        if isinstance(default, bool):
+            parser.add_argument(option, action="store_true")
+        elif isinstance(default, tuple):
             parser.add_argument(option, nargs="+", choices=default, default=default)
         else:
             parser.add_argument(option, type=type(default), default=default)

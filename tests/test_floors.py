@@ -14,11 +14,13 @@ import frostline
 FLOORS = {
     "_files": 0,
     "_moved": 0,
+    "_sources": 0,
     "_version": 0,
     "calling": 0,
     "choices": 0,
     "devices": 1,
     "errors": 0,
+    "narrowing": 0,
     "preprocessing": 0,
     "recipe": 1,
     "schemas": 0,
@@ -57,12 +59,14 @@ FLOORS = {
     "transformers": 8,
     "config": 9,
     "pages": 9,
+    "probing": 9,
     "reports": 10,
     "": 11,  # the package itself: what a user imports as `fl`
     "fitting": 11,
     "runs": 12,
     "classifier": 13,
     "exports": 13,
+    "sweeps": 13,
     "cli": 14,
     "__main__": 15,
 }

@@ -57,6 +57,8 @@ from frostline.plans import Until as Until
 from frostline.preprocessing import Preprocessing as Preprocessing
 from frostline.preprocessing import TextPreprocessing as TextPreprocessing
 from frostline.preprocessing import Words as Words
+from frostline.probing import Probe as Probe
+from frostline.probing import probe as probe
 from frostline.recipe import Recipe as Recipe
 from frostline.runs import open_run as open_run
 from frostline.selectors import Selection as Selection
@@ -76,6 +78,8 @@ from frostline.selectors import stage as stage
 from frostline.selectors import where as where
 from frostline.session import Session as Session
 from frostline.store import FeatureStore as FeatureStore
+from frostline.sweeps import Sweep as Sweep
+from frostline.sweeps import sweep as sweep
 from frostline.tasks import Classification as Classification
 from frostline.tasks import Metric as Metric
 from frostline.tasks import Metrics as Metrics

@@ -14,6 +14,7 @@ BadImages = Literal["skip", "error"]
 ExportFormat = Literal["safetensors", "pt2", "onnx"]
 HeadPlace = Literal["classifier", "logits", "keep"]
 FloatName = Literal["float32", "bfloat16", "float16"]
+DecodingName = Literal["full", "jpeg-crop", "jpeg-4x", "jpeg-2x"]
 PrefixPrecision = Literal["exact", "auto"] | float
 StepPrecision = Literal["fp32", "bf16", "fp16"]
 NormPolicy = Literal["hold", "adapt"]

@@ -33,7 +33,8 @@ class _Section(Data):
 class ModelSettings(_Section):
     """Which network, with which weights and head.
 
-    `weights` is `DEFAULT`, `none`, a published entry or an absolute path, with `:PLACE` of one
+    `dropout` is the probability of all dropout that is not frozen; None leaves what the network
+    has. `weights` is `DEFAULT`, `none`, a published entry or an absolute path, with `:PLACE` of one
     of several networks; `weights_digest` is the xxh3_128 of that file, of an index with all its
     files. `start` is the run whose best weights were put into it, if any.
     """
@@ -43,6 +44,7 @@ class ModelSettings(_Section):
     weights_digest: str = ""
     on: HeadPlace = "classifier"
     hidden: tuple[int, ...] = ()
+    dropout: float | None = Field(default=None, ge=0, lt=1)
     head: str = ""
     start: str = ""
 

@@ -32,6 +32,11 @@ class Compute:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
         self._dtype = torch.float16 if is_half else torch.bfloat16 if precision == "bf16" else None
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether a forward computes in half precision."""
+        return self._dtype is not None
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Around a forward."""
         if self._dtype is None:

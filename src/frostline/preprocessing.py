@@ -64,12 +64,17 @@ class Preprocessing:
 
     def __call__(self, image: Image) -> Tensor:
         """An RGB image -> float32 `(channels, height, width)`, height and width as in `crop`."""
+        return self.to_tensor(self.frame(image))
+
+    def frame(self, image: Image) -> Image:
+        """The part of an RGB image that is seen, resized and cropped; as it is stored in 8 bits."""
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as F
 
         size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
         resized = F.resize(image, size, interpolation=InterpolationMode(self.interpolation))
-        return self.to_tensor(F.center_crop(resized, list(self.crop)))
+        seen: Image = F.center_crop(resized, list(self.crop))
+        return seen
 
     def to_tensor(self, image: Image) -> Tensor:
         """An RGB image already of size `crop` -> normalised float32 `(channels, height, width)`."""

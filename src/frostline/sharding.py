@@ -108,7 +108,7 @@ def cut_short(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for unit in sharded if can_be_cut_short() else ():
+        for unit in sharded if can_be_cut_short(model) else ():
             unit.reset_iter_state()
         for parameter, gradient in gradients:
             parameter.grad = gradient
@@ -117,10 +117,9 @@ def cut_short(model: nn.Module) -> Iterator[None]:
         reshard(model)
 
 
-def can_be_cut_short() -> bool:
-    """Whether this torch finds back from a forward that raised; 2.9 does not."""
-    known = sys.modules.get("torch.distributed.fsdp")
-    return known is None or "reset_iter_state" in vars(known.FSDPModule)
+def can_be_cut_short(model: nn.Module) -> bool:
+    """Whether the model finds back from a forward that raised; sharded by torch 2.9 it does not."""
+    return all(hasattr(unit, "reset_iter_state") for unit in units(model))
 
 
 def _outermost(model: nn.Module) -> list[Any]:

@@ -124,12 +124,12 @@ def _table_html(table: Table) -> str:
             for column, cell in aligned
         )
 
-    title = f"<div><b>{escape(visible(table.title))}</b></div>" if table.title else ""
+    title = f"<caption>{escape(visible(table.title))}</caption>" if table.title else ""
     head = row((column.heading for column in table.columns), "th")
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
     notes = "".join(f"<div>{escape(visible(note))}</div>" for note in table.notes)
     return (
-        f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f'<div style="margin-bottom: 1em">{notes}</div>'
     )
 

@@ -11,6 +11,7 @@ from ranks import on_ranks
 from safetensors import safe_open
 from sharded_models import BELOW, BLOCKS, both, pictures, same, sharded, vit, whole
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import frostline as fl
 from frostline.sharding import is_shard
@@ -267,11 +268,15 @@ def _left_out() -> tuple[Any, ...]:
         session.optimizer.step()
     except fl.FreezeError as error:
         refused = str(error)
-    return [(one.code, one.seen) for one in fl.doctor(model, optimizer=session.optimizer)], refused
+    found = [(one.code, one.seen) for one in fl.doctor(model, optimizer=session.optimizer)]
+    data = TensorDataset(torch.ones(2, 6), torch.tensor([0, 1]))
+    return found, refused, _error(lambda: fl.fit(model, data, data, epochs=1))
 
 
-def test_what_sharding_left_out_and_rows_that_it_took_are_named() -> None:
-    for found, refused in on_ranks(_left_out):
+def test_what_sharding_left_out_and_what_it_rules_out_is_named() -> None:
+    for found, refused, fitted in on_ranks(_left_out):
+        assert fitted.startswith("ModelError: the processes hold parts of this Sequential")
+        assert "Train it in a loop of your own" in fitted
         assert found[:2] == [
             (
                 "fsdp-left-out",

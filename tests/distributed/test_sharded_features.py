@@ -170,7 +170,7 @@ def _in_bfloat16() -> dict[str, Any]:
     values = {name: cut.prefix(pictures()[0])[0] for name, cut in cuts.items()}
     with pytest.MonkeyPatch.context() as patch:  # a torch that does not find back
         for module in ("sharding", "cutting.at_module"):
-            patch.setattr(f"frostline.{module}.can_be_cut_short", lambda: False)
+            patch.setattr(f"frostline.{module}.can_be_cut_short", lambda _: False)
         whole = fl.cut(cuts["plain"].suffix.model, pictures()[0]).prefix(pictures()[0])[0]
     away = (values["half"] - values["plain"]).norm() / values["plain"].norm()
     return {

@@ -165,6 +165,18 @@ def test_a_hook_of_the_named_part_changes_its_answer_once() -> None:
     assert torch.equal(made.suffix(*made.prefix(INPUTS)), model(INPUTS))
 
 
+def test_a_forward_that_goes_on_above_the_line_draws_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("frostline.cutting.at_module.can_be_cut_short", lambda _: False)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(), nn.Linear(16, 3))
+    fl.train_only(model, "2")
+    made = fl.cut(model, INPUTS, at="0")  # which compares what is drawn
+    before = torch.get_rng_state()
+    made.prefix(INPUTS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_trained_head_costs_nothing(tmp_path: Path) -> None:
     extract(Net(), tmp_path)
     model = Net()

@@ -17,6 +17,8 @@ GOOD = {
     "seconds_per_sample": 0.001,
     "plain_seconds_per_sample": None,
 }
+TRIAL = {"decoding": "jpeg-4x", "speedup": 2.0, "error": 0.01, "worst": 0.01}
+SCALED = {**GOOD, "form": "bfloat16 folded jpeg-4x", "decodings": [TRIAL]}
 
 
 def found(root: Path, text: str) -> Tuned | None:
@@ -57,6 +59,28 @@ def test_a_decision_is_found_again(tmp_path: Path) -> None:
 def test_a_decision_out_of_range_is_made_again(tmp_path: Path, wrong: dict[str, object]) -> None:
     assert found(tmp_path, json.dumps({"name": GOOD})) is not None
     assert found(tmp_path, json.dumps({"name": {**GOOD, **wrong}})) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"decodings": []},
+        {"decodings": [{**TRIAL, "decoding": "jpeg-crop"}]},
+        {"decodings": [{**TRIAL, "worst": float("nan")}]},
+        {"decodings": [{**TRIAL, "worst": 0.03}]},
+        {"decodings": [{**TRIAL, "error": "small"}]},
+        {"decodings": [{**TRIAL, "speedup": -1.0}]},
+        {"decodings": [{"decoding": "jpeg-4x"}]},
+        {"decodings": "jpeg-4x"},
+        {"decodings": None},
+        {"form": "bfloat16 jpeg-9x"},
+    ],
+)
+def test_a_decision_on_decoding_out_of_range_is_made_again(
+    tmp_path: Path, wrong: dict[str, object]
+) -> None:
+    assert found(tmp_path, json.dumps({"name": SCALED})) is not None
+    assert found(tmp_path, json.dumps({"name": {**SCALED, **wrong}})) is None
 
 
 @pytest.mark.parametrize(

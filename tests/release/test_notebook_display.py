@@ -15,7 +15,7 @@ from frostline.callbacks.notebook import NotebookProgress, in_notebook, notebook
 from frostline.tables import Displayed, Table, columns
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-TAGS = {"div", "pre", "b", "table", "thead", "tbody", "tr", "th", "td"}
+TAGS = {"div", "pre", "table", "caption", "thead", "tbody", "tr", "th", "td"}
 IMAGES, LABELS = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
 
 

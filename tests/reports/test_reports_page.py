@@ -190,6 +190,8 @@ def test_the_command_line_of_a_report_trains_the_same_run_again(world: World) ->
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first.keys() == second.keys()
     assert f"Report: {again / 'report.html'}" in answer.out
+    assert (again / "report.html").exists()
+    assert answer.out.index("Best epoch") < answer.out.index("Report: ")  # which waits for no page
 
 
 def test_the_python_lines_of_a_report_predict(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
+from functools import cache, reduce
 from os import getpid
 from pathlib import Path
 from socket import gethostname
@@ -79,8 +81,33 @@ class TensorBoardLog(Hook):
         self._append(Event(wall_time=time.time(), step=record.epoch, summary=summary))
 
     def _append(self, *events: Any) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
-
         with output_errors(self._file), self._file.open("ab") as file:
-            for event in events:
-                RecordWriter(file).write(event.SerializeToString())
+            file.writelines(_record(event.SerializeToString()) for event in events)
+
+
+def _record(content: bytes) -> bytes:
+    """A record of TensorBoard's files: its length, and itself, each with its checksum behind it.
+
+    tensorboard's own writer imports what reads its files from clouds, which takes a tenth of a
+    second.
+    """
+    size = struct.pack("<Q", len(content))
+    return b"".join((size, _sum_of(size), content, _sum_of(content)))
+
+
+def _sum_of(content: bytes) -> bytes:
+    """CRC-32C, turned and moved as the format has it, so that sums of sums are none."""
+    state, table = 0xFFFFFFFF, _crc_table()
+    for byte in content:
+        state = table[(state ^ byte) & 0xFF] ^ state >> 8
+    crc = state ^ 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+@cache
+def _crc_table() -> tuple[int, ...]:
+    return tuple(reduce(_shifted, range(8), byte) for byte in range(256))
+
+
+def _shifted(state: int, _bit: int) -> int:
+    return state >> 1 ^ (0x82F63B78 if state & 1 else 0)

@@ -24,7 +24,14 @@ from frostline.cutting import Cut, cut
 from frostline.cutting.standalone import Standalone
 from frostline.data import ImageSamples, Samples, first_batch
 from frostline.devices import device_of, resolve_device, to_device
-from frostline.features import Computing, Decisions, FeatureData, computing, extract
+from frostline.features import (
+    Computing,
+    Decisions,
+    FeatureData,
+    computing,
+    extract,
+    with_decoding,
+)
 from frostline.fingerprints import fingerprint
 from frostline.freezing import Frozen
 from frostline.freezing.modes import is_held
@@ -133,12 +140,19 @@ class Base:
         # Looking the graph over again would take longer than a fit on stored features.
         known = (store.where, precision, size, torch.get_num_threads())
         if known not in self._computing:
-            self._computing[known] = computing(
+            found = computing(
                 self.cut,
                 lambda: first_batch(samples, TRIED_SAMPLES).inputs,
                 precision=precision,
                 batch_size=size,
                 device=device_of(self.loaded.model),
+                planned_samples=len(samples),
+                decisions=Decisions(store.root),
+            )
+            self._computing[known] = with_decoding(
+                found,
+                samples,
+                precision=precision,
                 planned_samples=len(samples),
                 decisions=Decisions(store.root),
             )

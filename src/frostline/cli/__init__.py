@@ -32,7 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _VERBS = (
-    "demo inspect doctor estimate plan train evaluate predict verify report compare merge export"
+    "demo inspect doctor estimate probe plan train sweep evaluate predict verify report compare "
+    "merge export"
 )
 for _verb in _VERBS.split():  # each a function in the module of its name
     app.command()(getattr(import_module(f"frostline.cli.{_verb}"), _verb))

@@ -183,6 +183,10 @@ Force = Annotated[
 Head = Annotated[
     str, typer.Option("--head", help="Hidden widths of the new head, as 100 or 256,64.")
 ]
+Dropout = Annotated[
+    float | None,
+    number("Probability of all dropout that trains, also behind hidden layers of the new head."),
+]
 Run = Annotated[Path, typer.Argument(help="A folder that `frostline train` wrote.", metavar="RUN")]
 
 RunWeights = Annotated[
@@ -225,7 +229,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def with_recipe(function: _Function) -> _Function:
-    """Give a verb an option for each field of `Recipe` in place of its `**recipe`."""
+    """Give a verb an option for each field of `Recipe` that it lacks, in place of `**recipe`."""
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     options = [
@@ -236,6 +240,7 @@ def with_recipe(function: _Function) -> _Function:
             annotation=Annotated[field.annotation, _option(field)],
         )
         for name, field in Recipe.model_fields.items()
+        if name not in signature.parameters
     ]
     parameters = [*own, *options]
     function.__dict__["__signature__"] = signature.replace(parameters=parameters)

@@ -117,6 +117,7 @@ def train(
     plan: options.PlanFile = None,
     head: options.Head = "",
     on: options.On = "classifier",
+    dropout: options.Dropout = None,
     batch_size: options.BatchSize = 32,
     augment: options.Augment = "none",
     max_tokens: MaxTokens = None,
@@ -149,7 +150,6 @@ def train(
     from frostline.plans import Plan
     from frostline.records import RunFolder
     from frostline.runs import open_run
-    from frostline.store import is_address
 
     check_one_of(freeze=freeze, train=train)
     phases = Plan.load(plan).phases if plan is not None else ()
@@ -171,7 +171,7 @@ def train(
         return _go(settings, out or data, resume=True, as_json=json, base=base)
     earlier = None
     if from_ is not None:
-        own = ("model", "head", "on", "resume", "task", "loss", "thresholds")
+        own = ("model", "head", "on", "dropout", "resume", "task", "loss", "thresholds")
         _refuse(context, own, "--from takes the model, head and task of that run, for a new one")
         earlier = open_run(from_, weights=weights if _given(context, ["weights"]) else None)
         model = earlier.settings.model.name
@@ -179,13 +179,12 @@ def train(
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
     _check_fold(folds, fold)
     is_text = bool(text_column) or reads_texts(model)
-    # A folder by its absolute path, so that the run can be resumed from anywhere.
-    is_word = features in ("auto", "off") or is_address(features)
-    store = features if is_word else str(Path(features).expanduser().resolve())
     hidden = options.hidden_widths(head, on=on)
     with options.usage_errors():
         settings = config.RunSettings(
-            model=config.ModelSettings(name=model, weights=weights, on=on, hidden=hidden),
+            model=config.ModelSettings(
+                name=model, weights=weights, on=on, hidden=hidden, dropout=dropout
+            ),
             data=config.DataSettings(
                 path=str(data),
                 is_text=is_text,
@@ -205,7 +204,7 @@ def train(
             plan=phases,
             training=Recipe(**recipe),
             features=config.FeatureSettings(
-                store=store,
+                store=store_named(features),
                 storage=storage,
                 compile=compile_,
                 forms=tuple(form or ()),
@@ -219,6 +218,14 @@ def train(
     _check_storage(settings)
     asked = None if from_ else AskedTask(task, loss, thresholds)
     return _go(settings, out, resume=resume, as_json=json, earlier=earlier, asked=asked)
+
+
+def store_named(features: str) -> str:
+    """A folder by its absolute path, so that the run can be resumed from anywhere."""
+    from frostline.store import is_address
+
+    is_word = features in ("auto", "off") or is_address(features)
+    return features if is_word else str(Path(features).expanduser().resolve())
 
 
 def _check_storage(settings: RunSettings) -> None:
@@ -280,7 +287,7 @@ def _stored(folder: Path, data: Path | None, weights: str | None) -> tuple[RunSe
     return settings, "" if base == settings.model.weights else base
 
 
-def _free_folder(model: str) -> Path:
+def free_folder(model: str) -> Path:
     """`runs/resnet18-1`, or the next number that is free."""
     stem = model.rpartition(":")[2].rpartition("/")[2]
     folders = (Path("runs", f"{stem}-{number}") for number in count(1))
@@ -308,15 +315,16 @@ def _go(
         raise ConfigError(
             "processes that a launcher may start again must find their run: say its folder, --out."
         )
-    folder = out or Path(decided(world, str(_free_folder(settings.model.name))))
+    folder = out or Path(decided(world, str(free_folder(settings.model.name))))
     try:
         with together(world):
             resume = resumes(folder, world, resume=resume)
             prepared = _prepared(settings, folder, resume, world, base, earlier, asked)
-            _describe(prepared, page, aside)
+            describe(prepared, page, aside)
             if earlier is not None and prepared.start is not None and not resume:
                 _describe_start(prepared.start, prepared, page)
-            run = prepared.run(folder, resume=resume, hooks=_shown(settings, page), world=world)
+            hooks = _shown(settings, page)
+            run = prepared.run(folder, resume=resume, hooks=hooks, world=world, report=False)
     except KeyboardInterrupt:
         say(aside, _interrupted(folder))
         raise typer.Exit(1) from None
@@ -332,6 +340,7 @@ def _go(
         "frozen": {"tensors": run.proof.tensors, "fingerprint": str(run.proof.fingerprint)},
     }
     print_json(document)
+    run.write_report()
 
 
 def _prepared(
@@ -359,7 +368,7 @@ def _prepared(
         settings = settings.model_copy(update={"data": data})
     else:
         if world.writes:
-            _check_apart(folder, Path(settings.data.path))
+            check_apart(folder, Path(settings.data.path))
             files.check_free()
         start = earlier.as_start() if earlier else None
         if asked is not None:
@@ -375,7 +384,7 @@ def _shown(settings: RunSettings, page: Console) -> tuple[Hook, Hook]:
     return EpochTable(page), BatchBar(notes(), samples_per_batch=settings.data.batch_size)
 
 
-def _check_apart(folder: Path, data: Path) -> None:
+def check_apart(folder: Path, data: Path) -> None:
     """Refuse to write a run where a later one would read it as pictures of a class."""
     where = data.expanduser().resolve()
     if where.is_dir() and folder.resolve().is_relative_to(where):
@@ -385,7 +394,8 @@ def _check_apart(folder: Path, data: Path) -> None:
         )
 
 
-def _describe(prepared: Prepared, page: Console, aside: Console) -> None:
+def describe(prepared: Prepared, page: Console, aside: Console) -> None:
+    """Say what will be trained on which data."""
     from frostline.cli._terminal import say
 
     splits = prepared.data.splits
@@ -432,9 +442,10 @@ def _conclude(run: Run, folder: Path, page: Console) -> None:
         )
     else:
         say(page, f"Verified: {run.proof}")
+    say(page, f"Written to {folder}; next: frostline predict {quote(str(folder))} FILE...")
+    run.write_report()
     if run.folder is not None and run.folder.report.exists():
         say(page, f"Report: {run.folder.report}")
-    say(page, f"Written to {folder}; next: frostline predict {quote(str(folder))} FILE...")
 
 
 def _interrupted(folder: Path) -> str:

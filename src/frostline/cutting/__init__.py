@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from math import isnan
@@ -15,10 +16,12 @@ from torch import Tensor, fx, nn
 
 from frostline.calling import in_turn
 from frostline.cutting.at_module import ModuleSplit
-from frostline.cutting.checking import Checked, check, state_kept
-from frostline.cutting.drawing import Drawn, draw, recall, remember
+from frostline.cutting.checking import Checked, CutForward, check, compared_on_one, state_kept
+from frostline.cutting.drawing import Drawn, draw, is_known, recall, remember
 from frostline.cutting.drawing import FrontierValue as FrontierValue
 from frostline.cutting.halves import Above, Half
+from frostline.cutting.kept import KeptLines as KeptLines
+from frostline.cutting.kept import Origin as Origin
 from frostline.cutting.keys import At, at_key, at_line, check_current
 from frostline.cutting.reasons import behind_one, offer
 from frostline.cutting.structures import (
@@ -89,6 +92,11 @@ class Prefix(nn.Module):
         self._half = half
 
     _model: nn.Module
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether `graph` gives one; asking for that takes a while."""
+        return isinstance(self._half, Half)
 
     @property
     def graph(self) -> fx.GraphModule | None:
@@ -230,16 +238,8 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
         >>> torch.equal(cut.suffix(*cut.prefix(images)), model(images))
         True
     """
-    # The model inside torch.compile's wrapper has the same parameters, and a forward to follow.
-    inner = model.__dict__.get("_modules", {}).get("_orig_mod")
-    model = inner if isinstance(inner, nn.Module) else model
-    spec, tensors = read_inputs(example)
-    if rows_of(tensors) == 1:
-        # From one sample nothing tells which sizes are the batch's.
-        tensors = [t.repeat(2, *[1] * (t.dim() - 1)) if t.dim() else t for t in tensors]
-    # What torch.compile makes of a part draws other random numbers; the line is the plain model's.
-    with modes_kept(model), state_kept(model), torch.compiler.set_stance("force_eager"):
-        model.train()
+    model, spec, tensors = _given(model, example)
+    with _looked_at(model):
         if at:
             return _behind(model, spec, at, tensors)
         if is_sharded(model):
@@ -259,11 +259,105 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
             raise CutError(f"{error}{offered}") from error.__cause__
 
 
+@in_turn
+def kept_cut(
+    model: nn.Module, example: Inputs, lines: KeptLines
+) -> tuple[Cut, Mapping[str, float]] | None:
+    """A cut along a line that is kept, if there is one for this model; and its facts.
+
+    That the model is what was checked is proven anew, as `kept.py` says; but for a model from the
+    user's own file the frozen part does not run for it.
+    """
+    model, spec, tensors = _given(model, example)
+    with _looked_at(model):
+        found = lines.find(model, spec, tensors)
+        if found is None:
+            return None
+        drawn, seen, facts = found
+        with suppress(CutError):
+            _check_same(drawn, model, spec, seen)
+            made = _cut_of(drawn, seen, model, spec, tensors)
+            made.check_current()
+            if lines.origin.is_own and not _is_same_for_one(made, tensors):
+                return None
+            return made, facts
+    return None
+
+
+@in_turn
+def keep_cut(
+    model: nn.Module, example: Inputs, lines: KeptLines, facts: Mapping[str, float]
+) -> None:
+    """Keep the line of the model's last cut, if that was along its frost line.
+
+    Args:
+        facts: kept with it.
+    """
+    model, spec, tensors = _given(model, example)
+    with _looked_at(model):
+        if (known := recall(model, spec, tensors)) is not None:
+            lines.keep(model, spec, tensors, *known, facts)
+
+
+def is_followed(model: nn.Module) -> bool:
+    """Whether a line was drawn for this model in this process, perhaps before it changed."""
+    return is_known(model)
+
+
+def is_current(made: Cut, model: nn.Module) -> bool:
+    """Whether a cut is one of this model as it is built now, in both modes."""
+    if made.suffix.model is not model:
+        return False
+    with modes_kept(model), suppress(CutError):
+        for training in (False, True):
+            model.train(training)
+            made.prefix.check_same()
+            made.suffix.check_same()
+        return True
+    return False
+
+
+def _given(model: nn.Module, example: Inputs) -> tuple[nn.Module, InputSpec, list[Tensor]]:
+    # The model inside torch.compile's wrapper has the same parameters, and a forward to follow.
+    inner = model.__dict__.get("_modules", {}).get("_orig_mod")
+    model = inner if isinstance(inner, nn.Module) else model
+    spec, tensors = read_inputs(example)
+    if rows_of(tensors) == 1:
+        # From one sample nothing tells which sizes are the batch's.
+        tensors = [t.repeat(2, *[1] * (t.dim() - 1)) if t.dim() else t for t in tensors]
+    return model, spec, tensors
+
+
+@contextmanager
+def _looked_at(model: nn.Module) -> Iterator[None]:
+    """In it the model is in train mode; afterwards it is as it was."""
+    # What torch.compile makes of a part draws other random numbers; the line is the plain model's.
+    # Where dynamo was not imported, nothing is compiled.
+    is_compiling = "torch._dynamo.eval_frame" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if is_compiling else nullcontext()
+    with modes_kept(model), state_kept(model), eager:
+        model.train()
+        yield
+
+
+def _is_same_for_one(made: Cut, tensors: list[Tensor]) -> bool:
+    """Whether one sample goes through the model, in evaluation, to what its halves make of it."""
+    model = made.suffix.model
+    model.eval()
+    return compared_on_one(model, made.prefix.spec, tensors, _through(made.prefix, made.suffix))
+
+
 def _made(drawn: Drawn, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Cut:
     """What was drawn, for this model: checked, and to be compared with it at each call."""
     seen = _checked(*_halves(drawn, model, spec, Checked()), tensors)
     model.train()
     remember(model, spec, tensors, drawn, seen)
+    return _cut_of(drawn, seen, model, spec, tensors)
+
+
+def _cut_of(
+    drawn: Drawn, seen: Checked, model: nn.Module, spec: InputSpec, tensors: list[Tensor]
+) -> Cut:
     prefix, suffix = _halves(drawn, model, spec, seen)
     frontier, rows, vary = Frontier(drawn.frontier), rows_of(tensors), drawn.varying
     found = drawn.why, drawn.share, seen.error
@@ -302,11 +396,15 @@ def _halves(
 
 
 def _checked(prefix: Prefix, suffix: Suffix, tensors: list[Tensor]) -> Checked:
+    return check(suffix.model, prefix.spec, tensors, _through(prefix, suffix))
+
+
+def _through(prefix: Prefix, suffix: Suffix) -> CutForward:
     def halves(given: list[Tensor]) -> object:
         # As a store gives them back.
         return suffix(*(value.contiguous() for value in prefix.run_flat(given)))
 
-    return check(suffix.model, prefix.spec, tensors, halves)
+    return halves
 
 
 def _behind(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -> Cut:

@@ -9,7 +9,7 @@ run again (`unread.py`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import final
 
 import torch
@@ -209,14 +209,19 @@ class ModuleSplit:
         """
         answered = [] if answered is None else answered
 
+        stops = can_be_cut_short(self._model)
+
         def stop(_module: nn.Module, _inputs: object, output: object) -> None:
             answered.append(output)
-            if can_be_cut_short():
+            if stops:
                 raise _ReachedError
 
+        devices = [t.device for t in tensors[:1] if t.device.type == "cuda"]
+        # Above the line a forward that goes on may draw, which is not the prefix's to do.
+        undrawn = nullcontext() if stops else torch.random.fork_rng(devices=devices)
         handle = self._module.register_forward_hook(stop)
         try:
-            with modes_kept(self._model), suppress(_ReachedError), cut_short(self._model):
+            with modes_kept(self._model), suppress(_ReachedError), cut_short(self._model), undrawn:
                 self._model.train(training)
                 self._spec.call(self._model, tensors)
         finally:

@@ -138,6 +138,16 @@ def _compared_on_one(
     return None
 
 
+def compared_on_one(
+    model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward
+) -> bool:
+    """Whether the first sample alone goes through both, in the present mode, to the same."""
+    try:
+        return _compared_on_one(model, spec, tensors, halves) is None
+    except CutError:
+        return False
+
+
 def _outcome(
     model: nn.Module, forward: CutForward, tensors: list[Tensor], *, training: bool
 ) -> list[Tensor]:

@@ -99,6 +99,11 @@ class Drawn:
 _KEPT: WeakKeyDictionary[nn.Module, tuple[object, Drawn, Checked]] = WeakKeyDictionary()
 
 
+def is_known(model: nn.Module) -> bool:
+    """Whether something was drawn for this model, whatever it was then."""
+    return model in _KEPT
+
+
 def recall(
     model: nn.Module, spec: InputSpec, tensors: list[Tensor]
 ) -> tuple[Drawn, Checked] | None:

@@ -8,7 +8,7 @@ blocks alone.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -21,6 +21,10 @@ from torch.fx.node import _get_qualified_name, map_aggregate
 
 from frostline.cutting.regions import NOTE, close_regions, regions_of
 from frostline.cutting.tracing import module_paths, own_name, target_of
+
+# A graph as data that pickle: operation, name, target, arguments, those by name, the form of the
+# value and the blocks of each node.
+Rows = list[tuple[Any, ...]]
 
 
 @final
@@ -51,43 +55,67 @@ class TensorPlace:
 class OpenGraph:
     """A graph over tensors of a model, which it never holds.
 
-    It never changes, so a copy of it is itself; it can be pickled.
+    It never changes, so a copy of it is itself; it can be pickled. Nodes are made of its rows when
+    it is first run: where all features are stored, a prefix never is.
 
     Attributes:
+        rows: a node each.
+        values: what `get_attr` nodes read that is no tensor of the model.
         places: whose tensors `run` takes, in their order.
         entered: paths of the modules in whose forwards its operations stand.
     """
 
     def __init__(
         self,
-        rows: _Rows,
+        rows: Rows,
         values: Mapping[str, Tensor],
         places: Sequence[TensorPlace],
         entered: frozenset[str],
     ) -> None:
         """Of a graph's `rows`, whose `get_attr` nodes read `values` and the places."""
+        self.rows = rows
+        self.values = dict(values)
         self.places = tuple(places)
         self.entered = entered
-        self._graph = _graph(rows)
-        self._values = dict(values)
 
     def run(self, tensors: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The graph's outputs, computed with these tensors of a model."""
         outputs: tuple[Tensor, ...] = self._code.forward(*tensors, *values)
         return outputs
 
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """Its operations, in their order."""
+        return tuple(self._graph.nodes)
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        """Those that stand for the values that `run` takes, in their order."""
+        return list(self._graph.find_nodes(op="placeholder"))
+
     def read(self, tensors: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
         """All tensors that its operations read, in their order, by name: these, and constants."""
         held = self._with(tensors)
-        return [(own_name(name), held[name]) for name in _targets(self._graph)]
+        return [(own_name(row[2]), held[row[2]]) for row in self.rows if row[0] == "get_attr"]
 
     def over(self, tensors: Sequence[Tensor]) -> fx.GraphModule:
         """The graph as a module that holds these tensors, under the targets they have in it."""
         return close_regions(self._graph, self._with(tensors))
 
+    def rewritten(self, rewrite: Callable[[fx.Graph], int]) -> OpenGraph | None:
+        """Over the same tensors, after `rewrite` changed a copy; None where that says 0."""
+        graph = _graph(_rows(self._graph))
+        if not rewrite(graph):
+            return None
+        return OpenGraph(_rows(graph), self.values, self.places, self.entered)
+
     def _with(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         given = {target_of(p.name): t for p, t in zip(self.places, tensors, strict=True)}
-        return {**self._values, **given}
+        return {**self.values, **given}
+
+    @cached_property
+    def _graph(self) -> fx.Graph:
+        return _graph(self.rows)
 
     @cached_property
     def _code(self) -> fx.GraphModule:
@@ -98,13 +126,13 @@ class OpenGraph:
         reads = self._graph.find_nodes(op="get_attr")
         copies = {node: given[str(node.target)] for node in reads if str(node.target) in given}
         graph.output(graph.graph_copy(self._graph, copies))
-        return close_regions(graph, self._values)
+        return close_regions(graph, self.values)
 
     def __deepcopy__(self, memo: dict[int, object]) -> OpenGraph:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return OpenGraph, (_rows(self._graph), self._values, self.places, self.entered)
+        return OpenGraph, (self.rows, self.values, self.places, self.entered)
 
 
 def open_graph(
@@ -148,19 +176,16 @@ def _targets(graph: fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.find_nodes(op="get_attr", sort=True)]
 
 
-_Rows = list[tuple[Any, ...]]  # a graph as data that pickle: for each node a row
-
-
 @final
 @dataclass(frozen=True, slots=True)
-class _Ref:
+class Ref:
     """Stands for the node at that place."""
 
     place: int
 
 
-def _rows(graph: fx.Graph) -> _Rows:
-    refs = {node: _Ref(place) for place, node in enumerate(graph.nodes)}
+def _rows(graph: fx.Graph) -> Rows:
+    refs = {node: Ref(place) for place, node in enumerate(graph.nodes)}
 
     def refer(part: Any) -> Any:
         return refs[part] if isinstance(part, fx.Node) else part
@@ -176,12 +201,12 @@ def _rows(graph: fx.Graph) -> _Rows:
     return rows
 
 
-def _graph(rows: _Rows) -> fx.Graph:
+def _graph(rows: Rows) -> fx.Graph:
     """The graph; of what was noted on a node, its blocks and its value's form, without data."""
     graph, nodes = fx.Graph(), list[fx.Node]()
 
     def find(part: Any) -> Any:
-        return nodes[part.place] if isinstance(part, _Ref) else part
+        return nodes[part.place] if isinstance(part, Ref) else part
 
     for op, name, target, args, kwargs, form, regions in rows:
         is_operator = op == "call_function" and isinstance(target, str)

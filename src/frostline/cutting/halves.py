@@ -40,10 +40,13 @@ class Half:
         self._structure = structure
         self._found: _Spots | None = None
 
+    def over(self, graph: OpenGraph) -> Half:
+        """The same of a model, with another graph over the same tensors."""
+        return Half(graph, self._below, self._structure)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Half, (self.graph, self._below, self._structure)
 
-    @torch.compiler.disable(reason="a cut looks its model over")  # type: ignore[untyped-decorator, no-untyped-call]  # torch's own
     def tensors(self, model: nn.Module) -> list[Tensor]:
         """Those that the graph reads, as the model has them now.
 
@@ -52,6 +55,14 @@ class Half:
         Raises:
             CutError: the model is not what was cut.
         """
+        if torch.compiler.is_compiling():
+            from frostline.cutting.untraced import untraced
+
+            found: list[Tensor] = untraced(self._tensors, model)
+            return found
+        return self._tensors(model)
+
+    def _tensors(self, model: nn.Module) -> list[Tensor]:
         found = self._found  # one reading: replicas of a model share this in several threads
         if found is None or found.model is not model or not found.are_current():
             found = self._found = self._find(model)

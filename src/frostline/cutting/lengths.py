@@ -31,6 +31,41 @@ class OwnLength:
         return _evaluated(self, tuple(int(tensors[number].shape[1]) for _, number in self.inputs))
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Straight:
+    """A size that is `factor` times the length of one input, and `offset`; needs no sympy.
+
+    Attributes:
+        symbol: stands for the length.
+        number: of the input.
+    """
+
+    factor: int
+    offset: int
+    symbol: str
+    number: int
+
+    def subs(self, known: Mapping[Any, int]) -> int:
+        """The size for the length in `known`, as an expression of sympy's gives it."""
+        return self.factor * known[self.symbol] + self.offset
+
+
+def straight(length: OwnLength) -> Straight | None:
+    """The same size where it follows one input in a straight line; None elsewhere."""
+    if isinstance(length.expression, Straight):
+        return length.expression
+    if len(length.inputs) != 1:
+        return None
+    ((symbol, number),) = length.inputs
+    factor, offset = length.expression.coeff(symbol, 1), length.expression.coeff(symbol, 0)
+    if not (factor.is_Integer and offset.is_Integer):
+        return None
+    if length.expression != factor * symbol + offset:
+        return None
+    return Straight(int(factor), int(offset), str(symbol), number)
+
+
 @lru_cache(maxsize=4096)
 def _evaluated(length: OwnLength, sizes: tuple[int, ...]) -> int:
     known = {symbol: size for (symbol, _), size in zip(length.inputs, sizes, strict=True)}

@@ -19,6 +19,8 @@ from typing import Any, final
 import torch
 from torch import fx
 
+from frostline._sources import forgotten
+
 _HIGHER = torch.ops.higher_order
 # The operations that run a block, with how many settings stand before its graph.
 _SETTINGS = {_HIGHER.wrap_with_autocast: 4, _HIGHER.wrap_with_set_grad_enabled: 1}
@@ -111,7 +113,7 @@ def close_regions(graph: fx.Graph, values: Mapping[str, Any]) -> fx.GraphModule:
     rest = [node for node in graph.nodes if node.op == "call_function"]
     blocks = _close(rest, closed, copies, depth=0)
     closed.output(fx.map_arg(graph.output_node().args[0], copies.__getitem__))
-    return fx.GraphModule({**values, **blocks}, closed)
+    return forgotten(fx.GraphModule({**values, **blocks}, closed))
 
 
 def _close(
@@ -132,7 +134,7 @@ def _close(
         inside = {node: inner.placeholder(node.name) for node in outer}
         blocks = _close(run, inner, inside, depth=depth + 1)
         inner.output(tuple(inside[node] for node in results))
-        parts[name] = fx.GraphModule(blocks, inner)
+        parts[name] = forgotten(fx.GraphModule(blocks, inner))
         reference = graph.get_attr(name)
         handed = (*region.settings, reference, *(copies[node] for node in outer))
         block = graph.call_function(getattr(_HIGHER, region.kind), handed)

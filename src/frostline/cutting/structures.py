@@ -145,6 +145,49 @@ def _build_listed(make: Callable[..., Any], parts: list[Rebuild], given: Iterato
     return make([part(given) for part in parts])
 
 
+def plain_rebuild(rebuild: Rebuild) -> Any:
+    """The same as plain data, where it builds tensors, containers and classes of transformers.
+
+    Raises:
+        ValueError: it builds something else.
+    """
+    if rebuild is next:
+        return "tensor"
+    if isinstance(rebuild, partial):
+        if rebuild.func is _as_it_was:
+            return {"value": rebuild.args[0]}
+        made, parts = rebuild.args
+        if rebuild.func is _build_listed and made in (tuple, list):
+            return {made.__name__: [plain_rebuild(part) for part in parts]}
+        if rebuild.func is _build_named and (made is dict or _is_transformers(made)):
+            name = "" if made is dict else f"{made.__module__}.{made.__qualname__}"
+            return {"named": [name, [[key, plain_rebuild(part)] for key, part in parts.items()]]}
+    raise ValueError("an output of a class of someone's own")
+
+
+def rebuild_of(told: Any, find: Callable[[str], type]) -> Rebuild:
+    """What `plain_rebuild` was given.
+
+    Args:
+        find: gives a class by its name.
+    """
+    if told == "tensor":
+        return next
+    ((kind, value),) = told.items()
+    if kind == "value":
+        return partial(_as_it_was, value)
+    if kind == "named":
+        name, parts = value
+        built = {key: rebuild_of(part, find) for key, part in parts}
+        return partial(_build_named, find(name) if name else dict, built)
+    made = {"tuple": tuple, "list": list}[kind]
+    return partial(_build_listed, made, [rebuild_of(part, find) for part in value])
+
+
+def _is_transformers(kind: Any) -> bool:
+    return isinstance(kind, type) and kind.__module__.startswith("transformers.")
+
+
 def varying_inputs(tensors: Sequence[Tensor]) -> list[int]:
     """Numbers of the inputs whose second dimension may be as long as the samples are.
 

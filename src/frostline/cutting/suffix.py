@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from frostline.cutting.at_module import ModuleSplit
+from frostline.cutting.checking import state_kept
+from frostline.cutting.drawing import FrontierValue
 from frostline.cutting.effects import is_part
+from frostline.cutting.graphs import OpenGraph
 from frostline.cutting.halves import Above
 from frostline.cutting.standalone import Standalone
+from frostline.cutting.structures import flatten_output
 from frostline.cutting.sweep import LABELS
+from frostline.devices import device_of
 from frostline.errors import CutError
+from frostline.freezing.modes import modes_kept
+from frostline.narrowing import narrow
+
+_MADE_UP = (2, 5)  # samples
+_LAST_BITS = 1000  # by which sums in another order may differ, in a deep suffix
 
 
 class Suffix(nn.Module):
@@ -103,6 +115,11 @@ class Suffix(nn.Module):
         if not isinstance(self._above, ModuleSplit):
             self._above[self.model.training].half.tensors(self.model)
 
+    def graph(self, *, training: bool) -> OpenGraph | None:
+        """What it computes in that mode; None behind a named submodule, where no graph tells."""
+        above = self._above
+        return None if isinstance(above, ModuleSplit) else above[training].half.graph
+
     def alone(self) -> Standalone:
         """A copy that has of its model only what it reads, and trains without touching the model.
 
@@ -115,6 +132,29 @@ class Suffix(nn.Module):
                 "forward. Cut without at=, or train the suffix itself."
             )
         return Standalone(self.model, self._above)
+
+    def narrowed(self, frontier: Sequence[FrontierValue]) -> Suffix | None:
+        """One that leaves out rows which nobody reads, as all tokens but the one a head takes.
+
+        What it gives is the same but for last bits, outputs and gradients, since products of fewer
+        rows may sum in another order; compared on made-up values, in both modes. None where there
+        is nothing to leave out.
+
+        Args:
+            frontier: what crosses the line.
+        """
+        if isinstance(self._above, ModuleSplit) or not _can_be_made_up(frontier):
+            return None
+        found = [above.half.graph.rewritten(narrow) for above in self._above]
+        if any(graph is None for graph in found):
+            return None
+        evaluation, training = (
+            above._replace(half=above.half.over(graph))
+            for above, graph in zip(self._above, found, strict=True)
+            if graph is not None
+        )
+        made = Suffix(self.model, (evaluation, training), self._names)
+        return made if _are_alike(self, made, frontier) else None
 
     def _in_order(self, values: tuple[Any, ...], named: Mapping[str, Tensor]) -> tuple[Any, ...]:
         free = [name for name in self._names if name not in named]
@@ -134,3 +174,36 @@ class Suffix(nn.Module):
         if LABELS in self._names and LABELS not in named:
             return text + "Give labels, or cut with an example that has none."
         return text + "Give the values of this cut's prefix, or of features that were made with it."
+
+
+def _can_be_made_up(frontier: Sequence[FrontierValue]) -> bool:
+    fixed = (None not in value.shape for value in frontier)
+    return all(fixed) and all(value.dtype.is_floating_point for value in frontier)
+
+
+def _are_alike(one: Suffix, other: Suffix, frontier: Sequence[FrontierValue]) -> bool:
+    """Whether both give the same but for last bits, for two numbers of samples in both modes."""
+    device = device_of(one.model)
+    devices = [device] if device.type == "cuda" else []
+    with state_kept(one.model), modes_kept(one.model), torch.no_grad():
+        for rows, training in product(_MADE_UP, (True, False)):
+            one.model.train(training)
+            outputs = []
+            for suffix in (one, other):
+                with torch.random.fork_rng(devices=devices):
+                    torch.manual_seed(rows)
+                    values = [
+                        torch.randn(rows, *value.shape, dtype=value.dtype, device=device)  # type: ignore[arg-type]  # fixed
+                        for value in frontier
+                    ]
+                    outputs.append(flatten_output(suffix(*values))[0])
+            if not all(map(_is_near, *outputs)):
+                return False
+    return True
+
+
+def _is_near(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or not one.is_floating_point():
+        return torch.equal(one, other)
+    largest = one.abs().max().clamp(min=torch.finfo(one.dtype).tiny)
+    return bool((one - other).abs().max() <= _LAST_BITS * torch.finfo(one.dtype).eps * largest)

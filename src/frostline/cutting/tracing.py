@@ -15,7 +15,6 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.graph import CodeGen
 
 from frostline.cutting.effects import is_assertion, is_pure, word
@@ -281,6 +280,8 @@ def forget_symbols(*graphs: fx.Graph) -> None:
     PyTorch (2.15) keeps them twice: in caches on methods, by their last 256 arguments, and by the
     inputs that a world tracks, whose sizes refer back to it where no garbage collector looks.
     """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # and with it sympy
+
     for graph in graphs:
         for node in graph.find_nodes(op="placeholder"):
             seen = node.meta.get("val")

@@ -12,11 +12,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from frostline.cutting import effects
 from frostline.cutting.layouts import RowLayout, layouts_of
@@ -24,6 +23,9 @@ from frostline.cutting.regions import entered
 from frostline.cutting.tracing import Traced, upwards
 from frostline.schemas import aliased
 from frostline.wrapped import memory_of
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 _ROWS = 3
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -73,6 +75,8 @@ class Observed:
 
 def run_trial(traced: Traced, tensors: list[Tensor]) -> Observed:
     """Run the graph on a few samples made from `tensors`; the model's buffers may move."""
+    from torch.utils.flop_counter import FlopCounterMode  # and with it triton, where it is there
+
     samples = few_samples(tensors)
     with _chance_kept(samples), FlopCounterMode(display=False) as counter:
         runner = _Runner(traced, samples[0], counter)

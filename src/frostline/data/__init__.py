@@ -9,6 +9,7 @@ from frostline.data.audit import read_files as read_files
 from frostline.data.batches import AsTargets as AsTargets
 from frostline.data.batches import Batch as Batch
 from frostline.data.batches import Batches as Batches
+from frostline.data.batches import NamesAt as NamesAt
 from frostline.data.batches import Order as Order
 from frostline.data.batches import epoch_order as epoch_order
 from frostline.data.batches import holds_all as holds_all
@@ -35,6 +36,7 @@ from frostline.data.image_sets import in_order as in_order
 from frostline.data.images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from frostline.data.images import check_image as check_image
 from frostline.data.images import open_image as open_image
+from frostline.data.kept import KeptFrames as KeptFrames
 from frostline.data.levels import Levels as Levels
 from frostline.data.levels import run_notes as run_notes
 from frostline.data.ordered import count_threads as count_threads

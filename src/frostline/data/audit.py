@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import xxhash
 
@@ -17,6 +19,7 @@ from frostline.choices import BadImages
 from frostline.data.division import without
 from frostline.data.image_sets import ImageSet, Sample, Splits
 from frostline.data.images import check, check_image, look, opened
+from frostline.data.kept import KeptFrames, stamp_of
 from frostline.data.levels import FULL, Levels, Seen, common_levels, set_text
 from frostline.data.listing import is_picture
 from frostline.data.ordered import count_threads, ordered_map
@@ -56,12 +59,14 @@ class Audit:
         digests: content digest (XXH3, 128 bits, hexadecimal) of every file in `splits`.
         levels: what becomes black and white in pictures of more than 8 bits, by those of the train
             split; None where it has none such.
+        kept: what was seen of those that were decoded in full, if it was to be kept.
     """
 
     splits: Splits
     findings: tuple[DataFinding, ...]
     digests: Mapping[Path, str]
     levels: Levels | None = None
+    kept: KeptFrames | None = None
 
     def contents(self, images: ImageSet) -> tuple[str, ...]:
         """The content digest of each of these samples."""
@@ -74,6 +79,7 @@ def audit(
     bad_images: BadImages,
     levels: Levels | None = None,
     prefer_default: bool = False,
+    kept: KeptFrames | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
@@ -85,6 +91,7 @@ def audit(
         levels: as a run has them already, where they are not to be found.
         prefer_default: leave the levels at the default of each type where that holds all values,
             as runs did before they kept levels.
+        kept: takes what is seen of pictures that are decoded in full on the way, as all but JPEGs.
         threads: decoding threads; by default one for each core.
         progress: called in this thread with (images done, images in all) after each image.
     Raises:
@@ -93,7 +100,9 @@ def audit(
             test class that training lacks. One message holds all that was found.
     """
     paths = [sample.path for images in splits.sets.values() for sample in images.samples]
-    digests, broken, seen = _read_all(paths, look, threads=threads, progress=progress)
+    digests, broken, seen = _read_all(
+        paths, partial(_look_and_keep, kept), threads=threads, progress=progress
+    )
     clean = without(splits, broken)
     left_out = [_broken_images(broken, bad_images)] if broken else []
     errors = [
@@ -122,12 +131,12 @@ def audit(
         trained = (seen[sample.path] for sample in clean.train.samples)
         levels = levels or common_levels(trained) or common_levels(seen.values())
     findings += [DataFinding("note", *each) for each in _values(seen, levels)]
-    return Audit(clean, tuple(findings), digests, levels)
+    return Audit(clean, tuple(findings), digests, levels, kept)
 
 
 def levels_of(files: Iterable[Path]) -> Levels | None:
     """The levels that `audit` would find if these were the training images."""
-    return common_levels(_read_all(files, look).seen.values())
+    return common_levels(_read_all(files, partial(_look_and_keep, None)).seen.values())
 
 
 class FilesRead(NamedTuple):
@@ -156,12 +165,25 @@ def read_files(
     Args:
         threads, progress: as for `audit`.
     """
-    return _read_all(files, partial(check, levels=levels), threads=threads, progress=progress)
+
+    def read(path: Path, file: BufferedReader) -> Seen:  # noqa: ARG001 - as the other reader
+        return check(file, levels)
+
+    return _read_all(files, read, threads=threads, progress=progress)
+
+
+_Read = Callable[[Path, BufferedReader], Seen]
+
+
+def _look_and_keep(kept: KeptFrames | None, path: Path, file: BufferedReader) -> Seen:
+    if kept is None:
+        return look(file)
+    return look(file, partial(kept.keep, path, stamp_of(os.fstat(file.fileno()))))
 
 
 def _read_all(
     files: Iterable[Path],
-    read: Callable[[IO[bytes]], Seen],
+    read: _Read,
     *,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -180,10 +202,10 @@ def _read_all(
     return found
 
 
-def _verdict(read: Callable[[IO[bytes]], Seen], path: Path) -> tuple[str, Seen] | ImageError:
+def _verdict(read: _Read, path: Path) -> tuple[str, Seen] | ImageError:
     try:
         with opened(path) as file:
-            seen = read(file)
+            seen = read(path, file)
             file.seek(0)
             return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest(), seen
     except ImageError as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Si
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice, starmap
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, overload
 
 import numpy as np
 import torch
@@ -44,9 +44,33 @@ class Batch:
 
     inputs: Any
     targets: Tensor
-    names: tuple[str, ...]
+    names: Sequence[str]
     is_spare: bool = False
     whole: int = 0
+
+
+@final
+class NamesAt(Sequence[str]):
+    """Names at places, looked up when they are asked for: few batches are named anywhere."""
+
+    __slots__ = ("_every", "_places")
+
+    def __init__(self, every: Sequence[str], places: Tensor) -> None:
+        self._every, self._places = every, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        if isinstance(index, slice):
+            return tuple(map(self._every.__getitem__, self._places[index].tolist()))
+        return self._every[int(self._places[index])]
 
 
 class Batches(Protocol):

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from frostline._files import file_digest
+from frostline.choices import DecodingName
+from frostline.data.ahead import Ahead
 from frostline.data.batches import (
     AsTargets,
     Batch,
@@ -31,8 +33,11 @@ from frostline.data.batches import (
     holds_batches,
     some_rows,
 )
+from frostline.data.decoding import decodings_of, worth_less
 from frostline.data.images import reading_of
+from frostline.data.kept import stamp_of
 from frostline.data.levels import FULL
+from frostline.data.masks import Masks
 from frostline.data.ordered import count_threads, ordered_map
 from frostline.data.samples import (
     Samples,
@@ -44,6 +49,7 @@ from frostline.data.samples import (
 )
 from frostline.data.views import Augment, ImageDataset
 from frostline.errors import ConfigError, DataError, a_type
+from frostline.preprocessing import Preprocessing
 from frostline.world import ALONE, World
 
 # Samples of a data set of the user's own that are asked for, and how often each: a change made in
@@ -203,12 +209,30 @@ class ImageSamples(Samples):
         self.transform = f"{data.preprocessing!r}, Pillow {PIL.__version__}"
         if data.levels not in (None, FULL):
             self.transform += f", levels {[float(end) for end in data.levels]}"
+        if data.decoding != "full":
+            self.transform += f", {data.decoding}"
         self.digests: dict[Path, tuple[object, str]] = {}
+        self._ahead: Ahead | None = None
 
     def __len__(self) -> int:
         return len(self._data)
 
+    def begin(self) -> None:
+        """Load rows in the background, for who asks for them later."""
+        self._ahead = Ahead(self._loaded, range(len(self) * self.views))
+
+    def end(self) -> None:
+        """Let go of what was loaded in the background and not asked for."""
+        if self._ahead is not None:
+            self._ahead.end()
+            self._ahead = None
+
     def load(self, row: int) -> Tensor:
+        ahead = self._ahead
+        found = None if ahead is None else ahead.take(row)
+        return self._loaded(row) if found is None else found
+
+    def _loaded(self, row: int) -> Tensor:
         view, sample = divmod(row, len(self))
         return self._data.picture(sample, view)
 
@@ -226,6 +250,40 @@ class ImageSamples(Samples):
     def name(self, sample: int) -> str:
         return self._data.names[sample]
 
+    def decoded(self, decoding: DecodingName) -> ImageSamples:
+        """The same pictures, of which no more than that is decoded.
+
+        Random views, which may show a small part of a picture, and pictures beside masks stay.
+        """
+        if not self._is_plain or decoding == self._data.decoding:
+            return self
+        made = ImageSamples(replace(self._data, decoding=decoding))
+        made.digests = self.digests
+        return made
+
+    def worth_less(self, most: int) -> list[int]:
+        """A few samples that need not be decoded in full; none where little is gained by it."""
+        if not self._is_plain:
+            return []
+        paths = [sample.path for sample in self._data.images.samples]
+        return worth_less(paths, self._data.preprocessing, most)
+
+    def decodings(self, samples: Sequence[int]) -> tuple[DecodingName, ...]:
+        """What there is to try on these samples beside a full decoding, the quickest first."""
+        paths = [self._data.images.samples[sample].path for sample in samples]
+        return decodings_of(paths, self._data.preprocessing)
+
+    @property
+    def _is_plain(self) -> bool:
+        data = self._data
+        has_steps = type(data.preprocessing) is Preprocessing  # and none of someone's own
+        return has_steps and data.augment.kind == "none" and not isinstance(data.targets, Masks)
+
+    def forget_kept(self) -> None:
+        """Free what an audit kept of these pictures, once their features are there."""
+        if self._data.kept is not None:
+            self._data.kept.forget(sample.path for sample in self._data.images.samples)
+
     def why_not_stored(self) -> str:
         live = "augment live makes a new view every epoch, so there is none to store."
         return "" if self.views else live
@@ -233,8 +291,7 @@ class ImageSamples(Samples):
     def _digest(self, path: Path) -> str:
         """Of the file's content, which is read once unless the file changed since."""
         try:
-            now = path.stat()
-            stamp = (now.st_mtime_ns, now.st_ctime_ns, now.st_size, now.st_ino)
+            stamp = stamp_of(path.stat())
             known = self.digests.get(path)
             if known is None and path in self._data.digests:
                 known = (stamp, self._data.digests[path] + reading_of(path))

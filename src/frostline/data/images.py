@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple, final
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
@@ -31,10 +32,12 @@ from frostline.data.pixels import (
     deep_grey,
     high_bytes,
     looks_like_a_band,
+    orientation_of,
     rgb_of,
     to_rgb,
     turned,
     upright,
+    upright_size,
 )
 from frostline.errors import ImageError
 
@@ -65,7 +68,66 @@ def open_image(path: Path, levels: Levels | None = None) -> Image.Image:
             default where no levels are given.
     """
     with opened(path) as file:
-        return _decode(file, levels)
+        image = _decode(file, levels).image
+    return image.copy() if isinstance(image, ImageFile) else image
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture as it was decoded.
+
+    Attributes:
+        image: mode RGB, upright; not to be written into or saved.
+        size: width and height of the whole picture, upright.
+        scale: by how much `image` is smaller in width and in height; a part of a pixel that is left
+            over is its last column or row.
+        is_jpeg: whether it is a JPEG.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    scale: int = 1
+    is_jpeg: bool = False
+
+
+Scaling = Callable[[tuple[int, int]], int]
+"""Width and height of a picture -> by what they may be divided: 1, 2, 4 or 8."""
+
+
+def decode_scaled(path: Path, levels: Levels | None, scaling: Scaling) -> Decoded:
+    """As `open_image`, but a JPEG may come smaller: its blocks are computed in so many pixels less.
+
+    A JPEG that is turned comes smaller only where its sides are multiples, so that what is left
+    over of a pixel lies at the end.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    with opened(path) as file:
+        return _decode(file, levels, scaling)
+
+
+class Header(NamedTuple):
+    """What the beginning of a file says of its picture; width and height are those upright."""
+
+    size: tuple[int, int]
+    is_jpeg: bool
+
+
+def header_of(path: Path) -> Header:
+    """The header of a picture; of values in an array, which have none, they are read.
+
+    Raises:
+        ImageError: it is none that Pillow reads, as far as the header says.
+    """
+    with opened(path) as file:
+        image = _identify(file)
+        if isinstance(image, Values):
+            height, width = image.pixels.shape[:2]
+            return Header(upright_size((width, height), image.orientation), is_jpeg=False)
+        size = upright_size(image.size, orientation_of(image))
+        return Header(size, isinstance(image, _Jpeg))
 
 
 def check_image(path: Path, levels: Levels | None = None) -> None:
@@ -131,13 +193,36 @@ _HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _decode(file: IO[bytes], levels: Levels | None) -> Image.Image:
+def _decode(file: IO[bytes], levels: Levels | None, scaling: Scaling | None = None) -> Decoded:
     image = _identify(file, levels)
+    if scaling is not None and isinstance(image, _Jpeg):
+        with suppress(_BadImageError):  # the full decode has the last word, and gives the reason
+            if scaled := _scaled(image, scaling):
+                return scaled
+        image = _identify(file, levels)
     with _refusals():
         if isinstance(image, Values):
-            return turned(rgb_of(image, levels), image.orientation)
+            found = turned(rgb_of(image, levels), image.orientation)
+        else:
+            image.load()
+            found = upright(to_rgb(image, levels), by=image)
+    return Decoded(found, found.size, is_jpeg=isinstance(image, _Jpeg))
+
+
+def _scaled(image: _Jpeg, scaling: Scaling) -> Decoded | None:
+    """A JPEG in fewer pixels; None where it is to have all."""
+    stored, orientation = image.size, orientation_of(image)
+    size = upright_size(stored, orientation)
+    scale = scaling(size)
+    if orientation not in (None, 1):
+        scale = math.gcd(scale, *stored)
+    if scale == 1:
+        return None
+    with _refusals():
+        if image.draft(None, (stored[0] // scale, stored[1] // scale)) is None:
+            return None
         image.load()
-        return upright(to_rgb(image, levels), by=image)
+        return Decoded(upright(to_rgb(image), by=image), size, scale, is_jpeg=True)
 
 
 def check(file: IO[bytes], levels: Levels | None) -> Seen:
@@ -150,8 +235,13 @@ def check(file: IO[bytes], levels: Levels | None) -> Seen:
     return seen
 
 
-def look(file: IO[bytes]) -> Seen:
-    """Read a picture, within `opened`, to its last byte; whatever levels it will be given."""
+def look(file: IO[bytes], take: Callable[[Image.Image], object] | None = None) -> Seen:
+    """Read a picture, within `opened`, to its last byte; whatever levels it will be given.
+
+    Args:
+        take: called with the picture, upright and in mode RGB, where it has 8 bits, so that levels
+            say nothing of it, and was decoded in full on the way, as all but a JPEG are.
+    """
     image = _identify(file)
     if isinstance(image, _Jpeg):
         # At an eighth of its size a JPEG is still read to its last byte, but hardly computed.
@@ -164,16 +254,26 @@ def look(file: IO[bytes]) -> Seen:
             image = _identify(file)
     layout = _tiff_layout(file)
     with _refusals():
-        seen = image.seen() if isinstance(image, Values) else _seen_by_pillow(image, file, layout)
+        if isinstance(image, Values):
+            seen = image.seen()
+        else:
+            seen = _seen_by_pillow(image, file, layout, take)
     return replace(seen, more_pages=True) if layout and has_more_pages(file, layout) else seen
 
 
-def _seen_by_pillow(image: ImageFile, file: IO[bytes], layout: TiffLayout | None) -> Seen:
+def _seen_by_pillow(
+    image: ImageFile,
+    file: IO[bytes],
+    layout: TiffLayout | None,
+    take: Callable[[Image.Image], object] | None,
+) -> Seen:
     image.load()
     if (grey := deep_grey(image)) is not None:
         return grey.seen()
-    to_rgb(image)
-    seen = high_bytes(image) if _is_deep_colour(file, layout) else Seen()
+    found, is_deep = to_rgb(image), _is_deep_colour(file, layout)
+    seen = high_bytes(image) if is_deep else Seen()
+    if take is not None and not is_deep:
+        take(upright(found, by=image))
     return replace(seen, odd_alpha=layout is not None and looks_like_a_band(image))
 
 

@@ -56,7 +56,7 @@ class Values:
 
 
 def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
-    """The loaded `image` in mode RGB, 8 bits a channel.
+    """The loaded `image` in mode RGB, 8 bits a channel; itself where it is so already.
 
     Args:
         levels: as for `rgb_of`, which takes grey of 16 or more bits; other modes have 8.
@@ -69,7 +69,7 @@ def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
         return _on_white(image)
     if image.mode not in _PLAIN:
         raise RefusedError(f"its pixels are stored as {image.mode}; save it as RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -177,17 +177,28 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def upright(image: Image.Image, *, by: Image.Image) -> Image.Image:
-    """`image` turned and mirrored as the metadata of the loaded `by` ask for.
+    """`image` turned and mirrored as the metadata of `by` ask for."""
+    return turned(image, orientation_of(by))
+
+
+def orientation_of(image: Image.Image) -> int | None:
+    """How a picture is to be turned, as EXIF numbers it, by its metadata; its pixels may be unread.
 
     Never fails: a damaged or missing tag means the picture is upright as stored.
     """
-    if by.format == "TIFF":
-        return image  # Pillow turns a TIFF itself when it loads it
-    value = _from_exif(_exif_block(by))
-    return turned(image, _from_xmp(by) if value is None else value)
+    if image.format == "TIFF":
+        return None  # Pillow turns a TIFF itself when it loads it
+    value = _from_exif(_exif_block(image))
+    return _from_xmp(image) if value is None else value
+
+
+def upright_size(size: tuple[int, int], orientation: int | None) -> tuple[int, int]:
+    """Width and height of a picture of `size` once it is turned."""
+    return (size[1], size[0]) if orientation in _ON_ITS_SIDE else size
 
 
 def turned(image: Image.Image, orientation: int | None) -> Image.Image:

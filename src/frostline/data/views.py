@@ -15,8 +15,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from frostline.choices import DecodingName
+from frostline.data.decoding import seen_of
 from frostline.data.image_sets import ImageSet, MaskFile
 from frostline.data.images import open_image
+from frostline.data.kept import KeptFrames
 from frostline.data.levels import Levels
 from frostline.data.masks import Masks
 from frostline.errors import ConfigError
@@ -154,6 +157,8 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
         digests: content digests of files, as `Audit.digests`; other files are read for theirs.
         levels: what becomes black and white in pictures of more than 8 bits, as `Audit.levels`; by
             default 0..65535 of integers and 0..1 of floats.
+        decoding: how much of a plain picture is decoded, as for `seen_of`; of a random view all is.
+        kept: of these preprocessing steps, what an audit saw of plain pictures that are no JPEGs.
     """
 
     images: ImageSet
@@ -163,6 +168,8 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
     seed: int = 0
     digests: Mapping[Path, str] = field(default_factory=dict)
     levels: Levels | None = None
+    decoding: DecodingName = "full"
+    kept: KeptFrames | None = None
 
     def __post_init__(self) -> None:
         self.classes, self.label_names = self.images.classes, self.images.label_names
@@ -192,11 +199,16 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
 
     def picture(self, index: int, epoch: int) -> Tensor:
         """The sample without its target."""
-        image = open_image(self.images.samples[index].path, self.levels)
+        path, prepare = self.images.samples[index].path, self.preprocessing
         seed = self.view_seed(index, epoch)
-        if seed is None:
-            return self.preprocessing(image)
-        return view(image, self.preprocessing, seed=seed)
+        if seed is not None:
+            return view(open_image(path, self.levels), prepare, seed=seed)
+        if type(prepare) is not Preprocessing:  # which may do otherwise
+            return prepare(open_image(path, self.levels))
+        seen = self.kept.take(path) if self.kept and self.kept.preprocessing == prepare else None
+        if seen is None:
+            seen = seen_of(path, prepare, levels=self.levels, decoding=self.decoding)
+        return prepare.to_tensor(seen)
 
     def view_seed(self, index: int, epoch: int) -> int | None:
         """Seed of the view that `epoch` sees; None for the plain picture.

@@ -10,6 +10,7 @@ from typing import final
 
 from frostline.data import Batch
 from frostline.engine.steps import Stepper, predict, summarised
+from frostline.engine.threads import on_threads, step_threads
 from frostline.engine.training import Hook, Training
 from frostline.freezing.modes import modes_kept
 from frostline.records import Spent
@@ -77,8 +78,9 @@ class _Loop:
                 start = time.perf_counter()
                 data = self.pipeline(training)
                 training.sums.pipeline_seconds += time.perf_counter() - start
+                threads = step_threads(training, data, self.task)
             while not session.phase_end:
-                self._epoch(stepper, data)
+                self._epoch(stepper, data, threads)
                 if training.stopped:
                     break
             stepper.close()
@@ -91,20 +93,21 @@ class _Loop:
             if training.stopped:
                 return
 
-    def _epoch(self, stepper: Stepper, data: Pipeline) -> None:
+    def _epoch(self, stepper: Stepper, data: Pipeline, threads: int | None) -> None:
         training, start = self.training, time.perf_counter()
-        self._train(stepper, data)
-        trained = time.perf_counter()
-        found = predict(
-            training.model,
-            data.validation,
-            training.compute,
-            task=self.task,
-            keep="summary",
-            forward=data.forward,
-            hooks=self.hooks,
-            world=training.session.world,
-        )
+        with on_threads(threads):
+            self._train(stepper, data)
+            trained = time.perf_counter()
+            found = predict(
+                training.model,
+                data.validation,
+                training.compute,
+                task=self.task,
+                keep="summary",
+                forward=data.forward,
+                hooks=self.hooks,
+                world=training.session.world,
+            )
         training.session.tick()
         training.sums.spent.validation_seconds += time.perf_counter() - trained
         rates = {float(group["lr"]) for group in training.session.optimizer.param_groups}

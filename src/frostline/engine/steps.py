@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -17,7 +18,7 @@ from frostline.data import Batch, Batches
 from frostline.devices import Compute, to_device
 from frostline.engine.joining import joined, places_of
 from frostline.engine.sharing import SharedSteps
-from frostline.engine.training import Hook, Training
+from frostline.engine.training import Hook, StepSums, Training
 from frostline.errors import FreezeError, NonFiniteLoss, TrainingError
 from frostline.freezing.modes import modes_kept
 from frostline.models import logits_of
@@ -26,6 +27,8 @@ from frostline.tasks import Metrics, Predictions, Task, loss_of
 from frostline.wording import option
 from frostline.world import ALONE, World, gathered_names
 
+_SMALL = 1 << 16  # numbers of an output, of which some are kept
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -33,12 +36,12 @@ class Stepped:
     """What a step's batch gave, of all processes together.
 
     Attributes:
-        sums: of the task, over the batch.
+        sums: gives those of the task, over the batch.
         samples: in it.
     """
 
     loss: float
-    sums: Mapping[str, Tensor]
+    sums: StepSums
     samples: int
 
 
@@ -82,8 +85,7 @@ class Stepper:
                 loss = loss_of(self._task, outputs, targets)
             value = _checked(loss, batch)
             self._update(loss)
-        with torch.no_grad():
-            return Stepped(value, self._task.sums(_detached(outputs), targets), len(targets))
+        return Stepped(value, self._sums(_detached(outputs), targets), len(targets))
 
     def _shared_step(
         self, shared: SharedSteps, forward: Forward, batch: Batch, *, check: bool
@@ -99,7 +101,14 @@ class Stepper:
                 sums = self._task.sums(_detached(outputs), targets)
             whole = shared.whole(part, sums, batch)
             self._update(whole.own)
-        return Stepped(whole.loss, whole.sums, whole.samples)
+        return Stepped(whole.loss, lambda: whole.sums, whole.samples)
+
+    def _sums(self, outputs: Any, targets: Tensor) -> StepSums:
+        """To be taken later where that keeps little: of copies, into which no one writes."""
+        if isinstance(outputs, Tensor) and outputs.is_cpu and outputs.numel() <= _SMALL:
+            return partial(_sums_of, self._task, outputs.clone(), targets.clone())
+        found = _sums_of(self._task, outputs, targets)
+        return lambda: found
 
     def _targets(self, batch: Batch) -> Tensor:
         return batch.targets.to(self._training.compute.device, non_blocking=True)
@@ -213,6 +222,11 @@ def _checked(loss: Tensor, batch: Batch) -> float:
 
 def _call(forward: Forward, inputs: Any, compute: Compute) -> Any:
     return call_with(forward, to_device(inputs, compute.device))
+
+
+@torch.no_grad()
+def _sums_of(task: Task, outputs: Any, targets: Tensor) -> Mapping[str, Tensor]:
+    return task.sums(outputs, targets)
 
 
 def _detached(outputs: Any) -> Any:

@@ -41,8 +41,8 @@ class Exported:
     Attributes:
         checked: how it compares with the run in float32.
         recorded: on how many pictures it has the class that the run recorded when it was judged,
-            in the form in which its frozen part was computed then; and on how many of those
-            checked the run did.
+            in the form in which its frozen part was computed and its pictures were decoded then,
+            while the file's are decoded in full; and on how many of those checked the run did.
     """
 
     file: Path

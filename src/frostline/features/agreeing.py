@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import nn
 
-from frostline.cutting import Cut, cut
+from frostline.cutting import Cut, KeptLines, cut, keep_cut, kept_cut
 from frostline.data import Samples
 from frostline.errors import ConfigError, CutError, FrostlineError
 from frostline.features.computing import Computing, plain_of, realised_later, tuned_of
@@ -48,15 +48,28 @@ def _tried(world: World, decide: Callable[[], _Found], cut: Cut) -> _Found | Non
     return found
 
 
-def cut_by_all(world: World, model: nn.Module, few: Any) -> Cut:
+def cut_by_all(
+    world: World,
+    model: nn.Module,
+    few: Any,
+    *,
+    lines: KeptLines | None = None,
+    facts: Mapping[str, float] | None = None,
+) -> Cut:
     """The cut of this process's model; where one process finds none, none has.
 
     Args:
         few: a batch of inputs.
+        lines: where lines of this model are kept, of one process alone.
+        facts: to keep with its line.
     """
     failed = None
+    if lines is not None and (found := kept_cut(model, few, lines)) is not None:
+        return found[0]
     try:
         made = cut(model, few)
+        if lines is not None:
+            keep_cut(model, few, lines, facts or {})
     except CutError as error:
         failed = error
     agreed(world, failed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from math import isnan
 from operator import attrgetter
@@ -24,6 +24,7 @@ from frostline.errors import ConfigError, OutputError
 from frostline.tuning import (
     DEFAULT_TOLERANCE,
     PLAIN,
+    DecodingTrial,
     Form,
     Realised,
     Tuned,
@@ -62,11 +63,15 @@ class Decisions:
 
         None where nothing was decided, or nothing that can be used.
         """
-        with suppress(KeyError, TypeError, ValueError, AttributeError, ConfigError):
+        with suppress(KeyError, IndexError, TypeError, ValueError, AttributeError, ConfigError):
             kept = tuned_of(self._read()[name])
             bounds = [(kept.error, 0, tolerance), (kept.batch_size, 1, _LARGEST_BATCH)]
             seconds = (kept.seconds_per_sample, kept.plain_seconds_per_sample)
             bounds += [(found, 0, 1e6) for found in seconds if found is not None]
+            for trial in kept.decodings:
+                bounds += [(n, 0, 1e6) for n in (trial.speedup, trial.error, trial.worst)]
+            if kept.form.decoding != "full":
+                bounds.append((kept.decodings[-1].worst, 0, tolerance))
             usable = all(type(n) in (int, float) and a <= n <= b for n, a, b in bounds)  # not NaN
             if usable and type(kept.batch_size) is int:
                 return replace(kept, error=float(kept.error))
@@ -95,13 +100,18 @@ def plain_of(tuned: Tuned) -> dict[str, Any]:
         "batch_size": tuned.batch_size,
         "seconds_per_sample": tuned.seconds_per_sample,
         "plain_seconds_per_sample": tuned.plain_seconds_per_sample,
+        "decodings": [asdict(trial) for trial in tuned.decodings],
     }
 
 
 def tuned_of(plain: dict[str, Any]) -> Tuned:
     """What `plain_of` made."""
     seconds = (plain["seconds_per_sample"], plain["plain_seconds_per_sample"])
-    return Tuned(Form.parse(plain["form"]), plain["error"], plain["batch_size"], (), *seconds)
+    decodings = tuple(DecodingTrial(**trial) for trial in plain.get("decodings", ()))
+    form = Form.parse(plain["form"])
+    if form.decoding != "full" and decodings[-1].decoding != form.decoding:
+        raise ValueError(f"{form} was not tried last")
+    return Tuned(form, plain["error"], plain["batch_size"], (), *seconds, decodings)
 
 
 @final
@@ -197,8 +207,7 @@ def computing(
         CutError: the model's frozen tensors are not those that were cut; cut again.
     """
     cut.check_current()
-    graph = cut.prefix.graph
-    if graph is None or precision == "exact":
+    if not cut.prefix.has_graph or precision == "exact":
         plain = realised_later(cut, Tuned(PLAIN, 0.0, batch_size), device)
         return replace(plain, exact=precision == "exact")
     shapes = " ".join(str(value.shape) for value in cut.frontier.values)
@@ -208,6 +217,8 @@ def computing(
     if decisions and (known := decisions.find(name, tolerance=tolerance)):
         # Another run may have had batches of another size.
         return realised_later(cut, replace(known, batch_size=batch_size), device)
+    graph = cut.prefix.graph
+    assert graph is not None
     tuned, run = tune_and_realise(
         graph,
         [t.to(device) for t in cut.prefix.spec.flatten(samples())],
@@ -235,13 +246,16 @@ def in_form(cut: Cut, form: Form, *, batch_size: int, device: torch.device) -> C
 
 def realised_later(cut: Cut, tuned: Tuned, device: torch.device) -> Computing:
     """The prefix in a form, converted when it is first run: where all is stored it never is."""
-    graph = cut.prefix.graph
-    if graph is None or tuned.form == PLAIN:
-        plain = Tuned(PLAIN, 0.0, tuned.batch_size)
+    if not cut.prefix.has_graph or tuned.form.computing == PLAIN:
+        plain = replace(tuned, form=replace(PLAIN, decoding=tuned.form.decoding))
+        if plain.form == PLAIN:
+            plain = Tuned(PLAIN, 0.0, tuned.batch_size)
         return Computing(cut, plain, device, lambda *given: cut.prefix.run_flat(list(given)))
 
     @cache
     def realised() -> Realised:
+        graph = cut.prefix.graph
+        assert graph is not None
         run = realise(graph, tuned.form)
         cut.check_current()  # whose converted copies it holds from now on
         return run

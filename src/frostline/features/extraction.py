@@ -34,6 +34,7 @@ from frostline.features.agreeing import (
     shared_ids,
 )
 from frostline.features.computing import Computing, Decisions, computing, in_passes_of
+from frostline.features.decoding import as_decoded, forget_kept, with_decoding
 from frostline.features.feature_data import FeatureData
 from frostline.features.filling import Filling, Progress
 from frostline.features.keywords import Collate, CollatedSamples, NamedSamples, keyword_samples
@@ -87,7 +88,7 @@ def extract(
             mapping by the names of the model's inputs. By default items of mappings are stacked.
         precision: `"exact"` is the model's own float32; `"auto"` the first form that suits
             the processor and is within 2 % relative error on real samples; a number allows that
-            error.
+            error. Large pictures may then be decoded no further than their features need.
         storage: on disk; `"auto"` keeps every bit that was computed.
         batch_size: samples in a pass.
         progress: called with (rows done, rows to compute).
@@ -126,6 +127,7 @@ def extract(
                 _chosen, cut, samples, store, precision=precision, batch_size=batch_size
             )
             compute = computing_of_first(among, cut, choose, device)
+        samples = as_decoded(samples, compute.tuned.form.decoding)
         specs = _specs(cut, compute, storage)
         extraction = _Extraction(samples, store, compute, specs, padding, among, progress)
         return extraction.run(as_targets)
@@ -135,14 +137,18 @@ def _chosen(
     cut: Cut, samples: Samples, store: FeatureStore, *, precision: PrefixPrecision, batch_size: int
 ) -> Computing:
     """How to compute the prefix, by measuring on a few samples."""
+    planned, decisions = len(samples) * samples.views, Decisions(store.root)
     compute = computing(
         cut,
         lambda: inputs_of(samples, range(min(_TUNING_SAMPLES, len(samples)))),
         precision=precision,
         batch_size=batch_size,
         device=device_of(cut.suffix.model),
-        planned_samples=len(samples) * samples.views,
-        decisions=Decisions(store.root),
+        planned_samples=planned,
+        decisions=decisions,
+    )
+    compute = with_decoding(
+        compute, samples, precision=precision, planned_samples=planned, decisions=decisions
     )
     if precision == "exact":
         return in_passes_of(compute, min(batch_size, len(samples)))
@@ -174,6 +180,7 @@ class _Extraction:
         if anywhere(world, rows is None):
             rows = self._filled(features, ids, filling)
         assert rows is not None  # in no process
+        forget_kept(samples)
         measured = torch.tensor([[filling.computed, filling.storage_error]], dtype=torch.float64)
         by_rank, errors = gathered(world, measured).T.tolist()
         computed = tuple(map(int, by_rank))

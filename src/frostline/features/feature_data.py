@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from frostline.cutting import LABELS
-from frostline.data import Batch, Order
+from frostline.data import Batch, NamesAt, Order
 from frostline.errors import ConfigError
 from frostline.features.loading import EpochSampler, Rows
 from frostline.features.padding import Padding, padded
@@ -213,9 +213,8 @@ class FeatureBatches:
     def epoch(self, epoch: int, /, *, start: int = 0) -> Generator[Batch, None, None]:
         data = self.data
         first = (epoch % data.views) * len(data)
-        name_of = data.names.__getitem__
         for number, indices in enumerate(self.order.epoch(epoch, start=start), start):
             values = data.values(indices + first if first else indices)
-            names = tuple(map(name_of, indices.tolist()))
+            names = NamesAt(data.names, indices)
             targets, order = data.targets_of(indices), self.order
             yield Batch(values, targets, names, order.is_spare(number), order.count(number))

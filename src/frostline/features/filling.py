@@ -173,8 +173,9 @@ class Filling:
         """
         batches = self._claimed(writer, missing, found, size, parts)
         # Better one to a thread than one over all threads; but not in plain float32, whose last
-        # bits may depend on the number of threads.
-        on_cpu = self.compute.device.type == "cpu" and self.compute.tuned.form != PLAIN
+        # bits may depend on the number of threads, and which may be modules of the user's own.
+        form = self.compute.tuned.form.computing
+        on_cpu = self.compute.device.type == "cpu" and form != PLAIN
         beside = on_cpu and 1 < torch.get_num_threads() <= count_threads(None)
         computed = self._side_by_side(batches) if beside else self._overlapping(batches)
 

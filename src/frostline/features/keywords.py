@@ -145,37 +145,41 @@ class NamedSamples(Samples):
     """Samples whose inputs and targets stand under the names that the cut has for them."""
 
     def __init__(self, inner: Samples, keywords: Mapping[str, Any], as_targets: AsTargets) -> None:
-        self._inner, self._keywords = inner, keywords
+        self.inner, self._keywords, self._as_targets = inner, keywords, as_targets
         self.targets = as_targets(some_targets(inner.targets), len(inner), inner.what)
         self.views, self.transform, self.what = inner.views, inner.transform, inner.what
         self.lengths = inner.lengths
 
+    def around(self, inner: Samples) -> NamedSamples:
+        """The same names around other samples."""
+        return NamedSamples(inner, self._keywords, self._as_targets)
+
     def __len__(self) -> int:
-        return len(self._inner)
+        return len(self.inner)
 
     def load(self, row: int) -> tuple[Any, Tensor]:
-        return self._inner.load(row), self._target(row)
+        return self.inner.load(row), self._target(row)
 
     def ids(self, rows: Sequence[int]) -> list[bytes]:
-        return self._inner.ids(rows)
+        return self.inner.ids(rows)
 
     def name(self, sample: int) -> str:
-        return self._inner.name(sample)
+        return self.inner.name(sample)
 
     def read(self, rows: Sequence[int]) -> list[tuple[bytes, Callable[[], Any]]]:
-        found = zip(rows, self._inner.read(rows), strict=True)
+        found = zip(rows, self.inner.read(rows), strict=True)
         return [(known, _Pair(load, self._target(row))) for row, (known, load) in found]
 
     def in_batches(
         self, batches: Iterable[Sequence[int]], *, threads: int | None = None
     ) -> Generator[list[Any], None, None]:
         wanted = [list(rows) for rows in batches]
-        with closing(self._inner.in_batches(wanted, threads=threads)) as loading:
+        with closing(self.inner.in_batches(wanted, threads=threads)) as loading:
             for rows, loaded in zip(wanted, loading, strict=True):
                 yield list(zip(loaded, map(self._target, rows), strict=True))
 
     def collate(self, loaded: Sequence[Any]) -> dict[str, Any]:
-        inputs = self._inner.collate([item for item, _ in loaded])
+        inputs = self.inner.collate([item for item, _ in loaded])
         tensors = [n for n, kind in self._keywords.items() if kind is Tensor and n != LABELS]
         if not isinstance(inputs, Mapping):
             if len(tensors) != 1:
@@ -189,7 +193,7 @@ class NamedSamples(Samples):
         return {n: given.get(n) if kind is Tensor else kind for n, kind in self._keywords.items()}
 
     def _target(self, row: int) -> Tensor:
-        found: Tensor = self.targets[row % len(self._inner)]
+        found: Tensor = self.targets[row % len(self.inner)]
         return found
 
 

@@ -7,13 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self, final
 
+import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from frostline.data import Samples, first_batch, holds_all, some_targets
+from frostline.cutting import Cut, KeptLines, kept_cut
+from frostline.data import Batch, Samples, first_batch, holds_all, some_targets
 from frostline.devices import Compute, to_device
 from frostline.engine import predict
-from frostline.estimates.measuring import measure_step
 from frostline.session.pipelines import CHECKED_SAMPLES
 from frostline.tasks import Predictions, Task
 
@@ -28,23 +28,43 @@ class FirstSamples:
         found: the model's outputs, and the targets.
         seconds: of one plain forward, for one sample.
         operations: floating-point operations of it; 0 where they were not counted.
+        cut: of the model, where its line was kept: then what it makes of them is known by its
+            form alone, and the frozen part did not run.
     """
 
     inputs: Any
     found: Predictions
     seconds: float
     operations: float
+    cut: Cut | None = None
 
     @classmethod
     def of(
-        cls, model: nn.Module, samples: Samples, task: Task, compute: Compute, *, judged: bool
+        cls,
+        model: nn.Module,
+        samples: Samples,
+        task: Task,
+        compute: Compute,
+        *,
+        judged: bool,
+        lines: KeptLines | None = None,
     ) -> Self:
-        """Look at them; `judged` also counts operations, and times a pass that need not warm up."""
+        """Look at them; `judged` also counts operations, and times a pass that need not warm up.
+
+        Args:
+            lines: where lines of this model are kept.
+        """
         batch = first_batch(samples, CHECKED_SAMPLES, task.targets)
         few = replace(batch, inputs=to_device(batch.inputs, compute.device))
         model.to(compute.device)
         count, operations = len(batch.targets), 0.0
+        if lines is not None and (kept := kept_cut(model, few.inputs, lines)) is not None:
+            made, facts = kept
+            formed = predict(model, [_features(made, few)], compute, task=task, forward=made.suffix)
+            return cls(few.inputs, formed, facts["seconds"], facts["operations"], made)
         if judged:
+            from torch.utils.flop_counter import FlopCounterMode  # and with it triton
+
             with FlopCounterMode(display=False) as counter:
                 predict(model, [few], compute, task=task)
             # Kernels that torch's counter does not know, as of recurrent layers, by parameters.
@@ -77,6 +97,18 @@ class FirstSamples:
         if not isinstance(self.inputs, Tensor) or count < 2:  # a norm may need two samples
             return 0.0
         targets = self.found.targets.to(self.inputs.device)
+        from frostline.estimates.measuring import measure_step
+
         with suppress(RuntimeError, ValueError):  # the run itself says better what is wrong
             return measure_step(model, self.inputs, targets, task=task, repeats=2).seconds / count
         return 0.0
+
+
+def _features(made: Cut, batch: Batch) -> Batch:
+    """In place of the batch, zeros in the form of its features."""
+    tensors, count = made.prefix.spec.flatten(batch.inputs), len(batch.targets)
+    zeros = tuple(
+        torch.zeros((count, *value.own_shape(tensors)), dtype=value.dtype, device=tensors[0].device)
+        for value in made.frontier.values
+    )
+    return replace(batch, inputs=zeros)

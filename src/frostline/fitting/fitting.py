@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, NamedTuple, TypeVar, final
 
 from torch import nn
 
@@ -16,7 +16,8 @@ from frostline.callbacks.notebook import notebook_hooks
 from frostline.callbacks.saving import Saver
 from frostline.calling import in_turn
 from frostline.config import DataSettings, FeatureSettings, ModelSettings, RunSettings
-from frostline.data import open_data
+from frostline.cutting import Origin
+from frostline.data import Batches, Samples, open_data
 from frostline.devices import Compute, resolve_device
 from frostline.engine import Hook, Training, even_out, train_phases
 from frostline.errors import ConfigError, TrainingError, a_type
@@ -27,6 +28,7 @@ from frostline.fitting.together import (
     check_alike,
     check_same_data,
     check_shared,
+    check_whole,
     of_all,
     resumes,
 )
@@ -37,7 +39,7 @@ from frostline.recipe import Recipe, check_alone, recipe_from
 from frostline.records import EpochRecord, Journal, PhaseRecord, RunFolder
 from frostline.reports import make_report, promise_at_end
 from frostline.selectors import inventory
-from frostline.session import PipelineOptions, Session
+from frostline.session import PipelineOptions, Session, kept_lines
 from frostline.tables import Displayed
 from frostline.tasks import CallableTask, Classification, Metrics, Task, TaskSettings, task_of
 from frostline.wording import either, option
@@ -80,6 +82,12 @@ class Run(Displayed):
     computed: int = 0
     phases: tuple[PhaseRecord, ...] = ()
     task: Task = field(default_factory=Classification)
+    _report: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+
+    def write_report(self) -> None:
+        """Write the report of a run that left it for later; whatever goes wrong is a notice."""
+        if self._report is not None:
+            self._report()
 
     def __repr__(self) -> str:
         found, many = self.best.validation, "s" if len(self.history) > 1 else ""
@@ -116,6 +124,8 @@ def fit(
     hooks: Iterable[Hook] | None = None,
     settings: RunSettings | None = None,
     world: World | None = None,
+    origin: Origin | None = None,
+    report: bool = True,
     **options: object,
 ) -> Run:
     """Train the trainable part of `model` for a task; the frozen part stays as it is.
@@ -165,6 +175,10 @@ def fit(
         settings: of a run that was prepared; in place of all that they hold.
         world: who else trains this model; by default the processes that a launcher started
             together with this one, see `frostline.world.world_here`.
+        origin: who made the model, where its line is to be kept beside the features; as a
+            prepared run says it.
+        report: write the report of the run in `out`; else `run.write_report()` does, as where the
+            result is to be told first.
 
     Raises:
         ConfigError: an option is unknown or out of range, the plan does not fit the model, the
@@ -193,17 +207,84 @@ def fit(
         plan=plan.phases if plan else (),
         device=device,
     )
-    kind = _task(task, classes, loss, metrics)
+    kind = task_given(task, classes, loss, metrics)
     world = world_here(settings.device) if world is None else world
     with together(world):
         check_settings(settings)
         check_shared(settings, world)
+        check_whole(model)
         resume = resumes(out, world, resume=resume)
-        return _fitted(model, (train, val), kind, settings, hooks, world, out=out, resume=resume)
+        made = _Made(model, origin if world.size == 1 else None)
+        run = _fitted(made, (train, val), kind, settings, hooks, world, out=out, resume=resume)
+        if report:
+            run.write_report()
+        return run
+
+
+class _Made(NamedTuple):
+    """A model, and who made it where that is known."""
+
+    model: nn.Module
+    origin: Origin | None
+
+
+@final
+@dataclass(frozen=True)
+class Outset:
+    """What a run begins with, once its first samples were looked at.
+
+    Attributes:
+        data: opened, to train and to validate on; `plain` are their batches in a plain loop.
+        task: completed by what the data made of it.
+        like: metrics of a few samples, as all epochs will have them.
+        settings: completed by the task.
+        asked: of the pipeline.
+    """
+
+    data: tuple[Samples, Samples]
+    first: FirstSamples
+    task: Task
+    like: Metrics
+    settings: RunSettings
+    asked: PipelineOptions
+    plain: tuple[Batches, Batches]
+
+
+def outset(
+    model: nn.Module,
+    given: tuple[object, object],
+    task: Task,
+    settings: RunSettings,
+    world: World,
+    *,
+    origin: Origin | None = None,
+) -> Outset:
+    """Open data, look at a few samples, and complete task and settings by them.
+
+    Args:
+        origin: of the model, where it is known; then its line may be one that is kept.
+    Raises: as `fit`.
+    """
+    lines = origin and kept_lines(settings.features.store, origin)
+    inventory(model)  # refuses lazy layers, which the first samples would give a shape
+    if not settings.plan:
+        param_groups(model, lr=1.0)  # refuses one in which nothing trains
+    train, val = given
+    data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
+    check_same_data(data, world)
+    compute = Compute(settings.device)
+    first = FirstSamples.of(model, data[1], task, compute, judged=judged, lines=lines)
+    task = task.completed(first.found, data=train, recipe=settings.training)
+    for samples in data:
+        first.check_targets(samples, task)
+    like = _first_metrics(task, first)
+    settings = _completed(settings, task, like)
+    asked = replace(_pipeline_options(settings, task, first, world), lines=lines)
+    return Outset(data, first, task, like, settings, asked, asked.plain(*data))
 
 
 def _fitted(
-    model: nn.Module,
+    made: _Made,
     given: tuple[object, object],
     task: Task,
     settings: RunSettings,
@@ -214,21 +295,11 @@ def _fitted(
     resume: bool,
 ) -> Run:
     # Over 40 lines, since each step needs what those before it made.
-    inventory(model)  # refuses lazy layers, which the first samples would give a shape
-    if not settings.plan:
-        param_groups(model, lr=1.0)  # refuses one in which nothing trains
-    train, val = given
-    data, judged = (open_data(train), open_data(val)), settings.features.store == "auto"
-    check_same_data(data, world)
-    first = FirstSamples.of(model, data[1], task, Compute(settings.device), judged=judged)
-    task = task.completed(first.found, data=train, recipe=settings.training)
-    for samples in data:
-        first.check_targets(samples, task)
-    like = _first_metrics(task, first)
-    settings = _completed(settings, task, like)
+    model = made.model
+    begin = outset(model, given, task, settings, world, origin=made.origin)
+    data, plain, asked, first = begin.data, begin.plain, begin.asked, begin.first
+    task, like, settings = begin.task, begin.like, begin.settings
     recipe = settings.training
-    asked = _pipeline_options(settings, task, first, world)
-    plain = asked.plain(*data)
     kept = out if world.writes else None
     journal = Journal(None if kept is None else RunFolder(Path(kept)).course, asked.device)
     said_to = (journal.notice, *(hook.on_notice for hook in hooks))
@@ -281,6 +352,7 @@ def _pipeline_options(
         compile=features.compile,
         as_targets=task.targets,
         world=world,
+        known=None if settings.plan else first.cut,
     )
 
 
@@ -326,7 +398,6 @@ def _ended(
             ended["tables"] = [asdict(table) for table in best.validation.tables()]
         folder.write_result({"epoch": best.epoch, **best.validation.as_dict(), **ended})
         pipelines.on_end()
-        _write_report(folder, proof, pipelines)
     training.session.world.barrier()  # none goes on before the first has written all
     return Run(
         training.model,
@@ -338,6 +409,7 @@ def _ended(
         pipelines.computed,
         phases,
         task,
+        partial(_write_report, folder, proof, pipelines) if folder else None,
     )
 
 
@@ -393,12 +465,17 @@ def _first_metrics(task: Task, first: FirstSamples) -> Metrics:
     return found
 
 
-def _task(
+def task_given(
     task: Task | str | None,
     classes: Sequence[str] | None,
-    loss: Callable[[Any, Any], Any] | None,
-    metrics: Mapping[str, Any] | None,
+    loss: Callable[[Any, Any], Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> Task:
+    """The task that these arguments say; a classification where they say nothing.
+
+    Raises:
+        ConfigError: two of them say it.
+    """
     if loss is not None:
         check_alone(loss=loss, task=task, classes=classes)
         return CallableTask(loss, metrics)

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from frostline.config import RunSettings
 from frostline.data import GivenSamples, Samples, some_targets
-from frostline.errors import ConfigError, DataError, DriftError
+from frostline.errors import ConfigError, DataError, DriftError, ModelError
 from frostline.records import RunFolder
 from frostline.session import Survey
+from frostline.sharding import is_sharded, own_class
 from frostline.units import some_of
 from frostline.wording import option
 from frostline.world import World, decided, is_restarted
@@ -41,6 +43,21 @@ def check_shared(settings: RunSettings, world: World) -> None:
         raise ConfigError(
             f"{option('compile', True)} takes batch norms out of the hands of "
             f"{option('sync_norm', True)}. Leave one of them out."
+        )
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model of which each process holds a part: its gradients are summed by other means.
+
+    Raises:
+        ModelError: it is one; says what trains it.
+    """
+    if is_sharded(model):
+        raise ModelError(
+            f"the processes hold parts of this {own_class(model).__name__} (fully_shard), and "
+            "fl.fit trains models that each process holds whole. Train it in a loop of your own, "
+            "on stored features too, as under 'Sharding' in docs/processes.md: fl.Session(model, "
+            "plan, world=world)."
         )
 
 

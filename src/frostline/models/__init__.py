@@ -12,7 +12,8 @@ from torch import Tensor
 from frostline.choices import FloatName, HeadPlace
 from frostline.errors import ModelError
 from frostline.models._built import LoadedModel as LoadedModel
-from frostline.models._built import Source, seeded
+from frostline.models._built import Source
+from frostline.models._built import seeded as seeded
 from frostline.models.classifiers import find_classifier as find_classifier
 from frostline.models.classifiers import logit_layer
 from frostline.models.file_source import build_from_file
@@ -23,6 +24,7 @@ from frostline.models.heads import check_head as check_head
 from frostline.models.heads import logits_of as logits_of
 from frostline.models.heads import put_head as put_head
 from frostline.models.heads import replace_classifier as replace_classifier
+from frostline.models.heads import set_dropout as set_dropout
 from frostline.models.heads import stack_head as stack_head
 from frostline.models.hf_source import build_hf
 from frostline.models.hf_source import reads_texts as reads_texts
@@ -46,6 +48,7 @@ def load_model(
     hidden: Sequence[int] = (),
     on: HeadPlace = "classifier",
     seed: int | None = 0,
+    dropout: float | None = None,
     dtype: FloatName | None = None,
     tokens: bool = False,
 ) -> LoadedModel:
@@ -60,7 +63,7 @@ def load_model(
             `path/to/file.py:function`.
         weights: `DEFAULT`, `none`, a file, `FILE:PLACE` where it holds several networks that fit,
             or the name of torchvision's entry.
-        hidden, on: as for `put_head`.
+        hidden, on, dropout: as for `put_head`.
         seed: of every random value; None draws from torch's generator.
         dtype: of all weights; by default as the source has them, as its checkpoint of `hf:`.
         tokens: logits for each token of a text, as models of `hf:` can give them.
@@ -73,7 +76,9 @@ def load_model(
     spec = ModelSpec.parse(model)
     check_head(classes=classes, hidden=hidden, on=on)
     built = build(spec, weights=weights, seed=seed, replaced=on == "classifier", tokens=tokens)
-    headed = put_head(built.model, classes=classes, hidden=hidden, on=on, seed=seed)
+    headed = put_head(
+        built.model, classes=classes, hidden=hidden, on=on, seed=seed, dropout=dropout
+    )
     if dtype is not None:
         headed.model.to(getattr(torch, dtype))
     return replace(built, model=headed.model, head=headed.head)

@@ -8,9 +8,11 @@ from itertools import pairwise
 from typing import Any, final
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from frostline.choices import HeadPlace
 from frostline.errors import ConfigError, ModelError, a_type
+from frostline.freezing.modes import is_held
 from frostline.models._built import seeded
 from frostline.models.classifiers import (
     ADDED,
@@ -65,6 +67,7 @@ def put_head(
     hidden: Sequence[int] = (),
     on: HeadPlace = "classifier",
     seed: int | None = None,
+    dropout: float | None = None,
 ) -> Headed:
     """Give `model` an output of `classes` logits.
 
@@ -72,6 +75,7 @@ def put_head(
         hidden: widths of the head's hidden layers, with ReLU between.
         on: replace the `classifier`, stack a head on the `logits`, or `keep` the classifier.
         seed: the new layers' values depend on it alone; None draws from torch's generator.
+        dropout: probability behind each hidden layer; None puts none there.
 
     Raises:
         ConfigError: a width is no positive whole number, `keep` has hidden widths, or `on` is
@@ -85,9 +89,11 @@ def put_head(
             model.head = _like(model, build_head(model.features, classes, hidden))
             return Headed(model, "head")
         if on == "logits":
-            return Headed(stack_head(model, classes=classes, hidden=hidden), "head")
+            return Headed(
+                stack_head(model, classes=classes, hidden=hidden, dropout=dropout), "head"
+            )
         if on == "classifier":
-            made = replace_classifier(model, classes=classes, hidden=hidden)
+            made = replace_classifier(model, classes=classes, hidden=hidden, dropout=dropout)
             return Headed(model, decoder(model) or made)
     return Headed(model, _kept(model, classes))
 
@@ -110,7 +116,12 @@ def check_head(*, classes: int, hidden: Sequence[int], on: HeadPlace) -> None:
 
 
 def replace_classifier(
-    model: nn.Module, *, classes: int, hidden: Sequence[int] = (), path: str | None = None
+    model: nn.Module,
+    *,
+    classes: int,
+    hidden: Sequence[int] = (),
+    path: str | None = None,
+    dropout: float | None = None,
 ) -> str:
     """Put a new head where the classifier was, and return its dotted path, which is the same.
 
@@ -129,13 +140,13 @@ def replace_classifier(
     found = find_classifier(model) if path is None else (path,)
     if found == ADDED:
         for each in ADDED:
-            replace_classifier(model, classes=classes, hidden=hidden, path=each)
+            replace_classifier(model, classes=classes, hidden=hidden, path=each, dropout=dropout)
         return decoder(model)
     place = _the_only(model, found)
     old = logit_layer(model, place)
     _check_not_shared(model, place)
     kernel = max(old.kernel_size) if isinstance(old, nn.Conv2d) else None
-    new = build_head(widths(old)[0], classes, hidden, kernel=kernel)
+    new = build_head(widths(old)[0], classes, hidden, kernel=kernel, dropout=dropout)
     new.to(device=old.weight.device, dtype=old.weight.dtype).train(old.training)
     model.set_submodule(place, new)
     _update_counts(model, place, classes)
@@ -143,7 +154,12 @@ def replace_classifier(
 
 
 def stack_head(
-    model: nn.Module, *, classes: int, hidden: Sequence[int] = (), features: int | None = None
+    model: nn.Module,
+    *,
+    classes: int,
+    hidden: Sequence[int] = (),
+    features: int | None = None,
+    dropout: float | None = None,
 ) -> Stacked:
     """Put a new head on the whole model's output; its own parts are untouched.
 
@@ -155,7 +171,8 @@ def stack_head(
         ModelError: `features` is None and no classifier tells it.
     """
     width = model_width(model) if features is None else features
-    stacked = Stacked(model, _like(model, build_head(width, classes, hidden)))
+    head = build_head(width, classes, hidden, dropout=dropout)
+    stacked = Stacked(model, _like(model, head))
     # Not by train(), which would set the modes of the model's parts.
     stacked.training = model.training
     return stacked
@@ -170,13 +187,20 @@ def _like(model: nn.Module, head: nn.Module) -> nn.Module:
 
 
 def build_head(
-    features: int, classes: int, hidden: Sequence[int] = (), *, kernel: int | None = None
+    features: int,
+    classes: int,
+    hidden: Sequence[int] = (),
+    *,
+    kernel: int | None = None,
+    dropout: float | None = None,
 ) -> nn.Module:
     """`Linear(features, classes)`, or `Sequential(Linear, ReLU, ..., Linear)` with hidden widths.
 
     Args:
         kernel: of a `Conv2d` that is first instead of `Linear`, for maps `(batch, features, height,
             width)`, which keep their size; those behind it are 1x1.
+        dropout: probability behind each hidden layer's ReLU, which has one place with it, so that
+            names stay; None puts none there.
 
     Raises:
         ConfigError: a width is no positive whole number.
@@ -197,8 +221,20 @@ def build_head(
     nn.init.normal_(last.weight, std=0.01)
     if last.bias is not None:
         nn.init.zeros_(last.bias)
-    below = [part for layer in layers[:-1] for part in (layer, nn.ReLU())]
+    below = [part for layer in layers[:-1] for part in (layer, _activation(dropout))]
     return nn.Sequential(*below, last) if hidden else last
+
+
+def _activation(dropout: float | None) -> nn.Module:
+    return nn.ReLU() if dropout is None else nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
+
+
+def set_dropout(model: nn.Module, p: float) -> int:
+    """Give all dropout that is not frozen this probability; how many layers that are."""
+    live = [m for m in model.modules() if isinstance(m, _DropoutNd) and not is_held(m)]
+    for module in live:
+        module.p = p
+    return len(live)
 
 
 def logits_of(output: object) -> Tensor:

@@ -11,6 +11,8 @@ from frostline.records.answers import in_words as in_words
 from frostline.records.answers import judged_by as judged_by
 from frostline.records.answers import kept_of as kept_of
 from frostline.records.answers import write_kept as write_kept
+from frostline.records.certainty import accuracy_interval as accuracy_interval
+from frostline.records.certainty import mcnemar as mcnemar
 from frostline.records.epochs import EpochRecord as EpochRecord
 from frostline.records.epochs import PhaseRecord as PhaseRecord
 from frostline.records.epochs import Proven as Proven

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from frostline.records.predictions import Judged
 
 _Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
 _RESAMPLES = 20_000
+_R2_RESAMPLES = 1_000
 _EXACT_UP_TO = 2_000  # samples on which two runs differ; beyond, the normal distribution will do
 _BINS = 15  # of a reliability diagram
 
@@ -34,6 +36,28 @@ def accuracy_interval(metrics: Mapping[str, float], samples: int) -> tuple[float
     if "accuracy" not in metrics or not samples:
         return None
     return share_interval(round(metrics["accuracy"] * samples), samples)
+
+
+def r2_interval(
+    true: npt.NDArray[np.float64], told: npt.NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """R2 and its 95 % interval, by bootstrap over the samples; of several targets their mean.
+
+    Args:
+        true, told: `(samples, targets)`.
+    """
+    squares, own = (true - told) ** 2, true - true.mean(axis=0)
+    squared = own**2
+    draw, found = np.random.default_rng(0), []
+    shares = np.full(len(true), 1 / len(true))
+    for _ in range(_R2_RESAMPLES):
+        often = draw.multinomial(len(true), shares)
+        spread = often @ squared - (often @ own) ** 2 / len(true)
+        if (spread > 0).all():  # not where one sample alone was drawn
+            found.append(float(np.mean(1 - often @ squares / spread)))
+    middle = float(np.mean(1 - squares.sum(axis=0) / squared.sum(axis=0)))
+    low, high = np.quantile(found or [middle], [0.025, 0.975]).tolist()
+    return middle, min(low, middle), max(high, middle)
 
 
 @final

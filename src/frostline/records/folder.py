@@ -20,6 +20,7 @@ last/state-N.pt              optimizer and position after epoch N, to resume fro
 last/delta-N.safetensors     earlier ones, with their states, where several are kept
 result.json                  metrics of the best epoch, and the proof
 report.html                  all of it on one page
+sweep.json, sweep.csv        the members of the sweep that this run won, best first
 model.safetensors, .pt2, .onnx  the model, exported; no part of what the run reads
 run.lock                     while a run is going here
 tensorboard/                 curves, where tensorboard is installed
@@ -56,8 +57,8 @@ from frostline.wording import either, option
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 # The beginning of a file of a run, as `replacing` names it.
 _OWN_FILE = re.compile(
-    r"\.(run\.toml|plan\.toml|report\.html|(frozen|data|course|result)\.json|metrics\.jsonl"
-    r"|answers\.json|((trained|validated)_on|seen_before)\.txt|(base|start|predictions)\.safetensors|delta[-.\d]*\.safetensors"
+    r"\.(run\.toml|plan\.toml|report\.html|(frozen|data|course|result|sweep)\.json|metrics\.jsonl"
+    r"|sweep\.csv|answers\.json|((trained|validated)_on|seen_before)\.txt|(base|start|predictions)\.safetensors|delta[-.\d]*\.safetensors"
     r"|state-[\d.]+\.pt)\.[^.]+\.tmp$"
 )
 _TRIES, _TRY_SECONDS = 10, 0.02  # who only looks whether a run is going holds the lock for a moment
@@ -98,6 +99,8 @@ class RunFolder:
     last = _File("last/delta.safetensors")
     result = _File("result.json")
     report = _File("report.html")
+    swept = _File("sweep.json")
+    swept_table = _File("sweep.csv")
     lock_file = _File("run.lock")
     tensorboard = _File("tensorboard")
 

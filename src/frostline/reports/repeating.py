@@ -107,6 +107,8 @@ def _options(settings: RunSettings, folder: RunFolder) -> Iterator[str]:
             yield from ("--on", model.on)
         if model.hidden:
             yield from ("--head", ",".join(map(str, model.hidden)))
+        if model.dropout is not None:
+            yield from ("--dropout", str(model.dropout))
     if settings.task is not None and not model.start:
         yield from _of_task(settings.task)
     if settings.plan:

@@ -16,6 +16,7 @@ from torch import Tensor
 from frostline.config import RunSettings
 from frostline.data import (
     FilesRead,
+    ImageDataset,
     ImageSet,
     Levels,
     Sample,
@@ -38,7 +39,7 @@ from frostline.models import LoadedModel
 from frostline.models.spec import WEIGHT_SUFFIXES, file_and_place
 from frostline.models.state_files import weights_digest
 from frostline.preprocessing import Text, Words
-from frostline.records import RunFolder, judged_by
+from frostline.records import BY_MODEL, RunFolder, judged_by
 from frostline.reports import Judgement, RunReport, make_report, promise_of
 from frostline.runs import material, texts
 from frostline.runs.material import Part
@@ -46,6 +47,7 @@ from frostline.runs.preparing import build
 from frostline.runs.starting import Start, settings_of_start
 from frostline.session import Survey, prefixed, survey
 from frostline.tasks import Classification, Metrics, Predictions, Segmentation, Task, Tokens
+from frostline.tuning import Form
 from frostline.units import some_of
 from frostline.wording import either, option
 from frostline.world import ALONE, World
@@ -276,6 +278,10 @@ class FinishedRun:
         """By the frozen part in the form that the run was trained and judged with."""
         settings = self.settings
         data = material.dataset(samples, settings, self.loaded, self.task, labelled=labelled)
+        phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
+        form = forms[phase] if phase < len(forms) else ""
+        if isinstance(data, ImageDataset) and form not in ("", BY_MODEL):
+            data = replace(data, decoding=Form.parse(form).decoding)
         has_targets = labelled or isinstance(self.task, Tokens)  # which hold the words' numbers
         as_targets = self.task.targets if has_targets else class_targets
         batches = make_batches(
@@ -286,8 +292,6 @@ class FinishedRun:
             as_targets=as_targets,
             world=world,
         )
-        phase, forms = _phase_of(read_delta(self.folder.best)), settings.features.forms
-        form = forms[phase] if phase < len(forms) else ""
         compute = Compute(device, settings.training.mixed)
         model = self.loaded.model.to(compute.device)
         given, forward = prefixed(model, batches, form, compute.device)

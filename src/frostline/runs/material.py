@@ -62,7 +62,7 @@ def audited(
 ) -> Audited:
     """Every sample looked at once."""
     if isinstance(splits, Splits):
-        return pictures.audited(splits, settings, progress)
+        return pictures.audited(splits, settings, loaded, progress)
     return texts.audited(splits, settings, loaded)
 
 

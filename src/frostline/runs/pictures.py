@@ -13,6 +13,7 @@ from frostline.data import (
     Augment,
     ImageDataset,
     ImageSet,
+    KeptFrames,
     Splits,
     TargetKind,
     audit,
@@ -76,15 +77,20 @@ def held_out_set(settings: RunSettings, data: Path, **columns: str) -> ImageSet:
 
 
 def audited(
-    splits: Splits, settings: RunSettings, progress: Callable[[int, int], None] | None
+    splits: Splits,
+    settings: RunSettings,
+    loaded: LoadedModel,
+    progress: Callable[[int, int], None] | None,
 ) -> Audit:
-    """Every picture read once, as `audit` does."""
+    """Every picture read once, as `audit` does; what was decoded in full is kept for the run."""
     data = settings.data
+    is_plain = Augment.parse(data.augment).kind == "none"
     return audit(
         splits,
         bad_images=data.bad_images,
         levels=data.levels,
         prefer_default=settings.preprocessing is not None and data.levels is None,  # resumed
+        kept=KeptFrames(loaded.of_pictures) if is_plain else None,
         progress=progress,
     )
 
@@ -99,6 +105,7 @@ def datasets(
         preprocessing=loaded.of_pictures,
         digests=found.digests,
         levels=found.levels,
+        kept=found.kept,
     )
     trained = made(splits.train, augment=augment, seed=settings.training.seed)
     return trained, made(splits.val)

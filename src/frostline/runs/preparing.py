@@ -11,17 +11,19 @@ from typing import final
 
 from frostline.config import FreezeSettings, ModelSettings, RunSettings
 from frostline.data import Augment, ImageDataset, MaskFile, Samples, TextSplits
+from frostline.devices import resolve_device
 from frostline.engine import Hook, Training
 from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
 from frostline.fitting import Run, check_settings, fit
 from frostline.freezing import Frozen, freeze, train_only
-from frostline.models import LoadedModel, ModelSpec, load_model
+from frostline.models import LoadedModel, ModelSpec, load_model, set_dropout
 from frostline.models.classifiers import mapping_words, own_order
 from frostline.models.file_source import line_in
 from frostline.preprocessing import Preprocessing, TextPreprocessing
 from frostline.records import DataNotes, RunFolder, read_data_notes, write_data_notes
 from frostline.runs import material
 from frostline.runs.material import Audited
+from frostline.runs.origins import origin_of
 from frostline.runs.starting import Start, check_kept
 from frostline.selectors import path
 from frostline.session import freeze_for, survey
@@ -69,6 +71,7 @@ class Prepared:
         resume: bool = False,
         hooks: Iterable[Hook] = (),
         world: World | None = None,
+        report: bool = True,
     ) -> Run:
         """Train, into the folder `out`.
 
@@ -77,6 +80,7 @@ class Prepared:
 
         Args:
             world: who else trains this run; by default as `fit` finds them.
+            report: as for `fit`.
         Raises:
             FrostlineError: as `fit`.
             ModelError: the forward of the user's own model raised RuntimeError, as where shapes
@@ -105,6 +109,8 @@ class Prepared:
                 task=self.task,
                 settings=self.settings,
                 world=world,
+                origin=origin_of(self.loaded, resolve_device(self.settings.device)),
+                report=report,
             )
         except RuntimeError as error:
             if _is_of_own_forward(error, self.loaded):
@@ -131,6 +137,17 @@ class Prepared:
                 f"cannot resume: the labels, targets or masks in {self.settings.data.path} are not "
                 f"those that {folder.root} began with. Restore them, or start a new run."
             )
+
+    def with_settings(self, settings: RunSettings) -> Prepared:
+        """The same data with a model that is built anew, by settings of another head or recipe.
+
+        Raises:
+            ModelError, WeightsError, SelectorError, FreezeError, ConfigError: as `build`.
+        """
+        loaded, frozen = build(settings, self.task)
+        model = lasting(settings.model, loaded)
+        settings = settings.model_copy(update={"model": model})
+        return replace(self, settings=settings, loaded=loaded, frozen=frozen)
 
     @property
     def task_words(self) -> tuple[str, tuple[str, ...]]:
@@ -228,6 +245,7 @@ def build(
         hidden=model.hidden,
         on=model.on,
         seed=settings.training.seed,
+        dropout=model.dropout,
         tokens=isinstance(task, Tokens),
     )
     if start is not None:
@@ -235,7 +253,13 @@ def build(
     # As it was then: an own file, a later library or a file of weights may come with another one.
     prepared = _shortened(settings.preprocessing or loaded.preprocessing, settings)
     loaded = replace(loaded, preprocessing=prepared)
-    return loaded, frozen_as_asked(loaded, settings, phase=phase)
+    frozen = frozen_as_asked(loaded, settings, phase=phase)
+    if model.dropout is not None and not set_dropout(loaded.model, model.dropout):
+        raise ConfigError(
+            f"{loaded.spec} has no dropout that is not frozen. Leave out {option('dropout')}, or "
+            f"give the head hidden layers, which have it behind each: {option('head', 100)}."
+        )
+    return loaded, frozen
 
 
 def frozen_as_asked(loaded: LoadedModel, settings: RunSettings, *, phase: int = 0) -> Frozen:

@@ -14,9 +14,11 @@ from frostline.session.pipelines import Forward as Forward
 from frostline.session.pipelines import Pipeline as Pipeline
 from frostline.session.pipelines import PipelineOptions as PipelineOptions
 from frostline.session.pipelines import default_store as default_store
+from frostline.session.pipelines import kept_lines as kept_lines
 from frostline.session.pipelines import prefixed as prefixed
 from frostline.session.position import Position as Position
 from frostline.session.position import goes_on as goes_on
+from frostline.session.randomness import epoch_seed as epoch_seed
 from frostline.session.randomness import random_state as random_state
 from frostline.session.randomness import set_random_state as set_random_state
 from frostline.session.session import Session as Session

@@ -7,8 +7,8 @@ numbers, and one line says why.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
@@ -20,13 +20,15 @@ from torch import nn
 
 from frostline.calling import call_with
 from frostline.choices import Storage
-from frostline.cutting import Cut, cut
+from frostline.cutting import Cut, KeptLines, Origin, cut, is_current, is_followed
 from frostline.data import (
     AsTargets,
     Batch,
     Batches,
+    ImageSamples,
     Samples,
     class_targets,
+    count_threads,
     first_batch,
     make_batches,
     some_rows,
@@ -50,6 +52,7 @@ from frostline.features import (
     in_passes_of,
     of_first,
     padding_of_first,
+    with_decoding,
 )
 from frostline.records import BY_MODEL, PipelineFacts
 from frostline.store import FeatureStore, is_address, user_cache
@@ -117,6 +120,8 @@ class PipelineOptions:
         progress: called with (rows done, rows to compute).
         as_targets: makes the tensor of the targets; by default class indices.
         world: the processes that share each epoch.
+        lines: where lines of this model are kept.
+        known: its cut, where one was made before.
     """
 
     device: torch.device
@@ -135,6 +140,8 @@ class PipelineOptions:
     progress: Callable[[int, int], None] | None = None
     as_targets: AsTargets = class_targets
     world: World = ALONE
+    lines: KeptLines | None = None
+    known: Cut | None = None
 
     def plain(self, train: Samples, val: Samples) -> tuple[Batches, Batches]:
         """The batches of a plain loop."""
@@ -180,12 +187,43 @@ def pipeline(
             return replace(by_model, says=(line,))
     try:
         sides = tuple(map(_Side, data, plain))
-        few = sides[0].first(options, CHECKED_SAMPLES) if example is None else example
-        return _Making(options, sides).through(cut_by_all(options.world, model, few))
+        with _loading_ahead(model, data, options):
+            return _made(model, example, sides, options)
     except (CutError, StoreError, OutputError) as error:
         if options.features != "auto" and not isinstance(error, CutError):
             raise
         return replace(by_model, says=(f"Features  none are stored: {error}",))
+
+
+def _made(
+    model: nn.Module, example: Any, sides: tuple[_Side, ...], options: PipelineOptions
+) -> Pipeline:
+    if (known := options.known) is not None and is_current(known, model):
+        return _Making(options, sides).through(known)
+    few = sides[0].first(options, CHECKED_SAMPLES) if example is None else example
+    each = {"seconds": options.seconds_per_sample, "operations": options.operations_per_sample}
+    made = cut_by_all(options.world, model, few, lines=options.lines, facts=each)
+    return _Making(options, sides).through(made)
+
+
+@contextmanager
+def _loading_ahead(
+    model: nn.Module, data: Sequence[Samples], options: PipelineOptions
+) -> Iterator[None]:
+    """Where the model has to be followed, pictures are decoded on the cores that are idle then.
+
+    Not where it was followed before, since its features may be stored; nor where a part of each
+    picture may turn out to do.
+    """
+    new = options.known is None and not is_followed(model) and options.world.size == 1
+    cores = count_threads(None) > 1
+    pictures = [d for d in data if isinstance(d, ImageSamples) and not d.why_not_stored()]
+    with ExitStack() as stack:
+        for samples in pictures[:1] if new and cores else ():
+            if options.precision == "exact" or not samples.worth_less(1):
+                samples.begin()
+                stack.callback(samples.end)
+        yield
 
 
 def prefixed(
@@ -224,6 +262,16 @@ def default_store() -> Path | str:
     return user_cache() / "features"
 
 
+def kept_lines(features: str, origin: Origin) -> KeptLines | None:
+    """Where lines of a model are kept, beside the features; None where these are off."""
+    return None if features == "off" else KeptLines(_store_of(features).root / "lines", origin)
+
+
+def _store_of(features: str, budget_bytes: int | None = None) -> FeatureStore:
+    where = default_store() if features == "auto" else features
+    return FeatureStore(where, budget_bytes=budget_bytes or DEFAULT_BUDGET_BYTES)
+
+
 @final
 @dataclass(frozen=True)
 class _Side:
@@ -244,9 +292,7 @@ class _Making:
     def __init__(self, options: PipelineOptions, sides: tuple[_Side, ...]) -> None:
         self._options = options
         self._train, self._validation = sides
-        auto, budget = options.features == "auto", options.budget_bytes or DEFAULT_BUDGET_BYTES
-        where = default_store() if auto else options.features
-        self._store = FeatureStore(where, budget_bytes=budget)
+        self._store = _store_of(options.features, options.budget_bytes)
         self._stored: list[FeatureData] = []
         self._notes: list[str] = []
         self._by_padding: float | None = None  # where samples are of different lengths
@@ -269,26 +315,48 @@ class _Making:
         if facts.nbytes:
             each = self._plain_seconds(compute, facts)
             facts = replace(facts, plain_seconds_per_sample=each)
+        suffix = self._suffix(made)
         says = tuple(self._says(made, compute, facts))
         device = self._options.device
-        return Pipeline(train, validation, made.suffix, device, facts, says, compute.watch)
+        return Pipeline(train, validation, suffix, device, facts, says, compute.watch)
+
+    def _suffix(self, made: Cut) -> Forward:
+        """Without rows that nobody reads, where last bits do not count."""
+        if self._options.precision == "exact":
+            return made.suffix
+        narrowed = made.suffix.narrowed(made.frontier.values)
+        if narrowed is not None:
+            self._notes.append("above the line rows that the head does not read are left out")
+        return narrowed or made.suffix
 
     def _compute(self, made: Cut) -> Computing:
         options = self._options
         if options.form and options.precision != "exact":
             form, size = Form.parse(options.form), options.batch_size
             return in_form(made, form, batch_size=size, device=options.device)
-        choose = partial(
-            computing,
+        choose = partial(self._chosen, made)
+        return computing_of_first(options.world, made, choose, options.device)
+
+    def _chosen(self, made: Cut) -> Computing:
+        """How to compute, and how much of pictures to decode, by measuring on a few samples."""
+        options, decisions = self._options, Decisions(self._store.root)
+        planned = self._train.plain.samples + self._validation.plain.samples
+        compute = computing(
             made,
             partial(self._train.first, options),
             precision=options.precision,
             batch_size=options.batch_size,
             device=options.device,
-            planned_samples=self._train.plain.samples + self._validation.plain.samples,
-            decisions=Decisions(self._store.root),
+            planned_samples=planned,
+            decisions=decisions,
         )
-        return computing_of_first(options.world, made, choose, options.device)
+        return with_decoding(
+            compute,
+            self._train.samples,
+            precision=options.precision,
+            planned_samples=planned,
+            decisions=decisions,
+        )
 
     def _of_each_mode(self, compute: Computing) -> tuple[Computing, Computing]:
         """Plain float32 as a training step and as evaluation compute it, where that differs."""

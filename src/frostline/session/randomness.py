@@ -22,7 +22,12 @@ _EPOCH_STRIDE = 1_000_003
 
 def seed_epoch(seed: int, epoch: int) -> None:
     """Seed torch, and Python and numpy for data sets that draw from those."""
-    _seed(seed + _EPOCH_STRIDE * epoch)
+    _seed(epoch_seed(seed, epoch))
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What the random numbers of an epoch, counted from 0, are seeded with."""
+    return seed + _EPOCH_STRIDE * epoch
 
 
 def seeded_apart(

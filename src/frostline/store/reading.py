@@ -146,6 +146,8 @@ class ValueColumn:
         offsets: of each row's first unit.
         leading: of each row, its sizes up to the last ragged dimension.
         scales: of each row; 0 where the value has none.
+        whole: all units as they were computed, `(units, *shape)`, where that is what lies on disk
+            and there is one segment.
     """
 
     spec: ValueSpec
@@ -155,10 +157,13 @@ class ValueColumn:
     offsets: Tensor
     leading: Tensor
     scales: Tensor
+    whole: Tensor | None = None
 
     def gather(self, indices: Tensor, *, fill: float = 0, at_start: bool = False) -> Tensor:
         """The rows at `indices`, as `StoredRows.gather` gives them."""
         offsets = self.offsets.index_select(0, indices)
+        if self.whole is not None:  # in each step of a head, where all else would be felt
+            return self.whole.index_select(0, offsets)
         scales = self.scales.index_select(0, indices)
         segments = None if self.segment is None else self.segment.index_select(0, indices)
         if not self.spec.ragged_count:
@@ -233,10 +238,17 @@ def map_rows(
             end = int((offsets[here] + counts).max())
             maps.append(_map(rows.folder / value_name(number), end, spec.unit_nbytes, mapped))
         maps = maps or [_map(Path(), 0, spec.unit_nbytes, mapped)]
-        of_rows = map(torch.from_numpy, (offsets, leading, scales))
+        starts, sizes, factors = map(torch.from_numpy, (offsets, leading, scales))
         arrays = [units.numpy() for units in maps]
-        columns.append(ValueColumn(spec, maps, arrays, segment, *of_rows))
+        whole = _whole(spec, maps) if segment is None else None
+        columns.append(ValueColumn(spec, maps, arrays, segment, starts, sizes, factors, whole))
     return StoredRows(columns, len(keys), mapped, held, again)
+
+
+def _whole(spec: ValueSpec, maps: Sequence[Tensor]) -> Tensor | None:
+    if spec.ragged_count or spec.stored != spec.dtype or not maps[0].numel():
+        return None
+    return maps[0].view(spec.dtype).view(-1, *spec.unit_shape)
 
 
 def _map(path: Path, units: int, unit_nbytes: int, mapped: list[mmap.mmap]) -> Tensor:

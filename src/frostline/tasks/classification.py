@@ -176,6 +176,24 @@ class Classification(Task):
             outputs, targets, weight=self._weights, label_smoothing=self._smoothing
         )
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each of several models, `(models,)`.
+
+        Args:
+            outputs: `(models, batch, classes)`.
+            targets: of all one batch, `(1, batch)`, or `(models, batch)`.
+        """
+        targets = targets.expand(outputs.shape[:2])
+        weights = None if self._weights is None else self._weights.to(outputs.device)
+        each = cross_entropy(
+            outputs.transpose(1, 2),  # classes are few: over them rows are quicker side by side
+            targets,
+            weight=weights,
+            label_smoothing=self._smoothing,
+            reduction="none",
+        )
+        return each.mean(dim=1) if weights is None else each.sum(1) / weights[targets].sum(1)
+
     def weight(self, outputs: Any, targets: Tensor) -> Tensor:  # noqa: ARG002
         """Targets, or where classes are weighed the sum of their weights."""
         if self._weights is None:

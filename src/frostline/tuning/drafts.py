@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from frostline._sources import forgotten
 from frostline.schemas import aliased, calls, schema_of
 
 
@@ -47,7 +48,7 @@ class Draft:
 
     def build(self) -> GraphModule:
         """A module that computes the draft."""
-        return GraphModule(self.values, self.graph)
+        return forgotten(GraphModule(self.values, self.graph))
 
 
 def draft_of(prefix: GraphModule) -> Draft:

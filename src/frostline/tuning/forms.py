@@ -1,21 +1,22 @@
-"""A form: in which precision, layout and rewriting a prefix is computed; and which to try where."""
+"""A form: how features are computed, of how much of each picture; and which forms to try where."""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self, final, get_args
 
 import torch
 
-from frostline.choices import FloatName
+from frostline.choices import DecodingName, FloatName
 from frostline.errors import ConfigError
 
 DTYPES: Final[dict[FloatName, torch.dtype]] = {
     name: getattr(torch, name) for name in get_args(FloatName)
 }
 _EXTRAS = ("channels-last", "folded", "compiled")
+_DECODINGS = get_args(DecodingName)
 
 
 @final
@@ -28,14 +29,22 @@ class Form:
         channels_last: 4-D inputs and convolution weights lie as (batch, height, width, channels).
         folded: batch norms are multiplied into the convolution or linear layer before them.
         compiled: by `torch.compile`.
+        decoding: how much of a picture is decoded: `full`; `jpeg-crop`, where no more of a JPEG is
+            resized than is seen; `jpeg-4x` and `jpeg-2x`, where besides it is scaled while it is
+            decoded, to at least so many times the size that it is resized to.
     """
 
     dtype: FloatName = "float32"
     channels_last: bool = False
     folded: bool = False
     compiled: bool = False
+    decoding: DecodingName = "full"
 
     def __post_init__(self) -> None:
+        if self.decoding not in _DECODINGS:
+            raise ConfigError(
+                f"a form's decoding is one of {', '.join(_DECODINGS)}; got {self.decoding!r}."
+            )
         if self.dtype not in get_args(FloatName):
             raise ConfigError(
                 f"a form's dtype is one of {', '.join(get_args(FloatName))}; got {self.dtype!r}."
@@ -49,13 +58,23 @@ class Form:
             ConfigError: the first word is no dtype, or a further one is unknown or said twice.
         """
         dtype, *extras = text.split() or [""]
+        decodings = [name for name in _DECODINGS[1:] if name in extras[-1:]]
+        extras = extras[:-1] if decodings else extras
         known = [name for name in get_args(FloatName) if name == dtype]
         if not known or set(extras) - set(_EXTRAS) or len(set(extras)) < len(extras):
             raise ConfigError(
                 f"{text!r} is no form of a prefix. Write one of {', '.join(get_args(FloatName))}, "
-                f"and after it any of {', '.join(_EXTRAS)}: 'bfloat16 channels-last'."
+                f"and after it any of {', '.join(_EXTRAS)}: 'bfloat16 channels-last'. The last may "
+                f"be one of {', '.join(_DECODINGS[1:])}."
             )
-        return cls(known[0], *(word in extras for word in _EXTRAS))
+        channels_last, folded, compiled = (word in extras for word in _EXTRAS)
+        form = cls(known[0], channels_last, folded, compiled)
+        return replace(form, decoding=decodings[0]) if decodings else form
+
+    @property
+    def computing(self) -> Self:
+        """The same of the prefix alone, whatever its inputs are made of."""
+        return replace(self, decoding="full")
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -64,11 +83,12 @@ class Form:
 
     def __str__(self) -> str:
         chosen = (self.channels_last, self.folded, self.compiled)
-        return " ".join([self.dtype, *(w for w, on in zip(_EXTRAS, chosen, strict=True) if on)])
+        extras = [word for word, on in zip(_EXTRAS, chosen, strict=True) if on]
+        return " ".join([self.dtype, *extras, *([self.decoding] * (self.decoding != "full"))])
 
 
 PLAIN: Final = Form()
-"""As the model itself computes: float32, nothing rewritten."""
+"""As the model itself computes: float32, nothing rewritten, pictures decoded in full."""
 
 
 def machine(device: torch.device | str = "cpu") -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from frostline.narrowing import narrow
 from frostline.tuning.drafts import Draft, draft_of, protect, sample_of
 from frostline.tuning.forms import PLAIN, Form
 from frostline.tuning.rewriting import cast, fold, lay_out_channels_last, make_linear_inputs_dense
@@ -68,6 +69,8 @@ class _Function:
 
 def _written_anew(prefix: GraphModule, form: Form) -> GraphModule:
     draft = draft_of(prefix)
+    if form != PLAIN:
+        narrow(draft.graph)
     protect(draft)
     _convert_modules(draft, form)
     if form.folded:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from frostline.choices import FloatName, PrefixPrecision
+from frostline.choices import DecodingName, FloatName, PrefixPrecision
 from frostline.errors import ConfigError, one_line
 from frostline.tuning.drafts import draft_of
 from frostline.tuning.forms import DTYPES, PLAIN, Form, fast_dtypes
@@ -38,7 +38,8 @@ and more: the quickest of a few runs side by side does not cross that gap, on a 
 _PAIRS = 3
 _TIMED_SAMPLES = 8
 _LONG_SECONDS = 0.1  # a run of this length that is as quick as plain float32 needs no second
-_WORTH_SAMPLES: Final = 64  # fewer to compute than this are computed while forms are tried
+WORTH_SAMPLES: Final = 64
+"""Fewer samples to compute than this are computed while forms are tried."""
 # A single convolution that cuts an image into patches does not pay for the layout.
 _CONVOLUTIONS_FOR_LAYOUT: Final = 2
 
@@ -68,16 +69,43 @@ class FormTrial:
 
 @final
 @dataclass(frozen=True, slots=True)
+class DecodingTrial:
+    """One decoding of pictures as measured on real ones, with the form that was chosen before.
+
+    Attributes:
+        decoding: what was tried.
+        speedup: how many times as fast as decoding them in full.
+        error: mean over the pictures of the relative error of their features, of form and decoding
+            together; of a picture's worst output.
+        worst: the largest of these.
+    """
+
+    decoding: DecodingName
+    speedup: float
+    error: float
+    worst: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.decoding} {self.speedup:.1f} times as fast, relative error "
+            f"{percent(self.error)}, of the worst picture tried {percent(self.worst)}"
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Tuned:
     """The form to compute a prefix in, and the evidence for it.
 
     Attributes:
         form: the first within tolerance that is not slow; plain float32 where none is.
-        error: as in `FormTrial`, over all given samples; 0 for plain float32.
+        error: as in `FormTrial`, over all given samples; 0 for plain float32. Where pictures are
+            not decoded in full, that of the worst one tried.
         batch_size: samples per pass.
         trials: what was tried, in that order; empty if exactness was asked for.
         seconds_per_sample: of the form; `None` if nothing was timed.
         plain_seconds_per_sample: of plain float32; `None` if nothing was timed.
+        decodings: those of pictures that were tried, the last one taken if the form has it.
     """
 
     form: Form
@@ -86,21 +114,23 @@ class Tuned:
     trials: tuple[FormTrial, ...] = ()
     seconds_per_sample: float | None = None
     plain_seconds_per_sample: float | None = None
+    decodings: tuple[DecodingTrial, ...] = ()
 
     @property
     def speedup(self) -> float:
         """How many times the speed of plain float32; 1 for plain float32 itself."""
-        if self.form == PLAIN or not self.seconds_per_sample or not self.plain_seconds_per_sample:
-            return 1.0
-        return self.plain_seconds_per_sample / self.seconds_per_sample
+        own, plain = self.seconds_per_sample, self.plain_seconds_per_sample
+        return plain / own if self.form.computing != PLAIN and own and plain else 1.0
 
     def __str__(self) -> str:
         if self.form == PLAIN:
             return f"{self.form}, exactly as in the model"
-        return (
-            f"{self.form}, {self.speedup:.1f} times the speed of plain float32, "
-            f"relative error {_percent(self.error)}"
-        )
+        words = f"{self.form.computing}"
+        if self.form.computing != PLAIN:
+            words += f", {self.speedup:.1f} times the speed of plain float32"
+        if self.form.decoding == "full":
+            return f"{words}, relative error {percent(self.error)}"
+        return f"{words}; pictures decoded {self.decodings[-1]}"
 
 
 def tune_and_realise(
@@ -132,9 +162,9 @@ def tune_and_realise(
     Raises:
         ConfigError: no such precision, no samples, or a batch size below 1.
     """
-    tolerance = _tolerance(precision)
+    tolerance = tolerance_of(precision)
     _check(samples, batch_size)
-    few = planned_samples is not None and planned_samples < _WORTH_SAMPLES
+    few = planned_samples is not None and planned_samples < WORTH_SAMPLES
     if tolerance is None or few:
         return Tuned(PLAIN, 0.0, batch_size), None
     plain = realise(prefix, PLAIN)
@@ -172,8 +202,12 @@ def candidates(prefix: GraphModule, device: torch.device, *, tolerance: float) -
     return tuple(form for form in forms if form != PLAIN)
 
 
-def _tolerance(precision: PrefixPrecision) -> float | None:
-    """The relative error allowed; `None` asks for exactness."""
+def tolerance_of(precision: PrefixPrecision) -> float | None:
+    """The relative error allowed; `None` asks for exactness.
+
+    Raises:
+        ConfigError: no such precision.
+    """
     if precision == "exact":
         return None
     if precision == "auto":
@@ -230,8 +264,8 @@ class _Bench:
             except ValueError as reason:
                 return FormTrial(form, refused=str(reason)), None
             if error > self.tolerance:
-                allowed = _percent(self.tolerance)
-                refused = f"relative error {_percent(error)} where {allowed} is allowed"
+                allowed = percent(self.tolerance)
+                refused = f"relative error {percent(error)} where {allowed} is allowed"
                 return FormTrial(form, None, error, refused), None
             own, plain = self._side_by_side(run)
         except Exception as failure:  # whatever a form cannot do, plain float32 can
@@ -312,6 +346,6 @@ def _norm(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=wide)) if tensor.numel() else 0.0
 
 
-def _percent(error: float) -> str:
+def percent(error: float) -> str:
     """`0.0031` -> `0.31 %`; tiny ones as a power of ten, where percent would be all zeros."""
     return f"{error:.1e}" if 0 < error < 1e-5 else f"{error * 100:.2g} %"

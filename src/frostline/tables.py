@@ -39,6 +39,10 @@ class Displayed:
     def _repr_html_(self) -> str:
         return in_html(self._parts())
 
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        """Beside the HTML, and where there is none, as in IPython: what `print` shows."""
+        return {"text/plain": str(self)}
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -120,12 +124,12 @@ def _table_html(table: Table) -> str:
             for column, cell in aligned
         )
 
-    title = f"<div><b>{escape(visible(table.title))}</b></div>" if table.title else ""
+    title = f"<caption>{escape(visible(table.title))}</caption>" if table.title else ""
     head = row((column.heading for column in table.columns), "th")
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
     notes = "".join(f"<div>{escape(visible(note))}</div>" for note in table.notes)
     return (
-        f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f'<div style="margin-bottom: 1em">{notes}</div>'
     )
 
@@ -146,30 +150,6 @@ def columns(*headings: str, left: int = 1, right: int | None = None) -> tuple[Co
         Column(heading, "right" if place in numbers else "left")
         for place, heading in enumerate(headings)
     )
-
-
-def as_html(parts: Iterable[Table | str]) -> str:
-    """Tables and paragraphs for a notebook, without styles of their own."""
-    return "\n".join(_html(part) for part in parts)
-
-
-def _html(part: Table | str) -> str:
-    if isinstance(part, str):
-        return f"<p>{escape(visible(part))}</p>"
-
-    def row(cells: Iterable[str], tag: str) -> str:
-        pairs = zip(cells, part.columns, strict=True)
-        made = (
-            f'<{tag} style="text-align: {column.justify}">{escape(visible(cell))}</{tag}>'
-            for cell, column in pairs
-        )
-        return f"<tr>{''.join(made)}</tr>"
-
-    head = row((column.heading for column in part.columns), "th")
-    body = "".join(row(cells, "td") for cells in part.rows)
-    caption = f"<caption>{escape(visible(part.title))}</caption>" if part.title else ""
-    notes = f"<p>{escape(visible(' '.join(map(str.strip, part.notes))))}</p>" if part.notes else ""
-    return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
 
 
 def hanging(text: str, *, indent: int) -> str:

@@ -15,7 +15,7 @@ from frostline.callbacks.notebook import NotebookProgress, in_notebook, notebook
 from frostline.tables import Displayed, Table, columns
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-TAGS = {"div", "pre", "b", "table", "thead", "tbody", "tr", "th", "td"}
+TAGS = {"div", "pre", "table", "caption", "thead", "tbody", "tr", "th", "td"}
 IMAGES, LABELS = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
 
 
@@ -72,6 +72,17 @@ def test_a_cell_shows_every_word_that_is_printed(kind: str, shown: dict[str, Dis
         assert seen == printed
     else:  # of which print folds cells at 80 columns
         assert sorted(seen) == sorted(printed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ipython_in_a_terminal_shows_what_is_printed(
+    kind: str, shown: dict[str, Displayed]
+) -> None:
+    from IPython.core.formatters import DisplayFormatter
+
+    bundle, _ = DisplayFormatter().format(shown[kind])
+    assert bundle["text/plain"] == str(shown[kind])
+    assert bundle["text/html"] == shown[kind]._repr_html_()
 
 
 def test_names_of_others_are_text_wherever_they_stand() -> None:

@@ -8,7 +8,7 @@ from shlex import join
 from typing import final
 
 from frostline.estimates.results import busy_note
-from frostline.tables import Table, as_html, columns, hanging
+from frostline.tables import Displayed, Table, columns, hanging
 from frostline.units import format_bytes, format_count, format_seconds
 from frostline.wording import either
 
@@ -61,7 +61,7 @@ class StageScore:
 
 @final
 @dataclass(frozen=True)
-class Probe:
+class Probe(Displayed):
     """What a probe found; printing it shows a table.
 
     Attributes:
@@ -130,8 +130,8 @@ class Probe:
     def __str__(self) -> str:
         return "\n\n".join(map(str, self.tables()))
 
-    def _repr_html_(self) -> str:
-        return as_html(self.tables())
+    def _parts(self) -> Iterator[Table | str]:
+        return self.tables()
 
     def _table(self) -> Table:
         chosen = self.cut_after

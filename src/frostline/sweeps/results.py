@@ -13,7 +13,7 @@ from frostline.fitting import Run
 from frostline.records import RunFolder, accuracy_interval
 from frostline.sweeps.ranking import CHANCE, Standing
 from frostline.sweeps.settings import Setting, varied
-from frostline.tables import COLUMNS, Table, columns, hanging
+from frostline.tables import COLUMNS, Displayed, Table, columns, hanging
 from frostline.tasks import Metrics
 from frostline.units import format_seconds, some_of
 
@@ -65,7 +65,7 @@ class Member:
 
 @final
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Displayed):
     """What a sweep gave; printing it shows the table.
 
     Attributes:
@@ -157,6 +157,9 @@ class Sweep:
         yield f"Verified  {self.run.proof}"
         if self.run.folder is not None:
             yield f"Written   to {self.run.folder.root}"
+
+    def _parts(self) -> tuple[Table]:
+        return (self.table(),)
 
     def __str__(self) -> str:
         return self.table().render(width=COLUMNS)

@@ -415,3 +415,13 @@ def test_state_that_a_forward_keeps_is_not_taken_for_noise() -> None:
     codes = fl.doctor(nn.Sequential(Counting()), rows()).codes
     assert "changes-in-eval" in codes
     assert "random-in-eval" not in codes
+
+
+def test_a_switch_on_a_module_is_mended_by_a_freeze_that_leaves_what_trains() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].requires_grad = False
+    (found,) = (one for one in fl.doctor(model) if one.code == "useless-switch")
+    assert found.fix == "fl.freeze(model, '0')"
+    model[1].requires_grad = False
+    (found,) = (one for one in fl.doctor(model) if one.code == "useless-switch")
+    assert found.fix == "fl.freeze(model, '0 | 1', leaving='nothing')"

@@ -164,3 +164,11 @@ def test_a_layer_that_is_dropped_at_random_is_healthy() -> None:
     torch.manual_seed(0)
     assert torch.rand(()) > 0.3, "the first pass is to leave it out"
     assert fl.doctor(model, torch.randn(6, 4)).codes == ()
+
+
+def test_a_hidden_head_on_frozen_logits_is_no_linear_map_whatever_follows_it() -> None:
+    hidden = (nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 3), nn.LogSoftmax(dim=1))
+    model = nn.Sequential(nn.Linear(4, 20), *hidden)
+    fl.freeze(model, "0")
+    found = fl.doctor(model, torch.randn(4, 4), targets=torch.tensor([0, 1, 2, 0]))
+    assert "stacked-linear" not in [finding.code for finding in found]

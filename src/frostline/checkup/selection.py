@@ -64,10 +64,13 @@ def useless_switch(subject: Subject) -> Iterator[Finding]:
         if "requires_grad" in module.__dict__ and any(p.requires_grad for p in module.parameters())
     )
     if names:
+        frozen = {id(p) for path in names for p in subject.root.get_submodule(path).parameters()}
+        remains = any(p.requires_grad and id(p) not in frozen for p in subject.root.parameters())
+        leaving = "" if remains else ", leaving='nothing'"
         yield error(
             f"requires_grad was set on the module {listed(names)}, not on its parameters",
             "a module has no such switch: the line sets an attribute and freezes nothing",
-            f"fl.freeze(model, {' | '.join(names)!r}, leaving='nothing')",
+            f"fl.freeze(model, {' | '.join(names)!r}{leaving})",
             names,
         )
 

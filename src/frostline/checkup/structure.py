@@ -94,14 +94,17 @@ def _identity(path: str) -> str:
 
 @check("stacked-linear")
 def stacked_linear(subject: Subject) -> Iterator[Finding]:
-    last, kind = subject.facts.watch.last
-    for first, second in subject.facts.watch.stacked:
+    watch = subject.facts.watch
+    for first, second in watch.stacked:
         before, after = (subject.root.get_submodule(path) for path in (first, second))
         assert isinstance(before, nn.Linear)
         lower, upper = (any(p.requires_grad for p in m.parameters()) for m in (before, after))
+        is_last = second == watch.last_linear and (
+            second == watch.last[0] or watch.last[1] in _AT_THE_END
+        )
         # A hidden layer on frozen logits can say more than one layer: a nonlinearity follows. Two
         # frozen layers are as they are.
-        if upper and (lower or last == second or kind in _AT_THE_END):
+        if upper and (lower or is_last):
             yield warning(
                 f"{second} reads {first} with no nonlinearity between",
                 "two linear layers in a row make one linear map: the pair can say no more than a "

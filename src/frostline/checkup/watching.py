@@ -41,6 +41,7 @@ class ForwardWatch:
         reentrant: the innermost modules in which reentrant checkpointing cut the gradient.
         stacked: pairs of linear layers of which the second reads the first and nothing else does.
         last: the last layer called, by path and class.
+        last_linear: the last linear one, by path.
         parts: the first call of each module whose arguments were to be kept.
     """
 
@@ -51,6 +52,7 @@ class ForwardWatch:
         self.reentrant: list[str] = []
         self.stacked: tuple[tuple[str, str], ...] = ()
         self.last = ("", "")
+        self.last_linear = ""
         self.parts: dict[str, PartCall] = {}
         self._wanted, self._caught = set(wanted), caught
         self._warned_before: list[int] = []  # warnings caught before each module that runs now
@@ -86,6 +88,8 @@ class ForwardWatch:
         if not _is_layer(module):
             return
         self.last = (path, type(module).__name__)
+        if isinstance(module, nn.Linear):
+            self.last_linear = path
         if not isinstance(output, Tensor) or output.is_nested:
             return
         if isinstance(module, _ZEROING) and not output.any():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,7 +76,8 @@ def probe(
     store = features if is_word else str(Path(features).expanduser().resolve())
     hidden = options.hidden_widths(head, on=on)
     with options.usage_errors():
-        recipe = Recipe.model_validate({"seed": seed, "precision": _precision(precision)})
+        asked: dict[str, Any] = {"seed": seed, "precision": _precision(precision)}
+        recipe = Recipe(**asked)
         settings = config.RunSettings(
             model=config.ModelSettings(name=model, weights=weights, on=on, hidden=hidden),
             data=config.DataSettings(

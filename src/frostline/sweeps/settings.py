@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from numbers import Real
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 from frostline.errors import ConfigError, a_type
 from frostline.models import check_head
@@ -84,7 +84,8 @@ def every_setting(
     chosen = _listed("seeds", seeds, recipe.seed)
     for name, values in (("lr", rates), ("weight_decay", decays), ("seed", chosen)):
         for value in values:
-            Recipe.model_validate({name: value})  # refuses what is out of range
+            given: dict[str, Any] = {name: value}
+            Recipe(**given)  # refuses what is out of range
     shapes: tuple[Head | None, ...] = (None,) if heads is None else tuple(_heads(heads))
     drops = (None,) if dropout is None else _numbers("dropout", dropout, 0.0)
     for p in drops:

@@ -73,7 +73,8 @@ class Sweep(Displayed):
         run: of the winner, trained by itself as `fl.fit` trains; its model holds the best weights.
         epochs: that the winner, and all who were not dropped, were trained for.
         says: lines for people on how they were trained.
-        seconds: that all members took, with their features.
+        seconds: that all members took, with their features; `training_seconds` those of their
+            epochs alone.
         run_seconds: that the winner's own run took.
 
     Example:
@@ -89,6 +90,7 @@ class Sweep(Displayed):
     epochs: int
     says: tuple[str, ...] = ()
     seconds: float = 0.0
+    training_seconds: float = 0.0
     run_seconds: float = 0.0
 
     @property
@@ -173,6 +175,7 @@ class Sweep(Displayed):
             "epochs": self.epochs,
             "says": list(self.says),
             "seconds": self.seconds,
+            "training_seconds": self.training_seconds,
             "run_seconds": self.run_seconds,
         }
 

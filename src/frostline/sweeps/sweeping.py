@@ -259,13 +259,15 @@ def swept(
     made = _pipeline(subject.model, begin, len(every))
     shapes = _Shapes.of(subject.model, made, begin, every)
     settings = shapes.settings
+    begun = time.perf_counter()
     counted = _Counted(progress, len(settings) * recipe.epochs)
     members = [
         *_together(subject.model, made, begin, settings, shapes, counted, drop=asked.drop),
         *_one_by_one(subject, made, begin, settings, shapes, counted),
     ]
     members = _in_order(members, recipe.monitor)
-    seconds = time.perf_counter() - start
+    now = time.perf_counter()
+    seconds, training_seconds = now - start, now - begun
     winner = members[0]
     if winner.metrics is None:
         raise TrainingError(
@@ -275,7 +277,8 @@ def swept(
     start = time.perf_counter()
     run = subject.win(winner.setting, begin.task.width, form=made.facts.form, hooks=hooks, out=out)
     says = (*shapes.says(len(members), seconds), *_held_against(winner, run))
-    found = Sweep(tuple(members), run, recipe.epochs, says, seconds, time.perf_counter() - start)
+    run_seconds = time.perf_counter() - start
+    found = Sweep(tuple(members), run, recipe.epochs, says, seconds, training_seconds, run_seconds)
     if run.folder is not None:
         found.write(run.folder)
     return found

@@ -116,7 +116,8 @@ class KeptLines:
 
     def _path(self, model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Path:
         text = "\n".join((_FORMAT, self.origin.text, _own_code(), *_state(model, spec, tensors)))
-        return self.folder / f"{xxhash.xxh3_128_hexdigest(text.encode())}.safetensors"
+        name = xxhash.xxh3_128_hexdigest(text.encode(errors="surrogateescape"))  # of any file
+        return self.folder / f"{name}.safetensors"
 
 
 def _state(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Iterator[str]:

@@ -169,7 +169,8 @@ def on_texts(chosen: Any, blocks: int = 6) -> Any:
     model = kind.from_pretrained(chosen.model, config=config) if own else kind.from_config(config)
     names = [f"bert.encoder.layer.{blocks - 2}", f"bert.encoder.layer.{blocks - 1}"]
     last = " | ".join([*names, "bert.pooler", "classifier"])
-    for part, trained in (("head", "classifier"), (f"last two of {blocks} blocks", last)):
+    parts = {f"head on {blocks} blocks": "classifier", f"last two of {blocks} blocks": last}
+    for part, trained in parts.items():
         fl.train_only(model, trained)
         cut = fl.cut(model, dict(collate(rows[:4])))
         with tempfile.TemporaryDirectory() as store:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from frostline.choices import HeadPlace
     from frostline.cli._tasks import AskedTask
-    from frostline.config import RunSettings
+    from frostline.config import DataSettings, RunSettings
     from frostline.data import Batch, ImageDataset, Sample, Splits
     from frostline.models import LoadedModel
     from frostline.preprocessing import Preprocessing
@@ -62,20 +62,26 @@ def data_settings(
 ) -> RunSettings | None:
     """What `--data` and its columns say, as settings of a run; None without it."""
     from frostline import config
-    from frostline.models import reads_texts
 
     if data is None:
         usual = config.DataSettings()
         if any(value != getattr(usual, name) for name, value in columns.items()):
             raise typer.BadParameter("columns are those of a table; give it with --data.")
         return None
-    is_text = bool(columns["text_column"]) or reads_texts(model)
     with options.usage_errors():
         settings = config.RunSettings(
-            model=config.ModelSettings(name=model),
-            data=config.DataSettings(path=str(data), is_text=is_text, **columns),
+            model=config.ModelSettings(name=model), data=read_as(data, model, **columns)
         )
     return settings.model_copy(update={"task": task.of(settings.data)})
+
+
+def read_as(data: Path, model: str, *, text_column: str, **others: Any) -> DataSettings:
+    """How data are read for a model: as texts where that takes them, or a column is named."""
+    from frostline import config
+    from frostline.models import reads_texts
+
+    is_text = bool(text_column) or reads_texts(model)
+    return config.DataSettings(path=str(data), is_text=is_text, text_column=text_column, **others)
 
 
 def set_up(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from frostline.choices import BadImages
 from frostline.cli import _options as options
+from frostline.cli import train as as_in_train
+from frostline.cli._set_up import read_as
 from frostline.cli._tasks import AskedTask
 from frostline.recipe import Recipe
 
@@ -24,13 +24,6 @@ Precision = Annotated[
     str,
     typer.Option(help="Of the pass: exact, auto, or the relative error to allow.", metavar="P"),
 ]
-MaxTokens = Annotated[
-    int | None, typer.Option(help="Where longer texts are cut; by default as the model has it.")
-]
-OnBadImages = Annotated[BadImages, typer.Option(help="What to do about broken pictures.")]
-ValFraction = Annotated[
-    float, options.number("Share of each class to hold out where data is undivided.")
-]
 
 
 # Long since each option has a line here and one in the settings that it becomes.
@@ -44,13 +37,13 @@ def probe(
     on: options.On = "classifier",
     task: options.TaskKind = "auto",
     batch_size: options.BatchSize = 32,
-    max_tokens: MaxTokens = None,
+    max_tokens: as_in_train.MaxTokens = None,
     file_column: options.FileColumn = "file",
     text_column: options.TextColumn = "",
     label_column: options.LabelColumn = "label",
     split_column: options.SplitColumn = "",
-    val_fraction: ValFraction = 0.2,
-    bad_images: OnBadImages = "skip",
+    val_fraction: as_in_train.ValFraction = 0.2,
+    bad_images: as_in_train.OnBadImages = "skip",
     seed: Annotated[int, typer.Option(help="Of the division of undivided data.")] = 0,
     features: Features = "auto",
     precision: Precision = "auto",
@@ -64,25 +57,21 @@ def probe(
     features are kept: a second probe runs no forward pass.
     """
     from frostline import config
-    from frostline.cli._terminal import counting, notes, say, show
-    from frostline.models import reads_texts
+    from frostline.cli._terminal import counting, notes, show
     from frostline.probing import probe as work_out
     from frostline.runs import prepare
-    from frostline.store import is_address
 
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
-    is_word = features in ("auto", "off") or is_address(features)
-    store = features if is_word else str(Path(features).expanduser().resolve())
     hidden = options.hidden_widths(head, on=on)
     with options.usage_errors():
         asked: dict[str, Any] = {"seed": seed, "precision": _precision(precision)}
         recipe = Recipe(**asked)
         settings = config.RunSettings(
             model=config.ModelSettings(name=model, weights=weights, on=on, hidden=hidden),
-            data=config.DataSettings(
-                path=str(data),
-                is_text=bool(text_column) or reads_texts(model),
+            data=read_as(
+                data,
+                model,
                 text_column=text_column,
                 max_tokens=max_tokens,
                 file_column=file_column,
@@ -98,8 +87,7 @@ def probe(
     settings = settings.model_copy(update={"task": AskedTask(task).of(settings.data)})
     with counting("checking the data") as progress:
         prepared = prepare(settings, progress=progress)
-    for finding in prepared.data.findings:
-        say(notes(), f"{finding.level.capitalize()}: {finding.message}", style="yellow")
+    as_in_train.say_findings(prepared, notes())
     train, val = prepared.datasets()
     with counting("computing features") as progress:
         found = work_out(
@@ -108,7 +96,7 @@ def probe(
             val,
             task=prepared.task,
             batch_size=batch_size,
-            features=store,
+            features=as_in_train.store_named(features),
             precision=recipe.prefix_precision,
             device=device,
             progress=progress,

@@ -11,7 +11,7 @@ import typer
 from frostline.cli import _options as options
 from frostline.cli import train as as_in_train
 from frostline.cli._options import with_recipe
-from frostline.cli._set_up import check_one_of
+from frostline.cli._set_up import check_one_of, read_as
 from frostline.cli._tasks import AskedTask
 from frostline.recipe import Recipe
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from frostline.choices import HeadPlace
     from frostline.config import RunSettings
     from frostline.runs import Prepared
+    from frostline.sweeps.settings import Asked
 
 _Numbers = tuple[float, ...]
 
@@ -79,8 +80,7 @@ def sweep(
     losers are dropped early. The winner becomes a run folder with its proof, beside a table of all.
     """
     from frostline import config
-    from frostline.models import reads_texts
-    from frostline.sweeps.settings import refuse_plan
+    from frostline.sweeps.settings import Asked, every_setting, refuse_plan
     from frostline.world import refuse_several
 
     refuse_several("a sweep")
@@ -89,14 +89,21 @@ def sweep(
     check_one_of(freeze=freeze, train=train)
     if features == "off":
         raise typer.BadParameter("a sweep trains on stored features.", param_hint="--features")
-    tried = _tried(lr, weight_decay, heads, dropout, seeds, on)
-    first = tried["seeds"][0] if tried["seeds"] else recipe["seed"]
+    drawn = tuple(map(_whole, seeds.split(","))) if seeds else None
+    asked = Asked(
+        _numbers(lr) or None,
+        _numbers(weight_decay) or None,
+        _heads(heads, on),
+        _numbers(dropout) or None,
+        drawn,
+        drop=not every,
+    )
     with options.usage_errors():
         settings = config.RunSettings(
             model=config.ModelSettings(name=model, weights=weights, on=on),
-            data=config.DataSettings(
-                path=str(data),
-                is_text=bool(text_column) or reads_texts(model),
+            data=read_as(
+                data,
+                model,
                 text_column=text_column,
                 max_tokens=max_tokens,
                 file_column=file_column,
@@ -107,31 +114,21 @@ def sweep(
                 batch_size=batch_size,
             ),
             freeze=config.FreezeSettings(freeze=freeze, train=train, norm=norm),
-            training=Recipe(**{**recipe, "seed": first}),
+            training=Recipe(**{**recipe, "seed": drawn[0] if drawn else recipe["seed"]}),
             features=config.FeatureSettings(store=as_in_train.store_named(features)),
             device=device,
         )
-    _check_values(settings.training, tried)
-    _go(settings, out, tried, AskedTask(task), drop=not every, as_json=json)
+    with options.usage_errors():
+        every_setting(settings.training, asked, usual_lr=1.0)  # before the data are read
+    _go(settings, out, asked, AskedTask(task), as_json=json)
 
 
-def _tried(
-    lr: str, weight_decay: str, heads: str, dropout: str, seeds: str, on: HeadPlace
-) -> dict[str, Any]:
-    """What was given, as `fl.sweep` takes it; a new head's place is tried as it is by default."""
-    found: dict[str, Any] = {
-        "lr": _numbers(lr) or None,
-        "weight_decay": _numbers(weight_decay) or None,
-        "dropout": _numbers(dropout) or None,
-        "seeds": tuple(_whole(part) for part in seeds.split(",")) if seeds else None,
-        "heads": None if on == "keep" else [()],
-    }
-    if heads:
-        texts = [part.strip().replace("-", ",") for part in heads.split(",")]
-        found["heads"] = [
-            () if text == "linear" else options.hidden_widths(text, on=on) for text in texts
-        ]
-    return found
+def _heads(text: str, on: HeadPlace) -> list[tuple[int, ...]] | None:
+    """As `fl.sweep` takes them; a new head's place is tried as it is by default."""
+    if not text:
+        return None if on == "keep" else [()]
+    parts = [part.strip().replace("-", ",") for part in text.split(",")]
+    return [() if part == "linear" else options.hidden_widths(part, on=on) for part in parts]
 
 
 def _whole(text: str) -> int:
@@ -141,37 +138,26 @@ def _whole(text: str) -> int:
         raise typer.BadParameter(f"'{text}' is no whole number.", param_hint="--seeds") from None
 
 
-def _check_values(recipe: Recipe, tried: dict[str, Any]) -> None:
-    """Refuse what is out of range before the data are read."""
-    from frostline.sweeps.settings import every_setting
-
-    with options.usage_errors():
-        every_setting(recipe, usual_lr=1.0, **tried)
-
-
 def _go(
     settings: RunSettings,
     out: Path | None,
-    tried: dict[str, Any],
-    asked: AskedTask,
+    asked: Asked,
+    task: AskedTask,
     *,
-    drop: bool,
     as_json: bool,
 ) -> None:
     from frostline.cli._terminal import counting, notes, output, print_json, say
     from frostline.sweeps.prepared import OfPrepared
-    from frostline.sweeps.sweeping import Asked, swept
+    from frostline.sweeps.sweeping import swept
 
     aside = notes()
     page = aside if as_json else output()
     folder = out or as_in_train.free_folder(settings.model.name)
-    prepared = _prepared(settings, folder, asked)
+    prepared = _prepared(settings, folder, task)
     as_in_train.describe(prepared, page, aside)
     try:
         with counting("epochs of members") as progress:
-            found = swept(
-                OfPrepared(prepared), Asked(**tried, drop=drop), out=folder, progress=progress
-            )
+            found = swept(OfPrepared(prepared), asked, out=folder, progress=progress)
     except KeyboardInterrupt:
         say(aside, f"Stopped. What is computed of the features is kept; {folder} holds no run yet.")
         raise typer.Exit(1) from None
@@ -182,7 +168,7 @@ def _go(
     say(page, f"Next: frostline predict {quote(str(folder))} FILE...")
 
 
-def _prepared(settings: RunSettings, folder: Path, asked: AskedTask) -> Prepared:
+def _prepared(settings: RunSettings, folder: Path, task: AskedTask) -> Prepared:
     """The data, looked through, once it is known that the folder may be written."""
     from frostline.cli._terminal import counting
     from frostline.records import RunFolder
@@ -190,6 +176,6 @@ def _prepared(settings: RunSettings, folder: Path, asked: AskedTask) -> Prepared
 
     as_in_train.check_apart(folder, Path(settings.data.path))
     RunFolder(folder).check_free()
-    settings = settings.model_copy(update={"task": asked.of(settings.data)})
+    settings = settings.model_copy(update={"task": task.of(settings.data)})
     with counting("checking the data") as progress:
         return prepare(settings, progress=progress)

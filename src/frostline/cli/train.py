@@ -13,7 +13,7 @@ import typer
 from frostline.choices import BadImages, Storage
 from frostline.cli import _options as options
 from frostline.cli._options import with_recipe
-from frostline.cli._set_up import check_one_of
+from frostline.cli._set_up import check_one_of, read_as
 from frostline.cli._tasks import AskedTask
 from frostline.errors import ConfigError, DeltaError, OutputError
 from frostline.recipe import Recipe
@@ -146,7 +146,6 @@ def train(
     """
     from frostline import config
     from frostline.fitting import lengthened
-    from frostline.models import reads_texts
     from frostline.plans import Plan
     from frostline.records import RunFolder
     from frostline.runs import open_run
@@ -178,16 +177,15 @@ def train(
     if not model:
         raise typer.BadParameter("say which network, as --model resnet18.", param_hint="--model")
     _check_fold(folds, fold)
-    is_text = bool(text_column) or reads_texts(model)
     hidden = options.hidden_widths(head, on=on)
     with options.usage_errors():
         settings = config.RunSettings(
             model=config.ModelSettings(
                 name=model, weights=weights, on=on, hidden=hidden, dropout=dropout
             ),
-            data=config.DataSettings(
-                path=str(data),
-                is_text=is_text,
+            data=read_as(
+                data,
+                model,
                 text_column=text_column,
                 max_tokens=max_tokens,
                 file_column=file_column,
@@ -404,8 +402,7 @@ def describe(prepared: Prepared, page: Console, aside: Console) -> None:
     listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     about = f"         {splits.how}; {len(names)} {kind}: {listed}"
     say(page, hanging(about, indent=9))
-    for finding in prepared.data.findings:
-        say(aside, f"{finding.level.capitalize()}: {finding.message}", style="yellow")
+    say_findings(prepared, aside)
     say(page, f"Model    {prepared.loaded.spec}, head at {prepared.loaded.head}")
     say(page, f"Weights  {prepared.loaded.weights}")
     if prepared.mapping:
@@ -416,6 +413,14 @@ def describe(prepared: Prepared, page: Console, aside: Console) -> None:
     if plan := prepared.settings.as_plan():
         page.print(plan.table(prepared.loaded.model))
         page.print()
+
+
+def say_findings(prepared: Prepared, aside: Console) -> None:
+    """Say what looking through the data found."""
+    from frostline.cli._terminal import say
+
+    for finding in prepared.data.findings:
+        say(aside, f"{finding.level.capitalize()}: {finding.message}", style="yellow")
 
 
 def _describe_start(start: Start, prepared: Prepared, page: Console) -> None:

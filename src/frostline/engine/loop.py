@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import final
 
 from frostline.data import Batch
+from frostline.devices import on_threads
 from frostline.engine.steps import Stepper, predict, summarised
-from frostline.engine.threads import on_threads, step_threads
+from frostline.engine.threads import step_threads
 from frostline.engine.training import Hook, Training
 from frostline.freezing.modes import modes_kept
 from frostline.records import Spent

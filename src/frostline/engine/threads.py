@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from frostline.calling import call_with
 from frostline.cutting.checking import state_kept
 from frostline.data import Batch, some_rows
+from frostline.devices import on_threads
 from frostline.engine.training import Training
 from frostline.features import FeatureBatches
 from frostline.fingerprints.parts import same_bits
@@ -33,20 +34,6 @@ _TINY_SECONDS = 0.001  # a shorter step never is
 _SHORT_SECONDS = 0.01  # nor one up to this, where several threads are no quicker
 _TRIES = 3
 _GAIN = 1.1  # by which they have to be
-
-
-@contextmanager
-def on_threads(count: int | None) -> Iterator[None]:
-    """In it torch computes on so many threads; None leaves it as it is."""
-    before = torch.get_num_threads()
-    if count in (None, before):
-        yield
-        return
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def step_threads(training: Training, data: Pipeline, task: Task) -> int | None:

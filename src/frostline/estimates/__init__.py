@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cache, partial
 from math import ceil
 from typing import Any, TypeVar, get_args
@@ -17,6 +17,7 @@ from frostline.backward import lean as lean_backward
 from frostline.calling import in_turn
 from frostline.choices import StepPrecision
 from frostline.cutting import cut
+from frostline.devices import on_threads
 from frostline.errors import ConfigError, CutError, one_line
 from frostline.estimates.calibrating import OPERATIONS_SHARE, calibrated
 from frostline.estimates.measuring import STEP_ERRORS, Progress, StepCost, Stopwatch, counted
@@ -249,7 +250,8 @@ def _phase_cost(
     forwards = step.forward_seconds * (steps + planned * validation)
     plain = step.seconds * steps + step.forward_seconds * planned * validation
     try:
-        with _one_thread():
+        # Two samples share no work; on a busy machine threads that wait for each other burn cores.
+        with on_threads(1):
             found = cut(setup.model, real_batch(setup.example, _CUT_SAMPLES))
     except CutError as error:
         return PhaseCost(phase.name, planned, step, plain, f"none ({error})", 0, 0.0, plain)
@@ -264,17 +266,6 @@ def _phase_cost(
         share * once,
         plain - share * forwards + share * once,
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Two samples share no work; on a busy machine threads that wait for each other burn cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _length(phase: Phase, epochs: int, steps_per_epoch: float) -> tuple[int, float]:

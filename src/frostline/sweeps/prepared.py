@@ -10,11 +10,10 @@ from typing import final
 from torch import nn
 
 from frostline.config import RunSettings
-from frostline.engine import Hook
 from frostline.errors import ConfigError
 from frostline.fitting import Run, fit
 from frostline.runs.preparing import Prepared
-from frostline.sweeps.settings import Setting
+from frostline.sweeps.settings import Setting, Single
 from frostline.tasks import Task
 from frostline.wording import option
 from frostline.world import ALONE
@@ -60,26 +59,21 @@ class OfPrepared:
                 f"({option('weights', 'FILE')}), or leave out {option('seeds')}."
             )
 
-    def run(self, setting: Setting, classes: int, *, form: str, hooks: Sequence[Hook]) -> Run:
-        del classes  # those of the data
-        one = self._of(setting, form)
-        data, model = one.datasets(), one.loaded.model
+    def run(self, one: Single) -> Run:
+        member = self._of(one.setting, one.form)
         return fit(
-            model, *data, task=one.task, settings=one.settings, hooks=tuple(hooks), world=ALONE
+            member.loaded.model,
+            *member.datasets(),
+            task=member.task,
+            settings=member.settings,
+            hooks=one.hooks,
+            world=ALONE,
         )
 
-    def win(
-        self,
-        setting: Setting,
-        classes: int,
-        *,
-        form: str,
-        hooks: Sequence[Hook],
-        out: str | Path | None,
-    ) -> Run:
+    def win(self, one: Single, out: str | Path | None) -> Run:
         if out is None:
-            return self.run(setting, classes, form=form, hooks=hooks)
-        return self._of(setting, form).run(out, hooks=tuple(hooks), world=ALONE)
+            return self.run(one)
+        return self._of(one.setting, one.form).run(out, hooks=one.hooks, world=ALONE)
 
     def _of(self, setting: Setting, form: str) -> Prepared:
         """As `frostline train` would prepare the member."""

@@ -8,6 +8,7 @@ from itertools import product
 from numbers import Real
 from typing import Any, TypeAlias, final
 
+from frostline.engine import Hook
 from frostline.errors import ConfigError, a_type
 from frostline.models import check_head
 from frostline.recipe import Recipe
@@ -60,16 +61,36 @@ class Setting:
         return recipe.model_copy(update=own)
 
 
-def every_setting(
-    recipe: Recipe,
-    *,
-    usual_lr: float,
-    lr: Numbers = None,
-    weight_decay: Numbers = None,
-    heads: Iterable[int | Sequence[int]] | None = None,
-    dropout: Numbers = None,
-    seeds: Iterable[int] | int | None = None,
-) -> tuple[Setting, ...]:
+@final
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to try, as `fl.sweep` takes it, and whether losers are dropped."""
+
+    lr: Numbers = None
+    weight_decay: Numbers = None
+    heads: Iterable[int | Sequence[int]] | None = None
+    dropout: Numbers = None
+    seeds: Iterable[int] | int | None = None
+    drop: bool = True
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Single:
+    """How a member is trained by itself.
+
+    Attributes:
+        classes: that its head is for.
+        form: in which the features are stored.
+    """
+
+    setting: Setting
+    classes: int
+    form: str
+    hooks: tuple[Hook, ...]
+
+
+def every_setting(recipe: Recipe, asked: Asked, *, usual_lr: float) -> tuple[Setting, ...]:
     """Every combination, the seed counting fastest; what was given twice counts once.
 
     Args:
@@ -79,15 +100,15 @@ def every_setting(
     Raises:
         ConfigError: names the value that is out of its range, or the list that is empty.
     """
-    rates = _numbers("lr", lr, recipe.lr or usual_lr)
-    decays = _numbers("weight_decay", weight_decay, recipe.weight_decay)
-    chosen = _listed("seeds", seeds, recipe.seed)
+    rates = _numbers("lr", asked.lr, recipe.lr or usual_lr)
+    decays = _numbers("weight_decay", asked.weight_decay, recipe.weight_decay)
+    chosen = _listed("seeds", asked.seeds, recipe.seed)
     for name, values in (("lr", rates), ("weight_decay", decays), ("seed", chosen)):
         for value in values:
             given: dict[str, Any] = {name: value}
             Recipe(**given)  # refuses what is out of range
-    shapes: tuple[Head | None, ...] = (None,) if heads is None else tuple(_heads(heads))
-    drops = (None,) if dropout is None else _numbers("dropout", dropout, 0.0)
+    shapes: tuple[Head | None, ...] = (None,) if asked.heads is None else tuple(_heads(asked.heads))
+    drops = (None,) if asked.dropout is None else _numbers("dropout", asked.dropout, 0.0)
     for p in drops:
         if p is not None and not 0 <= p < 1:
             raise ConfigError(f"dropout={p:g}: a probability from 0 to below 1 is wanted, as 0.5.")

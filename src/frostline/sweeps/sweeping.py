@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, final
 
@@ -36,7 +37,15 @@ from frostline.sweeps.heads import (
 )
 from frostline.sweeps.ranking import ranked
 from frostline.sweeps.results import Member, Sweep
-from frostline.sweeps.settings import Head, Numbers, Setting, every_setting, refuse_plan
+from frostline.sweeps.settings import (
+    Asked,
+    Head,
+    Numbers,
+    Setting,
+    Single,
+    every_setting,
+    refuse_plan,
+)
 from frostline.sweeps.stacks import Ground, Stack, in_stacks, stacked
 from frostline.sweeps.together import Together
 from frostline.tasks import Classification, Task
@@ -124,19 +133,6 @@ def sweep(
     return swept(given, asked, out=out, hooks=tuple(hooks), progress=progress)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What to try, as `sweep` takes it."""
-
-    lr: Numbers = None
-    weight_decay: Numbers = None
-    heads: Iterable[int | Sequence[int]] | None = None
-    dropout: Numbers = None
-    seeds: Iterable[int] | int | None = None
-    drop: bool = True
-
-
 class Subject(Protocol):
     """A model with its data, and how single runs on them are made."""
 
@@ -162,20 +158,12 @@ class Subject(Protocol):
         """Refuse members that cannot share features, before anything is computed."""
         ...
 
-    def run(self, setting: Setting, classes: int, *, form: str, hooks: Sequence[Hook]) -> Run:
-        """A member's own single run, of a model of its own; nothing is written."""
+    def run(self, one: Single) -> Run:
+        """A member's own run, of a model of its own; nothing is written."""
         ...
 
-    def win(
-        self,
-        setting: Setting,
-        classes: int,
-        *,
-        form: str,
-        hooks: Sequence[Hook],
-        out: str | Path | None,
-    ) -> Run:
-        """The winner's single run, of the model itself, into `out`."""
+    def win(self, one: Single, out: str | Path | None) -> Run:
+        """The winner's own run, of the model itself, into `out`."""
         ...
 
 
@@ -192,42 +180,26 @@ class InPython:
     def check(self, settings: Sequence[Setting]) -> None:
         """All members have one frozen part."""
 
-    def run(self, setting: Setting, classes: int, *, form: str, hooks: Sequence[Hook]) -> Run:
-        return self._fit(copied(self.model), setting, classes, form, hooks, None)
+    def run(self, one: Single) -> Run:
+        return self._fit(copied(self.model), one, None)
 
-    def win(
-        self,
-        setting: Setting,
-        classes: int,
-        *,
-        form: str,
-        hooks: Sequence[Hook],
-        out: str | Path | None,
-    ) -> Run:
-        return self._fit(self.model, setting, classes, form, hooks, out)
+    def win(self, one: Single, out: str | Path | None) -> Run:
+        return self._fit(self.model, one, out)
 
-    def _fit(
-        self,
-        model: nn.Module,
-        setting: Setting,
-        classes: int,
-        form: str,
-        hooks: Sequence[Hook],
-        out: str | Path | None,
-    ) -> Run:
+    def _fit(self, model: nn.Module, one: Single, out: str | Path | None) -> Run:
         settings = self.settings
-        put_setting(model, setting, classes)
+        put_setting(model, one.setting, one.classes)
         return fit(
             model,
             *self.data,
             out=out,
-            recipe=setting.recipe(settings.training),
+            recipe=one.setting.recipe(settings.training),
             batch_size=settings.data.batch_size,
             task=self.task,
             device=settings.device,
             features=settings.features.store,
-            forms=(form,),
-            hooks=hooks,
+            forms=(one.form,),
+            hooks=one.hooks,
         )
 
 
@@ -241,15 +213,8 @@ def swept(
 ) -> Sweep:
     """As `sweep`, of any subject."""
     recipe = subject.settings.training
-    every = every_setting(
-        recipe,
-        usual_lr=default_lr(subject.model, optimizer=recipe.optimizer),
-        lr=asked.lr,
-        weight_decay=asked.weight_decay,
-        heads=asked.heads,
-        dropout=asked.dropout,
-        seeds=asked.seeds,
-    )
+    usual_lr = default_lr(subject.model, optimizer=recipe.optimizer)
+    every = every_setting(recipe, asked, usual_lr=usual_lr)
     check_settings(subject.settings)
     if out is not None:
         RunFolder(Path(out)).check_free()  # before all the work, of which it would be the end
@@ -259,11 +224,12 @@ def swept(
     made = _pipeline(subject.model, begin, len(every))
     shapes = _Shapes.of(subject.model, made, begin, every)
     settings = shapes.settings
+    single = partial(Single, classes=begin.task.width, form=made.facts.form)
     begun = time.perf_counter()
     counted = _Counted(progress, len(settings) * recipe.epochs)
     members = [
         *_together(subject.model, made, begin, settings, shapes, counted, drop=asked.drop),
-        *_one_by_one(subject, made, begin, settings, shapes, counted),
+        *_one_by_one(subject.run, single, settings, shapes, counted),
     ]
     members = _in_order(members, recipe.monitor)
     now = time.perf_counter()
@@ -275,7 +241,7 @@ def swept(
             f"({option('lr')}), or clip gradients ({option('clip_norm', 1)})."
         )
     start = time.perf_counter()
-    run = subject.win(winner.setting, begin.task.width, form=made.facts.form, hooks=hooks, out=out)
+    run = subject.win(single(winner.setting, hooks=tuple(hooks)), out)
     says = (*shapes.says(len(members), seconds), *_held_against(winner, run))
     run_seconds = time.perf_counter() - start
     found = Sweep(tuple(members), run, recipe.epochs, says, seconds, training_seconds, run_seconds)
@@ -430,9 +396,8 @@ def _shares(model: nn.Module, recipe: Recipe, shapes: _Shapes) -> dict[str, tupl
 
 
 def _one_by_one(
-    subject: Subject,
-    made: Pipeline,
-    begin: Outset,
+    run: Callable[[Single], Run],
+    single: Callable[..., Single],
     settings: Sequence[Setting],
     shapes: _Shapes,
     counted: _Counted,
@@ -441,8 +406,7 @@ def _one_by_one(
         setting = settings[number]
 
         def fit_one(hook: Hook, setting: Setting = setting) -> Run:
-            form = made.facts.form
-            return subject.run(setting, begin.task.width, form=form, hooks=(hook,))
+            return run(single(setting, hooks=(hook,)))
 
         yield trained_alone(number + 1, setting, fit_one, counted)
 

@@ -77,9 +77,9 @@ def test_train_takes_a_dropout_and_says_where_there_is_none(
 @pytest.mark.parametrize(
     ("options", "status", "told"),
     [
-        (("--lr", "1e-3,fast"), 2, "'fast' is no number"),
+        (("--lr", "1e-3,fast"), 2, "for --lr: 'fast' is no number"),
         (("--lr", "1e-3,-1"), 2, "lr=-1.0: input should be greater than 0"),
-        (("--lr", ","), 2, "no number stands in ','"),
+        (("--lr", ","), 2, "for --lr: no number stands in ','"),
         (("--heads", "wide"), 2, "'wide' is no list of widths"),
         (("--heads", "100-0"), 2, "hidden width is 0"),
         (("--heads", "8", "--on", "keep"), 2, "the classifier is kept"),

@@ -60,12 +60,16 @@ def _augment(text: str) -> str:
     return text
 
 
-def as_number(text: str) -> float:
-    """Refuse what is no number, and say so of a decimal comma."""
+def as_number(text: str, option: str | None = None) -> float:
+    """Refuse what is no number, and say so of a decimal comma.
+
+    Args:
+        option: to be named where typer does not do so.
+    """
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(_no_number(text)) from None
+        raise typer.BadParameter(_no_number(text), param_hint=option) from None
 
 
 def _no_number(text: str) -> str:

@@ -41,7 +41,11 @@ class AskedTask:
                 raise typer.BadParameter(told, param_hint="--loss")
             return None
         chosen = self.thresholds == "best"
-        cuts = () if chosen or not self.thresholds else (options.as_number(self.thresholds),)
+        cuts = (
+            ()
+            if chosen or not self.thresholds
+            else (options.as_number(self.thresholds, "--thresholds"),)
+        )
         found = TaskSettings(kind=kind, loss=self.loss, thresholds=cuts, chosen=chosen)
         with options.usage_errors():
             return task_from(found).settings()

@@ -107,7 +107,7 @@ def probe(
 
 def _precision(text: str) -> object:
     """Wrong usage of a form of training, which computes no features."""
-    return text if text in ("exact", "auto") else options.as_number(text)
+    return text if text in ("exact", "auto") else options.as_number(text, "--precision")
 
 
 def _command(context: typer.Context) -> list[str]:

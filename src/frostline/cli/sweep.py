@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 _Numbers = tuple[float, ...]
 
 
-def _numbers(text: str) -> _Numbers:
+def _numbers(text: str, option: str) -> _Numbers:
     """`"1e-3,1e-2"` -> `(0.001, 0.01)`."""
     parts = [part for part in text.split(",") if part.strip()]
     if text and not parts:
-        raise typer.BadParameter(f"no number stands in '{text}'.")
-    return tuple(map(options.as_number, parts))
+        raise typer.BadParameter(f"no number stands in '{text}'.", param_hint=option)
+    return tuple(options.as_number(part, option) for part in parts)
 
 
 def _several(description: str) -> Any:
@@ -91,10 +91,10 @@ def sweep(
         raise typer.BadParameter("a sweep trains on stored features.", param_hint="--features")
     drawn = tuple(map(_whole, seeds.split(","))) if seeds else None
     asked = Asked(
-        _numbers(lr) or None,
-        _numbers(weight_decay) or None,
+        _numbers(lr, "--lr") or None,
+        _numbers(weight_decay, "--weight-decay") or None,
         _heads(heads, on),
-        _numbers(dropout) or None,
+        _numbers(dropout, "--dropout") or None,
         drawn,
         drop=not every,
     )

@@ -32,9 +32,9 @@ from frostline.cutting.structures import (
     varying_inputs,
 )
 from frostline.cutting.suffix import Suffix as Suffix
-from frostline.cutting.sweep import LABELS as LABELS
 from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import few_samples
+from frostline.cutting.verdicts import LABELS as LABELS
 from frostline.errors import CutError, FrostlineError, one_line
 from frostline.freezing.modes import modes_kept
 from frostline.sharding import is_sharded

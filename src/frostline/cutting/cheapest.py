@@ -16,8 +16,8 @@ from torch import Tensor, fx
 
 from frostline.cutting import effects
 from frostline.cutting.layouts import RowLayout, row_sizes
-from frostline.cutting.sweep import Swept
 from frostline.cutting.trial import Observed
+from frostline.cutting.verdicts import Verdicts
 
 # Floating-point operations in the time that reading one byte of a stored feature takes: about
 # 1e11 a second against 1e9 bytes a second from the page cache.
@@ -30,7 +30,7 @@ _INFINITE = 1 << 60
 
 
 def choose(
-    swept: Swept, trial: Observed, layouts: Mapping[fx.Node, RowLayout]
+    verdicts: Verdicts, trial: Observed, layouts: Mapping[fx.Node, RowLayout]
 ) -> tuple[frozenset[fx.Node], list[fx.Node]]:
     """The nodes to compute once per sample, and those of them that the rest reads, in order.
 
@@ -39,14 +39,14 @@ def choose(
     Args:
         layouts: of the nodes whose values can be kept, since they have a row for each sample.
     """
-    below = _below(swept, trial, layouts, price=1)
+    below = _below(verdicts, trial, layouts, price=1)
     if all(node.op == "placeholder" for node in below):
         # Computing is cheap beside reading, as in small networks: the last line there is. It
         # still saves reading and preparing the sample itself.
-        below = _below(swept, trial, layouts, price=_DEAR)
+        below = _below(verdicts, trial, layouts, price=_DEAR)
     crossing = [
         node
-        for node in swept.carriers
+        for node in verdicts.carriers
         if node in below
         and any(user not in below and not effects.reads_only_shape(user) for user in node.users)
     ]
@@ -68,14 +68,18 @@ def _kept_bytes(node: fx.Node, trial: Observed, layout: RowLayout, *, price: int
     return int(row_bytes(node, trial) * math.prod(longer)) * dear
 
 
-def _doubled(swept: Swept, trial: Observed, layouts: Mapping[fx.Node, RowLayout]) -> set[fx.Node]:
+def _doubled(
+    verdicts: Verdicts, trial: Observed, layouts: Mapping[fx.Node, RowLayout]
+) -> set[fx.Node]:
     """Nodes that both halves may compute: as wide as their sample is long, like masks of pairs.
 
     Nothing writes into their memory. Of others each is computed in one half alone, so that what
     is kept does not change with small differences of price.
     """
     written = {storage for node in trial.traced.nodes for storage in trial.written(node)}
-    wide = (n for n in swept.carriers if n in layouts and row_sizes(n, layouts[n]).count(None) > 1)
+    wide = (
+        n for n in verdicts.carriers if n in layouts and row_sizes(n, layouts[n]).count(None) > 1
+    )
     return {node for node in wide if trial.storage[node] not in written}
 
 
@@ -116,21 +120,21 @@ def _is_view(node: fx.Node, trial: Observed) -> bool:
 
 
 def _below(
-    swept: Swept, trial: Observed, layouts: Mapping[fx.Node, RowLayout], *, price: int
+    verdicts: Verdicts, trial: Observed, layouts: Mapping[fx.Node, RowLayout], *, price: int
 ) -> frozenset[fx.Node]:
     import networkx
 
     network = networkx.DiGraph()
     network.add_nodes_from(("inputs", "rest"))
-    known = set(swept.carriers)
-    doubled = _doubled(swept, trial, layouts)
+    known = set(verdicts.carriers)
+    doubled = _doubled(verdicts, trial, layouts)
 
     def edge(start: object, end: object, capacity: int = _INFINITE) -> None:
         # Backwards: of several lines that cost the same, networkx then gives the lowest.
         network.add_edge(end, start, capacity=capacity)
 
     # Of the two places of a node one stands for computing it below, the other for keeping it.
-    for node in swept.carriers:
+    for node in verdicts.carriers:
         computed, kept = (node, "computed"), (node, "kept")
         # Another view of what is kept is worth no room, however dear computing is.
         own = (1 if _is_view(node, trial) else price) * _cost(node, trial)
@@ -146,12 +150,12 @@ def _below(
                 if node not in doubled:
                     # Built into one half alone: what is computed below has all it reads below.
                     edge((user, "computed"), computed)
-            elif user in swept.reasons:
+            elif user in verdicts.reasons:
                 edge(kept, "rest")
-    for group in swept.together:
+    for group in verdicts.together:
         ring = [node for node in group if node in known]
         for one, other in zip(ring, [*ring[1:], *ring[:1]], strict=True):
             edge((one, "computed"), (other, "computed"))
     flow = networkx.algorithms.flow.dinitz
     _, (_, reached) = networkx.minimum_cut(network, "rest", "inputs", flow_func=flow)
-    return frozenset(node for node in swept.carriers if (node, "computed") in reached)
+    return frozenset(node for node in verdicts.carriers if (node, "computed") in reached)

@@ -27,7 +27,6 @@ from frostline.cutting.lengths import OwnLength, length_symbols, own_length, var
 from frostline.cutting.reasons import nothing_kept, why_there
 from frostline.cutting.signatures import outline, prefix_key, prefix_tensors, settled, signatures
 from frostline.cutting.structures import InputSpec, Rebuild
-from frostline.cutting.sweep import LABELS, sweep
 from frostline.cutting.tracing import (
     Traced,
     Unfollowed,
@@ -37,6 +36,7 @@ from frostline.cutting.tracing import (
     upwards,
 )
 from frostline.cutting.trial import Observed, rearrange, run_trial
+from frostline.cutting.verdicts import LABELS, verdicts_on
 from frostline.errors import NothingFrozen, one_line
 from frostline.standins import StandIn
 from frostline.units import format_bytes
@@ -137,13 +137,13 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     traced = trace(model, spec, tensors)
     with _for_few_samples(model):
         trial = run_trial(traced, tensors)
-        swept = sweep(trial)
-        mixed, layouts = rearrange(trial, swept.carriers)
+        verdicts = verdicts_on(trial)
+        mixed, layouts = rearrange(trial, verdicts.carriers)
     if mixed:
-        swept = sweep(trial, mixed=mixed)
-    below, crossing = choose(swept, trial, layouts)
+        verdicts = verdicts_on(trial, mixed=mixed)
+    below, crossing = choose(verdicts, trial, layouts)
     if all(node.op == "placeholder" for node in below):
-        raise NothingFrozen(nothing_kept(model, traced, swept))
+        raise NothingFrozen(nothing_kept(model, traced, verdicts))
     hashes = signatures(trial)
     ends = settled(trial, hashes, below)
     alike = defaultdict[str, list[fx.Node]](list)  # of those of equal content one is enough
@@ -151,8 +151,8 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         alike[ends[node]].append(node)
     firsts = [nodes[0] for nodes in alike.values()]
     ways = tuple(layouts[node] for node in firsts)
-    both = frozenset(swept.carriers).intersection(upwards(crossing)) - below
-    line = GraphLine(below, swept.free, tuple(map(tuple, alike.values())), ways, trial, both)
+    both = frozenset(verdicts.carriers).intersection(upwards(crossing)) - below
+    line = GraphLine(below, verdicts.free, tuple(map(tuple, alike.values())), ways, trial, both)
     prefix, held = build_prefix(line, model)
     training = evaluation = build_suffix(line, model)
     model.eval()
@@ -166,7 +166,7 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         (training, traced.rebuild),
         (evaluation, evaluated.rebuild),
         tuple(_value(node, trial, way) for node, way in zip(firsts, ways, strict=True)),
-        why_there(crossing, below, swept),
+        why_there(crossing, below, verdicts),
         forward_share(held, trial),
         {"prefix": _prefix_key(traced, held, firsts), "tensors": prefix_tensors(traced, held)},
         varying(traced.module.graph),
@@ -200,7 +200,7 @@ def _same_line(
     crossing = tuple(
         tuple(node for node in nodes if found_ends[node] == ends[held[0]]) for held in line.crossing
     )
-    free = sweep(trial).free - below
+    free = verdicts_on(trial).free - below
     return GraphLine(below, free, crossing, line.layouts, trial)
 
 

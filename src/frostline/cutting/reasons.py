@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from torch import fx, nn
 
-from frostline.cutting.sweep import Swept
 from frostline.cutting.tracing import Traced, module_path, operation, own_name
+from frostline.cutting.verdicts import Verdicts
 from frostline.errors import CutError
 from frostline.freezing.modes import is_held
 from frostline.wording import either
@@ -23,36 +23,36 @@ _MOST_TRIED = 4
 _Made = TypeVar("_Made")
 
 
-def why_there(crossing: list[fx.Node], below: frozenset[fx.Node], swept: Swept) -> str:
+def why_there(crossing: list[fx.Node], below: frozenset[fx.Node], verdicts: Verdicts) -> str:
     """Where the line runs and why there, in one line."""
     computed = [n for n in crossing if n.op != "placeholder"] or crossing
     names = list(dict.fromkeys(module_path(n) or operation(n) for n in reversed(computed)))
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     where = ", ".join(names[:2]) if more else " and ".join(names[:2])
-    reason, steps = _first_reason(computed, below, swept)
+    reason, steps = _first_reason(computed, below, verdicts)
     between = "; what lies between costs less to compute again than to read" if steps else ""
     return f"behind {where}{more}, since {reason}{between}"
 
 
 def _first_reason(
-    crossing: list[fx.Node], below: frozenset[fx.Node], swept: Swept
+    crossing: list[fx.Node], below: frozenset[fx.Node], verdicts: Verdicts
 ) -> tuple[str, int]:
     """Why the nearest operation above the line is not frozen, and how many steps off it is."""
     level = [user for node in reversed(crossing) for user in node.users if user not in below]
     steps = 0
     while level:
         for node in level:
-            if node in swept.reasons and node.op != "output":
-                return swept.reasons[node], steps
+            if node in verdicts.reasons and node.op != "output":
+                return verdicts.reasons[node], steps
         level = list(dict.fromkeys(user for node in level for user in node.users))
         steps += 1
     return "what follows is the model's output", 0
 
 
-def nothing_kept(model: nn.Module, traced: Traced, swept: Swept) -> str:
+def nothing_kept(model: nn.Module, traced: Traced, verdicts: Verdicts) -> str:
     """One sentence of what is in the way, and one of what to do, both true of this model."""
     nothing = f"nothing in {type(model).__name__} can be kept"
-    computed = [node for node in swept.carriers if node.op == "call_function"]
+    computed = [node for node in verdicts.carriers if node.op == "call_function"]
     if computed:
         last = operation(computed[-1])
         return f"{nothing}: no frozen value in it, up to {last}, has a row for each sample."
@@ -60,8 +60,8 @@ def nothing_kept(model: nn.Module, traced: Traced, swept: Swept) -> str:
     for node in traced.nodes:
         if node.op == "placeholder" or not reached.isdisjoint(node.all_input_nodes):
             reached.add(node)
-            if node in swept.reasons and node.op != "output":
-                return f"{nothing}: {swept.reasons[node]}. {_advice(model, node, traced)}"
+            if node in verdicts.reasons and node.op != "output":
+                return f"{nothing}: {verdicts.reasons[node]}. {_advice(model, node, traced)}"
     return f"{nothing}: nothing that it computes of its input is frozen."
 
 

@@ -1,4 +1,4 @@
-"""Blocks of a forward under autocast or without gradients: opened for the sweep, closed again.
+"""Blocks of a forward under autocast or without gradients: opened for the verdicts, closed again.
 
 torch.export keeps such a block as one operation that runs a graph of its own. The frost line may
 run through the middle of it, so its operations are put into the graph itself, each with a note of

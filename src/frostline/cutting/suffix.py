@@ -17,7 +17,7 @@ from frostline.cutting.graphs import OpenGraph
 from frostline.cutting.halves import Above
 from frostline.cutting.standalone import Standalone
 from frostline.cutting.structures import flatten_output
-from frostline.cutting.sweep import LABELS
+from frostline.cutting.verdicts import LABELS
 from frostline.devices import device_of
 from frostline.errors import CutError
 from frostline.freezing.modes import modes_kept

@@ -1,4 +1,4 @@
-"""One forward sweep over the graph: which values depend on the sample and frozen computation alone.
+"""One forward pass over the graph: which values depend on the sample and frozen computation alone.
 
 A value is frozen if all it is computed from is, and the operation draws no random number, moves
 no state and does not mix samples. In-place operations are followed through everything that shares
@@ -25,7 +25,7 @@ LABELS = "labels"
 
 @final
 @dataclass(frozen=True)
-class Swept:
+class Verdicts:
     """The verdict on each node.
 
     Attributes:
@@ -42,18 +42,18 @@ class Swept:
     together: tuple[frozenset[fx.Node], ...]
 
 
-def sweep(trial: Observed, *, mixed: Collection[fx.Node] = ()) -> Swept:
+def verdicts_on(trial: Observed, *, mixed: Collection[fx.Node] = ()) -> Verdicts:
     """Judge every node of the graph.
 
     Args:
         mixed: nodes that were seen to give a sample what depends on its batch.
     """
     why = "gives a sample what depends on its batch or on chance"
-    return _Sweep(trial).swept({node: f"{_placed(node)} {why}" for node in mixed})
+    return _Pass(trial).verdicts({node: f"{_placed(node)} {why}" for node in mixed})
 
 
 @final
-class _Sweep:
+class _Pass:
     """The verdicts, over the graph's memory: who shares it with whom, and who writes into it."""
 
     def __init__(self, trial: Observed) -> None:
@@ -73,7 +73,7 @@ class _Sweep:
         moved = {trial.storage[a] for n in norms for a in n.all_input_nodes if a in read}
         self._moving = moved & buffers | self._state & self._writes.keys()
 
-    def swept(self, pinned: Mapping[fx.Node, str]) -> Swept:
+    def verdicts(self, pinned: Mapping[fx.Node, str]) -> Verdicts:
         """The verdict, with reasons for some nodes given."""
         while True:
             reasons = self._reasons(pinned)
@@ -83,7 +83,7 @@ class _Sweep:
                 reached = self._reached()
                 carriers = [node for node in frozen if node in reached]
                 free = frozenset(frozen) - reached
-                return Swept(reasons, carriers, free, tuple(self._together(reasons)))
+                return Verdicts(reasons, carriers, free, tuple(self._together(reasons)))
             pinned = {**pinned, **more}  # what is computed of these is not frozen either
 
     def _readers(self, storage: int) -> set[fx.Node]:

@@ -32,6 +32,56 @@ def follows(model: nn.Module, example: torch.Tensor) -> int:
     return export.call_count
 
 
+class Switched(nn.Sequential):
+    """Adds in training what its own `train` says, as a network that folds branches does."""
+
+    more = 1.0
+
+    def train(self, mode: bool = True) -> Switched:
+        self.more = 1.0 if mode else 0.0
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self[1](self[0](x)) + self.more
+
+
+class Moody(nn.Sequential):
+    """Puts itself into a mode, and asks itself for it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.training = bool(self.training)
+        return self[1](self[0](x)) + float(self.training)
+
+
+def layers(kind: type[nn.Sequential], *more: nn.Module) -> nn.Sequential:
+    model = kind(nn.Linear(4, 8), nn.Linear(8, 2), *more)
+    fl.train_only(model, "1")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "times"),
+    [
+        (layers(nn.Sequential), 1),
+        (layers(nn.Sequential, nn.Dropout(0.5)), 2),
+        (layers(Switched), 2),
+        (layers(Moody), 2),
+    ],
+)
+def test_a_forward_that_reads_the_same_in_both_modes_is_followed_once(
+    model: nn.Sequential, times: int
+) -> None:
+    example = torch.randn(3, 4)
+    assert follows(model, example) == times
+    made = fl.cut(model, example)
+    for training in (True, False):
+        model.train(training)
+        torch.manual_seed(0)
+        expected = model(example)
+        torch.manual_seed(0)
+        assert torch.equal(made.suffix(*made.prefix(example)), expected)
+
+
 def test_a_second_cut_of_an_unchanged_model_follows_nothing() -> None:
     model, example = net(), torch.randn(3, 4)
     assert follows(model, example) == 2

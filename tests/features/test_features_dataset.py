@@ -56,7 +56,7 @@ def by_place(tmp_path: Path) -> tuple[fl.Cut, FeatureData]:
 @pytest.fixture
 def by_name(tmp_path: Path) -> tuple[fl.Cut, FeatureData]:
     made = fl.cut(Two(), {"x": X[:4], "labels": CLASSES[:4]})
-    return made, fl.extract(made, items(), tmp_path, precision="exact", batch_size=8)
+    return made, fl.extract(made, items(), tmp_path, precision="exact")
 
 
 def test_features_by_place_are_pairs_that_any_loader_takes(
@@ -101,7 +101,7 @@ def test_labels_may_change_without_a_row_being_computed_anew(
     by_name: tuple[fl.Cut, FeatureData], tmp_path: Path
 ) -> None:
     made, _ = by_name
-    again = fl.extract(made, items(change=3), tmp_path, precision="exact", batch_size=8)
+    again = fl.extract(made, items(change=3), tmp_path, precision="exact")
     assert again.computed == 0
     assert torch.equal(again[0]["labels"], 1 - CLASSES[0])
 
@@ -110,7 +110,7 @@ def test_pairs_under_a_cut_with_labels_share_rows_with_mappings_and_get_the_name
     by_name: tuple[fl.Cut, FeatureData], tmp_path: Path
 ) -> None:
     made, found = by_name
-    pairs = fl.extract(made, TensorDataset(X, CLASSES), tmp_path, precision="exact", batch_size=8)
+    pairs = fl.extract(made, TensorDataset(X, CLASSES), tmp_path, precision="exact")
     assert {n: v.tolist() for n, v in pairs[5].items()} == {
         n: v.tolist() for n, v in found[5].items()
     }

@@ -390,7 +390,8 @@ def _halves(
         structure = seen.structures[mode].without(drawn.prefix.entered - entered)
         return Above(Half(graph, below, structure), rebuild, seen.refusals.get(mode))
 
-    structure = seen.structures[True].without(entered - drawn.prefix.entered).held_modes_only()
+    own = seen.structures[True].also_in(seen.structures[False])
+    structure = own.without(entered - drawn.prefix.entered)
     prefix = Prefix(spec, model, Half(drawn.prefix, below, structure))
     return prefix, Suffix(model, (above(False), above(True)), Frontier(drawn.frontier).names)
 

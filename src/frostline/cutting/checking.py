@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from frostline.cutting.structures import InputSpec, flatten_output
 from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import rows_at
-from frostline.cutting.watching import Structure, reads_recorded
+from frostline.cutting.watching import Reads, Structure, reads_recorded
 from frostline.errors import CutError
 from frostline.fingerprints.parts import same_bits
 from frostline.freezing.held_layers import packing
@@ -57,11 +57,16 @@ def check(model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutF
     structures, refusals, largest = dict[bool, Structure](), dict[bool, Refusal](), 0.0
     for training in (True, False):
         model.train(training)
-        error, structures[training] = _compared(model, spec, tensors, halves, training=training)
+        error, reads = _compared(model, spec, tensors, halves, training=training)
+        structures[training] = Structure.of(model, reads)
         largest = max(largest, error)
+    is_alike = reads.is_same_in(structures[True], model)
+    refusal: Refusal | None = None
     for training in (True, False):
         model.train(training)
-        if refusal := _compared_on_one(model, spec, tensors, halves):
+        if training or not is_alike:
+            refusal = _compared_on_one(model, spec, tensors, halves)
+        if refusal:
             refusals[training] = refusal
         structures[training] = structures[training].settled(model)
     return Checked(largest, structures, refusals)
@@ -69,12 +74,12 @@ def check(model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutF
 
 def _compared(
     model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward, *, training: bool
-) -> tuple[float, Structure]:
-    """Relative error, 0.0 for bit for bit, and the structure that the forward reads.
+) -> tuple[float, Reads]:
+    """Relative error, 0.0 for bit for bit, and what the forward reads of the modules.
 
     In training the gradients, the buffers afterwards and the random numbers drawn count as well.
     """
-    reads: Mapping[str, set[str]] = {}
+    reads = Reads()
 
     def recorded(given: list[Tensor]) -> object:
         nonlocal reads
@@ -88,7 +93,6 @@ def _compared(
             f"{type(model).__name__} cannot be trained on the example as it is: {broken}"
         ) from broken
     cut = _outcome(model, halves, tensors, training=training)
-    structure = Structure.of(model, reads)
     error = max(map(_error, plain, cut), default=float("inf"))
     if len(plain) != len(cut) or not error <= _LARGEST_ERROR:
         mode = "training" if training else "evaluation"
@@ -96,7 +100,7 @@ def _compared(
             f"the cut {type(model).__name__} does not give what the model gives in {mode} "
             f"(relative error {error:.2g}), so it is not used. {_advice(model)}"
         )
-    return error, structure
+    return error, reads
 
 
 def _advice(model: nn.Module) -> str:

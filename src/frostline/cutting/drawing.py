@@ -37,6 +37,7 @@ from frostline.cutting.tracing import (
 )
 from frostline.cutting.trial import Observed, rearrange, run_trial
 from frostline.cutting.verdicts import LABELS, verdicts_on
+from frostline.cutting.watching import Structure
 from frostline.errors import NothingFrozen, one_line
 from frostline.standins import StandIn
 from frostline.units import format_bytes
@@ -127,6 +128,8 @@ def remember(
 def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     """Follow the model in both modes and draw the line.
 
+    Once for both, where all that the forward reads of its modules is the same in both.
+
     The model is in train mode afterwards.
 
     Raises:
@@ -135,6 +138,7 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     # Long, since each step needs what the ones before it found.
     model.train()
     traced = trace(model, spec, tensors)
+    structure = Structure.of(model, traced.reads)
     with _for_few_samples(model):
         trial = run_trial(traced, tensors)
         verdicts = verdicts_on(trial)
@@ -156,7 +160,8 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     prefix, held = build_prefix(line, model)
     training = evaluation = build_suffix(line, model)
     model.eval()
-    evaluated = trace(model, spec, tensors)
+    is_same = traced.reads.is_same_in(structure, model)
+    evaluated = traced if is_same else trace(model, spec, tensors)
     if outline(evaluated) != outline(traced):
         with _for_few_samples(model):
             other = run_trial(evaluated, tensors)
@@ -171,7 +176,7 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         {"prefix": _prefix_key(traced, held, firsts), "tensors": prefix_tensors(traced, held)},
         varying(traced.module.graph),
     )
-    forget_symbols(traced.module.graph, evaluated.module.graph)
+    forget_symbols(*{each.module.graph: None for each in (traced, evaluated)})
     model.train()
     return drawn
 

@@ -25,6 +25,7 @@ from frostline.cutting.structures import (
     flatten_output,
     varying_inputs,
 )
+from frostline.cutting.watching import Reads, reads_recorded
 from frostline.errors import CutError, one_line
 
 # Kernels that count in 32 bits may bound a batch too, but not below this.
@@ -47,11 +48,13 @@ class Traced:
         rebuild: makes the model's output from that tuple.
         constants: names of tensors that are neither parameters nor buffers; those that the forward
             makes are other objects in each trace.
+        reads: what of the modules the forward read.
     """
 
     module: fx.GraphModule
     rebuild: Rebuild = field(repr=False)
     constants: frozenset[str]
+    reads: Reads = field(repr=False)
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -71,11 +74,11 @@ class _Flat(nn.Module):
         self.model = model
         self.spec = spec
         # What a forward leaves behind; of lists and dicts export would put the former content back.
-        self.note = SimpleNamespace(rebuild=None)
+        self.note = SimpleNamespace(rebuild=None, reads=Reads())
 
     def forward(self, flat: list[Tensor]) -> list[Tensor]:
         try:
-            with _caches_kept(self.model):
+            with _caches_kept(self.model), reads_recorded(self.model) as self.note.reads:
                 tensors, rebuild = flatten_output(self.spec.call(self.model, flat))
         except CutError:
             raise
@@ -142,7 +145,7 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
             )
     assert flat.note.rebuild is not None
     constants = frozenset(program.graph_signature.lifted_tensor_constants)
-    return Traced(module, flat.note.rebuild, constants)
+    return Traced(module, flat.note.rebuild, constants, flat.note.reads)
 
 
 def _most_samples(

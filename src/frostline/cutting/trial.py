@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -264,4 +265,7 @@ def _overlaps(value: Tensor) -> bool:
 def _largest(value: Any) -> float:
     if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
         return 0.0
+    ends = [abs(float(end)) for end in value.detach().aminmax()]  # one pass: weights may be many
+    if all(map(isfinite, ends)):
+        return max(ends)
     return float(value.detach().abs().nan_to_num(0, 0, 0).max())

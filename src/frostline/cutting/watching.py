@@ -107,12 +107,19 @@ class Structure:
         kept = (p for p in self.modules if p not in roots and roots.isdisjoint(upwards(p)))
         return Structure({path: self.modules[path] for path in kept})
 
-    def held_modes_only(self) -> Structure:
-        """As what holds in both modes: of modes, the evaluation in which a frozen part is held."""
-        free = (_MODE, str(True))
+    def also_in(self, evaluation: Structure) -> Structure:
+        """As what holds in both modes: less what a `train` of the model's own changes.
+
+        Of modes, the evaluation in which a frozen part is held.
+        """
+        free, others = (_MODE, str(True)), evaluation.modules
         return Structure(
             {
-                path: dict(pair for pair in words.items() if pair != free)
+                path: {
+                    word: text
+                    for word, text in words.items()
+                    if (word, text) != free and others.get(path, words).get(word, text) == text
+                }
                 for path, words in self.modules.items()
             }
         )
@@ -252,11 +259,24 @@ def changed(model: nn.Module, what: str) -> CutError:
     )
 
 
+@final
+class Reads(dict[str, set[str]]):
+    """Path of a module -> names of its attributes that were read, and not set.
+
+    Attributes:
+        sets_modes: whether a module was put in training or evaluation mode meanwhile.
+    """
+
+    sets_modes = False
+
+    def is_same_in(self, before: Structure, model: nn.Module) -> bool:
+        """Whether what was read is now what it was `before`, so that the forward is the same."""
+        return not self.sets_modes and Structure.of(model, self) == before
+
+
 @contextmanager
-def reads_recorded(
-    model: nn.Module, *, until: Sequence[object] = ()
-) -> Iterator[dict[str, set[str]]]:
-    """Path of a module -> names of its attributes that the block reads, and does not set.
+def reads_recorded(model: nn.Module, *, until: Sequence[object] = ()) -> Iterator[Reads]:
+    """The attributes of modules that the block reads.
 
     For a module under several paths, under each. What a forward sets is its own business: a
     counter, a cache, the attention it saw last.
@@ -266,7 +286,7 @@ def reads_recorded(
     """
     read = {id(module): set[str]() for module in model.modules()}
     written = {id(module): set[str]() for module in model.modules()}
-    found, others = dict[str, set[str]](), set[str]()
+    found, others = Reads(), set[str]()
 
     def recording_get(self: nn.Module, name: str) -> Any:
         if not until:
@@ -291,4 +311,6 @@ def reads_recorded(
             else:
                 nn.Module.__getattribute__ = former  # type: ignore[method-assign]  # as it was
     for path, module in model.named_modules(remove_duplicate=False):
-        found[path] = read.get(id(module), set()) - written.get(id(module), set())
+        own = written.get(id(module), set())
+        found[path] = read.get(id(module), set()) - own
+        found.sets_modes |= _MODE in own

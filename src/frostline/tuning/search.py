@@ -37,7 +37,7 @@ and more: the quickest of a few runs side by side does not cross that gap, on a 
 """
 _PAIRS = 3
 _TIMED_SAMPLES = 8
-_LONG_SECONDS = 0.1  # a run of this length that is as quick as plain float32 needs no second
+_LONG_SECONDS = 0.01  # a run of this length that is as quick as plain float32 needs no second
 WORTH_SAMPLES: Final = 64
 """Fewer samples to compute than this are computed while forms are tried."""
 # A single convolution that cuts an image into patches does not pay for the layout.

@@ -55,39 +55,47 @@ def check(model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutF
         CutError: they differ by more than the order of summation explains.
     """
     structures, refusals, largest = dict[bool, Structure](), dict[bool, Refusal](), 0.0
+    plain = _Recorded(model, spec)
     for training in (True, False):
         model.train(training)
-        error, reads = _compared(model, spec, tensors, halves, training=training)
-        structures[training] = Structure.of(model, reads)
+        error = _compared(model, plain, tensors, halves, training=training)
+        structures[training] = Structure.of(model, plain.reads)
         largest = max(largest, error)
-    is_alike = reads.is_same_in(structures[True], model)
-    refusal: Refusal | None = None
+    alone = Structure()
     for training in (True, False):
         model.train(training)
-        if training or not is_alike:
-            refusal = _compared_on_one(model, spec, tensors, halves)
+        if training or not plain.reads.is_same_in(alone, model):
+            refusal = _compared_on_one(model, plain, tensors, halves)
+            alone = Structure.of(model, plain.reads)
         if refusal:
             refusals[training] = refusal
         structures[training] = structures[training].settled(model)
     return Checked(largest, structures, refusals)
 
 
+@final
+@dataclass
+class _Recorded:
+    """The model's own forward; `reads` is what it read of the modules when it was last called."""
+
+    model: nn.Module
+    spec: InputSpec
+    reads: Reads = field(default_factory=Reads)
+
+    def __call__(self, given: list[Tensor]) -> object:
+        with reads_recorded(self.model) as self.reads:
+            return self.spec.call(self.model, given)
+
+
 def _compared(
-    model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward, *, training: bool
-) -> tuple[float, Reads]:
-    """Relative error, 0.0 for bit for bit, and what the forward reads of the modules.
+    model: nn.Module, own: CutForward, tensors: list[Tensor], halves: CutForward, *, training: bool
+) -> float:
+    """Relative error, 0.0 for bit for bit.
 
     In training the gradients, the buffers afterwards and the random numbers drawn count as well.
     """
-    reads = Reads()
-
-    def recorded(given: list[Tensor]) -> object:
-        nonlocal reads
-        with reads_recorded(model) as reads:
-            return spec.call(model, given)
-
     try:
-        plain = _outcome(model, recorded, tensors, training=training)
+        plain = _outcome(model, own, tensors, training=training)
     except RuntimeError as broken:
         raise CutError(
             f"{type(model).__name__} cannot be trained on the example as it is: {broken}"
@@ -100,7 +108,7 @@ def _compared(
             f"the cut {type(model).__name__} does not give what the model gives in {mode} "
             f"(relative error {error:.2g}), so it is not used. {_advice(model)}"
         )
-    return error, reads
+    return error
 
 
 def _advice(model: nn.Module) -> str:
@@ -115,7 +123,7 @@ def _advice(model: nn.Module) -> str:
 
 
 def _compared_on_one(
-    model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward
+    model: nn.Module, own: CutForward, tensors: list[Tensor], halves: CutForward
 ) -> Refusal | None:
     """Compare outputs on the first sample alone; gives what the model refuses it with, if it does.
 
@@ -124,7 +132,7 @@ def _compared_on_one(
     """
     one = rows_at(tensors, [0])
     try:
-        plain = _outcome(model, lambda given: spec.call(model, given), one, training=False)
+        plain = _outcome(model, own, one, training=False)
     except Exception as error:  # whatever a forward raises that wants more samples
         builtin = type(error).__module__ == "builtins"  # others may want other arguments
         return partial(type(error) if builtin else RuntimeError, str(error))
@@ -147,7 +155,7 @@ def compared_on_one(
 ) -> bool:
     """Whether the first sample alone goes through both, in the present mode, to the same."""
     try:
-        return _compared_on_one(model, spec, tensors, halves) is None
+        return _compared_on_one(model, _Recorded(model, spec), tensors, halves) is None
     except CutError:
         return False
 

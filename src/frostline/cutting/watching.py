@@ -310,7 +310,7 @@ def reads_recorded(model: nn.Module, *, until: Sequence[object] = ()) -> Iterato
                 del nn.Module.__getattribute__
             else:
                 nn.Module.__getattribute__ = former  # type: ignore[method-assign]  # as it was
-    for path, module in model.named_modules(remove_duplicate=False):
-        own = written.get(id(module), set())
-        found[path] = read.get(id(module), set()) - own
-        found.sets_modes |= _MODE in own
+            for path, module in model.named_modules(remove_duplicate=False):
+                own = written.get(id(module), set())
+                found[path] = read.get(id(module), set()) - own
+                found.sets_modes |= _MODE in own

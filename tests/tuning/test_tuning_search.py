@@ -124,6 +124,19 @@ def test_a_tolerance_below_bfloat16_is_kept(small: Known, clock: Clock, toleranc
     assert refused.endswith(f"where {tolerance * 100:.2g} % is allowed")
 
 
+def test_a_dtype_that_is_far_from_exact_is_tried_once(
+    small: Known, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, prefix, inputs = small
+    every = (REDUCED, Form("bfloat16", folded=True), Form("bfloat16"), FLOAT32)
+    monkeypatch.setattr(search, "candidates", lambda *_, **__: every)
+    tuned = tune(prefix, inputs, precision=1e-5)
+    assert [trial.form for trial in tuned.trials] == [REDUCED, FLOAT32]
+    near = (trial_of(tuned, REDUCED).error or 0) * 0.9  # another layout may be within
+    tried = [trial.form for trial in tune(prefix, inputs, precision=near).trials]
+    assert tried[:2] == [*every[:2]]
+
+
 def test_a_tolerance_below_any_rounding_leaves_plain_float32(small: Known, clock: Clock) -> None:
     _, prefix, inputs = small
     tuned = tune(prefix, inputs, precision=1e-9)

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from frostline.cutting.cheapest import choose, forward_share, row_bytes
 from frostline.cutting.checking import Checked
 from frostline.cutting.dividing import GraphLine, build_prefix, build_suffix
+from frostline.cutting.evaluated import evaluated
 from frostline.cutting.graphs import OpenGraph
 from frostline.cutting.layouts import RowLayout, row_sizes, row_symbols
 from frostline.cutting.lengths import OwnLength, length_symbols, own_length, varying
@@ -128,7 +129,7 @@ def remember(
 def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     """Follow the model in both modes and draw the line.
 
-    Once for both, where all that the forward reads of its modules is the same in both.
+    Once for both, where one can be told from the other.
 
     The model is in train mode afterwards.
 
@@ -160,23 +161,22 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
     prefix, held = build_prefix(line, model)
     training = evaluation = build_suffix(line, model)
     model.eval()
-    is_same = traced.reads.is_same_in(structure, model)
-    evaluated = traced if is_same else trace(model, spec, tensors)
-    if outline(evaluated) != outline(traced):
+    other = evaluated(traced, structure, model) or trace(model, spec, tensors)
+    if outline(other) != outline(traced):
         with _for_few_samples(model):
-            other = run_trial(evaluated, tensors)
-        evaluation = build_suffix(_same_line(other, line, hashes, ends), model)
+            tried = run_trial(other, tensors)
+        evaluation = build_suffix(_same_line(tried, line, hashes, ends), model)
     drawn = Drawn(
         prefix,
         (training, traced.rebuild),
-        (evaluation, evaluated.rebuild),
+        (evaluation, other.rebuild),
         tuple(_value(node, trial, way) for node, way in zip(firsts, ways, strict=True)),
         why_there(crossing, below, verdicts),
         forward_share(held, trial),
         {"prefix": _prefix_key(traced, held, firsts), "tensors": prefix_tensors(traced, held)},
         varying(traced.module.graph),
     )
-    forget_symbols(*{each.module.graph: None for each in (traced, evaluated)})
+    forget_symbols(*{each.module.graph: None for each in (traced, other)})
     model.train()
     return drawn
 

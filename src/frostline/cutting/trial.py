@@ -224,7 +224,7 @@ class _Rearranging(fx.Interpreter):
     def _moved(self, tensor: Tensor, layout: RowLayout) -> Tensor:
         """The value as it should be in this batch."""
         rows = layout.rows(tensor, self._trial.samples[0])
-        moved: Tensor = layout.restored(rows[self._order.to(rows.device)])
+        moved: Tensor = layout.restored(rows.index_select(0, self._order.to(rows.device)))
         return moved
 
 

@@ -26,7 +26,7 @@ from frostline.errors import CutError, a_type
 from frostline.standins import StandIn
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_MODE = "training"
+MODE = "training"
 # What is told of a module beside its attributes, under words that can be no attribute's name.
 _CLASS, _CODE, _CHILDREN = "its class", "its code", "its modules"
 _FORM = {_CLASS, _CODE, _CHILDREN, *_HOOKS}
@@ -102,6 +102,14 @@ class Structure:
             }
         )
 
+    def differing(self, other: Structure) -> dict[str, set[str]]:
+        """By path of a module what of it is not as in `other`, which looked at the same."""
+        return {
+            path: {word for word in {*words, *found} if words.get(word) != found.get(word)}
+            for path, words in self.modules.items()
+            if words != (found := other.modules[path])
+        }
+
     def without(self, roots: frozenset[str]) -> Structure:
         """Less the modules at these paths and below."""
         kept = (p for p in self.modules if p not in roots and roots.isdisjoint(upwards(p)))
@@ -112,7 +120,7 @@ class Structure:
 
         Of modes, the evaluation in which a frozen part is held.
         """
-        free, others = (_MODE, str(True)), evaluation.modules
+        free, others = (MODE, str(True)), evaluation.modules
         return Structure(
             {
                 path: {
@@ -232,7 +240,7 @@ def _difference(path: str, before: Mapping[str, str], now: Mapping[str, str]) ->
             continue
         if label == _CLASS:
             return f"{where} is a {is_now}, and was a {was}"
-        if label == _MODE:
+        if label == MODE:
             mode = "training" if is_now == str(True) else "evaluation"
             return (
                 f"{where} is in {mode} mode, other than it was in this mode of the model "
@@ -313,4 +321,4 @@ def reads_recorded(model: nn.Module, *, until: Sequence[object] = ()) -> Iterato
             for path, module in model.named_modules(remove_duplicate=False):
                 own = written.get(id(module), set())
                 found[path] = read.get(id(module), set()) - own
-                found.sets_modes |= _MODE in own
+                found.sets_modes |= MODE in own

@@ -35,6 +35,8 @@ SLOW: Final = 2.0
 Forms that a machine has instructions for need 0.15 to 0.9 times, those that it emulates 5 times
 and more: the quickest of a few runs side by side does not cross that gap, on a busy machine too.
 """
+_FAR = 2.0
+"""An error so many times the tolerance comes of the dtype: layout and folding move it by less."""
 _PAIRS = 3
 _TIMED_SAMPLES = 8
 _LONG_SECONDS = 0.01  # a run of this length that is as quick as plain float32 needs no second
@@ -171,8 +173,8 @@ def tune_and_realise(
     bench = _Bench(prefix, tolerance, tuple(samples), plain, plain(*samples))
     trials: list[FormTrial] = []
     for form in candidates(prefix, samples[0].device, tolerance=tolerance):
-        if any(trial.is_slow and trial.form.dtype == form.dtype for trial in trials):
-            continue  # the machine was slow at this dtype: the rest of it is not tried
+        if any(trial.form.dtype == form.dtype and bench.ends(trial) for trial in trials):
+            continue
         trial, run = bench.attempt(form)
         trials.append(trial)
         if run is not None:
@@ -250,6 +252,10 @@ class _Bench:
     samples: tuple[Tensor, ...]
     plain: Realised
     outputs: tuple[Tensor, ...]
+
+    def ends(self, trial: FormTrial) -> bool:
+        """Whether no other form of its dtype is worth a try, be it slow or far from exact."""
+        return trial.is_slow or (trial.error or 0.0) > _FAR * self.tolerance
 
     def attempt(self, form: Form) -> tuple[FormTrial, Realised | None]:
         """What one form gives, and the form where it passed.

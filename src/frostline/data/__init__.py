@@ -47,6 +47,7 @@ from frostline.data.samples import content_id as content_id
 from frostline.data.samples import inputs_of as inputs_of
 from frostline.data.samples import lengths_of as lengths_of
 from frostline.data.samples import some_targets as some_targets
+from frostline.data.sound import SoundPictures as SoundPictures
 from frostline.data.targets import TargetKind as TargetKind
 from frostline.data.targets import likely_task as likely_task
 from frostline.data.targets import read_task_set as read_task_set

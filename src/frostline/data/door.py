@@ -33,7 +33,7 @@ from frostline.data.batches import (
     holds_batches,
     some_rows,
 )
-from frostline.data.decoding import decodings_of, worth_less
+from frostline.data.decoding import LIKELY, decodings_of, worth_less
 from frostline.data.images import reading_of
 from frostline.data.kept import stamp_of
 from frostline.data.levels import FULL
@@ -213,19 +213,26 @@ class ImageSamples(Samples):
             self.transform += f", {data.decoding}"
         self.digests: dict[Path, tuple[object, str]] = {}
         self._ahead: Ahead | None = None
+        self._begun: ImageSamples | None = None  # these, as they are loaded in the background
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def begin(self) -> None:
-        """Load rows in the background, for who asks for them later."""
-        self._ahead = Ahead(self._loaded, range(len(self) * self.views))
+    def begin(self, decoding: DecodingName = "full") -> None:
+        """Load rows in the background, for who asks for them later.
+
+        Args:
+            decoding: by which they will probably be asked for, through `decoded`.
+        """
+        self._begun = made = self.decoded(decoding)
+        made._ahead = Ahead(made._loaded, range(len(self) * self.views))
 
     def end(self) -> None:
         """Let go of what was loaded in the background and not asked for."""
-        if self._ahead is not None:
-            self._ahead.end()
-            self._ahead = None
+        made, self._begun = self._begun, None
+        if made is not None and made._ahead is not None:
+            made._ahead.end()
+            made._ahead = None
 
     def load(self, row: int) -> Tensor:
         ahead = self._ahead
@@ -255,9 +262,21 @@ class ImageSamples(Samples):
 
         Random views, which may show a small part of a picture, and pictures beside masks stay.
         """
-        if not self._is_plain or decoding == self._data.decoding:
+        if not self._is_plain:
+            return self
+        if self._begun is not None:
+            if decoding == self._begun._data.decoding:
+                return self._begun
+            self.end()  # for nobody
+        if decoding == self._data.decoding:
             return self
         made = ImageSamples(replace(self._data, decoding=decoding))
+        made.digests = self.digests
+        return made
+
+    def read_anew(self) -> ImageSamples:
+        """The same pictures, none of which an audit has kept."""
+        made = ImageSamples(replace(self._data, kept=None))
         made.digests = self.digests
         return made
 
@@ -267,6 +286,10 @@ class ImageSamples(Samples):
             return []
         paths = [sample.path for sample in self._data.images.samples]
         return worth_less(paths, self._data.preprocessing, most)
+
+    def likely_decoding(self) -> DecodingName:
+        """What will probably do, before any network has seen them."""
+        return LIKELY if self.worth_less(1) else "full"
 
     def decodings(self, samples: Sequence[int]) -> tuple[DecodingName, ...]:
         """What there is to try on these samples beside a full decoding, the quickest first."""

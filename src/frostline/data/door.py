@@ -292,9 +292,15 @@ class ImageSamples(Samples):
         return LIKELY if self.worth_less(1) else "full"
 
     def decodings(self, samples: Sequence[int]) -> tuple[DecodingName, ...]:
-        """What there is to try on these samples beside a full decoding, the quickest first."""
+        """What there is to try on these samples beside a full decoding, the quickest first.
+
+        What an audit kept of most pictures is the quickest, and nearer than what it left out.
+        """
         paths = [self._data.images.samples[sample].path for sample in samples]
-        return decodings_of(paths, self._data.preprocessing)
+        every, kept = decodings_of(paths, self._data.preprocessing), self._data.kept
+        if kept is None or kept.decoding not in every or 2 * len(kept) < len(self):
+            return every
+        return every[every.index(kept.decoding) :]
 
     @property
     def _is_plain(self) -> bool:

@@ -125,7 +125,7 @@ class _Trials:
         whole, full_seconds = _loaded(samples, self.tried)
         plain = realised_later(self.compute.cut, Tuned(PLAIN, 0.0, 1), self.compute.device)
         reference = plain(samples.collate(whole))
-        for decoding in samples.decodings(self.tried):
+        for decoding in self.samples.decodings(self.tried):
             loaded, seconds = _loaded(samples.decoded(decoding), self.tried)
             values = self.compute(samples.collate(loaded))
             errors = _errors(values, reference)

@@ -29,6 +29,7 @@ from frostline.data import (
 from frostline.errors import ConfigError, FrostlineError
 from frostline.features import probable_decoding
 from frostline.models import LoadedModel
+from frostline.preprocessing import Preprocessing
 from frostline.records import BY_MODEL
 from frostline.session import store_folder
 from frostline.wording import option
@@ -116,7 +117,8 @@ def _sound(features: str) -> SoundPictures | None:
 
 def _kept(splits: Splits, settings: RunSettings, loaded: LoadedModel) -> KeptFrames | None:
     """Of pictures that are shown as they are, by the decoding that the run will probably choose."""
-    if Augment.parse(settings.data.augment).kind != "none":
+    is_plain = Augment.parse(settings.data.augment).kind == "none"
+    if not is_plain or type(loaded.of_pictures) is not Preprocessing:  # which may do otherwise
         return None
     return KeptFrames(loaded.of_pictures, decoding=_decoding(splits, settings, loaded))
 

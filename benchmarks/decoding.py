@@ -10,11 +10,12 @@ baseline JPEG of quality 95 with the subsampling of the original (more than half
 are progressive, which takes three times as long to decode; `originals` in the table).
 
 `table`: ways to decode against processor time of a picture, and against the error of what a
-network freezes, relative to a full decoding, mean and worst picture. `run`, on MobileNetV2 with
-ImageNet weights, all frozen but a new head: `floor` is by hand, with torchvision's transforms in a
-DataLoader of two workers that decodes in full, one forward in float32 channels-last, then bare
-steps on tensors; `cold` is `fl.fit` with an empty store, for each precision, in one process that
-has its imports behind it.
+network freezes, relative to a full decoding, mean and worst picture. `full, not rounded` is no way
+to decode: it says what rounding a resized picture to whole levels does to features. `run`, on
+MobileNetV2 with ImageNet weights, all frozen but a new head: `floor` is by hand, with torchvision's
+transforms in a DataLoader of two workers that decodes in full, one forward in float32
+channels-last, then bare steps on tensors; `cold` is `fl.fit` with an empty store, for each
+precision, in one process that has its imports behind it.
 """
 
 from __future__ import annotations

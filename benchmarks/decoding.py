@@ -10,11 +10,12 @@ baseline JPEG of quality 95 with the subsampling of the original (more than half
 are progressive, which takes three times as long to decode; `originals` in the table).
 
 `table`: ways to decode against processor time of a picture, and against the error of what a
-network freezes, relative to a full decoding, mean and worst picture. `run`, on MobileNetV2 with
-ImageNet weights, all frozen but a new head: `floor` is by hand, with torchvision's transforms in a
-DataLoader of two workers that decodes in full, one forward in float32 channels-last, then bare
-steps on tensors; `cold` is `fl.fit` with an empty store, for each precision, in one process that
-has its imports behind it.
+network freezes, relative to a full decoding, mean and worst picture. `full, not rounded` is no way
+to decode: it says what rounding a resized picture to whole levels does to features. `run`, on
+MobileNetV2 with ImageNet weights, all frozen but a new head: `floor` is by hand, with torchvision's
+transforms in a DataLoader of two workers that decodes in full, one forward in float32
+channels-last, then bare steps on tensors; `cold` is `fl.fit` with an empty store, for each
+precision, in one process that has its imports behind it.
 """
 
 from __future__ import annotations
@@ -175,6 +176,17 @@ def by_gap(path: Path, prepare: fl.Preprocessing) -> Tensor:
     return prepare.to_tensor(F.center_crop(small, list(prepare.crop)))
 
 
+def not_rounded(path: Path, prepare: fl.Preprocessing) -> Tensor:
+    """The same filter of the same pixels, whose sums are not made whole levels."""
+    with Image.open(path) as image:
+        pixels = F.pil_to_tensor(image.convert("RGB")).float()
+    wide, tall = resized((pixels.shape[2], pixels.shape[1]), prepare)
+    how = F.InterpolationMode(prepare.interpolation)
+    small = F.resize(pixels, [tall, wide], interpolation=how, antialias=True)
+    seen = F.center_crop(small, list(prepare.crop)).clamp(0, 255) / 255
+    return F.normalize(seen, list(prepare.mean), list(prepare.std))
+
+
 def by_torchvision(path: Path, prepare: fl.Preprocessing) -> Tensor:
     pixels = io.decode_jpeg(io.read_file(str(path)), mode=io.ImageReadMode.RGB)
     wide, tall = resized((pixels.shape[2], pixels.shape[1]), prepare)
@@ -195,6 +207,7 @@ WAYS: dict[str, Way] = {
     **{name: partial(by_frostline, name) for name in ("full", "jpeg-crop", "jpeg-4x", "jpeg-2x")},
     **{f"draft, {n} times": partial(by_draft, n) for n in (4, 2, 1)},
     "reducing_gap=3": by_gap,
+    "full, not rounded": not_rounded,
     "torchvision": by_torchvision,
 }
 

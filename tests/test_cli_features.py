@@ -128,7 +128,7 @@ def test_no_picture_is_hashed_again_after_the_audit(
         return plain(path, *how, **options)
 
     monkeypatch.setattr(Path, "open", counting)
-    monkeypatch.setattr("frostline.data.door.file_digest", None)  # nothing may call it
+    monkeypatch.setattr("frostline.data.image_samples.file_digest", None)  # nothing may call it
     assert world.train().status == 0
     assert opened["train"] <= 2 * len(list(world.photos.rglob("train/*/*.png"))) + 8
 

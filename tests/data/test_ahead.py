@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import frostline as fl
+from frostline.choices import DecodingName
 from frostline.data import ImageDataset, ImageSamples, read_splits
 from frostline.data.ahead import Ahead
 from frostline.preprocessing import Preprocessing
@@ -100,9 +101,9 @@ def test_a_run_that_follows_its_model_decodes_meanwhile_to_the_same_bits(
 ) -> None:
     begun: list[int] = []
 
-    def begin(self: ImageSamples) -> None:
+    def begin(self: ImageSamples, decoding: DecodingName) -> None:
         begun.append(len(self))
-        begin_for_real(self)
+        begin_for_real(self, decoding)
 
     begin_for_real = ImageSamples.begin
     models, options = [net(), net()], {"epochs": 2, "lr": 1e-2, "precision": "exact"}

@@ -14,9 +14,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from frostline.choices import DecodingName
-from frostline.data import Augment, ImageDataset, ImageSamples, ImageSet, Sample, open_image
+from frostline.data import (
+    Augment,
+    ImageDataset,
+    ImageSamples,
+    ImageSet,
+    KeptFrames,
+    Sample,
+    open_image,
+)
 from frostline.data.decoding import decodings_of, scale_of, seen_of, worth_less
 from frostline.data.image_sets import MaskFile
+from frostline.data.images import decode_scaled
+from frostline.data.kept import stamp_of
 from frostline.errors import ImageError
 from frostline.preprocessing import Preprocessing
 
@@ -170,6 +180,21 @@ def test_only_decodings_that_differ_are_tried(tmp_path: Path, photo: Image.Image
     assert decodings_of(saved(tmp_path, photo, [2600]), SMALL) == ("jpeg-4x", "jpeg-crop")
 
 
+def test_what_was_kept_of_most_pictures_is_tried_before_what_is_quicker(
+    tmp_path: Path, photo: Image.Image
+) -> None:
+    paths = saved(tmp_path, photo, [400] * 5)
+    kept = KeptFrames(SMALL, decoding="jpeg-4x")
+    samples = ImageSamples(ImageDataset(picture_set(paths), SMALL, kept=kept))
+    tried = []
+    for path in paths[:3]:
+        tried.append(samples.decodings([0, 1]))
+        found = decode_scaled(path, None, kept.scaling)
+        kept.keep(path, stamp_of(path.stat()), found)
+    tried.append(samples.decodings([0, 1]))
+    assert tried == [("jpeg-2x", "jpeg-4x", "jpeg-crop")] * 3 + [("jpeg-4x", "jpeg-crop")]
+
+
 def picture_set(paths: list[Path], target: MaskFile | None = None) -> ImageSet:
     return ImageSet(("a", "b"), tuple(Sample(path, 0, target) for path in paths))
 
@@ -184,6 +209,35 @@ def test_samples_that_are_decoded_less_say_so_and_give_other_pixels(
     assert not torch.equal(less.load(0), samples.load(0))
     assert torch.equal(less.decoded("full").load(0), samples.load(0))
     assert less.ids([0, 1]) == samples.ids([0, 1])
+
+
+def test_pictures_that_were_begun_are_handed_out_by_the_decoding_that_they_were_begun_in(
+    tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ImageDataset(picture_set(saved(tmp_path, photo, [400] * 3)), SMALL)
+    expected = [ImageSamples(data).decoded("jpeg-4x").load(row) for row in range(3)]
+    samples = ImageSamples(data)
+    samples.begin("jpeg-4x")
+    begun = samples.decoded("jpeg-4x")
+    assert begun._ahead is not None
+    begun._ahead._pool.shutdown(wait=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("frostline.data.views.seen_of", None)  # nothing is decoded again
+        assert all(torch.equal(begun.load(row), one) for row, one in enumerate(expected))
+    samples.end()
+    assert torch.equal(begun.load(0), expected[0])
+
+
+def test_pictures_that_were_begun_in_vain_are_let_go(tmp_path: Path, photo: Image.Image) -> None:
+    data = ImageDataset(picture_set(saved(tmp_path, photo, [400] * 3)), SMALL)
+    samples = ImageSamples(data)
+    for decoding in ("jpeg-crop", "full"):
+        samples.begin("jpeg-4x")
+        begun = samples.decoded("jpeg-4x")
+        assert samples.read_anew().decoded(decoding)._ahead is None
+        assert begun._ahead is not None
+        samples.decoded(decoding)
+        assert begun._ahead is None
 
 
 class OwnSteps(Preprocessing):

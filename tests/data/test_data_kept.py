@@ -64,11 +64,11 @@ def dataset(found: Audit, *, is_kept: bool = True) -> ImageDataset:
 
 def test_what_an_audit_kept_has_the_bits_of_reading_again(root: Path) -> None:
     found = audited(root, kept := KeptFrames(SMALL))
-    assert len(kept) == 10  # all but JPEG and those of 16 bits
+    assert len(kept) == 12  # all but those of 16 bits
     data, plain = dataset(found), dataset(found, is_kept=False)
     for place in range(len(data)):
         assert torch.equal(data.picture(place, 0), plain.picture(place, 0)), data.names[place]
-    assert len(kept) < 10
+    assert len(kept) < 12
 
 
 def test_what_was_kept_is_not_decoded_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_what_was_kept_is_not_decoded_again(root: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(views_module, "seen_of", noted)
     for place in range(len(data)):
         data.picture(place, 0)
-    assert set(read) == {"3.jpg", "5.png"}
+    assert set(read) == {"5.png"}
     data.picture(0, 0)  # asked for again, as in a plain loop
     assert "0.png" in read
 
@@ -125,13 +125,49 @@ def test_a_broken_picture_is_found_and_not_kept(root: Path) -> None:
     kept = KeptFrames(SMALL)
     found = audit(read_splits(root), bad_images="skip", kept=kept)
     assert "1 image cannot be read" in found.findings[0].message
-    assert kept.take(broken) is None
+    assert kept.take(broken, "full") is None
+
+
+def large_jpegs(root: Path) -> Path:
+    """Four of each class, five times as large as `SMALL` sees them and not of whole blocks."""
+    draw = np.random.default_rng(1)
+    for label in ("a", "b"):
+        (root / label).mkdir(parents=True)
+        for number in range(4):
+            noise = draw.integers(0, 256, (101, 131, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(root / label / f"{number}.jpg", quality=92)
+    return root
+
+
+def test_jpegs_are_kept_by_the_decoding_that_is_asked_for_later(tmp_path: Path) -> None:
+    kept = KeptFrames(SMALL, decoding="jpeg-4x")
+    found = audited(large_jpegs(tmp_path / "set"), kept)
+    assert len(kept) == 8
+    full = dataset(found)
+    less, fresh = replace(full, decoding="jpeg-4x"), replace(full, decoding="jpeg-4x", kept=None)
+    assert not torch.equal(full.picture(0, 0), fresh.picture(0, 0))
+    assert len(kept) == 8  # for no other decoding
+    assert torch.equal(full.picture(0, 0), replace(full, kept=None).picture(0, 0))
+    assert torch.equal(less.picture(0, 0), fresh.picture(0, 0))
+    assert len(kept) == 7
+
+
+def test_a_truncated_jpeg_is_refused_in_the_same_words_by_every_decoding(tmp_path: Path) -> None:
+    root = large_jpegs(tmp_path / "set")
+    broken = root / "a" / "1.jpg"
+    broken.write_bytes(broken.read_bytes()[:-400])
+    messages = set()
+    for kept in (None, KeptFrames(SMALL), KeptFrames(SMALL, decoding="jpeg-4x")):
+        messages.add(audit(read_splits(root), bad_images="skip", kept=kept).findings[0].message)
+        if kept is not None:
+            assert kept.take(broken, kept.decoding) is None
+            assert len(kept) == 7
+    assert len(messages) == 1
+    assert "it is truncated" in messages.pop()
 
 
 def test_what_was_kept_is_freed_with_the_pictures_that_it_is_of(root: Path) -> None:
     kept = KeptFrames(SMALL)
     found = audited(root, kept)
     ImageSamples(ImageDataset(found.splits.val, SMALL, kept=kept)).forget_kept()
-    assert len(kept) == 10 - sum(
-        sample.path.name not in ("3.jpg", "5.png") for sample in found.splits.val.samples
-    )
+    assert len(kept) == 12 - sum(sample.path.name != "5.png" for sample in found.splits.val.samples)

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from torch.utils.data import TensorDataset
 
 import frostline as fl
 from frostline.calling import in_turn
+from frostline.features import Computing, in_form
+from frostline.tuning import Form
 
 INPUTS = torch.randn(24, 8, generator=torch.Generator().manual_seed(1))
 DATA = TensorDataset(INPUTS, torch.arange(24) % 3)
@@ -107,6 +110,33 @@ def test_looking_at_a_model_waits_for_the_fit_of_another_thread(
     assert not fit()
     thread.join()
     assert runs.is_set()
+
+
+@pytest.mark.parametrize(("count", "passes"), [(70, [16, 18, 18, 18]), (5, [2, 3]), (1, [1])])
+def test_threads_side_by_side_have_as_many_rows_each(
+    count: int, passes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, plain = list[int](), Computing.rows
+
+    def noted(self: Computing, samples: Any, collate: Any) -> tuple[Tensor, ...]:
+        sizes.append(len(samples))
+        return plain(self, samples, collate)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    fl.train_only(model, "2")
+    data = TensorDataset(torch.randn(count, 3, 8, 8), torch.zeros(count).long())
+    cut = fl.cut(model, torch.randn(4, 3, 8, 8))
+    form = Form.parse("float32 channels-last")
+    compute = in_form(cut, form, batch_size=32, device=torch.device("cpu"))
+    monkeypatch.setattr(Computing, "rows", noted)
+    monkeypatch.setattr("frostline.features.filling.count_threads", lambda _: 2)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert fl.extract(cut, data, tmp_path, compute=compute).computed == count
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(sizes) == passes
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")

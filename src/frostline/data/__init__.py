@@ -16,7 +16,6 @@ from frostline.data.batches import holds_all as holds_all
 from frostline.data.batches import some_rows as some_rows
 from frostline.data.division import without as without
 from frostline.data.door import GivenSamples as GivenSamples
-from frostline.data.door import ImageSamples as ImageSamples
 from frostline.data.door import LoadedHere as LoadedHere
 from frostline.data.door import TensorSamples as TensorSamples
 from frostline.data.door import first_batch as first_batch
@@ -27,6 +26,7 @@ from frostline.data.door import stored_samples as stored_samples
 from frostline.data.door import why_not_fixed as why_not_fixed
 from frostline.data.folder import read_set as read_set
 from frostline.data.folder import read_splits as read_splits
+from frostline.data.image_samples import ImageSamples as ImageSamples
 from frostline.data.image_sets import ImageSet as ImageSet
 from frostline.data.image_sets import MaskFile as MaskFile
 from frostline.data.image_sets import Sample as Sample
@@ -47,6 +47,7 @@ from frostline.data.samples import content_id as content_id
 from frostline.data.samples import inputs_of as inputs_of
 from frostline.data.samples import lengths_of as lengths_of
 from frostline.data.samples import some_targets as some_targets
+from frostline.data.sound import SoundPictures as SoundPictures
 from frostline.data.targets import TargetKind as TargetKind
 from frostline.data.targets import likely_task as likely_task
 from frostline.data.targets import read_task_set as read_task_set

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,16 +12,15 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import xxhash
-
 from frostline.choices import BadImages
 from frostline.data.division import without
 from frostline.data.image_sets import ImageSet, Sample, Splits
-from frostline.data.images import check, check_image, look, opened
+from frostline.data.images import check, check_image, digest_of, look, opened
 from frostline.data.kept import KeptFrames, stamp_of
 from frostline.data.levels import FULL, Levels, Seen, common_levels, set_text
 from frostline.data.listing import is_picture
 from frostline.data.ordered import count_threads, ordered_map
+from frostline.data.sound import SoundPictures
 from frostline.errors import DataError, ImageError
 from frostline.units import some_of
 
@@ -59,7 +57,7 @@ class Audit:
         digests: content digest (XXH3, 128 bits, hexadecimal) of every file in `splits`.
         levels: what becomes black and white in pictures of more than 8 bits, by those of the train
             split; None where it has none such.
-        kept: what was seen of those that were decoded in full, if it was to be kept.
+        kept: what was seen of those that were decoded, if it was to be kept.
     """
 
     splits: Splits
@@ -80,10 +78,11 @@ def audit(
     levels: Levels | None = None,
     prefer_default: bool = False,
     kept: KeptFrames | None = None,
+    sound: SoundPictures | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
-    """Read every image once: check that it decodes, and hash its content.
+    """Read every image once: hash its content, and check that it decodes.
 
     Args:
         bad_images: what to do about images that cannot be read: leave them out with a warning, or
@@ -91,7 +90,9 @@ def audit(
         levels: as a run has them already, where they are not to be found.
         prefer_default: leave the levels at the default of each type where that holds all values,
             as runs did before they kept levels.
-        kept: takes what is seen of pictures that are decoded in full on the way, as all but JPEGs.
+        kept: takes what is seen of pictures, which are decoded for it on the way.
+        sound: pictures that were found sound before, of which no more than the content is hashed;
+            takes those that are now.
         threads: decoding threads; by default one for each core.
         progress: called in this thread with (images done, images in all) after each image.
     Raises:
@@ -101,8 +102,10 @@ def audit(
     """
     paths = [sample.path for images in splits.sets.values() for sample in images.samples]
     digests, broken, seen = _read_all(
-        paths, partial(_look_and_keep, kept), threads=threads, progress=progress
+        paths, partial(_look_and_keep, kept), sound=sound, threads=threads, progress=progress
     )
+    if sound is not None:
+        sound.write()
     clean = without(splits, broken)
     left_out = [_broken_images(broken, bad_images)] if broken else []
     errors = [
@@ -176,21 +179,23 @@ _Read = Callable[[Path, BufferedReader], Seen]
 
 
 def _look_and_keep(kept: KeptFrames | None, path: Path, file: BufferedReader) -> Seen:
-    if kept is None:
+    if kept is None or kept.is_full:
         return look(file)
-    return look(file, partial(kept.keep, path, stamp_of(os.fstat(file.fileno()))))
+    stamp = stamp_of(os.fstat(file.fileno()))
+    return look(file, partial(kept.keep, path, stamp), kept.scaling)
 
 
 def _read_all(
     files: Iterable[Path],
     read: _Read,
     *,
+    sound: SoundPictures | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> FilesRead:
     paths = list(dict.fromkeys(files))
     found = FilesRead({}, {}, {})
-    workers, verdict = count_threads(threads), partial(_verdict, read)
+    workers, verdict = count_threads(threads), partial(_verdict, read, sound)
     with closing(ordered_map(verdict, paths, threads=workers, ahead=4 * workers)) as verdicts:
         for done, (path, one) in enumerate(zip(paths, verdicts, strict=True), start=1):
             if isinstance(one, ImageError):
@@ -202,12 +207,17 @@ def _read_all(
     return found
 
 
-def _verdict(read: _Read, path: Path) -> tuple[str, Seen] | ImageError:
+def _verdict(read: _Read, sound: SoundPictures | None, path: Path) -> tuple[str, Seen] | ImageError:
     try:
         with opened(path) as file:
+            digest = digest_of(file)
+            if sound is not None and digest in sound:
+                return digest, Seen()
             seen = read(path, file)
-            file.seek(0)
-            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest(), seen
+            if sound is not None and seen == Seen():
+                file.seek(0)
+                sound.add(digest, file.read(8))
+            return digest, seen
     except ImageError as error:
         return error
 

@@ -11,13 +11,15 @@ from PIL import Image
 
 from frostline.choices import DecodingName
 from frostline.data.framing import frame, times_wanted
-from frostline.data.images import Header, decode_scaled, header_of
+from frostline.data.images import Decoded, Header, Scaling, decode_scaled, header_of
 from frostline.data.levels import Levels
 from frostline.errors import ImageError
 from frostline.preprocessing import Preprocessing
 
 # What is left of a JPEG that is scaled while it is decoded, in times of the size that is wanted.
 LEAST: Final[Mapping[DecodingName, int]] = {"jpeg-2x": 2, "jpeg-4x": 4}
+LIKELY: Final[DecodingName] = "jpeg-4x"
+"""What will probably do for pictures that need not be decoded in full."""
 _WORTH = 4  # times the wanted size, from which on less than a full decoding is worth a try
 _LOOKED_AT = 16
 
@@ -40,11 +42,21 @@ def seen_of(
     Raises:
         ImageError: as `open_image`.
     """
-    found = decode_scaled(path, levels, partial(scale_of, preprocessing, decoding))
+    found = decode_scaled(path, levels, scaling_of(preprocessing, decoding))
+    return seen_in(found, preprocessing, decoding)
+
+
+def seen_in(found: Decoded, preprocessing: Preprocessing, decoding: DecodingName) -> Image.Image:
+    """As `seen_of`, of a picture that was decoded by `scaling_of` the same."""
     is_less = decoding != "full" and found.is_jpeg
     if not is_less or times_wanted(preprocessing, found.size) < 1:
         return preprocessing.frame(found.image)
     return frame(found.image, preprocessing, found.size, scale=found.scale)
+
+
+def scaling_of(preprocessing: Preprocessing, decoding: DecodingName) -> Scaling:
+    """By what the sides of a JPEG are divided."""
+    return partial(scale_of, preprocessing, decoding)
 
 
 def scale_of(preprocessing: Preprocessing, decoding: DecodingName, size: tuple[int, int]) -> int:

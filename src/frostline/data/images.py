@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import stat
 import struct
@@ -12,6 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, NamedTuple, final
 
+import xxhash
 from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -235,23 +237,33 @@ def check(file: IO[bytes], levels: Levels | None) -> Seen:
     return seen
 
 
-def look(file: IO[bytes], take: Callable[[Image.Image], object] | None = None) -> Seen:
+def digest_of(file: BufferedReader) -> str:
+    """Of its content, within `opened`: XXH3, 128 bits, in hexadecimal digits."""
+    with _refusals():
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+Take = Callable[[Decoded], object]
+"""Takes a picture that was decoded on the way."""
+
+
+def look(file: IO[bytes], take: Take | None = None, scaling: Scaling | None = None) -> Seen:
     """Read a picture, within `opened`, to its last byte; whatever levels it will be given.
 
     Args:
-        take: called with the picture, upright and in mode RGB, where it has 8 bits, so that levels
-            say nothing of it, and was decoded in full on the way, as all but a JPEG are.
+        take: called with the picture where it has 8 bits, so that levels say nothing of it.
+        scaling: by what a JPEG is divided that is taken; where it is not to be taken it is read as
+            cheaply as it can be.
     """
     image = _identify(file)
     if isinstance(image, _Jpeg):
-        # At an eighth of its size a JPEG is still read to its last byte, but hardly computed.
-        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-        try:
-            with _refusals():
-                image.load()
-            return Seen()
-        except _BadImageError:  # the full decode has the last word, and gives the reason
-            image = _identify(file)
+        with suppress(_BadImageError):  # the full decode has the last word, and gives the reason
+            if take is None:
+                return _read_through(image)
+            if scaling is not None and (scaled := _scaled(image, scaling)):
+                take(scaled)
+                return Seen()
+        image = _identify(file)
     layout = _tiff_layout(file)
     with _refusals():
         if isinstance(image, Values):
@@ -261,11 +273,16 @@ def look(file: IO[bytes], take: Callable[[Image.Image], object] | None = None) -
     return replace(seen, more_pages=True) if layout and has_more_pages(file, layout) else seen
 
 
+def _read_through(image: _Jpeg) -> Seen:
+    """At an eighth of its size a JPEG is still read to its last byte, but hardly computed."""
+    image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+    with _refusals():
+        image.load()
+    return Seen()
+
+
 def _seen_by_pillow(
-    image: ImageFile,
-    file: IO[bytes],
-    layout: TiffLayout | None,
-    take: Callable[[Image.Image], object] | None,
+    image: ImageFile, file: IO[bytes], layout: TiffLayout | None, take: Take | None
 ) -> Seen:
     image.load()
     if (grey := deep_grey(image)) is not None:
@@ -273,7 +290,8 @@ def _seen_by_pillow(
     found, is_deep = to_rgb(image), _is_deep_colour(file, layout)
     seen = high_bytes(image) if is_deep else Seen()
     if take is not None and not is_deep:
-        take(upright(found, by=image))
+        whole = upright(found, by=image)
+        take(Decoded(whole, whole.size, is_jpeg=isinstance(image, _Jpeg)))
     return replace(seen, odd_alpha=layout is not None and looks_like_a_band(image))
 
 

@@ -1,4 +1,4 @@
-"""What was seen of pictures that were decoded to be checked, so that none is read again."""
+"""What was seen of pictures that were decoded to be checked, so that none is decoded again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from frostline.choices import DecodingName
+from frostline.data.decoding import scaling_of, seen_in
+from frostline.data.images import Decoded, Scaling
 from frostline.preprocessing import Preprocessing
 
 _MOST_BYTES: Final = 256 << 20  # beyond it pictures are read twice
@@ -31,33 +34,58 @@ class KeptFrames:
 
     Args:
         preprocessing: what makes the frames.
+        decoding: how much of a JPEG is decoded for it.
         most_bytes: pictures beyond these are not kept.
     """
 
-    def __init__(self, preprocessing: Preprocessing, *, most_bytes: int = _MOST_BYTES) -> None:
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        *,
+        decoding: DecodingName = "full",
+        most_bytes: int = _MOST_BYTES,
+    ) -> None:
         self.preprocessing = preprocessing
-        height, width = preprocessing.crop
-        self._most = most_bytes // (3 * height * width)
-        self._frames: dict[Path, tuple[Stamp, NDArray[Any]]] = {}
+        self.decoding = decoding
+        self._room = most_bytes
+        self._frames: dict[Path, tuple[Stamp, DecodingName | None, NDArray[Any]]] = {}
 
     def __len__(self) -> int:
         return len(self._frames)
 
-    def keep(self, path: Path, stamp: Stamp, image: Image.Image) -> None:
-        """Take what is seen of an upright RGB image of 8 bits, decoded in full."""
-        if len(self) < self._most:
-            self._frames[path] = stamp, np.asarray(self.preprocessing.frame(image))
+    @property
+    def is_full(self) -> bool:
+        """Whether no more is kept."""
+        height, width = self.preprocessing.crop
+        return self._room < 3 * height * width
 
-    def take(self, path: Path) -> Image.Image | None:
-        """What was seen of a picture, which is forgotten here; None where it is to be read."""
-        stamp, pixels = self._frames.pop(path, (None, None))
-        if pixels is None:
+    @property
+    def scaling(self) -> Scaling:
+        """By what the sides of a JPEG are to be divided."""
+        return scaling_of(self.preprocessing, self.decoding)
+
+    def keep(self, path: Path, stamp: Stamp, found: Decoded) -> None:
+        """Take what is seen of a picture of 8 bits; of a JPEG that was decoded by `scaling`."""
+        frame = np.asarray(seen_in(found, self.preprocessing, self.decoding))
+        if frame.nbytes <= self._room:
+            self._room -= frame.nbytes
+            self._frames[path] = stamp, self.decoding if found.is_jpeg else None, frame
+
+    def take(self, path: Path, decoding: DecodingName) -> Image.Image | None:
+        """What was seen of a picture by a decoding, which is forgotten here.
+
+        None where it is to be read: it was not kept, or not by this decoding, or it changed since.
+        """
+        stamp, kept, frame = self._frames.get(path, (None, None, None))
+        if frame is None or kept not in (None, decoding):
             return None
+        if self._frames.pop(path, None) is None:
+            return None  # another thread has it
         try:
             is_same = stamp_of(path.stat()) == stamp
         except OSError:
             is_same = False  # whoever reads it says what is wrong
-        return Image.fromarray(pixels) if is_same else None
+        return Image.fromarray(frame) if is_same else None
 
     def forget(self, paths: Iterable[Path]) -> None:
         """Free what was not asked for."""

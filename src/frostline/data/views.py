@@ -158,7 +158,7 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
         levels: what becomes black and white in pictures of more than 8 bits, as `Audit.levels`; by
             default 0..65535 of integers and 0..1 of floats.
         decoding: how much of a plain picture is decoded, as for `seen_of`; of a random view all is.
-        kept: of these preprocessing steps, what an audit saw of plain pictures that are no JPEGs.
+        kept: of these preprocessing steps, what an audit saw of plain pictures.
     """
 
     images: ImageSet
@@ -205,7 +205,8 @@ class ImageDataset(Dataset[tuple[Tensor, Any]]):
             return view(open_image(path, self.levels), prepare, seed=seed)
         if type(prepare) is not Preprocessing:  # which may do otherwise
             return prepare(open_image(path, self.levels))
-        seen = self.kept.take(path) if self.kept and self.kept.preprocessing == prepare else None
+        kept = self.kept if self.kept and self.kept.preprocessing == prepare else None
+        seen = kept.take(path, self.decoding) if kept else None
         if seen is None:
             seen = seen_of(path, prepare, levels=self.levels, decoding=self.decoding)
         return prepare.to_tensor(seen)

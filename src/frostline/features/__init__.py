@@ -13,6 +13,7 @@ from frostline.features.computing import difference_by_place as difference_by_pl
 from frostline.features.computing import differences as differences
 from frostline.features.computing import in_form as in_form
 from frostline.features.computing import in_passes_of as in_passes_of
+from frostline.features.decoding import probable_decoding as probable_decoding
 from frostline.features.decoding import with_decoding as with_decoding
 from frostline.features.extraction import extract as extract
 from frostline.features.feature_data import FeatureBatches as FeatureBatches

@@ -18,6 +18,7 @@ from frostline.tuning import (
     PLAIN,
     WORTH_SAMPLES,
     DecodingTrial,
+    Form,
     Tuned,
     machine,
     relative_error,
@@ -29,13 +30,26 @@ _TRIED = 8  # pictures, all of which hold the tolerance
 
 def as_decoded(samples: Samples, decoding: DecodingName) -> Samples:
     """Samples of which no more is decoded than that; those that are no plain pictures stay."""
-    if decoding == "full":
-        return samples
     if isinstance(samples, ImageSamples):
         return samples.decoded(decoding)
     if isinstance(samples, NamedSamples):
         return samples.around(as_decoded(samples.inner, decoding))
     return samples
+
+
+def probable_decoding(
+    samples: ImageSamples, precision: PrefixPrecision, form: str, planned_samples: int
+) -> DecodingName:
+    """By which `with_decoding` will probably decode, before there is anything to try it on.
+
+    Args:
+        form: as it was chosen before; else empty.
+    """
+    if form:
+        return Form.parse(form).decoding
+    if tolerance_of(precision) is None or planned_samples < WORTH_SAMPLES:
+        return "full"
+    return samples.likely_decoding()
 
 
 def forget_kept(samples: Samples) -> None:
@@ -107,12 +121,13 @@ class _Trials:
     def quickest(self) -> Tuned:
         """What was tuned, with the first decoding that passes, and with all that were tried."""
         tuned, trials = self.compute.tuned, list[DecodingTrial]()
-        whole, full_seconds = _loaded(self.samples, self.tried)
+        samples = self.samples.read_anew()  # what was kept takes no time
+        whole, full_seconds = _loaded(samples, self.tried)
         plain = realised_later(self.compute.cut, Tuned(PLAIN, 0.0, 1), self.compute.device)
-        reference = plain(self.samples.collate(whole))
+        reference = plain(samples.collate(whole))
         for decoding in self.samples.decodings(self.tried):
-            loaded, seconds = _loaded(self.samples.decoded(decoding), self.tried)
-            values = self.compute(self.samples.collate(loaded))
+            loaded, seconds = _loaded(samples.decoded(decoding), self.tried)
+            values = self.compute(samples.collate(loaded))
             errors = _errors(values, reference)
             mean, worst = sum(errors) / len(errors), max(errors)
             speedup = full_seconds / max(seconds, 1e-9)

@@ -171,12 +171,13 @@ class Filling:
             found: takes the ids of the rows that were looked at.
             size: rows of a part.
         """
-        batches = self._claimed(writer, missing, found, size, parts)
         # Better one to a thread than one over all threads; but not in plain float32, whose last
         # bits may depend on the number of threads, and which may be modules of the user's own.
         form = self.compute.tuned.form.computing
         on_cpu = self.compute.device.type == "cpu" and form != PLAIN
         beside = on_cpu and 1 < torch.get_num_threads() <= count_threads(None)
+        threads = torch.get_num_threads() if beside else 1
+        batches = self._claimed(writer, missing, found, size, parts, threads=threads)
         computed = self._side_by_side(batches) if beside else self._overlapping(batches)
 
         def of_others() -> int:
@@ -212,15 +213,21 @@ class Filling:
         found: dict[int, bytes],
         size: int,
         parts: SharedParts | None,
+        *,
+        threads: int,
     ) -> Generator[_Loads, None, None]:
-        """The missing rows in batches, claimed a part at a time."""
-        batch = self.compute.tuned.batch_size
+        """The missing rows in batches, claimed a part at a time: as many for each thread."""
+        most = self.compute.tuned.batch_size
         for part in range(-(-len(missing) // size)) if parts is None else parts:
             rows = missing[part * size : (part + 1) * size]
             ids, loads = zip(*self.samples.read(rows), strict=True)
             found.update(zip(rows, ids, strict=True))
             mine = [(rows[place], loads[place]) for place in writer.claim(ids, len(ids))]
             del loads  # and with them the samples of rows that another process computes
+            batch = most
+            if mine and threads > 1:
+                passes = -(-len(mine) // most)
+                batch = -(-len(mine) // (passes + -passes % threads))
             for first in range(0, len(mine), batch):
                 yield mine[first : first + batch]
 

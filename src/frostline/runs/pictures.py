@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from frostline.choices import DecodingName
 from frostline.config import RunSettings
 from frostline.data import (
     Audit,
     Augment,
     ImageDataset,
+    ImageSamples,
     ImageSet,
     KeptFrames,
+    SoundPictures,
     Splits,
     TargetKind,
     audit,
@@ -22,8 +26,12 @@ from frostline.data import (
     read_task_set,
     read_task_splits,
 )
-from frostline.errors import ConfigError
+from frostline.errors import ConfigError, FrostlineError
+from frostline.features import probable_decoding
 from frostline.models import LoadedModel
+from frostline.preprocessing import Preprocessing
+from frostline.records import BY_MODEL
+from frostline.session import store_folder
 from frostline.wording import option
 
 _OF_PICTURES = ("multilabel", "regression", "segmentation")
@@ -82,17 +90,46 @@ def audited(
     loaded: LoadedModel,
     progress: Callable[[int, int], None] | None,
 ) -> Audit:
-    """Every picture read once, as `audit` does; what was decoded in full is kept for the run."""
+    """Every picture read once, as `audit` does; what is seen of it is kept for the run.
+
+    Pictures that were found sound before, by this store, are not decoded to be checked.
+    """
     data = settings.data
-    is_plain = Augment.parse(data.augment).kind == "none"
     return audit(
         splits,
         bad_images=data.bad_images,
         levels=data.levels,
         prefer_default=settings.preprocessing is not None and data.levels is None,  # resumed
-        kept=KeptFrames(loaded.of_pictures) if is_plain else None,
+        kept=_kept(splits, settings, loaded),
+        sound=_sound(settings.features.store),
         progress=progress,
     )
+
+
+def _sound(features: str) -> SoundPictures | None:
+    """Beside the features; None where none are kept, or where whoever keeps them will say why."""
+    if features == "off":
+        return None
+    with suppress(FrostlineError):
+        return SoundPictures(store_folder(features) / "sound.txt")
+    return None
+
+
+def _kept(splits: Splits, settings: RunSettings, loaded: LoadedModel) -> KeptFrames | None:
+    """Of pictures that are shown as they are, by the decoding that the run will probably choose."""
+    is_plain = Augment.parse(settings.data.augment).kind == "none"
+    if not is_plain or type(loaded.of_pictures) is not Preprocessing:  # which may do otherwise
+        return None
+    return KeptFrames(loaded.of_pictures, decoding=_decoding(splits, settings, loaded))
+
+
+def _decoding(splits: Splits, settings: RunSettings, loaded: LoadedModel) -> DecodingName:
+    form = next(iter(settings.features.forms), "")
+    if form == BY_MODEL or settings.features.store == "off":
+        return "full"
+    samples = ImageSamples(ImageDataset(splits.train, loaded.of_pictures))
+    planned = len(splits.train) + len(splits.val)
+    return probable_decoding(samples, settings.training.prefix_precision, form, planned)
 
 
 def datasets(

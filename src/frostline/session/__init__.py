@@ -16,6 +16,7 @@ from frostline.session.pipelines import PipelineOptions as PipelineOptions
 from frostline.session.pipelines import default_store as default_store
 from frostline.session.pipelines import kept_lines as kept_lines
 from frostline.session.pipelines import prefixed as prefixed
+from frostline.session.pipelines import store_folder as store_folder
 from frostline.session.position import Position as Position
 from frostline.session.position import goes_on as goes_on
 from frostline.session.randomness import epoch_seed as epoch_seed

@@ -52,6 +52,7 @@ from frostline.features import (
     in_passes_of,
     of_first,
     padding_of_first,
+    probable_decoding,
     with_decoding,
 )
 from frostline.records import BY_MODEL, PipelineFacts
@@ -212,17 +213,16 @@ def _loading_ahead(
 ) -> Iterator[None]:
     """Where the model has to be followed, pictures are decoded on the cores that are idle then.
 
-    Not where it was followed before, since its features may be stored; nor where a part of each
-    picture may turn out to do.
+    Not where it was followed before, since its features may be stored.
     """
+    planned = sum(len(samples) for samples in data)
     new = options.known is None and not is_followed(model) and options.world.size == 1
     cores = count_threads(None) > 1
     pictures = [d for d in data if isinstance(d, ImageSamples) and not d.why_not_stored()]
     with ExitStack() as stack:
         for samples in pictures[:1] if new and cores else ():
-            if options.precision == "exact" or not samples.worth_less(1):
-                samples.begin()
-                stack.callback(samples.end)
+            samples.begin(probable_decoding(samples, options.precision, options.form, planned))
+            stack.callback(samples.end)
         yield
 
 
@@ -264,7 +264,12 @@ def default_store() -> Path | str:
 
 def kept_lines(features: str, origin: Origin) -> KeptLines | None:
     """Where lines of a model are kept, beside the features; None where these are off."""
-    return None if features == "off" else KeptLines(_store_of(features).root / "lines", origin)
+    return None if features == "off" else KeptLines(store_folder(features) / "lines", origin)
+
+
+def store_folder(features: str) -> Path:
+    """The folder on this machine where features are kept."""
+    return _store_of(features).root
 
 
 def _store_of(features: str, budget_bytes: int | None = None) -> FeatureStore:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -59,6 +60,37 @@ def test_no_more_is_loaded_than_there_is_room_for() -> None:
     assert ahead.take(6) is None
 
 
+def test_what_comes_after_waits_for_the_first_and_shares_its_memory() -> None:
+    order: list[int] = []
+
+    def load(row: int) -> Tensor:
+        order.append(row)
+        return torch.zeros(4)
+
+    with (
+        mock.patch("frostline.data.ahead._MOST_BYTES", 16 * 5),
+        mock.patch("frostline.data.ahead.count_threads", return_value=4),
+    ):
+        first = Ahead(load, range(4))
+        second = Ahead(load, range(10, 14), after=first)
+        second._pool.shutdown(wait=True)
+    assert sorted(order[:4]) == [0, 1, 2, 3]
+    assert {10, 11} <= {*order[4:]} < {10, 11, 12, 13, *order}
+    third = Ahead(load, range(20, 22), after=Ahead(load, ()))
+    third._pool.shutdown(wait=True)
+    assert third.take(21) is not None
+
+
+def test_an_end_of_the_first_lets_the_second_begin() -> None:
+    loads = Loads()
+    with mock.patch("frostline.data.ahead.count_threads", return_value=2):
+        first = Ahead(lambda row: torch.zeros(1 + 0 * row), range(1000))
+        second = Ahead(loads, [1], after=first)
+        first.end()
+        second._pool.shutdown(wait=True)
+    assert loads.rows == [1]
+
+
 def test_nothing_is_loaded_once_it_has_ended() -> None:
     going, begun = threading.Event(), threading.Event()
     rows: list[int] = []
@@ -101,9 +133,9 @@ def test_a_run_that_follows_its_model_decodes_meanwhile_to_the_same_bits(
 ) -> None:
     begun: list[int] = []
 
-    def begin(self: ImageSamples, decoding: DecodingName) -> None:
+    def begin(self: ImageSamples, decoding: DecodingName, **after: Any) -> None:
         begun.append(len(self))
-        begin_for_real(self, decoding)
+        begin_for_real(self, decoding, **after)
 
     begin_for_real = ImageSamples.begin
     models, options = [net(), net()], {"epochs": 2, "lr": 1e-2, "precision": "exact"}

@@ -24,7 +24,7 @@ from frostline.data import (
     open_data,
     read_splits,
 )
-from frostline.data import door as door_module
+from frostline.data import image_samples as images_module
 
 INPUTS = torch.arange(60.0).view(20, 3)
 LABELS = torch.arange(20) % 2
@@ -272,13 +272,13 @@ class Hashed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files: list[Path] = []
-        plain = door_module.file_digest
+        plain = images_module.file_digest
 
         def digest(path: Path) -> str:
             self.files.append(path)
             return plain(path)
 
-        monkeypatch.setattr(door_module, "file_digest", digest)
+        monkeypatch.setattr(images_module, "file_digest", digest)
 
 
 def checked(root: Path) -> ImageDataset:

@@ -124,8 +124,9 @@ def test_a_tolerance_below_bfloat16_is_kept(small: Known, clock: Clock, toleranc
     assert refused.endswith(f"where {tolerance * 100:.2g} % is allowed")
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_dtype_that_is_far_from_exact_is_tried_once(
-    small: Known, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    small: Known, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, prefix, inputs = small
     every = (REDUCED, Form("bfloat16", folded=True), Form("bfloat16"), FLOAT32)

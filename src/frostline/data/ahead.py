@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from functools import partial
 from threading import Lock
 from typing import Any, final
 
@@ -20,14 +21,22 @@ class Ahead:
 
     One core is left to whoever works meanwhile. What could not be loaded is loaded again by who
     wants it, and says there what is wrong.
+
+    Args:
+        after: what is loaded first; both share the memory.
     """
 
-    def __init__(self, load: Callable[[int], Any], rows: Iterable[int]) -> None:
+    def __init__(
+        self, load: Callable[[int], Any], rows: Iterable[int], *, after: Ahead | None = None
+    ) -> None:
         self._load = load
         self._lock = Lock()
         self._is_over = False
         self._bytes = 0
-        self._pool = ThreadPoolExecutor(max(1, count_threads(None) - 1), "frostline-ahead")
+        self._after = after
+        first = [] if after is None else list(after._found.values())
+        threads = max(1, count_threads(None) - 1)
+        self._pool = ThreadPoolExecutor(threads, "frostline-ahead", partial(wait, first))
         self._found: dict[int, Future[Any]] = {
             row: self._pool.submit(self._loaded, row) for row in rows
         }
@@ -54,7 +63,8 @@ class Ahead:
                 future.exception()  # waits for it
 
     def _loaded(self, row: int) -> Any | None:
-        if self._is_over or self._bytes > _MOST_BYTES:
+        before = 0 if self._after is None else self._after._bytes
+        if self._is_over or before + self._bytes > _MOST_BYTES:
             return None
         sample = self._load(row)
         with self._lock:

@@ -58,14 +58,17 @@ class ImageSamples(Samples):
     def __len__(self) -> int:
         return len(self._data)
 
-    def begin(self, decoding: DecodingName = "full") -> None:
+    def begin(self, decoding: DecodingName = "full", *, after: ImageSamples | None = None) -> None:
         """Load rows in the background, for who asks for them later.
 
         Args:
             decoding: by which they will probably be asked for, through `decoded`.
+            after: whose rows, which are being loaded, come first.
         """
+        begun = None if after is None else after._begun
+        first = None if begun is None else begun._ahead
         self._begun = made = self.decoded(decoding)
-        made._ahead = Ahead(made._loaded, range(len(self) * self.views))
+        made._ahead = Ahead(made._loaded, range(len(self) * self.views), after=first)
 
     def end(self) -> None:
         """Let go of what was loaded in the background and not asked for."""

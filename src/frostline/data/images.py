@@ -252,15 +252,15 @@ def look(file: IO[bytes], take: Take | None = None, scaling: Scaling | None = No
 
     Args:
         take: called with the picture where it has 8 bits, so that levels say nothing of it.
-        scaling: by what a JPEG is divided that is taken; where it is not to be taken it is read as
+        scaling: by what a JPEG is divided that is taken; without one it is not taken, and read as
             cheaply as it can be.
     """
     image = _identify(file)
     if isinstance(image, _Jpeg):
         with suppress(_BadImageError):  # the full decode has the last word, and gives the reason
-            if take is None:
+            if take is None or scaling is None:
                 return _read_through(image)
-            if scaling is not None and (scaled := _scaled(image, scaling)):
+            if scaled := _scaled(image, scaling):
                 take(scaled)
                 return Seen()
         image = _identify(file)

@@ -34,7 +34,7 @@ class KeptFrames:
 
     Args:
         preprocessing: what makes the frames.
-        decoding: how much of a JPEG is decoded for it.
+        decoding: how much of a JPEG is decoded for it; None keeps no JPEG.
         most_bytes: pictures beyond these are not kept.
     """
 
@@ -42,7 +42,7 @@ class KeptFrames:
         self,
         preprocessing: Preprocessing,
         *,
-        decoding: DecodingName = "full",
+        decoding: DecodingName | None = "full",
         most_bytes: int = _MOST_BYTES,
     ) -> None:
         self.preprocessing = preprocessing
@@ -60,13 +60,13 @@ class KeptFrames:
         return self._room < 3 * height * width
 
     @property
-    def scaling(self) -> Scaling:
-        """By what the sides of a JPEG are to be divided."""
-        return scaling_of(self.preprocessing, self.decoding)
+    def scaling(self) -> Scaling | None:
+        """By what the sides of a JPEG are to be divided; None where it is not kept."""
+        return self.decoding and scaling_of(self.preprocessing, self.decoding)
 
     def keep(self, path: Path, stamp: Stamp, found: Decoded) -> None:
         """Take what is seen of a picture of 8 bits; of a JPEG that was decoded by `scaling`."""
-        frame = np.asarray(seen_in(found, self.preprocessing, self.decoding))
+        frame = np.asarray(seen_in(found, self.preprocessing, self.decoding or "full"))
         if frame.nbytes <= self._room:
             self._room -= frame.nbytes
             self._frames[path] = stamp, self.decoding if found.is_jpeg else None, frame

@@ -123,11 +123,14 @@ def _kept(splits: Splits, settings: RunSettings, loaded: LoadedModel) -> KeptFra
     return KeptFrames(loaded.of_pictures, decoding=_decoding(splits, settings, loaded))
 
 
-def _decoding(splits: Splits, settings: RunSettings, loaded: LoadedModel) -> DecodingName:
+def _decoding(splits: Splits, settings: RunSettings, loaded: LoadedModel) -> DecodingName | None:
+    """None for JPEGs so small that they are soon decoded while the model is followed."""
     form = next(iter(settings.features.forms), "")
+    samples = ImageSamples(ImageDataset(splits.train, loaded.of_pictures))
+    if not samples.worth_less(1):
+        return None
     if form == BY_MODEL or settings.features.store == "off":
         return "full"
-    samples = ImageSamples(ImageDataset(splits.train, loaded.of_pictures))
     planned = len(splits.train) + len(splits.val)
     return probable_decoding(samples, settings.training.prefix_precision, form, planned)
 

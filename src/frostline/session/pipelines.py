@@ -219,10 +219,13 @@ def _loading_ahead(
     new = options.known is None and not is_followed(model) and options.world.size == 1
     cores = count_threads(None) > 1
     pictures = [d for d in data if isinstance(d, ImageSamples) and not d.why_not_stored()]
+    before = None
     with ExitStack() as stack:
-        for samples in pictures[:1] if new and cores else ():
-            samples.begin(probable_decoding(samples, options.precision, options.form, planned))
+        for samples in pictures if new and cores else ():
+            decoding = probable_decoding(samples, options.precision, options.form, planned)
+            samples.begin(decoding, after=before)
             stack.callback(samples.end)
+            before = samples
         yield
 
 

@@ -101,11 +101,11 @@ def test_losers_are_dropped_and_the_winner_stays(store: Path) -> None:
     )
 
 
-def test_those_go_on_that_had_the_lowest_loss(store: Path) -> None:
-    found = swept(store, lr=[1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 1.0], epochs=10, dropout=[0.0, 0.2])
+def test_those_go_on_that_have_the_lowest_loss_now(store: Path) -> None:
+    found = swept(store, lr=[1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0], epochs=10, dropout=[0.0, 0.6])
     for epoch, keep in rungs(10, 12).items():
         going = [m for m in found.members if m.epochs >= epoch]
-        lowest = sorted(going, key=lambda m: min(h["loss"] for h in m.history[:epoch]))
+        lowest = sorted(going, key=lambda m: m.history[epoch - 1]["loss"])
         left = {m.number for m in found.members if m.epochs > epoch}
         assert left == {m.number for m in lowest[:keep]}
 
@@ -122,20 +122,28 @@ def test_rungs_leave_few_members_and_epochs_alone() -> None:
     assert rungs(2, 32) == {1: 8}
 
 
-def test_the_best_epoch_so_far_decides_not_the_last() -> None:
-    def course(*pairs: tuple[float, float]) -> list[Metrics]:
-        return [
-            Metrics((Metric("accuracy", a), Metric("loss", loss, "lower")), 9) for a, loss in pairs
-        ]
+def course(*losses: float, accuracy: float = 0.5) -> list[Metrics]:
+    """Of a member, after each epoch."""
+    return [
+        Metrics((Metric("accuracy", accuracy), Metric("loss", loss, "lower")), 9) for loss in losses
+    ]
 
-    courses = {0: course((0.9, 0.5), (0.9, 0.4)), 1: course((0.5, 0.3), (0.6, 0.9))}
-    assert leading(courses, "auto") == [1, 0]
-    assert leading(courses, "loss") == [1, 0]
-    assert leading(courses, "accuracy") == [0, 1]
-    nan = {**courses, 2: course((math.nan, 0.1))}
-    assert leading(nan, "accuracy") == [0, 1, 2]
-    tied = {3: courses[0], 0: courses[0]}
-    assert leading(tied, "auto") == [0, 3]
+
+def test_the_loss_now_decides_who_goes_on() -> None:
+    past, slow = course(0.3, 0.9, accuracy=0.9), course(0.8, 0.5, accuracy=0.6)
+    assert leading({0: past, 1: slow}, "auto") == [1, 0]
+    assert leading({0: past, 1: slow}, "loss") == [1, 0]
+    assert leading({0: past, 1: slow}, "accuracy") == [0, 1]
+    unknown = {0: past, 1: slow, 2: course(0.1, 0.1, accuracy=math.nan)}
+    assert leading(unknown, "accuracy") == [0, 1, 2]
+
+
+def test_members_that_are_alike_so_far_count_once() -> None:
+    first, twin, other = course(0.8, 0.5), course(0.8, 0.501), course(0.9, 0.7)
+    parted = course(0.9, 0.5005)  # now as the first one, but not before
+    assert leading({0: twin, 1: other, 2: first}, "auto") == [2, 1, 0]
+    assert leading({0: twin, 1: other, 2: first, 3: parted}, "auto") == [2, 3, 1, 0]
+    assert leading({3: first, 0: first}, "auto") == [0, 3]
 
 
 def test_a_member_whose_loss_is_no_number_falls_out_alone(store: Path) -> None:

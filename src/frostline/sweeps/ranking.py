@@ -6,10 +6,10 @@ then the others by accuracy. Of a few samples most differences are luck, and of 
 luckiest is on top; which is why the most accurate one alone is not asked for. Where a metric was
 asked for, its value decides, then the loss. What ties in all goes by the order of the members.
 
-Those go on that had the lowest loss in any epoch so far: halfway it tells members apart better than
-accuracy, and better than the rule by which the best one is found at the end (see
-benchmarks/dropping.py). A member that was dropped stands by its epochs until then, so that dropping
-one past its best costs nothing.
+Those go on that have the lowest loss now, not those that had it: a member that was dropped stands
+by its best epoch until then, so one whose loss has begun to rise has no more to win, and one that
+learns slowly has. Members that are alike so far, as those whose weight decay is too small to
+matter, count once: the others go on only where places are left (see benchmarks/dropping.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from frostline.tasks import Metrics
 
 CHANCE = 0.05  # p-value from which on a difference is taken for chance
 _WHOLE = 1 / 8  # of the epochs, for which all members are trained
+_ALIKE = 0.003  # of a loss
 _LEAST = 4  # members from which on some are dropped
 
 
@@ -68,28 +69,39 @@ def ranked(found: Mapping[int, Standing | None], monitor: str) -> list[int]:
 
 
 def leading(histories: Mapping[int, Sequence[Metrics]], monitor: str) -> list[int]:
-    """Members by number, by their best epoch so far: that of the lowest loss.
+    """Members by number, in the order in which they go on: by the loss of the last epoch.
 
-    Where a metric was asked for, that of its best value, then of the lowest loss.
+    Where a metric was asked for, by its value then, and by the loss. Members whose losses are
+    within 0.3 % of those of a better one in every epoch come last.
 
     Args:
-        histories: validation metrics of each epoch.
+        histories: validation metrics of each epoch, of all members the same epochs.
     """
-
-    def key(number: int) -> tuple[float, float, int]:
-        return (*min(_cost(one, monitor) for one in histories[number]), number)
-
-    return sorted(histories, key=key)
+    order = sorted(histories, key=lambda number: (*_cost(histories[number][-1], monitor), number))
+    losses = {number: [_loss(one) for one in histories[number]] for number in order}
+    first: list[int] = []
+    for number in order:
+        if not any(_alike(losses[number], losses[other]) for other in first):
+            first.append(number)
+    return first + [number for number in order if number not in first]
 
 
 def _cost(found: Metrics, monitor: str) -> tuple[float, float]:
     """Lower is better; the loss alone, unless a metric was asked for."""
-    loss = found.headline().get("loss", math.inf)
+    loss = _loss(found)
     if monitor == AUTO_MONITOR:
         return loss, loss
     metric = found.metric(monitor)
     value = metric.value * (1 if metric.better == "lower" else -1)
     return (math.inf if math.isnan(value) else value), loss
+
+
+def _loss(found: Metrics) -> float:
+    return found.headline().get("loss", math.inf)
+
+
+def _alike(losses: Sequence[float], others: Sequence[float]) -> bool:
+    return all(abs(a - b) <= _ALIKE * b for a, b in zip(losses, others, strict=True))
 
 
 def rungs(epochs: int, members: int) -> dict[int, int]:

@@ -15,6 +15,7 @@ from torch import nn
 
 import frostline as fl
 from frostline.features import Computing
+from frostline.sweeps import Member
 from frostline.sweeps.ranking import leading, rungs
 from frostline.tasks import Metric, Metrics
 
@@ -103,9 +104,13 @@ def test_losers_are_dropped_and_the_winner_stays(store: Path) -> None:
 
 def test_those_go_on_that_have_the_lowest_loss_now(store: Path) -> None:
     found = swept(store, lr=[1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0], epochs=10, dropout=[0.0, 0.6])
+
+    def losses(member: Member, epoch: int) -> float:
+        return min(one["loss"] for one in member.history[max(0, epoch - 3) : epoch])
+
     for epoch, keep in rungs(10, 12).items():
         going = [m for m in found.members if m.epochs >= epoch]
-        lowest = sorted(going, key=lambda m: m.history[epoch - 1]["loss"])
+        lowest = sorted(going, key=lambda m: losses(m, epoch))
         left = {m.number for m in found.members if m.epochs > epoch}
         assert left == {m.number for m in lowest[:keep]}
 
@@ -130,11 +135,11 @@ def course(*losses: float, accuracy: float = 0.5) -> list[Metrics]:
 
 
 def test_the_loss_now_decides_who_goes_on() -> None:
-    past, slow = course(0.3, 0.9, accuracy=0.9), course(0.8, 0.5, accuracy=0.6)
+    past, slow = course(0.3, 0.9, 0.9, 0.9, accuracy=0.9), course(0.9, 0.8, 0.7, 0.5, accuracy=0.6)
     assert leading({0: past, 1: slow}, "auto") == [1, 0]
     assert leading({0: past, 1: slow}, "loss") == [1, 0]
     assert leading({0: past, 1: slow}, "accuracy") == [0, 1]
-    unknown = {0: past, 1: slow, 2: course(0.1, 0.1, accuracy=math.nan)}
+    unknown = {0: past, 1: slow, 2: course(*[0.1] * 4, accuracy=math.nan)}
     assert leading(unknown, "accuracy") == [0, 1, 2]
 
 

@@ -6,10 +6,11 @@ then the others by accuracy. Of a few samples most differences are luck, and of 
 luckiest is on top; which is why the most accurate one alone is not asked for. Where a metric was
 asked for, its value decides, then the loss. What ties in all goes by the order of the members.
 
-Those go on that have the lowest loss now, not those that had it: a member that was dropped stands
-by its best epoch until then, so one whose loss has begun to rise has no more to win, and one that
-learns slowly has. Members that are alike so far, as those whose weight decay is too small to
-matter, count once: the others go on only where places are left (see benchmarks/dropping.py).
+Those go on that have the lowest loss now, in one of the last three epochs, not those that had it: a
+member that was dropped stands by its best epoch until then, so one whose loss has begun to rise has
+no more to win, and one that learns slowly has. Members that are alike so far, as those whose weight
+decay is too small to matter, count once: the others go on only where places are left (see
+benchmarks/dropping.py).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from frostline.tasks import Metrics
 
 CHANCE = 0.05  # p-value from which on a difference is taken for chance
 _WHOLE = 1 / 8  # of the epochs, for which all members are trained
+_NOW = 3  # epochs: one alone is noisy where the learning rate is high
 _ALIKE = 0.003  # of a loss
 _LEAST = 4  # members from which on some are dropped
 
@@ -69,15 +71,19 @@ def ranked(found: Mapping[int, Standing | None], monitor: str) -> list[int]:
 
 
 def leading(histories: Mapping[int, Sequence[Metrics]], monitor: str) -> list[int]:
-    """Members by number, in the order in which they go on: by the loss of the last epoch.
+    """Members by number, in the order in which they go on: by the lowest loss of three epochs.
 
-    Where a metric was asked for, by its value then, and by the loss. Members whose losses are
-    within 0.3 % of those of a better one in every epoch come last.
+    These are the last three. Where a metric was asked for, its best value decides. Members whose
+    losses are within 0.3 % of those of a better one in every epoch come last.
 
     Args:
         histories: validation metrics of each epoch, of all members the same epochs.
     """
-    order = sorted(histories, key=lambda number: (*_cost(histories[number][-1], monitor), number))
+
+    def key(number: int) -> tuple[float, float, int]:
+        return (*min(_cost(one, monitor) for one in histories[number][-_NOW:]), number)
+
+    order = sorted(histories, key=key)
     losses = {number: [_loss(one) for one in histories[number]] for number in order}
     first: list[int] = []
     for number in order:

@@ -91,7 +91,7 @@ def sweep(
 
     Each stands by its best epoch, as a run keeps it. Those that the validation samples cannot tell
     from the most accurate member, by McNemar's test, come first, by their losses. Losers are
-    dropped early: past an eighth of the epochs, after each one, those of the highest loss then, so
+    dropped early: past an eighth of the epochs, after each one, those of the highest loss now, so
     that half of the members are left after a quarter of the epochs, a quarter after half, and an
     eighth at the end; of members that are alike so far all but one go first. The winner is
     then trained by itself, by `fl.fit` on the same features, into `out`; the model holds its best

@@ -1,6 +1,7 @@
 """What do 32 settings cost, trained together on stored features? Steps, and whole sweeps.
 
-    python benchmarks/sweep.py [--model FOLDER] [--repeats 3] [--samples 3000] [--json FILE]
+    python benchmarks/sweep.py [--parts steps sweeps winners] [--model FOLDER] [--repeats 3]
+        [--seeds 3] [--samples 3000] [--json FILE]
 
 *Steps*: a stack of 32 heads on stored noise against one head, batches of 64: in a bare loop
 (features in memory, fused AdamW, no check), in `fl.fit`'s loop, and as a stack of one. *Sweeps*:
@@ -10,6 +11,10 @@
 after the other* is `fl.fit` of each: some of them are run and all are told, once as whole calls and
 once as their epochs alone. What `fl.sweep` takes is all of it, with the cut and the winner's own
 run, or its epochs and those of that run; with losers dropped, and with all trained to the end.
+*Winners*: of the same sweeps, with each of the seeds 0, 1 and so on, which place the winner with
+losers dropped has among all trained to the end, how much higher its loss is there, how much lower
+its accuracy, and McNemar's p-value between the two. `work` is the share of all epochs that is
+trained. This part does not depend on time.
 """
 
 from __future__ import annotations
@@ -52,26 +57,47 @@ SINGLES = 4  # runs of their own that are timed, evenly over the members
 
 
 def main() -> None:
-    chosen = options(__doc__, model="", samples=3000)
+    chosen = options(__doc__, parts=("steps", "sweeps", "winners"), model="", samples=3000, seeds=3)
     threads()
-    result: dict[str, Any] = {"members": MEMBERS, "steps": {}, "sweeps": {}}
-    rows = [("32 heads", "bare ms", "loop ms", "one ms", "32 ms", "32/one", "32x bare/32")]
-    for name, shape in SHAPES.items():
-        found = result["steps"][name] = steps(shape, chosen.repeats)
-        shown = (f"{found[key]:.3f}" for key in ("bare", "loop", "one", "stack"))
-        rows.append((name, *shown, f"{found['to_bare']:.2f}", f"{found['speedup']:.2f}"))
-    table(rows)
-    rows = [("data", "fits s", "epochs s", "all s", "dropped s", "times", "of epochs", "winner")]
+    result: dict[str, Any] = {"members": MEMBERS, "steps": {}, "sweeps": {}, "winners": {}}
+    if "steps" in chosen.parts:
+        rows = [("32 heads", "bare ms", "loop ms", "one ms", "32 ms", "32/one", "32x bare/32")]
+        for name, shape in SHAPES.items():
+            found = result["steps"][name] = steps(shape, chosen.repeats)
+            shown = (f"{found[key]:.3f}" for key in ("bare", "loop", "one", "stack"))
+            rows.append((name, *shown, f"{found['to_bare']:.2f}", f"{found['speedup']:.2f}"))
+        table(rows)
+    times = [("data", "fits s", "epochs s", "all s", "dropped s", "times", "of epochs")]
+    places = [("data", "seed", "place", "loss higher", "accuracy lower", "p-value", "work")]
     with tempfile.TemporaryDirectory() as folder:
         for name, model, train, val in subjects(chosen, Path(folder)):
-            found = whole(model, train, val, Path(folder) / "features", chosen.repeats)
-            result["sweeps"][name] = found
-            shown = (f"{found[key]:.1f}" for key in ("fits", "epochs", "all", "dropped"))
-            ratios = (f"{found[key]:.1f}" for key in ("times", "times_of_epochs"))
-            same = "the same" if found["same_winner"] else f"place {found['place_of_winner']}"
-            rows.append((name, *shown, *ratios, same))
-    table(rows)
+            store = Path(folder) / "features"
+            if "sweeps" in chosen.parts:
+                found = whole(model, train, val, store, chosen.repeats)
+                result["sweeps"][name] = found
+                shown = (f"{found[key]:.1f}" for key in ("fits", "epochs", "all", "dropped"))
+                ratios = (f"{found[key]:.1f}" for key in ("times", "times_of_epochs"))
+                times.append((name, *shown, *ratios))
+            if "winners" in chosen.parts:
+                each = [winners(model, train, val, store, seed) for seed in range(chosen.seeds)]
+                result["winners"][name] = each
+                places += [_place_row(name, seed, one) for seed, one in enumerate(each)]
+    for rows in (times, places):
+        if len(rows) > 1:
+            table(rows)
     report(result, chosen.json)
+
+
+def _place_row(name: str, seed: int, one: dict[str, Any]) -> tuple[str, ...]:
+    regrets = f"{one['loss_higher']:.2%}", f"{one['accuracy_lower']:.4f}"
+    return (
+        name,
+        str(seed),
+        str(one["place"]),
+        *regrets,
+        f"{one['p_value']:.2f}",
+        f"{one['work']:.2f}",
+    )
 
 
 def steps(shape: tuple[int, int], repeats: int) -> dict[str, float]:
@@ -188,7 +214,6 @@ def whole(model: nn.Module, train: Any, val: Any, store: Path, repeats: int) -> 
         times["fits"].append(fits)
         times["epochs"].append(epochs)
     found: dict[str, Any] = {name: median(values) for name, values in times.items()}
-    places = [member.setting for member in full.members]
     winner = full.winner.metrics
     assert winner is not None
     return {
@@ -196,11 +221,30 @@ def whole(model: nn.Module, train: Any, val: Any, store: Path, repeats: int) -> 
         "times": found["fits"] / found["dropped"],
         "times_of_epochs": found["epochs"] / found["dropped_epochs"],
         "times_all": found["fits"] / found["all"],
-        "same_winner": fewer.winner.setting == full.winner.setting,
-        "place_of_winner": places.index(fewer.winner.setting) + 1,
         "winner": {**full.winner.setting.as_dict(), **winner.headline()},
-        "not_told_apart": len(full.alike),
         "furthest_loss": furthest(full),
+    }
+
+
+def winners(model: nn.Module, train: Any, val: Any, store: Path, seed: int) -> dict[str, Any]:
+    """Where the winner with losers dropped stands among all trained to the end."""
+    asked: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "features": store}
+    asked |= {**GRID, "heads": [100], "seeds": [seed]}
+    full = fl.sweep(copied(model), train, val, drop=False, **asked)
+    fewer = fl.sweep(copied(model), train, val, **asked)
+    place = [member.number for member in full.members].index(fewer.winner.number)
+    first, found = full.winner, full.members[place]
+    assert first.metrics is not None
+    assert found.metrics is not None
+    return {
+        "place": place + 1,
+        "winner": {**first.setting.as_dict(), **first.metrics.headline()},
+        "found": {**found.setting.as_dict(), **found.metrics.headline()},
+        "loss_higher": found.metrics["loss"] / first.metrics["loss"] - 1,
+        "accuracy_lower": first.metrics["accuracy"] - found.metrics["accuracy"],
+        "p_value": first.p_value(found),
+        "not_told_apart": len(full.alike),
+        "work": sum(one.epochs for one in fewer.members) / (EPOCHS * len(fewer.members)),
     }
 
 

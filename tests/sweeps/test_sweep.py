@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import nn
 
 import frostline as fl
 from frostline.features import Computing
-from frostline.sweeps.ranking import rungs
+from frostline.sweeps import Member
+from frostline.sweeps.ranking import leading, rungs
+from frostline.tasks import Metric, Metrics
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +95,60 @@ def test_losers_are_dropped_and_the_winner_stays(store: Path) -> None:
     options = {"lr": [1e-4, 1e-3, 1e-2, 1e-1], "weight_decay": [0, 0.1], "epochs": 10}
     every, fewer = swept(store, drop=False, **options), swept(store, **options)
     assert fewer.winner.setting == every.winner.setting
-    assert sorted(member.epochs for member in fewer.members) == [2] * 6 + [10] * 2
+    assert sorted(member.epochs for member in fewer.members) == [2, 2, 2, 3, 4, 5, 10, 10]
     last = next(m for m in every.members if m.number == fewer.winner.number)
     assert [h["loss"] for h in last.history] == pytest.approx(
         [h["loss"] for h in fewer.winner.history], rel=BOUND
     )
 
 
-def test_rungs_leave_few_members_alone() -> None:
-    assert rungs(25, 32) == {5: 8, 10: 4}
+def test_those_go_on_that_have_the_lowest_loss_now(store: Path) -> None:
+    found = swept(store, lr=[1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0], epochs=10, dropout=[0.0, 0.6])
+
+    def losses(member: Member, epoch: int) -> float:
+        return min(one["loss"] for one in member.history[max(0, epoch - 3) : epoch])
+
+    for epoch, keep in rungs(10, 12).items():
+        going = [m for m in found.members if m.epochs >= epoch]
+        lowest = sorted(going, key=lambda m: losses(m, epoch))
+        left = {m.number for m in found.members if m.epochs > epoch}
+        assert left == {m.number for m in lowest[:keep]}
+
+
+def test_rungs_keep_members_times_epochs_the_same() -> None:
+    assert rungs(16, 32) == {3: 22, 4: 16, 5: 13, 6: 11, 7: 10, 8: 8, 10: 7, 11: 6, 13: 5}
+    assert rungs(8, 16) == {2: 8, 3: 6, 4: 4, 6: 3}
+    assert rungs(10, 4) == {2: 3, 3: 2, 5: 1}
+
+
+def test_rungs_leave_few_members_and_epochs_alone() -> None:
     assert rungs(10, 3) == {}
     assert rungs(1, 32) == {}
     assert rungs(2, 32) == {1: 8}
+
+
+def course(*losses: float, accuracy: float = 0.5) -> list[Metrics]:
+    """Of a member, after each epoch."""
+    return [
+        Metrics((Metric("accuracy", accuracy), Metric("loss", loss, "lower")), 9) for loss in losses
+    ]
+
+
+def test_the_loss_now_decides_who_goes_on() -> None:
+    past, slow = course(0.3, 0.9, 0.9, 0.9, accuracy=0.9), course(0.9, 0.8, 0.7, 0.5, accuracy=0.6)
+    assert leading({0: past, 1: slow}, "auto") == [1, 0]
+    assert leading({0: past, 1: slow}, "loss") == [1, 0]
+    assert leading({0: past, 1: slow}, "accuracy") == [0, 1]
+    unknown = {0: past, 1: slow, 2: course(*[0.1] * 4, accuracy=math.nan)}
+    assert leading(unknown, "accuracy") == [0, 1, 2]
+
+
+def test_members_that_are_alike_so_far_count_once() -> None:
+    first, twin, other = course(0.8, 0.5), course(0.8, 0.501), course(0.9, 0.7)
+    parted = course(0.9, 0.5005)  # now as the first one, but not before
+    assert leading({0: twin, 1: other, 2: first}, "auto") == [2, 1, 0]
+    assert leading({0: twin, 1: other, 2: first, 3: parted}, "auto") == [2, 3, 1, 0]
+    assert leading({3: first, 0: first}, "auto") == [0, 3]
 
 
 def test_a_member_whose_loss_is_no_number_falls_out_alone(store: Path) -> None:

@@ -1,16 +1,22 @@
-"""Which member is the best, and how many go on at each rung.
+"""Which member is the best, how many go on after an epoch, and which.
 
 Accuracies that the validation samples cannot tell apart are ties, and the lower loss decides: those
 members come first that McNemar's test does not tell from the most accurate one, by their losses,
 then the others by accuracy. Of a few samples most differences are luck, and of many members the
 luckiest is on top; which is why the most accurate one alone is not asked for. Where a metric was
 asked for, its value decides, then the loss. What ties in all goes by the order of the members.
+
+Those go on that have the lowest loss now, in one of the last three epochs, not those that had it: a
+member that was dropped stands by its best epoch until then, so one whose loss has begun to rise has
+no more to win, and one that learns slowly has. Members that are alike so far, as those whose weight
+decay is too small to matter, count once: the others go on only where places are left (see
+benchmarks/dropping.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -21,9 +27,9 @@ from frostline.records import mcnemar
 from frostline.tasks import Metrics
 
 CHANCE = 0.05  # p-value from which on a difference is taken for chance
-# After which share of the epochs which share of the members goes on. Of halvings tried on heads of
-# hymenoptera and SST-2, the one that kept the winner most often at a third of the work.
-_RUNGS = ((0.2, 0.25), (0.4, 0.5))
+_WHOLE = 1 / 8  # of the epochs, for which all members are trained
+_NOW = 3  # epochs: one alone is noisy where the learning rate is high
+_ALIKE = 0.003  # of a loss
 _LEAST = 4  # members from which on some are dropped
 
 
@@ -64,20 +70,63 @@ def ranked(found: Mapping[int, Standing | None], monitor: str) -> list[int]:
     return order + [number for number in found if number not in left]
 
 
+def leading(histories: Mapping[int, Sequence[Metrics]], monitor: str) -> list[int]:
+    """Members by number, in the order in which they go on: by the lowest loss of three epochs.
+
+    These are the last three. Where a metric was asked for, its best value decides. Members whose
+    losses are within 0.3 % of those of a better one in every epoch come last.
+
+    Args:
+        histories: validation metrics of each epoch, of all members the same epochs.
+    """
+
+    def key(number: int) -> tuple[float, float, int]:
+        return (*min(_cost(one, monitor) for one in histories[number][-_NOW:]), number)
+
+    order = sorted(histories, key=key)
+    losses = {number: [_loss(one) for one in histories[number]] for number in order}
+    first: list[int] = []
+    for number in order:
+        if not any(_alike(losses[number], losses[other]) for other in first):
+            first.append(number)
+    return first + [number for number in order if number not in first]
+
+
+def _cost(found: Metrics, monitor: str) -> tuple[float, float]:
+    """Lower is better; the loss alone, unless a metric was asked for."""
+    loss = _loss(found)
+    if monitor == AUTO_MONITOR:
+        return loss, loss
+    metric = found.metric(monitor)
+    value = metric.value * (1 if metric.better == "lower" else -1)
+    return (math.inf if math.isnan(value) else value), loss
+
+
+def _loss(found: Metrics) -> float:
+    return found.headline().get("loss", math.inf)
+
+
+def _alike(losses: Sequence[float], others: Sequence[float]) -> bool:
+    return all(abs(a - b) <= _ALIKE * b for a, b in zip(losses, others, strict=True))
+
+
 def rungs(epochs: int, members: int) -> dict[int, int]:
     """Epoch after which members are dropped -> how many then go on.
 
-    After a fifth of the epochs a quarter of them, and after two fifths half of these; of fewer than
-    four members none is dropped.
+    Past an eighth of the epochs so many go on that members times epochs done stays the same: half
+    of them after a quarter of the epochs, a quarter after half, and an eighth to the end. Of fewer
+    than four members none is dropped.
 
     Example:
-        >>> rungs(25, 32)
-        {5: 8, 10: 4}
+        >>> rungs(16, 32)
+        {3: 22, 4: 16, 5: 13, 6: 11, 7: 10, 8: 8, 10: 7, 11: 6, 13: 5}
     """
+    if members < _LEAST:
+        return {}
     found: dict[int, int] = {}
     left = members
-    for part, share in _RUNGS:
-        at = math.ceil(epochs * part - 1e-9)
-        if left >= _LEAST and at < epochs and at not in found:
-            found[at] = left = math.ceil(left * share)
+    for epoch in range(1, epochs):
+        keep = math.ceil(members * _WHOLE * epochs / epoch - 1e-9)
+        if keep < left:
+            found[epoch] = left = keep
     return found

@@ -91,9 +91,11 @@ def sweep(
 
     Each stands by its best epoch, as a run keeps it. Those that the validation samples cannot tell
     from the most accurate member, by McNemar's test, come first, by their losses. Losers are
-    dropped early: after a fifth of the epochs a quarter of the members goes on, after two fifths
-    half of these. The winner is then trained by itself, by `fl.fit` on the same features, into
-    `out`; the model holds its best weights and has its head.
+    dropped early: past an eighth of the epochs, after each one, those of the highest loss now, so
+    that half of the members are left after a quarter of the epochs, a quarter after half, and an
+    eighth at the end; of members that are alike so far all but one go first. The winner is
+    then trained by itself, by `fl.fit` on the same features, into `out`; the model holds its best
+    weights and has its head.
 
     Args:
         train, val, out, recipe, batch_size, task, classes, device, features, hooks: as for

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from frostline.sweeps.ranking import Standing, ranked, rungs
+from frostline.sweeps.ranking import Standing, leading, rungs
 from frostline.sweeps.results import Member
 from frostline.sweeps.settings import Setting
 from frostline.sweeps.stacks import Ground, Judged, Stack
@@ -115,8 +115,8 @@ class Together:
 
     def _drop(self, keep: int, epochs_left: int) -> None:
         living = [number for stack in self._stacks for number in stack.numbers]
-        found = {number: self._courses[number].standing for number in sorted(living)}
-        staying = set(ranked(found, self._ground.recipe.monitor)[:keep])
+        found = {number: self._courses[number].history for number in living}
+        staying = set(leading(found, self._ground.recipe.monitor)[:keep])
         for stack in self._stacks:
             left = [number for number in stack.numbers if number in staying]
             self._told((len(stack.numbers) - len(left)) * epochs_left)

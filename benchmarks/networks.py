@@ -10,10 +10,11 @@ the head, and all but the last stage and the head. For either:
 - where the frost line runs, what crosses it and its float32 bytes a sample, or why there is none;
 - `forms`: the error of the features in each form against plain float32, over 32 photos of
   hymenoptera or sentences of SST-2, 8 for random weights: mean and worst sample, and of all
-  together, which is what `precision=` goes by; for random weights fewer forms;
-- `rows`: whether one sample has the same bits at every place of a batch, in batches of 1, 2, 7 and
-  32, and beside others; the largest difference, relative to the largest value, if not; in float32
-  on one and two threads, else on two;
+  together, which is what `precision=` goes by; for random weights fewer forms, below the last
+  stage the one that `auto` begins with;
+- `rows`, of the first selection: whether one sample has the same bits at every place of a batch, in
+  batches of 1, 2, 7 and 32, and beside others, on one thread and on two; the largest difference,
+  relative to the largest value, if not;
 - `decodings`, for pretrained weights: the error of each decoding on crops of large photographs, as
   in `decoding.py`.
 - `saved`: bytes kept for the backward of a step of 32 samples, by PyTorch and by `fl.lean`.
@@ -166,15 +167,16 @@ def _of_selection(
         return found
     every = _applicable(made)
     if listed.weights == "random":
-        found["forms"] = forms(made, _few(every), some_rows(inputs, slice(RANDOM_SAMPLES)))
+        tried = _few(every) if is_head else [_first_tried(every)]
+        found["forms"] = forms(made, tried, some_rows(inputs, slice(RANDOM_SAMPLES)))
     else:
         found["forms"] = forms(made, every, inputs)
-    tried = [(PLAIN, 1), (PLAIN, 2), (Form(channels_last=True), 2)] if is_head else [(PLAIN, 2)]
-    found["rows"] = {
-        f"{form}, {threads} threads": rows(_computing(made, form), inputs, threads)
-        for form, threads in tried
-        if form in (PLAIN, *every)
-    }
+    if is_head:
+        found["rows"] = {
+            f"{form}, {threads} threads": rows(_computing(made, form), inputs, threads)
+            for form, threads in ((PLAIN, 1), (PLAIN, 2), (Form(channels_last=True), 2))
+            if form in (PLAIN, *every)
+        }
     if is_head and crops and listed.weights != "random" and network.preprocessing:
         found["decodings"] = decodings(made, network, sorted(crops.iterdir()))
     return found
@@ -211,10 +213,14 @@ def _applicable(made: fl.Cut) -> list[Form]:
 
 
 def _few(every: Sequence[Form]) -> list[Form]:
-    """One rewriting at a time, and all at once in bfloat16, as `auto` begins."""
+    """One rewriting at a time, and what `auto` begins with."""
     one = [form for form in every if len(str(form).split()) - (form.dtype == "float32") < 2]
-    first = max((f for f in every if f.dtype == "bfloat16"), key=lambda f: len(str(f)))
-    return [*one, *([first] if first not in one else [])]
+    return list(dict.fromkeys([*one, _first_tried(every)]))
+
+
+def _first_tried(every: Sequence[Form]) -> Form:
+    """All at once in bfloat16."""
+    return max((form for form in every if form.dtype == "bfloat16"), key=lambda f: len(str(f)))
 
 
 def forms(made: fl.Cut, tried: Sequence[Form], inputs: Inputs) -> Figures:

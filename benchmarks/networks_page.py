@@ -128,19 +128,18 @@ def _share(share: float) -> str:
 # Forms
 
 
-def forms(result: Figures, what: str) -> str:
+def forms(result: Figures) -> str:
     headings = (
         *("network", "float32 channels-last", "float32 folded", "bfloat16"),
-        *("bfloat16, as `auto` tries first", "float16"),
+        *("as `auto` begins", "float16", "last stage trained, as `auto` begins"),
     )
+    one = ("float32 channels-last", "float32 folded", "bfloat16")
     rows = []
     for name, found in _networks(result).items():
-        if "forms" in found[what]:
-            errors = found[what]["forms"]
-            first = _first_tried(found[what])
-            columns = ["float32 channels-last", "float32 folded", "bfloat16", str(first), "float16"]
-            cells = [_error(errors.get(column)) for column in columns]
-            rows.append([_named(name, found), *cells])
+        head, last = (found[what].get("forms", {}) for what in SELECTIONS)
+        begun = [str(_first_tried(found[what])) for what in SELECTIONS]
+        cells = [head.get(form) for form in (*one, begun[0], "float16")]
+        rows.append([_named(name, found), *map(_error, [*cells, last.get(begun[1])])])
     return _table(headings, rows)
 
 
@@ -167,14 +166,10 @@ def _percent(error: float) -> str:
 
 
 def rows(result: Figures) -> str:
-    headings = (
-        *("network", "one thread", "two threads", "channels-last"),
-        "features below the last stage",
-    )
-    columns = [("head", "float32", 1), ("head", "float32", 2), ("head", "float32 channels-last", 2)]
-    columns += [("last", "float32", 2)]
+    headings = ("network", "one thread", "two threads", "two threads, channels-last")
+    columns = [("float32", 1), ("float32", 2), ("float32 channels-last", 2)]
     lines = [
-        [_named(name, found), *(_bits(found[what], *rest) for what, *rest in columns)]
+        [_named(name, found), *(_bits(found["head"], *column) for column in columns)]
         for name, found in _networks(result).items()
     ]
     return _table(headings, lines)
@@ -232,8 +227,7 @@ PARTS: Mapping[str, Callable[[Figures], str]] = {
     "summary": summary,
     "where_head": lambda result: where(result, "head"),
     "where_last": lambda result: where(result, "last"),
-    "forms_head": lambda result: forms(result, "head"),
-    "forms_last": lambda result: forms(result, "last"),
+    "forms": forms,
     "rows": rows,
     "decodings": decodings,
     "saved": saved,

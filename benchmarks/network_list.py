@@ -215,7 +215,10 @@ LISTED: Mapping[str, Listed] = {
     **{name: Listed("timm", partial(_loaded, f"timm:{name}", None)) for name in _TIMM},
     "levit_128s": Listed("timm", _levit, last=_FROM_THIRD),
     "minilm": Listed("transformers", _minilm, "1 billion pairs of sentences"),
-    **{name: Listed("transformers", partial(_classifier, *made)) for name, made in _TEXTS.items()},
+    **{
+        name: Listed("transformers", partial(_classifier, *made), last=_LAST.get(name, LAST))
+        for name, made in _TEXTS.items()
+    },
     "t5 (encoder)": Listed("transformers", _t5),
     "vit": Listed("transformers", partial(_pictures, "ViT", _FOUR)),
     "dinov2": Listed("transformers", partial(_pictures, "Dinov2", {**_FOUR, "image_size": 224})),

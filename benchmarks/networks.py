@@ -28,8 +28,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -43,8 +41,8 @@ from typing import Any, get_args
 import decoding
 import torch
 from network_list import LISTED, Inputs, Listed, Network
-from networks_page import write_page
-from shared import report
+from networks_page import FAILED, write_page
+from shared import apart, report
 from torch import Tensor, nn
 
 import frostline as fl
@@ -65,17 +63,16 @@ BATCH, EXAMPLE = 32, 3
 RANDOM_SAMPLES = 8
 SIZES = (1, 2, 7, 32)
 SOME = 7
+PRELOAD = ("network_list", "frostline.estimates.skeleton", "torchvision", "timm", "transformers")
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "efficientnet_lite_pytorch", "pillow")
 
 
 def main() -> None:
     chosen = _options()
-    if chosen.one:
-        print(json.dumps(measured(chosen.one, chosen.minilm, chosen.crops)))
-        return
     result: Figures = {"versions": {name: version(name) for name in PACKAGES}, "networks": {}}
     if chosen.json and chosen.json.exists():
         result = json.loads(chosen.json.read_text()) | {"versions": result["versions"]}
+    result["listed"] = list(LISTED)
     if chosen.networks or not chosen.markdown:
         _measure_all(chosen, result)
     if chosen.markdown:
@@ -90,8 +87,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minilm", type=Path, default=Path("minilm"), help="its folder")
     parser.add_argument("--photos", type=Path, help="large ones; else out of Debian's packages")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for a network")
-    parser.add_argument("--one", choices=LISTED, help=argparse.SUPPRESS)
-    parser.add_argument("--crops", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -106,28 +101,16 @@ def _measure_all(chosen: argparse.Namespace, result: Figures) -> None:
             )
             decoding.cropped(found, crops, len(found))
         for name in names:
-            result["networks"][name] = _apart(name, chosen, crops)
-            print(name, result["networks"][name].get("error", ""), flush=True)
+            of_one = (name, chosen.minilm, crops if crops.exists() else None)
+            found = apart(measured, of_one, chosen.timeout, preload=PRELOAD)
+            result["networks"][name] = found
+            print(name, found.get(FAILED, ""), flush=True)
             result["networks"] = {
                 n: result["networks"][n] for n in LISTED if n in result["networks"]
             }
             if chosen.json:
                 chosen.json.write_text(json.dumps(result, indent=1) + "\n")
     report(result, chosen.json)
-
-
-def _apart(name: str, chosen: argparse.Namespace, crops: Path) -> Figures:
-    """What a fresh process finds of one network; why it found nothing, if it did not."""
-    command = [sys.executable, __file__, "--one", name, "--minilm", str(chosen.minilm)]
-    command += ["--crops", str(crops)] if crops.exists() else []
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=chosen.timeout)
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {chosen.timeout:.0f} s"}
-    if done.returncode:
-        return {"error": (done.stderr.strip() or "the process died").splitlines()[-1]}
-    found: Figures = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def measured(name: str, minilm: Path, crops: Path | None) -> Figures:

@@ -11,6 +11,7 @@ from frostline.tuning import DEFAULT_TOLERANCE, Form
 from frostline.units import format_bytes
 
 Figures = dict[str, Any]
+FAILED = "error in measured"
 SELECTIONS = {"head": "all but the head", "last": "all but the last stage and the head"}
 _MARKED = re.compile(r"(<!-- networks\.py: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -36,7 +37,7 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _networks(result: Figures) -> Mapping[str, Figures]:
-    return {name: found for name, found in result["networks"].items() if "error" not in found}
+    return {name: found for name, found in result["networks"].items() if FAILED not in found}
 
 
 def _named(name: str, found: Figures) -> str:
@@ -52,7 +53,9 @@ def versions(result: Figures) -> str:
 def summary(result: Figures) -> str:
     """What the tables come to, counted."""
     networks = _networks(result)
-    lines = [_cut_line(networks, what) for what in SELECTIONS]
+    missing = [name for name in result["listed"] if name not in networks]
+    lines = [f"Not measured yet: {', '.join(missing)}."] if missing else []
+    lines += [_cut_line(networks, what) for what in SELECTIONS]
     lines += [_bits_line(networks, threads) for threads in (1, 2)]
     lines += [_forms_line(networks, what) for what in SELECTIONS]
     return "\n".join(f"- {line}" for line in lines)

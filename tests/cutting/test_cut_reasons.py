@@ -222,3 +222,25 @@ def test_statistics_that_move_are_named_where_another_operation_reads_them() -> 
     fl.freeze(net, "body | more")
     made = cut(net, torch.randn(4, 6))
     assert made.why == "behind body, since norm.running_mean moves in training"
+
+
+class Beside(nn.Module):
+    """A dropout between frozen layers, and beside them a trained layer over another input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below = nn.Sequential(nn.Linear(6, 600), nn.ReLU(), nn.Linear(600, 12))
+        self.drop, self.upper = nn.Dropout(0.5), nn.Linear(12, 12)
+        self.head, self.side = nn.Linear(12, 2), nn.Linear(1, 2)
+        fl.freeze(self, "below | upper")
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = self.upper(self.below(x).relu() + self.drop(self.below(x)))
+        out: Tensor = self.head(y) + self.side(mask.square())
+        return out
+
+
+def test_the_reason_is_the_first_operation_that_is_not_frozen_whatever_else_crosses() -> None:
+    made = cut(Beside(), (torch.randn(4, 6), torch.randn(4, 1)))
+    assert len(made.frontier) > 1
+    assert "since dropout in drop is random in training" in made.why

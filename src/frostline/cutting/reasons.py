@@ -29,24 +29,30 @@ def why_there(crossing: list[fx.Node], below: frozenset[fx.Node], verdicts: Verd
     names = list(dict.fromkeys(module_path(n) or operation(n) for n in reversed(computed)))
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     where = ", ".join(names[:2]) if more else " and ".join(names[:2])
-    reason, steps = _first_reason(computed, below, verdicts)
-    between = "; what lies between costs less to compute again than to read" if steps else ""
+    reason, is_apart = _first_reason(computed, below, verdicts)
+    between = "; what lies between costs less to compute again than to read" if is_apart else ""
     return f"behind {where}{more}, since {reason}{between}"
 
 
 def _first_reason(
     crossing: list[fx.Node], below: frozenset[fx.Node], verdicts: Verdicts
-) -> tuple[str, int]:
-    """Why the nearest operation above the line is not frozen, and how many steps off it is."""
-    level = [user for node in reversed(crossing) for user in node.users if user not in below]
-    steps = 0
-    while level:
-        for node in level:
-            if node in verdicts.reasons and node.op != "output":
-                return verdicts.reasons[node], steps
-        level = list(dict.fromkeys(user for node in level for user in node.users))
-        steps += 1
-    return "what follows is the model's output", 0
+) -> tuple[str, bool]:
+    """Why the first operation above the line is not frozen, and whether others lie between."""
+    nearest = [user for node in crossing for user in node.users if user not in below]
+    pending, seen, ends = list(nearest), set[fx.Node](), set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in verdicts.reasons and node.op != "output":
+            ends.add(node)
+        else:
+            pending.extend(node.users)
+    for node in crossing[0].graph.nodes:
+        if node in ends:
+            return verdicts.reasons[node], node not in nearest
+    return "what follows is the model's output", False
 
 
 def nothing_kept(model: nn.Module, traced: Traced, verdicts: Verdicts) -> str:

@@ -27,7 +27,7 @@ from sklearn.utils.estimator_checks import check_estimator
 import frostline as fl
 from frostline.classifier import bases
 from frostline.classifier.inputs import held_out
-from frostline.data import door
+from frostline.data import image_samples
 from phased_net import net, rows
 from small_world import call, write_net, write_pictures
 
@@ -205,8 +205,8 @@ def test_files_are_read_once_for_all_fits_unless_they_change(
     folder, model = write_pictures(tmp_path / "photos", train=8, val=0), write_net(tmp_path)
     files = sorted((folder / "train").rglob("*.png"))
     labels, read = [file.parent.name for file in files], list[Path]()
-    real = door.file_digest
-    monkeypatch.setattr(door, "file_digest", lambda path: read.append(path) or real(path))
+    real = image_samples.file_digest
+    monkeypatch.setattr(image_samples, "file_digest", lambda path: read.append(path) or real(path))
     options = {"weights": "none", "epochs": 1, "lr": 0.05, "device": "cpu"}
     asked = fl.FrozenClassifier(model, freeze="features", features=tmp_path / "f", **options)
     for _ in range(2):

@@ -30,8 +30,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import product
@@ -50,6 +49,7 @@ from frostline.backward import saved_bytes
 from frostline.calling import call_with
 from frostline.choices import DecodingName, FloatName
 from frostline.data import some_rows
+from frostline.devices import on_threads
 from frostline.errors import CutError, one_line
 from frostline.estimates.skeleton import skeleton
 from frostline.features.computing import Computing, in_form
@@ -233,7 +233,7 @@ def rows(compute: Computing, inputs: Inputs, threads: int) -> Figures:
 
     Such a batch has the sample at every place at once; one batch has others beside it.
     """
-    with _on_threads(threads):
+    with on_threads(threads):
         copies = {
             size: compute(some_rows(inputs, torch.zeros(size, dtype=torch.long))) for size in SIZES
         }
@@ -254,16 +254,6 @@ def _difference(values: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
         else 0.0
         for a, b in pairs
     )
-
-
-@contextmanager
-def _on_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def decodings(made: fl.Cut, network: Network, files: list[Path]) -> Figures:

@@ -35,29 +35,31 @@ def narrow(graph: fx.Graph) -> int:
     Each node's `meta["val"]` has the shape of its value, for some number of samples.
     """
     _unflatten_linears(graph)
-    found, made = _rows_read(graph), dict[fx.Node, fx.Node]()
+    found, made = _rows_read(graph), dict[tuple[fx.Node, Row], fx.Node]()
 
     def row_of(node: fx.Node, row: Row) -> fx.Node:
         """The node's row: computed alone, or a view of all where these are read as well."""
-        if node not in made:
+        key = node, row  # who reads all of it may take another row
+        if key not in made:
             with graph.inserting_after(node):
-                made[node] = graph.call_function(_ATEN.slice.Tensor, (node, *row, row[1] + 1))
-            made[node].meta = _meta_of_row(node, row)
-        return made[node]
+                made[key] = graph.call_function(_ATEN.slice.Tensor, (node, *row, row[1] + 1))
+            made[key].meta = _meta_of_row(node, row)
+        return made[key]
 
     computed = [(node, row, _passed(node, row)) for node, row in found.items()]
     for node, row, passed in reversed(computed):  # in the order of the graph
         if passed:
             given = {one: row_of(one, of) for one, of in passed.items()}
             with graph.inserting_after(node):
-                made[node] = _of_row(graph, node, row, given)
-            made[node].meta = _meta_of_row(node, row)
-    served = [node for node in graph.nodes if any(one in made for one in _started(node))]
+                made[node, row] = _of_row(graph, node, row, given)
+            made[node, row].meta = _meta_of_row(node, row)
+    served = [node for node in graph.nodes if any(key in made for key in _started(node).items())]
     for node in served:
-        given, dim, _ = _args(node)
-        node.args = (made[given], dim, 0)
+        (key,) = _started(node).items()
+        node.args = (made[key], _args(node)[1], 0)
+    left = {node for node, _ in made}
     for node in reversed(list(graph.nodes)):
-        if node in made and not node.users:
+        if node in left and not node.users:
             graph.erase_node(node)
     return len(served)
 

@@ -128,6 +128,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "of one sample": lambda x: x.relu().permute(1, 0, 2)[3],
     "also read whole": twice_read,
     "two rows": two_rows,
+    "other rows of one value": lambda x: x[:, :, 1:][:, 2] + x[:, :, :5][:, 0].relu(),
+    "rows of two branches": lambda x: x.relu()[:, 1] - x.tanh()[:, 4],
     "the same row twice": the_same_row,
     "written into": written_into,
 }

@@ -41,7 +41,7 @@ import decoding
 import torch
 from network_list import LISTED, Inputs, Listed, Network
 from networks_page import FAILED, write_page
-from shared import apart, report
+from shared import apart, machine_name
 from torch import Tensor, nn
 
 import frostline as fl
@@ -103,14 +103,13 @@ def _measure_all(chosen: argparse.Namespace, result: Figures) -> None:
         for name in names:
             of_one = (name, chosen.minilm, crops if crops.exists() else None)
             found = apart(measured, of_one, chosen.timeout, preload=PRELOAD)
-            result["networks"][name] = found
+            result["networks"][name] = found | {"machine": machine_name()}
             print(name, found.get(FAILED, ""), flush=True)
             result["networks"] = {
                 n: result["networks"][n] for n in LISTED if n in result["networks"]
             }
             if chosen.json:
                 chosen.json.write_text(json.dumps(result, indent=1) + "\n")
-    report(result, chosen.json)
 
 
 def measured(name: str, minilm: Path, crops: Path | None) -> Figures:

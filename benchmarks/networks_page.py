@@ -46,8 +46,15 @@ def _named(name: str, found: Figures) -> str:
 
 
 def versions(result: Figures) -> str:
+    """Of packages, and the machines; one that measured fewer than another says which."""
     found = result["versions"]
-    return f"{', '.join(f'{name} {found[name]}' for name in found)}; {result['machine']}."
+    names: dict[str, list[str]] = {}
+    for name, figures in result["networks"].items():
+        names.setdefault(figures["machine"], []).append(name)
+    most, *others = sorted(names, key=lambda machine: -len(names[machine]))
+    lines = [f"{', '.join(f'{name} {found[name]}' for name in found)}; {most}."]
+    lines += [f"On {machine}: {', '.join(names[machine])}." for machine in others]
+    return "\n\n".join(lines)
 
 
 def summary(result: Figures) -> str:

@@ -65,10 +65,14 @@ def median(values: Sequence[float]) -> float:
 
 def report(result: dict[str, Any], file: Path | None) -> None:
     """Print the figures, and write them with the machine's name."""
-    result["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {machine()}"
+    result["machine"] = machine_name()
     print(result["machine"])
     if file:
         file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def machine_name() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores, {machine()}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:

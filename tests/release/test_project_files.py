@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import frostline
 
@@ -102,3 +106,29 @@ def test_the_container_copies_what_its_ignore_file_lets_in() -> None:
 def test_the_container_names_extras_that_there_are() -> None:
     (named,) = re.findall(r"^ARG EXTRAS=(.+)$", DOCKERFILE, re.M)
     assert set(named.split(",")) <= EXTRAS.keys() - {"dev", "browser"}
+
+
+@pytest.mark.skipif(
+    (sys.platform, sys.version_info[:2]) != ("linux", (3, 11)), reason="other machines need others"
+)
+def test_each_package_that_the_tests_need_is_pinned() -> None:
+    """pip tries release after release of one that is not, which takes minutes."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    names = [line.partition("==")[0] for line in lines if not line.startswith("#")]
+    pinned = {canonicalize_name(name) for name in names}
+    assert len(pinned) == len(names)
+    assert needed("frostline[dev]") - pinned == {"frostline"}
+
+
+def needed(what: str) -> set[str]:
+    """The names of what is installed for a requirement, itself included."""
+    waiting, seen = [Requirement(what)], set[tuple[str, str]]()
+    while waiting:
+        asked = waiting.pop()
+        name = canonicalize_name(asked.name)
+        for extra in (asked.extras or {""}) - {known for who, known in seen if who == name}:
+            seen.add((name, extra))
+            for one in map(Requirement, requires(name) or ()):
+                if one.marker is None or one.marker.evaluate({"extra": extra}):
+                    waiting.append(one)
+    return {name for name, _ in seen}

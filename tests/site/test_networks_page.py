@@ -49,7 +49,10 @@ def test_no_network_failed_and_those_not_measured_are_named(
 
 def test_a_table_is_written_between_its_marks_and_nowhere_else(tables: ModuleType) -> None:
     page = "before\n<!-- networks.py: versions -->\nold\n<!-- end -->\nbehind\n"
-    found = tables.with_tables(page, {"versions": {"torch": "9.9"}, "machine": "a machine"})
-    assert found.startswith("before\n<!-- networks.py: versions -->\n\ntorch 9.9; a machine.")
+    machines = {"a": "one machine", "b": "another", "c": "another"}
+    networks = {name: {"machine": machine} for name, machine in machines.items()}
+    found = tables.with_tables(page, {"versions": {"torch": "9.9"}, "networks": networks})
+    begin = "before\n<!-- networks.py: versions -->\n\ntorch 9.9; another.\n\nOn one machine: a.\n"
+    assert found.startswith(begin)
     assert found.endswith("\n<!-- end -->\nbehind\n")
     assert "old" not in found

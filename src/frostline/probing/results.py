@@ -19,6 +19,7 @@ RULE = (
 )
 # The distance of the one-sided 95 % point, as a share of the width of a two-sided 95 % interval.
 _ONE_SIDED = 1.645 / (2 * 1.960)
+_SHOWN = 0.0005  # what the table shows scores by
 
 
 @final
@@ -102,12 +103,12 @@ class Probe(Displayed):
     def cut_after(self) -> StageScore:
         """The earliest stage whose score is not clearly lower than the best one's.
 
-        That is 1.645 standard errors, by the width of its interval: one-sided, at 5 %. From there
-        on the layers add nothing to speak of as they are: what lies below serves as it is, what
-        lies above may train.
+        Lower by 1.645 standard errors, by the width of its interval: one-sided, at 5 %; and by as
+        much as the table shows. From there on the layers add nothing to speak of as they are: what
+        lies below serves as it is, what lies above may train.
         """
         best = self.best
-        least = best.score - _ONE_SIDED * (best.high - best.low)
+        least = best.score - max(_ONE_SIDED * (best.high - best.low), _SHOWN)
         return next(one for one in self.stages if one.score >= least)
 
     def as_dict(self) -> dict[str, object]:

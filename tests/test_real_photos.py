@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from frostline.records import read_judged
+from report_world import page_of
 from small_world import Answer, call
 
 
@@ -79,24 +81,48 @@ def test_what_is_saved_is_a_hundredth_of_the_network(mobilenet: Path, weights: P
     assert (mobilenet / "best" / "delta.safetensors").stat().st_size < 0.01 * whole
 
 
-def squeezenet(photos: Path, out: Path, weights: object) -> Answer:
+def taught(photos: Path, out: Path, weights: object) -> Answer:
     """SqueezeNet1_1, taught alike whatever its weights are."""
     return call(
         *("train", photos, "--model", "squeezenet1_1", "--weights", weights, "--out", out),
-        *("--freeze", "features", "--epochs", 3, "--lr", 2e-3, "--batch-size", 8, "--json"),
+        *("--freeze", "features", "--epochs", 3, "--lr", 2e-3, "--batch-size", 8),
+        *("--features", out.parent / "features"),  # of its own, or others' rows would be read
     )
 
 
-def test_squeezenet_with_its_weights_tells_ants_from_bees(
-    photos: Path, weights: Path, tmp_path: Path
-) -> None:
-    answer = squeezenet(photos, tmp_path / "run", weights / "squeezenet1_1.pth")
+@pytest.fixture(scope="module")
+def squeezenet(photos: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "squeezenet"
+    answer = taught(photos, run, weights / "squeezenet1_1.pth")
     assert answer.status == 0, answer.err
-    assert answer.json["accuracy"] >= 0.89
-    assert call("verify", tmp_path / "run").status == 0
+    return run
+
+
+def test_squeezenet_with_its_weights_tells_ants_from_bees(squeezenet: Path) -> None:
+    assert float(str(result(squeezenet)["accuracy"])) >= 0.89
+    assert call("verify", squeezenet).status == 0
 
 
 def test_random_weights_do_not_tell_ants_from_bees(photos: Path, tmp_path: Path) -> None:
-    answer = squeezenet(photos, tmp_path / "run", "none")
+    answer = taught(photos, tmp_path / "run", "none")
     assert answer.status == 0, answer.err
-    assert answer.json["accuracy"] < 0.8
+    assert float(str(result(tmp_path / "run")["accuracy"])) < 0.8
+
+
+def test_a_report_shows_photos_with_what_they_were_taken_for(squeezenet: Path) -> None:
+    page = page_of(squeezenet / "report.html")
+    judged = read_judged(squeezenet / "best" / "predictions.safetensors")
+    wrong = len(judged) - int(judged.hits.sum())
+    pictures = [a for t, a in page.elements if t == "img"]
+    assert len(pictures) == min(12, wrong) + 12
+    assert (squeezenet / "report.html").stat().st_size < 500_000
+
+
+def test_a_report_tells_stored_features_apart_from_steps(squeezenet: Path) -> None:
+    answer = call("report", squeezenet, "--json")
+    assert answer.status == 0
+    seconds = answer.json["seconds"]
+    assert seconds["prefix"] > 0
+    assert seconds["suffix"] > 0
+    assert answer.json["plain_seconds"] > 0
+    assert "A plain loop, estimated" in page_of(squeezenet / "report.html").text

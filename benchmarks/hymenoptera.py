@@ -37,7 +37,7 @@ NETWORKS = (
     "resnet18",
     "mobilenet_v2",
     "efficientnet_b0",
-    "timm/vit_small_patch16_224",
+    "timm:vit_small_patch16_224",
     "resnet18+layer4",
     "vit_b_16+encoder.layers.encoder_layer_10+encoder.layers.encoder_layer_11+encoder.ln",
 )
@@ -137,10 +137,8 @@ def apart_from_head(model: nn.Module, path: str) -> tuple[nn.Module, nn.Module]:
 
 def fastest_form(body: nn.Module, inputs: Tensor) -> Form:
     def best(form: Form) -> float:
-        tried, given = (
-            copy.deepcopy(body).to(form[0], memory_format=form[1]),
-            given_in(form, inputs),
-        )
+        tried = copy.deepcopy(body).to(form[0], memory_format=form[1])
+        given = given_in(form, inputs)
         with torch.no_grad():
             return min(seconds(lambda: tried(given)) for _ in range(3))
 

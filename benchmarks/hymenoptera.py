@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from typing import Any
 
 import torch
 from shared import median, network, options, photos, report, seconds, table, threads
@@ -26,9 +27,9 @@ from frostline.data import ImageDataset
 
 EPOCHS = 25
 BATCH = 32
-Form = tuple[torch.dtype, torch.memory_format]
+Form = dict[str, Any]  # as `to` takes it
 FORMS: tuple[Form, ...] = tuple(
-    (dtype, layout)
+    {"dtype": dtype, "memory_format": layout}
     for dtype in (torch.float32, torch.bfloat16)
     for layout in (torch.contiguous_format, torch.channels_last)
 )
@@ -136,18 +137,12 @@ def apart_from_head(model: nn.Module, path: str) -> tuple[nn.Module, nn.Module]:
 
 
 def fastest_form(body: nn.Module, inputs: Tensor) -> Form:
-    def best(form: Form) -> float:
-        tried = copy.deepcopy(body).to(form[0], memory_format=form[1])
-        given = given_in(form, inputs)
+    def quickest(form: Form) -> float:
+        tried, given = copy.deepcopy(body).to(**form), inputs.to(**form)
         with torch.no_grad():
             return min(seconds(lambda: tried(given)) for _ in range(3))
 
-    return min(FORMS, key=best)
-
-
-def given_in(form: Form, inputs: Tensor) -> Tensor:
-    dtype, layout = form
-    return inputs.to(dtype, memory_format=layout)
+    return min(FORMS, key=quickest)
 
 
 def floor(
@@ -159,7 +154,7 @@ def floor(
     epochs: int,
 ) -> None:
     """By hand for a head alone: features once, in the form known to be fastest, then bare steps."""
-    body = body.to(form[0], memory_format=form[1])
+    body = body.to(**form)
     sets = [features_of(body, form, data) for data in (train, val)]
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3, fused=True)
     for _ in range(epochs):
@@ -182,7 +177,7 @@ def features_of(body: nn.Module, form: Form, data: ImageDataset) -> TensorDatase
     found, labels = [], []
     with torch.inference_mode(False), torch.no_grad():
         for inputs, targets in DataLoader(data, batch_size=BATCH, num_workers=2):
-            found.append(body(given_in(form, inputs)).float())
+            found.append(body(inputs.to(**form)).float())
             labels.append(targets)
     return TensorDataset(torch.cat(found), torch.cat(labels))
 

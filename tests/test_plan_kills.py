@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-KILLS = 4
+KILLS = 6
 PHOTOS_OF_A_CLASS = 8
 
 # The lower layers of a network with its own weights on small crops, so that a run takes a second.
@@ -201,5 +201,5 @@ def test_a_run_killed_at_any_moment_of_a_plan_resumes_to_the_same_bits(
     found = json.loads(done.stdout)
     assert found["equal"] == KILLS
     assert found["killed"] > KILLS // 2, "most runs were over before they were killed"
-    assert len(found["marks"]) > 2, f"all kills fell into the same moments: {found['marks']}"
+    assert len(found["marks"]) > 3, f"all kills fell into the same moments: {found['marks']}"
     assert any("." in mark for mark in found["marks"]), "no kill fell within an epoch"

@@ -17,7 +17,7 @@ from frostline.cutting.structures import flatten_output
 from frostline.fingerprints.parts import same_bits
 
 BATCHES = [[0, 5, 3], [4, 1, 2], [3, 0, 1]]
-EXAMPLES = int(os.environ.get("FROSTLINE_RANDOM_NETS", "24"))
+EXAMPLES = int(os.environ.get("FROSTLINE_RANDOM_NETS", "40"))
 
 
 def inputs() -> tuple[Tensor, Tensor]:

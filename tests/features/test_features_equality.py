@@ -309,7 +309,7 @@ import sys, torch
 import frostline as fl
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-data = TensorDataset(torch.randn(32, 16), torch.arange(32) % 2)
+data = TensorDataset(torch.randn(40, 16), torch.arange(40) % 2)
 for compiled in (False, True):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8), nn.Linear(8, 2))

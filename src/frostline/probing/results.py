@@ -19,7 +19,7 @@ RULE = (
 )
 # The distance of the one-sided 95 % point, as a share of the width of a two-sided 95 % interval.
 _ONE_SIDED = 1.645 / (2 * 1.960)
-_SHOWN = 0.0005  # what the table shows scores by
+_SHOWN = 0.0005  # half of the last digit in the table
 
 
 @final

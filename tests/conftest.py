@@ -17,16 +17,17 @@ from warm_process import Start, warm_process
 
 _REPOSITORY = Path(__file__).parents[1]
 # Written by the test runner between a test's phases, by torch when it first compiles, and by
-# Lightning and scikit-learn when they are imported.
+# scikit-learn when it is imported.
 _NOT_OURS = {
     "PYTEST_CURRENT_TEST",
-    "PYTORCH_NVML_BASED_CUDA_CHECK",
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
     "KMP_DUPLICATE_LIB_OK",
     "KMP_INIT_AT_FORK",
 }
+# Written by Lightning when it is imported: whoever asks for CUDA then looks for a driver each time.
+_BY_LIGHTNING = "PYTORCH_NVML_BASED_CUDA_CHECK"
 
 
 def pytest_configure() -> None:
@@ -98,7 +99,10 @@ def _quick_collections() -> None:
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
-    torch.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.manual_seed(0)
+    else:  # which keeps the stack of each call for when it is, and pytest's is deep
+        torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +110,8 @@ def _nothing_left_behind() -> Iterator[None]:
     environment = _environment()
     threads = set(threading.enumerate())
     yield
+    if _BY_LIGHTNING not in environment:
+        os.environ.pop(_BY_LIGHTNING, None)
     more = [t for t in threading.enumerate() if t not in threads and not t.daemon]
     for thread in more:  # transformers' loading does not wait for its own to end
         thread.join(timeout=5)

@@ -18,13 +18,14 @@ from typing import Protocol
 
 # Reads what to run, a line each; answers each with its exit status, or minus the signal.
 FORKING = """
-import json, os, signal, sys, traceback
+import gc, json, os, signal, sys, traceback
 import numpy, safetensors.torch, torch, torch.utils.tensorboard, torchvision.models
 import torch.export._trace  # by the first export otherwise, in each child anew
 import frostline.cli.train, frostline.models.torchvision_source, frostline.pages, frostline.runs
 from frostline.cli import main
 
 torch.set_num_threads(1)
+gc.freeze()  # a child whose collector looks at this has each page of it copied
 
 
 def run(asked):

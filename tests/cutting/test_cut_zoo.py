@@ -7,9 +7,12 @@ do depends on the processor. Training over the features of the very same batches
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from cut_zoo import ZOO, is_installed, package_of
 from torch import nn
 
 import frostline as fl
-from frostline.cutting import cut
+from frostline.cutting import KeptLines, Origin, cut, keep_cut, kept_cut, tracing
 from frostline.cutting.structures import flatten_output
 from frostline.fingerprints.parts import same_bits
 
@@ -48,6 +51,7 @@ def case(name: str, upper: int) -> object:
 # below it stays live, where the last layers compute what no other prefix here does, or where there
 # are two of them.
 HEADS = ("alexnet", "resnet18", "vit", "maxvit", "levit_128s", "distilbert", "gpt2")
+KEPT = ("resnet18", "vit", "swin", "levit_128s", "bert", "densenet")
 CASES = [case(name, 1) for name in ZOO] + [case(name, 0) for name in HEADS]
 
 
@@ -71,7 +75,9 @@ def built(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize(("name", "upper"), CASES)
-def test_five_steps_over_kept_features_equal_five_plain_ones(name: str, upper: int) -> None:
+def test_five_steps_over_kept_features_equal_five_plain_ones(
+    name: str, upper: int, tmp_path: Path
+) -> None:
     known = ZOO[name]
     model = built(name)
     fl.train_only(model, known.selections[upper])
@@ -93,6 +99,8 @@ def test_five_steps_over_kept_features_equal_five_plain_ones(name: str, upper: i
         assert all(map(same_bits, expected, found))
         if isinstance(inputs, dict) and "input_ids" in inputs:
             assert texts_of_other_lengths_differ(model, made, inputs) == []
+        if upper and name in KEPT:
+            assert what_a_kept_line_changes(made, rows(inputs, [0, 1, 2]), tmp_path) == []
 
 
 def texts_of_other_lengths_differ(
@@ -107,6 +115,33 @@ def texts_of_other_lengths_differ(
         if not same_bits(expected.logits, halves.logits):
             found.append(length)
     return found
+
+
+def what_a_kept_line_changes(drawn: fl.Cut, example: Any, folder: Path) -> list[str]:
+    """What of a cut is other where its line was kept on disk, for a copy of the model."""
+    lines, model = KeptLines(folder, Origin("zoo", is_own=False)), drawn.suffix.model
+    keep_cut(model, example, lines, {})
+    with mock.patch.object(tracing, "_export", side_effect=AssertionError("followed")):
+        answer = kept_cut(copy.deepcopy(model), example, lines)
+    assert answer is not None
+    made, _ = answer
+    longer = made.prefix.spec.flatten(
+        {n: t.repeat(1, 2) for n, t in example.items()} if isinstance(example, dict) else example
+    )
+    told = [
+        (cut.key, cut.varying, str(cut), [v.own_shape(longer) for v in cut.frontier.values])
+        for cut in (made, drawn)
+    ]
+    changed = [] if told[0] == told[1] else ["what is told"]
+    for training in (False, True):
+        outputs = []
+        for one in (made, drawn):
+            one.suffix.train(training)
+            torch.manual_seed(0)
+            outputs.append(flatten_output(one.suffix(*prefix_of(one, example)))[0])
+        if not all(map(torch.equal, *outputs)):
+            changed.append(f"the outputs, training {training}")
+    return changed
 
 
 def furthest(whole: tuple[torch.Tensor, ...], parts: list[tuple[torch.Tensor, ...]]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -102,6 +103,7 @@ def _run(
     sends: Connection, environment: dict[str, str], work: Callable[..., Any], given: tuple[Any, ...]
 ) -> None:
     signal.alarm(_AT_MOST_SECONDS)
+    gc.freeze()  # who looks at what was there before the fork has each page of it copied
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)

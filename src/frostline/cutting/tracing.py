@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,12 +10,12 @@ from types import SimpleNamespace
 from typing import Any, final
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.graph import CodeGen
 
 from frostline.cutting.effects import is_assertion, is_pure, word
+from frostline.cutting.following import followable
 from frostline.cutting.regions import open_regions
 from frostline.cutting.structures import (
     InputSpec,
@@ -170,7 +168,7 @@ def _export(
     lengths = [{**dims, 1: auto} if i in vary else dims for i, dims in enumerate(batch)]
     for dynamic in (lengths, batch):
         try:
-            with _followable():
+            with followable():
                 program = torch.export.export(
                     flat, (tensors,), dynamic_shapes=(dynamic,), strict=False
                 )
@@ -252,29 +250,6 @@ def own_name(target: object) -> str:
 def target_of(name: str) -> str:
     """What a graph calls the tensor that the model knows by this name."""
     return f"model.{name}"
-
-
-@contextmanager
-def _followable() -> Iterator[None]:
-    """For export: what it warns of and logs is no matter of the user's, and nothing checkpoints.
-
-    Reentrant checkpoints run without gradients, and export (2.15) would keep it so.
-    """
-    checkpoints, disabled = torch.utils.checkpoint.CheckpointFunction, logging.root.manager.disable
-    torch.utils.checkpoint.CheckpointFunction = _Unchecked  # type: ignore[assignment, misc]  # its stand-in
-    with warnings.catch_warnings(action="ignore"):
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
-            torch.utils.checkpoint.CheckpointFunction = checkpoints  # type: ignore[misc]  # a class
-
-
-class _Unchecked:
-    @staticmethod
-    def apply(function: Any, _preserve: bool, *inputs: Any) -> Any:
-        return function(*inputs)
 
 
 def forget_symbols(*graphs: fx.Graph) -> None:

@@ -22,7 +22,7 @@ def followable() -> Iterator[None]:
     """For export: nothing checkpoints, and nothing is done that nobody here asks for.
 
     Reentrant checkpoints run without gradients, and export (2.15) would keep it so. What it warns
-    of and logs is no matter of the user's. And a tenth of its time, of MobileNetV2 half, went into
+    of and logs is no matter of the user's. And a fifth of its time, of MobileNetV2 half, went into
     the stack of each operation, collections of garbage among a million objects, sizes that are told
     here at once, and the question whether there is CUDA: a thousand times, each time of the driver
     where Lightning was imported.

@@ -56,7 +56,7 @@ def globals_of_torch() -> tuple[object, ...]:
     return (
         torch.cuda.is_available,
         torch.utils.checkpoint.CheckpointFunction,
-        torch.fx.config.do_not_emit_stack_traces,
+        getattr(torch.fx.config, "do_not_emit_stack_traces", None),  # torch 2.9 has none
         [decomposition_table[operation] for operation in following._SIZES],
         gc.isenabled(),
     )

@@ -125,11 +125,13 @@ def what_a_kept_line_changes(drawn: fl.Cut, example: Any, folder: Path) -> list[
         answer = kept_cut(copy.deepcopy(model), example, lines)
     assert answer is not None
     made, _ = answer
-    longer = made.prefix.spec.flatten(
-        {n: t.repeat(1, 2) for n, t in example.items()} if isinstance(example, dict) else example
-    )
+    longer = example
+    if isinstance(example, dict):
+        assert None in made.frontier.values[0].shape
+        longer = {name: tensor.repeat(1, 2) for name, tensor in example.items()}
+    tensors = made.prefix.spec.flatten(longer)
     told = [
-        (cut.key, cut.varying, str(cut), [v.own_shape(longer) for v in cut.frontier.values])
+        (cut.key, cut.varying, str(cut), [v.own_shape(tensors) for v in cut.frontier.values])
         for cut in (made, drawn)
     ]
     changed = [] if told[0] == told[1] else ["what is told"]

@@ -22,7 +22,9 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "channels last": lambda x: x.to(memory_format=torch.channels_last),
     "transposed": lambda x: x.transpose(2, 3),
     "every second": lambda x: x[:, :, ::2],
-    "expanded": lambda x: x[:1].expand(3, -1, -1, -1).clone(memory_format=torch.preserve_format),
+    "a copy of one expanded": lambda x: (
+        x[:1].expand(3, -1, -1, -1).clone(memory_format=torch.preserve_format)
+    ),
     "flat": lambda x: x[:, :, 0, 0],
     "sequences": lambda x: x[:, :, 0],
 }

@@ -6,7 +6,7 @@ import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,18 +29,13 @@ def followable() -> Iterator[None]:
     """
     disabled, collects = logging.root.manager.disable, gc.isenabled()
     has_cuda = torch.cuda.is_available()
-    changed = (
-        (torch.utils.checkpoint, "CheckpointFunction", _Unchecked),
-        (fx.config, "do_not_emit_stack_traces", True),
-        (torch.cuda, "is_available", lambda: has_cuda),
-    )
     with (
         warnings.catch_warnings(action="ignore"),
+        _updated(vars(torch.utils.checkpoint), {"CheckpointFunction": _Unchecked}),
+        _updated(vars(torch.cuda), {"is_available": lambda: has_cuda}),
+        _updated(vars(fx.config), {"do_not_emit_stack_traces": True}),  # torch 2.9 has none
         _updated(decomposition_table, _SIZES),
-        ExitStack() as stack,
     ):
-        for owner, name, value in changed:
-            stack.enter_context(_replaced(owner, name, value))
         logging.disable(logging.CRITICAL)
         gc.disable()
         try:
@@ -74,22 +69,13 @@ _SIZES: dict[Any, Callable[..., Any]] = {
 
 @contextmanager
 def _updated(table: dict[Any, Any], values: Mapping[Any, Any]) -> Iterator[None]:
+    """What the table has of these is another in the block."""
     former = {key: table[key] for key in values if key in table}
     table.update({key: values[key] for key in former})
     try:
         yield
     finally:
         table.update(former)
-
-
-@contextmanager
-def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    former = getattr(owner, name, None)  # torch 2.9 may not have it yet
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, former)
 
 
 class _Unchecked:

@@ -19,13 +19,27 @@ def test_the_context_restores_everything_exactly(net: Net) -> None:
     before = state(with_mixed_modes(net))
     with fl.frozen(net, "body"):
         net.train()
-        net.head.train(before["modes"]["head"])
-    net.training = before["modes"][""]
     after = state(net)
     assert after["modes"] == before["modes"]
     assert after["own"] == before["own"]
     assert after["wanting"] == before["wanting"]
     assert all(after["grads"][name] is grad for name, grad in before["grads"].items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_context_restores_what_the_block_did_to_other_parts(net: Net, training: bool) -> None:
+    before = state(net.train(training))
+    with fl.frozen(net, "body"):
+        net.train(not training)
+        fl.freeze(net, "head", leaving="nothing")
+        fl.thaw(net, "body.0")
+    assert state(net) == before
+
+
+def test_gradients_that_the_block_made_of_other_parts_stay(net: Net) -> None:
+    with fl.frozen(net, "body"):
+        net(batch()).sum().backward()
+    assert net.head.weight.grad is not None
 
 
 def test_the_context_freezes_inside(net: Net) -> None:

@@ -430,6 +430,43 @@ def test_another_plan_is_refused_on_a_resume(tmp_path: Path) -> None:
         fitted(plan=fl.Plan([HEAD, HEAD_AGAIN]), out=tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("features", ["off", "auto"])
+def test_a_longer_plan_may_thaw_what_was_frozen_so_far(
+    tmp_path: Path, features: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROSTLINE_FEATURES", str(tmp_path / "store"))
+    whole = fitted(plan=fl.Plan([HEAD, NECK]), features=features, precision="exact")
+    run = tmp_path / "run"
+    fitted(plan=fl.Plan([HEAD]), out=run, features=features, precision="exact")
+    longer = {"plan": fl.Plan([HEAD, NECK]), "features": features, "precision": "exact"}
+    resumed = fitted(out=run, resume=True, **longer)
+    assert bits(resumed.model) == bits(whole.model)
+    assert RunFolder(run).read_frozen() == whole.proof.fingerprint
+
+
+def test_a_longer_plan_may_not_thaw_what_is_another_now(tmp_path: Path) -> None:
+    fitted(plan=fl.Plan([HEAD]), out=tmp_path / "run")
+    other = net()
+    with torch.no_grad():
+        other.neck[0].weight[0, 0] += 1
+    with pytest.raises(fl.DriftError, match=r"1 tensors differ, first neck\.0\.weight"):
+        fitted(other, plan=fl.Plan([HEAD, NECK]), out=tmp_path / "run", resume=True)
+
+
+def test_another_part_frozen_by_hand_is_refused_on_a_resume(tmp_path: Path) -> None:
+    def frozen(selector: str) -> nn.Module:
+        model = net()
+        fl.freeze(model, selector)
+        return model
+
+    run = {"plan": None, "epochs": 2, "out": tmp_path / "run"}
+    with pytest.raises(Stop):
+        fitted(frozen("body"), **run, hooks=[stopped_at(6)])
+    for selector, told in (("body.0", "now to train"), ("body | neck", r"neck\..* now frozen")):
+        with pytest.raises(fl.ConfigError, match=f"another part frozen than .*{told}"):
+            fitted(frozen(selector), **run, resume=True)
+
+
 def test_other_weights_are_refused_on_a_resume(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         fitted(out=tmp_path / "run", hooks=[stopped_at(9)])

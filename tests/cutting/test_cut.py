@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 import frostline as fl
 from frostline.cutting import Cut, Suffix, cut
-from frostline.cutting.structures import flatten_output
+from frostline.cutting.checking import check
+from frostline.cutting.structures import flatten_output, read_inputs
 from frostline.fingerprints.parts import same_bits
 
 BATCHES = [[0, 5, 3], [4, 1, 2], [3, 0, 1]]
@@ -748,6 +749,18 @@ def test_evaluation_that_reads_another_frozen_value_is_refused() -> None:
 
 
 # The halves
+
+
+def test_a_head_that_begins_with_zeros_hides_no_difference() -> None:
+    """As that of torchvision's vision transformers does: any features give the same output."""
+    net = mlp()
+    with torch.no_grad():
+        net[-1].weight.zero_()
+        net[-1].bias.zero_()
+    spec, tensors = read_inputs(torch.randn(4, 6))
+    assert check(net, spec, tensors, lambda given: net(given[0])).error == 0
+    with pytest.raises(fl.CutError, match="does not give what the model gives in training"):
+        check(net, spec, tensors, lambda given: net(given[0] + 0.1))
 
 
 def test_the_suffix_trains_the_models_own_parameters() -> None:

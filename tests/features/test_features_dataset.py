@@ -220,6 +220,44 @@ def test_items_that_do_not_fit_are_refused_with_what_to_do(
         fl.extract(made, data, tmp_path, **options)
 
 
+class Scaled(nn.Module):
+    """Inputs of which some may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 4), nn.Linear(4, 2)
+        fl.freeze(self, "body")
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        return self.head((self.body(x) if shift is None else self.body(x) + shift) * scale)
+
+
+@pytest.mark.parametrize(
+    ("more", "asked", "fits"),
+    [
+        ({}, {"shift": torch.ones(4)}, False),
+        ({"scale": 2.0}, {"scale": 3.0}, False),
+        ({"scale": 2.0}, {"scale": 2.0}, True),
+        ({}, {"scale": 2.0}, False),
+        ({}, {"other": 2.0}, True),
+    ],
+)
+def test_what_the_forward_takes_of_items_is_as_in_the_example(
+    more: dict[str, Any], asked: dict[str, Any], fits: bool, tmp_path: Path
+) -> None:
+    x, model = torch.randn(6, 5, generator=DRAW), Scaled()
+    made = fl.cut(model, {"x": x[:4], **more})
+    data = [{"x": one, "labels": 0, **asked} for one in x]
+    if not fits:
+        (name,) = asked
+        with pytest.raises(fl.DataError, match=f"give {name}, which the model's forward takes"):
+            fl.extract(made, data, tmp_path)
+        return
+    batch = next(iter(fl.extract(made, data, tmp_path).loader(6, shuffle=False)))
+    del batch["labels"]
+    assert torch.equal(made.suffix(**batch), model(x, **more))
+
+
 @pytest.mark.parametrize(
     ("labelled", "given", "message"),
     [

@@ -187,7 +187,11 @@ def _outcome(
 
 
 def _gradients(outputs: list[Tensor], parameters: list[nn.Parameter]) -> list[Tensor]:
-    scores = [o.float().square().mean() for o in outputs if o.requires_grad and o.numel()]
+    # Away from a target that is nowhere near: a head that begins with zeros gives zeros to any
+    # features, and then no gradient either of how far it is from them.
+    scores = [
+        (o.float() - _target(o)).square().mean() for o in outputs if o.requires_grad and o.numel()
+    ]
     if not scores:
         return []
     for parameter in parameters:
@@ -195,6 +199,11 @@ def _gradients(outputs: list[Tensor], parameters: list[nn.Parameter]) -> list[Te
     # Not torch.autograd.grad, which reentrant checkpoints refuse.
     torch.stack(scores).sum().backward()  # type: ignore[no-untyped-call]  # torch's own
     return [torch.zeros(()) if p.grad is None else p.grad for p in parameters]
+
+
+def _target(output: Tensor) -> Tensor:
+    """Numbers between -1 and 1, hardly two of them the same."""
+    return torch.arange(output.numel(), device=output.device).float().cos_().view(output.shape)
 
 
 def _error(plain: Tensor, cut: Tensor) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+import inspect
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence, Sized
 from contextlib import closing
 from itertools import repeat
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from frostline.cutting import LABELS, Cut
@@ -49,7 +50,8 @@ def keyword_samples(
                 f"asked for a collate over {a_type(dataset)} with views or batches of its own. "
                 "Leave collate out, or give a data set of plain items."
             )
-        made = CollatedSamples(dataset, collate or stacked, keywords)
+        taken = _taken_by(cut.suffix.model)
+        made = CollatedSamples(dataset, collate or stacked, keywords, taken)
         if why := made.why_not_stored():
             raise DataError(why)
         return made
@@ -61,11 +63,18 @@ def keyword_samples(
 
 @final
 class CollatedSamples(LoadedHere):
-    """Items of any kind, of which a collate makes batches by name; known by their inputs alone."""
+    """Items of any kind, of which a collate makes batches by name; known by their inputs alone.
 
-    def __init__(self, data: Any, collate: Collate, keywords: Mapping[str, Any]) -> None:
+    Args:
+        keywords: of the cut's example, each with its value, or `Tensor` for a tensor.
+        taken: names that the model's forward takes.
+    """
+
+    def __init__(
+        self, data: Any, collate: Collate, keywords: Mapping[str, Any], taken: Container[str] = ()
+    ) -> None:
         self.what = f"the {type(data).__name__}"
-        self._data, self._collate, self._keywords = data, collate, keywords
+        self._data, self._collate, self._keywords, self._taken = data, collate, keywords, taken
         if not isinstance(data, Sized) or not len(data):
             raise DataError(
                 f"{self.what} has no items that can be counted. Give a data set with a __len__ "
@@ -82,7 +91,7 @@ class CollatedSamples(LoadedHere):
             return item
         # As Trainers do: columns that the model does not name are no inputs.
         wanted = {*self._keywords, LABELS, *_OTHER_NAMES}
-        return {name: item[name] for name in item if name in wanted}
+        return {name: item[name] for name in item if name in wanted or name in self._taken}
 
     def collate(self, loaded: Sequence[Any]) -> dict[str, Any]:
         return self._inputs(self._batch(loaded))
@@ -104,7 +113,24 @@ class CollatedSamples(LoadedHere):
                 f"items of {self.what} give {', '.join(map(str, batch)) or 'nothing'}, and the cut "
                 f"was made with {', '.join(missing)} too. Give all, or cut without."
             )
+        for name, value in batch.items():
+            if not self._is_as_cut(name, value):
+                raise DataError(
+                    f"items of {self.what} give {name}, which the model's forward takes, and the "
+                    f"cut was made without it or with another value. Cut with an example that has "
+                    f"{name} as they do, or leave it out of them."
+                )
         return {n: batch[n] if kind is Tensor else kind for n, kind in self._keywords.items()}
+
+    def _is_as_cut(self, name: str, value: Any) -> bool:
+        """Whether a value of a batch goes where the example's went, or nowhere in both."""
+        if name not in self._keywords:
+            return name == LABELS or name not in self._taken
+        kind = self._keywords[name]
+        if kind is Tensor:
+            return True
+        values = value.tolist() if isinstance(value, Tensor) else value
+        return all(each == kind for each in (values if isinstance(values, list) else [values]))
 
     def ids(self, rows: Sequence[int]) -> list[bytes]:
         return [self._id(row, self.load(row)) for row in rows]
@@ -222,6 +248,17 @@ def stacked(items: list[Any]) -> dict[str, Tensor]:
             f"items do not make a batch as they are: {error}. Give collate=, as "
             "transformers' DataCollatorWithPadding(tokenizer)."
         ) from error
+
+
+def _taken_by(model: nn.Module) -> frozenset[str]:
+    """The names that its forward takes, but for what it takes of any name."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # of code that is not Python's
+        return frozenset()
+    return frozenset(
+        p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    )
 
 
 def _own_name(name: str) -> str:

@@ -12,10 +12,11 @@ from pathlib import Path
 from frostline.config import RunSettings
 from frostline.devices import resolve_device
 from frostline.errors import ConfigError, DriftError
+from frostline.fingerprints import Fingerprint
 from frostline.fitting.longer import is_length_alone, lengthened
 from frostline.plans import Phase
 from frostline.records import BY_MODEL, RunFolder
-from frostline.session import Survey
+from frostline.session import Session, content
 from frostline.tuning import PLAIN
 from frostline.wording import option
 
@@ -122,15 +123,17 @@ def continued(
 
 
 def begun(
-    folder: RunFolder | None, settings: RunSettings, planned: Survey, *, resume: bool
+    folder: RunFolder | None, settings: RunSettings, session: Session, *, resume: bool
 ) -> None:
     """Write down settings and frozen part; of a resumed run, what `continued` made of them.
 
     Raises:
-        DriftError: a resumed run has another frozen part.
+        DriftError: what stays frozen in a resumed run is not what it was.
+        ConfigError: another part is to stay frozen.
     """
     if folder is None:
         return
+    planned = session.planned
     if not resume:
         settings.write(folder.settings)
         folder.write_frozen(planned.untouched)
@@ -138,18 +141,43 @@ def begun(
         return
     if not folder.frozen.exists() and not folder.has_trained:  # killed between the two files
         folder.write_frozen(planned.untouched)
-    before, found = folder.read_frozen(), planned.untouched
-    if before != found:
-        moved = [n for n, d in before.tensors.items() if found.tensors.get(n) != d]
-        raise DriftError(
-            f"cannot resume: the frozen part is not what {folder.root} started with; "
-            f"{len(moved)} tensors differ, first {', '.join(moved[:3]) or 'in what is frozen'}. "
-            "Give the same weights, model and selector."
-        )
-    if settings != RunSettings.read(folder.settings):
+    stored, before = RunSettings.read(folder.settings), folder.read_frozen()
+    if before != planned.untouched:
+        _check_frozen(folder, before, session, may_thaw=len(settings.plan) > len(stored.plan))
+        folder.write_frozen(planned.untouched)
+    if settings != stored:
         folder.result.unlink(missing_ok=True)  # of the end that is none now
         settings.write(folder.settings)
     _write_plan(folder, settings)  # which a kill may have left as it was
+
+
+def _check_frozen(
+    folder: RunFolder, before: Fingerprint, session: Session, *, may_thaw: bool
+) -> None:
+    """Hold what a resumed run began with against what is there now.
+
+    Args:
+        may_thaw: whether it has phases more, which may train what stayed frozen in the others.
+    """
+    expected, found = before.tensors, session.planned.untouched.tensors
+    thawed = {name for name in expected if name not in found}
+    now = {**found, **content(session.model, thawed).tensors}
+    moved = [name for name, digest in expected.items() if now.get(name, digest) != digest]
+    if moved:
+        raise DriftError(
+            f"cannot resume: the frozen part is not what {folder.root} started with; "
+            f"{len(moved)} tensors differ, first {', '.join(moved[:3])}. "
+            "Give the same weights, model and selector."
+        )
+    others = {"frozen": [name for name in found if name not in expected]}
+    if not may_thaw:
+        others["to train"] = sorted(thawed)
+    told = [f"{', '.join(n[:3])} ({len(n)} in all) is now {how}" for how, n in others.items() if n]
+    if told:
+        raise ConfigError(
+            f"cannot resume with another part frozen than {folder.root} began with: "
+            f"{'; '.join(told)}. Freeze the same, or start a new run with another {option('out')}."
+        )
 
 
 def _write_plan(folder: RunFolder, settings: RunSettings) -> None:

@@ -322,7 +322,7 @@ def _fitted(
             world=world,
         )
         check_alike(session.planned, world)
-        begun(folder, written, session.planned, resume=resume)
+        begun(folder, written, session, resume=resume)
         even_out(model, session.planned, world)
         saver = Saver(folder, about(written), resume=resume, task=task, like=like)
         make = partial(session.data, *data, asked, plain=plain, example=first.inputs)

@@ -23,6 +23,7 @@ from frostline.freezing.handle import Frozen as Frozen
 from frostline.freezing.handle import Proof as Proof
 from frostline.freezing.handle import non_empty, thaw_selection
 from frostline.freezing.handle import not_covered_text as not_covered_text
+from frostline.freezing.modes import modes_kept
 from frostline.freezing.refusals import check_as_wrapped, check_unwrapped, check_words, passing
 from frostline.freezing.rows import held_rows
 from frostline.freezing.switches import is_marked, is_off, restoring, switch_off, switch_on, trains
@@ -185,8 +186,9 @@ def frozen(
 ) -> Iterator[Frozen]:
     """Freeze within a `with` block; on leaving, gradient switches and modes are exactly as before.
 
-    May freeze the whole model, as when a discriminator only judges. Gradients that the frozen
-    parameters had are given back too.
+    Those of the whole model, whatever the block called on it. May freeze all of it, as when a
+    discriminator only judges. Gradients that the frozen parameters had are given back too; those
+    that the block made of others stay.
 
     Raises:
         SelectorError, FreezeError: as `freeze`.
@@ -201,7 +203,9 @@ def frozen(
     check_unwrapped(model)
     check_words(norm=norm)
     selection = non_empty(select(model, selector), "freeze")
-    with restoring(selection):
+    stock = selection.inventory
+    others = Selection(~selection.selector, stock, everything.pick(stock) - selection.picked)
+    with modes_kept(model), restoring(others, gradients=False), restoring(selection):
         switch_off(selection, norm=norm)
         yield Frozen.of(selection, norm=norm)
 

@@ -86,8 +86,14 @@ def trains(entry: Entry) -> bool:
 
 
 @contextmanager
-def restoring(selection: Selection, *, only_on_error: bool = False) -> Iterator[None]:
-    """After the block all that the selection touches is as before, or only if the block fails."""
+def restoring(
+    selection: Selection, *, only_on_error: bool = False, gradients: bool = True
+) -> Iterator[None]:
+    """After the block all that the selection touches is as before, or only if the block fails.
+
+    Args:
+        gradients: also those that its tensors have, not only whether they want any.
+    """
     # That are gradient switches, gradients, marks, held rows and dtypes; modes follow the marks.
     # What was cast in the block is widened again, with rounded values.
     tensors = {id(entry.tensor): entry for entry in selection.entries}.values()
@@ -106,8 +112,11 @@ def restoring(selection: Selection, *, only_on_error: bool = False) -> Iterator[
                 tensor = entry.tensor
                 set_cast(entry, cast)
                 tensor.requires_grad_(wanted)
-                # Meanwhile the model may have been cast or moved to another device.
-                tensor.grad = None if gradient is None else gradient.to(tensor.device, tensor.dtype)
+                if gradients:
+                    # Meanwhile the model may have been cast or moved to another device.
+                    tensor.grad = (
+                        None if gradient is None else gradient.to(tensor.device, tensor.dtype)
+                    )
                 hold(tensor, entry.occurrences, kept)
             for owner, mark in marks:
                 set_mark(owner, mark)

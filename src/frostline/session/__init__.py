@@ -24,5 +24,6 @@ from frostline.session.randomness import random_state as random_state
 from frostline.session.randomness import set_random_state as set_random_state
 from frostline.session.session import Session as Session
 from frostline.session.survey import Survey as Survey
+from frostline.session.survey import content as content
 from frostline.session.survey import freeze_for as freeze_for
 from frostline.session.survey import survey as survey

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import final
@@ -72,7 +72,7 @@ class Survey:
             DriftError: it is not; names the tensors.
         """
         expected = self.untouched.tensors
-        tensors = {n: t for n, t in _every_tensor(model).items() if n in expected}
+        tensors = _tensors_of(model, expected)
         found = fingerprint_of(tensors)
         moved = [name for name, digest in expected.items() if found.tensors.get(name) != digest]
         if moved:
@@ -125,6 +125,15 @@ def survey(
             "frozen with dtype. Thaw what a phase trains before the run, and freeze it without."
         )
     return made
+
+
+def content(model: nn.Module, names: Container[str]) -> Fingerprint:
+    """Hashes of the model's tensors of these names."""
+    return fingerprint_of(_tensors_of(model, names))
+
+
+def _tensors_of(model: nn.Module, names: Container[str]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in _every_tensor(model).items() if name in names}
 
 
 def _every_tensor(model: nn.Module) -> dict[str, Tensor]:

@@ -66,6 +66,18 @@ def test_dropout_that_drops_nothing_lies_below_the_line(dropout: nn.Module) -> N
     assert "behind 2" in made.why
 
 
+def test_a_layer_under_two_paths_above_the_line_follows_the_mode() -> None:
+    """torch.export calls stand-ins of modules then, and the cut asks what its forward reads."""
+    drop = nn.Dropout(0.5)
+    net = nn.Sequential(
+        nn.Linear(6, 12),
+        nn.Sequential(nn.Linear(12, 12), drop),
+        nn.Sequential(nn.Linear(12, 2), drop),
+    )
+    fl.freeze(net, "0")
+    assert_exact(net, torch.randn(6, 6))
+
+
 def test_live_dropout_ends_the_frozen_part() -> None:
     made = assert_exact(mlp(nn.Dropout(0.5)), torch.randn(6, 6))
     assert made.why == "behind 2, since dropout in 3 is random in training"
@@ -759,8 +771,10 @@ def test_a_head_that_begins_with_zeros_hides_no_difference() -> None:
         net[-1].bias.zero_()
     spec, tensors = read_inputs(torch.randn(4, 6))
     assert check(net, spec, tensors, lambda given: net(given[0])).error == 0
-    with pytest.raises(fl.CutError, match="does not give what the model gives in training"):
-        check(net, spec, tensors, lambda given: net(given[0] + 0.1))
+    for wrong in (True, False):
+        mode = "training" if wrong else "evaluation"
+        with pytest.raises(fl.CutError, match=f"does not give what the model gives in {mode}"):
+            check(net, spec, tensors, lambda x, w=wrong: net(x[0] + 0.1 * (net.training is w)))
 
 
 def test_the_suffix_trains_the_models_own_parameters() -> None:

@@ -102,6 +102,31 @@ def test_sequences_train_to_the_bits_of_the_plain_loop(tmp_path: Path) -> None:
     found.assert_equal()
 
 
+def test_a_part_that_torch_computes_by_kernels_of_its_own_is_computed_in_each_epoch(
+    tmp_path: Path,
+) -> None:
+    """A frozen encoder layer takes torch's fast path in the model, and no graph does."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        model = nn.Sequential(layer, nn.Flatten(), nn.Linear(40, 2))
+        fl.freeze(model, "0")
+        return model
+
+    data = TensorDataset(torch.randn(24, 5, 8), torch.arange(24) % 2)
+    stored, plain = (
+        fl.fit(make(), data, data, features=where, precision="exact", epochs=2, batch_size=8)
+        for where in (tmp_path / "store", "off")
+    )
+    assert fl.fingerprint(stored.model) == fl.fingerprint(plain.model)
+    made = fl.cut(make(), data.tensors[0][:8])
+    words = "to be exact they are computed in each epoch" if made.error else "exactly as in the mod"
+    assert any(words in line for line in stored.says)
+    rows = fl.extract(made, data, tmp_path / "rows", precision="exact")
+    assert ("exactly" in rows.form) == (made.error == 0)
+
+
 def test_rows_that_depend_on_the_size_of_their_batch_are_computed_in_it(tmp_path: Path) -> None:
     """A matrix product of few rows sums in another order than one of many."""
 

@@ -58,9 +58,11 @@ def check(model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutF
     plain = _Recorded(model, spec)
     for training in (True, False):
         model.train(training)
-        error = _compared(model, plain, tensors, halves, training=training)
+        error = _compared(model, plain, tensors, halves, gradients=training)
         structures[training] = Structure.of(model, plain.reads)
         largest = max(largest, error)
+    if _begins_with_zeros(model):
+        largest = max(largest, _compared(model, plain, tensors, halves, gradients=True))
     alone = Structure()
     for training in (True, False):
         model.train(training)
@@ -88,27 +90,38 @@ class _Recorded:
 
 
 def _compared(
-    model: nn.Module, own: CutForward, tensors: list[Tensor], halves: CutForward, *, training: bool
+    model: nn.Module, own: CutForward, tensors: list[Tensor], halves: CutForward, *, gradients: bool
 ) -> float:
-    """Relative error, 0.0 for bit for bit.
+    """Relative error in the present mode, 0.0 for bit for bit.
 
-    In training the gradients, the buffers afterwards and the random numbers drawn count as well.
+    Args:
+        gradients: count as well, with the buffers afterwards and the random numbers drawn.
     """
     try:
-        plain = _outcome(model, own, tensors, training=training)
+        plain = _outcome(model, own, tensors, gradients=gradients)
     except RuntimeError as broken:
+        if gradients and not model.training:
+            return 0.0  # as RNNs of cuDNN, which have no backward in evaluation
         raise CutError(
             f"{type(model).__name__} cannot be trained on the example as it is: {broken}"
         ) from broken
-    cut = _outcome(model, halves, tensors, training=training)
+    cut = _outcome(model, halves, tensors, gradients=gradients)
     error = max(map(_error, plain, cut), default=float("inf"))
     if len(plain) != len(cut) or not error <= _LARGEST_ERROR:
-        mode = "training" if training else "evaluation"
+        mode = "training" if model.training else "evaluation"
         raise Unfollowed(
             f"the cut {type(model).__name__} does not give what the model gives in {mode} "
             f"(relative error {error:.2g}), so it is not used. {_advice(model)}"
         )
     return error
+
+
+def _begins_with_zeros(model: nn.Module) -> bool:
+    """Whether zeros that are trained may hide from the output what goes into them."""
+    return any(
+        p.requires_grad and "bias" not in name.rpartition(".")[2] and not whole(p.detach()).any()
+        for name, p in model.named_parameters()
+    )
 
 
 def _advice(model: nn.Module) -> str:
@@ -132,12 +145,12 @@ def _compared_on_one(
     """
     one = rows_at(tensors, [0])
     try:
-        plain = _outcome(model, own, one, training=False)
+        plain = _outcome(model, own, one)
     except Exception as error:  # whatever a forward raises that wants more samples
         builtin = type(error).__module__ == "builtins"  # others may want other arguments
         return partial(type(error) if builtin else RuntimeError, str(error))
     try:
-        cut = _outcome(model, halves, one, training=False)
+        cut = _outcome(model, halves, one)
     except RuntimeError:  # shapes that do not fit
         cut = []
     if len(plain) != len(cut) or any(
@@ -161,9 +174,9 @@ def compared_on_one(
 
 
 def _outcome(
-    model: nn.Module, forward: CutForward, tensors: list[Tensor], *, training: bool
+    model: nn.Module, forward: CutForward, tensors: list[Tensor], *, gradients: bool = False
 ) -> list[Tensor]:
-    """Outputs; in training also gradients, buffers and the random state afterwards.
+    """Outputs, and if asked for gradients, buffers and the random state afterwards.
 
     Nothing of the model stays moved.
     """
@@ -173,13 +186,13 @@ def _outcome(
         cut_short(model),
         warnings.catch_warnings(action="ignore"),  # the user's to see when training, not now
         torch.random.fork_rng(devices=devices),
-        torch.set_grad_enabled(training),
+        torch.set_grad_enabled(gradients),
     ):
         torch.manual_seed(0)
         trained = [p for p in model.parameters() if p.requires_grad]
         outputs, _ = flatten_output(forward([t.clone() for t in tensors]))
         found = [output.detach() for output in outputs]
-        if training:
+        if gradients:
             found += _gradients(outputs, trained)
             found += [buffer.clone() for buffer in model.buffers()]
             found.append(torch.get_rng_state())

@@ -292,17 +292,19 @@ def reads_recorded(model: nn.Module, *, until: Sequence[object] = ()) -> Iterato
     Args:
         until: once there is something in it, nothing more is recorded.
     """
-    read = {id(module): set[str]() for module in model.modules()}
-    written = {id(module): set[str]() for module in model.modules()}
+    # By its dict: torch.export (2.15) calls other objects with the same dicts in place of modules
+    # where a model has one under two paths.
+    read = {id(vars(module)): set[str]() for module in model.modules()}
+    written = {id(vars(module)): set[str]() for module in model.modules()}
     found, others = Reads(), set[str]()
 
     def recording_get(self: nn.Module, name: str) -> Any:
         if not until:
-            read.get(id(self), others).add(name)
+            read.get(id(get(self, "__dict__")), others).add(name)
         return get(self, name)
 
     def recording_put(self: nn.Module, name: str, value: Any) -> None:
-        written.get(id(self), others).add(name)
+        written.get(id(get(self, "__dict__")), others).add(name)
         put(self, name, value)
 
     with _LOCK:
@@ -319,6 +321,6 @@ def reads_recorded(model: nn.Module, *, until: Sequence[object] = ()) -> Iterato
             else:
                 nn.Module.__getattribute__ = former  # type: ignore[method-assign]  # as it was
             for path, module in model.named_modules(remove_duplicate=False):
-                own = written.get(id(module), set())
-                found[path] = read.get(id(module), set()) - own
+                own = written.get(id(vars(module)), set())
+                found[path] = read.get(id(vars(module)), set()) - own
                 found.sets_modes |= MODE in own

@@ -151,6 +151,8 @@ class Computing:
         """The form and what was measured of it, for people."""
         if isnan(self.tuned.error):
             return f"{self.tuned.form}, as chosen before"
+        if self.tuned.form == PLAIN and self.cut.error:
+            return f"{PLAIN}, to a relative error of {self.cut.error:.0e} as in the model"
         return str(self.tuned)
 
     def rows(

@@ -506,6 +506,10 @@ def test_verify_exits_with_3_where_a_promise_was_broken(world: World) -> None:
     assert answer.status == 3
     assert "features.0.bias" in answer.message
     assert answer.out == ""
+    answer = call("verify", world.run, "--json")
+    assert answer.status == 3
+    assert answer.json["verified"] is False
+    assert "features.0.bias" in answer.json["why"]
 
 
 # predict

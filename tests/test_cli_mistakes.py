@@ -511,6 +511,26 @@ def test_shapes_that_do_not_fit_are_told_as_the_models_own_error(world: World) -
     assert untouched(world)
 
 
+def test_a_size_that_the_model_itself_refuses_is_told_as_its_own_error(world: World) -> None:
+    """As those of transformers do, with a ValueError."""
+    (world.root / "small_net.py").write_text(
+        "from torch import nn\n"
+        "class Picky(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        if x.shape[-1] != 64:\n"
+        "            raise ValueError('Input size does not match model (64*64).')\n"
+        "        return super().forward(x)\n"
+        "def net():\n"
+        "    return Picky(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))\n"
+    )
+    answer = world.train("--on", "keep", "--train", "all")
+    refused(
+        Answer(answer.status, "", answer.err),
+        "small_net.py:net: the model's own forward failed",
+        "Input size does not match model (64*64). Make its layers fit that shape",
+    )
+
+
 def test_an_error_in_the_models_own_forward_names_its_line(world: World) -> None:
     (world.root / "small_net.py").write_text(
         "from torch import nn\n"

@@ -18,7 +18,9 @@ from frostline.config import RunSettings
 from frostline.data import ImageDataset, read_set
 from frostline.engine import Hook, Training
 from frostline.fitting.fitting import fit
+from frostline.recipe import Recipe
 from frostline.records import EpochRecord
+from frostline.tasks import Classification, Predictions
 from small_world import write_pictures
 
 
@@ -446,21 +448,21 @@ def test_smoothing_is_in_the_training_loss_but_not_in_the_validation_loss() -> N
 def test_weights_of_a_loss_balance_classes_and_average_to_one() -> None:
     from frostline.tasks.classification import _weights
 
-    weights = _weights(_labelled([6, 2]), 2)
+    weights = _weights(torch.tensor([0] * 6 + [1] * 2), 2)
     assert weights.tolist() == pytest.approx([8 / 12, 8 / 4])
     assert (6 * weights[0] + 2 * weights[1]) / 8 == pytest.approx(1.0)
 
 
-def _labelled(counts: list[int]) -> ImageDataset:
-    from frostline.data import ImageSet, Sample
-
-    samples = [Sample(Path(f"{n}"), label) for label, c in enumerate(counts) for n in range(c)]
-    return ImageDataset(ImageSet(("a", "b"), tuple(samples)), fl.Preprocessing())
-
-
-def test_balanced_weights_of_data_without_labels_are_refused() -> None:
-    with pytest.raises(fl.ConfigError, match=r"class_weights='balanced' counts the labels of an"):
-        fitted(class_weights="balanced")
+def test_balanced_weights_count_the_labels_of_any_data() -> None:
+    rare = torch.tensor([0] * 6 + [1] * 2)
+    first = Predictions(torch.zeros(2, 2), torch.tensor([0, 1]), ("a", "b"))
+    for data in (TensorDataset(torch.zeros(8, 3), rare), [(torch.zeros(3), int(y)) for y in rare]):
+        recipe = Recipe(epochs=1, lr=0.1, class_weights="balanced")
+        task = Classification().completed(first, data=data, recipe=recipe)
+        loss = task.loss(torch.tensor([[0.0, 0.0]] * 8), rare)
+        assert loss.item() == pytest.approx(math.log(2))
+        assert task._weights is not None
+        assert task._weights.tolist() == pytest.approx([8 / 12, 8 / 4])
 
 
 def test_biases_and_norms_are_not_decayed() -> None:

@@ -302,6 +302,19 @@ def test_labels_of_texts_with_fractions_are_a_regression(texts: World, tmp_path:
     assert answer.status == 0, answer.err
     (found,) = call("predict", tmp_path / "run", "good film", "--json").json
     assert set(found) == {"text", "score"}
+    judged = call("evaluate", tmp_path / "run", data, "--json").json
+    assert judged["samples"] == 2  # those held out
+    assert 0 <= judged["mae"] < 10
+    data.write_text(data.read_text() + "no score,nan\n")
+    answer = call("train", data, "--model", model, "--out", tmp_path / "gap")
+    assert "regression, since the column score holds numbers with fractions" in answer.err
+    assert "scores.csv line 14 has the label 'nan', which is no number" in answer.message
+
+
+def test_an_export_of_texts_is_refused_for_what_it_is(texts: World, tmp_path: Path) -> None:
+    answer = call("export", texts.root / "run", "--to", "onnx", "--out", tmp_path / "run.onnx")
+    assert answer.status == 1
+    assert "classifies texts, and what is exported are classifiers of pictures" in answer.message
 
 
 @pytest.mark.parametrize(

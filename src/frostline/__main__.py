@@ -8,8 +8,11 @@ import os
 import sys
 import threading
 
-from frostline.cli import main
-from frostline.cli._dynamo import let_dynamo_wait
+try:
+    from frostline.cli import main
+    from frostline.cli._dynamo import let_dynamo_wait
+except KeyboardInterrupt:  # in the tenths of a second before anything could say so
+    sys.exit("Error: interrupted.")
 
 # Python looks for garbage each time 700 objects were made, and importing torch makes a million.
 _OBJECTS = 50_000

@@ -1117,7 +1117,8 @@ def test_a_skip_over_the_line_behind_a_submodule_is_refused() -> None:
         ("unused", r"unused is not used in the forward"),
         ("twice", r"twice is used 2 times"),
         ("above", r"what goes into above is trainable"),
-        ("random", r"random answers differently each time"),
+        ("random", r"random answers differently each time.*Freeze it with fl\.freeze"),
+        ("below", r"below answers differently.*below it is random, as in the model's own forward"),
         ("mates", r"mates gives a sample what depends on its batch"),
         ("mode", r"mode answers otherwise in evaluation than in training.*name a lower part"),
         ("read", r"reads the model's input itself"),
@@ -1127,7 +1128,7 @@ def test_a_named_submodule_that_does_not_do_is_refused(at: str, message: str) ->
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            for name in ("unused", "twice", "read", "mode", "head", "above"):
+            for name in ("unused", "twice", "read", "mode", "below", "head", "above"):
                 self.add_module(name, nn.Linear(6, 6))
             self.random = nn.Dropout()
             self.mates = nn.BatchNorm1d(6, affine=False)
@@ -1139,12 +1140,15 @@ def test_a_named_submodule_that_does_not_do_is_refused(at: str, message: str) ->
                 y = y + x.relu()
             if at == "mode":
                 y = self.mode(1.5 * y if self.training else y)
+            if at == "below":
+                y = self.below(y + torch.rand(1))
             out: Tensor = self.above(self.head(y))
             return out
 
     net = Net()
     for name in ("unused", "twice", "read", "mode", "above"):
         net.get_submodule(name).requires_grad_(False)
+    fl.freeze(net, "below")
     with pytest.raises(fl.CutError, match=message):
         cut(net, torch.randn(4, 6), at=at)
 

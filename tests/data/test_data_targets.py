@@ -22,6 +22,7 @@ from frostline.data import (
     ImageDataset,
     MaskFile,
     audit,
+    hold_fractions,
     open_data,
     read_task_set,
     read_task_splits,
@@ -323,3 +324,18 @@ def test_a_folder_of_classes_holds_no_numbers(tmp_path: Path) -> None:
     picture(tmp_path / "ants" / "1.png")
     with pytest.raises(fl.DataError, match=r"is a folder without a table, and regression takes"):
         read_task_splits(tmp_path, task="regression")
+
+
+@pytest.mark.parametrize(
+    ("cells", "found"),
+    [
+        (("0.5", "2"), True),
+        (("0.5", "NaN", "n/a"), True),
+        (("1", "2"), False),
+        (("0.5", "heavy"), False),
+        (("nan",), False),
+        ((), False),
+    ],
+)
+def test_numbers_with_fractions_are_told_from_classes(cells: tuple[str, ...], found: bool) -> None:
+    assert hold_fractions(cells) is found

@@ -19,7 +19,7 @@ from frostline._version import __version__
 from frostline.cli._options import Verbs
 from frostline.cli._speaking import one_speaks
 from frostline.cli.features import features
-from frostline.errors import FrostlineError
+from frostline.errors import FrostlineError, one_line
 from frostline.tables import visible
 from frostline.wording import on_the_command_line
 
@@ -126,7 +126,7 @@ def main() -> None:
         if "FROSTLINE_TRACEBACK" in os.environ:
             raise
         _fail(
-            f"unexpected {type(error).__name__}: {error}. If the model or its file is your own, "
+            f"unexpected {one_line(error)}. If the model or its file is your own, "
             "look there; else please report it. FROSTLINE_TRACEBACK=1 shows where it came from.",
             1,
         )

@@ -71,7 +71,7 @@ def _likely(data: DataSettings) -> TaskName:
 def _of_texts(data: DataSettings) -> TaskName:
     """A regression where labels are numbers of which some have fractions, as with pictures."""
     from frostline.cli._terminal import notes, say
-    from frostline.data import label_numbers, read_texts
+    from frostline.data import hold_fractions, read_texts
     from frostline.errors import DataError
     from frostline.runs.texts import columns_of
 
@@ -84,10 +84,9 @@ def _of_texts(data: DataSettings) -> TaskName:
             split=columns.split,
             classify=False,
         )
-        numbers = label_numbers(found.train)
-    except DataError:  # they are words, or reading them says what is wrong
+    except DataError:  # reading them says what is wrong
         return "classification"
-    if all(map(float.is_integer, numbers)):
+    if not hold_fractions(found.train.labels):
         return "classification"
     why = f"the column {found.columns.label} holds numbers with fractions"
     say(notes(), f"Task     regression, since {why}; --task says otherwise")

@@ -10,11 +10,18 @@ def verify(
 ) -> None:
     """Prove from the run and its base that no frozen bit moved; exit status 3 if one did."""
     from frostline.cli._terminal import show
+    from frostline.errors import BrokenPromise, DriftError
     from frostline.freezing import not_covered_text
     from frostline.runs import open_run
 
     opened = open_run(run, weights=weights)
-    verdict = opened.verify()
+    try:
+        verdict = opened.verify()
+    except BrokenPromise as broken:
+        if json:
+            moved = list(map(str, broken.drifts)) if isinstance(broken, DriftError) else []
+            show({"verified": False, "moved": moved, "why": str(broken)}, (), as_json=True)
+        raise
     document = {
         "verified": True,
         "tensors": verdict.tensors,

@@ -119,9 +119,15 @@ class ModuleSplit:
         if any(t.requires_grad for t in first):
             raise CutError(f"what goes into {self._path} is trainable. Name a lower part.")
         if not all(map(same_bits, first, second)):
+            held = not any(module.training for module in self._module.modules())
             raise CutError(
-                f"{self._path} answers differently each time in training: something in it or below "
-                "is random. Freeze it with fl.freeze, which holds dropout and norms."
+                f"{self._path} answers differently each time in training: something "
+                + (
+                    "below it is random, as in the model's own forward. Take that out of it."
+                    if held
+                    else "in it or below is random. Freeze it with fl.freeze, which holds dropout "
+                    "and norms."
+                )
             )
         self._check_batches(tensors)
         evaluated, _ = self._answer([t.clone() for t in tensors], training=False)

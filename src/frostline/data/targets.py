@@ -407,17 +407,27 @@ def likely_task(
         return "regression", f"{named} hold numbers"
     if any(separator in cell for cell in cells for separator in _SEPARATORS):
         return "multilabel", f"{named} holds lists of labels"
-    if all(map(_is_number, parts)) and not all(float(part).is_integer() for part in parts):
+    if hold_fractions(parts):
         return "regression", f"{named} holds numbers with fractions"
     return _CLASSES_ARE
 
 
+_NO_NUMBER = frozenset(("nan", "na", "n/a", "null", "none", "inf", "+inf", "-inf"))
 _CLASSES_ARE: tuple[Literal["classification"], str] = ("classification", "")
 
 
 def _has_masks(root: Path) -> bool:
     base = _base(root)
     return any(map(_pair, (base, *by_role(base, subfolders(base)).values())))
+
+
+def hold_fractions(cells: Iterable[str]) -> bool:
+    """Whether cells hold numbers, of which some have fractions.
+
+    One for which there is no number is no class either: whoever reads it as one says where it is.
+    """
+    told = {cell.lower() for cell in cells} - _NO_NUMBER
+    return all(map(_is_number, told)) and not all(float(cell).is_integer() for cell in told)
 
 
 def _is_number(cell: str) -> bool:

@@ -76,11 +76,12 @@ def export(
         ConfigError, WeightsError, DeltaError, DriftError: as `FinishedRun.loaded`.
     """
     check_export(to, out, fold=fold)
-    if run.settings.task is not None:
+    task, is_text = run.settings.task, run.settings.data.is_text
+    if task is not None or is_text:
         says = scaling(run.settings)
+        learnt = f"learnt the task {task.kind}" if task else "classifies texts"
         raise ConfigError(
-            f"{run.folder.root} learnt the task {run.settings.task.kind}, and what is exported are "
-            "classifiers of pictures. Use "
+            f"{run.folder.root} {learnt}, and what is exported are classifiers of pictures. Use "
             + either("the model itself: fl.open_run(path).loaded.model.", "`frostline merge`.")
             + (f" {says}" if says else "")
         )

@@ -118,7 +118,9 @@ def dataset(
 ) -> ImageDataset | Samples:
     """Samples to judge a run on, or to predict."""
     if isinstance(part, TextSet):
-        return text_samples(part, loaded.of_texts, names_of(task), labelled=labelled)
+        # A regression has the name of a target, and no classes that its labels are of.
+        classes = names_of(task) if part.has_words or task.classes else ()
+        return text_samples(part, loaded.of_texts, classes, labelled=labelled)
     return ImageDataset(part, loaded.of_pictures, levels=settings.data.levels)
 
 

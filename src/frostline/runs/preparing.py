@@ -13,7 +13,14 @@ from frostline.config import FreezeSettings, ModelSettings, RunSettings
 from frostline.data import Augment, ImageDataset, MaskFile, Samples, TextSplits
 from frostline.devices import resolve_device
 from frostline.engine import Hook, Training
-from frostline.errors import ConfigError, FreezeError, ModelError, OutputError, one_line
+from frostline.errors import (
+    ConfigError,
+    FreezeError,
+    FrostlineError,
+    ModelError,
+    OutputError,
+    one_line,
+)
 from frostline.fitting import Run, check_settings, fit
 from frostline.freezing import Frozen, freeze, train_only
 from frostline.models import LoadedModel, ModelSpec, load_model, set_dropout
@@ -112,8 +119,8 @@ class Prepared:
                 origin=origin_of(self.loaded, resolve_device(self.settings.device)),
                 report=report,
             )
-        except RuntimeError as error:
-            if _is_of_own_forward(error, self.loaded):
+        except (RuntimeError, ValueError) as error:  # torch's words, and those of transformers
+            if not isinstance(error, FrostlineError) and _is_of_own_forward(error, self.loaded):
                 raise _own_error(error, self.loaded) from error
             raise
 

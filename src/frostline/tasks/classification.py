@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from frostline.data import ImageDataset, class_targets
-from frostline.errors import ConfigError, DataError, ModelError
+from frostline.data import class_targets, known_targets
+from frostline.errors import DataError, ModelError
 from frostline.recipe import Recipe
 from frostline.tables import Table, columns
 from frostline.tasks.metrics import Metric, Metrics, numbered, share
@@ -212,7 +212,6 @@ class Classification(Task):
         Raises:
             ModelError: the outputs are no logit for each class.
             DataError: there is one class, or a label is outside them.
-            ConfigError: the recipe weighs classes, and the data does not tell their labels.
         """
         outputs = first.outputs
         if outputs.dim() != 2:
@@ -239,7 +238,9 @@ class Classification(Task):
         self.check(outputs, first.targets, first.names)
         task = Classification(classes)
         task._smoothing = recipe.label_smoothing
-        task._weights = _weights(data, count) if recipe.class_weights == "balanced" else None
+        if recipe.class_weights == "balanced":
+            labels, _ = known_targets(data, self.targets)
+            task._weights = _weights(labels, count)
         return task
 
     def answers(self, outputs: Tensor, *, top: int = 1) -> list[dict[str, object]]:
@@ -276,15 +277,10 @@ def _is_of_tokens(outputs: Tensor, targets: Tensor) -> bool:
     return outputs.dim() == 3 and targets.shape == outputs.shape[:2]
 
 
-def _weights(data: object, count: int) -> Tensor:
+def _weights(labels: Tensor, count: int) -> Tensor:
     """Inverse class frequencies, scaled so that their mean over the samples is 1."""
-    if not isinstance(data, ImageDataset):
-        raise ConfigError(
-            "class_weights='balanced' counts the labels of an image set; this data is of another "
-            "kind. Give class_weights='none', or weigh in the loss of a task of your own."
-        )
-    counts = torch.bincount(torch.tensor(data.labels), minlength=count).clamp(min=1)
-    return len(data) / (count * counts.float())
+    counts = torch.bincount(labels, minlength=count)[:count].clamp(min=1)
+    return len(labels) / (count * counts.float())
 
 
 def evaluate_logits(logits: Tensor, targets: Tensor, *, classes: Sequence[str] | int) -> Evaluation:

@@ -559,6 +559,16 @@ def dropout_in_a_part_frozen_by_hand() -> Case:
 
 
 @case
+def dropouts_between_frozen_layers_of_a_part_that_trains() -> Case:
+    net = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU()),
+        nn.Sequential(nn.Dropout(), nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, CLASSES)),
+    )
+    fl.train_only(net, "1.3")  # beside which the other dropout stands
+    return Case("dropout-between", "model.train(): 1.0", {"model": net}, fixed=True)
+
+
+@case
 def attention_with_dropout_frozen_by_hand() -> Case:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
     net = nn.Sequential(layer, nn.Flatten(), nn.Linear(32, 3))

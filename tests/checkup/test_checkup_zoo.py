@@ -109,6 +109,7 @@ SAID = {
     "frozen-above-trainable": ("the backward pass must cross them", "train the upper layers"),
     "moving-statistics": ("running statistics move with each batch", "holds their mode too"),
     "live-dropout": ("evaluation", "holds their mode too"),
+    "dropout-between": ("the frozen layers behind are computed in each step", ".p = 0.0"),
     "batch-statistics": ("depends on the others in its batch", "track_running_stats=True"),
     "changes-in-eval": ("another one after each evaluation", "`if self.training:`"),
     "softmax-output": ("cross-entropy takes the softmax itself", ""),

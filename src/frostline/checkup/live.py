@@ -36,6 +36,32 @@ def random_layers(path: str, part: nn.Module) -> Iterator[str]:
             yield name
 
 
+def layers_between(root: nn.Module) -> Iterator[str]:
+    """Layers of `nn.Sequential` that draw random numbers and stand between frozen layers.
+
+    They have no parameters, so no freeze is asked for them: AlexNet's dropouts where its last
+    layer alone trains. Those beside a trainable layer are left out, which they may be meant for.
+    """
+    last: nn.Module | None = None  # the layer with parameters before, in the model's order
+    for path, module in root.named_modules():
+        children = list(module.named_children()) if isinstance(module, nn.Sequential) else []
+        before = last
+        for place, (name, layer) in enumerate(children):
+            if next(layer.parameters(), None) is not None:
+                before = layer
+                continue
+            later = (child for _, child in children[place + 1 :])
+            behind = next((c for c in later if next(c.parameters(), None) is not None), None)
+            if all(map(_is_frozen, (before, behind))):
+                yield from random_layers(f"{path}.{name}" if path else name, layer)
+        if next(module.parameters(recurse=False), None) is not None:
+            last = module
+
+
+def _is_frozen(layer: nn.Module | None) -> bool:
+    return layer is not None and not any(p.requires_grad for p in layer.parameters())
+
+
 def moving_layers(path: str, part: nn.Module) -> Iterator[str]:
     """Layers of a part that is in train mode whose statistics follow the data; their paths."""
     for name, module in part.named_modules(prefix=path):

@@ -9,7 +9,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from frostline.checkup.adapters import switched_by_peft
 from frostline.checkup.findings import Finding, counted, enumerated, error, listed, warning
-from frostline.checkup.live import frozen_parts, moving_layers, random_layers, replaced_norms
+from frostline.checkup.live import (
+    frozen_parts,
+    layers_between,
+    moving_layers,
+    random_layers,
+    replaced_norms,
+)
 from frostline.checkup.subject import Subject, check
 from frostline.freezing.modes import held_though_trainable, mark_of, modes_kept
 
@@ -96,6 +102,26 @@ def live_dropout(subject: Subject) -> Iterator[Finding]:
             "of evaluation",
             _freeze(parts),
             parts,
+        )
+
+
+@check("dropout-between")
+def dropout_between(subject: Subject) -> Iterator[Finding]:
+    if not subject.trainable:
+        return
+    with modes_kept(subject.root):
+        subject.root.train()
+        names = tuple(layers_between(subject.root))
+    if names:
+        yield warning(
+            f"between frozen layers, drawing random numbers after model.train(): {listed(names)}",
+            "they have no parameters that a freeze could name, and the part around them trains: a "
+            "sample has other features in each pass, and the frozen layers behind are computed in "
+            "each step",
+            "; ".join(f"model.get_submodule({name!r}).p = 0.0" for name in names[:3])
+            if len(names) <= 3
+            else "Set p = 0.0 on each of them.",
+            names,
         )
 
 

@@ -297,6 +297,12 @@ class Unsized(Dataset[Any]):
             lambda: (torch.zeros(2, 3), torch.zeros(2)),
             r"tuple holds two Tensors.*TensorDataset\(X, y",
         ),
+        (lambda: "photos/train", r"photos/train is a path, and .*ImageFolder\(path, transform\)"),
+        (lambda: Path("photos.csv"), r"photos\.csv is a path"),
+        (
+            lambda: torch.zeros(4, 3),
+            r"one Tensor holds inputs or targets alone. Give .*TensorDataset\(inputs, targets\)",
+        ),
         (lambda: [np.zeros((2, 3)), np.zeros(2)], r"two ndarrays.*TensorDataset\(torch.from_numpy"),
         (lambda: Items((1, 2, 3)), "item 0 of the Items is a tuple of 3, not a pair"),
         (lambda: Items({"x": 1, "y": 2}), r"is a mapping with x, y, not a pair\. Return \(inputs"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence, Sized
 from contextlib import closing
 from functools import cached_property
 from itertools import repeat
+from os import PathLike
 from typing import Any, TypeGuard, final
 
 import numpy as np
@@ -74,7 +75,7 @@ def open_data(data: object, *, views: int | None = None) -> Samples:
         )
     if isinstance(data, GivenSamples):
         return data
-    _check_not_two_arrays(data)
+    _check_not_bare(data)
     if not _is_samples(data) and not _is_indexed(data):
         return GivenSamples(data)
     count = len(data) if isinstance(data, Sized) else None
@@ -313,8 +314,19 @@ def why_not_fixed(load: Callable[[int], Any], count: int, what: str, *, first: A
     return ""
 
 
-def _check_not_two_arrays(data: object) -> None:
-    """Refuse `(X, y)`, which other libraries take, by saying what to make of it."""
+def _check_not_bare(data: object) -> None:
+    """Refuse what other libraries take, a path, `X` or `(X, y)`, by saying what to make of it."""
+    if isinstance(data, str | PathLike):
+        raise DataError(
+            f"{data} is a path, and says nothing of how the model takes its samples. Give a data "
+            "set, as torchvision.datasets.ImageFolder(path, transform); on the command line "
+            "`frostline train` takes paths."
+        )
+    if isinstance(data, Tensor | np.ndarray):
+        raise DataError(
+            f"one {type(data).__name__} holds inputs or targets alone. Give "
+            "torch.utils.data.TensorDataset(inputs, targets)."
+        )
     if not isinstance(data, tuple | list) or len(data) != 2:
         return
     if all(isinstance(part, Tensor | np.ndarray) for part in data):

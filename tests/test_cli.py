@@ -278,6 +278,15 @@ def test_resume_by_its_folder_alone_goes_on_with_the_runs_own_settings(world: Wo
     assert (world.run / "run.toml").read_text() == before
 
 
+def test_the_same_command_with_resume_alone_makes_a_run_no_longer(world: World) -> None:
+    asked = ["train", world.photos, "--model", f"{world.root / 'small_net.py'}:net"]
+    asked += ["--weights", "none", "--features", "off", "--out", world.run]
+    assert call(*asked, "--epochs", 2).status == 0
+    answer = call(*asked, "--resume")
+    assert answer.status == 0, answer.err
+    assert len((world.run / "metrics.jsonl").read_text().splitlines()) == 2
+
+
 def test_resume_with_out_and_its_data_goes_on(world: World) -> None:
     world.train()
     assert call("train", world.photos, "--out", world.run, "--resume").status == 0

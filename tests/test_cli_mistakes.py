@@ -511,6 +511,19 @@ def test_shapes_that_do_not_fit_are_told_as_the_models_own_error(world: World) -
     assert untouched(world)
 
 
+@pytest.mark.parametrize("verb", ["train", "doctor", "inspect"])
+def test_a_lazy_layer_of_a_users_own_network_is_named(world: World, verb: str) -> None:
+    (world.root / "small_net.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.LazyLinear(2))\n"
+    )
+    model = f"{world.root / 'small_net.py'}:net"
+    answer = world.train() if verb == "train" else call(verb, model)
+    assert answer.status == 1
+    assert "1.weight has no shape yet: a lazy module gets it in its first call" in answer.message
+
+
 def test_a_size_that_the_model_itself_refuses_is_told_as_its_own_error(world: World) -> None:
     """As those of transformers do, with a ValueError."""
     (world.root / "small_net.py").write_text(

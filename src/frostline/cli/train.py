@@ -163,9 +163,7 @@ def train(
         if _given(context, ["device"]):
             settings = settings.model_copy(update={"device": device})
         if _given(context, ["epochs"]):
-            before, training = settings, settings.training
-            training = training.model_copy(update={"epochs": recipe["epochs"]})
-            settings = settings.model_copy(update={"training": training})
+            before, settings = settings, _for_epochs(settings, recipe["epochs"])
             lengthened(RunFolder(out or data), before, settings)  # refuses it before any work
         return _go(settings, out or data, resume=True, as_json=json, base=base)
     earlier = None
@@ -213,9 +211,19 @@ def train(
         given = [name.strip("_") for name in context.params if _given(context, [name])]
         with options.usage_errors():
             settings = earlier.settings_to_begin(settings, given)
+    elif resume and out and not _given(context, ["epochs"]) and RunFolder(out).settings.exists():
+        # As long as it was to be, not as a new run would be.
+        settings = _for_epochs(
+            settings, config.RunSettings.read(RunFolder(out).settings).training.epochs
+        )
     _check_storage(settings)
     asked = None if from_ else AskedTask(task, loss, thresholds)
     return _go(settings, out, resume=resume, as_json=json, earlier=earlier, asked=asked)
+
+
+def _for_epochs(settings: RunSettings, epochs: int) -> RunSettings:
+    training = settings.training.model_copy(update={"epochs": epochs})
+    return settings.model_copy(update={"training": training})
 
 
 def store_named(features: str) -> str:

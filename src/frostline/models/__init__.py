@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from frostline.choices import FloatName, HeadPlace
 from frostline.errors import ModelError
@@ -113,6 +114,11 @@ def build(
         raise ModelError(f"{spec} gives no logits for tokens. Use a model of texts: hf:FOLDER.")
     with seeded(seed):
         built = source(spec, WeightsChoice("none", "none") if is_file else choice)
+    if lazy := [name for name, p in built.model.named_parameters() if is_lazy(p)]:
+        raise ModelError(
+            f"{spec}: {lazy[0]} has no shape yet: a lazy module gets it in its first call. Let the "
+            "function call the model on an example before it returns it."
+        )
     if not is_file:
         return built
     file, place = file_and_place(choice.name)

@@ -19,9 +19,11 @@ from trainer_world import (
     pictures_net,
     trainer,
 )
+from transformers import TrainerState, TrainingArguments
 
 import frostline as fl
 from frostline.transformers import Freeze
+from frostline.transformers.callback import other_order
 
 # Head; the neck from within the third epoch on, at rates of its own; the head until it is good.
 PLAN = fl.Plan(
@@ -186,3 +188,33 @@ def test_a_resume_between_the_last_step_of_an_epoch_and_its_evaluation_is_told(
     transformers.utils.logging.disable_propagation()
     assert "between the last step of an epoch and its evaluation" in caplog.text
     assert len(ROWS) == 26
+
+
+def test_a_resume_that_goes_through_the_data_in_another_order_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the Trainer's own doing, which the findings show without Freeze."""
+    import transformers
+
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    with pytest.raises(KilledError):
+        run(tmp_path, KillAt(4), **workers)
+    transformers.utils.logging.enable_propagation()
+    run(tmp_path, resume=True, **workers)
+    transformers.utils.logging.disable_propagation()
+    assert "later epochs of persistent workers in another order" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("how", "epoch", "told"),
+    [
+        ("group_by_length", 1.5, "samples that it groups by length"),
+        ("group_by_length", 0.5, ""),
+        ("random", 1.5, ""),
+    ],
+)
+def test_samples_by_length_come_in_another_order_from_the_second_epoch_on(
+    how: str, epoch: float, told: str, tmp_path: Path
+) -> None:
+    args = TrainingArguments(str(tmp_path), train_sampling_strategy=how, use_cpu=True)
+    assert other_order(args, TrainerState(epoch=epoch)) == told

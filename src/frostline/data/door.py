@@ -319,8 +319,7 @@ def _check_not_bare(data: object) -> None:
     if isinstance(data, str | PathLike):
         raise DataError(
             f"{data} is a path, and says nothing of how the model takes its samples. Give a data "
-            "set, as torchvision.datasets.ImageFolder(path, transform); on the command line "
-            "`frostline train` takes paths."
+            "set, as torchvision.datasets.ImageFolder(path, transform)."
         )
     if isinstance(data, Tensor | np.ndarray):
         raise DataError(

@@ -156,6 +156,8 @@ class Freeze(Attachable, TrainerCallback, ExportableState):
         check_members(self.session, held)
         if self._awaits_metrics and args.eval_strategy != "no":
             _log.warning("%s", _NO_END)
+        if self._is_within_epoch and (how := other_order(args, state)):
+            _log.warning(_OTHER_ORDER, how)
         if saved is not None:
             bring_back_resumed(root, saved["weights"], args, state)
         with self._forms.as_they_are():
@@ -296,6 +298,22 @@ _NO_END = (
     "Trainer leaves out as it resumes: that epoch counts with the metrics of the one before, and "
     "random numbers may go on otherwise than in one run. Save at the end of epochs, or within them."
 )
+
+
+_OTHER_ORDER = (
+    "resumed within an epoch, the Trainer goes through %s in another order than a run that was not "
+    "cut: samples may be trained on twice, or not at all. Save at the end of epochs."
+)
+
+
+def other_order(args: TrainingArguments, state: TrainerState) -> str:
+    """What of the data comes in another order (seen in 5.24); "" where nothing does."""
+    by_length = getattr(args, "train_sampling_strategy", "") == "group_by_length"
+    if by_length and state.epoch and state.epoch >= 1:
+        return "samples that it groups by length"
+    if args.dataloader_persistent_workers and state.epoch and state.epoch < 1:
+        return "the later epochs of persistent workers"
+    return ""
 
 
 def _saved(state: TrainerState) -> Mapping[str, Any]:

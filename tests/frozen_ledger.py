@@ -200,9 +200,9 @@ class Ledger:
                 self.modes[path] = mode
 
     def back_to(self, before: Ledger) -> None:
-        """Leave a `with` block: switches and policies as before; modes of their own go on."""
+        """Leave a `with` block: switches, policies and modes as before."""
         self.frozen, self.by_hand = before.frozen, before.by_hand
-        self.policies = before.policies
+        self.policies, self.modes = before.policies, before.modes
         self._settle()
 
     def loaded(self) -> Ledger:

@@ -232,7 +232,8 @@ def test_a_resumed_phase_trains_what_it_is_to_train(tmp_path: Path) -> None:
         fitted(made(), HEAD, ALL, out=out, hooks=[Watch(stop_in_epoch_four)])
     watch = Watch(lambda training: seen.append(trainable(training.model)))
     resumed = ended(net, HEAD, ALL, out=out, resume=True, hooks=[watch])
-    assert seen == [named(net, "")] * 2
+    # One epoch is left, or two, where the last was not brought to the disk yet.
+    assert seen in ([named(net, "")] * count for count in (1, 2))
     assert differing(resumed, ended(made(), HEAD, ALL)) == set()
     assert trainable(net) == named(net, "")
 

@@ -111,7 +111,9 @@ def dropout_between(subject: Subject) -> Iterator[Finding]:
         return
     with modes_kept(subject.root):
         subject.root.train()
-        names = tuple(layers_between(subject.root))
+        # Of one that is frozen as a whole another check tells.
+        whole = tuple(f"{path}." for path, _ in frozen_parts(subject.root))
+        names = tuple(n for n in layers_between(subject.root) if not n.startswith(whole))
     if names:
         yield warning(
             f"between frozen layers, drawing random numbers after model.train(): {listed(names)}",

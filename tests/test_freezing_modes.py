@@ -229,7 +229,9 @@ def test_a_frozen_part_gives_in_training_what_it_gives_in_evaluation(
     fl.freeze(net, "part")
     wanted = net.eval()(batch)
     model = way(net.train())
-    assert torch.equal(assert_constant(model, batch), wanted)
+    # Compiled, attention leaves torch's fast path, which has other last bits.
+    away = 1e-6 if way is compiled else 0
+    torch.testing.assert_close(assert_constant(model, batch), wanted, rtol=0, atol=away)
 
 
 def test_an_exported_model_keeps_its_frozen_part_constant(net: nn.Module, batch: Tensor) -> None:

@@ -8,8 +8,6 @@ do depends on the processor. Training over the features of the very same batches
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +19,7 @@ from cut_zoo import ZOO, is_installed, package_of
 from torch import nn
 
 import frostline as fl
+from fast_path import without_fast_path
 from frostline.cutting import KeptLines, Origin, cut, keep_cut, kept_cut, tracing
 from frostline.cutting.structures import flatten_output
 from frostline.fingerprints.parts import same_bits
@@ -53,16 +52,6 @@ def case(name: str, upper: int) -> object:
 HEADS = ("alexnet", "resnet18", "vit", "maxvit", "levit_128s", "distilbert", "gpt2")
 KEPT = ("resnet18", "vit", "swin", "levit_128s", "bert", "densenet")
 CASES = [case(name, 1) for name in ZOO] + [case(name, 0) for name in HEADS]
-
-
-@contextmanager
-def without_fast_path() -> Iterator[None]:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def built(name: str) -> nn.Module:

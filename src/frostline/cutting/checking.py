@@ -61,7 +61,7 @@ def check(model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutF
         error = _compared(model, plain, tensors, halves, gradients=training)
         structures[training] = Structure.of(model, plain.reads)
         largest = max(largest, error)
-    if _begins_with_zeros(model):
+    if _begins_with_zeros(model):  # in evaluation still
         largest = max(largest, _compared(model, plain, tensors, halves, gradients=True))
     alone = Structure()
     for training in (True, False):
@@ -200,8 +200,8 @@ def _outcome(
 
 
 def _gradients(outputs: list[Tensor], parameters: list[nn.Parameter]) -> list[Tensor]:
-    # Away from a target that is nowhere near: a head that begins with zeros gives zeros to any
-    # features, and then no gradient either of how far it is from them.
+    # By the distance from numbers that no output is at: a head that begins with zeros gives zeros
+    # for any features, and their squares would give it no gradient that tells the features apart.
     scores = [
         (o.float() - _target(o)).square().mean() for o in outputs if o.requires_grad and o.numel()
     ]

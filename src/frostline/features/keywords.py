@@ -71,7 +71,7 @@ class CollatedSamples(LoadedHere):
     """
 
     def __init__(
-        self, data: Any, collate: Collate, keywords: Mapping[str, Any], taken: Container[str] = ()
+        self, data: Any, collate: Collate, keywords: Mapping[str, Any], taken: Container[str]
     ) -> None:
         self.what = f"the {type(data).__name__}"
         self._data, self._collate, self._keywords, self._taken = data, collate, keywords, taken
@@ -117,7 +117,7 @@ class CollatedSamples(LoadedHere):
             if not self._is_as_cut(name, value):
                 raise DataError(
                     f"items of {self.what} give {name}, which the model's forward takes, and the "
-                    f"cut was made without it or with another value. Cut with an example that has "
+                    "cut was made without it or with another value. Cut with an example that has "
                     f"{name} as they do, or leave it out of them."
                 )
         return {n: batch[n] if kind is Tensor else kind for n, kind in self._keywords.items()}

@@ -162,7 +162,7 @@ def _check_frozen(
     expected, found = before.tensors, session.planned.untouched.tensors
     thawed = {name for name in expected if name not in found}
     now = {**found, **content(session.model, thawed).tensors}
-    moved = [name for name, digest in expected.items() if now.get(name, digest) != digest]
+    moved = [name for name, digest in expected.items() if now.get(name) != digest]
     if moved:
         raise DriftError(
             f"cannot resume: the frozen part is not what {folder.root} started with; "

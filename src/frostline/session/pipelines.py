@@ -206,7 +206,7 @@ def _made(
         made = cut_by_all(options.world, model, few, lines=options.lines, facts=each)
     if options.precision == "exact" and made.error:
         raise CutError(
-            f"to be exact they are computed in each epoch, for this cut gives what the model gives "
+            "to be exact they are computed in each epoch, for this cut gives what the model gives "
             f"to a relative error of {made.error:.0e}: torch computes parts of it by other kernels "
             "where a model calls them itself"
         )

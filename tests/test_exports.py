@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from frostline.models import load_model
 from frostline.runs import open_run
 from small_world import Answer, call, write_net, write_pictures
 
-FORMATS = ("safetensors", "pt2", "onnx")
+FORMATS = ("safetensors", "pt2", "torchscript", "onnx")
 
 
 class World:
@@ -74,11 +75,13 @@ def moved(world: World, tmp_path: Path) -> World:
     return copy
 
 
-def test_a_pt2_file_has_the_runs_own_bits_for_any_number_of_pictures(world: World) -> None:
+def test_a_program_of_torch_has_the_runs_own_bits_for_any_number_of_pictures(world: World) -> None:
     model, images = torch.export.load(world.run / "model.pt2").module(), world.images()
+    script = scripted(world.run / "model.torchscript")
     for count in (1, 3, 8):
         expected = open_run(world.run).loaded.model(images[:count])
         assert torch.equal(model(images[:count]), expected)
+        assert torch.equal(script(images[:count]), expected)
 
 
 def test_an_onnx_file_agrees_with_the_run_for_any_number_of_pictures(world: World) -> None:
@@ -98,10 +101,18 @@ def test_a_safetensors_file_is_the_whole_state_of_the_runs_model(world: World) -
     assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
 
 
+def scripted(file: Path, extra: dict[str, str] | None = None) -> torch.jit.ScriptModule:
+    with pytest.warns(FutureWarning, match="is deprecated"):
+        return torch.jit.load(file, _extra_files=extra)
+
+
 def notes_of(file: Path) -> dict[str, str]:
     if file.suffix == ".pt2":
         extra = {"frostline.json": ""}
         torch.export.load(file, extra_files=extra)
+        return json.loads(extra["frostline.json"])
+    if file.suffix == ".torchscript":
+        scripted(file, extra := {"frostline.json": ""})
         return json.loads(extra["frostline.json"])
     if file.suffix == ".onnx":
         return onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
@@ -130,10 +141,14 @@ def test_every_format_says_classes_preprocessing_and_what_was_measured(
     assert notes["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("form", ["pt2", "onnx"])
+@pytest.mark.parametrize("form", ["pt2", "torchscript", "onnx"])
 def test_a_file_with_the_computation_tells_nothing_of_this_machine(world: World, form: str) -> None:
-    content = (world.run / f"model.{form}").read_bytes()
-    for private in (str(world.root), torch.__path__[0], "return self.head", "def forward"):
+    file = world.run / f"model.{form}"
+    content = file.read_bytes()
+    if zipfile.is_zipfile(file):
+        archive = zipfile.ZipFile(file)
+        content = b"".join(map(archive.read, archive.namelist()))
+    for private in (str(world.root), torch.__path__[0], "return self.head", "nn.Linear("):
         assert private.encode() not in content
 
 
@@ -154,6 +169,7 @@ def test_what_is_no_export_is_refused_with_what_to_give(world: World) -> None:
     delta, picture = world.run / "best" / "delta.safetensors", world.pictures[0]
     for file, message in (
         (world.run / "model.pt2", "runs whatever program a .pt2 file brings"),
+        (world.run / "model.torchscript", "torch.jit.load runs whatever program"),
         (delta, "does not say its classes: it is no file of an export"),
         (picture, "is neither a run's folder nor an exported file"),
         (world.root / "none.onnx", "there is no file"),
@@ -223,6 +239,8 @@ def test_a_model_that_a_format_cannot_hold_is_told_with_one_that_can(
         assert message in answer.message
         assert f"Use --to {other}" in answer.message
         assert call("export", run, "--to", other).status == 0
+    answer = call("export", tmp_path / "branching", "--to", "torchscript")
+    assert "torch.export cannot follow Branching" in answer.message  # a trace has but one branch
     assert (tmp_path / "rare" / "model.pt2").stat().st_size < 100_000
 
 
@@ -240,6 +258,7 @@ def test_norms_are_folded_on_request(world: World, tmp_path: Path) -> None:
         "export", world.run, "--to", "safetensors", "--fold", "--out", tmp_path / "f.safetensors"
     )
     assert answer.status == 2
+    assert "safetensors holds the model's own layers" in answer.message
 
 
 def test_an_export_that_differs_is_not_written_and_says_by_how_much(

@@ -11,7 +11,7 @@ EXPORT_TOLERANCE: Final = 1e-5
 """How far an output of an exported file may differ, as a share of the largest, or of 1."""
 
 BadImages = Literal["skip", "error"]
-ExportFormat = Literal["safetensors", "pt2", "onnx"]
+ExportFormat = Literal["safetensors", "pt2", "onnx", "torchscript"]
 HeadPlace = Literal["classifier", "logits", "keep"]
 FloatName = Literal["float32", "bfloat16", "float16"]
 DecodingName = Literal["full", "jpeg-crop", "jpeg-4x", "jpeg-2x"]

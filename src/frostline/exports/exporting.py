@@ -30,6 +30,7 @@ from frostline.runs.pictures import splits_of
 from frostline.tasks import Predictions
 from frostline.wording import either, option
 
+_NOISY = 3  # another number than that of the example
 _MOST_PICTURES = 1000  # of the validation data; a larger check takes minutes and finds no more
 
 
@@ -132,9 +133,9 @@ def check_fold(to: ExportFormat, *, fold: bool) -> None:
     Raises:
         ConfigError: see above.
     """
-    if fold and not FORMATS[to].has_graph:
+    if fold and not FORMATS[to].folds:
         raise ConfigError(
-            f"{to} holds tensors by the names of the model's layers, so none can be folded away. "
+            f"{to} holds the model's own layers, so none can be folded away. "
             f"Leave out {option('fold', True)}, or use {option('to', 'pt2')} or "
             f"{option('to', 'onnx')}."
         )
@@ -208,8 +209,9 @@ def _as_recorded(run: FinishedRun, found: Predictions, shown: _Shown) -> tuple[i
 
 def _noise(preprocessing: Preprocessing) -> list[Batch]:
     draw = torch.Generator().manual_seed(0)
-    values = torch.rand(2, preprocessing.channels, *preprocessing.crop, generator=draw)
+    values = torch.rand(_NOISY, preprocessing.channels, *preprocessing.crop, generator=draw)
     mean, std = (
         torch.tensor(part).view(-1, 1, 1) for part in (preprocessing.mean, preprocessing.std)
     )
-    return [Batch((values - mean) / std, torch.zeros(2, dtype=torch.int64), ("noise", "noise"))]
+    labels = torch.zeros(_NOISY, dtype=torch.int64)
+    return [Batch((values - mean) / std, labels, ("noise",) * _NOISY)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from frostline.choices import ExportFormat
 from frostline.cutting.structures import Rebuild, read_inputs
-from frostline.cutting.tracing import own_name, trace
+from frostline.cutting.tracing import Traced, own_name, trace
 from frostline.errors import ConfigError, CutError, ModelError, one_line
 from frostline.exports.merging import write_safetensors
 from frostline.exports.opened import (
@@ -23,6 +25,7 @@ from frostline.exports.opened import (
     read_onnx,
     read_pt2,
     read_safetensors,
+    read_torchscript,
 )
 from frostline.models import logits_of
 from frostline.tuning.drafts import Draft, draft_of
@@ -43,12 +46,14 @@ class Format:
             norms -> what writes the file.
         read: gives back what a file computes.
         has_graph: whether it holds the computation, so that no code is needed to run it.
+        folds: whether batch norms can be folded in it.
         needs: packages that Frostline comes without.
     """
 
     prepare: Callable[[nn.Module, Tensor, bool], Writer]
     read: Reader
     has_graph: bool = True
+    folds: bool = True
     needs: tuple[str, ...] = ()
 
 
@@ -102,8 +107,51 @@ def _onnx(model: nn.Module, example: Tensor, folded: bool) -> Writer:
     return write
 
 
+def _torchscript(model: nn.Module, example: Tensor, _folded: bool) -> Writer:
+    # Of the model's own forward: a graph that torch.export made has its sizes as numbers, which
+    # torch.jit.trace would keep as those of the example. But it is asked first, as tracing takes
+    # the branch of the example for all pictures.
+    _followed(model, example)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that TorchScript is deprecated, and of branches
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]  # torch's
+                _Logits(model), example, check_trace=False
+            )
+    except Exception as error:  # whatever the model's forward raises where it is traced
+        raise ModelError(
+            f"torch.jit cannot trace {type(model).__name__}: {one_line(error)}. Use "
+            f"{option('to', 'pt2')}."
+        ) from error
+
+    def write(path: Path, texts: Mapping[str, str]) -> None:
+        content = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            torch.jit.save(traced, content, {NOTES_FILE: json.dumps(dict(texts))})
+        with zipfile.ZipFile(content) as whole, zipfile.ZipFile(path, "w") as kept:
+            for entry in whole.infolist():
+                # They hold lines of source, with their paths on this machine.
+                if not entry.filename.endswith(".debug_pkl"):
+                    kept.writestr(entry.filename, whole.read(entry))
+
+    return write
+
+
+class _Logits(nn.Module):
+    """Of a model's outputs the logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return logits_of(self.model(images))
+
+
 FORMATS: Final[dict[ExportFormat, Format]] = {
-    "safetensors": Format(_safetensors, read_safetensors, has_graph=False),
+    "safetensors": Format(_safetensors, read_safetensors, has_graph=False, folds=False),
+    "torchscript": Format(_torchscript, read_torchscript, folds=False),
     "pt2": Format(_pt2, read_pt2),
     "onnx": Format(_onnx, read_onnx, needs=("onnx", "onnxscript", "onnxruntime")),
 }
@@ -115,11 +163,7 @@ def _program(model: nn.Module, example: Tensor, folded: bool) -> torch.export.Ex
     Raises:
         ModelError: torch.export cannot follow it.
     """
-    try:
-        traced = trace(model, *read_inputs(example))
-    except CutError as error:
-        to = option("to", "safetensors")
-        raise ModelError(f"{error} Use {to}, which needs no graph.") from error
+    traced = _followed(model, example)
     draft = draft_of(traced.module)
     if folded:
         fold(draft)
@@ -131,6 +175,14 @@ def _program(model: nn.Module, example: Tensor, folded: bool) -> torch.export.Ex
         for note in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
             node.meta.pop(note, None)
     return program
+
+
+def _followed(model: nn.Module, example: Tensor) -> Traced:
+    try:
+        return trace(model, *read_inputs(example))
+    except CutError as error:
+        to = option("to", "safetensors")
+        raise ModelError(f"{error} Use {to}, which needs no graph.") from error
 
 
 def _named(draft: Draft, rebuild: Rebuild) -> fx.GraphModule:

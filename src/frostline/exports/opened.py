@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +91,9 @@ def open_export(path: Path) -> ExportedModel:
     """
     if not path.exists():
         raise ConfigError(f"there is no file {path}. Give one that was exported.")
-    if path.suffix == ".pt2":
+    if load := _PROGRAMS.get(path.suffix):
         raise ConfigError(
-            f"{path}: torch.export.load runs whatever program a .pt2 file brings, so Frostline "
+            f"{path}: {load} runs whatever program a {path.suffix} file brings, so Frostline "
             "opens none. Where you trust it, load it as examples/06_exported_files.py does; or "
             "export to onnx or safetensors."
         )
@@ -134,6 +135,15 @@ def read_pt2(path: Path) -> tuple[Notes, Forward]:
     return Notes.read(json.loads(texts[NOTES_FILE]), path), program.module()
 
 
+def read_torchscript(path: Path) -> tuple[Notes, Forward]:
+    """Only for files of our own, likewise."""
+    texts = {NOTES_FILE: ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # that TorchScript is deprecated
+        program = torch.jit.load(path, "cpu", texts)  # type: ignore[no-untyped-call]  # torch's
+    return Notes.read(json.loads(texts[NOTES_FILE]), path), program
+
+
 def read_onnx(path: Path) -> tuple[Notes, Forward]:
     """By onnxruntime, with as many threads as torch has."""
     runtime = optional("onnxruntime")
@@ -152,8 +162,9 @@ def read_onnx(path: Path) -> tuple[Notes, Forward]:
     return Notes.read(texts, path), forward
 
 
-EXPORTED = (".safetensors", ".pt2", ".onnx")
-NOTES_FILE = "frostline.json"  # in a .pt2 archive
+EXPORTED = (".safetensors", ".pt2", ".torchscript", ".onnx")
+NOTES_FILE = "frostline.json"  # in an archive
+_PROGRAMS = {".pt2": "torch.export.load", ".torchscript": "torch.jit.load"}
 _READERS: dict[str, Reader] = {".safetensors": read_safetensors, ".onnx": read_onnx}
 
 

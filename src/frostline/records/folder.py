@@ -21,7 +21,7 @@ last/delta-N.safetensors     earlier ones, with their states, where several are 
 result.json                  metrics of the best epoch, and the proof
 report.html                  all of it on one page
 sweep.json, sweep.csv        the members of the sweep that this run won, best first
-model.safetensors, .pt2, .onnx  the model, exported; no part of what the run reads
+model.safetensors, .pt2, .torchscript, .onnx  the model, exported; no part of what the run reads
 run.lock                     while a run is going here
 tensorboard/                 curves, where tensorboard is installed
 """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 
 import pytest
+import torch
 
 import frostline as fl
 from frostline import errors
@@ -52,6 +54,32 @@ def test_the_tree_drawn_in_the_docstring_is_the_tree() -> None:
 @pytest.mark.parametrize("error", [fl.SelectorError, fl.FreezeError, fl.ConfigError])
 def test_errors_of_wrong_arguments_are_value_errors(error: type[Exception]) -> None:
     assert issubclass(error, ValueError)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda given: fl.select(given, "all"),
+        lambda given: fl.freeze(given, "all"),
+        fl.summary,
+        fl.fingerprint,
+        fl.doctor,
+        lambda given: fl.estimate(given, torch.zeros(2, 3)),
+        lambda given: fl.cut(given, torch.zeros(2, 3)),
+        lambda given: fl.extract(given, [], "features"),
+        lambda given: fl.fit(given, [], []),
+        lambda given: fl.probe(given, [], []),
+        lambda given: fl.sweep(given, [], [], lr=[0.1]),
+        lambda given: fl.Session(given, fl.Plan([fl.Phase(train="head", epochs=1)])),
+        lambda given: fl.param_groups(given, lr=0.1),
+        lambda given: fl.sync(torch.optim.SGD([torch.zeros(2)]), given),
+        lambda given: fl.save_delta(given, "delta.safetensors"),
+        fl.lean,
+    ],
+)
+def test_a_name_in_place_of_a_model_is_said(call: Callable[[object], object]) -> None:
+    with pytest.raises(fl.FrostlineError, match=r"got (a )?str"):
+        call("resnet18")
 
 
 def test_a_drift_error_keeps_its_drifts() -> None:

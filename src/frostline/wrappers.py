@@ -16,6 +16,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from frostline.errors import ConfigError, a_type
+
+
+def check_is_model(given: object) -> None:
+    """Raises ConfigError for what is no module."""
+    if not isinstance(given, nn.Module):
+        raise ConfigError(f"a model is a torch.nn.Module, got {a_type(given)}. Pass the model.")
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile`, DataParallel and DistributedDataParallel wrappers."""

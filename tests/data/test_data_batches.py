@@ -27,7 +27,9 @@ from frostline.data import (
     ImageDataset,
     Order,
     epoch_order,
+    first_batch,
     make_batches,
+    open_data,
     read_splits,
 )
 from frostline.data.ordered import ordered_map
@@ -339,6 +341,12 @@ def test_unusable_data_are_refused(make: Callable[[], object], message: str) -> 
 def test_unusable_item_is_named_when_it_comes(data: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         list(batches_of(data, shuffle=False).epoch(0))
+
+
+def test_first_samples_of_several_sizes_are_named_as_well() -> None:
+    samples = open_data(Items((torch.zeros(2), 0), (torch.zeros(3), 0)))
+    with pytest.raises(DataError, match="sample 0 to sample 1 of this batch do not fit together"):
+        first_batch(samples, 2)
 
 
 def test_targets_in_a_column_are_taken() -> None:

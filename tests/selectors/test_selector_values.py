@@ -122,6 +122,15 @@ def test_a_compiled_part_is_reached_by_its_plain_name() -> None:
     assert fl.select(net, "body.0.weight").names == ("body._orig_mod.0.weight",)
 
 
+def test_names_as_a_compiled_model_has_them_are_taken() -> None:
+    net = torch.compile(Net(), backend="eager")
+    for name, parameter in net.named_parameters():
+        (entry,) = fl.select(net, name).entries
+        assert entry.tensor is parameter
+    assert fl.select(net, "_orig_mod.head").names == HEAD
+    assert fl.select(net, "_orig_mod.head.*").names == HEAD
+
+
 def test_the_wrapper_itself_selects_the_whole_model() -> None:
     compiled = torch.compile(Net(), backend="eager")
     assert fl.select(compiled, compiled).modules == ("",)

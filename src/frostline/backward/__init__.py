@@ -17,6 +17,7 @@ from frostline.backward.entering import hook
 from frostline.backward.entering import is_lean as is_lean
 from frostline.backward.entering import unlean as unlean
 from frostline.backward.tensors import Gelu, Settings
+from frostline.wrappers import check_is_model
 
 
 def lean(model: nn.Module, *, gelu: Gelu = "exact", at_least_bytes: int = 1 << 20) -> Lean:
@@ -37,7 +38,7 @@ def lean(model: nn.Module, *, gelu: Gelu = "exact", at_least_bytes: int = 1 << 2
             the gradient is then off by at most 0.0025 of the incoming one, an element.
         at_least_bytes: operations on less are left to PyTorch, being too quick to pay.
     Raises:
-        ConfigError: `gelu` is neither.
+        ConfigError: `gelu` is neither, or `model` is none.
     Returns:
         A handle; `remove()`, or the end of a `with` block, makes the model plain again.
 
@@ -61,6 +62,7 @@ class Lean:
     """
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
+        check_is_model(model)
         self._settings = settings
         self._name = type(model).__name__
         self._removals: list[Callable[[], None]] = hook(model, settings)

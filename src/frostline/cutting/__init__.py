@@ -40,6 +40,7 @@ from frostline.freezing.modes import modes_kept
 from frostline.sharding import is_sharded
 from frostline.tables import Displayed, hanging
 from frostline.units import format_bytes
+from frostline.wrappers import check_is_model
 
 
 @final
@@ -229,6 +230,7 @@ def cut(model: nn.Module, example: Inputs, *, at: str | None = None) -> Cut:
             that torch.export cannot follow.
     Raises:
         NothingFrozen: no value below the first trainable parameter can be kept; names that.
+        ConfigError: `model` is no module.
         CutError: the model cannot be followed, or the cut model does not give what the model
             gives; says why.
     Source: torch.export's graph; Ford and Fulkerson for the minimum cut.
@@ -318,6 +320,7 @@ def is_current(made: Cut, model: nn.Module) -> bool:
 
 
 def _given(model: nn.Module, example: Inputs) -> tuple[nn.Module, InputSpec, list[Tensor]]:
+    check_is_model(model)
     # The model inside torch.compile's wrapper has the same parameters, and a forward to follow.
     inner = model.__dict__.get("_modules", {}).get("_orig_mod")
     model = inner if isinstance(inner, nn.Module) else model

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from frostline.data.samples import Samples, class_targets, some_targets
+from frostline.data.samples import Samples, batched, class_targets, some_targets
 from frostline.errors import DataError, a_type
 from frostline.world import ALONE, World
 
@@ -197,13 +197,7 @@ class SampleBatches:
             for number, places in enumerate(batches, start):
                 loaded = next(loading)
                 names = tuple(map(samples.name, places.tolist()))
-                try:
-                    inputs = samples.collate(loaded)
-                except (RuntimeError, TypeError, ValueError, KeyError) as error:
-                    raise DataError(
-                        f"{names[0]} to {names[-1]} of this batch do not fit together: {error}. "
-                        "Make all items alike, or give a DataLoader with its own collate_fn."
-                    ) from error
+                inputs = batched(samples, loaded, names)
                 if self._targets is not None:
                     targets = self._targets[places]
                 else:

@@ -122,7 +122,18 @@ def lengths_of(samples: Samples) -> list[int] | None:
 def inputs_of(samples: Samples, rows: Sequence[int]) -> Any:
     """Some rows as one batch of inputs."""
     with closing(samples.in_batches([rows])) as loaded:
-        return samples.collate(next(loaded))
+        return batched(samples, next(loaded), list(map(samples.name, rows)))
+
+
+def batched(samples: Samples, loaded: Sequence[Any], names: Sequence[str]) -> Any:
+    """`samples.collate(loaded)`; raises DataError, with their names, where they do not fit."""
+    try:
+        return samples.collate(loaded)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{names[0]} to {names[-1]} of this batch do not fit together: {error}. "
+            "Make all items alike, or give a DataLoader with its own collate_fn."
+        ) from error
 
 
 def some_targets(targets: Any, places: Tensor | None = None) -> Any:

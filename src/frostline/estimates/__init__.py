@@ -35,6 +35,7 @@ from frostline.selectors import SelectorLike
 from frostline.session import freeze_for
 from frostline.tasks import Task, task_of
 from frostline.wrapped import is_wrapped
+from frostline.wrappers import check_is_model
 
 __all__ = ["Estimate", "estimate"]
 
@@ -105,8 +106,8 @@ def estimate(
         progress: called with (parts of the work done, parts in all).
 
     Raises:
-        ConfigError: an argument is out of range, the model has quantised weights, or its step
-            needs numbers.
+        ConfigError: `model` is no module, an argument is out of range, the model has quantised
+            weights, or its step needs numbers.
         SelectorError, FreezeError: a selector or phase does not fit the model.
 
     Example:
@@ -114,6 +115,7 @@ def estimate(
         >>> cost.step.memory.saved
         3076
     """
+    check_is_model(model)
     _check_asked(optimizer, batch_size, precision)
     _check_plain(model)
     check_alone(freeze=freeze, train=train, plan=plan)

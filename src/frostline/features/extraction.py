@@ -25,7 +25,7 @@ from frostline.data import (
     some_targets,
 )
 from frostline.devices import device_of
-from frostline.errors import FrostlineError, StoreError
+from frostline.errors import ConfigError, FrostlineError, StoreError, a_type
 from frostline.features.agreeing import (
     anywhere,
     check_alike,
@@ -98,7 +98,7 @@ def extract(
         world: the processes that share the rows; by default those that `torchrun` started with
             this one, which all call this. `frostline.world.ALONE` is this one by itself.
     Raises:
-        ConfigError: processes have other data, or a model with other weights.
+        ConfigError: `cut` is none; processes have other data, or a model with other weights.
         CutError: frozen tensors were changed or are trainable now, cut again; or samples are of
             different lengths, and padding changes what the model gives.
         DataError: the data set has no fixed samples, or one cannot be read.
@@ -114,6 +114,11 @@ def extract(
         >>> fl.extract(cut, data, "features", precision="exact").computed
         0
     """
+    if not isinstance(cut, Cut):
+        raise ConfigError(
+            f"features are extracted through a Cut, got {a_type(cut)}. Cut the model on an example "
+            "batch, and give that."
+        )
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     device = device_of(cut.suffix.model)
     # Who holds parts of one model computes with all who do.

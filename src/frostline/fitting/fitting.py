@@ -44,6 +44,7 @@ from frostline.tables import Displayed
 from frostline.tasks import CallableTask, Classification, Metrics, Task, TaskSettings, task_of
 from frostline.wording import either, option
 from frostline.world import World, together, world_here
+from frostline.wrappers import check_is_model
 
 _Kind = TypeVar("_Kind")
 _MANY_EPOCHS = 5  # after which it is worth saying that the first one was the best
@@ -181,8 +182,9 @@ def fit(
             result is to be told first.
 
     Raises:
-        ConfigError: an option is unknown or out of range, the plan does not fit the model, the
-            task has no metric of the name to monitor, or the run to resume is another one.
+        ConfigError: `model` is no module, an option is unknown or out of range, the plan does not
+            fit the model, the task has no metric of the name to monitor, or the run to resume is
+            another one.
         FreezeError: nothing is trainable.
         DataError: targets do not fit the task, or there is no data.
         ModelError: the model's outputs do not, as where it has not one logit for each class.
@@ -197,6 +199,7 @@ def fit(
         Verified  7 frozen tensors (1.03 KB) are bit for bit as they were
         ...
     """
+    check_is_model(model)
     forms = (forms,) if isinstance(forms, str) else tuple(_listed("forms", forms, str))
     hooks = notebook_hooks() if hooks is None else tuple(_listed("hooks", hooks, Hook))
     settings = settings or RunSettings(

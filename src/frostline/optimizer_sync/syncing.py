@@ -31,7 +31,7 @@ from frostline.optimizer_sync.schedules import NewValues, Scheduler
 from frostline.optimizer_sync.states import State
 from frostline.selectors import Entry, SelectorLike
 from frostline.units import some_of
-from frostline.wrappers import strays
+from frostline.wrappers import check_is_model, strays
 
 # Optimizers that write into states and parameters in `__init__` what their step then reads.
 _MADE_ONCE = frozenset({"timm.optim.adahessian.Adahessian"})
@@ -77,10 +77,10 @@ def sync(
     Raises:
         FreezeError: nothing in the model is trainable, or what trains is not what a living
             DistributedDataParallel around the model averages.
-        ConfigError: the optimizer holds nothing of the model, cannot take or lose parameters, or
-            would not give a joiner its whole first step; a scheduler cannot take in a new group,
-            or does not show where a rate stands; or a kept state does not fit. Nothing has been
-            changed then.
+        ConfigError: `model` is no module; the optimizer holds nothing of it, cannot take or lose
+            parameters, or would not give a joiner its whole first step; a scheduler cannot take
+            in a new group, or does not show where a rate stands; or a kept state does not fit.
+            Nothing has been changed then.
         SelectorError: a selector cannot be read or matches nothing.
 
     Example:
@@ -90,6 +90,7 @@ def sync(
         2 parameters (backbone.0.weight, backbone.0.bias) joined, nothing left
     """
     members.check_optimizer(optimizer)
+    check_is_model(model)
     schedules.check_schedulers(optimizer, schedulers)
     if names := strays(model):
         raise FreezeError(

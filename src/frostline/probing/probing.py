@@ -32,6 +32,7 @@ from frostline.store import FeatureStore
 from frostline.tasks import Task, task_of
 from frostline.tuning import PLAIN
 from frostline.world import world_here
+from frostline.wrappers import check_is_model
 
 Progress = Callable[[int, int], None]
 
@@ -90,6 +91,7 @@ def probe(
         ...
         Next: fl.train_only(model, 'stage:1..-1')
     """
+    check_is_model(model)
     kind, target_device = task_of(task), resolve_device(device)
     check_task(kind)
     stages_to_probe(model)  # refuses a model without them

@@ -164,9 +164,14 @@ def paths_above(name: str) -> Iterator[str]:
         yield name
 
 
+def unwrapped(name: str) -> str:
+    """`name` without what torch.compile and other wrappers put into it, as `_orig_mod`."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_SEGMENTS)
+
+
 def plain_name(name: str) -> str:
     """`name` without wrapper segments, and `parametrizations.weight.original0` as `weight`."""
-    segments = [part for part in name.split(".") if part not in _WRAPPER_SEGMENTS]
+    segments = unwrapped(name).split(".")
     if "parametrizations" in segments:
         at = segments.index("parametrizations")
         segments = segments[:at] + segments[at + 1 : at + 2]

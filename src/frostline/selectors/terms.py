@@ -17,7 +17,7 @@ from typing import ClassVar, NoReturn, final
 from torch import Tensor, nn
 
 from frostline.errors import SelectorError, nearest, shortened
-from frostline.selectors.inventory import Inventory, Occurrence, plain_name
+from frostline.selectors.inventory import Inventory, Occurrence, plain_name, unwrapped
 from frostline.selectors.kinds import KINDS, class_names
 from frostline.selectors.patterns import glob_rule, is_bare_glob, quoted, regex_rule, word
 from frostline.selectors.stages import stages
@@ -109,8 +109,9 @@ class Path(_Named):
     call = "path"
 
     def rule(self) -> Callable[[Occurrence], bool]:
-        below = self.text + "."
-        return lambda place: any(n == self.text or n.startswith(below) for n in place.both_names)
+        path = unwrapped(self.text)
+        below = path + "."
+        return lambda place: any(n == path or n.startswith(below) for n in place.both_names)
 
     def __str__(self) -> str:
         return quoted(self.text) if self.text in {"all", "none"} else word(self.text)
@@ -131,7 +132,7 @@ class Glob(_Named):
     call = prefix = "glob"
 
     def rule(self) -> Callable[[Occurrence], bool]:
-        rule = glob_rule(self.text)
+        rule = glob_rule(unwrapped(self.text))
         return lambda place: any(rule.match(name) for name in place.both_names)
 
     def refuse(self, inventory: Inventory) -> NoReturn:
@@ -236,6 +237,14 @@ class Stage(Selector):
     first: int
     last: int
 
+    def __post_init__(self) -> None:
+        for number in (self.first, self.last):
+            if not isinstance(number, int):
+                raise SelectorError(
+                    f"the stage {number!r} is no whole number. Give the first and the last, as "
+                    "fl.stage(1, 3), or text, as 'stage:1..3'."
+                )
+
     def pick(self, inventory: Inventory) -> Picked:
         groups = stages(inventory, by_any_name=True)
         count = len(groups)
@@ -268,6 +277,11 @@ class Depth(Selector):
     percent: float
 
     def __post_init__(self) -> None:
+        if not isinstance(self.percent, int | float):
+            raise SelectorError(
+                f"the depth {self.percent!r} is no number. Give a percentage, as fl.depth(60), or "
+                "text, as 'depth:60%'."
+            )
         if not 0 < self.percent <= 100:
             asked = f"depth:{self.percent:g}%" if abs(self.percent) < 1e300 else "that depth"
             raise SelectorError(f"{asked} is out of range: depth goes above 0% and up to 100%.")

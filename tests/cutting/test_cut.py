@@ -697,6 +697,37 @@ def test_gradient_checkpoints_do_not_hide_the_line(reentrant: bool) -> None:
     assert made.why == "behind below, since block.0.weight is trainable"
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(
+    ("reentrant", "layer", "message"),
+    [
+        (
+            False,
+            nn.BatchNorm1d(12),
+            r"block\.1: a step moves the running statistics more than once",
+        ),
+        (True, nn.ReLU(), r"block\.0\.weight, block\.0\.bias: the model's own step gives no grad"),
+    ],
+)
+def test_what_checkpoints_do_to_a_step_is_said(
+    reentrant: bool, layer: nn.Module, message: str
+) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
+            self.block = nn.Sequential(nn.Linear(12, 12), layer)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = checkpoint(self.block, self.below(x), use_reentrant=reentrant)
+            return self.head(x)
+
+    net = Checkpointed()
+    fl.freeze(net, "below")
+    with pytest.raises(fl.CutError, match=message):
+        cut(net, torch.randn(6, 6))
+
+
 def test_a_compiled_model_is_cut_as_the_plain_one() -> None:
     net = mlp(nn.Dropout())
     compiled = torch.compile(net)

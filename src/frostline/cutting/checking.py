@@ -21,6 +21,7 @@ from frostline.errors import CutError
 from frostline.fingerprints.parts import same_bits
 from frostline.freezing.held_layers import packing
 from frostline.sharding import cut_short, whole
+from frostline.units import some_of
 from frostline.wrappers import reshard
 
 # Above it, it is another function; below, kernels that sum in another order.
@@ -111,7 +112,8 @@ def _compared(
         mode = "training" if model.training else "evaluation"
         raise Unfollowed(
             f"the cut {type(model).__name__} does not give what the model gives in {mode} "
-            f"(relative error {error:.2g}), so it is not used. {_advice(model)}"
+            f"(relative error {error:.2g}), so it is not used. "
+            f"{_advice(model, (plain, cut) if gradients else ([], []))}"
         )
     return error
 
@@ -124,7 +126,28 @@ def _begins_with_zeros(model: nn.Module) -> bool:
     )
 
 
-def _advice(model: nn.Module) -> str:
+def _advice(model: nn.Module, found: tuple[list[Tensor], list[Tensor]]) -> str:
+    """What to do about it, by what the model gave in training and what its halves did."""
+    buffers = list(dict(model.named_buffers()))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    end = -1 - len(buffers)  # the random state is the last
+    start = end - len(trained)
+    moved = list(zip(buffers, *(outcome[end:-1] for outcome in found), strict=False))
+    slopes = list(zip(trained, *(outcome[start:end] for outcome in found), strict=False))
+    again = [n for n, own, cut in moved if n.endswith("num_batches_tracked") and own > cut]
+    if again:
+        norms = [name.rpartition(".")[0] or "the model" for name in again]
+        return (
+            f"{some_of(norms, most=3)}: a step moves the running statistics more than once, as "
+            "torch.utils.checkpoint runs layers again in the backward pass. Turn checkpointing off "
+            "for what trains, and cut again."
+        )
+    if lost := [name for name, own, cut in slopes if cut.any() and not own.any()]:
+        return (
+            f"{some_of(lost, most=3)}: the model's own step gives no gradient, and would never "
+            "train it. A torch.utils.checkpoint with use_reentrant=True does so where all that goes "
+            "into it is frozen: use use_reentrant=False, and cut again."
+        )
     if not (encoders := packing(model)):
         return "Please report this model."
     names = ", ".join(path or "the model" for path in encoders)

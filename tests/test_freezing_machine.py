@@ -102,8 +102,13 @@ class Watched:
     gone: Cells = field(default=frozenset())
 
     def follows(self, now: Cells) -> bool:
-        """Whether it still can vouch: nothing that it once let go was frozen again."""
-        self.gone |= self.owed - now
+        """Whether it still can vouch: no rows that it once let go were frozen again beside others.
+
+        A tensor that was let go whole, and maybe frozen again, is no business of its any more.
+        """
+        frozen = {name for name, _ in now}
+        self.owed = frozenset(cell for cell in self.owed if cell[0] in frozen)
+        self.gone = frozenset(cell for cell in self.gone if cell[0] in frozen) | self.owed - now
         return self.gone.isdisjoint(now)
 
 

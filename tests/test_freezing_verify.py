@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -153,6 +154,85 @@ def test_train_mode_set_on_the_whole_frozen_model_is_caught(net: Net) -> None:
     net.training = True
     with pytest.raises(fl.DriftError, match=r"\(model\): was put in train mode"):
         frozen.verify()
+
+
+def test_what_was_thawed_and_frozen_again_is_no_business_of_the_first_handle(net: Net) -> None:
+    first = fl.freeze(net, "body")
+    whole = first.verify()
+    fl.thaw(net, "body")
+    with torch.no_grad():
+        for tensor in (*net.body.parameters(), *net.body.buffers()):
+            tensor.add_(1)  # as training does
+    again = fl.freeze(net, "body")
+    assert str(first.verify()) == f"nothing is frozen any more, {whole.tensors} thawed since"
+    assert again.verify().tensors == whole.tensors
+    next(net.body.parameters()).data.add_(1)
+    with pytest.raises(fl.DriftError, match=r"body\.0\.weight: moved by up to 1"):
+        again.verify()
+
+
+def test_part_that_was_frozen_all_along_is_compared_beside_part_that_was_not(net: Net) -> None:
+    first = fl.freeze(net, "body")
+    fl.thaw(net, "body.0")
+    net.body[0].weight.data.add_(1)
+    fl.freeze(net, "body")
+    assert "2 thawed since" in str(first.verify())
+    net.body[1].running_mean.add_(1)
+    with pytest.raises(fl.DriftError, match=r"one thing .*\n  body\.1\.running_mean: moved"):
+        first.verify()
+
+
+def test_freezing_again_what_drifted_does_not_hide_it(net: Net) -> None:
+    first = fl.freeze(net, "body")
+    net.body[0].weight.data.add_(1)
+    fl.freeze(net, "body")
+    with pytest.raises(fl.DriftError, match=r"body\.0\.weight: moved by up to 1"):
+        first.verify()
+
+
+def test_rows_that_were_thawed_and_frozen_again_are_not_compared() -> None:
+    net = nn.Sequential(nn.Embedding(6, 2), nn.Linear(2, 2))
+    first = fl.freeze(net, "rows:0.weight[0:3]")
+    fl.thaw(net, "0")
+    net[0].weight.data.add_(1)
+    fl.freeze(net, "rows:0.weight[0:3]")
+    assert first.verify().thawed == 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "advice"),
+    [
+        (lambda net: net.body[0].weight.data.add_(1), "Look for code that writes these after"),
+        (lambda net: net.half(), "Cast a model before freezing it"),
+        (lambda net: net.body.requires_grad_(True), "thaw them: their handles know of it"),
+        (lambda net: net.body.__setitem__(0, nn.Linear(4, 4)), "and verify by that handle"),
+        (lambda net: setattr(net.body, "training", True), "Set modes by train\\(\\) and eval"),
+    ],
+)
+def test_each_kind_of_drift_has_its_advice(
+    net: Net, harm: Callable[[Net], object], advice: str
+) -> None:
+    frozen = fl.freeze(net, "body")
+    harm(net)
+    with pytest.raises(fl.DriftError, match=rf"\n{advice}|\n.*{advice}"):
+        frozen.verify()
+
+
+def test_a_head_put_on_a_wholly_frozen_model_trains_as_any(net: Net) -> None:
+    fl.freeze(net, "all", leaving="nothing")
+    net.train()
+    assert not net.training
+    net.head = nn.Sequential(nn.Linear(4, 2), nn.Dropout())
+    net.train()
+    modes = {path: module.training for path, module in net.named_modules()}
+    assert [path for path, training in modes.items() if training] == [
+        "",
+        "head",
+        "head.0",
+        "head.1",
+    ]
+    frozen = fl.train_only(net, "head")  # as the refusal of freezing all advises
+    assert frozen.verify().thawed == 0
 
 
 def test_a_replaced_module_is_caught_even_with_equal_weights(net: Net) -> None:

@@ -173,6 +173,23 @@ def dropout_in_a_forward_that_asks_no_mode() -> Case:
     return Case("random-in-eval", "two passes", asked)
 
 
+class Tossing(nn.Module):
+    """Negates its input in half of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(-x if torch.rand(1) < 0.5 else x)
+        return out
+
+
+@case
+def a_coin_tossed_in_evaluation() -> Case:
+    return Case("random-in-eval", "two passes", {"model": Tossing(), "example": rows()})
+
+
 @case
 def misspelt_freeze() -> Case:
     return Case("no-match", "bakbone", {"model": Net(), "freeze": "bakbone"}, fixed=True)

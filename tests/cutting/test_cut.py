@@ -672,6 +672,21 @@ def test_trainable_layers_that_touch_nothing_frozen_leave_all_of_it_below() -> N
     assert made.why == "behind body.2, since what follows is the model's output"
 
 
+def test_a_norm_of_weights_hides_no_line() -> None:
+    class Standardised(nn.Conv2d):
+        """As timm's: batch_norm makes zero means and unit variances of the filters."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.weight.reshape(1, self.out_channels, -1)
+            weight = nn.functional.batch_norm(rows, None, None, training=True)
+            return nn.functional.conv2d(x, weight.view_as(self.weight), self.bias)
+
+    net = nn.Sequential(Standardised(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    fl.train_only(net, "3")
+    made = assert_exact(net, torch.randn(6, 3, 6, 6))
+    assert made.why == "behind 2, since 3.weight is trainable"
+
+
 # Torch's word on reentrant checkpoints in evaluation.
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("reentrant", [False, True])

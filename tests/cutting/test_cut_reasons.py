@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import re
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import frostline as fl
 from frostline.cutting import cut
+from frostline.cutting.outside import draws_of
+from frostline.cutting.watching import Reads, reads_recorded
 
 
 def refusal(model: nn.Module, example: Any, **options: Any) -> str:
@@ -244,3 +249,133 @@ def test_the_reason_is_the_first_operation_that_is_not_frozen_whatever_else_cros
     made = cut(Beside(), (torch.randn(4, 6), torch.randn(4, 1)))
     assert len(made.frontier) > 1
     assert "since dropout in drop is random in training" in made.why
+
+
+class Drawing(nn.Module):
+    """Drops its features in some training steps, by a draw of whatever it is given."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.below, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
+        self.own, self.numpys = random.Random(0), np.random.default_rng(0)
+        self.torchs = torch.Generator().manual_seed(0)
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.below(x)
+        out: Tensor = self.head(y * 0 if self.training and self.draw(self) < 0.02 else y)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("draw", "named"),
+    [
+        (lambda _: random.random(), "draws from Python's random"),
+        (lambda _: np.random.rand(), "draws from numpy.random"),
+        (lambda net: net.own.random(), "draws from own"),
+        (lambda net: net.numpys.random(), "draws from numpys"),
+    ],
+)
+def test_a_forward_that_draws_what_no_graph_has_is_refused(
+    draw: Callable[[Any], float], named: str
+) -> None:
+    net = Drawing(draw)
+    fl.freeze(net, "below")
+    before = draws_of(net)
+    assert named in refusal(net, torch.randn(4, 6))
+    assert draws_of(net) == before
+
+
+def test_a_generator_of_its_own_is_named() -> None:
+    class Noisy(Drawing):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.below(x)
+            out: Tensor = self.head(y + torch.rand(12, generator=self.torchs))
+            return out
+
+    net = Noisy(lambda _: 1.0)
+    fl.freeze(net, "below")
+    assert "draws from a torch.Generator of its own" in refusal(net, torch.randn(4, 6))
+
+
+class Counting(nn.Module):
+    """Warms up: goes another way in its first steps, by a count of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+        out: Tensor = self.head(self.below(x) * (0.5 if self.steps < 100 else 1.0))
+        return out
+
+
+def test_a_count_that_a_forward_goes_by_is_named() -> None:
+    net = Counting()
+    fl.freeze(net, "below")
+    assert "the forward of Counting counts in steps" in refusal(net, torch.randn(4, 6))
+
+
+def test_what_a_forward_puts_aside_is_no_count() -> None:
+    class Watched(Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            self.width, y = x.shape[1], self.below(x)
+            self.last = float(y.detach().mean()) if self.training and not x.is_meta else 0.0
+            out: Tensor = self.head(y)
+            return out
+
+    net = Watched()
+    net.last = 1.0
+    with torch.no_grad():
+        net(torch.randn(4, 6))
+    assert reads_of(net, torch.randn(4, 6)).counted == []
+    assert reads_of(Counting(), torch.randn(4, 6)).counted == ["steps"]
+
+
+def reads_of(net: nn.Module, example: Tensor) -> Reads:
+    with reads_recorded(net) as reads:
+        net(example)
+    return reads
+
+
+def test_a_count_of_the_samples_is_advised_on() -> None:
+    class Counted(Drawing):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.below(x).view(len(x), 12))
+            return out
+
+    net = Counted(lambda _: 1.0)
+    fl.freeze(net, "below")
+    assert "as len(x) does: x.shape[0] leaves it open" in refusal(net, torch.randn(4, 6))
+
+
+class Halving(nn.Module):
+    """Halves a weight in the first call of an evaluation, as RWKV does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
+        self.halved = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and not self.halved:
+            with torch.no_grad():
+                self.below.weight.div_(2)
+            self.halved = True
+        out: Tensor = self.head(self.below(x))
+        return out
+
+
+def test_a_forward_that_writes_into_its_weights_is_refused_before_it_does() -> None:
+    net = Halving()
+    frozen, example = fl.freeze(net, "below"), torch.randn(4, 6)
+    message = refusal(net, example)
+    assert "writes into its weights: below.weight. Where it does so in the first call" in message
+    frozen.verify()
+    assert not net.halved
+    net.eval()(example)  # as advised
+    fl.freeze(net, "below")
+    assert cut(net, example).frontier.values[0].name == "below (linear)"

@@ -180,6 +180,18 @@ def test_a_module_of_another_model_is_refused() -> None:
         fl.select(NET, nn.Linear(1, 1))
 
 
+def test_a_module_without_parameters_is_told_from_one_of_another_model() -> None:
+    with pytest.raises(fl.SelectorError, match="the given ReLU of ResNet has no parameter"):
+        fl.select(NET, NET.relu)
+    with pytest.raises(fl.SelectorError, match="the given ReLU is no part of ResNet"):
+        fl.select(NET, [NET.conv1, nn.ReLU()])
+
+
+def test_a_list_of_children_may_hold_some_without_parameters() -> None:
+    names = fl.select(NET, list(NET.children())[:5]).names
+    assert {name.partition(".")[0] for name in names} == {"conv1", "bn1", "layer1"}
+
+
 def test_a_class_is_refused_with_the_way_to_write_it() -> None:
     with pytest.raises(fl.SelectorError, match=r"write fl\.of_type\(Linear\)"):
         fl.select(NET, nn.Linear)  # type: ignore[arg-type]

@@ -206,7 +206,7 @@ class _Trial:
         self.root.eval()
         moved: list[tuple[str, ...]] = []
         outputs: list[list[Tensor]] = []
-        for seed in (1, 2):
+        for seed in _SEEDS:
             before = {name: buffer.clone() for name, buffer in self.root.named_buffers()}
             with torch.no_grad():
                 output = self._forward(seed=seed, step="forward pass in eval mode")
@@ -241,12 +241,16 @@ def _kind(gradient: Tensor | None) -> Gradient:
     return "some" if any(map(Tensor.any, plain_parts(values, "a gradient")[1])) else "zero"
 
 
+# The first draws after each lie on the two sides of a half: of torch, of Python and of NumPy.
+_SEEDS = (1, 331)
+
+
 def _is_random(call: PartCall) -> bool:
     """Whether two calls with the same arguments give different numbers."""
     if call.versions != versions_in((call.args, call.kwargs)):
         return False  # the pass wrote into them afterwards
     outputs = []
-    for seed in (1, 2):
+    for seed in _SEEDS:
         _seed(seed)
         with torch.no_grad():
             outputs.append(tensors_in(call.module(*call.args, **call.kwargs)))

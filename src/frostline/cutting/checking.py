@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from frostline.cutting.outside import draws_of
 from frostline.cutting.structures import InputSpec, flatten_output
 from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import rows_at
@@ -91,13 +92,15 @@ class _Recorded:
 
 
 def _compared(
-    model: nn.Module, own: CutForward, tensors: list[Tensor], halves: CutForward, *, gradients: bool
+    model: nn.Module, own: _Recorded, tensors: list[Tensor], halves: CutForward, *, gradients: bool
 ) -> float:
     """Relative error in the present mode, 0.0 for bit for bit.
 
     Args:
         gradients: count as well, with the buffers afterwards and the random numbers drawn.
     """
+    stood = draws_of(model)
+    stood = draws_of(model)
     try:
         plain = _outcome(model, own, tensors, gradients=gradients)
     except RuntimeError as broken:
@@ -106,6 +109,7 @@ def _compared(
         raise CutError(
             f"{type(model).__name__} cannot be trained on the example as it is: {broken}"
         ) from broken
+    _check_repeats(model, own, stood)
     cut = _outcome(model, halves, tensors, gradients=gradients)
     error = max(map(_error, plain, cut), default=float("inf"))
     if len(plain) != len(cut) or not error <= _LARGEST_ERROR:
@@ -116,6 +120,23 @@ def _compared(
             f"{_advice(model, (plain, cut) if gradients else ([], []))}"
         )
     return error
+
+
+def _check_repeats(model: nn.Module, own: _Recorded, stood: Mapping[str, bytes]) -> None:
+    """Refuse a forward that may be another one in its next step, for what no graph has of it."""
+    drawn = [name for name, state in draws_of(model).items() if stood.get(name, state) != state]
+    if drawn:
+        raise Unfollowed(
+            f"the forward of {type(model).__name__} draws from {some_of(drawn, most=3)}, and a cut "
+            "would repeat for ever what it drew once. Draw with torch, as torch.rand does, or "
+            "outside of the forward."
+        )
+    if model.training and own.reads.counted:
+        counts = some_of(own.reads.counted, most=3)
+        raise Unfollowed(
+            f"the forward of {type(model).__name__} counts in {counts}, and a cut would go on with "
+            "one count for ever. Count outside of the forward."
+        )
 
 
 def _begins_with_zeros(model: nn.Module) -> bool:
@@ -145,8 +166,8 @@ def _advice(model: nn.Module, found: tuple[list[Tensor], list[Tensor]]) -> str:
     if lost := [name for name, own, cut in slopes if cut.any() and not own.any()]:
         return (
             f"{some_of(lost, most=3)}: the model's own step gives no gradient, and would never "
-            "train it. A torch.utils.checkpoint with use_reentrant=True does so where all that goes "
-            "into it is frozen: use use_reentrant=False, and cut again."
+            "train it. A torch.utils.checkpoint with use_reentrant=True does so where all inputs "
+            "of its part are frozen: use use_reentrant=False, and cut again."
         )
     if not (encoders := packing(model)):
         return "Please report this model."

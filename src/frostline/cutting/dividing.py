@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from frostline.cutting import effects
+from frostline.cutting.effects import upwards
 from frostline.cutting.graphs import OpenGraph, open_graph, own_tensors
 from frostline.cutting.layouts import (
     CONTIGUOUS,
@@ -21,7 +22,7 @@ from frostline.cutting.layouts import (
     sizes_of,
     times_batch,
 )
-from frostline.cutting.tracing import Unfollowed, operation, upwards
+from frostline.cutting.tracing import Unfollowed, operation
 from frostline.cutting.trial import Observed
 from frostline.errors import CutError
 

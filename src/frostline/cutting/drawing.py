@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from frostline.cutting.cheapest import choose, forward_share, row_bytes
 from frostline.cutting.checking import Checked
 from frostline.cutting.dividing import GraphLine, build_prefix, build_suffix
+from frostline.cutting.effects import upwards
 from frostline.cutting.evaluated import evaluated
 from frostline.cutting.graphs import OpenGraph
 from frostline.cutting.layouts import RowLayout, row_sizes, row_symbols
@@ -34,7 +35,6 @@ from frostline.cutting.tracing import (
     forget_symbols,
     operation,
     trace,
-    upwards,
 )
 from frostline.cutting.trial import Observed, rearrange, run_trial
 from frostline.cutting.verdicts import LABELS, verdicts_on

@@ -7,7 +7,7 @@ statistics without saying so), from the tables here.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -78,7 +78,23 @@ def moves_statistics(node: fx.Node) -> bool:
     if calls(node, "instance_norm"):
         # Without running statistics each sample is normalised by its own, in training as ever.
         return given["use_input_stats"] is True and given["running_mean"] is not None
-    return calls(node, *_BATCH_NORMS) and given["training"] is True
+    if not calls(node, *_BATCH_NORMS) or given["training"] is not True:
+        return False
+    # Weights may be standardised by such a norm too, which then has no statistics of any batch.
+    return given["running_mean"] is not None or any(
+        above.op == "placeholder" for above in upwards([node])
+    )
+
+
+def upwards(starts: Iterable[fx.Node]) -> Iterator[fx.Node]:
+    """The nodes and all that they are computed from, found as they are asked for."""
+    pending, seen = list(starts), set[fx.Node]()
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            pending.extend(node.all_input_nodes)
 
 
 def is_symbolic(node: fx.Node) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -25,9 +25,16 @@ from frostline.cutting.structures import (
 )
 from frostline.cutting.watching import Reads, reads_recorded
 from frostline.errors import CutError, one_line
+from frostline.schemas import aliased
+from frostline.units import some_of
 
 # Kernels that count in 32 bits may bound a batch too, but not below this.
 _LARGEST_BATCH = 2**12
+_NUMBERS = (bool, int, float)
+_BOUND = (
+    "Often something made a number of how many there are, as len(x) does: "
+    "x.shape[0] leaves it open."
+)
 
 
 @final
@@ -120,7 +127,8 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     """
     flat = _Flat(model, spec)
     try:
-        module, program = _export(flat, tensors)
+        with _numbers_kept(model):
+            module, program = _export(flat, tensors)
     except CutError:
         raise
     except Exception as raised:  # export raises whatever the model's own code does with fakes
@@ -132,18 +140,57 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     if (most := _most_samples(module, program, tensors)) is not None:
         raise Unfollowed(
             f"the forward of {type(model).__name__} only holds for batches of {most} samples."
+            + ("" if most.startswith("up to") else f" {_BOUND}")
         )
     _tidy(module.graph)
     for node in module.graph.find_nodes(op="get_attr"):
-        if isinstance(attrgetter(str(node.target))(module), fx.GraphModule):
+        found = attrgetter(str(node.target))(module)
+        if isinstance(found, torch.Generator):
+            raise Unfollowed(
+                f"the forward of {type(model).__name__} draws from a torch.Generator of its own, "
+                "and a cut would not keep it in step. Draw without one, from torch's."
+            )
+        if isinstance(found, fx.GraphModule):
             (by, *_) = map(word, node.users)
             raise Unfollowed(
                 f"the forward of {type(model).__name__} chooses or repeats a part of itself by "
                 f"torch's {by}, and no line is drawn through such a part."
             )
+    if written := _weights_written(module):
+        raise CutError(
+            f"the forward of {type(model).__name__} writes into its weights: "
+            f"{some_of(written, most=3)}. Where it does so in the first call of a mode alone, call "
+            "it in that mode before it is frozen, and cut again."
+        )
     assert flat.note.rebuild is not None
     constants = frozenset(program.graph_signature.lifted_tensor_constants)
     return Traced(module, flat.note.rebuild, constants, flat.note.reads)
+
+
+@contextmanager
+def _numbers_kept(model: nn.Module) -> Iterator[None]:
+    """In it no weight is real; a note of what a forward did to them is not to outlast it."""
+    before = [
+        (own, {name: value for name, value in own.items() if type(value) in _NUMBERS})
+        for own in map(vars, model.modules())
+    ]
+    try:
+        yield
+    finally:
+        for own, numbers in before:
+            own.update(numbers)
+
+
+def _weights_written(module: fx.GraphModule) -> list[str]:
+    """Parameters that an operation of the graph writes into, by the model's own names."""
+    weights = dict(module.named_parameters())
+    written = (
+        base
+        for node in module.graph.nodes
+        for base in aliased(node, written=True)
+        if base.op == "get_attr" and str(base.target) in weights
+    )
+    return list(dict.fromkeys(own_name(str(base.target)) for base in written))
 
 
 def _most_samples(
@@ -207,17 +254,6 @@ def _tidy(graph: fx.Graph) -> None:
             continue
         if node.op == "get_attr" or is_assertion(node) or is_pure(node):
             graph.erase_node(node)
-
-
-def upwards(starts: Iterable[fx.Node]) -> Iterator[fx.Node]:
-    """The nodes and all that they are computed from, found as they are asked for."""
-    pending, seen = list(starts), set[fx.Node]()
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            yield node
-            pending.extend(node.all_input_nodes)
 
 
 def module_paths(node: fx.Node) -> list[str]:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, fx
 
 from frostline.cutting import effects
+from frostline.cutting.effects import upwards
 from frostline.cutting.layouts import RowLayout, layouts_of
 from frostline.cutting.regions import entered
-from frostline.cutting.tracing import Traced, upwards
+from frostline.cutting.tracing import Traced
 from frostline.schemas import aliased
 from frostline.wrapped import memory_of
 

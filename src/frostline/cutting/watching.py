@@ -273,13 +273,19 @@ class Reads(dict[str, set[str]]):
 
     Attributes:
         sets_modes: whether a module was put in training or evaluation mode meanwhile.
+        counted: attributes with a number that were read, and set to another one.
     """
 
     sets_modes = False
+    counted: list[str]
 
     def is_same_in(self, before: Structure, model: nn.Module) -> bool:
         """Whether what was read is now what it was `before`, so that the forward is the same."""
         return not self.sets_modes and Structure.of(model, self) == before
+
+
+def _is_other_number(before: object, now: object) -> bool:
+    return type(before) in (int, float) and type(now) in (int, float) and before != now
 
 
 @contextmanager
@@ -295,8 +301,9 @@ def reads_recorded(model: nn.Module, *, until: Sequence[object] = ()) -> Iterato
     # By its dict: torch.export (2.15) calls other objects with the same dicts in place of modules
     # where a model has one under two paths.
     read = {id(vars(module)): set[str]() for module in model.modules()}
-    written = {id(vars(module)): set[str]() for module in model.modules()}
-    found, others = Reads(), set[str]()
+    # With what was there before.
+    written = {id(vars(module)): dict[str, object]() for module in model.modules()}
+    found, others, further = Reads(), set[str](), dict[str, object]()
 
     def recording_get(self: nn.Module, name: str) -> Any:
         if not until:
@@ -304,7 +311,8 @@ def reads_recorded(model: nn.Module, *, until: Sequence[object] = ()) -> Iterato
         return get(self, name)
 
     def recording_put(self: nn.Module, name: str, value: Any) -> None:
-        written.get(id(get(self, "__dict__")), others).add(name)
+        own = get(self, "__dict__")
+        written.get(id(own), further).setdefault(name, own.get(name))
         put(self, name, value)
 
     with _LOCK:
@@ -320,7 +328,14 @@ def reads_recorded(model: nn.Module, *, until: Sequence[object] = ()) -> Iterato
                 del nn.Module.__getattribute__
             else:
                 nn.Module.__getattribute__ = former  # type: ignore[method-assign]  # as it was
+            found.counted = []
             for path, module in model.named_modules(remove_duplicate=False):
-                own = written.get(id(vars(module)), set())
-                found[path] = read.get(id(vars(module)), set()) - own
+                own = written.get(id(vars(module)), {})
+                seen = read.get(id(vars(module)), set())
+                found[path] = seen - own.keys()
                 found.sets_modes |= MODE in own
+                found.counted += [
+                    f"{path}.{name}".removeprefix(".")
+                    for name, before in own.items()
+                    if name in seen and _is_other_number(before, vars(module).get(name))
+                ]

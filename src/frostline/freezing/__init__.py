@@ -97,8 +97,8 @@ def freeze(
             f"freezing '{selection.selector}' would leave nothing trainable in {title}. Add the "
             "new head first, or choose less"
             + either(
-                "; to freeze it whole all the same, as before putting a head on it: "
-                "fl.freeze(model, ..., leaving='nothing').",
+                "; to freeze it whole all the same: fl.freeze(model, ..., leaving='nothing'). With "
+                "a head put on it then, fl.train_only(model, ...) of the head freezes the rest.",
                 ".",
             )
         )

@@ -14,7 +14,7 @@ from frostline.choices import NormPolicy
 from frostline.errors import DriftError, FreezeError
 from frostline.fingerprints import Fingerprint, Record, named_tensors
 from frostline.fingerprints.unlisted import belongs, listed_storages, unlisted
-from frostline.freezing.modes import is_held, mark_of, note_content
+from frostline.freezing.modes import freezes_of, is_held, mark_of, note_content
 from frostline.freezing.refusals import check_as_wrapped, check_shared
 from frostline.freezing.rows import holds_of, kept_within
 from frostline.freezing.switches import restoring, switch_on
@@ -24,8 +24,14 @@ from frostline.selectors.ranges import common as common_rows
 from frostline.selectors.ranges import suffix
 from frostline.selectors.terms import Nothing
 from frostline.tables import Displayed, Table
-from frostline.units import format_bytes, some_of
+from frostline.units import format_bytes, format_count, some_of
 from frostline.wording import either
+
+_LOOK = "Look for code that writes these after the freeze; load weights before freezing."
+_CAST = "Cast a model before freezing it."
+_AGAIN = "After putting another layer in its place, freeze again and verify by that handle."
+_BY_THAW = "To train frozen tensors, thaw them: their handles know of it then."
+_BY_TRAIN = "Set modes by train() and eval(), which leave what is held alone."
 
 
 @final
@@ -35,6 +41,7 @@ class Drift(Displayed):
 
     name: str
     what: str
+    do: str = _LOOK
 
     def __str__(self) -> str:
         return f"{self.name}: {self.what}"
@@ -45,19 +52,23 @@ class Drift(Displayed):
 class Proof(Displayed):
     """The result of a verification that found nothing: how much was compared, and its hash.
 
-    `not_covered` names what of the frozen part no proof can see, with what it is.
+    `not_covered` names what of the frozen part no proof can see, with what it is. `thawed` counts
+    the tensors that were thawed since, which are not compared.
     """
 
     tensors: int
     nbytes: int
     fingerprint: Fingerprint
     not_covered: tuple[str, ...] = ()
+    thawed: int = 0
 
     def __str__(self) -> str:
-        text = "nothing was frozen"
+        since = f"{format_count(self.thawed)} thawed since" if self.thawed else ""
+        text = f"nothing is frozen any more, {since}" if since else "nothing was frozen"
         if self.tensors:
             size = format_bytes(self.nbytes)
             text = f"{self.tensors} frozen tensors ({size}) are bit for bit as they were"
+            text += f", {since}" if since else ""
         return text + not_covered_text(self.not_covered)
 
 
@@ -130,6 +141,8 @@ class Frozen(Displayed):
             them and the output.
         unlisted: of held modules, what they have beside parameters and buffers.
         leaned: with `lean=True`, the handle that makes the model plain again.
+        since: name of a tensor, or of a module with more than those -> numbers of the freezes that
+            it was under then; none in a handle of an earlier Frostline.
 
     Example:
         >>> frozen = fl.freeze(model, "backbone")
@@ -144,6 +157,7 @@ class Frozen(Displayed):
     kept: CastReport | None = None
     unlisted: tuple[UnlistedRecord, ...] = field(default=(), repr=False)
     leaned: Lean | None = field(default=None, repr=False)
+    since: Mapping[str, frozenset[int]] | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -169,7 +183,12 @@ class Frozen(Displayed):
             for path, module in modules.items()
             if is_held(module) and belongs(modules, path, frozen)
         )
-        return cls(selection.inventory.model, selection, norm, records, kept, beside)
+        since = {}
+        for name, record in records.items():
+            owner, _, leaf = _home(modules, name, record)
+            since[name] = freezes_of(owner, leaf)
+        since |= {one.path: freezes_of(one.module, "") for one in beside}
+        return cls(selection.inventory.model, selection, norm, records, kept, beside, since=since)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -207,8 +226,10 @@ class Frozen(Displayed):
         """
         drifts: list[Drift] = []
         proved: dict[str, Record] = {}
+        thawed = 0
         for name, record in self.records.items():
             due = self._still_frozen(name, record)
+            thawed += not due
             drifts += self._drifts(name, due)
             proved |= due
         beside: dict[str, Record] = {}
@@ -218,14 +239,15 @@ class Frozen(Displayed):
             beside |= {n: r for n, r in {**one.saved, **one.loose}.items() if n not in replaced}
         for path, module in self.model.named_modules():
             if is_held(module) and module.training:
-                drifts.append(Drift(path or "(model)", "was put in train mode behind the freeze"))
+                words = "was put in train mode behind the freeze"
+                drifts.append(Drift(path or "(model)", words, _BY_TRAIN))
         if drifts:
             count = "one thing" if len(drifts) == 1 else f"{len(drifts)} things"
             lines = "".join(f"\n  {drift}" for drift in drifts)
+            do = " ".join(dict.fromkeys(drift.do for drift in drifts))
             raise DriftError(
                 f"{count} that {type(self.model).__name__} was to keep frozen did not stay as it "
-                f"was:{lines}\nLook for code that writes these after the freeze; load weights "
-                "before freezing.",
+                f"was:{lines}\n{do}",
                 drifts,
             )
         saved = {name for one in self.unlisted for name in one.saved}
@@ -235,6 +257,7 @@ class Frozen(Displayed):
             sum(record.nbytes for record in (*proved.values(), *beside.values())),
             Fingerprint({name: record.digest for name, record in hashed.items()}),
             self.not_covered,
+            thawed,
         )
 
     def thaw(self, selector: SelectorLike | None = None) -> None:
@@ -257,13 +280,23 @@ class Frozen(Displayed):
         return "\n".join(map(str, self._parts()))
 
     def _beside(self) -> list[UnlistedRecord]:
-        return [one for one in self.unlisted if is_held(one.module)]
+        return [
+            one
+            for one in self.unlisted
+            if is_held(one.module) and self._is_same_freeze(one.path, one.module, "")
+        ]
+
+    def _is_same_freeze(self, name: str, module: nn.Module, leaf: str) -> bool:
+        """Whether it was never thawed since; one that was may have trained meanwhile."""
+        return self.since is None or self.since[name] <= freezes_of(module, leaf)
 
     def _still_frozen(self, name: str, record: Record) -> dict[str, Record]:
         """What is frozen still of what was recorded: all of it, rows of it, or nothing."""
         # Rows that a later thaw of their neighbours left are recorded as their hold keeps them.
         owner, place, leaf = self._home(name, record)
         mark, hold = mark_of(owner), holds_of(owner).get(leaf)
+        if not self._is_same_freeze(name, owner, leaf):
+            return {}
         if leaf in owner._buffers:
             return {name: record} if is_held(owner) else {}
         if mark is not None and leaf in mark.names:
@@ -284,20 +317,27 @@ class Frozen(Displayed):
         owner, place, leaf = self._home(name, self.records[name])
         tensor = owner._parameters.get(leaf, owner._buffers.get(leaf))
         if due and (tensor is None or not _stands_at(owner, self.model, place)):
-            yield Drift(name, "is gone; it or the module that held it was replaced")
+            yield Drift(name, "is gone; it or the module that held it was replaced", _AGAIN)
         elif tensor is not None:
             wants = tensor.requires_grad and leaf not in holds_of(owner)
             wanting = "wants gradients again; something set requires_grad behind the freeze"
             for part, record in due.items():
-                words = [wanting if wants else None, record.moved(tensor, name=part)]
-                if line := ", and ".join(filter(None, words)):
-                    yield Drift(part, line)
+                moved = record.moved(tensor, name=part)
+                if line := ", and ".join(filter(None, [wanting if wants else None, moved])):
+                    cast = moved is not None and tensor.dtype != record.dtype
+                    yield Drift(part, line, _CAST if cast else _LOOK if moved else _BY_THAW)
 
     def _home(self, name: str, record: Record) -> tuple[nn.Module, str, str]:
         """The module that owned a recorded tensor, the tensor's full name, and its name there."""
-        place = name.removesuffix(suffix(record.rows))
-        path, _, leaf = place.rpartition(".")
-        return self.selection.inventory.modules[path], place, leaf
+        return _home(self.selection.inventory.modules, name, record)
+
+
+def _home(
+    modules: Mapping[str, nn.Module], name: str, record: Record
+) -> tuple[nn.Module, str, str]:
+    place = name.removesuffix(suffix(record.rows))
+    path, _, leaf = place.rpartition(".")
+    return modules[path], place, leaf
 
 
 def thaw_selection(selection: Selection) -> None:

@@ -13,9 +13,10 @@ model, so that its statistics follow the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, final
 
 import torch
@@ -39,6 +40,8 @@ class FrozenMark:
     # Dtype and digest of each parameter of `names` as the last freeze found it; they go along with
     # a copy, so that a delta of one whose frozen weights moved can be refused.
     contents: Mapping[str, tuple[torch.dtype, str]] = field(default_factory=dict, compare=False)
+    # Numbers of the freezes that each is under, to tell one that was thawed in between.
+    since: Mapping[str, frozenset[int]] = field(default_factory=dict, compare=False)
 
 
 @final
@@ -46,30 +49,45 @@ class Hold(StandIn):
     """Stands in for `module.train`: the module stays in eval, its children get the call."""
 
     # Held children ignore it likewise; a norm layer left to adapt follows it. `former` is the mode
-    # that the module had before it was held.
+    # that the module had before it was held, `since` the number of the freeze that it is under.
 
-    __slots__ = ("former",)
+    __slots__ = ("former", "since")
     method = "train"
 
     def __init__(
-        self, module: nn.Module, shadowed: Callable[..., Any] | None, former: bool
+        self,
+        module: nn.Module,
+        shadowed: Callable[..., Any] | None,
+        former: bool,
+        since: int = 0,  # in a model that an earlier Frostline saved
     ) -> None:
         super().__init__(module, shadowed)
-        self.former = former
+        self.former, self.since = former, since
 
     def __call__(self, mode: bool = True) -> nn.Module:
         module = self.module
-        module.training = False
         for child in module.children():
             child.train(mode)
+        if mode and any(map(_is_new, module.children())):
+            self.release()
+            return module.train(mode)
+        module.training = False
         return module
 
-    def more(self) -> tuple[bool]:
+    def release(self) -> None:
+        """Give the module the mode back that it had."""
+        self.take_off()
+        self.module.training = self.former
+        strip(self.module)
+
+    def more(self) -> tuple[bool, int]:
         """See `StandIn`."""
-        return (self.former,)
+        return self.former, self.since
 
 
 _MARK = "_frostline"
+NUMBERS = count(1)
+"""Of the freezes of this process."""
 
 
 def mark_of(module: nn.Module) -> FrozenMark | None:
@@ -113,6 +131,27 @@ def is_random_in_training(module: nn.Module) -> bool:
     return any(word in name for word in ("drop", "stochasticdepth", "rrelu"))
 
 
+def freezes_of(module: nn.Module, leaf: str) -> frozenset[int]:
+    """Numbers of the freezes that a module's own parameter is under; else of what is held of it."""
+    if leaf in module._parameters:
+        mark = mark_of(module)
+        return frozenset() if mark is None else mark.since.get(leaf, frozenset())
+    hold = module.__dict__.get("train")
+    return frozenset({hold.since} if isinstance(hold, Hold) else ())
+
+
+def numbers_of_holds(model: nn.Module) -> list[tuple[nn.Module, int]]:
+    """What is held, with the numbers of the freezes that it is under."""
+    return [(m, m.__dict__["train"].since) for m in model.modules() if is_held(m)]
+
+
+def hold_under(numbers: Iterable[tuple[nn.Module, int]]) -> None:
+    """Let what is held be so under these freezes, as if it had been all along."""
+    for module, number in numbers:
+        if is_held(module):
+            module.__dict__["train"].since = number
+
+
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Whatever the block does, afterwards every module has the mode of its own that it had."""
@@ -135,17 +174,24 @@ def settle(model: nn.Module) -> None:
     due = _due(model)
     for module in model.modules():
         if module in due and not is_held(module):
-            Hold.put(module, module.training)
+            Hold.put(module, module.training, next(NUMBERS))
             module.training = False
             equip(module)
         elif module not in due and is_held(module):
-            hold: Hold = module.__dict__["train"]
-            hold.take_off()
-            module.training = hold.former
-            strip(module)
+            module.__dict__["train"].release()
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             pack_where_whole(module, any(map(is_held, module.layers)))
+
+
+def _is_new(module: nn.Module) -> bool:
+    """Whether it trains and was put below a held one since, as a new head; what was there is held.
+
+    A norm in the place of a held one is a mistake, which a doctor tells by what is around it.
+    """
+    if is_held(module) or keeps_running_statistics(module):
+        return False
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def held_though_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

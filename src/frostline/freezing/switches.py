@@ -16,7 +16,15 @@ from torch import Tensor
 from frostline.casting import cast_of, set_cast
 from frostline.choices import NormPolicy
 from frostline.errors import FreezeError
-from frostline.freezing.modes import FrozenMark, mark_of, set_mark, settle
+from frostline.freezing.modes import (
+    NUMBERS,
+    FrozenMark,
+    hold_under,
+    mark_of,
+    numbers_of_holds,
+    set_mark,
+    settle,
+)
 from frostline.freezing.refusals import check_shared, unholdable, why_inert
 from frostline.freezing.rows import (
     Kept,
@@ -102,6 +110,7 @@ def restoring(
     states = [
         (e, e.tensor.requires_grad, e.tensor.grad, held(e.tensor), cast_of(e)) for e in tensors
     ]
+    numbers = numbers_of_holds(selection.inventory.model)
     has_failed = True
     try:
         yield
@@ -121,6 +130,7 @@ def restoring(
             for owner, mark in marks:
                 set_mark(owner, mark)
             settle(selection.inventory.model)
+            hold_under(numbers)
 
 
 def _by_tensor(selection: Selection) -> Iterator[tuple[Entry, Ranges | None]]:
@@ -158,12 +168,16 @@ def _mark(
     entry: Entry, state: Literal["free", "whole", "partly"], *, norm: NormPolicy | None
 ) -> None:
     """Note the state on each owner; without a norm policy, each keeps the one that it has."""
+    number = next(NUMBERS)
     for place in entry.occurrences:
         mark, own = mark_of(place.owner) or FrozenMark(frozenset()), {place.own_name}
         names = mark.names | own if state == "whole" else mark.names - own
         partly = mark.partly | own if state == "partly" else mark.partly - own
         contents = {name: known for name, known in mark.contents.items() if name in names}
-        set_mark(place.owner, FrozenMark(names, norm or mark.norm, partly, contents))
+        since = {name: known for name, known in mark.since.items() if name in names | partly}
+        if norm is not None and not own <= mark.names:
+            since |= {place.own_name: since.get(place.own_name, frozenset()) | {number}}
+        set_mark(place.owner, FrozenMark(names, norm or mark.norm, partly, contents, since))
 
 
 def _frozen_rows(entry: Entry) -> Ranges:

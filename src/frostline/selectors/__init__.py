@@ -76,8 +76,12 @@ def as_selector(value: SelectorLike) -> Selector:
     if callable(value):
         return terms.Where(value)
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        if items := [as_selector(item) for item in value]:
-            return terms.Or.of(*items)
+        given = list(value)
+        # Together, as layers without parameters are often among them: model.children().
+        objects = [item for item in given if isinstance(item, nn.Module | Tensor)]
+        others = [as_selector(item) for item in given if not isinstance(item, nn.Module | Tensor)]
+        if given:
+            return terms.Or.of(*([terms.Exactly(*objects)] if objects else []), *others)
         raise SelectorError("the list of selectors is empty. To select nothing, write 'none'.")
     raise SelectorError(
         f"a selector is text, fl.path(...) and the like, a module, a parameter, a function or a "

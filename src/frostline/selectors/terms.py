@@ -402,18 +402,25 @@ class Exactly(Selector):
         self.objects = objects
 
     def pick(self, inventory: Inventory) -> Picked:
-        return frozenset().union(*(self._pick_one(thing, inventory) for thing in self.objects))
+        picked = frozenset[int]().union(*(self._pick_one(one, inventory) for one in self.objects))
+        if picked or not self.objects:
+            return picked
+        names = ", ".join(dict.fromkeys(type(thing).__name__ for thing in self.objects))
+        raise SelectorError(
+            f"the given {names} of {inventory.title} has no parameter, so there is nothing to "
+            "switch. Leave it out."
+        )
 
     def _pick_one(self, thing: nn.Module | Tensor, inventory: Inventory) -> Picked:
         inner = unwrap(thing) if isinstance(thing, nn.Module) else thing
         picked = inventory.indices(
             lambda e: any(inner is one for p in e.occurrences for one in (e.tensor, *p.owners))
         )
-        if picked:
+        if picked or any(inner is module for module in inventory.modules.values()):
             return picked
         raise SelectorError(
-            f"the given {type(thing).__name__} is no part of {inventory.title}, or holds no "
-            "parameter. Pass an object of this very model, not of a copy."
+            f"the given {type(thing).__name__} is no part of {inventory.title}. Pass an object of "
+            "this very model, not of a copy."
         )
 
     def __eq__(self, other: object) -> bool:

@@ -1,0 +1,61 @@
+"""What a forward draws from beside torch's own generator: Python, NumPy, generators of its own.
+
+No graph has such a draw, so that a cut would go on for ever with what came when it was made.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+# What a generator is called, how to read its state, and how to give it one.
+_Source = tuple[str, Callable[[], Any], Callable[[Any], object]]
+
+
+def draws_of(model: nn.Module) -> dict[str, bytes]:
+    """Where each generator stands that a forward of the model may draw from."""
+    states = {name: read() for name, read, _ in _sources(model)}
+    return {
+        name: state.numpy().tobytes() if isinstance(state, torch.Tensor) else pickle.dumps(state)
+        for name, state in states.items()
+    }
+
+
+@contextmanager
+def draws_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever the block draws, afterwards each generator stands where it stood."""
+    before = [(write, read()) for _, read, write in _sources(model)]
+    try:
+        yield
+    finally:
+        for write, state in before:
+            write(state)
+
+
+def _sources(model: nn.Module) -> Iterator[_Source]:
+    yield "Python's random", random.getstate, random.setstate
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None:
+        yield "numpy.random", numpy.random.get_state, numpy.random.set_state
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            title = f"{path}.{name}" if path else name
+            if isinstance(value, random.Random):
+                yield title, value.getstate, value.setstate
+            elif isinstance(value, torch.Generator) or (
+                numpy is not None and isinstance(value, numpy.random.RandomState)
+            ):
+                yield title, value.get_state, value.set_state
+            elif numpy is not None and isinstance(value, numpy.random.Generator):
+                yield title, *_bits(value.bit_generator)
+
+
+def _bits(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+    return lambda: generator.state, lambda state: setattr(generator, "state", state)

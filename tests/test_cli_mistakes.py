@@ -463,6 +463,26 @@ def test_resume_of_other_data_is_refused(finished: World, tmp_path: Path) -> Non
     refused(answer, "cannot resume with other data", str(finished.photos))
 
 
+def test_resume_finds_data_that_were_moved_by_their_content(world: World) -> None:
+    assert world.train().status == 0
+    moved = world.photos.rename(world.root / "moved")
+    gone = call("train", "--resume", world.run, "--epochs", 2)
+    refused(gone, "which is gone", f"frostline train PATH --resume --out {world.run}")
+    answer = call("train", moved, "--resume", "--out", world.run, "--epochs", 2)
+    assert answer.status == 0, answer.err
+    assert call("train", "--resume", world.run, "--epochs", 3).status == 0
+    shutil.rmtree(moved)
+    other = write_pictures(world.root / "other", train=4, val=3)
+    answer = call("train", other, "--resume", "--out", world.run, "--epochs", 4)
+    assert answer.status == 1
+    assert "are not those that" in answer.message
+
+
+def test_resume_with_a_model_wants_to_know_the_run(finished: World) -> None:
+    answer = call("train", "--resume", finished.run, "--model", "resnet18")
+    refused(answer, "leave out --model, or name the run by --out", status=2)
+
+
 def test_resume_with_other_settings_names_them(finished: World) -> None:
     answer = finished.train("--resume", "--lr", "0.5")
     assert answer.status == 1

@@ -228,3 +228,10 @@ def test_a_table_for_each_split_divides(folder: Path) -> None:
     assert splits.how == "train.csv and val.tsv"
     assert splits.notes == ("test.csv has no column label: not used.",)
     assert len(read_set(folder, classes=["ant", "bee"])) == 2
+
+
+def test_a_line_with_more_cells_than_the_first_is_refused(folder: Path) -> None:
+    # Else the cell that shifts into a column is taken for its own.
+    shifted = [*ROWS[:3], "photos/3.png,extra,ant", *ROWS[4:]]
+    with pytest.raises(DataError, match="line 5: 3 fields, where the first line has 2"):
+        read_splits(write(folder, "\n".join(["file,label", *shifted])))

@@ -23,6 +23,7 @@ from frostline.data import (
     MaskFile,
     audit,
     hold_fractions,
+    likely_task,
     open_data,
     read_task_set,
     read_task_splits,
@@ -339,3 +340,49 @@ def test_a_folder_of_classes_holds_no_numbers(tmp_path: Path) -> None:
 )
 def test_numbers_with_fractions_are_told_from_classes(cells: tuple[str, ...], found: bool) -> None:
     assert hold_fractions(cells) is found
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([f"{n},5" for n in range(20)], r"holds numbers with fractions, but for 0,5, .* a dot"),
+        ([*(f"{n}.5" for n in range(19)), "12.5 um"], "but for 12.5 um. Correct these"),
+    ],
+)
+def test_numbers_that_are_not_read_are_not_taken_for_classes(
+    tmp_path: Path, cells: list[str], message: str
+) -> None:
+    rows = [(f"{n}.png", cell) for n, cell in enumerate(cells)]
+    for name, _ in rows:
+        picture(tmp_path / name)
+    with pytest.raises(fl.DataError, match=message):
+        likely_task(write(tmp_path / "sizes.csv", ["file", "size"], rows), label_column="size")
+
+
+def test_classes_may_be_called_as_numbers(tmp_path: Path) -> None:
+    rows = [(f"{n}.png", f"v{n % 12}.5" if n % 3 else str(n)) for n in range(40)]
+    for name, _ in rows:
+        picture(tmp_path / name)
+    table = write(tmp_path / "classes.csv", ["file", "kind"], rows)
+    assert likely_task(table, label_column="kind") == ("classification", "")
+
+
+def test_several_columns_of_words_are_no_numbers(table: Path) -> None:
+    with pytest.raises(fl.DataError, match=r"odd,tags hold 'a'\. Name the columns of numbers"):
+        likely_task(table, label_column="odd,tags")
+
+
+def test_lists_of_json_are_lists(table: Path) -> None:
+    rows = [(f"images/{n}.png", '["a", "b"]' if n % 2 else '["b"]') for n in range(10)]
+    path = write(table.parent / "json.csv", ["file", "tags"], rows)
+    assert likely_task(path, label_column="tags")[0] == "multilabel"
+    splits = read_task_splits(path, task="multilabel", label_column="tags")
+    assert splits.names == ("a", "b")
+    assert {tuple(item.target) for item in splits.train.samples} == {(0.0, 1.0), (1.0, 1.0)}
+
+
+def test_commas_between_labels_are_refused_where_nothing_else_divides(table: Path) -> None:
+    rows = [(f"images/{n}.png", "red, round" if n % 2 else "red") for n in range(10)]
+    path = write(table.parent / "commas.csv", ["file", "tags"], rows)
+    with pytest.raises(fl.DataError, match=r"holds 'red, round', and no \| or ; anywhere"):
+        read_task_splits(path, task="multilabel", label_column="tags")

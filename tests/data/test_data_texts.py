@@ -55,6 +55,17 @@ def test_a_table_is_read_the_same_in_each_format(tmp_path: Path, ending: str) ->
     assert splits.val.counts(splits.classes) == {"neg": 1, "pos": 1}
 
 
+@pytest.mark.parametrize(("train", "val"), [("csv", "jsonl"), ("jsonl", "csv"), ("tsv", "csv")])
+def test_parts_of_several_formats_are_one_data_set(tmp_path: Path, train: str, val: str) -> None:
+    names = ("review", "sentiment")
+    write_rows(tmp_path / f"train.{train}", ROWS * 3, names)
+    write_rows(tmp_path / f"val.{val}", ROWS, names)
+    write_rows(tmp_path / "probe.csv", ROWS, names)
+    splits = read_texts(tmp_path)
+    assert (len(splits.train), len(splits.val)) == (12, 4)
+    assert "probe.csv: not used, as no name says train, val or test." in splits.notes
+
+
 def test_files_without_a_header_are_read_by_their_look(tmp_path: Path) -> None:
     for name in ("train", "dev", "test"):
         write_rows(tmp_path / f"{name}.tsv", ROWS * 2)

@@ -369,3 +369,14 @@ def test_a_kept_classifier_gets_no_hidden_layers(tiny_net: Net) -> None:
 def test_an_unknown_place_is_refused(tiny_net: Net) -> None:
     with pytest.raises(ConfigError, match=r"put on 'top'. Use classifier, logits or keep"):
         put_head(tiny_net(), classes=3, on="top")  # type: ignore[arg-type]
+
+
+def test_a_relu_behind_the_classifier_clamps_nothing_but_classes() -> None:
+    images = torch.randn(4, 3, 64, 64)
+    for clamped in (True, False):
+        model = build(ModelSpec.parse("squeezenet1_1"), weights="none").model.eval()
+        names = [name for name, _ in model.named_modules()]
+        assert replace_classifier(model, classes=3, clamped=clamped) == "classifier.1"
+        assert [name for name, _ in model.named_modules()] == names
+        model.classifier[1].bias.data.fill_(-1.0)
+        assert bool((model(images) < 0).any()) is not clamped

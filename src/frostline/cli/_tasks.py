@@ -71,7 +71,7 @@ def _likely(data: DataSettings) -> TaskName:
 def _of_texts(data: DataSettings) -> TaskName:
     """A regression where labels are numbers of which some have fractions, as with pictures."""
     from frostline.cli._terminal import notes, say
-    from frostline.data import hold_fractions, read_texts
+    from frostline.data import check_are_classes, hold_fractions, read_texts
     from frostline.errors import DataError
     from frostline.runs.texts import columns_of
 
@@ -86,8 +86,13 @@ def _of_texts(data: DataSettings) -> TaskName:
         )
     except DataError:  # reading them says what is wrong
         return "classification"
+    named = f"the column {found.columns.label}"
     if not hold_fractions(found.train.labels):
+        check_are_classes(found.train.labels, named)
+        if lists := [label for label in found.train.labels if "|" in label]:
+            told = "texts are learnt with one label each, and each list is taken for a class"
+            say(notes(), f"Warning: {named} holds {lists[0]!r}: {told}.")
         return "classification"
-    why = f"the column {found.columns.label} holds numbers with fractions"
+    why = f"{named} holds numbers with fractions"
     say(notes(), f"Task     regression, since {why}; --task says otherwise")
     return "regression"

@@ -155,6 +155,9 @@ def train(
     if phases:
         names = _IN_A_PLAN if phases[0].names_part else ("epochs",)
         _refuse(context, names, "a plan's phases say this for themselves", _INTO_THE_PLAN)
+    if resume and model and out is None:
+        told = "--resume goes on with a run's own settings"
+        raise typer.BadParameter(f"{told}; leave out --model, or name the run by --out.")
     if resume and not model:
         others = [name for name in context.params if name not in _BESIDE_RESUME]
         _refuse(context, others, "--resume goes on with the run's own settings")
@@ -273,7 +276,8 @@ def _given(context: typer.Context, names: Iterable[str]) -> list[str]:
 def _stored(folder: Path, data: Path | None, weights: str | None) -> tuple[RunSettings, str]:
     """The settings of a run, and its base's weights if they are not where these say.
 
-    `data`, if given, must be what it was trained on.
+    `data`, if given, must be what it was trained on, or where that was moved to: whether it is
+    the same is found by its content.
     """
     from frostline.runs import open_run
 
@@ -284,11 +288,20 @@ def _stored(folder: Path, data: Path | None, weights: str | None) -> tuple[RunSe
             f"{folder} was trained on a model handed over in Python ({settings.model.name}). "
             "Resume it there: fl.fit(model, ..., resume=True)."
         )
-    if data is not None and data.expanduser().resolve() != Path(settings.data.path):
+    known = Path(settings.data.path)
+    if not known.exists() and data is None:
         raise ConfigError(
-            f"cannot resume with other data: {folder} was trained on {settings.data.path}, not on "
-            f"{data}. Give that, or start a new run with another --out."
+            f"{folder} was trained on {known}, which is gone. Where it was moved, say where to: "
+            f"frostline train PATH --resume --out {folder}."
         )
+    if data is not None and (now := data.expanduser().resolve()) != known:
+        if known.exists():
+            raise ConfigError(
+                f"cannot resume with other data: {folder} was trained on {known}, not on {data}. "
+                "Give that, or start a new run with another --out."
+            )
+        moved = settings.data.model_copy(update={"path": str(now)})
+        settings = settings.model_copy(update={"data": moved})
     base = run.base_weights
     return settings, "" if base == settings.model.weights else base
 

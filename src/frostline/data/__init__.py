@@ -49,6 +49,7 @@ from frostline.data.samples import lengths_of as lengths_of
 from frostline.data.samples import some_targets as some_targets
 from frostline.data.sound import SoundPictures as SoundPictures
 from frostline.data.targets import TargetKind as TargetKind
+from frostline.data.targets import check_are_classes as check_are_classes
 from frostline.data.targets import hold_fractions as hold_fractions
 from frostline.data.targets import likely_task as likely_task
 from frostline.data.targets import read_task_set as read_task_set

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -33,8 +33,10 @@ def split_name(name: str) -> tuple[Role, frozenset[str]] | None:
     return _ROLES[found[0][1]], frozenset(words) - {found[0][0]} - _ANY_FOLDER
 
 
-def by_role(root: Path, paths: Iterable[Path]) -> dict[Role, Path]:
-    """Those of `paths` that are the parts of one data set, by their names without an ending.
+def by_role(
+    root: Path, paths: Iterable[Path], *, endings: Collection[str] = TABLE_SUFFIXES
+) -> dict[Role, Path]:
+    """Those of `paths` that are the parts of one data set, by their names without these endings.
 
     Names with further words count where these are the same in a training and another part, so
     `seg_train` and `seg_test` are parts, and `train station` and `test tube` are classes.
@@ -44,7 +46,7 @@ def by_role(root: Path, paths: Iterable[Path]) -> dict[Role, Path]:
     """
     groups: defaultdict[frozenset[str], dict[Role, list[Path]]] = defaultdict(dict)
     for path in paths:
-        if named := split_name(path.stem if path.suffix.lower() in TABLE_SUFFIXES else path.name):
+        if named := split_name(path.stem if path.suffix.lower() in endings else path.name):
             role, further = named
             groups[further].setdefault(role, []).append(path)
     whole = [further for further, roles in groups.items() if "train" in roles and len(roles) > 1]

@@ -136,6 +136,12 @@ def _cells(path: Path) -> tuple[list[str], _Rows]:
             f"{path}, line {reader.line_num}: not readable as CSV ({error}). "
             "Quote fields that contain the delimiter, and close every quote."
         ) from error
+    for line, row in rows:
+        if any(row[len(header) :]):
+            raise DataError(
+                f"{path}, line {line}: {len(row)} fields, where the first line has {len(header)}. "
+                "Quote fields that contain the delimiter, and close every quote."
+            )
     return header, [(line, row) for line, row in rows if any(row)]
 
 

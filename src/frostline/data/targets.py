@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -137,6 +138,11 @@ def _with_targets(
     if task == "regression":
         return _retargeted(parts, _numbers), names or (columns.label.strip(),)
     lists = {item.name: _labels(item.name) for item in found}
+    if (commas := [cell for cell in lists if "," in cell]) and not any(map(_is_list, lists)):
+        raise DataError(
+            f"the column {columns.label} holds {commas[0]!r}, and no | or ; anywhere. Write | "
+            "between the labels of one cell."
+        )
     known = names or class_order({label for labels in lists.values() for label in labels})
     if not known:
         raise DataError(f"no picture of {root} has a label in the column {columns.label}.")
@@ -202,9 +208,26 @@ def _flags(heads: Sequence[str], item: Found) -> tuple[float, ...]:
 
 def _labels(cell: str) -> tuple[str, ...]:
     """The labels in one cell."""
+    if (listed := _json_list(cell)) is not None:
+        return tuple(map(normal, listed))
     for separator in _SEPARATORS:
         cell = cell.replace(separator, "\n")
     return tuple(normal(part.strip()) for part in cell.split("\n") if part.strip())
+
+
+def _is_list(cell: str) -> bool:
+    return _json_list(cell) is not None or any(separator in cell for separator in _SEPARATORS)
+
+
+def _json_list(cell: str) -> list[str] | None:
+    if not cell.startswith("["):
+        return None
+    try:
+        found = json.loads(cell)
+    except ValueError:
+        return None
+    is_list = isinstance(found, list) and all(isinstance(one, str) for one in found)
+    return found if is_list else None
 
 
 def _holding(
@@ -404,15 +427,22 @@ def likely_task(
     if any(CELL_GAP in cell for cell in cells):
         if parts <= _YES | _NO:
             return "multilabel", f"{named} hold 0 and 1"
+        if words := sorted(p for p in parts - _NO_NUMBER if p and not _is_number(p)):
+            raise DataError(
+                f"several label columns hold 0 and 1, or numbers, and {named} hold {words[0]!r}. "
+                "Name the columns of numbers, or one of classes."
+            )
         return "regression", f"{named} hold numbers"
-    if any(separator in cell for cell in cells for separator in _SEPARATORS):
+    if any(_is_list(cell) for cell in cells):
         return "multilabel", f"{named} holds lists of labels"
     if hold_fractions(parts):
         return "regression", f"{named} holds numbers with fractions"
+    check_are_classes(parts, named)
     return _CLASSES_ARE
 
 
 _NO_NUMBER = frozenset(("nan", "na", "n/a", "null", "none", "inf", "+inf", "-inf"))
+_FEW_CLASSES = 10  # whose names may be numbers
 _CLASSES_ARE: tuple[Literal["classification"], str] = ("classification", "")
 
 
@@ -428,6 +458,24 @@ def hold_fractions(cells: Iterable[str]) -> bool:
     """
     told = {cell.lower() for cell in cells} - _NO_NUMBER
     return all(map(_is_number, told)) and not all(float(cell).is_integer() for cell in told)
+
+
+def check_are_classes(cells: Iterable[str], named: str) -> None:
+    """Refuse what is likely to be measured rather than a class.
+
+    Raises:
+        DataError: nearly all of many cells are numbers with fractions.
+    """
+    told = {cell.lower() for cell in cells} - _NO_NUMBER
+    numbers = [cell for cell in told if _is_number(cell.replace(",", "."))]
+    others = sorted(cell for cell in told if not _is_number(cell))
+    fractions = sum(not float(cell.replace(",", ".")).is_integer() for cell in numbers)
+    if len(told) > _FEW_CLASSES and len(numbers) >= 0.9 * len(told) and 2 * fractions > len(told):
+        raise DataError(
+            f"{named} holds numbers with fractions, but for {some_of(others, most=3)}. Correct "
+            "these, a decimal comma as a dot, or delete their lines; if they are classes all the "
+            f"same, {option('task', 'classification')} says so."
+        )
 
 
 def _is_number(cell: str) -> bool:

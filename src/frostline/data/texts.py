@@ -145,6 +145,8 @@ class _Reading:
                 return self._one(opened(root))
             tables = tables_in(root, suffixes)
             names = {role: path.name for role, path in tables.items()}
+            if "all" not in tables and (left := _left_out(tables, suffixes)):
+                self._notes.append(f"{few(left)}: not used, as no name says train, val or test.")
             return self._several({r: opened(p) for r, p in tables.items()}, names)
         if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str):
             return self._one(_of_lists(*data, words=self._words))
@@ -288,7 +290,7 @@ def tables_in(root: Path, suffixes: Collection[str]) -> dict[Role, Path]:
     for _ in range(_DEEPEST):
         files = [path for path, is_folder in entries(here) if not is_folder]
         tables = [path for path in files if path.suffix.lower() in suffixes]
-        if found := by_role(here, tables):
+        if found := by_role(here, tables, endings=suffixes):
             return found
         if len(tables) == 1:
             return {"all": tables[0]}
@@ -301,6 +303,12 @@ def tables_in(root: Path, suffixes: Collection[str]) -> dict[Role, Path]:
         f"{root} holds no train and dev table of texts ({', '.join(sorted(suffixes))}); it "
         f"has {found_there}. Name the files train and dev, or give one of them."
     )
+
+
+def _left_out(tables: Mapping[Role, Path], suffixes: Collection[str]) -> list[Path]:
+    """Further tables beside these."""
+    here, taken = next(iter(tables.values())).parent, set(tables.values())
+    return [p for p, _ in entries(here) if p.suffix.lower() in suffixes and p not in taken]
 
 
 def _role_of(name: str) -> Role | None:

@@ -110,6 +110,8 @@ def continued(
     if folder is None or not resume:
         return settings, ()
     stored = RunSettings.read(folder.settings)
+    if _has_moved(stored, settings):  # whether it is the same data is found by their content
+        stored = stored.model_copy(update={"data": settings.data})
     found, line = lengthened(folder, stored, settings)
     check_same_settings(stored if stored.plan == settings.plan else found, settings)
     before, now = stored.features, settings.features
@@ -120,6 +122,13 @@ def continued(
     ]
     lines = (line, f"Features  {'; '.join(moved)}" if moved else "")
     return found, tuple(filter(None, lines))
+
+
+def _has_moved(stored: RunSettings, given: RunSettings) -> bool:
+    """Whether the data are elsewhere now, and read as before."""
+    before, now = stored.data, given.data
+    is_gone = bool(before.path) and not Path(before.path).exists()
+    return is_gone and before.model_copy(update={"path": now.path}) == now
 
 
 def begun(

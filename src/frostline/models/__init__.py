@@ -52,6 +52,7 @@ def load_model(
     dropout: float | None = None,
     dtype: FloatName | None = None,
     tokens: bool = False,
+    clamped: bool = True,
 ) -> LoadedModel:
     """Build a model, load its weights and give it a head for `classes` classes.
 
@@ -64,7 +65,7 @@ def load_model(
             `path/to/file.py:function`.
         weights: `DEFAULT`, `none`, a file, `FILE:PLACE` where it holds several networks that fit,
             or the name of torchvision's entry.
-        hidden, on, dropout: as for `put_head`.
+        hidden, on, dropout, clamped: as for `put_head`.
         seed: of every random value; None draws from torch's generator.
         dtype: of all weights; by default as the source has them, as its checkpoint of `hf:`.
         tokens: logits for each token of a text, as models of `hf:` can give them.
@@ -78,7 +79,13 @@ def load_model(
     check_head(classes=classes, hidden=hidden, on=on)
     built = build(spec, weights=weights, seed=seed, replaced=on == "classifier", tokens=tokens)
     headed = put_head(
-        built.model, classes=classes, hidden=hidden, on=on, seed=seed, dropout=dropout
+        built.model,
+        classes=classes,
+        hidden=hidden,
+        on=on,
+        seed=seed,
+        dropout=dropout,
+        clamped=clamped,
     )
     if dtype is not None:
         headed.model.to(getattr(torch, dtype))

@@ -68,11 +68,13 @@ def put_head(
     on: HeadPlace = "classifier",
     seed: int | None = None,
     dropout: float | None = None,
+    clamped: bool = True,
 ) -> Headed:
     """Give `model` an output of `classes` logits.
 
     Args:
         hidden: widths of the head's hidden layers, with ReLU between.
+        clamped: as for `replace_classifier`.
         on: replace the `classifier`, stack a head on the `logits`, or `keep` the classifier.
         seed: the new layers' values depend on it alone; None draws from torch's generator.
         dropout: probability behind each hidden layer; None puts none there.
@@ -93,7 +95,9 @@ def put_head(
                 stack_head(model, classes=classes, hidden=hidden, dropout=dropout), "head"
             )
         if on == "classifier":
-            made = replace_classifier(model, classes=classes, hidden=hidden, dropout=dropout)
+            made = replace_classifier(
+                model, classes=classes, hidden=hidden, dropout=dropout, clamped=clamped
+            )
             return Headed(model, decoder(model) or made)
     return Headed(model, _kept(model, classes))
 
@@ -122,6 +126,7 @@ def replace_classifier(
     hidden: Sequence[int] = (),
     path: str | None = None,
     dropout: float | None = None,
+    clamped: bool = True,
 ) -> str:
     """Put a new head where the classifier was, and return its dotted path, which is the same.
 
@@ -132,6 +137,8 @@ def replace_classifier(
 
     Args:
         path: of the layer to replace, where `find_classifier` would not find it.
+        clamped: whether a ReLU behind it, as SqueezeNet's, may stay: classes are told apart all the
+            same, but no other output could be below 0.
 
     Raises:
         ConfigError: a width is no positive whole number.
@@ -149,8 +156,21 @@ def replace_classifier(
     new = build_head(widths(old)[0], classes, hidden, kernel=kernel, dropout=dropout)
     new.to(device=old.weight.device, dtype=old.weight.dtype).train(old.training)
     model.set_submodule(place, new)
+    if not clamped:
+        _take_relus_behind(model, place)
     _update_counts(model, place, classes)
     return place
+
+
+def _take_relus_behind(model: nn.Module, place: str) -> None:
+    """Leave the numbers as the layer at `place` makes them; other names stay."""
+    above, _, last = place.rpartition(".")
+    around = model.get_submodule(above)
+    if isinstance(around, nn.Sequential):
+        names = list(around._modules)
+        for name in names[names.index(last) + 1 :]:
+            if isinstance(around._modules[name], nn.ReLU):
+                around._modules[name] = nn.Identity()
 
 
 def stack_head(

@@ -254,6 +254,7 @@ def build(
         seed=settings.training.seed,
         dropout=model.dropout,
         tokens=isinstance(task, Tokens),
+        clamped=isinstance(task, Classification),
     )
     if start is not None:
         start.put(loaded, material.names_of(task))

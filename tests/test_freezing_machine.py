@@ -98,6 +98,7 @@ class Watched:
     """A handle, what it froze (buffers count as one row), and what of that was let go since."""
 
     handle: fl.Frozen
+    froze: Cells
     owed: Cells
     gone: Cells = field(default=frozenset())
 
@@ -180,7 +181,7 @@ class FreezingMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 9), selector=st.none() | SELECTOR)
     def thaw_by_the_handle(self, which: int, selector: str | None) -> None:
         one = self.watched[which % len(self.watched)]
-        froze = frozenset(cell for cell in one.owed if cell[0] in SIZES)
+        froze = frozenset(cell for cell in one.froze if cell[0] in SIZES)
         cells = froze if selector is None else froze & CHOICES[selector]
         if cells:
             one.handle.thaw(selector)
@@ -390,7 +391,7 @@ class FreezingMachine(RuleBasedStateMachine):
             path for path in NORMS if path in self.ledger.held and names & BELOW[path]
         )
         held = frozenset((name, 0) for name in buffers_of(norms, self.bits))
-        self.watched = [*self.watched[-5:], Watched(handle, cells | held)]
+        self.watched = [*self.watched[-5:], Watched(handle, cells, cells | held)]
 
     def _expected(self) -> tuple[dict[str, Tensor], set[str]]:
         """Each parameter as it is to be after the step, and those that had a gradient."""

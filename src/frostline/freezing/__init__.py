@@ -214,5 +214,6 @@ def frozen(
 def freezes_kept(model: nn.Module) -> Iterator[None]:
     """Whatever the block freezes and thaws, afterwards all is switched and held as before."""
     stock = inventory(model)
-    with restoring(Selection(everything, stock, everything.pick(stock))), passing():
+    whole = Selection(everything, stock, everything.pick(stock))
+    with restoring(whole, unmoved=True), passing():
         yield

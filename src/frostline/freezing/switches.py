@@ -95,12 +95,17 @@ def trains(entry: Entry) -> bool:
 
 @contextmanager
 def restoring(
-    selection: Selection, *, only_on_error: bool = False, gradients: bool = True
+    selection: Selection,
+    *,
+    only_on_error: bool = False,
+    gradients: bool = True,
+    unmoved: bool = False,
 ) -> Iterator[None]:
     """After the block all that the selection touches is as before, or only if the block fails.
 
     Args:
         gradients: also those that its tensors have, not only whether they want any.
+        unmoved: the block moves nothing for good, so that what it let go counts as held all along.
     """
     # That are gradient switches, gradients, marks, held rows and dtypes; modes follow the marks.
     # What was cast in the block is widened again, with rounded values.
@@ -130,7 +135,8 @@ def restoring(
             for owner, mark in marks:
                 set_mark(owner, mark)
             settle(selection.inventory.model)
-            hold_under(numbers)
+            if only_on_error or unmoved:
+                hold_under(numbers)
 
 
 def _by_tensor(selection: Selection) -> Iterator[tuple[Entry, Ranges | None]]:

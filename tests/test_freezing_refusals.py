@@ -188,3 +188,16 @@ def test_a_tensor_of_a_kind_of_its_own_that_trains_is_thawed() -> None:
     fl.thaw(model, "0")
     model(torch.randn(3, 4)).sum().backward()
     assert model[0].weight.grad is not None
+
+
+def test_two_parameters_in_one_memory_are_frozen_together_or_not_at_all() -> None:
+    net = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6, bias=False), nn.Linear(6, 2))
+    net[1].weight = nn.Parameter(net[0].weight.data)  # which looks tied, and is not
+    with pytest.raises(fl.FreezeError, match=r"0\.weight, which is frozen, and 1\.weight, which"):
+        fl.freeze(net, "0")
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    fl.freeze(net, "0 | 1").verify()
+    with pytest.raises(fl.FreezeError, match="are two parameters in one memory"):
+        fl.thaw(net, "1")
+    net[1].weight = nn.Parameter(net[0].weight.data.clone())
+    fl.freeze(net, "0").verify()

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from peft_world import ASKS_BY_AN_OLD_NAME
 
-import frostline as fl
 from frostline.checkup import CODES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
@@ -27,8 +26,7 @@ def test_python_in_the_page_runs_and_shows_what_the_page_says(
         exec(compile(code, "adapters.md", "exec"), names)
     shown = capsys.readouterr().out
     assert "encoder.layer.0" in names["run"].says[0]
-    assert "error: held-though-trainable" in shown
-    assert "held-though-trainable" not in fl.doctor(names["adapted"]).codes
+    assert "Nothing found" in shown
     assert (tmp_path / "delta.safetensors").stat().st_size < 30_000
     assert names["kept"].verify().tensors == 4
 

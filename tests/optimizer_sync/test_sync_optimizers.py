@@ -136,6 +136,21 @@ def test_muon_takes_a_thawed_matrix_and_refuses_a_vector() -> None:
         fl.ConfigError, match=r"Muon takes matrices only, but 1\.bias has the shape"
     ):
         fl.sync(optimizer, net)
+    others = torch.optim.AdamW([net[0].bias])
+    is_matrix = fl.where(lambda _name, parameter, _module: parameter.dim() == 2)
+    net[0].weight.requires_grad_(True)
+    assert fl.sync(optimizer, net, among=is_matrix).joined == ("0.weight",)
+    net[0].bias.requires_grad_(True)
+    assert fl.sync(others, net, among=~is_matrix).joined == ("1.bias",)
+
+
+def test_what_another_optimizer_steps_too_is_warned_of() -> None:
+    net = three_layers()
+    switch(net, on=True)
+    slow, fast = (torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (net[1], net[2]))
+    with pytest.warns(UserWarning, match=r"2\.weight, 2\.bias joined the SGD, and the SGD has it"):
+        assert "2.weight" in fl.sync(slow, net).joined
+    assert fl.sync(fast, net, among="2").joined == ()
 
 
 def test_lbfgs_is_refused() -> None:

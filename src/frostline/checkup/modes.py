@@ -17,7 +17,7 @@ from frostline.checkup.live import (
     replaced_norms,
 )
 from frostline.checkup.subject import Subject, check
-from frostline.freezing.modes import held_though_trainable, mark_of, modes_kept
+from frostline.freezing.modes import held_though_trainable, modes_kept
 
 
 @check("replaced-norm")
@@ -57,13 +57,10 @@ def _behind(root: nn.Module, trainable: set[nn.Parameter]) -> str:
     """What may have made the parameters of held parts want gradients."""
     if trainable.isdisjoint(switched_by_peft(root)):
         return "something set requires_grad behind the freeze, as a trainer's finetuning callback"
-    owners = (m for m in root.modules() if trainable & set(m._parameters.values()))
-    if any(mark_of(owner) is not None for owner in owners):
-        return (
-            "something set requires_grad behind the freeze: PEFT switches adapters and its copies "
-            "of layers on in get_peft_model(), set_adapter() and behind `with disable_adapter()`"
-        )
-    return "the adapters came after the freeze, into parts that were frozen as a whole"
+    return (
+        "something set requires_grad behind the freeze: PEFT switches adapters and its copies of "
+        "layers on in get_peft_model(), set_adapter() and behind `with disable_adapter()`"
+    )
 
 
 @check("moving-statistics")

@@ -23,7 +23,7 @@ from frostline.cutting.halves import Above, Half
 from frostline.cutting.kept import KeptLines as KeptLines
 from frostline.cutting.kept import Origin as Origin
 from frostline.cutting.keys import At, at_key, at_line, check_current
-from frostline.cutting.outside import draws_kept
+from frostline.cutting.outside import draws_kept, numbers_kept
 from frostline.cutting.reasons import behind_one, offer
 from frostline.cutting.structures import (
     Inputs,
@@ -339,7 +339,7 @@ def _looked_at(model: nn.Module) -> Iterator[None]:
     # Where dynamo was not imported, nothing is compiled.
     is_compiling = "torch._dynamo.eval_frame" in sys.modules
     eager = torch.compiler.set_stance("force_eager") if is_compiling else nullcontext()
-    with modes_kept(model), state_kept(model), draws_kept(model), eager:
+    with numbers_kept(model), modes_kept(model), state_kept(model), draws_kept(model), eager:
         model.train()
         yield
 

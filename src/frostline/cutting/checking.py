@@ -28,6 +28,9 @@ from frostline.wrappers import reshard
 # Above it, it is another function; below, kernels that sum in another order.
 _LARGEST_ERROR = 1e-4
 
+# Steps later: what is done every few steps shows in some, and a warm-up in the last.
+_OTHER_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1_000_003)
+
 CutForward = Callable[[list[Tensor]], object]
 Refusal = Callable[[], Exception]  # makes the error that a model raises
 
@@ -109,7 +112,7 @@ def _compared(
         raise CutError(
             f"{type(model).__name__} cannot be trained on the example as it is: {broken}"
         ) from broken
-    _check_repeats(model, own, stood)
+    _check_repeats(model, own, tensors, stood)
     cut = _outcome(model, halves, tensors, gradients=gradients)
     error = max(map(_error, plain, cut), default=float("inf"))
     if len(plain) != len(cut) or not error <= _LARGEST_ERROR:
@@ -122,7 +125,9 @@ def _compared(
     return error
 
 
-def _check_repeats(model: nn.Module, own: _Recorded, stood: Mapping[str, bytes]) -> None:
+def _check_repeats(
+    model: nn.Module, own: _Recorded, tensors: list[Tensor], stood: Mapping[str, bytes]
+) -> None:
     """Refuse a forward that may be another one in its next step, for what no graph has of it."""
     drawn = [name for name, state in draws_of(model).items() if stood.get(name, state) != state]
     if drawn:
@@ -131,12 +136,37 @@ def _check_repeats(model: nn.Module, own: _Recorded, stood: Mapping[str, bytes])
             "would repeat for ever what it drew once. Draw with torch, as torch.rand does, or "
             "outside of the forward."
         )
-    if model.training and own.reads.counted:
-        counts = some_of(own.reads.counted, most=3)
+    if model.training and (counts := _counts_that_matter(model, own, tensors)):
         raise Unfollowed(
-            f"the forward of {type(model).__name__} counts in {counts}, and a cut would go on with "
-            "one count for ever. Count outside of the forward."
+            f"the forward of {type(model).__name__} goes by a count in {some_of(counts, most=3)}, "
+            "and a cut would go on with one for ever. Count outside of the forward."
         )
+
+
+def _counts_that_matter(model: nn.Module, own: _Recorded, tensors: list[Tensor]) -> list[str]:
+    """Attributes that the forward counts in, if it gives something else at other counts."""
+    counted = {
+        name: (module, name.rpartition(".")[2]) for name, module in own.reads.counted.items()
+    }
+    if not counted:
+        return []
+    before = [(module, leaf, getattr(module, leaf)) for module, leaf in counted.values()]
+
+    def outcome(more: int) -> list[Tensor]:
+        for module, leaf, value in before:
+            setattr(module, leaf, value + more)
+        return _outcome(model, own, tensors)
+
+    try:
+        plain = outcome(0)
+        others = map(outcome, _OTHER_COUNTS)
+        is_same = all(len(o) == len(plain) and all(map(same_bits, o, plain)) for o in others)
+    except Exception:  # whatever a forward raises that has no way for such a count
+        is_same = False
+    finally:
+        for module, leaf, value in before:
+            setattr(module, leaf, value)
+    return [] if is_same else list(counted)
 
 
 def _begins_with_zeros(model: nn.Module) -> bool:

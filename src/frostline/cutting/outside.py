@@ -1,6 +1,6 @@
-"""What a forward draws from beside torch's own generator: Python, NumPy, generators of its own.
+"""What a forward goes by that no graph has: draws of Python and NumPy, generators, counts.
 
-No graph has such a draw, so that a cut would go on for ever with what came when it was made.
+A cut would go on for ever with what there was when it was made.
 """
 
 from __future__ import annotations
@@ -37,6 +37,20 @@ def draws_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for write, state in before:
             write(state)
+
+
+@contextmanager
+def numbers_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever the block's forwards count, afterwards numbers in attributes are as before."""
+    before = [
+        (own, {name: value for name, value in own.items() if type(value) in (bool, int, float)})
+        for own in map(vars, model.modules())
+    ]
+    try:
+        yield
+    finally:
+        for own, numbers in before:
+            own.update(numbers)
 
 
 def _sources(model: nn.Module) -> Iterator[_Source]:

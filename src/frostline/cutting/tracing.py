@@ -16,6 +16,7 @@ from torch.fx.graph import CodeGen
 
 from frostline.cutting.effects import is_assertion, is_pure, word
 from frostline.cutting.following import followable
+from frostline.cutting.outside import numbers_kept
 from frostline.cutting.regions import open_regions
 from frostline.cutting.structures import (
     InputSpec,
@@ -30,7 +31,6 @@ from frostline.units import some_of
 
 # Kernels that count in 32 bits may bound a batch too, but not below this.
 _LARGEST_BATCH = 2**12
-_NUMBERS = (bool, int, float)
 _BOUND = (
     "Often something made a number of how many there are, as len(x) does: "
     "x.shape[0] leaves it open."
@@ -127,7 +127,7 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     """
     flat = _Flat(model, spec)
     try:
-        with _numbers_kept(model):
+        with numbers_kept(model):  # as no weight is real here, whatever is noted of them
             module, program = _export(flat, tensors)
     except CutError:
         raise
@@ -165,20 +165,6 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     assert flat.note.rebuild is not None
     constants = frozenset(program.graph_signature.lifted_tensor_constants)
     return Traced(module, flat.note.rebuild, constants, flat.note.reads)
-
-
-@contextmanager
-def _numbers_kept(model: nn.Module) -> Iterator[None]:
-    """In it no weight is real; a note of what a forward did to them is not to outlast it."""
-    before = [
-        (own, {name: value for name, value in own.items() if type(value) in _NUMBERS})
-        for own in map(vars, model.modules())
-    ]
-    try:
-        yield
-    finally:
-        for own, numbers in before:
-            own.update(numbers)
 
 
 def _weights_written(module: fx.GraphModule) -> list[str]:

@@ -273,11 +273,12 @@ class Reads(dict[str, set[str]]):
 
     Attributes:
         sets_modes: whether a module was put in training or evaluation mode meanwhile.
-        counted: attributes with a number that were read, and set to another one.
+        counted: attributes with a number that were read, and set to another one; by full names,
+            with their modules.
     """
 
     sets_modes = False
-    counted: list[str]
+    counted: dict[str, nn.Module]
 
     def is_same_in(self, before: Structure, model: nn.Module) -> bool:
         """Whether what was read is now what it was `before`, so that the forward is the same."""
@@ -328,14 +329,14 @@ def reads_recorded(model: nn.Module, *, until: Sequence[object] = ()) -> Iterato
                 del nn.Module.__getattribute__
             else:
                 nn.Module.__getattribute__ = former  # type: ignore[method-assign]  # as it was
-            found.counted = []
+            found.counted = {}
             for path, module in model.named_modules(remove_duplicate=False):
                 own = written.get(id(vars(module)), {})
                 seen = read.get(id(vars(module)), set())
                 found[path] = seen - own.keys()
                 found.sets_modes |= MODE in own
-                found.counted += [
-                    f"{path}.{name}".removeprefix(".")
+                found.counted |= {
+                    f"{path}.{name}".removeprefix("."): module
                     for name, before in own.items()
                     if name in seen and _is_other_number(before, vars(module).get(name))
-                ]
+                }

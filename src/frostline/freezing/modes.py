@@ -51,7 +51,7 @@ class Hold(StandIn):
     # Held children ignore it likewise; a norm layer left to adapt follows it. `former` is the mode
     # that the module had before it was held, `since` the number of the freeze that it is under.
 
-    __slots__ = ("former", "since")
+    __slots__ = ("former", "lets_go", "since")
     method = "train"
 
     def __init__(
@@ -63,12 +63,14 @@ class Hold(StandIn):
     ) -> None:
         super().__init__(module, shadowed)
         self.former, self.since = former, since
+        self.lets_go = False  # by its own doing, as something below it trains that came later
 
     def __call__(self, mode: bool = True) -> nn.Module:
         module = self.module
         for child in module.children():
             child.train(mode)
-        if mode and any(map(_is_new, module.children())):
+        self.lets_go = mode and any(map(_is_new, module.children()))
+        if self.lets_go:
             self.release()
             return module.train(mode)
         module.training = False
@@ -155,14 +157,19 @@ def hold_under(numbers: Iterable[tuple[nn.Module, int]]) -> None:
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Whatever the block does, afterwards every module has the mode of its own that it had."""
-    # One that is held then is in eval, and gets that mode when it is thawed.
-    holds = ((module, module.__dict__.get("train")) for module in model.modules())
-    before = [(m, h.former if isinstance(h, Hold) else m.training) for m, h in holds]
+    # One that is held then is in eval, and gets that mode when it is thawed. One that the block's
+    # own train() let go is held again.
+    holds = [(module, module.__dict__.get("train")) for module in model.modules()]
+    before = [(m, h, h.former if isinstance(h, Hold) else m.training) for m, h in holds]
     try:
         yield
     finally:
-        for module, training in before:
+        for module, was, training in before:
             hold = module.__dict__.get("train")
+            if isinstance(was, Hold) and not isinstance(hold, Hold) and was.lets_go:
+                Hold.put(module, training, was.since)
+                equip(module)
+                hold = module.__dict__["train"]
             if isinstance(hold, Hold):
                 hold.former = training
             module.training = training and not isinstance(hold, Hold)
@@ -184,6 +191,11 @@ def settle(model: nn.Module) -> None:
             pack_where_whole(module, any(map(is_held, module.layers)))
 
 
+def _will_let_go(module: nn.Module) -> bool:
+    """Whether the next `train()` gives a held module its own mode back."""
+    return any(_is_new(one) or (is_held(one) and _will_let_go(one)) for one in module.children())
+
+
 def _is_new(module: nn.Module) -> bool:
     """Whether it trains and was put below a held one since, as a new head; what was there is held.
 
@@ -198,7 +210,11 @@ def held_though_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The outermost modules that are held although something unfroze them behind the freeze."""
     # They train with dropout and statistics off until `fl.thaw` (or another freeze) settles them.
     due = _due(model)
-    stray = {path: m for path, m in model.named_modules() if is_held(m) and m not in due}
+    stray = {
+        path: module
+        for path, module in model.named_modules()
+        if is_held(module) and module not in due and not _will_let_go(module)
+    }
     for path, module in stray.items():
         if stray.keys().isdisjoint(paths_above(path)):
             yield path, module

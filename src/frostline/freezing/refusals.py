@@ -19,7 +19,7 @@ from frostline.choices import NormPolicy
 from frostline.errors import FreezeError
 from frostline.freezing.modes import is_held, is_random_in_training
 from frostline.selectors import Selection
-from frostline.selectors.inventory import paths_above
+from frostline.selectors.inventory import not_plain, paths_above
 from frostline.units import some_of
 from frostline.wrapped import is_wrapped
 from frostline.wrappers import strays, wrappers
@@ -94,7 +94,8 @@ def check_words(*, norm: str, leaving: str = "something") -> None:
 
 
 def check_shared(root: nn.Module) -> None:
-    """Refuse one dropout object that serves a frozen and a trainable part."""
+    """Refuse one dropout object, or one memory, that serves a frozen and a trainable part."""
+    _check_memory(root)
     held: dict[nn.Module, str] = {}
     free: dict[nn.Module, str] = {}
     for path, module in root.named_modules(remove_duplicate=False):
@@ -108,6 +109,22 @@ def check_shared(root: nn.Module) -> None:
             f"one {type(module).__name__} serves the frozen part as {held[module]} and the "
             f"trainable part as {free[module]}; it cannot be off in one and on in the other. "
             "Give each part its own."
+        )
+
+
+def _check_memory(root: nn.Module) -> None:
+    """One that an optimizer writes into under another name is not frozen."""
+    frozen: dict[tuple[torch.device, int], str] = {}
+    trained: dict[tuple[torch.device, int], str] = {}
+    for name, parameter in root.named_parameters():
+        if parameter.numel() and not not_plain(parameter):
+            memory = (parameter.device, parameter.data_ptr())
+            (trained if parameter.requires_grad else frozen)[memory] = name
+    for memory in frozen.keys() & trained.keys():
+        raise FreezeError(
+            f"{frozen[memory]}, which is frozen, and {trained[memory]}, which trains, are two "
+            "parameters in one memory: a step of the one would move the other. Tie them as one "
+            "parameter, as head.weight = embed.weight, or give one a clone."
         )
 
 

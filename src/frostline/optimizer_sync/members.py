@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,6 +16,7 @@ from frostline.errors import ConfigError
 from frostline.selectors import inventory
 from frostline.selectors.inventory import Entry
 from frostline.sharding import is_distributed
+from frostline.units import some_of
 
 Group = dict[str, Any]  # torch's own type for a parameter group
 
@@ -68,6 +71,26 @@ def check_optimizer(optimizer: object) -> None:
             "or leave and each process holds other states. Make a new one after each freeze or "
             "thaw, or use FSDP2 with a plain optimizer."
         )
+
+
+def warn_of_others(optimizer: Optimizer, joining: Iterable[Entry]) -> None:
+    """Warn of what another living optimizer has already, which is looked for among all objects."""
+    entries = {id(entry.tensor): entry.name for entry in joining}
+    if not entries:
+        return
+    others = (one for one in gc.get_objects() if issubclass(type(one), Optimizer))
+    for other in others:
+        groups = vars(other).get("param_groups", ())
+        if other is optimizer or groups is optimizer.param_groups:  # or a wrapper around it
+            continue
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        if names := [name for key, name in entries.items() if key in held]:
+            warnings.warn(
+                f"{some_of(names, most=3)} joined the {type(optimizer).__name__}, and the "
+                f"{type(other).__name__} has it too: each of their steps moves it. To keep them "
+                "apart, say who may join: fl.sync(optimizer, model, among=...).",
+                stacklevel=4,
+            )
 
 
 def keeper(optimizer: Optimizer) -> Optimizer:

@@ -128,8 +128,10 @@ def _check_can_take_in(optimizer: Optimizer, schedulers: Sequence[Scheduler]) ->
     if marked and all(_is_plateau(scheduler) for scheduler in schedulers):
         raise ConfigError(
             "a scheduler was made for this optimizer (its groups hold 'initial_lr'), and a new "
-            "group has to join it. Hand it over: fl.sync(optimizer, model, schedulers=[...]); if "
-            "it is no longer used: for group in optimizer.param_groups: group.pop('initial_lr')."
+            "group has to join it. Hand it over: fl.sync(optimizer, model, schedulers=[...]); "
+            "leave out lr, and joiners share the present groups, as a scheduler that is not "
+            "torch's needs it; if it is no longer used: for group in optimizer.param_groups: "
+            "group.pop('initial_lr')."
         )
 
 

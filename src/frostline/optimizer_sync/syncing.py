@@ -29,7 +29,7 @@ from frostline.optimizer_sync.renewing import renew
 from frostline.optimizer_sync.results import Former, Kept, Synced, as_synced
 from frostline.optimizer_sync.schedules import NewValues, Scheduler
 from frostline.optimizer_sync.states import State
-from frostline.selectors import Entry, SelectorLike
+from frostline.selectors import Entry, SelectorLike, select
 from frostline.units import some_of
 from frostline.wrappers import check_is_model, strays
 
@@ -48,6 +48,7 @@ def sync(
     layer_decay: float | None = None,
     lr_mult: Mapping[str, float] | None = None,
     no_decay: SelectorLike | None = None,
+    among: SelectorLike | None = None,
 ) -> Synced:
     """Let thawed parameters of `model` join the optimizer, and frozen ones leave it.
 
@@ -64,7 +65,7 @@ def sync(
     and no decay on biases and norms if the groups are split so.
     After `fully_shard`, which puts others in the places of a model's parameters, one that holds
     the former ones gets the new by their `param_names`, with their states sharded.
-    With several optimizers over one model, sync each with the submodule that it trains.
+    With several optimizers over one model, sync each with the part that it trains, by `among`.
     State of another shape than its parameter has now, as after a resize of embeddings, is
     dropped. `Synced` names these, and modules that are held though something unfroze them.
 
@@ -73,6 +74,8 @@ def sync(
         kept: what an earlier `sync` returned, or name -> state (`{**a.states, **b.states}`).
         lr, weight_decay, layer_decay, lr_mult, no_decay: as in `fl.param_groups`, for the
             joiners of this call; `lr` is the rate before any schedule (`max_lr` of OneCycleLR).
+        among: who may join; by default all of the model, with a warning of what another optimizer
+            has already, as both would step it.
 
     Raises:
         FreezeError: nothing in the model is trainable, or what trains is not what a living
@@ -107,7 +110,8 @@ def sync(
     }
     options = cast("Options", {key: value for key, value in said.items() if value is not None})
     renew(optimizer, members.model_params(model))
-    changes = _planned(optimizer, model, schedulers, as_synced(kept), options)
+    may_join = None if among is None else {id(e.tensor) for e in select(model, among).entries}
+    changes = _planned(optimizer, model, schedulers, as_synced(kept), options, may_join)
     return _made(optimizer, changes, model)
 
 
@@ -132,6 +136,7 @@ def _planned(
     schedulers: Sequence[Scheduler],
     kept: Synced,
     options: Options,
+    may_join: set[int] | None,
 ) -> _Changes:
     """Work out who joins and leaves, and what that asks of groups, states and schedulers."""
     # Long since all is found before anything is changed: what is refused leaves all as it was.
@@ -144,6 +149,10 @@ def _planned(
     own = members.groups_of_model(groups, params)
     inside = {id(parameter) for group in groups for parameter in group["params"]}
     joining = [e for key, e in params.by_id.items() if e.tensor.requires_grad and key not in inside]
+    if may_join is None:
+        members.warn_of_others(optimizer, joining)
+    else:
+        joining = [entry for entry in joining if id(entry.tensor) in may_join]
     _check_can_begin(optimizer, joining, kept.states)
     due = due_rates(model, own, options) if joining else {}
     found = _groups_found(optimizer, own, joining, due, {} if options else kept.groups)
@@ -180,8 +189,9 @@ def _check_can_begin(optimizer: Optimizer, joining: list[Entry], kept: Mapping[s
     if odd and issubclass(kind, torch.optim.Muon):
         raise ConfigError(
             f"Muon takes matrices only, but {odd[0].name} has the shape "
-            f"{tuple(odd[0].tensor.shape)}. Thaw only matrices and give what else is trainable "
-            "to a second optimizer, each with a submodule of its own."
+            f"{tuple(odd[0].tensor.shape)}. Give what else is trainable to a second optimizer, and "
+            "say who may join here: fl.sync(optimizer, model, among=lambda name, p, module: "
+            "p.ndim == 2)."
         )
     new = [entry for entry in joining if entry.name not in kept]
     if new and f"{kind.__module__}.{kind.__name__}" in _MADE_ONCE:

@@ -22,6 +22,7 @@ from frostline.optimizer_sync.placing import (
 )
 from frostline.plans import Phase
 from frostline.recipe import Recipe
+from frostline.selectors import everything
 from frostline.sharding import is_distributed
 
 Group = dict[str, Any]
@@ -114,7 +115,14 @@ class PhasedOptimizer:
                 if has_rate(group):  # of the phase before, which a schedule may have brought down
                     group["lr"] = in_kind_of(group["lr"], base_of(group))
         former = Synced((), (), {}, self.left)
-        synced = sync(optimizer, self._model, schedulers=self._schedulers, kept=former, **options)
+        synced = sync(
+            optimizer,
+            self._model,
+            schedulers=self._schedulers,
+            kept=former,
+            among=everything,  # without a look for others
+            **options,
+        )
         self.left |= synced.groups
         if self._schedulers:
             return

@@ -276,10 +276,14 @@ def metrics_from(metrics: Metrics | Mapping[str, float] | None) -> Metrics:
     """Metrics that were given as such, or by name alone, without a number of samples.
 
     Raises:
-        ConfigError: a value is no number.
+        ConfigError: they are none, or a value is no number.
     """
     if isinstance(metrics, Metrics):
         return metrics
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise ConfigError(
+            f"the metrics of the epoch are {a_type(metrics)}. Give them by name: {{'loss': 0.5}}."
+        )
     found = []
     for name, value in (metrics or {}).items():
         try:

@@ -638,6 +638,30 @@ def buffer_that_counts_in_eval() -> Case:
     return Case("changes-in-eval", "seen", {"model": net, "example": pictures()})
 
 
+class Halving(nn.Module):
+    """Halves a weight in its first call in evaluation, as RWKV does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, CLASSES)
+        self.is_half = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and not self.is_half:
+            with torch.no_grad():
+                self.body.weight.div_(2)
+            self.is_half = True
+        out: Tensor = self.head(self.body(x))
+        return out
+
+
+@case
+def weight_that_the_first_evaluation_halves() -> Case:
+    net = Halving()
+    fl.freeze(net, "body")
+    return Case("changes-in-eval", "body.weight", {"model": net, "example": rows()})
+
+
 @case
 def softmax_at_the_end() -> Case:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(dim=1))

@@ -147,10 +147,11 @@ def batch_statistics(subject: Subject) -> Iterator[Finding]:
 def changes_in_eval(subject: Subject) -> Iterator[Finding]:
     if names := subject.facts.moved_in_eval:
         yield warning(
-            enumerated(names, "buffer", "changed by a pass in eval mode"),
+            enumerated(names, "tensor", "changed by a pass in eval mode"),
             "the model is another one after each evaluation, and holding a frozen part in eval "
             "does not hold these",
-            "Write to them under `if self.training:` only.",
+            "Write to them under `if self.training:` only; where the first pass alone does so, run "
+            "it before the freeze.",
             names,
         )
 

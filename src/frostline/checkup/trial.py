@@ -45,7 +45,8 @@ class Facts:
         gradients: what each trainable parameter got in the best of several passes.
         watch: what hooks saw in the pass in train mode.
         random_parts: frozen parts that draw random numbers in code of their own.
-        moved_in_eval: buffers that a pass in eval mode changes, the second time too.
+        moved_in_eval: buffers that a pass in eval mode changes, the second time too, and frozen
+            parameters that any pass writes to.
         differs_in_eval: whether two passes in eval mode give other numbers, with no buffer moved.
         failure: what was done when it failed, and the error; None where all went through.
     """
@@ -101,6 +102,8 @@ class _Trial:
 
     def run(self) -> Facts:
         """All of them."""
+        frozen = {name: p for name, p in self.root.named_parameters() if not p.requires_grad}
+        stood = {name: p._version for name, p in frozen.items() if not p.is_inference()}
         self.root.train()
         # Frozen parts in train mode no layer of which says that this matters.
         silent = [
@@ -115,6 +118,7 @@ class _Trial:
         random_parts = tuple(path for path, call in watch.parts.items() if _is_random(call))
         watch.parts.clear()
         moved, differs = self._in_eval()
+        moved += tuple(name for name, version in stood.items() if frozen[name]._version != version)
         logits = _logits(output) if isinstance(self.task, Classification) else None
         return Facts(
             outputs=tuple(t.detach() for t in _floats(output)),

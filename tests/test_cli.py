@@ -109,6 +109,15 @@ def test_the_installed_command_is_this_one() -> None:
     assert found.stdout.startswith("frostline ")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file here that is always full")
+def test_output_to_a_full_disk_is_told_as_such() -> None:
+    command = [sys.executable, "-m", "frostline", "--version"]
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr.startswith("Error: the output cannot be written: No space left on device")
+
+
 def test_the_package_can_be_run_as_a_module() -> None:
     command = [sys.executable, "-m", "frostline", "train"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -203,6 +203,7 @@ def test_rows_that_were_thawed_and_frozen_again_are_not_compared() -> None:
     ("harm", "advice"),
     [
         (lambda net: net.body[0].weight.data.add_(1), "Look for code that writes these after"),
+        (lambda net: setattr(net.body[1], "running_mean", torch.ones(2, 4)), "run the model once"),
         (lambda net: net.half(), "Cast a model before freezing it"),
         (lambda net: net.body.requires_grad_(True), "thaw them: their handles know of it"),
         (lambda net: net.body.__setitem__(0, nn.Linear(4, 4)), "and verify by that handle"),

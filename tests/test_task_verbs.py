@@ -287,6 +287,7 @@ def test_predict_writes_a_column_beside_a_table_of_texts(texts: World, tmp_path:
     for lost in ("more.txt", "mor.csv"):
         answer = call("predict", texts.root / "run", tmp_path / lost)
         assert (answer.status, lost in answer.message) == (1, True)
+    assert "is a folder. Give the tables" in call("predict", texts.root / "run", tmp_path).message
     run = open_run(texts.root / "run")
     for wrong, told in (("good film", "list of texts"), ([("a", "b")], "single"), ([" "], "empty")):
         with pytest.raises(DataError, match=told):

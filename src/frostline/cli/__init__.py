@@ -7,6 +7,7 @@ usage; what takes one of these three to find out is status 1.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -120,16 +121,24 @@ def main() -> None:
         _fail("interrupted.", 1)
     except BrokenPipeError:
         # The reader of our output went away (`| head`); there is no one left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(1)
     except Exception as error:
         if "FROSTLINE_TRACEBACK" in os.environ:
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _discard_output()
+            _fail(f"the output cannot be written: {error.strerror}. Make room.", 1)
         _fail(
             f"unexpected {one_line(error)}. If the model or its file is your own, "
             "look there; else please report it. FROSTLINE_TRACEBACK=1 shows where it came from.",
             1,
         )
+
+
+def _discard_output() -> None:
+    """So that nothing more is tried as the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> None:

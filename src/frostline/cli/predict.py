@@ -176,7 +176,7 @@ def _write_masks(found: Sequence[Prediction], folder: Path) -> dict[str, Path]:
     """A PNG for each picture; two pictures of one name get numbers."""
     from PIL import Image
 
-    from frostline._files import output_errors
+    from frostline._files import output_errors, replacing
 
     written: dict[str, Path] = {}
     with output_errors(folder):
@@ -187,7 +187,8 @@ def _write_masks(found: Sequence[Prediction], folder: Path) -> dict[str, Path]:
             stem = Path(prediction.file).stem
             names = (f"{stem}.png", *(f"{stem}-{number}.png" for number in range(2, 10**6)))
             path = next(folder / n for n in names if folder / n not in written.values())
-            Image.fromarray(prediction.mask.numpy()).save(path)
+            with replacing(path) as temporary:
+                Image.fromarray(prediction.mask.numpy()).save(temporary, format="PNG")
             written[prediction.file] = path
     return written
 

@@ -129,6 +129,8 @@ def _check_typed(given: str, text_column: str, suffixes: Collection[str]) -> Non
             "the run learnt from pairs of texts, which cannot be typed. Give a table with the "
             f"columns {text_column}."
         )
+    if given != "-" and Path(given).is_dir():
+        raise DataError(f"{given} is a folder. Give the tables in it, or texts themselves.")
     if Path(given).suffix[1:].isalnum() and " " not in given:
         raise DataError(
             f"{given} looks like a file, and tables of texts end in {', '.join(sorted(suffixes))}. "

@@ -29,6 +29,7 @@ from frostline.wording import either
 
 _LOOK = "Look for code that writes these after the freeze; load weights before freezing."
 _CAST = "Cast a model before freezing it."
+_FILLED = "Of a buffer that the first forward fills: run the model once, then freeze."
 _AGAIN = "After putting another layer in its place, freeze again and verify by that handle."
 _BY_THAW = "To train frozen tensors, thaw them: their handles know of it then."
 _BY_TRAIN = "Set modes by train() and eval(), which leave what is held alone."
@@ -324,8 +325,7 @@ class Frozen(Displayed):
             for part, record in due.items():
                 moved = record.moved(tensor, name=part)
                 if line := ", and ".join(filter(None, [wanting if wants else None, moved])):
-                    cast = moved is not None and tensor.dtype != record.dtype
-                    yield Drift(part, line, _CAST if cast else _LOOK if moved else _BY_THAW)
+                    yield Drift(part, line, _what_to_do(record, tensor, moved))
 
     def _home(self, name: str, record: Record) -> tuple[nn.Module, str, str]:
         """The module that owned a recorded tensor, the tensor's full name, and its name there."""
@@ -338,6 +338,15 @@ def _home(
     place = name.removesuffix(suffix(record.rows))
     path, _, leaf = place.rpartition(".")
     return modules[path], place, leaf
+
+
+def _what_to_do(record: Record, tensor: Tensor, moved: str | None) -> str:
+    if moved is None:
+        return _BY_THAW
+    if tensor.dtype != record.dtype:
+        return _CAST
+    is_filled = record.rows is None and tuple(tensor.shape) != record.shape
+    return _FILLED if is_filled and not isinstance(tensor, nn.Parameter) else _LOOK
 
 
 def thaw_selection(selection: Selection) -> None:

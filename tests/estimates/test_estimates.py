@@ -462,6 +462,26 @@ def test_what_cannot_be_asked_is_said(options: dict[str, Any], words: str) -> No
         estimated(model, torch.randn(2, 4), **options)
 
 
+def test_outputs_of_no_classification_cost_what_they_do() -> None:
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+            return {"a": self.one(a), "b": self.other(b)}
+
+    cost = fl.estimate(
+        Towers(), (torch.randn(4, 8), torch.randn(4, 8)), batch_size=4, calibration_seconds=0
+    )
+    assert cost.step.memory.gradients == 2 * (8 * 4 + 4) * 4  # both towers get some
+
+
+def test_a_list_with_an_entry_for_each_sample_is_refused() -> None:
+    with pytest.raises(fl.ConfigError, match="takes a list with an entry for each sample"):
+        fl.estimate(nn.Linear(8, 2), ([torch.randn(8)], [{"labels": torch.tensor([1])}]))
+
+
 def test_a_forward_that_asks_for_numbers_is_refused_with_the_reason() -> None:
     with pytest.raises(fl.ConfigError, match=r"Asking cannot be estimated.*asks for values"):
         estimated(Asking(), torch.randn(2, 4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache, partial
 from math import ceil
@@ -118,6 +118,7 @@ def estimate(
     check_is_model(model)
     _check_asked(optimizer, batch_size, precision)
     _check_plain(model)
+    _check_batch(model, example)
     check_alone(freeze=freeze, train=train, plan=plan)
     counts = samples if isinstance(samples, tuple) else (samples, 0)
     setup = Setup(model, example, optimizer, precision, task_of(task), batch_size)
@@ -203,6 +204,16 @@ def _check_asked(optimizer: str, batch_size: int, precision: str) -> None:
         raise ConfigError(f"no precision '{precision}'. Give one of {', '.join(_PRECISIONS)}.")
     if batch_size < 1:
         raise ConfigError(f"a batch of {batch_size} samples. Give one of at least 1.")
+
+
+def _check_batch(model: nn.Module, example: Any) -> None:
+    for part in example if isinstance(example, tuple) else ():
+        if isinstance(part, list) and any(isinstance(one, Mapping) for one in part):
+            raise ConfigError(
+                f"{type(model).__name__} takes a list with an entry for each sample, and batches "
+                "of other sizes are made by a dimension of tensors. Estimate the part that takes "
+                "a batch, as its backbone."
+            )
 
 
 def _check_plain(model: nn.Module) -> None:

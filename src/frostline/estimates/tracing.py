@@ -22,8 +22,9 @@ from frostline.backward.counting import apart
 from frostline.calling import call_with
 from frostline.devices import autocast
 from frostline.errors import ConfigError, one_line
+from frostline.estimates.measuring import some_loss
 from frostline.estimates.skeleton import with_workspace
-from frostline.tasks import Task, step_loss
+from frostline.tasks import Task
 
 Pass = Literal["forward", "backward"]
 # A storage: the turn in which it was made, its number within that turn, and its bytes.
@@ -183,7 +184,7 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             with torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor):
                 with autocast(model, precision):
                     output = call_with(model, batch)
-                    found = step_loss(task, output)
+                    found = some_loss(task, output)
                 del output
             self.settle()
             self.during = "backward"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -307,6 +308,20 @@ def test_pictures_that_were_trained_on_are_counted_in_other_data(finished: World
     held = open_run(finished.root / "run").held_out(finished.photos / "train")
     assert len(held.samples) == 16
     assert "16 of 16 pictures have the content of one that the run was trained on" in held.notes[0]
+
+
+def test_pictures_that_chose_the_epoch_are_counted_among_new_ones(
+    finished: World, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.photos / "val", tmp_path / "test")
+    first = next((tmp_path / "test").rglob("*.png"))
+    ImageOps.invert(Image.open(first).convert("RGB")).save(first.with_name("new.png"))
+    held = open_run(finished.root / "run").held_out(tmp_path / "test")
+    count = len(held.samples)
+    assert (
+        f"{count - 1} of {count} pictures have the content of one that the run's epoch"
+        in (held.notes[0])
+    )
 
 
 def test_a_run_works_from_any_folder(finished: World, tmp_path: Path) -> None:

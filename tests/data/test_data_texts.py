@@ -66,6 +66,13 @@ def test_parts_of_several_formats_are_one_data_set(tmp_path: Path, train: str, v
     assert "probe.csv: not used, as no name says train, val or test." in splits.notes
 
 
+def test_a_label_that_was_asked_for_needs_no_note_of_others(tmp_path: Path) -> None:
+    rows = [(text, label, "1") for text, label in ROWS * 2]
+    path = write_rows(tmp_path / "all.csv", rows, ("text", "sentiment", "score"))
+    assert "score is not used, as sentiment is the label" in " ".join(read_texts(path).notes)
+    assert read_texts(path, label="sentiment").notes == ()
+
+
 def test_files_without_a_header_are_read_by_their_look(tmp_path: Path) -> None:
     for name in ("train", "dev", "test"):
         write_rows(tmp_path / f"{name}.tsv", ROWS * 2)

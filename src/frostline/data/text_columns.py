@@ -101,7 +101,7 @@ def choose_columns(
     label = _label(table, words, asked.label, taken=texts, needed=labelled)
     split = asked.split or next((word for word in SPLIT_COLUMNS if word in words), "")
     names = tuple(table.columns or table.first)
-    notes = _unused(table, words, {*texts, label})
+    notes = () if asked.label else _unused(table, words, {*texts, label})
     where = _place(table, words, split, "split") if split else None
     return ChosenColumns(names, texts, label, where, table.rows, table.lines, notes)
 

@@ -351,12 +351,17 @@ class FinishedRun:
     def _held(self, part: Part, data: Path, digests: tuple[str, ...], notes: list[str]) -> HeldOut:
         """With a note where the run was trained on some of them."""
         seen = {*self.folder.read_trained_on(), *self.folder.read_seen_before()}
-        every = set(digests)
+        every, what = set(digests), "texts" if isinstance(part, TextSet) else "pictures"
+        chose = len(every & set(self.folder.read_validated_on()))
         if known := len(every & seen):
-            what = "texts" if isinstance(part, TextSet) else "pictures"
             notes.append(
                 f"{known} of {len(every)} {what} have the content of one that the run was "
                 "trained on; the metrics are better than they would be on new data"
+            )
+        elif 0 < chose < len(every):
+            notes.append(
+                f"{chose} of {len(every)} {what} have the content of one that the run's epoch was "
+                "chosen by; they are no new data"
             )
         return HeldOut(part, tuple(notes), data, digests)
 

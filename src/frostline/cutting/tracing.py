@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import linecache
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, final
 
@@ -134,7 +137,7 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     except Exception as raised:  # export raises whatever the model's own code does with fakes
         error = (raised.__cause__ or raised) if isinstance(raised, _ForwardError) else raised
         raise Unfollowed(
-            f"torch.export cannot follow {type(model).__name__}: {one_line(error, first=True)}."
+            f"torch.export cannot follow {type(model).__name__}: {_why(error)}{_place(error)}."
         ) from error
     _mark_inputs(module, spec, tensors)
     if (most := _most_samples(module, program, tensors)) is not None:
@@ -165,6 +168,27 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
     assert flat.note.rebuild is not None
     constants = frozenset(program.graph_signature.lifted_tensor_constants)
     return Traced(module, flat.note.rebuild, constants, flat.note.reads)
+
+
+def _why(error: BaseException) -> str:
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        return "what it does depends on the numbers of the batch"
+    return one_line(error, first=True)
+
+
+def _place(error: BaseException) -> str:
+    """Where in the model's own code, or that of its library, it was raised."""
+    inside = {Path(torch.__file__).parent, Path(__file__).parents[1]}
+    frames = (
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if Path(frame.f_code.co_filename).is_file()
+    )
+    own = [(file, line) for file, line in frames if inside.isdisjoint(Path(file).parents)]
+    if not own:
+        return ""
+    file, line = own[-1]
+    return f" ({Path(file).name}, line {line}: `{linecache.getline(file, line).strip()[:80]}`)"
 
 
 def _weights_written(module: fx.GraphModule) -> list[str]:

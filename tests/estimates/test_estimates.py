@@ -533,3 +533,24 @@ def test_mistakes_end_in_one_message(
     assert answer.status == status
     assert words in " ".join(answer.err.split())
     assert "Traceback" not in answer.err
+
+
+def test_a_forward_that_writes_into_frozen_weights_is_refused_before_it_does() -> None:
+    class Halving(nn.Linear):
+        is_half = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training and not self.is_half:
+                with torch.no_grad():
+                    self.weight.div_(2)
+                self.is_half = True
+            return super().forward(x)
+
+    net = nn.Sequential(Halving(8, 8), nn.Linear(8, 2))
+    frozen = fl.freeze(net, "0")
+    with pytest.raises(fl.ConfigError, match=r"writes into its weights: 0\.weight\. Where"):
+        fl.estimate(net, torch.randn(4, 8), calibration_seconds=0)
+    frozen.verify()
+    net.eval()(torch.randn(4, 8))  # as advised
+    fl.freeze(net, "0")
+    assert fl.estimate(net, torch.randn(4, 8), calibration_seconds=0).step.trainable == 18

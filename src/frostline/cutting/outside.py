@@ -8,15 +8,26 @@ from __future__ import annotations
 import pickle
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from frostline.units import some_of
+
 # What a generator is called, how to read its state, and how to give it one.
 _Source = tuple[str, Callable[[], Any], Callable[[Any], object]]
+
+
+def writes_into(model: nn.Module, weights: Sequence[str]) -> str:
+    """What is said where a forward writes into its weights, and what to do."""
+    names = some_of(weights, most=3)
+    return (
+        f"the forward of {type(model).__name__} writes into its weights: {names}. Where it does so "
+        "in the first call of a mode alone, call it in that mode before it is frozen, and ask again."
+    )
 
 
 def draws_of(model: nn.Module) -> dict[str, bytes]:

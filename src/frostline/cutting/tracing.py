@@ -19,7 +19,7 @@ from torch.fx.graph import CodeGen
 
 from frostline.cutting.effects import is_assertion, is_pure, word
 from frostline.cutting.following import followable
-from frostline.cutting.outside import numbers_kept
+from frostline.cutting.outside import numbers_kept, writes_into
 from frostline.cutting.regions import open_regions
 from frostline.cutting.structures import (
     InputSpec,
@@ -30,7 +30,6 @@ from frostline.cutting.structures import (
 from frostline.cutting.watching import Reads, reads_recorded
 from frostline.errors import CutError, one_line
 from frostline.schemas import aliased
-from frostline.units import some_of
 
 # Kernels that count in 32 bits may bound a batch too, but not below this.
 _LARGEST_BATCH = 2**12
@@ -160,11 +159,7 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
                 f"torch's {by}, and no line is drawn through such a part."
             )
     if written := _weights_written(module):
-        raise CutError(
-            f"the forward of {type(model).__name__} writes into its weights: "
-            f"{some_of(written, most=3)}. Where it does so in the first call of a mode alone, call "
-            "it in that mode before it is frozen, and cut again."
-        )
+        raise CutError(writes_into(model, written))
     assert flat.note.rebuild is not None
     constants = frozenset(program.graph_signature.lifted_tensor_constants)
     return Traced(module, flat.note.rebuild, constants, flat.note.reads)

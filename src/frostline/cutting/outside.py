@@ -26,7 +26,7 @@ def writes_into(model: nn.Module, weights: Sequence[str]) -> str:
     names = some_of(weights, most=3)
     return (
         f"the forward of {type(model).__name__} writes into its weights: {names}. Where it does so "
-        "in the first call of a mode alone, call it in that mode before it is frozen, and ask again."
+        "in the first call of a mode alone, call it in that mode before the freeze, and ask again."
     )
 
 

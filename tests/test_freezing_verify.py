@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.fingerprints import BLOCK_NUMBERS, SAMPLED_NUMBERS
+from frostline.freezing.modes import FrozenMark
 
 
 class Net(nn.Module):
@@ -217,6 +218,43 @@ def test_each_kind_of_drift_has_its_advice(
     harm(net)
     with pytest.raises(fl.DriftError, match=rf"\n{advice}|\n.*{advice}"):
         frozen.verify()
+
+
+def test_a_frozen_weight_that_became_something_else_is_gone_and_not_thawed(net: Net) -> None:
+    frozen = fl.freeze(net, "body")
+    nn.utils.parametrizations.weight_norm(net.body[0])
+    with pytest.raises(fl.DriftError, match=r"body\.0\.weight: is gone"):
+        frozen.verify()
+
+
+def test_a_held_layer_with_statistics_stays_so_whatever_is_put_below_it() -> None:
+    class WithOwn(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(super().forward(x))  # as timm's norms with their activations
+
+    norm = WithOwn(4)
+    norm.act = nn.Identity()
+    net = nn.Sequential(nn.Linear(4, 4), norm, nn.Linear(4, 2))
+    frozen = fl.freeze(net, "0 | 1")
+    norm.act = nn.PReLU(4)
+    net.train()(torch.randn(8, 4))
+    assert not norm.training
+    assert frozen.verify().thawed == 0
+
+
+def test_a_part_is_held_again_when_what_came_later_is_gone(net: Net) -> None:
+    frozen = fl.freeze(net, "body")
+    net.body.add_module("adapter", nn.Linear(4, 4))
+    assert net.train().body.training
+    del net.body.adapter
+    assert not net.train().body.training
+    assert frozen.verify().thawed == 0
+
+
+def test_a_mark_that_an_earlier_frostline_saved_is_read() -> None:
+    mark = object.__new__(FrozenMark)
+    mark.__setstate__([frozenset({"weight"}), "hold", frozenset(), {}])
+    assert (mark.names, mark.since) == (frozenset({"weight"}), {})
 
 
 def test_a_head_put_on_a_wholly_frozen_model_trains_as_any(net: Net) -> None:

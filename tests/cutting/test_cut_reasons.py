@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -279,6 +280,8 @@ class Drawing(nn.Module):
 def test_a_forward_that_draws_what_no_graph_has_is_refused(
     draw: Callable[[Any], float], named: str
 ) -> None:
+    random.seed(1)
+    np.random.seed(1)
     net = Drawing(draw)
     fl.freeze(net, "below")
     before = draws_of(net)
@@ -392,3 +395,60 @@ def test_a_forward_that_writes_into_its_weights_is_refused_before_it_does() -> N
     net.eval()(example)  # as advised
     fl.freeze(net, "below")
     assert cut(net, example).frontier.values[0].name == "below (linear)"
+
+
+def test_a_log_that_counts_its_places_is_no_reason() -> None:
+    class Logging(Counting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen, self.own = [0.0] * 4, random.SystemRandom()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen[self.steps] = float(x.shape[1])
+            self.steps = (self.steps + 1) % 4
+            out: Tensor = self.head(self.below(x))
+            return out
+
+    net = Logging()
+    fl.freeze(net, "below")
+    assert cut(net, torch.randn(4, 6)).error == 0
+
+
+def test_a_count_that_scales_gradients_alone_matters() -> None:
+    class Reversed(Counting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.middle = nn.Linear(12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.steps += 1
+            y = self.middle(self.below(x))
+            share = min(1.0, self.steps / 100)
+            out: Tensor = self.head(y.detach() + share * (y - y.detach()))
+            return out
+
+    net = Reversed()
+    fl.freeze(net, "below")
+    assert "goes by a count in steps" in refusal(net, torch.randn(4, 6))
+
+
+def test_what_a_number_says_of_a_tensor_put_aside_stays_with_it() -> None:
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.head = nn.Linear(1, 4), nn.Linear(4, 2)
+            self.size, self.scale = 0, torch.ones(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.size != x.shape[1]:
+                self.size, self.scale = x.shape[1], torch.full((1,), 1.0 / x.shape[1])
+            out: Tensor = self.head(self.below(x.unsqueeze(2)).sum(1) * self.scale)
+            return out
+
+    net = Remembering()
+    fl.freeze(net, "below")
+    short, long = torch.randn(4, 5), torch.randn(4, 7)
+    expected = net.eval()(short)
+    with suppress(fl.CutError):
+        cut(net, long)
+    assert torch.equal(net.eval()(short), expected)

@@ -111,7 +111,7 @@ def test_audit_and_the_data_set_take_targets_as_they_take_classes(table: Path) -
     assert said
     data = ImageDataset(found.splits.train, SMALL, digests=found.digests)
     assert data.targets.shape == (8, 1)
-    assert data.targets.dtype == torch.float32
+    assert data.targets.dtype == torch.float64
     image, target = data[2]
     assert image.shape == (3, 10, 10)
     assert target == data.targets[2]

@@ -400,8 +400,11 @@ def _halves(
     return prefix, Suffix(model, (above(False), above(True)), Frontier(drawn.frontier).names)
 
 
-def _checked(prefix: Prefix, suffix: Suffix, tensors: list[Tensor]) -> Checked:
-    return check(suffix.model, prefix.spec, tensors, _through(prefix, suffix))
+def _checked(
+    prefix: Prefix, suffix: Suffix, tensors: list[Tensor], *, is_own: bool = False
+) -> Checked:
+    halves = _through(prefix, suffix)
+    return check(suffix.model, prefix.spec, tensors, halves, is_own=is_own)
 
 
 def _through(prefix: Prefix, suffix: Suffix) -> CutForward:
@@ -446,6 +449,6 @@ def _cut_at(model: nn.Module, spec: InputSpec, at: str, tensors: list[Tensor]) -
     )
     key = at_key(model, line)
     prefix, suffix = Prefix(spec, model, split), Suffix(model, split, frontier.names)
-    error = _checked(prefix, suffix, tensors).error
+    error = _checked(prefix, suffix, tensors, is_own=True).error
     why, vary = f"behind {at}, as asked", tuple(varying_inputs(tensors))
     return Cut(prefix, suffix, frontier, why, float("nan"), error, rows, key, line, vary)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from frostline.cutting.outside import draws_of
+from frostline.cutting.outside import draws_of, numbers_kept
 from frostline.cutting.structures import InputSpec, flatten_output
 from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import rows_at
@@ -28,8 +28,13 @@ from frostline.wrappers import reshard
 # Above it, it is another function; below, kernels that sum in another order.
 _LARGEST_ERROR = 1e-4
 
-# Steps later: what is done every few steps shows in some, and a warm-up in the last.
-_OTHER_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1_000_003)
+# What is done every few steps shows at one of these, and a warm-up at the last.
+_LATER: tuple[Callable[[Any], Any], ...] = (
+    *(lambda count, more=more: count + more for more in range(1, 11)),
+    *(lambda count, many=many: count + -count % many for many in (16, 50, 64, 100, 500, 1000)),
+    *(lambda count, many=many: count + -count % many - 1 for many in (16, 50, 64, 100, 500, 1000)),
+    lambda count: count + 1_000_003,
+)
 
 CutForward = Callable[[list[Tensor]], object]
 Refusal = Callable[[], Exception]  # makes the error that a model raises
@@ -51,16 +56,26 @@ class Checked:
     refusals: Mapping[bool, Refusal] = field(default_factory=dict)
 
 
-def check(model: nn.Module, spec: InputSpec, tensors: list[Tensor], halves: CutForward) -> Checked:
+def check(
+    model: nn.Module,
+    spec: InputSpec,
+    tensors: list[Tensor],
+    halves: CutForward,
+    *,
+    is_own: bool = False,
+) -> Checked:
     """Compare `halves` with the model in both modes, on the example and on its first sample.
 
     The model's modes move, and nothing else of it.
+
+    Args:
+        is_own: whether what is above the line is the model's own forward, which goes on as ever.
 
     Raises:
         CutError: they differ by more than the order of summation explains.
     """
     structures, refusals, largest = dict[bool, Structure](), dict[bool, Refusal](), 0.0
-    plain = _Recorded(model, spec)
+    plain = _Recorded(model, spec, is_own)
     for training in (True, False):
         model.train(training)
         error = _compared(model, plain, tensors, halves, gradients=training)
@@ -87,6 +102,7 @@ class _Recorded:
 
     model: nn.Module
     spec: InputSpec
+    is_own: bool = False
     reads: Reads = field(default_factory=Reads)
 
     def __call__(self, given: list[Tensor]) -> object:
@@ -103,7 +119,6 @@ def _compared(
         gradients: count as well, with the buffers afterwards and the random numbers drawn.
     """
     stood = draws_of(model)
-    stood = draws_of(model)
     try:
         plain = _outcome(model, own, tensors, gradients=gradients)
     except RuntimeError as broken:
@@ -112,7 +127,8 @@ def _compared(
         raise CutError(
             f"{type(model).__name__} cannot be trained on the example as it is: {broken}"
         ) from broken
-    _check_repeats(model, own, tensors, stood)
+    if not own.is_own:
+        _check_repeats(model, own, tensors, stood)
     cut = _outcome(model, halves, tensors, gradients=gradients)
     error = max(map(_error, plain, cut), default=float("inf"))
     if len(plain) != len(cut) or not error <= _LARGEST_ERROR:
@@ -152,21 +168,24 @@ def _counts_that_matter(model: nn.Module, own: _Recorded, tensors: list[Tensor])
         return []
     before = [(module, leaf, getattr(module, leaf)) for module, leaf in counted.values()]
 
-    def outcome(more: int) -> list[Tensor]:
+    few = rows_at(tensors, list(range(min(4, tensors[0].shape[0]))))
+
+    def outcome(later: Callable[[Any], Any]) -> list[Tensor]:
         for module, leaf, value in before:
-            setattr(module, leaf, value + more)
-        return _outcome(model, own, tensors)
+            setattr(module, leaf, later(value))
+        return _outcome(model, own, few, gradients=True)
 
     try:
-        plain = outcome(0)
-        others = map(outcome, _OTHER_COUNTS)
-        is_same = all(len(o) == len(plain) and all(map(same_bits, o, plain)) for o in others)
-    except Exception:  # whatever a forward raises that has no way for such a count
-        is_same = False
+        plain = outcome(lambda value: value)
+        for later in _LATER:
+            with suppress(Exception):  # as where it is the place in a list
+                other = outcome(later)
+                if len(other) != len(plain) or not all(map(same_bits, other, plain)):
+                    return list(counted)
     finally:
         for module, leaf, value in before:
             setattr(module, leaf, value)
-    return [] if is_same else list(counted)
+    return []
 
 
 def _begins_with_zeros(model: nn.Module) -> bool:
@@ -257,6 +276,7 @@ def _outcome(
     devices = [t.device for t in tensors[:1] if t.device.type == "cuda"]
     with (
         state_kept(model),
+        numbers_kept(model),  # so that each run counts from where the other did
         cut_short(model),
         warnings.catch_warnings(action="ignore"),  # the user's to see when training, not now
         torch.random.fork_rng(devices=devices),

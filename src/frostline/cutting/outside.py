@@ -21,6 +21,9 @@ from frostline.units import some_of
 _Source = tuple[str, Callable[[], Any], Callable[[Any], object]]
 
 
+_NUMBERS = (bool, int, float)
+
+
 def writes_into(model: nn.Module, weights: Sequence[str]) -> str:
     """What is said where a forward writes into its weights, and what to do."""
     names = some_of(weights, most=3)
@@ -52,16 +55,19 @@ def draws_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def numbers_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever the block's forwards count, afterwards numbers in attributes are as before."""
-    before = [
-        (own, {name: value for name, value in own.items() if type(value) in (bool, int, float)})
-        for own in map(vars, model.modules())
-    ]
+    """Whatever the block's forwards count, afterwards numbers in attributes are as before.
+
+    Not those of a module that anything else was put aside in: they may say what that is.
+    """
+    before = [(own, dict(own)) for own in map(vars, model.modules())]
     try:
         yield
     finally:
-        for own, numbers in before:
-            own.update(numbers)
+        for own, known in before:
+            numbers = {n: value for n, value in known.items() if type(value) in _NUMBERS}
+            others = known.keys() - numbers.keys()
+            if own.keys() == known.keys() and all(own[n] is known[n] for n in others):
+                own.update(numbers)
 
 
 def _sources(model: nn.Module) -> Iterator[_Source]:
@@ -72,6 +78,8 @@ def _sources(model: nn.Module) -> Iterator[_Source]:
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             title = f"{path}.{name}" if path else name
+            if isinstance(value, random.SystemRandom):  # which has no state
+                continue
             if isinstance(value, random.Random):
                 yield title, value.getstate, value.setstate
             elif isinstance(value, torch.Generator) or (

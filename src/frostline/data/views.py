@@ -228,4 +228,4 @@ def _targets(images: ImageSet, preprocessing: Preprocessing) -> tuple[int, ...] 
         return tuple(sample.label for sample in images.samples)
     if isinstance(found[0], MaskFile):
         return Masks(images.samples, preprocessing)
-    return torch.tensor(found, dtype=torch.float32)
+    return torch.tensor(found, dtype=torch.float64)  # a task rounds them, if it has to

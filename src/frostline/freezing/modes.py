@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from typing import Any, final
 
@@ -43,6 +43,11 @@ class FrozenMark:
     # Numbers of the freezes that each is under, to tell one that was thawed in between.
     since: Mapping[str, frozenset[int]] = field(default_factory=dict, compare=False)
 
+    def __setstate__(self, state: list[object]) -> None:
+        """Of a model that an earlier Frostline saved, too, which knew fewer of the fields."""
+        for number, own in enumerate(fields(self)):
+            object.__setattr__(self, own.name, state[number] if number < len(state) else {})
+
 
 @final
 class Hold(StandIn):
@@ -63,17 +68,15 @@ class Hold(StandIn):
     ) -> None:
         super().__init__(module, shadowed)
         self.former, self.since = former, since
-        self.lets_go = False  # by its own doing, as something below it trains that came later
+        # While something below it trains that came later, it follows the model's mode.
+        self.lets_go = False
 
     def __call__(self, mode: bool = True) -> nn.Module:
         module = self.module
         for child in module.children():
             child.train(mode)
-        self.lets_go = mode and any(map(_is_new, module.children()))
-        if self.lets_go:
-            self.release()
-            return module.train(mode)
-        module.training = False
+        self.lets_go = _has_new(module)
+        module.training = mode and self.lets_go
         return module
 
     def release(self) -> None:
@@ -118,7 +121,8 @@ def note_content(module: nn.Module, leaf: str, content: tuple[torch.dtype, str] 
 
 def is_held(module: nn.Module) -> bool:
     """Whether the module is held in eval."""
-    return isinstance(module.__dict__.get("train"), Hold)
+    hold = module.__dict__.get("train")
+    return isinstance(hold, Hold) and not hold.lets_go
 
 
 def adapts(module: nn.Module) -> bool:
@@ -134,12 +138,13 @@ def is_random_in_training(module: nn.Module) -> bool:
 
 
 def freezes_of(module: nn.Module, leaf: str) -> frozenset[int]:
-    """Numbers of the freezes that a module's own parameter is under; else of what is held of it."""
-    if leaf in module._parameters:
-        mark = mark_of(module)
-        return frozenset() if mark is None else mark.since.get(leaf, frozenset())
-    hold = module.__dict__.get("train")
-    return frozenset({hold.since} if isinstance(hold, Hold) else ())
+    """Numbers of the freezes that a module's own tensor is under, or what it has beside."""
+    mark, hold = mark_of(module), module.__dict__.get("train")
+    if mark is not None and leaf in mark.since:  # also of one that is gone by now
+        return mark.since[leaf]
+    if leaf in module._parameters or not isinstance(hold, Hold):
+        return frozenset()
+    return frozenset({hold.since})
 
 
 def numbers_of_holds(model: nn.Module) -> list[tuple[nn.Module, int]]:
@@ -157,22 +162,23 @@ def hold_under(numbers: Iterable[tuple[nn.Module, int]]) -> None:
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Whatever the block does, afterwards every module has the mode of its own that it had."""
-    # One that is held then is in eval, and gets that mode when it is thawed. One that the block's
-    # own train() let go is held again.
+    # One that is held then is in eval, and gets that mode when it is thawed.
     holds = [(module, module.__dict__.get("train")) for module in model.modules()]
-    before = [(m, h, h.former if isinstance(h, Hold) else m.training) for m, h in holds]
+    before = [
+        (m, h.former if isinstance(h, Hold) else m.training, isinstance(h, Hold) and h.lets_go)
+        for m, h in holds
+    ]
+    before_modes = [(module, module.training) for module, _ in holds]
     try:
         yield
     finally:
-        for module, was, training in before:
+        for (module, former, let_go), (_, training) in zip(before, before_modes, strict=True):
             hold = module.__dict__.get("train")
-            if isinstance(was, Hold) and not isinstance(hold, Hold) and was.lets_go:
-                Hold.put(module, training, was.since)
-                equip(module)
-                hold = module.__dict__["train"]
             if isinstance(hold, Hold):
-                hold.former = training
-            module.training = training and not isinstance(hold, Hold)
+                hold.former, hold.lets_go = former, let_go
+                module.training = training and let_go
+            else:
+                module.training = former
 
 
 def settle(model: nn.Module) -> None:
@@ -180,20 +186,32 @@ def settle(model: nn.Module) -> None:
     # A released module gets back the mode it had before it was held.
     due = _due(model)
     for module in model.modules():
-        if module in due and not is_held(module):
+        hold = module.__dict__.get("train")
+        if module in due and isinstance(hold, Hold):
+            hold.lets_go = module.training = False
+        elif module in due:
             Hold.put(module, module.training, next(NUMBERS))
             module.training = False
             equip(module)
-        elif module not in due and is_held(module):
-            module.__dict__["train"].release()
+        elif isinstance(hold, Hold):
+            hold.release()
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
             pack_where_whole(module, any(map(is_held, module.layers)))
 
 
-def _will_let_go(module: nn.Module) -> bool:
-    """Whether the next `train()` gives a held module its own mode back."""
-    return any(_is_new(one) or (is_held(one) and _will_let_go(one)) for one in module.children())
+def _has_new(module: nn.Module) -> bool:
+    """Whether something below a held module trains that was put there since, as a new head.
+
+    One with statistics or buffers of its own stays held all the same, as these would move.
+    """
+    if module._buffers or keeps_running_statistics(module):
+        return False
+    return any(_is_new(c) or (_is_on_hold(c) and _has_new(c)) for c in module.children())
+
+
+def _is_on_hold(module: nn.Module) -> bool:
+    return isinstance(module.__dict__.get("train"), Hold)
 
 
 def _is_new(module: nn.Module) -> bool:
@@ -201,7 +219,7 @@ def _is_new(module: nn.Module) -> bool:
 
     A norm in the place of a held one is a mistake, which a doctor tells by what is around it.
     """
-    if is_held(module) or keeps_running_statistics(module):
+    if _is_on_hold(module) or keeps_running_statistics(module):
         return False
     return any(parameter.requires_grad for parameter in module.parameters())
 
@@ -213,7 +231,7 @@ def held_though_trainable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     stray = {
         path: module
         for path, module in model.named_modules()
-        if is_held(module) and module not in due and not _will_let_go(module)
+        if is_held(module) and module not in due and not _has_new(module)
     }
     for path, module in stray.items():
         if stray.keys().isdisjoint(paths_above(path)):

@@ -46,14 +46,17 @@ def r2_interval(
     Args:
         true, told: `(samples, targets)`.
     """
+    varies = (true != true[:1]).any(axis=0)  # of others R2 has no meaning
+    true, told = true[:, varies], told[:, varies]
     squares, own = (true - told) ** 2, true - true.mean(axis=0)
     squared = own**2
     draw, found = np.random.default_rng(0), []
     shares = np.full(len(true), 1 / len(true))
     for _ in range(_R2_RESAMPLES):
         often = draw.multinomial(len(true), shares)
-        spread = often @ squared - (often @ own) ** 2 / len(true)
-        if (spread > 0).all():  # not where one sample alone was drawn
+        total = often @ squared
+        spread = total - (often @ own) ** 2 / len(true)
+        if (spread > 1e-9 * total).all():  # not where equal samples alone were drawn
             found.append(float(np.mean(1 - often @ squares / spread)))
     middle = float(np.mean(1 - squares.sum(axis=0) / squared.sum(axis=0)))
     low, high = np.quantile(found or [middle], [0.025, 0.975]).tolist()

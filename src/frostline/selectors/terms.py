@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from numbers import Integral, Real
 from typing import ClassVar, NoReturn, final
 
 from torch import Tensor, nn
@@ -239,7 +240,7 @@ class Stage(Selector):
 
     def __post_init__(self) -> None:
         for number in (self.first, self.last):
-            if not isinstance(number, int):
+            if not isinstance(number, Integral) or isinstance(number, bool):
                 raise SelectorError(
                     f"the stage {number!r} is no whole number. Give the first and the last, as "
                     "fl.stage(1, 3), or text, as 'stage:1..3'."
@@ -277,7 +278,7 @@ class Depth(Selector):
     percent: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.percent, int | float):
+        if not isinstance(self.percent, Real):
             raise SelectorError(
                 f"the depth {self.percent!r} is no number. Give a percentage, as fl.depth(60), or "
                 "text, as 'depth:60%'."

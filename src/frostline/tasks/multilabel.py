@@ -177,7 +177,8 @@ class MultiLabel(Task):
 
     def _cuts(self, labels: int) -> Tensor:
         found = self._thresholds or (0.5,)
-        return torch.tensor(found if len(found) == labels else found[:1] * labels).double()
+        each = found if len(found) == labels else found[:1] * labels
+        return torch.tensor(each, dtype=torch.float64)
 
     def summarise(self, outputs: Tensor, targets: Tensor) -> LabelsEvaluation:
         """By scikit-learn's definitions; a label that no sample has counts in no mean."""
@@ -185,7 +186,8 @@ class MultiLabel(Task):
         cuts = self._cuts(outputs.shape[1])
         if self._chosen and not self._thresholds:
             pairs = zip(chances.T, truth.T, strict=True)
-            cuts = torch.tensor([best_threshold(*pair) for pair in pairs]).double()
+            best = torch.tensor([best_threshold(*pair) for pair in pairs], dtype=torch.float64)
+            cuts = best.clamp(1e-300, 1 - 2**-53)  # between 0 and 1 where chances are at these
         predicted = chances >= cuts
         hits, taken, support = (predicted & truth).sum(0), predicted.sum(0), truth.sum(0)
         precisions = [average_precision(*p) for p in zip(chances.T, truth.T, strict=True)]
@@ -199,7 +201,10 @@ class MultiLabel(Task):
         )
         both = int((taken + support).sum())
         found = (
-            Metric("mean_average_precision", float(torch.tensor(precisions).double().nanmean())),
+            Metric(
+                "mean_average_precision",
+                float(torch.tensor(precisions, dtype=torch.float64).nanmean()),
+            ),
             Metric("macro_f1", float(f1[(taken + support) > 0].mean()) if both else float("nan")),
             Metric("micro_f1", 2 * int(hits.sum()) / both if both else float("nan")),
             Metric("subset_accuracy", float((predicted == truth).all(dim=1).double().mean())),
@@ -230,7 +235,8 @@ class MultiLabel(Task):
             known, names = known_targets(data, self.targets)
             task.check(outputs[:1], known, names)
             have = known.sum(dim=0)
-            task._weights = (len(known) - have) / have.clamp(min=1)
+            # Clamped, as a label that all have, or none, is to be learnt too.
+            task._weights = (len(known) - have).clamp(min=1) / have.clamp(min=1)
         return task
 
     def settled(self, best: Metrics) -> MultiLabel:

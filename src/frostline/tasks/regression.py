@@ -39,6 +39,10 @@ class TargetMetrics:
     std: float
 
 
+# Of what targets differ by, what rounding to float32 may move them by.
+_ROUNDED = 0.01
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class RegressionMetrics(Metrics):
@@ -139,6 +143,11 @@ class Regression(Task):
             )
         return found.float().view(count, -1)
 
+    def _exact(self, raw: Any, count: int, what: str) -> Tensor:
+        """As `targets`, in float64."""
+        kept = self.targets(raw, count, what)
+        return torch.as_tensor(raw, dtype=torch.float64).view(kept.shape)
+
     def check(self, outputs: Tensor, targets: Tensor, names: Sequence[str]) -> None:
         """Make sure that targets are finite and as many as the outputs.
 
@@ -225,12 +234,14 @@ class Regression(Task):
                 "targets. Put a head on it that gives one for each."
             )
         self.check(first.outputs, first.targets, first.names)
+        exact, sample_names = known_targets(data, self._exact)
+        known = exact.float()
+        self.check(first.outputs[:1], known, sample_names)
+        _check_told_apart(exact.double(), known.double(), names)
         task = Regression(names, loss=self._loss, huber_delta=self._delta, scale=self._scale)
         if self._scale == "standard" and self._is_scaled and self.names == names:
             task._mean, task._std = self._mean, self._std  # which the head has learnt by
         elif self._scale == "standard":
-            known, sample_names = known_targets(data, self.targets)
-            self.check(first.outputs[:1], known, sample_names)
             task._mean = known.double().mean(dim=0).float()
             std = known.double().std(dim=0, correction=0).float()
             task._std = torch.where(std > 0, std, 1.0)
@@ -277,3 +288,19 @@ def target_names(given: Sequence[str] | int | None) -> tuple[str, ...]:
     if isinstance(given, int):
         return ("target",) if given == 1 else tuple(f"target {n}" for n in range(given))
     return tuple(map(str, (given,) if isinstance(given, str) else given))
+
+
+def _check_told_apart(exact: Tensor, kept: Tensor, names: Sequence[str]) -> None:
+    """Refuse targets that are as good as one to a network's float32.
+
+    Raises:
+        DataError: what rounding moves them by is not far below what they differ by.
+    """
+    moved, spread = (exact - kept).abs().amax(dim=0), exact.std(dim=0, correction=0)
+    for name, much, own in zip(names, moved.tolist(), spread.tolist(), strict=True):
+        if much > _ROUNDED * own > 0:
+            raise DataError(
+                f"the targets {name} differ by {own:.3g} or so, and float32, which a network "
+                f"computes in, moves them by up to {much:.3g}. Subtract what is common to them, as "
+                "the first one, or give them in other units."
+            )

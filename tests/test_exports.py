@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,15 @@ def test_a_safetensors_file_is_the_whole_state_of_the_runs_model(world: World) -
     found, expected = load_file(world.run / "model.safetensors"), open_run(world.run).loaded.model
     assert found.keys() == expected.state_dict().keys()
     assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
+
+
+def test_a_torchscript_file_can_be_mapped_and_says_no_date(world: World) -> None:
+    content = (world.run / "model.torchscript").read_bytes()
+    for entry in zipfile.ZipFile(world.run / "model.torchscript").infolist():
+        at = entry.header_offset
+        name, extra = struct.unpack("<HH", content[at + 26 : at + 30])
+        assert (at + 30 + name + extra) % 64 == 0
+        assert entry.date_time == (1980, 1, 1, 0, 0, 0)
 
 
 def scripted(file: Path, extra: dict[str, str] | None = None) -> torch.jit.ScriptModule:

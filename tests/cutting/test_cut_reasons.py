@@ -397,6 +397,19 @@ def test_a_forward_that_writes_into_its_weights_is_refused_before_it_does() -> N
     assert cut(net, example).frontier.values[0].name == "below (linear)"
 
 
+def test_a_trained_weight_may_be_written_into() -> None:
+    class Bounded(Counting):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.head.weight.clamp_(-0.1, 0.1)  # as constraints on what trains do
+            out: Tensor = self.head(self.below(x))
+            return out
+
+    net = Bounded()
+    fl.freeze(net, "below")
+    assert cut(net, torch.randn(4, 6)).frontier.values[0].name == "below (linear)"
+
+
 def test_a_log_that_counts_its_places_is_no_reason() -> None:
     class Logging(Counting):
         def __init__(self) -> None:

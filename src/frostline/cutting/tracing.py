@@ -187,8 +187,8 @@ def _place(error: BaseException) -> str:
 
 
 def _weights_written(module: fx.GraphModule) -> list[str]:
-    """Parameters that an operation of the graph writes into, by the model's own names."""
-    weights = dict(module.named_parameters())
+    """Frozen parameters that an operation of the graph writes into, by the model's own names."""
+    weights = {name for name, p in module.named_parameters() if not p.requires_grad}
     written = (
         base
         for node in module.graph.nodes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ from frostline.tuning.rewriting import fold
 from frostline.wording import option
 
 Writer = Callable[[Path, Mapping[str, str]], None]
+_ZIP_HEADER = 30  # bytes before a name
 _ONNX_BYTES = 2**31 - 2**20  # that a protobuf holds, less room for the graph
 
 
@@ -133,9 +135,19 @@ def _torchscript(model: nn.Module, example: Tensor, _folded: bool) -> Writer:
             for entry in whole.infolist():
                 # They hold lines of source, with their paths on this machine.
                 if not entry.filename.endswith(".debug_pkl"):
-                    kept.writestr(entry.filename, whole.read(entry))
+                    kept.writestr(_aligned(entry.filename, kept), whole.read(entry))
 
     return write
+
+
+def _aligned(name: str, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """An entry whose content begins where torch begins it, to be mapped, and of no date."""
+    found = zipfile.ZipInfo(name)
+    assert archive.fp is not None
+    header = archive.fp.tell() + _ZIP_HEADER + len(name.encode()) + 4
+    padding = -header % 64
+    found.extra = struct.pack("<HH", int.from_bytes(b"FB", "little"), padding) + bytes(padding)
+    return found
 
 
 class _Logits(nn.Module):

@@ -145,14 +145,16 @@ def test_mcnemar_is_the_binomial_test() -> None:
     assert mcnemar(950, 1051) == pytest.approx(exact, rel=0.05)  # by the normal distribution
 
 
-def test_the_bootstrap_interval_is_that_of_resampled_differences() -> None:
+def test_the_interval_of_a_difference_holds_for_few_samples_too() -> None:
     found = paired(30, 10, 200)
-    differences = np.array([1] * 30 + [-1] * 10 + [0] * 160)
-    generator = np.random.default_rng(1)
-    means = [generator.choice(differences, 200).mean() for _ in range(4000)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.01)
     assert found.low < found.difference == 0.1 < found.high
+    # By hand: 20 of 202, and 1.96 times the root of 41 - 20 * 20 / 202 in 202.
+    assert (found.low, found.high) == pytest.approx((0.03839, 0.15963), abs=1e-5)
+    same = paired(0, 0, 10)
+    assert same.low == -same.high < 0
+    draws = np.random.default_rng(0).multinomial(20, [0.03, 0.01, 0.96], size=500)
+    intervals = [paired(int(gained), int(lost), 20) for gained, lost, _ in draws]
+    assert np.mean([one.low <= 0.02 <= one.high for one in intervals]) > 0.95
 
 
 @pytest.mark.parametrize(

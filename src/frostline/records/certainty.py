@@ -14,7 +14,6 @@ import torch
 from frostline.records.predictions import Judged
 
 _Z95 = 1.959963984540054  # 97.5 % point of the normal distribution
-_RESAMPLES = 20_000
 _R2_RESAMPLES = 1_000
 _EXACT_UP_TO = 2_000  # samples on which two runs differ; beyond, the normal distribution will do
 _BINS = 15  # of a reliability diagram
@@ -72,7 +71,7 @@ class Paired:
         samples: that both were judged on.
         gained: that the second has right and the first has not; `lost` the other way round.
         difference: accuracy of the second less that of the first.
-        low, high: 95 % interval of the difference, by bootstrap over the samples.
+        low, high: 95 % interval of the difference.
         p_value: McNemar's, exact up to 2,000 differing samples: how often two equally good runs
             would differ by as much.
     """
@@ -87,12 +86,16 @@ class Paired:
 
 
 def paired(gained: int, lost: int, samples: int) -> Paired:
-    """Compare two runs by the samples on which one is right and the other wrong."""
-    shares = np.array([gained, lost, samples - gained - lost]) / samples
-    # How often each kind of sample is drawn anew is multinomial, so it is drawn at once.
-    drawn = np.random.default_rng(0).multinomial(samples, shares, size=_RESAMPLES)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / samples, [0.025, 0.975]).tolist()
+    """Compare two runs by the samples on which one is right and the other wrong.
+
+    Source: Agresti and Min (2005), whose interval counts half a sample more of each of four kinds:
+    it holds for few samples too, and where none differ.
+    """
     difference = (gained - lost) / samples
+    won, fell, count = gained + 0.5, lost + 0.5, samples + 2
+    middle = (won - fell) / count
+    room = 1.96 * math.sqrt((won + fell) - (won - fell) ** 2 / count) / count
+    low, high = max(-1.0, middle - room), min(1.0, middle + room)
     return Paired(samples, gained, lost, difference, low, high, mcnemar(gained, lost))
 
 

@@ -126,7 +126,7 @@ class Comparison:
             return None
         heads = columns("run", "samples", "won", "lost", "accuracy", "95 % interval", "p")
         notes = (
-            "won: right where the first was wrong. The interval is by bootstrap over samples;",
+            "won: right where the first was wrong. The interval is Agresti and Min's;",
             "p is McNemar's: how often two equally good runs would differ by as much.",
         )
         return Table(

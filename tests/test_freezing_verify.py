@@ -263,13 +263,12 @@ def test_a_head_put_on_a_wholly_frozen_model_trains_as_any(net: Net) -> None:
     assert not net.training
     net.head = nn.Sequential(nn.Linear(4, 2), nn.Dropout())
     net.train()
-    modes = {path: module.training for path, module in net.named_modules()}
-    assert [path for path, training in modes.items() if training] == [
-        "",
-        "head",
-        "head.0",
-        "head.1",
-    ]
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    for one in (net, twin):
+        training = [path for path, module in one.named_modules() if module.training]
+        assert training == ["", "head", "head.0", "head.1"]
+    assert not twin.eval().training
+    assert twin.train().training
     frozen = fl.train_only(net, "head")  # as the refusal of freezing all advises
     assert frozen.verify().thawed == 0
 

@@ -64,18 +64,19 @@ class Hold(StandIn):
         module: nn.Module,
         shadowed: Callable[..., Any] | None,
         former: bool,
-        since: int = 0,  # in a model that an earlier Frostline saved
+        since: int = 0,  # in a model that an earlier Frostline saved, as what follows
+        lets_go: bool = False,
     ) -> None:
         super().__init__(module, shadowed)
         self.former, self.since = former, since
         # While something below it trains that came later, it follows the model's mode.
-        self.lets_go = False
+        self.lets_go = lets_go
 
     def __call__(self, mode: bool = True) -> nn.Module:
         module = self.module
         for child in module.children():
             child.train(mode)
-        self.lets_go = _has_new(module)
+        self.lets_go = _may_let_go(module) and any(map(_is_free, module.children()))
         module.training = mode and self.lets_go
         return module
 
@@ -85,9 +86,9 @@ class Hold(StandIn):
         self.module.training = self.former
         strip(self.module)
 
-    def more(self) -> tuple[bool, int]:
+    def more(self) -> tuple[bool, int, bool]:
         """See `StandIn`."""
-        return self.former, self.since
+        return self.former, self.since, self.lets_go
 
 
 _MARK = "_frostline"
@@ -201,13 +202,20 @@ def settle(model: nn.Module) -> None:
 
 
 def _has_new(module: nn.Module) -> bool:
-    """Whether something below a held module trains that was put there since, as a new head.
+    """Whether something below a held module trains that was put there since, as a new head."""
+    below = (_has_new(c) if _is_on_hold(c) else _is_new(c) for c in module.children())
+    return _may_let_go(module) and any(below)
 
-    One with statistics or buffers of its own stays held all the same, as these would move.
-    """
-    if module._buffers or keeps_running_statistics(module):
-        return False
-    return any(_is_new(c) or (_is_on_hold(c) and _has_new(c)) for c in module.children())
+
+def _may_let_go(module: nn.Module) -> bool:
+    """Whether nothing of its own would move: neither statistics nor buffers."""
+    return not module._buffers and not keeps_running_statistics(module)
+
+
+def _is_free(module: nn.Module) -> bool:
+    """Whether it trains and came later, or follows the mode of the model for what is below it."""
+    hold = module.__dict__.get("train")
+    return hold.lets_go if isinstance(hold, Hold) else _is_new(module)
 
 
 def _is_on_hold(module: nn.Module) -> bool:

@@ -138,11 +138,16 @@ def _cells(path: Path) -> tuple[list[str], _Rows]:
         ) from error
     for line, row in rows:
         if any(row[len(header) :]):
-            raise DataError(
-                f"{path}, line {line}: {len(row)} fields, where the first line has {len(header)}. "
-                "Quote fields that contain the delimiter, and close every quote."
-            )
+            raise another_width(path, line, row, header)
     return header, [(line, row) for line, row in rows if any(row)]
+
+
+def another_width(path: Path, line: int, row: Sequence[str], header: Sequence[str]) -> DataError:
+    """The error for a line that has another number of cells than the first one."""
+    return DataError(
+        f"{path}, line {line}: {len(row)} fields, where the first line has {len(header)}. Quote "
+        "fields that contain the delimiter, and close every quote."
+    )
 
 
 def _used_columns(path: Path, header: list[str], columns: Columns, rows: _Rows) -> Columns:

@@ -467,9 +467,8 @@ def check_are_classes(cells: Iterable[str], named: str) -> None:
         DataError: nearly all of many cells are numbers with fractions.
     """
     told = {cell.lower() for cell in cells if cell} - _NO_NUMBER
-    numbers = [cell for cell in told if _is_number(cell.replace(",", "."))]
-    others = sorted(cell for cell in told if not _is_number(cell))
-    others = sorted({*others} - {*numbers}) or others  # those with a comma where all have one
+    numbers = {cell for cell in told if _is_number(cell.replace(",", "."))}
+    others = sorted(told - numbers) or sorted(cell for cell in numbers if "," in cell)
     fractions = sum(not float(cell.replace(",", ".")).is_integer() for cell in numbers)
     if len(told) > _FEW_CLASSES and len(numbers) >= 0.9 * len(told) and 2 * fractions > len(told):
         raise DataError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from frostline.data.table import another_width
 from frostline.errors import DataError, one_line
 
 TEXT_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet"})
@@ -88,13 +89,9 @@ def _separated(path: Path, text: str) -> TextTable:
     delimiter = "\t" if is_tabbed else max(",;\t", key=head.count)
     found = _plain(text) if is_tabbed else None
     lines, rows = found or _quoted(path, text, delimiter)
-    width = len(rows[0])
     for line, row in zip(lines, rows, strict=True):
-        if len(row) != width:
-            raise DataError(
-                f"{path}, line {line}: {len(row)} fields, where the first line has {width}. Quote "
-                "fields that contain the delimiter, and close every quote."
-            )
+        if len(row) != len(rows[0]):
+            raise another_width(path, line, row, rows[0])
     return TextTable(str(path), path.name, tuple(rows[0]), (), rows[1:], lines[1:])
 
 

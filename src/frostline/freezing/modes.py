@@ -122,8 +122,14 @@ def note_content(module: nn.Module, leaf: str, content: tuple[torch.dtype, str] 
 
 def is_held(module: nn.Module) -> bool:
     """Whether the module is held in eval."""
-    hold = module.__dict__.get("train")
-    return isinstance(hold, Hold) and not hold.lets_go
+    hold = _hold_of(module)
+    return hold is not None and not hold.lets_go
+
+
+def _hold_of(module: nn.Module) -> Hold | None:
+    """Its hold, also one that follows the mode of the model for what is below it."""
+    found = module.__dict__.get("train")
+    return found if isinstance(found, Hold) else None
 
 
 def adapts(module: nn.Module) -> bool:
@@ -140,46 +146,46 @@ def is_random_in_training(module: nn.Module) -> bool:
 
 def freezes_of(module: nn.Module, leaf: str) -> frozenset[int]:
     """Numbers of the freezes that a module's own tensor is under, or what it has beside."""
-    mark, hold = mark_of(module), module.__dict__.get("train")
+    mark, hold = mark_of(module), _hold_of(module)
     if mark is not None and leaf in mark.since:  # also of one that is gone by now
         return mark.since[leaf]
-    if leaf in module._parameters or not isinstance(hold, Hold):
+    if leaf in module._parameters or hold is None:
         return frozenset()
     return frozenset({hold.since})
 
 
 def numbers_of_holds(model: nn.Module) -> list[tuple[nn.Module, int]]:
     """What is held, with the numbers of the freezes that it is under."""
-    return [(m, m.__dict__["train"].since) for m in model.modules() if is_held(m)]
+    holds = ((module, _hold_of(module)) for module in model.modules())
+    return [(module, hold.since) for module, hold in holds if hold and not hold.lets_go]
 
 
 def hold_under(numbers: Iterable[tuple[nn.Module, int]]) -> None:
     """Let what is held be so under these freezes, as if it had been all along."""
     for module, number in numbers:
-        if is_held(module):
-            module.__dict__["train"].since = number
+        hold = _hold_of(module)
+        if hold and not hold.lets_go:
+            hold.since = number
 
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Whatever the block does, afterwards every module has the mode of its own that it had."""
     # One that is held then is in eval, and gets that mode when it is thawed.
-    holds = [(module, module.__dict__.get("train")) for module in model.modules()]
-    before = [
-        (m, h.former if isinstance(h, Hold) else m.training, isinstance(h, Hold) and h.lets_go)
-        for m, h in holds
-    ]
-    before_modes = [(module, module.training) for module, _ in holds]
+    before = []
+    for module in model.modules():
+        hold = _hold_of(module)
+        former, lets_go = (hold.former, hold.lets_go) if hold else (module.training, False)
+        before.append((module, module.training, former, lets_go))
     try:
         yield
     finally:
-        for (module, former, let_go), (_, training) in zip(before, before_modes, strict=True):
-            hold = module.__dict__.get("train")
-            if isinstance(hold, Hold):
-                hold.former, hold.lets_go = former, let_go
-                module.training = training and let_go
-            else:
+        for module, training, former, lets_go in before:
+            if (hold := _hold_of(module)) is None:
                 module.training = former
+            else:
+                hold.former, hold.lets_go = former, lets_go
+                module.training = training and lets_go
 
 
 def settle(model: nn.Module) -> None:
@@ -187,14 +193,14 @@ def settle(model: nn.Module) -> None:
     # A released module gets back the mode it had before it was held.
     due = _due(model)
     for module in model.modules():
-        hold = module.__dict__.get("train")
-        if module in due and isinstance(hold, Hold):
+        hold = _hold_of(module)
+        if module in due and hold is not None:
             hold.lets_go = module.training = False
         elif module in due:
             Hold.put(module, module.training, next(NUMBERS))
             module.training = False
             equip(module)
-        elif isinstance(hold, Hold):
+        elif hold is not None:
             hold.release()
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):
@@ -203,7 +209,7 @@ def settle(model: nn.Module) -> None:
 
 def _has_new(module: nn.Module) -> bool:
     """Whether something below a held module trains that was put there since, as a new head."""
-    below = (_has_new(c) if _is_on_hold(c) else _is_new(c) for c in module.children())
+    below = (_has_new(c) if _hold_of(c) else _is_new(c) for c in module.children())
     return _may_let_go(module) and any(below)
 
 
@@ -214,12 +220,8 @@ def _may_let_go(module: nn.Module) -> bool:
 
 def _is_free(module: nn.Module) -> bool:
     """Whether it trains and came later, or follows the mode of the model for what is below it."""
-    hold = module.__dict__.get("train")
-    return hold.lets_go if isinstance(hold, Hold) else _is_new(module)
-
-
-def _is_on_hold(module: nn.Module) -> bool:
-    return isinstance(module.__dict__.get("train"), Hold)
+    hold = _hold_of(module)
+    return hold.lets_go if hold is not None else _is_new(module)
 
 
 def _is_new(module: nn.Module) -> bool:
@@ -227,7 +229,7 @@ def _is_new(module: nn.Module) -> bool:
 
     A norm in the place of a held one is a mistake, which a doctor tells by what is around it.
     """
-    if _is_on_hold(module) or keeps_running_statistics(module):
+    if _hold_of(module) or keeps_running_statistics(module):
         return False
     return any(parameter.requires_grad for parameter in module.parameters())
 

@@ -18,6 +18,7 @@ from frostline.calling import call_with
 from frostline.checkup.keeping import untouched
 from frostline.checkup.live import frozen_parts, moving_layers, random_layers
 from frostline.checkup.watching import ForwardWatch, PartCall, tensors_in, versions_in, watching
+from frostline.cutting.outside import frozen_versions, written_since
 from frostline.errors import DataError
 from frostline.fingerprints.parts import is_finite, plain_parts, same_bits
 from frostline.tasks import Classification, Task, step_loss
@@ -102,8 +103,7 @@ class _Trial:
 
     def run(self) -> Facts:
         """All of them."""
-        frozen = {name: p for name, p in self.root.named_parameters() if not p.requires_grad}
-        stood = {name: p._version for name, p in frozen.items() if not p.is_inference()}
+        stood = frozen_versions(self.root)
         self.root.train()
         # Frozen parts in train mode no layer of which says that this matters.
         silent = [
@@ -118,7 +118,7 @@ class _Trial:
         random_parts = tuple(path for path, call in watch.parts.items() if _is_random(call))
         watch.parts.clear()
         moved, differs = self._in_eval()
-        moved += tuple(name for name, version in stood.items() if frozen[name]._version != version)
+        moved += written_since(stood, self.root)
         logits = _logits(output) if isinstance(self.task, Classification) else None
         return Facts(
             outputs=tuple(t.detach() for t in _floats(output)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickle
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,6 @@ from frostline.units import some_of
 # What a generator is called, how to read its state, and how to give it one.
 _Source = tuple[str, Callable[[], Any], Callable[[Any], object]]
 
-
 _NUMBERS = (bool, int, float)
 
 
@@ -31,6 +30,18 @@ def writes_into(model: nn.Module, weights: Sequence[str]) -> str:
         f"the forward of {type(model).__name__} writes into its weights: {names}. Where it does so "
         "in the first call of a mode alone, call it in that mode before the freeze, and ask again."
     )
+
+
+def frozen_versions(model: nn.Module) -> dict[str, int]:
+    """How often each frozen parameter was written to."""
+    frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    return {name: p._version for name, p in frozen if not p.is_inference()}
+
+
+def written_since(before: Mapping[str, int], model: nn.Module) -> tuple[str, ...]:
+    """Those that were written to since."""
+    now = dict(model.named_parameters())
+    return tuple(n for n, version in before.items() if n in now and now[n]._version != version)
 
 
 def draws_of(model: nn.Module) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from frostline.backward import is_lean
 from frostline.calling import call_with
-from frostline.cutting.outside import writes_into
+from frostline.cutting.outside import frozen_versions, writes_into, written_since
 from frostline.devices import autocast
 from frostline.errors import ConfigError
 from frostline.estimates.measuring import StepCost, measure_step
@@ -56,15 +56,14 @@ class Setup:
     @uncollected()
     def _trace(self, rows: int) -> StepTrace:
         fake, batch, mode = skeleton(self.model, self.example, rows)
-        frozen = {name: p for name, p in fake.named_parameters() if not p.requires_grad}
-        stood = {name: p._version for name, p in frozen.items()}
+        stood = frozen_versions(fake)
         fake.train()
         if is_lean(fake):  # from its second forward on it knows what is cheap beside the rest
             with mode, torch.enable_grad(), runnable(fake), autocast(fake, self.precision):
                 call_with(fake, batch)
         watch = OpRecorder(fake, batch)
         watch.run(fake, batch, mode, self.task, precision=self.precision)
-        if written := [name for name, p in frozen.items() if p._version != stood[name]]:
+        if written := written_since(stood, fake):
             raise ConfigError(writes_into(self.model, written))  # a real step would, for good
         return StepTrace(
             tuple(watch.paths),

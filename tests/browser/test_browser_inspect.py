@@ -48,6 +48,26 @@ for (const one of document.querySelectorAll("#figures div"))
 return Object.fromEntries(Object.entries(found).map(([name, text]) => [name, Number(text)]));
 """
 
+# Where a row is seen: scrolled to, two frames later, clicked, clicked again.
+STAYS = """
+const [path, done] = arguments;
+const row = document.querySelector(path);
+const top = () => row.getBoundingClientRect().top;
+const frame = () => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)));
+(async () => {
+  row.scrollIntoView({ block: "center" });
+  const seen = [top()];
+  await frame();
+  seen.push(top());
+  for (const _ of [1, 2]) {
+    row.click();
+    await frame();
+    seen.push(top());
+  }
+  done(seen);
+})();
+"""
+
 
 def written(model: nn.Module, path: Path, example: Tensor, *, name: str = "net") -> Path:
     found = ledger(model, example, batch_size=ROWS, calibration_seconds=0.05)
@@ -270,6 +290,20 @@ def test_ticking_after_a_preset_keeps_its_words(browser: Any, tmp_path: Path) ->
         assert browser.execute_script(FIGURES)["trains"] == trains
         row.click()
         assert value(browser, "selector") == text
+
+
+@pytest.mark.parametrize("size", [(1200, 900), (780, 580), (400, 600)])
+def test_a_row_stays_where_one_clicks(browser: Any, tmp_path: Path, size: tuple[int, int]) -> None:
+    page = written(resnet18(weights=None), tmp_path / "net.html", torch.zeros(2, 3, 64, 64))
+    old = browser.get_window_size()
+    browser.set_window_size(*size)
+    try:
+        browser.get(page.as_uri())
+        for path in ("layer2.0.conv2", "layer3.1.bn2", "layer1.0.conv1", "layer4.0.bn1"):
+            shown = browser.execute_async_script(STAYS, f"[data-path='{path}']")
+            assert shown == pytest.approx([shown[0]] * 4, abs=1), path
+    finally:
+        browser.set_window_size(old["width"], old["height"])
 
 
 def test_weights_that_were_asked_for_are_in_the_command(small: Any) -> None:

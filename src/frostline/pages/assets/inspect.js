@@ -129,8 +129,11 @@
     const made = element("input", { type: "checkbox", tabindex: "-1", "aria-label": `train ${shown(name)}` });
     made.addEventListener("change", () => {
       for (const index of entries) made.checked ? trainable.add(index) : trainable.delete(index);
+      const before = made.getBoundingClientRect().top;
       sayInWords();
       update();
+      // Words and the frost line move rows; what was clicked stays under the pointer.
+      scrollBy({ top: made.getBoundingClientRect().top - before, behavior: "instant" });
     });
     return made;
   }

@@ -66,6 +66,7 @@ FLOORS = {
     "runs": 12,
     "classifier": 13,
     "exports": 13,
+    "studio": 13,
     "sweeps": 13,
     "cli": 14,
     "__main__": 15,

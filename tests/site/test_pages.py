@@ -26,6 +26,7 @@ NOT_RUN = {
     r"frostline --show-completion": "writes into the home folder; tests/release",
     r"docker ": "needs a daemon; what the Dockerfile runs is tested in tests/release",
     r"frostline demo$": "test_demo.py",
+    r"frostline studio ": "goes on until it is ended; tests/studio",
     r"(torchrun|accelerate launch) ": "tests/distributed",
     r"frostline .*s3://": "tests/store, against a server of its own",
     r"python (examples|benchmarks)/": "test_examples.py",

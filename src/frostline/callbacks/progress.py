@@ -24,6 +24,7 @@ from frostline.tasks import label, shown
 from frostline.units import format_seconds
 
 _DRAWN_EVERY_SECONDS = 0.1
+_SAID_EVERY_SECONDS = 10.0  # in a log
 _INDENT = 10  # of what follows the first word of a notice
 _WIDTH = 8  # of a column at least
 _SHORT = {  # or a line is over 80 columns
@@ -72,11 +73,32 @@ class EpochTable(Hook):
 
 
 @final
+class LogLines:
+    """What a bar shows, as a line now and then; what takes less time between two says nothing."""
+
+    def __init__(self, console: Console, *, every_seconds: float = _SAID_EVERY_SECONDS) -> None:
+        self._console = console
+        self._every_seconds = every_seconds
+        self._what = ""
+        self._said_at = 0.0
+
+    def say(self, what: str, done: int, total: int) -> None:
+        """`checking the data: 120 of 1,563`, if it is time."""
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._said_at = what, now
+        elif now - self._said_at >= self._every_seconds:
+            self._said_at = now
+            self._console.print(f"{what}: {done:,} of {total:,}", highlight=False)
+
+
+@final
 class BatchBar(Hook):
-    """A bar with rate and time left; silent where standard error is no terminal."""
+    """A bar with rate and time left; in a log, where it is no terminal, a line now and then."""
 
     def __init__(self, console: Console, *, samples_per_batch: int) -> None:
         self._samples_per_batch = samples_per_batch
+        self._lines = LogLines(console)
         self._bars = Progress(
             TextColumn("{task.description:>8}"),
             BarColumn(),
@@ -94,7 +116,10 @@ class BatchBar(Hook):
     def on_batch(self, stage: str, done: int, total: int, /) -> None:
         # Steps on stored features take less than drawing the bar.
         now = time.monotonic()
-        if self._bars.disable or (done < total and now - self._drawn_at < _DRAWN_EVERY_SECONDS):
+        if self._bars.disable:
+            self._lines.say(f"{stage}, batches", done, total)
+            return
+        if done < total and now - self._drawn_at < _DRAWN_EVERY_SECONDS:
             return
         self._drawn_at = now
         if stage != self._stage:

@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 _VERBS = (
     "demo inspect doctor estimate probe plan train sweep evaluate predict verify report compare "
-    "merge export"
+    "merge export studio"
 )
 for _verb in _VERBS.split():  # each a function in the module of its name
     app.command()(getattr(import_module(f"frostline.cli.{_verb}"), _verb))

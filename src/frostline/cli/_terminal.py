@@ -74,8 +74,14 @@ def print_parts(console: Console, parts: Iterable[Table | str]) -> None:
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error for work that is counted; gives the function to report with."""
+    """A bar on standard error, or lines in a log; gives the function to report with."""
+    from frostline.callbacks.progress import LogLines
+
     console = notes()
+    if not console.is_terminal:
+        lines = LogLines(console)
+        yield lambda done, total: lines.say(what, done, total)
+        return
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -83,7 +89,6 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
     ) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -116,7 +116,7 @@ class RunReport:
             best=records.best,
             # Not by jinja's sum(attribute=...), which would first take the word for an index.
             trained_nbytes=sum(tensor.nbytes for tensor in self.trained.values()),
-            charts=_charts(records),
+            charts=course_charts(records),
             epochs=_some(records),
             trained=tuple(dict.fromkeys(name for line in records.epochs for name in line.train)),
             validated=tuple(dict.fromkeys(n for line in records.epochs for n in line.validation)),
@@ -185,7 +185,7 @@ def result_of(judged: Judged, metrics: Mapping[str, float], classes: Sequence[st
     return ResultNotes(judged.epoch, metrics, len(judged), per_class, counts)
 
 
-def _charts(records: RunRecords) -> list[LineChart]:
+def course_charts(records: RunRecords) -> list[LineChart]:
     """Metrics and learning rate."""
     epochs, marks = records.epochs, _marks(records)
     if not epochs:

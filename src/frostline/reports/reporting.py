@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from frostline._files import file_digest
 from frostline.config import DataSettings, RunSettings
-from frostline.data import Levels, TextColumns, open_image, read_text_parts, text_id
+from frostline.data import Levels, TextColumns, read_text_parts, text_id
 from frostline.deltas import read_delta
 from frostline.errors import (
     BrokenPromise,
@@ -24,10 +22,10 @@ from frostline.errors import (
     DeltaError,
     DriftError,
     FrostlineError,
-    ImageError,
 )
 from frostline.freezing import Proof, not_covered_text
 from frostline.pages.rendering import now_in_words
+from frostline.pages.thumbnails import thumbnail
 from frostline.records import RunFolder, RunRecords, in_words, read_records
 from frostline.reports.repeating import repeat_command, repeat_notes, use_command, use_python
 from frostline.reports.report import Promise, RunReport, Shown
@@ -39,7 +37,6 @@ _NORMS = {
     "hold": "frozen norms hold their statistics",
     "adapt": "statistics of frozen norms follow the data",
 }
-_SIDE, _QUALITY = 128, 78  # pixels and JPEG quality of a picture: about 4 KB
 _MODULE_PARTS = 2  # of a tensor's name, by which frozen ones are counted
 
 
@@ -198,7 +195,7 @@ class _Look:
             text = self.texts.get(self.digests[place], "")
             why_not = "its table is not there any more, or is another"
         elif self.digests:
-            picture, why_not = _thumbnail(Path(name), self.digests[place], self.data.levels)
+            picture, why_not = _seen_by_run(Path(name), self.digests[place], self.data.levels)
         file = name.removeprefix(f"{self.below}{os.sep}") if self.below else name
         return Shown(file, picture, why_not, target, predicted, chance, target_chance, text)
 
@@ -218,7 +215,7 @@ def _texts(data: DataSettings, source: str) -> dict[str, str]:
     return found
 
 
-def _thumbnail(path: Path, digest: str, levels: Levels | None) -> tuple[str, str]:
+def _seen_by_run(path: Path, digest: str, levels: Levels | None) -> tuple[str, str]:
     """A data URI of the picture at `path`, or why there is none; one of the two is empty.
 
     A file of another content than `digest`, which the run saw, is not shown.
@@ -226,15 +223,11 @@ def _thumbnail(path: Path, digest: str, levels: Levels | None) -> tuple[str, str
     try:
         if file_digest(path) != digest:
             return "", "the file is not the one that the run saw"
-        image = open_image(path, levels)
-        image.thumbnail((_SIDE, _SIDE))
-        content = io.BytesIO()
-        image.save(content, "JPEG", quality=_QUALITY, optimize=True)
     except FileNotFoundError:
         return "", "the file is not there any more"
-    except (OSError, ValueError, ImageError):
+    except OSError:
         return "", "the file cannot be read"
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}", ""
+    return thumbnail(path, levels)
 
 
 def _frozen(folder: RunFolder) -> Mapping[str, int]:

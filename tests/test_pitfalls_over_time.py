@@ -726,7 +726,7 @@ class Counted:
     def __init__(self) -> None:
         self.runs = 0
 
-    def __call__(self, graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+    def __call__(self, graph: torch.fx.GraphModule, *_: object, **__: object) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             self.runs += 1
             return graph.forward(*arguments)

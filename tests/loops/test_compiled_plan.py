@@ -27,7 +27,7 @@ class Counted:
     def __init__(self) -> None:
         self.compiled = self.runs = 0
 
-    def __call__(self, graph: fx.GraphModule, _: Any) -> Callable[..., Any]:
+    def __call__(self, graph: fx.GraphModule, *_: Any, **__: Any) -> Callable[..., Any]:
         self.compiled += 1
 
         def run(*inputs: Any) -> Any:

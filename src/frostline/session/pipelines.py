@@ -57,7 +57,7 @@ from frostline.features import (
 )
 from frostline.records import BY_MODEL, PipelineFacts
 from frostline.store import FeatureStore, is_address, user_cache
-from frostline.tuning import PLAIN, Form
+from frostline.tuning import PLAIN, WEIGHTS_STAY_WEIGHTS, Form
 from frostline.units import Stopwatch, format_bytes, format_seconds
 from frostline.wording import either
 from frostline.world import ALONE, World
@@ -259,7 +259,7 @@ def compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     # torch runs a code uncompiled that it compiled eight times; 2.9 can do no other.
     known = signature(torch.compile).parameters
     apart: dict[str, Any] = {"isolate_recompiles": True} if "isolate_recompiles" in known else {}
-    made: Callable[..., Any] = torch.compile(forward, **apart)
+    made: Callable[..., Any] = torch.compile(forward, options=WEIGHTS_STAY_WEIGHTS, **apart)
     return made
 
 

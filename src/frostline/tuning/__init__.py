@@ -6,6 +6,7 @@
 from frostline.tuning.forms import PLAIN as PLAIN
 from frostline.tuning.forms import Form as Form
 from frostline.tuning.forms import machine as machine
+from frostline.tuning.realising import WEIGHTS_STAY_WEIGHTS as WEIGHTS_STAY_WEIGHTS
 from frostline.tuning.realising import Realised as Realised
 from frostline.tuning.realising import realise as realise
 from frostline.tuning.search import DEFAULT_TOLERANCE as DEFAULT_TOLERANCE

@@ -18,6 +18,10 @@ from frostline.tuning.forms import PLAIN, Form
 from frostline.tuning.rewriting import cast, fold, lay_out_channels_last, make_linear_inputs_dense
 
 Realised = Callable[..., tuple[Tensor, ...]]
+# For torch.compile, whatever the process has set: with TORCHINDUCTOR_FREEZING=1 inductor writes
+# weights into the code of passes without gradients, and a model that is trained after its first
+# validation is then judged by the weights of that time (2.9 to 2.15).
+WEIGHTS_STAY_WEIGHTS: dict[str, str | int | bool | Callable[..., object]] = {"freezing": False}
 
 
 def realise(prefix: GraphModule, form: Form = PLAIN) -> Realised:
@@ -33,7 +37,9 @@ def realise(prefix: GraphModule, form: Form = PLAIN) -> Realised:
         form: how to compute it; what of it does not apply to the prefix is left out.
     """
     module = _written_anew(prefix, form)
-    run = as_type(Realised, torch.compile(module, dynamic=True)) if form.compiled else module
+    run = as_type(Realised, module)
+    if form.compiled:
+        run = as_type(Realised, torch.compile(module, dynamic=True, options=WEIGHTS_STAY_WEIGHTS))
     return _Function(form, run, _output_dtypes(prefix))
 
 

@@ -685,6 +685,12 @@ def test_a_loss_that_no_trainable_parameter_changes_is_refused() -> None:
         fitted(model)
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_training_where_gradients_are_off_is_refused_by_that_reason(off: Any) -> None:
+    with off(), pytest.raises(fl.FreezeError, match=r"gradients are switched off around the tr"):
+        fitted(net())
+
+
 def test_options_beside_a_recipe_are_refused() -> None:
     with pytest.raises(fl.ConfigError, match=r"got a recipe and epochs, lr beside it"):
         fitted(recipe=fl.Recipe())

@@ -211,6 +211,11 @@ def _checked(loss: Tensor, batch: Batch) -> float:
     value = loss.item()
     if not math.isfinite(value):
         raise _non_finite(f"the loss became {value}", batch.names)
+    if not loss.requires_grad and not torch.is_grad_enabled():
+        raise FreezeError(
+            "gradients are switched off around the training, as by torch.no_grad() or "
+            "torch.inference_mode(), so nothing would be learned. Train outside of it."
+        )
     if not loss.requires_grad:
         raise FreezeError(
             "the loss does not depend on any trainable parameter, so nothing would be "

@@ -13,6 +13,7 @@ import frostline
 
 FLOORS = {
     "_files": 0,
+    "_leash": 0,
     "_moved": 0,
     "_sources": 0,
     "_version": 0,

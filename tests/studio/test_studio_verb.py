@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,29 +18,40 @@ import pytest
 from small_world import call, write_net, write_pictures
 
 
-def test_it_prints_its_address_and_ends_by_ctrl_c_with_what_it_runs(tmp_path: Path) -> None:
-    photos, net = write_pictures(tmp_path / "photos"), write_net(tmp_path)
-    command = [sys.executable, "-m", "frostline", "studio", str(tmp_path), "--no-browser"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+@pytest.mark.parametrize("by", ["SIGINT", "SIGKILL"])
+def test_what_it_runs_ends_with_it_however_it_ends(tmp_path: Path, by: str) -> None:
+    photos, net, root = write_pictures(tmp_path / "photos"), write_net(tmp_path), tmp_path / "new"
+    command = [sys.executable, "-m", "frostline", "studio", str(root), "--no-browser"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     try:
-        assert process.stdout.readline() == f"Frostline studio for {tmp_path}:\n"
+        assert process.stdout.readline() == f"Frostline studio for {root}:\n"
         address = process.stdout.readline().strip()
-        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\?token=([\w-]{32})", address)
+        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)(/[\w-]{32}/)", address)
         assert found, address
         asked = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=60)
         form = f"data={photos}&other={net}&weights=none&epochs=10000&name=long"
-        cookie = {"Cookie": f"frostline-{found[1]}={found[2]}"}
-        asked.request("POST", "/train", form, cookie)
+        asked.request("POST", f"{found[2]}train", form)
         assert asked.getresponse().status == 303
         asked.close()
+        until(lambda: (root / "runs/long/best").exists())
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(getattr(signal, by))
         said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert said.endswith("Ended.\n")
-    assert not (tmp_path / "runs/long/run.lock").exists()
+    if by == "SIGINT":
+        assert process.returncode == 0
+        assert said.endswith("Ended.\n")
+    until(lambda: not (root / "runs/long/run.lock").exists())
+    answer = call("train", "--resume", root / "runs/long", "--epochs", "1")
+    assert re.search(r"runs/long has done \d+ of 10000", answer.err)  # and kept what it trained
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_port_that_is_taken_is_a_message(tmp_path: Path) -> None:

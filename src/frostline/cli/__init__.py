@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from frostline._leash import heed_leash
 from frostline._version import __version__
 from frostline.cli._options import Verbs
 from frostline.cli._speaking import one_speaks
@@ -104,6 +105,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A file's name need not be text in the terminal's encoding, nor in any.
             stream.reconfigure(errors="backslashreplace")
+    heed_leash()
     if _COMPLETE in os.environ:
         from typer._completion_classes import completion_init
 

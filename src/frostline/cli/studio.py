@@ -24,24 +24,26 @@ def studio(
     """Open a page in the browser: choose pictures, train, try what was learnt.
 
     It is served by this computer to this computer alone, and does what the other commands do,
-    each of which it shows. Ctrl-C ends it; a run that is going then is stopped and can go on.
+    each of which it shows. When it ends, a run that is going is stopped, and can go on later.
     """
     import webbrowser
 
-    from frostline._files import check_writable
+    from frostline._files import check_writable, output_errors
     from frostline.cli._terminal import output, say
     from frostline.studio import Server
     from frostline.world import refuse_several
 
     refuse_several("the studio")
     root = folder.expanduser().resolve()
+    with output_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
     check_writable(root / "runs")
     with Server(root, port=port) as server:
         say(output(), f"Frostline studio for {root}:")
         say(output(), f"  {server.address}")
         say(output(), "Open it in a browser of this computer; Ctrl-C ends it.")
         if not no_browser and _has_screen():
-            webbrowser.open(server.address)
+            webbrowser.open(server.door().as_uri())
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from frostline.data.audit import Audit as Audit
 from frostline.data.audit import DataFinding as DataFinding
 from frostline.data.audit import FilesRead as FilesRead
+from frostline.data.audit import at_a_glance as at_a_glance
 from frostline.data.audit import audit as audit
 from frostline.data.audit import levels_of as levels_of
 from frostline.data.audit import read_files as read_files

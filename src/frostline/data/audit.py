@@ -108,15 +108,10 @@ def audit(
         sound.write()
     clean = without(splits, broken)
     left_out = [_broken_images(broken, bad_images)] if broken else []
-    errors = [
+    _refuse_for(
         *(left_out if bad_images == "error" else ()),
         *_errors(splits, clean, {} if bad_images == "error" else broken),
-    ]
-    if len(errors) > 1:
-        lines = "".join(f"\n- {message}" for message in errors)
-        raise DataError(f"the data set cannot be trained on, for {len(errors)} reasons:{lines}")
-    if errors:
-        raise DataError(errors[0])
+    )
     # What trains, but perhaps not what was meant; worst first.
     alphas = _odd_alphas(seen)
     odd = [
@@ -135,6 +130,17 @@ def audit(
         levels = levels or common_levels(trained) or common_levels(seen.values())
     findings += [DataFinding("note", *each) for each in _values(seen, levels)]
     return Audit(clean, tuple(findings), digests, levels, kept)
+
+
+def at_a_glance(splits: Splits) -> tuple[str, ...]:
+    """What `audit` would warn of, as far as it is seen without reading a picture.
+
+    Raises:
+        DataError: as `audit`, likewise.
+    """
+    _refuse_for(*_errors(splits, splits, {}))
+    odd = [*class_findings(splits.train.counts, splits.val.counts), *_ignored(splits)]
+    return (*splits.notes, *(message for _, message in odd))
 
 
 def levels_of(files: Iterable[Path]) -> Levels | None:
@@ -220,6 +226,15 @@ def _verdict(read: _Read, sound: SoundPictures | None, path: Path) -> tuple[str,
             return digest, seen
     except ImageError as error:
         return error
+
+
+def _refuse_for(*reasons: str) -> None:
+    """Refuse the data set in one message, if there is a reason."""
+    if len(reasons) > 1:
+        lines = "".join(f"\n- {message}" for message in reasons)
+        raise DataError(f"the data set cannot be trained on, for {len(reasons)} reasons:{lines}")
+    if reasons:
+        raise DataError(reasons[0])
 
 
 def _broken_images(broken: Mapping[Path, ImageError], bad_images: BadImages) -> str:

@@ -32,7 +32,7 @@ def share_interval(hits: int, samples: int) -> tuple[float, float]:
 
 def accuracy_interval(metrics: Mapping[str, float], samples: int) -> tuple[float, float] | None:
     """95 % interval of the accuracy among `metrics`; None where there is none."""
-    if "accuracy" not in metrics or not samples:
+    if not math.isfinite(metrics.get("accuracy", math.nan)) or not samples:
         return None
     return share_interval(round(metrics["accuracy"] * samples), samples)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from threading import Lock
 from typing import final
 from urllib.parse import urlencode
 
-from frostline.data import ordered_map
+from frostline.data import levels_of, ordered_map
 from frostline.errors import ConfigError, DataError, FrostlineError
 from frostline.pages.rendering import render
 from frostline.pages.thumbnails import thumbnail
@@ -18,19 +20,28 @@ from frostline.records import in_words
 from frostline.records.certainty import accuracy_interval
 from frostline.reports import course_charts
 from frostline.runs import FinishedRun, Prediction, open_run
-from frostline.studio.choices import FORMATS, PARTS, asked_run, free_name, networks
+from frostline.studio.choices import FORMATS, PARTS, asked_run, networks
 from frostline.studio.places import (
     RUNS,
     FoundData,
     KnownRun,
     known_run,
     look_into,
+    named_path,
     read_data,
     runs_below,
 )
-from frostline.studio.work import Work
+from frostline.studio.work import Said, Work
 
 _TOP = 5  # classes named of a picture
+_SUFFIX = re.compile(r"\.\w{1,8}", re.ASCII)
+# What a page may do in the browser: run the script in it, and ask the studio. A report may run
+# nothing, whoever wrote it.
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_READ_ONLY = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @final
@@ -40,11 +51,13 @@ class Answer:
 
     Attributes:
         goto: where the browser is sent instead.
+        policy: of its content, as the header has it.
     """
 
     body: str = ""
     status: int = 200
     goto: str = ""
+    policy: str = _POLICY
 
 
 @final
@@ -57,43 +70,43 @@ class Studio:
         self._opened: tuple[str, int, FinishedRun] | None = None
         self._predicting = Lock()
 
-    def show(self, path: str, query: Mapping[str, str]) -> Answer:
+    def show(self, page: str, query: Mapping[str, str]) -> Answer:
         """A page.
 
         Raises:
             FrostlineError: what it is about cannot be shown; says why.
         """
         pages: dict[str, Callable[[Mapping[str, str]], Answer]] = {
-            "/": self._home,
-            "/folder": self._folder,
-            "/new": self._new,
-            "/run": self._run,
-            "/live": self._live,
-            "/report": self._report,
-            "/work": self._work,
+            "": self._home,
+            "folder": self._folder,
+            "new": self._new,
+            "run": self._run,
+            "live": self._live,
+            "report": self._report,
+            "work": self._work,
         }
-        if path not in pages:
-            return self.problem(f"there is no page {path}.", status=404)
-        return pages[path](query)
+        if page not in pages:
+            return self.problem(f"there is no page {page}.", status=404)
+        return pages[page](query)
 
-    def do(self, path: str, form: Mapping[str, str]) -> Answer:
+    def do(self, action: str, form: Mapping[str, str]) -> Answer:
         """What a form asks for; the browser is sent on to where it can be seen.
 
         Raises:
             FrostlineError: it cannot be done; says why.
         """
         actions: dict[str, Callable[[Mapping[str, str]], Answer]] = {
-            "/train": self._train,
-            "/resume": self._resume,
-            "/stop": self._stop,
-            "/estimate": self._estimate,
-            "/probe": self._probe,
-            "/verify": self._verify,
-            "/export": self._export,
+            "train": self._train,
+            "resume": self._resume,
+            "stop": self._stop,
+            "estimate": self._estimate,
+            "probe": self._probe,
+            "verify": self._verify,
+            "export": self._export,
         }
-        if path not in actions:
-            return self.problem(f"there is nothing to do at {path}.", status=404)
-        return actions[path](form)
+        if action not in actions:
+            return self.problem(f"there is nothing to do at {action}.", status=404)
+        return actions[action](form)
 
     def predict(self, query: Mapping[str, str], picture: bytes) -> Answer:
         """What a run says of a picture, as a part of its page.
@@ -102,44 +115,48 @@ class Studio:
             FrostlineError: the picture cannot be read, or the run not be opened.
         """
         run = self._known(query)
-        name = Path(query.get("file", "")).name or "picture"
+        name = query.get("file", "").rpartition("/")[2] or "picture"
+        kind = _SUFFIX.search(name[-9:])
         with tempfile.TemporaryDirectory(prefix="frostline-studio-") as folder:
-            file = Path(folder, f"picture{Path(name).suffix}")
+            file = Path(folder, f"picture{kind[0] if kind else ''}")
             file.write_bytes(picture)
-            seen, _ = thumbnail(file)
+            seen, _ = thumbnail(file, run.settings.data.levels if run.settings else None)
             try:
                 said = self._predicted(run, file)
             except FrostlineError as error:
                 raise DataError(str(error).replace(str(file), name)) from error
-        return Answer(
-            render(
-                "studio_said.html", file=name, picture=seen, said=said, words=in_words(said.answer)
-            )
-        )
+        words = in_words(said.answer)
+        return Answer(render("studio_said.html", file=name, picture=seen, said=said, words=words))
 
     def problem(self, message: str, *, status: int = 400) -> Answer:
         """A page that says what is wrong."""
         return Answer(self._page("studio_problem.html", message=message), status)
 
     def _page(self, template: str, **values: object) -> str:
-        return render(template, folder=self.folder, said=self.work.said(), **values)
+        said = self.work.said()
+        usual = {"folder": self.folder, "said": said, "why_ended": _why_ended(said)}
+        return render(template, **{**usual, **values})
 
     def _home(self, _query: Mapping[str, str]) -> Answer:
         return Answer(self._page("studio_home.html", runs=runs_below(self.folder)))
 
     def _folder(self, query: Mapping[str, str]) -> Answer:
-        path = Path(query.get("path") or self.folder).expanduser()
-        is_table = path.is_file()
-        place = look_into(path.parent if is_table else path)
-        found, why_not = self._data(path)
+        path = named_path(query.get("path", ""), self.folder)
+        place = look_into(path.parent if path.is_file() else path)
+        # Where everything of a person lies is not looked through before they have asked for it.
+        is_whole = path == Path.home() or path in Path.home().parents
+        found, why_not = None, ""
+        if not is_whole or "path" in query:
+            found, why_not = self._data(path)
         shown = found.shown if found else ()
-        small = ordered_map(lambda one: thumbnail(one[0]), shown, ahead=len(shown))
+        levels = levels_of(file for file, _ in shown) if shown else None
+        small = ordered_map(lambda one: thumbnail(one[0], levels), shown, ahead=len(shown))
         pictures = list(zip(small, (said for _, said in shown), strict=True))
         return Answer(
             self._page(
                 "studio_folder.html",
                 place=place,
-                chosen=path.resolve(),
+                chosen=path,
                 found=found,
                 why_not=why_not,
                 pictures=pictures,
@@ -148,54 +165,49 @@ class Studio:
 
     def _data(self, path: Path) -> tuple[FoundData | None, str]:
         try:
-            return read_data(path.resolve()), ""
+            return read_data(path), ""
         except FrostlineError as error:
             return None, str(error)
 
     def _new(self, query: Mapping[str, str]) -> Answer:
-        path = Path(query.get("data", "")).expanduser()
-        return Answer(
-            self._page(
-                "studio_new.html",
-                found=read_data(path.resolve()),
-                networks=networks(),
-                parts=PARTS,
-                name=free_name(self.folder, path.name, ""),
-            )
-        )
+        if not query.get("data"):
+            return Answer(status=303, goto="folder")
+        found = read_data(named_path(query["data"], self.folder))
+        offered = networks(found.kind)
+        return Answer(self._page("studio_new.html", found=found, networks=offered, parts=PARTS))
 
     def _train(self, form: Mapping[str, str]) -> Answer:
         asked = asked_run(form, self.folder)
-        read_data(Path(form["data"]))  # what is wrong with it is said on this page
+        read_data(asked.data)  # what is wrong with it is said on this page
         self.work.start(asked.training, about=f"the run {asked.name}", run=asked.name)
-        return self._goto("/run", name=asked.name)
+        return _goto("run", name=asked.name)
 
     def _resume(self, form: Mapping[str, str]) -> Answer:
         run = self._known(form)
         words = ["train", "--resume", f"{RUNS}/{run.name}"]
         self.work.start(words, about=f"the run {run.name}", run=run.name)
-        return self._goto("/run", name=run.name)
+        return _goto("run", name=run.name)
 
     def _stop(self, form: Mapping[str, str]) -> Answer:
-        self.work.stop()
-        if form.get("name"):
-            return self._goto("/run", name=form["name"])
-        return self._goto("/work")
+        number, said = form.get("number", ""), self.work.said()
+        if said is not None and number == str(said.number):
+            self.work.stop(said.number)
+        return _goto("run", name=form["name"]) if form.get("name") else _goto("work")
 
     def _probe(self, form: Mapping[str, str]) -> Answer:
         asked = asked_run(form, self.folder)
         self.work.start(asked.probe, about="the look at each depth")
-        return self._goto("/work")
+        return _goto("work")
 
     def _estimate(self, form: Mapping[str, str]) -> Answer:
         asked = asked_run(form, self.folder)
         self.work.start(asked.estimate, about="the estimate")
-        return self._goto("/work")
+        return _goto("work")
 
     def _verify(self, form: Mapping[str, str]) -> Answer:
         run = self._known(form)
         self.work.start(["verify", f"{RUNS}/{run.name}"], about=f"the proof of {run.name}")
-        return self._goto("/work")
+        return _goto("work")
 
     def _export(self, form: Mapping[str, str]) -> Answer:
         run, kind = self._known(form), form.get("to", "")
@@ -203,60 +215,64 @@ class Studio:
             raise ConfigError(f"asked for a file of kind {kind!r}. Choose one on the page.")
         words = ["export", f"{RUNS}/{run.name}", "--to", kind]
         self.work.start(words, about=f"the export of {run.name}")
-        return self._goto("/work")
+        return _goto("work")
 
     def _work(self, query: Mapping[str, str]) -> Answer:
         page = "studio_output.html" if "part" in query else "studio_work.html"
         return Answer(self._page(page))
 
     def _run(self, query: Mapping[str, str]) -> Answer:
-        name = query.get("name", "")
-        said = self.work.said()
-        if said is not None and said.run == name and not self._is_there(name):
-            return Answer(self._page("studio_starting.html", name=name))
-        run = self._known(query)
-        return Answer(self._page("studio_run.html", formats=FORMATS, **self._about(run)))
+        return Answer(self._page("studio_run.html", **self._about(query.get("name", ""))))
 
     def _live(self, query: Mapping[str, str]) -> Answer:
         """The part of a run's page that changes while it goes on."""
-        if not self._is_there(query.get("name", "")):
-            return Answer(self._page("studio_output.html"))
-        return Answer(self._page("studio_course.html", **self._about(self._known(query))))
+        return Answer(self._page("studio_live.html", **self._about(query.get("name", ""))))
 
-    def _about(self, run: KnownRun) -> dict[str, object]:
-        best = run.records.best
-        metrics = dict(best.validation) if best else {}
-        result = run.records.result
-        samples = result.samples if result else 0
+    def _about(self, name: str) -> dict[str, object]:
+        """What there is to tell of a run, which may not have begun to write anything yet.
+
+        Raises:
+            ConfigError: there is no such run, and none was asked for here.
+        """
         said = self.work.said()
+        ours = said if said is not None and said.run == name else None
+        run: KnownRun | None = None
+        try:
+            run = known_run(self.folder, name)
+        except ConfigError:
+            if ours is None:
+                raise
+        is_working = ours is not None and ours.status is None
+        best = run.records.best if run else None
+        metrics = dict(best.validation) if best else {}
+        result = run.records.result if run else None
+        samples = result.samples if result else 0
         return {
+            "name": name,
             "run": run,
+            "state": "going" if is_working else (run.state if run else "stopped"),
+            "ours": ours,
+            "why_ended": _why_ended(ours),
             "best": best,
-            "metrics": metrics,
+            "metrics": {n: value for n, value in metrics.items() if math.isfinite(value)},
             "samples": samples,
-            "interval": accuracy_interval(metrics, samples) if samples else None,
-            "charts": course_charts(run.records),
-            "ours": said is not None and said.run == run.name,
+            "interval": accuracy_interval(metrics, samples),
+            "charts": course_charts(run.records) if run else [],
+            "formats": FORMATS,
         }
 
     def _report(self, query: Mapping[str, str]) -> Answer:
         file = self._known(query).folder.report
         try:
-            return Answer(file.read_text(encoding="utf-8"))
-        except OSError as error:
+            return Answer(file.read_text(encoding="utf-8"), policy=_READ_ONLY)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
             raise ConfigError(
-                f"{file} cannot be read: {error.strerror}. It is written when a run ends."
+                f"{file} cannot be read: {reason}. It is written when a run ends."
             ) from error
 
     def _known(self, query: Mapping[str, str]) -> KnownRun:
         return known_run(self.folder, query.get("name", ""))
-
-    def _is_there(self, name: str) -> bool:
-        try:
-            known_run(self.folder, name)
-        except ConfigError:
-            return False
-        return True
 
     def _predicted(self, run: KnownRun, file: Path) -> Prediction:
         """By the run, which stays open for the next picture as long as it is the same."""
@@ -266,5 +282,19 @@ class Studio:
                 self._opened = run.name, stamp, open_run(run.folder.root)
             return self._opened[2].predict([file], top=_TOP)[0]
 
-    def _goto(self, path: str, **query: str) -> Answer:
-        return Answer(status=303, goto=f"{path}?{urlencode(query)}" if query else path)
+
+def _why_ended(said: Said | None) -> str:
+    """What ended a command, where that is not what it was to do."""
+    if said is None or not said.status:
+        return ""
+    if said.status == 3:
+        return "✗ A promise was broken: read below."
+    if said.is_stopped:
+        return "Stopped."
+    if said.status < 0:
+        return "The system ended it, perhaps for want of memory."
+    return "It did not work: read below."
+
+
+def _goto(page: str, **query: str) -> Answer:
+    return Answer(status=303, goto=f"{page}?{urlencode(query)}" if query else page)

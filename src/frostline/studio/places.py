@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from threading import Lock
+from typing import Literal, final
 
+from frostline._files import is_text
 from frostline.config import DataSettings, ModelSettings, RunSettings
-from frostline.data import IMAGE_SUFFIXES, Sample, Splits, likely_task
+from frostline.data import IMAGE_SUFFIXES, Sample, Splits, at_a_glance, likely_task
 from frostline.errors import ConfigError, DataError, FrostlineError, OutputError
 from frostline.records import RunFolder, RunRecords, read_records
 from frostline.runs import pictures
@@ -20,8 +21,10 @@ _ENTRIES = 500  # of a folder that are listed
 _SHOWN = 12  # pictures
 _TABLES = (".csv", ".tsv")
 RUNS = "runs"
-# Of a run; nothing that a command could take for an option, or a path for another folder.
-_NAME = re.compile(r"[^\s/\\.\x00-\x1f-][^/\\\x00-\x1f]{0,99}")
+_NEW_NAME = re.compile(r"\w(?:[\w .+-]{0,78}[\w+-])?")
+_LOOKING = Lock()  # whoever looks whether a run is going holds its lock for a moment
+
+State = Literal["going", "done", "stopped"]
 
 
 @final
@@ -50,16 +53,20 @@ class FoundData:
     """Data that can be trained on, as `frostline train` would divide them.
 
     Attributes:
+        kind: of what is learnt.
         how: how they were divided, for people.
-        classes: names, or of another task what it learns.
+        names: of the classes, or of what else is learnt.
+        odd: what to know before training, for people.
         shown: a few of the pictures, from all over the data, each with its class.
     """
 
     path: Path
+    kind: str
     train: int
     val: int
     how: str
-    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    odd: tuple[str, ...]
     shown: tuple[tuple[Path, str], ...]
 
 
@@ -69,26 +76,39 @@ class KnownRun:
     """A run below the studio's folder.
 
     Attributes:
-        name: of its folder below `runs`.
-        state: going, done or stopped.
+        name: of its folder in `runs`.
         settings: None where they cannot be read; `problem` says why.
     """
 
     name: str
     folder: RunFolder
-    state: str
+    state: State
     records: RunRecords
     settings: RunSettings | None
     problem: str = ""
 
 
+def named_path(text: str, base: Path) -> Path:
+    """The path that a person wrote, from `base` where it is not a whole one.
+
+    Raises:
+        DataError: it cannot be one.
+    """
+    try:
+        path = (base / Path(text.strip()).expanduser()).resolve()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{text[:100]!r} cannot be a path: {reason}. Write another.") from error
+    return path
+
+
 def look_into(path: Path) -> Place:
-    """What lies in a folder; hidden names are left out.
+    """What lies in a folder; hidden names are left out, and what no page can name.
 
     Raises:
         DataError: there is no such folder, or it cannot be read.
     """
-    path = path.expanduser().resolve()
     try:
         with os.scandir(path) as entries:
             names = sorted(entries, key=lambda entry: entry.name.casefold())
@@ -96,13 +116,19 @@ def look_into(path: Path) -> Place:
         raise DataError(
             f"cannot look into {path}: {error.strerror}. Choose another folder."
         ) from error
-    shown = [entry for entry in names if not entry.name.startswith(".")]
+    seen = [entry for entry in names if not entry.name.startswith(".")]
+    shown = [entry for entry in seen if is_text(entry.name)]
     folders = [entry.name for entry in shown if entry.is_dir()]
     tables = [entry.name for entry in shown if _suffix(entry.name) in _TABLES]
-    pictures = sum(_suffix(entry.name) in IMAGE_SUFFIXES for entry in shown)
-    above = path.parent if path.parent != path else None
-    more = max(0, len(folders) - _ENTRIES) + max(0, len(tables) - _ENTRIES)
-    return Place(path, above, tuple(folders[:_ENTRIES]), tuple(tables[:_ENTRIES]), pictures, more)
+    more = sum(max(0, len(named) - _ENTRIES) for named in (folders, tables))
+    return Place(
+        path,
+        path.parent if path.parent != path else None,
+        tuple(folders[:_ENTRIES]),
+        tuple(tables[:_ENTRIES]),
+        sum(_suffix(entry.name) in IMAGE_SUFFIXES for entry in shown),
+        more + len(seen) - len(shown),
+    )
 
 
 def read_data(path: Path) -> FoundData:
@@ -117,23 +143,31 @@ def read_data(path: Path) -> FoundData:
         model=ModelSettings(name="resnet18"), data=DataSettings(path=str(path)), task=task
     )
     splits = pictures.splits_of(settings)
-    samples = splits.train.samples
-    step = max(1, len(samples) // _SHOWN)
-    shown = tuple((one.path, _said(one, splits)) for one in samples[::step][:_SHOWN])
+    odd, samples = at_a_glance(splits), splits.train.samples
+    few = min(_SHOWN, len(samples))
+    shown = (samples[place * len(samples) // few] for place in range(few))
     return FoundData(
-        path, len(splits.train), len(splits.val), splits.how, tuple(splits.names), shown
+        path,
+        kind,
+        len(splits.train),
+        len(splits.val),
+        splits.how,
+        tuple(splits.names),
+        odd,
+        tuple((one.path, _said(one, splits)) for one in shown),
     )
 
 
 def runs_below(folder: Path) -> list[KnownRun]:
     """The runs in `runs`, the latest first."""
-    places = [
-        place
-        for place in _folders(folder / RUNS)
-        if _NAME.fullmatch(place.name) and RunFolder(place).settings.is_file()
-    ]
-    places.sort(key=lambda place: RunFolder(place).settings.stat().st_mtime, reverse=True)
-    return [known_run(folder, place.name) for place in places]
+    found = []
+    for name in _names_in(folder / RUNS):
+        try:
+            begun = RunFolder(folder / RUNS / name).settings.stat().st_mtime
+            found.append((begun, known_run(folder, name)))
+        except (OSError, ConfigError):  # it is no run, or was taken away meanwhile
+            continue
+    return [run for _, run in sorted(found, key=lambda one: one[0], reverse=True)]
 
 
 def known_run(folder: Path, name: str) -> KnownRun:
@@ -142,10 +176,12 @@ def known_run(folder: Path, name: str) -> KnownRun:
     Raises:
         ConfigError: there is none.
     """
-    check_name(name)
+    if Path(name).name != name or not is_text(name):
+        raise ConfigError(f"{name!r} is no name of a run. Choose one on the first page.")
     files = RunFolder(folder / RUNS / name)
     files.check_is_run()
-    records, state = read_records(files), "stopped"
+    records = read_records(files)
+    state: State = "stopped"
     if _is_going(files):
         state = "going"
     elif records.result is not None and records.result.frozen is not None:
@@ -156,29 +192,38 @@ def known_run(folder: Path, name: str) -> KnownRun:
         return KnownRun(name, files, state, records, None, str(error))
 
 
-def check_name(name: str) -> None:
-    """Refuse what is no name of a folder in `runs`.
+def check_new_name(folder: Path, name: str) -> None:
+    """Refuse a name that a new run cannot have.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is no name, or another run has it.
     """
-    if not _NAME.fullmatch(name):
+    if not _NEW_NAME.fullmatch(name) or len(name.encode()) > 200:
         raise ConfigError(
-            f"{name!r} cannot be the name of a run. Use letters, digits, - and _, at most 100."
+            f"{name[:100]!r} cannot be the name of a run. Use letters, digits, spaces, and - _ + . "
+            "between them, at most 80."
+        )
+    if (folder / RUNS / name).exists():
+        raise ConfigError(
+            f"there is a run {name!r} already, and nothing was changed. Choose another name, or "
+            "leave it empty."
         )
 
 
 def _is_going(files: RunFolder) -> bool:
-    try:
-        files.check_idle()
-    except OutputError:
-        return True
+    with _LOOKING:
+        try:
+            files.check_idle()
+        except OutputError:
+            return True
     return False
 
 
-def _folders(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from (place for place in path.iterdir() if place.is_dir())
+def _names_in(path: Path) -> list[str]:
+    try:
+        return [place.name for place in path.iterdir() if is_text(place.name)]
+    except OSError:
+        return []
 
 
 def _suffix(name: str) -> str:

@@ -1,30 +1,32 @@
 """The studio over HTTP, for the browsers of the person who started it and for no one else.
 
-It listens on this machine alone. Whoever asks must hold the token, which the address has that was
-printed: the first visit puts it into a cookie. Pages of other sites in the same browser get
-nowhere: the cookie goes along with no request of theirs, a name that resolves to this machine is
+It listens on this machine alone, and each of its addresses begins with a token that only the
+address that was printed tells: who does not know it gets nothing, be it another user of the
+machine or a page of another site in the same browser. No cookie holds it, since a browser sends
+those to whatever listens on another port of the machine. A name that resolves to this machine is
 not answered to, and what changes anything must come from the studio's own pages.
 """
 
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, final
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl
 
 from frostline.errors import ConfigError, FrostlineError, one_line
 from frostline.studio.answering import Answer, Studio
 from frostline.wording import on_the_command_line
 
-_HOST = "127.0.0.1"
-_NAMES = {"127.0.0.1", "localhost"}
+_ADDRESS = "127.0.0.1"
+_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?")
 _FORM_BYTES = 100_000
-_PICTURE_BYTES = 500_000_000
-_SECONDS = 60  # that a browser may take to send what it began
+_PICTURE_BYTES = 200_000_000
+_SECONDS = 60  # that a browser may be silent within what it began to send
 
 
 @final
@@ -32,7 +34,7 @@ class Server(ThreadingHTTPServer):
     """A studio that listens.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: the port cannot be had.
     """
 
     daemon_threads = True
@@ -43,7 +45,7 @@ class Server(ThreadingHTTPServer):
         self.studio = Studio(folder)  # first: what cannot listen is closed, with its work
         self.token = secrets.token_urlsafe(24)
         try:
-            super().__init__((_HOST, port), _Handler)
+            super().__init__((_ADDRESS, port), _Handler)
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"port {port} cannot be had: {getattr(error, 'strerror', None) or error}. Choose "
@@ -53,15 +55,20 @@ class Server(ThreadingHTTPServer):
     @property
     def address(self) -> str:
         """To be opened in a browser; holds the token."""
-        return f"http://{_HOST}:{self.server_port}/?token={self.token}"
+        return f"http://{_ADDRESS}:{self.server_port}/{self.token}/"
 
-    @property
-    def cookie(self) -> str:
-        """Its name: studios on several ports of one machine share a browser's cookies."""
-        return f"frostline-{self.server_port}"
+    def door(self) -> Path:
+        """A page that leads to the address, and that no other user of the machine can read.
+
+        A browser is started with it in place of the address: commands and their words can be seen
+        by all.
+        """
+        page = Path(self.studio.work.scratch.name, "studio.html")
+        page.write_text(f'<meta http-equiv="refresh" content="0; url={self.address}">')
+        return page
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: what goes wrong here is a browser that went away."""
+        """Nothing: it is a browser that went away."""
 
     def server_close(self) -> None:
         """Stop listening, and what is running."""
@@ -76,77 +83,68 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _SECONDS
 
     def do_GET(self) -> None:
-        path, query = self._asked()
-        if "token" in query and self._is_token(query["token"]):
-            cookie = f"{self.server.cookie}={self.server.token}; HttpOnly; SameSite=Strict; Path=/"
-            self._send(Answer(status=303, goto="/"), {"Set-Cookie": cookie})
-        elif self._is_allowed():
-            self._answer(lambda: self.server.studio.show(path, query))
+        if (asked := self._asked()) is not None:
+            page, query = asked
+            self._answer(lambda: self.server.studio.show(page, query))
 
     def do_POST(self) -> None:
-        path, query = self._asked()
-        if not self._is_allowed() or not self._is_own():
+        asked = self._asked()
+        if asked is None or not self._is_own():
             return
-        if path == "/predict":
-            picture = self._body(_PICTURE_BYTES)
-            if picture is not None:
-                self._answer(lambda: self.server.studio.predict(query, picture), as_text=True)
+        page, query = asked
+        body = self._body(_PICTURE_BYTES if page == "predict" else _FORM_BYTES)
+        if body is None:
             return
-        body = self._body(_FORM_BYTES)
-        if body is not None:
-            form = dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
-            self._answer(lambda: self.server.studio.do(path, form))
+        if page == "predict":
+            self._answer(lambda: self.server.studio.predict(query, body), as_text=True)
+            return
+        form = _fields(body.decode(errors="replace"))
+        self._answer(lambda: self.server.studio.do(page, form))
 
-    def _asked(self) -> tuple[str, Mapping[str, str]]:
-        parts = urlsplit(self.path)
-        return parts.path, dict(parse_qsl(parts.query, keep_blank_values=True))
-
-    def _is_allowed(self) -> bool:
-        """Whether who asks holds the token; says so if not."""
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if host not in _NAMES:
+    def _asked(self) -> tuple[str, Mapping[str, str]] | None:
+        """Page and query of who knows the token; None of others, who are told so."""
+        hosts = self.headers.get_all("Host") or []
+        if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
             self._refuse("This is asked for by a name that is not this computer's.")
-            return False
-        cookies = (
-            part.strip().partition("=") for part in self.headers.get("Cookie", "").split(";")
-        )
-        given = next((value for name, _, value in cookies if name == self.server.cookie), "")
-        if not self._is_token(given):
+            return None
+        path, _, query = self.path.partition("?")
+        token, _, page = path.removeprefix("/").partition("/")
+        if not hmac.compare_digest(token.encode(), self.server.token.encode()):
             self._refuse("Open the address that `frostline studio` printed; it holds a token.")
-            return False
-        return True
+            return None
+        return page, _fields(query)
 
     def _is_own(self) -> bool:
         """Whether a form was sent from a page of the studio's; says so if not."""
-        origin = self.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != self.headers.get("Host"):
-            self._refuse("This was asked for by a page of another site.")
-            return False
-        return True
-
-    def _is_token(self, text: str) -> bool:
-        return hmac.compare_digest(text.encode(), self.server.token.encode())
+        origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site")
+        if origin in (None, f"http://{self.headers['Host']}") and site in (None, "same-origin"):
+            return True
+        self._refuse("This was asked for by a page of another site.")
+        return False
 
     def _body(self, most: int) -> bytes | None:
-        """What was sent; None where it is too much, which is said."""
+        """What was sent; None where it is too much, or less than was said, which is told."""
         text = self.headers.get("Content-Length", "")
-        length = int(text) if text.isascii() and text.isdecimal() else -1
-        if not 0 <= length <= most:
+        length = int(text) if re.fullmatch(r"[0-9]{1,12}", text) else most + 1
+        if length > most:
             self._refuse(f"More was sent than {most:,} bytes, or not how much.", status=413)
             return None
-        return self.rfile.read(length)
+        body = self.rfile.read(length)
+        if len(body) < length:
+            self._refuse("Less came than was to be sent.", status=400)
+            return None
+        return body
 
-    def _answer(self, make: Any, *, as_text: bool = False) -> None:
+    def _answer(self, make: Callable[[], Answer], *, as_text: bool = False) -> None:
         with on_the_command_line():
             try:
-                self._send(make())
+                answer = make()
             except FrostlineError as error:
                 found = str(error)
-            except ConnectionError:
-                return
             except Exception as error:
                 found = f"unexpected {one_line(error)}. Please report it."
             else:
+                self._send(answer)
                 return
             if as_text:
                 self._refuse(found, status=400)
@@ -155,22 +153,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, message: str, *, status: int = 403) -> None:
         self.close_connection = True  # what else was sent with it is not read
-        self._send(Answer(message, status), {"Content-Type": "text/plain; charset=utf-8"})
+        self._send(Answer(message, status), kind="plain")
 
-    def _send(self, answer: Answer, more: Mapping[str, str] | None = None) -> None:
+    def _send(self, answer: Answer, *, kind: str = "html") -> None:
         body = answer.body.encode("utf-8", "backslashreplace")
         headers = {
-            "Content-Type": "text/html; charset=utf-8",
+            "Content-Type": f"text/{kind}; charset=utf-8",
             "Content-Length": str(len(body)),
+            "Content-Security-Policy": answer.policy,
             "Cache-Control": "no-store",
             "Referrer-Policy": "same-origin",
             "X-Content-Type-Options": "nosniff",
             "X-Frame-Options": "DENY",
             "Cross-Origin-Resource-Policy": "same-origin",
-            **(more or {}),
         }
         if answer.goto:
-            headers["Location"] = quote(answer.goto, safe="/?=&%+-_.~")
+            headers["Location"] = answer.goto
         self.send_response(answer.status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -179,3 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_args: Any) -> None:
         """Nothing: the terminal is the person's."""
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Of a query or a form, the last of each name."""
+    return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=100))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from shlex import join
 from threading import Lock
 from typing import final
 
+from frostline._leash import LEASH
 from frostline.errors import ConfigError
 
 _TAIL_BYTES = 100_000  # of what a command printed; a page shows no more
@@ -29,18 +29,22 @@ class Said:
     """A command and what it has printed.
 
     Attributes:
+        number: of the studio's commands, from 1.
         command: as one would type it.
         about: what it is for, for people.
         run: the run that it is about, if any.
         text: the end of what it printed.
         status: its exit status; None while it goes on.
+        is_stopped: whether it was asked to stop.
     """
 
+    number: int
     command: str
     about: str
     run: str
     text: str
     status: int | None
+    is_stopped: bool
 
 
 @final
@@ -51,35 +55,41 @@ class Work:
         self._folder = folder
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._scratch = tempfile.TemporaryDirectory(prefix="frostline-studio-")
-        self._output = Path(self._scratch.name, "output.txt")
+        self.scratch = tempfile.TemporaryDirectory(prefix="frostline-studio-")
+        self._output = Path(self.scratch.name, "output.txt")
         self._words: tuple[str, ...] = ()
         self._about = self._run = ""
+        self._number = 0
+        self._is_stopped = self._is_closed = False
 
     def start(self, words: Sequence[str], *, about: str, run: str = "") -> None:
         """Run `frostline` with these words, in the studio's folder.
 
         Raises:
-            ConfigError: something is running already.
+            ConfigError: something is running already, or the studio is ending.
         """
         with self._lock:
+            if self._is_closed:
+                raise ConfigError("the studio is ending, so nothing is begun.")
             if self._process is not None and self._process.poll() is None:
                 raise ConfigError(
                     f"{self._about} is still going, and two at once would only slow each other "
                     "down. Wait for its end, or stop it."
                 )
-            self._words, self._about, self._run = tuple(words), about, run
+            self._let_go()
             with self._output.open("wb") as output:
                 # A session of its own: Ctrl-C in the studio's terminal is the studio's to pass on.
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "frostline", *words],
                     cwd=self._folder,
-                    env={**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"},
-                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", LEASH: "1"},
+                    stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
+            self._words, self._about, self._run = tuple(words), about, run
+            self._number, self._is_stopped = self._number + 1, False
 
     def said(self) -> Said | None:
         """What is running or ran last; None before anything did."""
@@ -87,17 +97,24 @@ class Work:
             if self._process is None:
                 return None
             status = self._process.poll()  # before its output is read, so that none is missed
-            command = join(["frostline", *self._words])
-            return Said(command, self._about, self._run, _tail(self._output), status)
+            return Said(
+                self._number,
+                join(["frostline", *self._words]),
+                self._about,
+                self._run,
+                _tail(self._output),
+                status,
+                self._is_stopped,
+            )
 
-    def stop(self) -> None:
-        """Stop what is running as Ctrl-C does: a run keeps what it trained, and can go on."""
+    def stop(self, number: int) -> None:
+        """Stop that command, if it is running, as Ctrl-C does: a run can go on afterwards."""
         with self._lock:
             process = self._process
-        if process is None or process.poll() is not None:
-            return
-        # Windows sends no interrupt to one process; what a run keeps there is what a kill leaves.
-        process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGINT)
+            if process is None or number != self._number or process.poll() is not None:
+                return
+            self._is_stopped = True
+            self._let_go()
         try:
             process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -106,8 +123,16 @@ class Work:
 
     def close(self) -> None:
         """Stop what is running; nothing can be started after it."""
-        self.stop()
-        self._scratch.cleanup()
+        with self._lock:
+            self._is_closed = True
+        self.stop(self._number)
+        self._let_go()
+        self.scratch.cleanup()
+
+    def _let_go(self) -> None:
+        """Close what the process reads, by which it ends; see `_leash`."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
 
 
 def _tail(file: Path) -> str:

@@ -1,0 +1,27 @@
+"""A process that ends with the one that began it, however that one ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from _thread import interrupt_main
+
+LEASH = "FROSTLINE_ENDS_WITH_STDIN"
+"""In the environment of a process whose standard input is held open by who began it."""
+
+
+def heed_leash() -> None:
+    """Once standard input ends, be interrupted as by Ctrl-C; nothing where no one asked for it."""
+    if os.environ.get(LEASH):
+        threading.Thread(target=_wait, name="frostline-leash", daemon=True).start()
+
+
+def _wait() -> None:
+    while os.read(0, 1):  # not by sys.stdin, whose lock the main thread may want as it ends
+        pass
+    if sys.platform == "win32":
+        interrupt_main()
+    else:  # to the main thread itself: one that waits for a lock is woken by it
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -6,12 +6,15 @@ import random
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import frostline as fl
 from frostline.cutting import cut
@@ -465,3 +468,124 @@ def test_what_a_number_says_of_a_tensor_put_aside_stays_with_it() -> None:
     with suppress(fl.CutError):
         cut(net, long)
     assert torch.equal(net.eval()(short), expected)
+
+
+def test_rows_of_a_frozen_embedding_are_not_kept_in_place_of_tokens(tmp_path: Path) -> None:
+    tokens = torch.arange(24).view(4, 6)
+    for width, is_worth in ((16, True), (512, False)):
+        net = nn.Sequential(nn.Embedding(50, width), nn.Flatten(), nn.Linear(6 * width, 2))
+        fl.freeze(net, "0")
+        if is_worth:
+            assert cut(net, tokens).frontier.nbytes == 6 * width * 4
+        else:
+            assert "is worth keeping: what it computes below the first trained part would take" in (
+                refusal(net, tokens)
+            )
+            data = TensorDataset(tokens, torch.arange(4) % 2)
+            run = fl.fit(net, data, data, epochs=1, features=tmp_path)
+            assert any("is worth keeping" in line for line in run.says)
+
+
+class DropsBelow(nn.Module):
+    """A dropout that stands beside the layers, of which the last is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.layers = nn.Dropout(0.1), nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(x * 2)
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x
+
+
+def test_a_live_dropout_that_keeps_the_line_low_is_named_with_a_rate_that_lets_it_rise() -> None:
+    net, example = DropsBelow(), torch.randn(4, 8)
+    fl.train_only(net, "layers.3")
+    low = cut(net, example)
+    assert (
+        "dropout in drop is random in training (with its rate at 0 more may lie below)" in low.why
+    )
+    assert "It has no parameters to freeze: set the rate of its dropout to 0." in (
+        refusal(net, example, at="drop")
+    )
+    net.drop.p = 0.0
+    high = cut(net, example)
+    assert low.share < 0.5 < high.share
+    assert "more may lie below" not in high.why
+
+
+class Skips(nn.Module):
+    """Skips by numbers that are drawn, as transformers' speech networks do by their config."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(layerdrop=0.1, apply_spec_augment=True, mask_time_prob=0.05)
+        self.below, self.middle, self.head = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.below(x)
+        if not self.training or torch.rand([]) >= self.config.layerdrop:
+            x = self.middle(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+def test_what_a_config_says_is_drawn_is_named_with_what_to_set() -> None:
+    net = Skips()
+    fl.train_only(net, "head")
+    message = refusal(net, torch.randn(4, 6))
+    assert "depends on numbers of the batch, or on drawn ones" in message
+    assert "set config.layerdrop = 0.0, config.apply_spec_augment = False." in message
+
+
+class DrawsAbove(nn.Module):
+    """Masks what a frozen part gives by NumPy's numbers, as SpecAugment does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.below(x)
+        if self.training:
+            x = x * torch.from_numpy(np.random.rand(*x.shape) > 0.3)
+        out: Tensor = self.head(x.float())
+        return out
+
+
+def test_what_draws_above_a_line_of_ones_own_goes_on_drawing() -> None:
+    net, example = DrawsAbove(), torch.randn(4, 6)
+    fl.freeze(net, "below")
+    made = cut(net, example, at="below")
+    features = made.prefix(example)
+    net.train()
+    outputs = [made.suffix(*features) for _ in range(2)]
+    assert not torch.equal(*outputs)
+    np.random.seed(3)
+    halves = made.suffix(*features)
+    np.random.seed(3)
+    assert torch.equal(halves, net(example))
+
+
+def test_inputs_that_differ_from_the_example_are_named() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            out: Tensor = self.head(self.below(a + b))
+            return out
+
+    net, one = Two(), torch.randn(4, 6)
+    fl.freeze(net, "below")
+    made = cut(net, {"a": one, "b": one})
+    for given, said in (
+        ({"a": one}, ": without b. Give"),
+        ({"a": one, "b": one, "c": one}, ": with c. Give"),
+        ({"a": one, "c": one}, ": without b and with c. Give"),
+    ):
+        with pytest.raises(fl.CutError, match=said):
+            made.prefix(**given)

@@ -211,6 +211,39 @@ def test_a_model_for_one_length_is_refused_for_samples_of_several(tmp_path: Path
         fl.extract(cut, data, tmp_path)
 
 
+class LastToken(nn.Module):
+    """Takes a sample's last token, found in the ids, as decoders with a score do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.middle, self.head = nn.Embedding(60, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states = self.middle(self.embed(ids)).tanh()
+        places = torch.arange(ids.shape[1]).expand_as(ids)
+        last = (places * (ids != 0)).argmax(dim=1)
+        out: Tensor = self.head(states)[torch.arange(ids.shape[0]), last]
+        return out
+
+
+def test_a_place_that_padding_before_a_sample_moves_is_named(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    loaded = [{"ids": torch.randint(1, 60, (4 + row % 5,), generator=draw)} for row in range(11)]
+    model = LastToken()
+    fl.train_only(model, "head")
+    for at_start in (True, False):
+        data = Padded(loaded, pad=lambda _: 0, at_start=at_start)
+        cut = fl.cut(model, inputs_of(data, range(5)))
+        assert any(not value.dtype.is_floating_point for value in cut.frontier.values)
+        if at_start:
+            with pytest.raises(
+                PaddingMatters, match=r"is a place in the batch.*padding_side='right'"
+            ):
+                fl.extract(cut, data, tmp_path / "left")
+        else:
+            assert fl.extract(cut, data, tmp_path / "right").computed == 11
+
+
 @pytest.mark.parametrize("says", [True, False])
 def test_a_second_input_that_is_padded_is_tried_where_the_first_is_of_one_length(
     says: bool, tmp_path: Path

@@ -120,6 +120,7 @@ class ModuleSplit:
             raise CutError(f"what goes into {self._path} is trainable. Name a lower part.")
         if not all(map(same_bits, first, second)):
             held = not any(module.training for module in self._module.modules())
+            has_own = any(True for _ in self._module.parameters())
             raise CutError(
                 f"{self._path} answers differently each time in training: something "
                 + (
@@ -127,6 +128,9 @@ class ModuleSplit:
                     if held
                     else "in it or below is random. Freeze it with fl.freeze, which holds dropout "
                     "and norms."
+                    if has_own
+                    else "in it or below is random. It has no parameters to freeze: set the rate "
+                    "of its dropout to 0."
                 )
             )
         self._check_batches(tensors)

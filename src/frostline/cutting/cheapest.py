@@ -26,6 +26,8 @@ _FLOPS_PER_BYTE = 100
 _PASS = 0.1
 _LONG = 128  # positions
 _DEAR = 1 << 20
+WIDER = 32
+"""How many times the bytes of a sample may be kept to save what costs less than reading them."""
 _INFINITE = 1 << 60
 
 
@@ -34,7 +36,7 @@ def choose(
 ) -> tuple[frozenset[fx.Node], list[fx.Node]]:
     """The nodes to compute once per sample, and those of them that the rest reads, in order.
 
-    Of nodes below the line there are none but inputs where nothing can be kept.
+    Of nodes below the line there are none but inputs where nothing can be kept, or is worth it.
 
     Args:
         layouts: of the nodes whose values can be kept, since they have a row for each sample.
@@ -42,15 +44,22 @@ def choose(
     below = _below(verdicts, trial, layouts, price=1)
     if all(node.op == "placeholder" for node in below):
         # Computing is cheap beside reading, as in small networks: the last line there is. It
-        # still saves reading and preparing the sample itself.
-        below = _below(verdicts, trial, layouts, price=_DEAR)
-    crossing = [
+        # still saves reading and preparing the sample itself, but is not worth any room: rows of
+        # an embedding take hundreds of times what the tokens do.
+        last = _below(verdicts, trial, layouts, price=_DEAR)
+        sample = sum(row_bytes(node, trial) for node in below)
+        if sum(row_bytes(node, trial) for node in _crossing(verdicts, last)) <= WIDER * sample:
+            below = last
+    return below, _crossing(verdicts, below)
+
+
+def _crossing(verdicts: Verdicts, below: frozenset[fx.Node]) -> list[fx.Node]:
+    return [
         node
         for node in verdicts.carriers
         if node in below
         and any(user not in below and not effects.reads_only_shape(user) for user in node.users)
     ]
-    return below, crossing
 
 
 def _kept_bytes(node: fx.Node, trial: Observed, layout: RowLayout, *, price: int) -> int:

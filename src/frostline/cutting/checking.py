@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from frostline.cutting.outside import draws_of, numbers_kept
+from frostline.cutting.outside import draws_kept, draws_of, numbers_kept
 from frostline.cutting.structures import InputSpec, flatten_output
 from frostline.cutting.tracing import Unfollowed
 from frostline.cutting.trial import rows_at
@@ -98,16 +98,24 @@ def check(
 @final
 @dataclass
 class _Recorded:
-    """The model's own forward; `reads` is what it read of the modules when it was last called."""
+    """The model's own forward, and what its last call did beside what a graph has of it.
+
+    `reads` is what it read of the modules, `drawn` what it drew from.
+    """
 
     model: nn.Module
     spec: InputSpec
     is_own: bool = False
     reads: Reads = field(default_factory=Reads)
+    drawn: list[str] = field(default_factory=list)
 
     def __call__(self, given: list[Tensor]) -> object:
+        stood = draws_of(self.model)
         with reads_recorded(self.model) as self.reads:
-            return self.spec.call(self.model, given)
+            output = self.spec.call(self.model, given)
+        now = draws_of(self.model).items()
+        self.drawn = [name for name, state in now if stood.get(name, state) != state]
+        return output
 
 
 def _compared(
@@ -118,7 +126,6 @@ def _compared(
     Args:
         gradients: count as well, with the buffers afterwards and the random numbers drawn.
     """
-    stood = draws_of(model)
     try:
         plain = _outcome(model, own, tensors, gradients=gradients)
     except RuntimeError as broken:
@@ -127,8 +134,8 @@ def _compared(
         raise CutError(
             f"{type(model).__name__} cannot be trained on the example as it is: {broken}"
         ) from broken
-    if not own.is_own:
-        _check_repeats(model, own, tensors, stood)
+    if not own.is_own:  # of which the part above the line draws and counts anew in each call
+        _check_repeats(model, own, tensors)
     cut = _outcome(model, halves, tensors, gradients=gradients)
     error = max(map(_error, plain, cut), default=float("inf"))
     if len(plain) != len(cut) or not error <= _LARGEST_ERROR:
@@ -141,14 +148,12 @@ def _compared(
     return error
 
 
-def _check_repeats(
-    model: nn.Module, own: _Recorded, tensors: list[Tensor], stood: Mapping[str, bytes]
-) -> None:
+def _check_repeats(model: nn.Module, own: _Recorded, tensors: list[Tensor]) -> None:
     """Refuse a forward that may be another one in its next step, for what no graph has of it."""
-    drawn = [name for name, state in draws_of(model).items() if stood.get(name, state) != state]
-    if drawn:
+    if own.drawn:
+        drawn = some_of(own.drawn, most=3)
         raise Unfollowed(
-            f"the forward of {type(model).__name__} draws from {some_of(drawn, most=3)}, and a cut "
+            f"the forward of {type(model).__name__} draws from {drawn}, and a cut "
             "would repeat for ever what it drew once. Draw with torch, as torch.rand does, or "
             "outside of the forward."
         )
@@ -277,6 +282,7 @@ def _outcome(
     with (
         state_kept(model),
         numbers_kept(model),  # so that each run counts from where the other did
+        draws_kept(model),  # and draws likewise
         cut_short(model),
         warnings.catch_warnings(action="ignore"),  # the user's to see when training, not now
         torch.random.fork_rng(devices=devices),

@@ -148,7 +148,7 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         verdicts = verdicts_on(trial, mixed=mixed)
     below, crossing = choose(verdicts, trial, layouts)
     if all(node.op == "placeholder" for node in below):
-        raise NothingFrozen(nothing_kept(model, traced, verdicts))
+        raise NothingFrozen(nothing_kept(model, traced, verdicts, layouts.keys()))
     hashes = signatures(trial)
     ends = settled(trial, hashes, below)
     alike = defaultdict[str, list[fx.Node]](list)  # of those of equal content one is enough
@@ -166,13 +166,14 @@ def draw(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Drawn:
         with _for_few_samples(model):
             tried = run_trial(other, tensors)
         evaluation = build_suffix(_same_line(tried, line, hashes, ends), model)
+    share = forward_share(held, trial)
     drawn = Drawn(
         prefix,
         (training, traced.rebuild),
         (evaluation, other.rebuild),
         tuple(_value(node, trial, way) for node, way in zip(firsts, ways, strict=True)),
-        why_there(crossing, below, verdicts),
-        forward_share(held, trial),
+        why_there(crossing, below, verdicts, share),
+        share,
         {"prefix": _prefix_key(traced, held, firsts), "tensors": prefix_tensors(traced, held)},
         varying(traced.module.graph),
     )

@@ -5,13 +5,14 @@ Where no line can be drawn, only a submodule is offered to cut behind that it re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from itertools import islice
 from typing import TypeVar
 
 from torch import fx, nn
 
+from frostline.cutting.cheapest import WIDER
 from frostline.cutting.tracing import Traced, module_path, operation, own_name
 from frostline.cutting.verdicts import Verdicts
 from frostline.errors import CutError
@@ -20,18 +21,34 @@ from frostline.wording import either
 
 # Each is tried on the example, which takes some forwards.
 _MOST_TRIED = 4
+_LITTLE = 0.5  # of the forward below the line, where a dropout alone keeps it low
 _Made = TypeVar("_Made")
 
 
-def why_there(crossing: list[fx.Node], below: frozenset[fx.Node], verdicts: Verdicts) -> str:
-    """Where the line runs and why there, in one line."""
+def why_there(
+    crossing: list[fx.Node], below: frozenset[fx.Node], verdicts: Verdicts, share: float
+) -> str:
+    """Where the line runs and why there, in one line.
+
+    Args:
+        share: of the forward's cost that lies below it.
+    """
     computed = [n for n in crossing if n.op != "placeholder"] or crossing
     names = list(dict.fromkeys(module_path(n) or operation(n) for n in reversed(computed)))
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     where = ", ".join(names[:2]) if more else " and ".join(names[:2])
     reason, is_apart = _first_reason(computed, below, verdicts)
     between = "; what lies between costs less to compute again than to read" if is_apart else ""
+    if reason.startswith("dropout") and share < _LITTLE and _has_frozen(below, verdicts):
+        reason += f" ({either('with its rate at 0', 'with --dropout 0')} more may lie below)"
     return f"behind {where}{more}, since {reason}{between}"
+
+
+def _has_frozen(below: frozenset[fx.Node], verdicts: Verdicts) -> bool:
+    """Whether something above the line reads frozen weights."""
+    above = (node for node in verdicts.reasons if node.op == "call_function")
+    read = (node for user in above for node in user.all_input_nodes if node.op == "get_attr")
+    return any(node not in below and node not in verdicts.reasons for node in read)
 
 
 def _first_reason(
@@ -55,10 +72,20 @@ def _first_reason(
     return "what follows is the model's output", False
 
 
-def nothing_kept(model: nn.Module, traced: Traced, verdicts: Verdicts) -> str:
-    """One sentence of what is in the way, and one of what to do, both true of this model."""
+def nothing_kept(model: nn.Module, traced: Traced, verdicts: Verdicts, kept: Set[fx.Node]) -> str:
+    """One sentence of what is in the way, and one of what to do, both true of this model.
+
+    Args:
+        kept: nodes whose values have a row for each sample.
+    """
     nothing = f"nothing in {type(model).__name__} can be kept"
     computed = [node for node in verdicts.carriers if node.op == "call_function"]
+    if not kept.isdisjoint(computed):
+        return (
+            f"nothing in {type(model).__name__} is worth keeping: what it computes below the "
+            f"first trained part would take more than {WIDER} times the room of the sample, as "
+            "rows of an embedding do, and costs less to compute again than to read. Freeze more."
+        )
     if computed:
         last = operation(computed[-1])
         return f"{nothing}: no frozen value in it, up to {last}, has a row for each sample."

@@ -53,10 +53,24 @@ class InputSpec:
         leaves, tree = pytree.tree_flatten(_arguments(inputs))
         if tree != self.tree or _known(leaves) != self.leaves:
             raise CutError(
-                "these inputs are not built like the example that the model was cut with. Give "
-                "the same arguments with the same names, or cut it again with these."
+                "these inputs are not built like the example that the model was cut with"
+                f"{self._differs(leaves, tree)}. Give the same arguments with the same names, or "
+                "cut it again with these."
             )
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    def _differs(self, leaves: Sequence[object], tree: pytree.TreeSpec) -> str:
+        """By which names, if by any."""
+        (known, known_named), (given, named) = (
+            pytree.tree_unflatten(every, one)
+            for every, one in ((self.leaves, self.tree), (leaves, tree))
+        )
+        if len(known) != len(given):
+            return f": {len(given)} by position in place of {len(known)}"
+        lacks = ", ".join(name for name in known_named if name not in named)
+        more = ", ".join(name for name in named if name not in known_named)
+        said = (f"without {lacks}" if lacks else "", f"with {more}" if more else "")
+        return f": {' and '.join(filter(None, said))}" if lacks or more else ""
 
     def call(self, model: nn.Module, tensors: list[Tensor]) -> Any:
         """`model` called with the tensors in their places."""
@@ -128,7 +142,8 @@ def _read(output: Any, found: list[Tensor]) -> Rebuild:
         return partial(_build_named, kind, parts)
     raise CutError(
         f"the model returns {a_type(output)}, which cannot be taken apart. Let it return "
-        "tensors, tuples, dicts or dataclasses; with transformers, pass use_cache=False."
+        "tensors, tuples, dicts or dataclasses; with transformers, pass use_cache=False. A prefix "
+        "that is trained by way of the cache is returned all the same: train that without a cut."
     )
 
 

@@ -137,12 +137,13 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
         error = (raised.__cause__ or raised) if isinstance(raised, _ForwardError) else raised
         raise Unfollowed(
             f"torch.export cannot follow {type(model).__name__}: {_why(error)}{_place(error)}."
+            f"{_drawn(model)}"
         ) from error
     _mark_inputs(module, spec, tensors)
     if (most := _most_samples(module, program, tensors)) is not None:
         raise Unfollowed(
             f"the forward of {type(model).__name__} only holds for batches of {most} samples."
-            + ("" if most.startswith("up to") else f" {_BOUND}")
+            + ("" if most.startswith("up to") else _drawn(model) or f" {_BOUND}")
         )
     _tidy(module.graph)
     for node in module.graph.find_nodes(op="get_attr"):
@@ -167,8 +168,21 @@ def trace(model: nn.Module, spec: InputSpec, tensors: list[Tensor]) -> Traced:
 
 def _why(error: BaseException) -> str:
     if type(error).__name__ == "GuardOnDataDependentSymNode":
-        return "what it does depends on the numbers of the batch"
+        return "what it does depends on numbers of the batch, or on drawn ones"
     return one_line(error, first=True)
+
+
+def _drawn(model: nn.Module) -> str:
+    """What transformers draws in training by Python and NumPy, as far as its config says so."""
+    config = getattr(model, "config", None)
+    rates = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+    found = [f"{name} = 0.0" for name in rates if getattr(config, name, None)]
+    masked = ("mask_time_prob", "mask_feature_prob")
+    if getattr(config, "apply_spec_augment", None) and any(getattr(config, m, 0) for m in masked):
+        found.append("apply_spec_augment = False")
+    if not found or not model.training:
+        return ""
+    return f" By its config it skips or masks at random: set config.{', config.'.join(found)}."
 
 
 def _place(error: BaseException) -> str:

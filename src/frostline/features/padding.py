@@ -217,6 +217,7 @@ class _Trial:
                 for number, rows in enumerate(own)
                 for row, values in zip(rows, each, strict=True)
             )
+            self._check_places(own, each, pads)
             self._check(below, "what is frozen gives them other values in a longer batch")
             fills = tuple(map(partial(_fill, pads=pads), whole, own))
             again = [padded(rows, pads, fill=fill) for rows, fill in zip(own, fills, strict=True)]
@@ -245,6 +246,23 @@ class _Trial:
                 f"difference {difference:.1g}); give {type(self._model).__name__} an attention "
                 "mask that it heeds, or samples of one length"
             )
+
+    def _check_places(
+        self, own: Sequence[list[Tensor]], each: Sequence[Sequence[Tensor]], pads: Pads
+    ) -> None:
+        """No value counts places from where the batch begins, before which a sample is padded."""
+        for of, rows, values in zip(
+            self._cut.frontier.values, own, zip(*each, strict=True), strict=True
+        ):
+            alone = [value[0] for value in values]
+            is_place = pads.at_start and not of.dtype.is_floating_point
+            if is_place and any(not torch.equal(*pair) for pair in zip(rows, alone, strict=True)):
+                raise PaddingMatters(
+                    f"for samples of different lengths no features are stored, since {of.name} is "
+                    "a place in the batch, and what is padded before a sample moves it; pad behind "
+                    "the samples, as a tokenizer does with padding_side='right', or give samples "
+                    "of one length"
+                )
 
     def _at_start(self) -> bool:
         """Whether the padding stands before the samples.

@@ -255,6 +255,9 @@ def test_the_reason_is_the_first_operation_that_is_not_frozen_whatever_else_cros
     assert "since dropout in drop is random in training" in made.why
 
 
+BESIDE = np.random.default_rng(5)
+
+
 class Drawing(nn.Module):
     """Drops its features in some training steps, by a draw of whatever it is given."""
 
@@ -263,6 +266,7 @@ class Drawing(nn.Module):
         self.below, self.head = nn.Linear(6, 12), nn.Linear(12, 2)
         self.own, self.numpys = random.Random(0), np.random.default_rng(0)
         self.torchs = torch.Generator().manual_seed(0)
+        self.method = self.own.random
         self.draw = draw
 
     def forward(self, x: Tensor) -> Tensor:
@@ -278,6 +282,8 @@ class Drawing(nn.Module):
         (lambda _: np.random.rand(), "draws from numpy.random"),
         (lambda net: net.own.random(), "draws from own"),
         (lambda net: net.numpys.random(), "draws from numpys"),
+        (lambda net: net.method(), "draws from own"),
+        (lambda _: BESIDE.random(), "draws from test_cut_reasons.BESIDE"),
     ],
 )
 def test_a_forward_that_draws_what_no_graph_has_is_refused(

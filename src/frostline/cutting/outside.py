@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import BuiltinMethodType, MethodType
 from typing import Any
 
 import torch
@@ -83,22 +84,50 @@ def numbers_kept(model: nn.Module) -> Iterator[None]:
 
 def _sources(model: nn.Module) -> Iterator[_Source]:
     yield "Python's random", random.getstate, random.setstate
+    known = {id(_owner(random.random))}
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         yield "numpy.random", numpy.random.get_state, numpy.random.set_state
+        known.add(id(_owner(numpy.random.random)))
+    for title, value in (*_attributes(model), *_globals(model)):
+        owner = _owner(value)
+        if id(owner) in known or isinstance(owner, random.SystemRandom):  # which has no state
+            continue
+        known.add(id(owner))
+        if isinstance(owner, random.Random):
+            yield title, owner.getstate, owner.setstate
+        elif isinstance(owner, torch.Generator) or (
+            numpy is not None and isinstance(owner, numpy.random.RandomState)
+        ):
+            yield title, owner.get_state, owner.set_state
+        elif numpy is not None and isinstance(owner, numpy.random.Generator):
+            yield title, *_bits(owner.bit_generator)
+
+
+def _owner(value: Any) -> Any:
+    """The generator whose method it may be, as `random.Random(0).random`."""
+    is_method = isinstance(value, BuiltinMethodType | MethodType)
+    return value.__self__ if is_method else value
+
+
+def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            title = f"{path}.{name}" if path else name
-            if isinstance(value, random.SystemRandom):  # which has no state
-                continue
-            if isinstance(value, random.Random):
-                yield title, value.getstate, value.setstate
-            elif isinstance(value, torch.Generator) or (
-                numpy is not None and isinstance(value, numpy.random.RandomState)
-            ):
-                yield title, value.get_state, value.set_state
-            elif numpy is not None and isinstance(value, numpy.random.Generator):
-                yield title, *_bits(value.bit_generator)
+            yield f"{path}.{name}" if path else name, value
+
+
+def _globals(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What stands beside the classes of the model's own layers, in their files."""
+    of_kinds = {type(module): module.forward for module in model.modules()}
+    scopes = {
+        id(scope): scope
+        for kind, forward in of_kinds.items()
+        if kind.__module__.partition(".")[0] != "torch"
+        if (scope := getattr(forward, "__globals__", None)) is not None
+    }
+    for scope in scopes.values():
+        for name, value in list(scope.items()):
+            yield f"{scope.get('__name__', '?')}.{name}", value
 
 
 def _bits(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], object]]:

@@ -184,7 +184,8 @@ class TensorSamples(Samples):
         self.what = "the TensorDataset"
         if len(data.tensors) != 2:
             raise DataError(
-                f"{self.what} has {len(data.tensors)} tensors. Give it two: inputs, targets."
+                f"{self.what} has {len(data.tensors)} tensors. Give it two: inputs, targets. "
+                "Several inputs go in a list of ({'ids': ..., 'mask': ...}, target), by name."
             )
         self._inputs, self.targets = data.tensors
         self.lengths = [self._inputs[0].numel()] * len(self._inputs)

@@ -104,7 +104,9 @@ def test_a_depth_outside_its_range_is_said() -> None:
 def test_a_module_without_parameters_is_not_called_its_own_nearest_name() -> None:
     with pytest.raises(fl.SelectorError) as caught:
         fl.select(NET, "relu")
-    assert "'relu' matches no parameter of ResNet. That module has none" in str(caught.value)
+    assert "'relu' matches no parameter of ResNet. A module without parameters is held" in str(
+        caught.value
+    )
     assert "Nearest" not in str(caught.value)
 
 

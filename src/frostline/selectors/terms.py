@@ -408,8 +408,7 @@ class Exactly(Selector):
             return picked
         names = ", ".join(dict.fromkeys(type(thing).__name__ for thing in self.objects))
         raise SelectorError(
-            f"the given {names} of {inventory.title} has no parameter, so there is nothing to "
-            "switch. Leave it out."
+            f"the given {names} of {inventory.title} has no parameter to switch. {_NONE_OF_ITS_OWN}"
         )
 
     def _pick_one(self, thing: nn.Module | Tensor, inventory: Inventory) -> Picked:
@@ -518,6 +517,13 @@ class Not(Selector):
         return f"~{_grouped(self.term, self, repr)}"
 
 
+# Of a quantised layer, whose weights are packed, or of one that has none, as a dropout.
+_NONE_OF_ITS_OWN = (
+    "A module without parameters is held with the one that it stands in, where that is frozen "
+    "whole. Leave it out; a dropout that shall be off elsewhere takes the rate 0."
+)
+
+
 def _grouped(term: Selector, inside: Selector, show: Callable[[Selector], str]) -> str:
     """The term's text, in parentheses where it binds less tightly than `inside`."""
     looser = isinstance(term, Or) or (isinstance(term, And) and isinstance(inside, Not))
@@ -532,8 +538,8 @@ def _matching(inventory: Inventory, matches: Callable[[Occurrence], bool]) -> Pi
 def _refuse(term: Selector, inventory: Inventory, asked: str, known: Sequence[str]) -> NoReturn:
     name = plain_name(asked[:_COMPARED])
     hint = f" Nearest: {', '.join(near)}." if (near := nearest(name, known)) else ""
-    if name in known:  # as quantised layers, whose weights are packed
-        hint = " That module has none, so there is nothing to switch; leave it out."
+    if name in known:
+        hint = f" {_NONE_OF_ITS_OWN}"
     raise SelectorError(
         f"'{shortened(term)}' matches no parameter of {inventory.title}.{hint} "
         f"See all: {either('print(fl.summary(model))', '`frostline inspect MODEL`')}."

@@ -250,7 +250,7 @@ def test_a_model_that_a_format_cannot_hold_is_told_with_one_that_can(
         assert f"Use --to {other}" in answer.message
         assert call("export", run, "--to", other).status == 0
     answer = call("export", tmp_path / "branching", "--to", "torchscript")
-    told = "Branching: what it does depends on the numbers of the batch (odd.py, line"
+    told = "Branching: what it does depends on numbers of the batch, or on drawn ones (odd.py, line"
     assert told in answer.message  # a trace has but one branch
     assert (tmp_path / "rare" / "model.pt2").stat().st_size < 100_000
 

@@ -13,8 +13,13 @@ LEASH = "FROSTLINE_ENDS_WITH_STDIN"
 
 
 def heed_leash() -> None:
-    """Once standard input ends, be interrupted as by Ctrl-C; nothing where no one asked for it."""
+    """Once standard input ends, be interrupted as by Ctrl-C; nothing where no one asked for it.
+
+    To be called by the main thread.
+    """
     if os.environ.get(LEASH):
+        # What a shell starts in the background is born deaf to it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Thread(target=_wait, name="frostline-leash", daemon=True).start()
 
 

@@ -26,6 +26,7 @@ def studio(
     It is served by this computer to this computer alone, and does what the other commands do,
     each of which it shows. When it ends, a run that is going is stopped, and can go on later.
     """
+    import signal
     import webbrowser
 
     from frostline._files import check_writable, output_errors
@@ -38,6 +39,7 @@ def studio(
     with output_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     check_writable(root / "runs")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: it ends in order
     with Server(root, port=port) as server:
         say(output(), f"Frostline studio for {root}:")
         say(output(), f"  {server.address}")

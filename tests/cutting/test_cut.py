@@ -1163,7 +1163,7 @@ def test_a_skip_over_the_line_behind_a_submodule_is_refused() -> None:
         ("unused", r"unused is not used in the forward"),
         ("twice", r"twice is used 2 times"),
         ("above", r"what goes into above is trainable"),
-        ("random", r"random answers differently each time.*set the rate of its dropout to 0"),
+        ("random", r"random answers differently each time.*a dropout is off at the rate 0"),
         ("below", r"below answers differently.*below it is random, as in the model's own forward"),
         ("mates", r"mates gives a sample what depends on its batch"),
         ("mode", r"mode answers otherwise in evaluation than in training.*name a lower part"),

@@ -513,7 +513,7 @@ def test_a_live_dropout_that_keeps_the_line_low_is_named_with_a_rate_that_lets_i
     assert (
         "dropout in drop is random in training (with its rate at 0 more may lie below)" in low.why
     )
-    assert "It has no parameters to freeze: set the rate of its dropout to 0." in (
+    assert "It has no parameters to freeze: a dropout is off at the rate 0." in (
         refusal(net, example, at="drop")
     )
     net.drop.p = 0.0
@@ -543,7 +543,7 @@ def test_what_a_config_says_is_drawn_is_named_with_what_to_set() -> None:
     fl.train_only(net, "head")
     message = refusal(net, torch.randn(4, 6))
     assert "depends on numbers of the batch, or on drawn ones" in message
-    assert "set config.layerdrop = 0.0, config.apply_spec_augment = False." in message
+    assert "try config.layerdrop = 0.0, config.apply_spec_augment = False." in message
 
 
 class DrawsAbove(nn.Module):
@@ -595,3 +595,61 @@ def test_inputs_that_differ_from_the_example_are_named() -> None:
     ):
         with pytest.raises(fl.CutError, match=said):
             made.prefix(**given)
+
+
+@torch.library.custom_op("frostline_tests::dear", mutates_args=())
+def dear(x: Tensor) -> Tensor:
+    """A kernel of one's own, whose cost nothing counts."""
+    return x.cos()
+
+
+@dear.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_what_a_kernel_of_ones_own_gives_is_kept_however_wide() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(50, 512), nn.Linear(512, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            out: Tensor = self.head(dear(self.embed(ids)))
+            return out
+
+    net = Own()
+    fl.freeze(net, "embed")
+    assert "dear" in cut(net, torch.arange(8).view(4, 2)).why
+
+
+def test_a_dropout_below_trained_layers_is_not_said_to_keep_the_line_low() -> None:
+    net = nn.Sequential(nn.Dropout(0.1), nn.Linear(8, 8), nn.Linear(8, 64), nn.Linear(64, 64))
+    net.insert(0, nn.Linear(8, 8))
+    fl.freeze(net, "0 | 3")
+    made = cut(net, torch.randn(4, 8))
+    assert "dropout in 1 is random in training" in made.why
+    assert "more may lie below" not in made.why
+
+
+class Odd:
+    """Answers no question about itself, as lazy objects do before they are loaded."""
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        raise RuntimeError("asked for its class")
+
+
+class Stateless(random.Random):
+    def getstate(self) -> Any:
+        raise NotImplementedError
+
+
+def test_odd_objects_and_torchs_own_generator_beside_a_forward_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("own", torch.default_generator), ("odd", Odd()), ("no", Stateless())):
+        monkeypatch.setitem(globals(), f"beside_{name}", value)
+    net = DropsBelow()
+    fl.train_only(net, "layers.3")
+    assert "dropout in drop is random" in cut(net, torch.randn(4, 8)).why

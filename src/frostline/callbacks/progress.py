@@ -80,16 +80,17 @@ class LogLines:
         self._console = console
         self._every_seconds = every_seconds
         self._what = ""
-        self._said_at = 0.0
+        self._done, self._said_at = 0, 0.0
 
     def say(self, what: str, done: int, total: int) -> None:
         """`checking the data: 120 of 1,563`, if it is time."""
         now = time.monotonic()
-        if what != self._what:
+        if what != self._what or done <= self._done:  # of an epoch after the other, too
             self._what, self._said_at = what, now
         elif now - self._said_at >= self._every_seconds:
             self._said_at = now
             self._console.print(f"{what}: {done:,} of {total:,}", highlight=False)
+        self._done = done
 
 
 @final

@@ -129,8 +129,8 @@ class ModuleSplit:
                     else "in it or below is random. Freeze it with fl.freeze, which holds dropout "
                     "and norms."
                     if has_own
-                    else "in it or below is random. It has no parameters to freeze: set the rate "
-                    "of its dropout to 0."
+                    else "in it or below is random. It has no parameters to freeze: a dropout is "
+                    "off at the rate 0."
                 )
             )
         self._check_batches(tensors)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor, fx
 
 from frostline.cutting import effects
@@ -29,6 +30,13 @@ _DEAR = 1 << 20
 WIDER = 32
 """How many times the bytes of a sample may be kept to save what costs less than reading them."""
 _INFINITE = 1 << 60
+# Passes through memory, beside views and what goes element by element.
+_QUICK = {
+    *("embedding", "index", "gather", "index_select", "cat", "arange", "_to_copy", "dropout"),
+    *("layer_norm", "native_layer_norm", "rms_norm", "mean", "sum", "softmax", "cumsum"),
+    *("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones"),
+    *("pad", "constant_pad_nd", "repeat", "one_hot", "argmax", "type_as", "scalar_tensor"),
+}
 
 
 def choose(
@@ -48,7 +56,8 @@ def choose(
         # an embedding take hundreds of times what the tokens do.
         last = _below(verdicts, trial, layouts, price=_DEAR)
         sample = sum(row_bytes(node, trial) for node in below)
-        if sum(row_bytes(node, trial) for node in _crossing(verdicts, last)) <= WIDER * sample:
+        kept = sum(row_bytes(node, trial) for node in _crossing(verdicts, last))
+        if kept <= WIDER * sample or not all(_is_known(node, trial) for node in last):
             below = last
     return below, _crossing(verdicts, below)
 
@@ -120,6 +129,17 @@ def _cost(node: fx.Node, trial: Observed) -> int:
     written = sum(out.numel() * out.element_size() for out in outputs if isinstance(out, Tensor))
     passed = written / rows * _PASS
     return 1 + int(trial.flops.get(node, 0.0) / _FLOPS_PER_BYTE + passed)
+
+
+def _is_known(node: fx.Node, trial: Observed) -> bool:
+    """Whether what it costs is known: counted, or a few passes through memory at most."""
+    target = node.target
+    if node.op != "call_function" or trial.flops.get(node, 0.0):
+        return True
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return False  # a kernel of one's own may be as dear as it likes
+    name = str(target.overloadpacket).removeprefix("aten.")
+    return target.is_view or torch.Tag.pointwise in target.tags or name in _QUICK
 
 
 def _is_view(node: fx.Node, trial: Observed) -> bool:

@@ -84,30 +84,30 @@ def numbers_kept(model: nn.Module) -> Iterator[None]:
 
 def _sources(model: nn.Module) -> Iterator[_Source]:
     yield "Python's random", random.getstate, random.setstate
-    known = {id(_owner(random.random))}
+    known = {id(_owner(random.random)), id(torch.default_generator)}
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         yield "numpy.random", numpy.random.get_state, numpy.random.set_state
         known.add(id(_owner(numpy.random.random)))
     for title, value in (*_attributes(model), *_globals(model)):
         owner = _owner(value)
-        if id(owner) in known or isinstance(owner, random.SystemRandom):  # which has no state
+        kind = type(owner)  # not by isinstance, which asks an object that may be a lazy one
+        if id(owner) in known or issubclass(kind, random.SystemRandom):  # which has no state
             continue
         known.add(id(owner))
-        if isinstance(owner, random.Random):
+        if issubclass(kind, random.Random) and kind.getstate is random.Random.getstate:
             yield title, owner.getstate, owner.setstate
-        elif isinstance(owner, torch.Generator) or (
-            numpy is not None and isinstance(owner, numpy.random.RandomState)
+        elif issubclass(kind, torch.Generator) or (
+            numpy is not None and issubclass(kind, numpy.random.RandomState)
         ):
             yield title, owner.get_state, owner.set_state
-        elif numpy is not None and isinstance(owner, numpy.random.Generator):
+        elif numpy is not None and issubclass(kind, numpy.random.Generator):
             yield title, *_bits(owner.bit_generator)
 
 
 def _owner(value: Any) -> Any:
     """The generator whose method it may be, as `random.Random(0).random`."""
-    is_method = isinstance(value, BuiltinMethodType | MethodType)
-    return value.__self__ if is_method else value
+    return value.__self__ if type(value) in (BuiltinMethodType, MethodType) else value
 
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -39,16 +39,25 @@ def why_there(
     where = ", ".join(names[:2]) if more else " and ".join(names[:2])
     reason, is_apart = _first_reason(computed, below, verdicts)
     between = "; what lies between costs less to compute again than to read" if is_apart else ""
-    if reason.startswith("dropout") and share < _LITTLE and _has_frozen(below, verdicts):
-        reason += f" ({either('with its rate at 0', 'with --dropout 0')} more may lie below)"
+    if reason.startswith("dropout") and share < _LITTLE and _has_frozen(reason, verdicts):
+        reason += " (with its rate at 0 more may lie below)"
     return f"behind {where}{more}, since {reason}{between}"
 
 
-def _has_frozen(below: frozenset[fx.Node], verdicts: Verdicts) -> bool:
-    """Whether something above the line reads frozen weights."""
-    above = (node for node in verdicts.reasons if node.op == "call_function")
-    read = (node for user in above for node in user.all_input_nodes if node.op == "get_attr")
-    return any(node not in below and node not in verdicts.reasons for node in read)
+def _has_frozen(reason: str, verdicts: Verdicts) -> bool:
+    """Whether frozen weights are read above the line for that reason, before anything trained."""
+    trained = set[fx.Node]()
+    for node, why in verdicts.reasons.items():
+        if node.op in ("get_attr", "output"):
+            continue
+        weights = [read for read in node.all_input_nodes if read.op == "get_attr"]
+        if not trained.isdisjoint(node.all_input_nodes) or any(
+            w in verdicts.reasons for w in weights
+        ):
+            trained.add(node)
+        elif weights and why == reason:
+            return True
+    return False
 
 
 def _first_reason(
@@ -84,7 +93,7 @@ def nothing_kept(model: nn.Module, traced: Traced, verdicts: Verdicts, kept: Set
         return (
             f"nothing in {type(model).__name__} is worth keeping: what it computes below the "
             f"first trained part would take more than {WIDER} times the room of the sample, as "
-            "rows of an embedding do, and costs less to compute again than to read. Freeze more."
+            "rows of an embedding may, and costs less to compute again than to read."
         )
     if computed:
         last = operation(computed[-1])

@@ -174,15 +174,18 @@ def _why(error: BaseException) -> str:
 
 def _drawn(model: nn.Module) -> str:
     """What transformers draws in training by Python and NumPy, as far as its config says so."""
-    config = getattr(model, "config", None)
+    known = getattr(getattr(model, "config", None), "__dict__", {})
     rates = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
-    found = [f"{name} = 0.0" for name in rates if getattr(config, name, None)]
+    found = [f"{name} = 0.0" for name in rates if known.get(name) not in (None, 0)]
     masked = ("mask_time_prob", "mask_feature_prob")
-    if getattr(config, "apply_spec_augment", None) and any(getattr(config, m, 0) for m in masked):
+    if known.get("apply_spec_augment") is True and any(known.get(name) for name in masked):
         found.append("apply_spec_augment = False")
     if not found or not model.training:
         return ""
-    return f" By its config it skips or masks at random: set config.{', config.'.join(found)}."
+    return (
+        " It may be what its config skips or masks at random: try config."
+        f"{', config.'.join(found)}."
+    )
 
 
 def _place(error: BaseException) -> str:

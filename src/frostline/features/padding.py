@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -254,15 +254,22 @@ class _Trial:
         for of, rows, values in zip(
             self._cut.frontier.values, own, zip(*each, strict=True), strict=True
         ):
-            alone = [value[0] for value in values]
-            is_place = pads.at_start and not of.dtype.is_floating_point
-            if is_place and any(not torch.equal(*pair) for pair in zip(rows, alone, strict=True)):
+            if not pads.at_start or of.dtype.is_floating_point or of.dtype == torch.bool:
+                continue
+            moved = [row - value[0] for row, value in zip(rows, values, strict=True)]
+            if any(map(torch.any, moved)) and all(map(_is_as, moved, self._padded())):
                 raise PaddingMatters(
                     f"for samples of different lengths no features are stored, since {of.name} is "
                     "a place in the batch, and what is padded before a sample moves it; pad behind "
                     "the samples, as a tokenizer does with padding_side='right', or give samples "
                     "of one length"
                 )
+
+    def _padded(self) -> Iterator[int]:
+        """How many places are padded to each sample."""
+        number = next(iter(self._cut.varying))
+        for tensors in self._each:
+            yield self._whole[number].shape[1] - tensors[number].shape[1]
 
     def _at_start(self) -> bool:
         """Whether the padding stands before the samples.
@@ -336,6 +343,10 @@ class _Trial:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
             return flatten_output(forward())[0]
+
+
+def _is_as(moved: Tensor, padded: int) -> bool:
+    return bool((moved == padded).all())
 
 
 def _fill(value: Tensor, own: Sequence[Tensor], *, pads: Pads) -> float:

@@ -133,6 +133,17 @@ def test_the_address_that_is_printed_opens_it_and_nothing_else_does(browser: Bro
             assert token not in refused.body
 
 
+def test_an_address_without_its_last_slash_leads_to_the_one_with_it(browser: Browser) -> None:
+    asked = browser.ask("GET", "")
+    assert (asked.status, asked.goto) == (303, f"/{browser.server.token}/")
+
+
+def test_more_fields_than_any_page_has_are_refused(browser: Browser) -> None:
+    fields = "&".join(f"f{number}=" for number in range(200))
+    assert browser.ask("GET", f"/folder?{fields}").status == 400
+    assert browser.ask("POST", "/train", fields.encode()).status == 400
+
+
 def test_a_browser_is_led_there_by_a_page_that_no_other_user_can_read(browser: Browser) -> None:
     door = browser.server.door()
     assert browser.server.address in door.read_text()
@@ -333,6 +344,9 @@ def test_the_other_buttons_run_the_commands_they_name(
         ("/train", {"part": "ll"}, "asked to train 'll'. Choose one of the parts"),
         ("/train", {"data": "/nowhere"}, "/nowhere"),
         ("/verify", {"name": "unknown"}, "there is no folder"),
+        ("/verify", {"name": ""}, "'' is no name of a run"),
+        ("/verify", {"name": ".."}, "'..' is no name of a run"),
+        ("/verify", {"name": "x" * 300}, "is no name of a run"),
         ("/nothing", {}, "there is nothing to do at nothing"),
     ],
 )
@@ -424,6 +438,22 @@ def test_pictures_of_more_than_8_bits_are_shown_by_their_own_range(
     shown = re.findall(r"data:image/jpeg;base64,([^\"]+)", page.body)
     levels = [np.array(Image.open(io.BytesIO(base64.b64decode(one)))).mean() for one in shown]
     assert max(levels) > 50  # of 65,535 all would be black
+
+
+def test_of_another_task_no_button_is_shown_that_cannot_work(
+    browser: Browser, photos: Path, net: str, root: Path
+) -> None:
+    rows = [f"{path},{number % 5}.5" for number, path in enumerate(sorted(photos.glob("*/*/*")))]
+    table = root / "numbers.csv"
+    table.write_text("\n".join(["file,label", *rows]))
+    assert "What is learnt: regression." in browser.get("/folder", path=str(table)).text
+    form = {"data": str(table), "other": net, "weights": "none", "epochs": "1", "name": "numbers"}
+    assert browser.post("/train", **form).status == 303
+    page = browser.wait("/live?name=numbers")
+    assert "✓ Done: " in page.text
+    assert "Use it elsewhere" not in page.text
+    said = browser.ask("POST", "/predict?name=numbers", next(photos.glob("val/*/*")).read_bytes())
+    assert re.search(r"label -?\d", said.text), said.text
 
 
 def test_every_format_that_can_be_exported_is_offered() -> None:

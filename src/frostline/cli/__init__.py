@@ -105,20 +105,20 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A file's name need not be text in the terminal's encoding, nor in any.
             stream.reconfigure(errors="backslashreplace")
-    heed_leash()
     if _COMPLETE in os.environ:
         from typer._completion_classes import completion_init
 
         completion_init()  # as typer does where it has completion options of its own
     try:
+        heed_leash()
         with on_the_command_line(), one_speaks():
             app()
     except FrostlineError as error:
         if error.process is None:
             _fail(str(error), error.exit_status)
         sys.exit(error.exit_status)  # the process that it happened to says so
-    except SystemExit as leaving:
-        if leaving.code != _TYPER_INTERRUPTED:
+    except (SystemExit, KeyboardInterrupt) as leaving:  # the latter before typer takes it
+        if isinstance(leaving, SystemExit) and leaving.code != _TYPER_INTERRUPTED:
             raise
         _fail("interrupted.", 1)
     except BrokenPipeError:

@@ -39,7 +39,8 @@ def studio(
     with output_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     check_writable(root / "runs")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: it ends in order
+    for ending in {"SIGTERM", "SIGHUP"} & {*signal.Signals.__members__}:  # as Ctrl-C: in order
+        signal.signal(signal.Signals[ending], signal.default_int_handler)
     with Server(root, port=port) as server:
         say(output(), f"Frostline studio for {root}:")
         say(output(), f"  {server.address}")

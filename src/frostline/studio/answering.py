@@ -258,7 +258,7 @@ class Studio:
             "samples": samples,
             "interval": accuracy_interval(metrics, samples),
             "charts": course_charts(run.records) if run else [],
-            "formats": FORMATS,
+            "formats": FORMATS if run and _is_exported(run) else {},
         }
 
     def _report(self, query: Mapping[str, str]) -> Answer:
@@ -281,6 +281,13 @@ class Studio:
             if self._opened is None or self._opened[:2] != (run.name, stamp):
                 self._opened = run.name, stamp, open_run(run.folder.root)
             return self._opened[2].predict([file], top=_TOP)[0]
+
+
+def _is_exported(run: KnownRun) -> bool:
+    """Whether it has ended, and is of a kind that can be exported: a classifier of pictures."""
+    settings = run.settings
+    is_one = settings is not None and settings.task is None and not settings.data.is_text
+    return is_one and run.state == "done"
 
 
 def _why_ended(said: Said | None) -> str:

@@ -176,7 +176,7 @@ def known_run(folder: Path, name: str) -> KnownRun:
     Raises:
         ConfigError: there is none.
     """
-    if Path(name).name != name or not is_text(name):
+    if Path(name).name != name or name in ("", "..") or not is_text(name) or len(name) > 200:
         raise ConfigError(f"{name!r} is no name of a run. Choose one on the first page.")
     files = RunFolder(folder / RUNS / name)
     files.check_is_run()

@@ -98,8 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
         if page == "predict":
             self._answer(lambda: self.server.studio.predict(query, body), as_text=True)
             return
-        form = _fields(body.decode(errors="replace"))
-        self._answer(lambda: self.server.studio.do(page, form))
+        form = body.decode(errors="replace")
+        self._answer(lambda: self.server.studio.do(page, _fields(form)))
 
     def _asked(self) -> tuple[str, Mapping[str, str]] | None:
         """Page and query of who knows the token; None of others, who are told so."""
@@ -108,11 +108,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse("This is asked for by a name that is not this computer's.")
             return None
         path, _, query = self.path.partition("?")
-        token, _, page = path.removeprefix("/").partition("/")
+        token, slash, page = path.removeprefix("/").partition("/")
         if not hmac.compare_digest(token.encode(), self.server.token.encode()):
             self._refuse("Open the address that `frostline studio` printed; it holds a token.")
             return None
-        return page, _fields(query)
+        if not slash:  # from where links would lead elsewhere
+            self._send(Answer(status=303, goto=f"/{token}/"))
+            return None
+        try:
+            return page, _fields(query)
+        except ValueError:
+            self._refuse("There are too many fields in this.", status=400)
+            return None
 
     def _is_own(self) -> bool:
         """Whether a form was sent from a page of the studio's; says so if not."""

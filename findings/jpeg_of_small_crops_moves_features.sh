@@ -3,10 +3,10 @@
 # expects a few per cent: a photograph saved whole at quality 95 and made small afterwards moves features of
 # EfficientNet-Lite0 (ImageNet weights, averaged over space) by 5 %, which is what bfloat16 does. Made small
 # first, the same quality moves them by a fifth: there is nothing left to average over, and by
-# default Pillow halves the colours at any quality, 100 too. What is in the shards is not up to the
-# user: MosaicML's `jpeg` column writes Pillow's quality 75 and moves features by 0.4; webdataset's
-# `jpg` writes 100, and a tenth is the best it can do. Features of the crops in memory
-# and features of the crops from shards are two sets of features. (`png` gives each pixel back.)
+# default Pillow halves the colours at any quality, 100 too. The writers of shards choose for the user:
+# MosaicML's `jpeg` column writes Pillow's quality 75 and moves features by 0.4, webdataset's `jpg` writes
+# 100 and moves them by a tenth. Features of the crops in memory and features of the crops from shards
+# are two sets of features. (`png` gives each pixel back.)
 # Seen with mosaicml-streaming 0.13.0, webdataset 1.0.2, Pillow 13.0.0, torch 2.15.0, CPU, five
 # photographs of scikit-image (relative distance, mean and worst):
 #   crop, MosaicML jpeg: 0.413, 0.538; png: 0.000, 0.000

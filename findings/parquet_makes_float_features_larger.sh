@@ -7,7 +7,7 @@
 # pyarrow with `use_dictionary=False`, do not do it.
 # Seen with pyarrow 26.0.1, pandas 3.1.1, polars 2.1.0, embeddings of 2000 first lines of the standard
 # library's docstrings by all-MiniLM-L6-v2 in float32 (size of the file over size of the numbers):
-#   pandas, a column for each output: snappy 1.41, zstd 1.33
+#   pandas, a column for each output: snappy 1.41, zstd 1.34
 #   pyarrow, a column of vectors, 500 rows to a row group: 1.56; use_dictionary=False 1.00
 #   polars: 0.93
 . "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6 transformers==5.23.0 pyarrow==26.0.1 \

@@ -4,12 +4,12 @@
 # `pissa_niter_4`, the form that PEFT's own example begins with, the split is drawn at random, and one
 # expects two draws to differ by a per cent or so, after four rounds of iteration. The adapter then stands
 # on another base: sentence embeddings of all-MiniLM-L6-v2 are off by more than a quarter, with 16 rounds
-# by a seventh, and nothing says so. It is right where torch's generator stands at `from_pretrained` as it
-# stood at `get_peft_model`, which holds in a notebook that seeds before both, not for a later program.
+# by a seventh, and nothing says so. It is right only where torch's generator stands at `from_pretrained` as
+# it stood at `get_peft_model`, so where both calls come right behind the same seed.
 # "pissa" (exact SVD) and OLoRA load as they were.
 # Seen with peft 0.21.2, transformers 5.23.0, torch 2.15.0, CPU, rank 8 on queries and values, saved
 # without a step of training (relative distance to the embeddings before saving, mean of 16 sentences):
-#   pissa_niter_4: 0.00 with the same seed, 0.28 with another
+#   pissa_niter_4: 0.00 with the same seed, 0.27 with another
 #   pissa_niter_16: 0.00 with the same seed, 0.15 with another
 #   pissa: 0.00 with the same seed, 0.00 with another
 #   olora: 0.00 with the same seed, 0.00 with another

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,10 @@ from small_world import call, write_net, write_pictures
 def test_what_it_runs_ends_with_it_however_it_ends(tmp_path: Path, by: str) -> None:
     """Also where both were born deaf to Ctrl-C, as what a shell starts in the background."""
     photos, net, root = write_pictures(tmp_path / "photos"), write_net(tmp_path), tmp_path / "new"
-    command = [sys.executable, "-m", "frostline", "studio", str(root), "--no-browser"]
+    deaf = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    command = [*deaf, sys.executable, "-m", "frostline", "studio", str(root), "--no-browser"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)}
-    deaf = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=deaf
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == f"Frostline studio for {root}:\n"

@@ -308,8 +308,9 @@ def _stored(folder: Path, data: Path | None, weights: str | None) -> tuple[RunSe
 
 def free_folder(model: str) -> Path:
     """`runs/resnet18-1`, or the next number that is free."""
-    stem = model.rpartition(":")[2].rpartition("/")[2]
-    folders = (Path("runs", f"{stem}-{number}") for number in count(1))
+    from frostline.models.spec import short_name
+
+    folders = (Path("runs", f"{short_name(model)}-{number}") for number in count(1))
     return next(folder for folder in folders if not folder.exists())
 
 

@@ -119,19 +119,9 @@ class ModuleSplit:
         if any(t.requires_grad for t in first):
             raise CutError(f"what goes into {self._path} is trainable. Name a lower part.")
         if not all(map(same_bits, first, second)):
-            held = not any(module.training for module in self._module.modules())
-            has_own = any(True for _ in self._module.parameters())
             raise CutError(
                 f"{self._path} answers differently each time in training: something "
-                + (
-                    "below it is random, as in the model's own forward. Take that out of it."
-                    if held
-                    else "in it or below is random. Freeze it with fl.freeze, which holds dropout "
-                    "and norms."
-                    if has_own
-                    else "in it or below is random. It has no parameters to freeze: a dropout is "
-                    "off at the rate 0."
-                )
+                f"{self._why_random()}"
             )
         self._check_batches(tensors)
         evaluated, _ = self._answer([t.clone() for t in tensors], training=False)
@@ -141,6 +131,15 @@ class ModuleSplit:
                 "features serves both. Freeze what is below it with fl.freeze, which holds its "
                 "mode, or name a lower part."
             )
+
+    def _why_random(self) -> str:
+        if not any(module.training for module in self._module.modules()):
+            return "below it is random, as in the model's own forward. Take that out of it."
+        if any(True for _ in self._module.parameters()):
+            do = "Freeze it with fl.freeze, which holds dropout and norms."
+        else:
+            do = "It has no parameters to freeze: a dropout is off at the rate 0."
+        return f"in it or below is random. {do}"
 
     def _parameters_below(self, reads: Mapping[str, Collection[str]]) -> Iterator[str]:
         """Those that the submodule's answer hangs on: its own, and all of what ran before it.

@@ -98,6 +98,11 @@ class WeightsChoice:
         return cls("file" if is_path else "published", name)
 
 
+def short_name(model: str) -> str:
+    """What folders of runs are called after: `vit` of `timm:vit`, `net` of `own/file.py:net`."""
+    return model.rpartition(":")[2].rpartition("/")[2]
+
+
 def file_and_place(weights: str) -> tuple[Path, str]:
     """`dino.pth:teacher` -> the file and the place in it; `dino.pth` -> the file and nothing."""
     file, _, place = weights.rpartition(":")

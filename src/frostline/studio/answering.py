@@ -50,7 +50,7 @@ class Answer:
     """What goes back to the browser.
 
     Attributes:
-        goto: where the browser is sent instead.
+        goto: where the browser is sent instead, with status 303.
         policy: of its content, as the header has it.
     """
 
@@ -58,6 +58,9 @@ class Answer:
     status: int = 200
     goto: str = ""
     policy: str = _POLICY
+
+
+_Maker = Callable[[Mapping[str, str]], Answer]
 
 
 @final
@@ -76,7 +79,7 @@ class Studio:
         Raises:
             FrostlineError: what it is about cannot be shown; says why.
         """
-        pages: dict[str, Callable[[Mapping[str, str]], Answer]] = {
+        pages: dict[str, _Maker] = {
             "": self._home,
             "folder": self._folder,
             "new": self._new,
@@ -85,9 +88,7 @@ class Studio:
             "report": self._report,
             "work": self._work,
         }
-        if page not in pages:
-            return self.problem(f"there is no page {page}.", status=404)
-        return pages[page](query)
+        return self._called(pages.get(page), query, f"there is no page {page}.")
 
     def do(self, action: str, form: Mapping[str, str]) -> Answer:
         """What a form asks for; the browser is sent on to where it can be seen.
@@ -95,7 +96,7 @@ class Studio:
         Raises:
             FrostlineError: it cannot be done; says why.
         """
-        actions: dict[str, Callable[[Mapping[str, str]], Answer]] = {
+        actions: dict[str, _Maker] = {
             "train": self._train,
             "resume": self._resume,
             "stop": self._stop,
@@ -104,9 +105,7 @@ class Studio:
             "verify": self._verify,
             "export": self._export,
         }
-        if action not in actions:
-            return self.problem(f"there is nothing to do at {action}.", status=404)
-        return actions[action](form)
+        return self._called(actions.get(action), form, f"there is nothing to do at {action}.")
 
     def predict(self, query: Mapping[str, str], picture: bytes) -> Answer:
         """What a run says of a picture, as a part of its page.
@@ -132,10 +131,14 @@ class Studio:
         """A page that says what is wrong."""
         return Answer(self._page("studio_problem.html", message=message), status)
 
+    def _called(self, make: _Maker | None, given: Mapping[str, str], unknown: str) -> Answer:
+        return self.problem(unknown, status=404) if make is None else make(given)
+
     def _page(self, template: str, **values: object) -> str:
-        said = self.work.said()
-        usual = {"folder": self.folder, "said": said, "why_ended": _why_ended(said)}
-        return render(template, **{**usual, **values})
+        if "said" not in values:
+            said = self.work.said()
+            values |= {"said": said, "why_ended": _why_ended(said)}
+        return render(template, folder=self.folder, **values)
 
     def _home(self, _query: Mapping[str, str]) -> Answer:
         return Answer(self._page("studio_home.html", runs=runs_below(self.folder)))
@@ -171,7 +174,7 @@ class Studio:
 
     def _new(self, query: Mapping[str, str]) -> Answer:
         if not query.get("data"):
-            return Answer(status=303, goto="folder")
+            return _goto("folder")
         found = read_data(named_path(query["data"], self.folder))
         offered = networks(found.kind)
         return Answer(self._page("studio_new.html", found=found, networks=offered, parts=PARTS))
@@ -251,6 +254,7 @@ class Studio:
             "name": name,
             "run": run,
             "state": "going" if is_working else (run.state if run else "stopped"),
+            "said": said,
             "ours": ours,
             "why_ended": _why_ended(ours),
             "best": best,
@@ -304,4 +308,4 @@ def _why_ended(said: Said | None) -> str:
 
 
 def _goto(page: str, **query: str) -> Answer:
-    return Answer(status=303, goto=f"{page}?{urlencode(query)}" if query else page)
+    return Answer(goto=f"{page}?{urlencode(query)}" if query else page)

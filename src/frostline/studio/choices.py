@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import final
 
 from frostline.errors import ConfigError
+from frostline.models.spec import short_name
 from frostline.studio.places import RUNS, check_new_name, named_path
 
 _OF_PICTURES = {
@@ -142,8 +143,8 @@ def asked_run(form: Mapping[str, str], folder: Path) -> Asked:
 
 def free_name(folder: Path, data: str, model: str) -> str:
     """`ants-resnet18`, with a number behind where that is taken."""
-    parts = (data, model.rpartition(":")[2].rpartition("/")[2])
-    stem = "-".join("".join(c if c.isalnum() or c in "-_" else "-" for c in p) for p in parts)
+    parts = f"{data}-{short_name(model)}"
+    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in parts)
     stem = stem.strip("-_").encode()[:70].decode(errors="ignore").strip("-_") or "run"
     number, name = 1, stem
     while (folder / RUNS / name).exists():

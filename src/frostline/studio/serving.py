@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse("Open the address that `frostline studio` printed; it holds a token.")
             return None
         if not slash:  # from where links would lead elsewhere
-            self._send(Answer(status=303, goto=f"/{token}/"))
+            self._send(Answer(goto=f"/{token}/"))
             return None
         try:
             return page, _fields(query)
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         if answer.goto:
             headers["Location"] = answer.goto
-        self.send_response(answer.status)
+        self.send_response(303 if answer.goto else answer.status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()

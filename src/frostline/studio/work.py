@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import join
 from threading import Lock
@@ -38,13 +38,13 @@ class Said:
         is_stopped: whether it was asked to stop.
     """
 
-    number: int
-    command: str
-    about: str
-    run: str
-    text: str
-    status: int | None
-    is_stopped: bool
+    number: int = 0
+    command: str = ""
+    about: str = ""
+    run: str = ""
+    text: str = ""
+    status: int | None = None
+    is_stopped: bool = False
 
 
 @final
@@ -57,10 +57,8 @@ class Work:
         self._process: subprocess.Popen[bytes] | None = None
         self.scratch = tempfile.TemporaryDirectory(prefix="frostline-studio-")
         self._output = Path(self.scratch.name, "output.txt")
-        self._words: tuple[str, ...] = ()
-        self._about = self._run = ""
-        self._number = 0
-        self._is_stopped = self._is_closed = False
+        self._last = Said()
+        self._is_closed = False
 
     def start(self, words: Sequence[str], *, about: str, run: str = "") -> None:
         """Run `frostline` with these words, in the studio's folder.
@@ -73,8 +71,8 @@ class Work:
                 raise ConfigError("the studio is ending, so nothing is begun.")
             if self._process is not None and self._process.poll() is None:
                 raise ConfigError(
-                    f"{self._about} is still going, and two at once would only slow each other "
-                    "down. Wait for its end, or stop it."
+                    f"{self._last.about} is still going, and two at once would only slow each "
+                    "other down. Wait for its end, or stop it."
                 )
             self._let_go()
             with self._output.open("wb") as output:
@@ -88,8 +86,8 @@ class Work:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-            self._words, self._about, self._run = tuple(words), about, run
-            self._number, self._is_stopped = self._number + 1, False
+            command = join(["frostline", *words])
+            self._last = Said(self._last.number + 1, command, about, run)
 
     def said(self) -> Said | None:
         """What is running or ran last; None before anything did."""
@@ -97,23 +95,15 @@ class Work:
             if self._process is None:
                 return None
             status = self._process.poll()  # before its output is read, so that none is missed
-            return Said(
-                self._number,
-                join(["frostline", *self._words]),
-                self._about,
-                self._run,
-                _tail(self._output),
-                status,
-                self._is_stopped,
-            )
+            return replace(self._last, status=status, text=_tail(self._output))
 
     def stop(self, number: int) -> None:
         """Stop that command, if it is running, as Ctrl-C does: a run can go on afterwards."""
         with self._lock:
             process = self._process
-            if process is None or number != self._number or process.poll() is not None:
+            if process is None or number != self._last.number or process.poll() is not None:
                 return
-            self._is_stopped = True
+            self._last = replace(self._last, is_stopped=True)
             self._let_go()
         try:
             process.wait(_STOP_SECONDS)
@@ -125,7 +115,7 @@ class Work:
         """Stop what is running; nothing can be started after it."""
         with self._lock:
             self._is_closed = True
-        self.stop(self._number)
+        self.stop(self._last.number)
         self._let_go()
         self.scratch.cleanup()
 

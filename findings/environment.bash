@@ -69,6 +69,25 @@ TEXTS = [
 EOF
 }
 
+# Write `docstrings.py`: as TEXTS two thousand sentences that every Python has, first lines of the
+# docstrings of its standard library.
+write_docstrings() {
+    cat >docstrings.py <<'EOF'
+import ast
+import sysconfig
+from pathlib import Path
+
+lines = {}
+for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            line = (ast.get_docstring(node) or "").split("\n")[0]
+            if len(line) > 20:
+                lines[line] = None
+TEXTS = list(lines)[:2000]
+EOF
+}
+
 # Run a command; what it says on standard error is shown only if it fails.
 quietly() {
     "$@" 2>"$folder/log" || {

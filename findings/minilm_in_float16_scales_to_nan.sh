@@ -15,14 +15,13 @@
 . "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6 scikit-learn==1.9.1 \
     sentence-transformers==6.2.0 transformers==5.24.0
 install_minilm
+write_docstrings
 cat >finding.py <<'PYTHON'
-import ast
-import sysconfig
 import warnings
-from pathlib import Path
 
 import numpy
 import torch
+from docstrings import TEXTS
 from sentence_transformers import SentenceTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -30,15 +29,8 @@ from sklearn.preprocessing import StandardScaler
 
 torch.set_num_threads(1)
 warnings.simplefilter("ignore", RuntimeWarning)
-texts = {}
-for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            line = (ast.get_docstring(node) or "").split("\n")[0]
-            if len(line) > 20:
-                texts[line] = None
 model = SentenceTransformer("minilm", device="cpu")
-exact = model.encode(list(texts)[:2000], batch_size=64, show_progress_bar=False)
+exact = model.encode(TEXTS, batch_size=64, show_progress_bar=False)
 assert exact.shape == (2000, 384)
 spread = exact.astype(numpy.float64).std(0)
 dead = numpy.flatnonzero(spread < 1e-8).tolist()

@@ -13,9 +13,8 @@
 . "$(dirname "$0")/environment.bash" torch==2.15.0 numpy==2.4.6 transformers==5.23.0 pyarrow==26.0.1 \
     pandas==3.1.1 polars==2.1.0
 install_minilm
+write_docstrings
 cat >finding.py <<'PYTHON'
-import ast
-import sysconfig
 from pathlib import Path
 
 import pandas
@@ -23,17 +22,10 @@ import polars
 import pyarrow
 import pyarrow.parquet
 import torch
+from docstrings import TEXTS
 from transformers import AutoModel, AutoTokenizer
 
 torch.set_num_threads(1)
-lines = {}
-for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            line = (ast.get_docstring(node) or "").split("\n")[0]
-            if len(line) > 20:
-                lines[line] = None
-texts = list(lines)[:2000]
 tokenizer, model = AutoTokenizer.from_pretrained("minilm"), AutoModel.from_pretrained("minilm").eval()
 
 
@@ -44,7 +36,7 @@ def embeddings(texts):
     return (model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
 
 
-features = torch.cat([embeddings(texts[start : start + 50]) for start in range(0, 2000, 50)]).numpy()
+features = torch.cat([embeddings(TEXTS[start : start + 50]) for start in range(0, 2000, 50)]).numpy()
 file = Path("features.parquet")
 
 

@@ -13,7 +13,7 @@ import typer
 def studio(
     folder: Annotated[
         Path,
-        typer.Argument(help="Where runs are written, to runs/NAME.", metavar="[FOLDER]"),
+        typer.Argument(help="Where runs are written, to runs/NAME.", metavar="FOLDER"),
     ] = Path(),
     *,
     port: Annotated[int, typer.Option(help="To listen on; 0: any free.", min=0, max=65535)] = 0,
